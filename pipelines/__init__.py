@@ -1,0 +1,5 @@
+"""The pipeline around `unetpp`: params, sources, Ray, MLflow and a file for each stage."""
+
+from unetpp.offline import silence
+
+silence()

@@ -1,0 +1,60 @@
+"""The Ray cluster that a stage runs on: one on this machine for as long as the stage lasts, or the one that
+RAY_ADDRESS names (inside `ray job submit` Ray sets it). The same code runs on both."""
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from unetpp.errors import UserError
+from unetpp.offline import TELEMETRY_OFF
+
+
+@contextmanager
+def cluster() -> Iterator[None]:
+    """Connect to the cluster, or start one on this machine; leave or end it afterwards."""
+    # Set one way or the other: left alone, a local Ray turns token mode on and writes a token into the user's
+    # home. A local cluster listens on loopback only.
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    # Ray's new default for the accelerator variables, asked for so that it need not warn of the change.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    runtime_env = {"env_vars": TELEMETRY_OFF}
+    address = os.environ.get("RAY_ADDRESS")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        if address:
+            ray.init(address=address, runtime_env=runtime_env, logging_level="WARNING")
+        else:
+            ray.init(
+                address="local",
+                _node_ip_address="127.0.0.1",
+                include_dashboard=False,
+                resources={"trial_driver": 1000},
+                runtime_env=runtime_env,
+                logging_level="WARNING",
+            )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def check_fits(what: str, processes: int, cpus_per_worker: int, use_gpu: bool, advice: str) -> None:
+    """Refuse a request that the connected cluster can never place; Ray itself would wait for ever.
+
+    Raises:
+        UserError: with what was asked for, what there is, and `advice`.
+    """
+    import ray
+
+    there = ray.cluster_resources()
+    cpus, gpus = int(there.get("CPU", 0)), int(there.get("GPU", 0))
+    if processes * cpus_per_worker > cpus:
+        raise UserError(
+            f"{what}: {processes} worker(s) of {cpus_per_worker} CPU need {processes * cpus_per_worker} cores, "
+            f"and the cluster has {cpus}; {advice}"
+        )
+    if use_gpu and processes > gpus:
+        raise UserError(f"{what}: {processes} worker(s) need a GPU each, and the cluster has {gpus}; {advice}")

@@ -1,0 +1,205 @@
+"""params.yaml as one frozen model: the only reader of the file, and the only list of legal values.
+
+No default stands here for what params.yaml holds. A wrong, missing or unknown key is refused with its
+dotted path and, for an unknown one, the nearest that exists.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from unetpp.errors import UserError
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+# Two widths are a network of depth 1, seven one of depth 6.
+Widths = Annotated[tuple[PositiveInt, ...], Field(min_length=2, max_length=7)]
+
+
+class Section(BaseModel):
+    """A frozen section of params.yaml: no unknown key, no default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Synthetic(Section):
+    num_images: PositiveInt
+    size_px: Annotated[int, Field(ge=32, le=4096)]
+    seed: NonNegativeInt
+
+
+class Ingest(Section):
+    kind: Literal["synthetic", "folder", "zip"]
+    location: str | None
+    synthetic: Synthetic
+
+    @model_validator(mode="after")
+    def _located(self):
+        if self.kind != "synthetic" and not self.location:
+            raise ValueError(f"kind is {self.kind}, so ingest.location must be the path of that {self.kind}")
+        return self
+
+
+class Shares(Section):
+    train: Annotated[float, Field(gt=0, lt=1)]
+    val: Annotated[float, Field(gt=0, lt=1)]
+    test: Annotated[float, Field(gt=0, lt=1)]
+
+    @model_validator(mode="after")
+    def _whole(self):
+        if abs(self.train + self.val + self.test - 1) > 1e-6:
+            raise ValueError(f"the shares must add up to 1, found {self.train + self.val + self.test:g}")
+        return self
+
+
+class Prepare(Section):
+    size: Annotated[int, Field(ge=16, le=8192)] | None
+    channels: Literal[1, 3]
+    num_classes: Annotated[int, Field(ge=1, le=255)]
+    shares: Shares
+    salt: str
+    max_quarantined: Share
+
+
+class Model(Section):
+    skips: Literal["dense", "short", "encoder", "plain"]
+    deep_supervision: bool
+
+    @model_validator(mode="after")
+    def _supervised_nodes_exist(self):
+        if self.skips == "plain" and self.deep_supervision:
+            raise ValueError("a plain U-Net has no shallow heads: set model.deep_supervision to false, or another model.skips")
+        if self.skips == "encoder" and not self.deep_supervision:
+            raise ValueError("UNet^e trains its embedded U-Nets through their heads: set model.deep_supervision to true, or another model.skips")
+        return self
+
+
+class Search(Section):
+    widths: Annotated[tuple[Widths, ...], Field(min_length=1)]
+    epochs: PositiveInt
+    max_concurrent: PositiveInt
+    num_workers: PositiveInt
+    cpus_per_worker: PositiveInt
+
+
+class Train(Section):
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    crop_px: PositiveInt | None
+    optimizer: Literal["adamw", "adam", "sgd"]
+    learning_rate: PositiveFloat
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    weight_decay: NonNegativeFloat
+    warmup_epochs: NonNegativeInt
+    precision: Literal["auto", "bf16", "fp32"]
+    num_workers: PositiveInt
+    cpus_per_worker: PositiveInt
+    use_gpu: bool
+    max_failures: NonNegativeInt
+    timeout_s: PositiveInt
+    seed: NonNegativeInt
+
+    @model_validator(mode="after")
+    def _divisible(self):
+        if self.batch_size % self.num_workers:
+            raise ValueError(
+                f"train.batch_size is {self.batch_size} over all workers and must be a multiple of "
+                f"train.num_workers, which is {self.num_workers}"
+            )
+        return self
+
+
+class Augment(Section):
+    flips: bool
+    brightness: Annotated[float, Field(ge=0, le=1)]
+    hue: Annotated[int, Field(ge=0, le=90)]
+
+
+class Evaluate(Section):
+    tolerance_iou: Annotated[float, Field(ge=0, le=1)]
+    max_latency_ms: PositiveFloat | None
+    latency_rounds: Annotated[int, Field(ge=3)]
+    latency_size_px: PositiveInt | None
+    throughput_batch: PositiveInt
+
+
+class Register(Section):
+    experiment: Annotated[str, Field(min_length=1)]
+    model_name: Annotated[str, Field(min_length=1, pattern=r"^[^/:.%\"']+$")]
+    tracking_uri: str | None
+
+
+class Params(Section):
+    """All of params.yaml, one attribute a section."""
+
+    ingest: Ingest
+    prepare: Prepare
+    model: Model
+    search: Search
+    train: Train
+    augment: Augment
+    evaluate: Evaluate
+    # `register` itself is a method of every Python class, so the attribute has another name than the section.
+    registry: Annotated[Register, Field(alias="register")]
+
+    @model_validator(mode="after")
+    def _sizes_known(self):
+        if self.prepare.size is None and self.train.crop_px is None:
+            raise ValueError("prepare.size is null, so images differ in size: set train.crop_px to the size of a crop")
+        return self
+
+
+def _known_keys(model: type[BaseModel], path: tuple) -> list[str]:
+    """The keys legal in the section at a dotted path, for the nearest-name hint."""
+    for name in path:
+        fields = {field.alias or key: field.annotation for key, field in model.model_fields.items()}
+        inner = fields.get(name)
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        model = inner
+    return [field.alias or key for key, field in model.model_fields.items()]
+
+
+def _explain(error: dict) -> str:
+    """One line of a validation error: dotted path, what was found, what to do."""
+    path = tuple(error["loc"])
+    key = ".".join(str(part) for part in path)
+    if error["type"] == "extra_forbidden":
+        known = _known_keys(Params, path[:-1])
+        near = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
+        return f"{key}: unknown key; {hint}"
+    if error["type"] == "missing":
+        return f"{key}: missing; every key must be present"
+    if error["type"] == "value_error":
+        message = error["msg"].removeprefix("Value error, ")
+        return f"{key}: {message}" if key else message
+    return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}, found {error['input']!r}"
+
+
+def load_params(path: str | Path = "params.yaml") -> Params:
+    """Read and check params.yaml.
+
+    Raises:
+        UserError: the file is missing, is not YAML, or holds a wrong, missing or unknown key.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; run from the project's folder, where params.yaml lies")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected sections such as ingest and train, found {type(values).__name__}")
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(dict(one)) for one in error.errors()]
+        raise UserError(f"{path}: " + "\n".join(lines)) from None

@@ -1,0 +1,22 @@
+"""How every command of the pipeline ends: a user's mistake in one message and exit code 2, no traceback."""
+
+import sys
+from collections.abc import Callable
+
+from unetpp.errors import UserError
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Run a stage's or the command line's `main` and exit as the shell and DVC expect.
+
+    Exit codes: 0 done, 2 a user's mistake (`UserError`, printed as it is), 130 interrupted. Any other
+    exception is a bug and keeps its traceback.
+    """
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+import torch
+
+from unetpp import NestedUNet, Segmenter, UserError
+from unetpp.inference import Trained, load_model, scale, to_mask
+
+from .classic import with_lived_in_norms
+
+
+@pytest.fixture
+def trained() -> Trained:
+    torch.manual_seed(0)
+    return Trained(with_lived_in_norms(NestedUNet((4, 6, 8))), [0.4, 0.5, 0.6], [0.2, 0.2, 0.3], 96, {"epoch": 3})
+
+
+@pytest.mark.parametrize("num_classes", [1, 4])
+@pytest.mark.parametrize("size", [(1, 1), (7, 30), (16, 16), (33, 17)])
+def test_images_of_any_size_give_finite_probabilities_of_that_size(size, num_classes):
+    segmenter = Segmenter(NestedUNet((4, 6, 8, 10), num_classes=num_classes), [0.5] * 3, [0.2] * 3).eval()
+    probs = segmenter(torch.rand(2, 3, *size))
+    assert probs.shape == (2, num_classes, *size)
+    assert probs.isfinite().all()
+    assert ((probs >= 0) & (probs <= 1)).all()
+
+
+def test_legal_size_is_not_changed_by_padding(trained):
+    image = torch.rand(2, 3, 16, 24)
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (trained.mean, trained.std))
+    with torch.inference_mode():
+        expected = trained.network((image - mean) / std)[0].sigmoid()
+        torch.testing.assert_close(trained.segmenter(1)(image), expected, atol=0, rtol=0)
+
+
+def test_saved_model_predicts_the_same(trained, tmp_path):
+    trained.save(tmp_path / "model.pt")
+    again = load_model(tmp_path)
+    image = torch.rand(1, 3, 20, 28)
+    assert (again.mean, again.std, again.size, again.info) == (trained.mean, trained.std, trained.size, trained.info)
+    for depth in trained.depths:
+        assert torch.equal(again.segmenter(depth)(image), trained.segmenter(depth)(image))
+
+
+def test_missing_damaged_and_foreign_model_files_are_refused_by_name(trained, tmp_path):
+    with pytest.raises(UserError, match=r"model\.pt: no such model"):
+        load_model(tmp_path)
+    trained.save(tmp_path / "model.pt")
+    whole = (tmp_path / "model.pt").read_bytes()
+    (tmp_path / "model.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"model\.pt: not a model"):
+        load_model(tmp_path)
+    torch.save({"weights": {}}, tmp_path / "other.pt")
+    with pytest.raises(UserError, match=r"other\.pt: not a model"):
+        load_model(tmp_path / "other.pt")
+
+
+def test_scale_uses_the_range_of_the_type():
+    assert scale(np.full((1, 2, 3), 255, np.uint8)).unique().tolist() == [1.0]
+    assert scale(np.full((1, 2, 1), 65535, np.uint16)).shape == (1, 1, 2)
+    with pytest.raises(UserError, match="float64"):
+        scale(np.zeros((2, 2, 3)))
+
+
+def test_mask_is_half_or_the_likeliest_class():
+    assert to_mask(torch.tensor([[[[0.49, 0.5]]]])).tolist() == [[[0, 1]]]
+    assert to_mask(torch.tensor([[[[0.2]], [[0.5]], [[0.3]]]])).tolist() == [[[1]]]

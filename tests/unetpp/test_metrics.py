@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import f1_score, jaccard_score
+
+from unetpp.metrics import confusion, per_image_iou, scores
+
+
+@pytest.fixture
+def masks() -> tuple[torch.Tensor, torch.Tensor]:
+    rng = torch.Generator().manual_seed(0)
+    return torch.randint(0, 2, (5, 16, 12), generator=rng), torch.randint(0, 2, (5, 16, 12), generator=rng)
+
+
+def test_binary_scores_equal_those_of_scikit_learn(masks):
+    hat, true = masks
+    flat = [(t.flatten().numpy(), h.flatten().numpy()) for t, h in zip(true, hat, strict=True)]
+    found = scores(confusion(hat, true, 1))
+    assert found["iou_image"] == pytest.approx(np.mean([jaccard_score(t, h) for t, h in flat]))
+    assert found["dice_image"] == pytest.approx(np.mean([f1_score(t, h) for t, h in flat]))
+    assert found["iou_pixels"] == pytest.approx(jaccard_score(true.flatten(), hat.flatten()))
+    assert found["dice_pixels"] == pytest.approx(f1_score(true.flatten(), hat.flatten()))
+    assert found["iou_paper"] == pytest.approx(np.mean([jaccard_score(t, h, average="macro") for t, h in flat]))
+    assert found["dice_paper"] == pytest.approx(np.mean([f1_score(t, h, average="macro") for t, h in flat]))
+
+
+def test_class_scores_equal_those_of_scikit_learn():
+    rng = torch.Generator().manual_seed(1)
+    hat, true = (torch.randint(0, 4, (3, 16, 12), generator=rng) for _ in range(2))
+    found = scores(confusion(hat, true, 4))
+    each = [
+        jaccard_score(t.flatten().numpy(), h.flatten().numpy(), labels=[1, 2, 3], average="macro")
+        for t, h in zip(true, hat, strict=True)
+    ]
+    assert found["iou_image"] == pytest.approx(np.mean(each))
+
+
+def test_counts_of_a_whole_equal_the_sum_over_shards(masks):
+    hat, true = masks
+    whole = confusion(hat, true, 1)
+    assert torch.equal(whole, torch.cat([confusion(hat[:2], true[:2], 1), confusion(hat[2:], true[2:], 1)]))
+
+
+def test_empty_mask_rightly_predicted_scores_one_and_wrongly_zero():
+    empty, full = torch.zeros(1, 4, 4, dtype=torch.int64), torch.ones(1, 4, 4, dtype=torch.int64)
+    assert per_image_iou(confusion(empty, empty, 1)).item() == 1
+    assert per_image_iou(confusion(full, empty, 1)).item() == 0
+    assert per_image_iou(confusion(empty, full, 1)).item() == 0
+
+
+def test_classes_that_do_not_occur_do_not_count():
+    true = torch.tensor([[[0, 1, 1, 0]]])
+    assert per_image_iou(confusion(true, true, 5)).item() == 1

@@ -1,0 +1,25 @@
+"""UNet++ in plain torch: the nested network, its pruning, losses, metrics, training loop and inference.
+
+`import unetpp` is cheap: each name is imported from its file when it is first used.
+"""
+
+import importlib
+
+from unetpp.offline import silence
+
+silence()
+
+_HOMES = {
+    "NestedUNet": "unetpp.model",
+    "Segmenter": "unetpp.inference",
+    "UserError": "unetpp.errors",
+    "from_classic": "unetpp.pruning",
+    "prune": "unetpp.pruning",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'unetpp' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

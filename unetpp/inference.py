@@ -1,0 +1,143 @@
+"""From pixels to probabilities: scaling, normalising, padding, and the file that a trained network is kept in."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unetpp.errors import UserError
+from unetpp.model import NestedUNet
+from unetpp.pruning import prune
+
+FORMAT = 1
+
+
+def scale(image: np.ndarray) -> Tensor:
+    """(H, W, C) uint8 or uint16 to (C, H, W) float32 in [0, 1], by the range of the type.
+
+    Raises:
+        UserError: another shape or type.
+    """
+    if image.ndim != 3 or image.dtype not in (np.uint8, np.uint16):
+        raise UserError(
+            f"found an image array of shape {image.shape} and type {image.dtype}; expected (H, W, C) of uint8 or uint16"
+        )
+    limit = np.iinfo(image.dtype).max
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32) / np.float32(limit))
+
+
+def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
+    """(N, C, H, W) padded at the bottom and the right to sides that `multiple` divides, by repeating the edge."""
+    height, width = image.shape[-2:]
+    # Written as a product of whole steps, so that torch.export can prove that the network's pools divide it.
+    # Two steps at least: an export fixes a size that it can meet as 1, and the deepest level would meet it.
+    rows = torch.sym_max(2, (height + multiple - 1) // multiple)
+    columns = torch.sym_max(2, (width + multiple - 1) // multiple)
+    return F.pad(image, (0, columns * multiple - width, 0, rows * multiple - height), mode="replicate")
+
+
+def to_mask(probs: Tensor) -> Tensor:
+    """(N, num_classes, H, W) probabilities to the (N, H, W) uint8 mask: at least one half, or the likeliest class."""
+    if probs.shape[1] == 1:
+        return (probs[:, 0] >= 0.5).to(torch.uint8)
+    return probs.argmax(dim=1).to(torch.uint8)
+
+
+class Segmenter(nn.Module):
+    """A network with what stands before and after it: images of any size in, probabilities out.
+
+    Args:
+        network: its deepest head is the one used; `prune` first for a shallower one.
+        mean, std: of the channels of the training images in [0, 1].
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: NestedUNet, mean: list[float], std: list[float]):
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Probabilities of an image batch.
+
+        Args:
+            image: (N, C, H, W) float in [0, 1], of any height and width.
+
+        Returns:
+            (N, num_classes, H, W): the foreground's probability, or one a class.
+        """
+        height, width = image.shape[-2:]
+        logits = self.logits(image)[-1]
+        probs = logits.sigmoid() if self.network.num_classes == 1 else logits.softmax(dim=1)
+        # A crop, written as negative padding: an export of a slice keeps a guard on whether it was the whole.
+        return F.pad(probs, (0, width - probs.shape[-1], 0, height - probs.shape[-2]))
+
+    def logits(self, image: Tensor) -> tuple[Tensor, ...]:
+        """The logits of every head of the network, each (N, num_classes, H', W').
+
+        H' and W' are those of the padded image; the image's own pixels are its first H rows and W columns.
+        """
+        return self.network(pad_to_multiple((image - self.mean) / self.std, 2**self.network.depth))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network and what is needed to use it; saved as one file that holds no code."""
+
+    network: NestedUNet
+    mean: list[float]
+    std: list[float]
+    size: int | None  # px that images were resized to for training, if they were
+    info: dict[str, Any] = field(default_factory=dict)  # where it comes from: params, hashes, epoch
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        return self.network.depths
+
+    def segmenter(self, depth: int | None = None) -> Segmenter:
+        """The network pruned to a depth, by default the deepest, in eval mode.
+
+        Raises:
+            UserError: it cannot be pruned to that depth.
+        """
+        network = prune(self.network, self.network.depth if depth is None else depth)
+        return Segmenter(network, self.mean, self.std).eval()
+
+    def save(self, path: str | Path) -> None:
+        """Write the file; the caller sees to it that it appears whole."""
+        weights = {key: value.detach().cpu().contiguous() for key, value in self.network.state_dict().items()}
+        content = {"mean": self.mean, "std": self.std, "size": self.size, "info": self.info}
+        torch.save({"format": FORMAT, "config": self.network.config(), "weights": weights, **content}, path)
+
+
+def load_model(path: str | Path) -> Trained:
+    """Read what `Trained.save` wrote: a file, or a folder with `model.pt`. Runs no code of the file's author.
+
+    Raises:
+        UserError: no such file, not such a file, or of another format.
+    """
+    path = Path(path)
+    file = path / "model.pt" if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"{file}: no such model; expected what the train stage writes, models/train/model.pt")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+        if content["format"] != FORMAT:
+            raise UserError(f"{file}: format {content['format']}, and this version reads format {FORMAT}")
+        network = NestedUNet(**content["config"])
+        network.load_state_dict(content["weights"])
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{file}: not a model of this project, or damaged ({type(error).__name__}: {str(error).splitlines()[0][:200]}); "
+            "train again, or copy the file again"
+        ) from None
+    return Trained(network.eval(), content["mean"], content["std"], content["size"], content["info"])

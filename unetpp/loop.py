@@ -1,0 +1,151 @@
+"""The training loop in plain torch. It knows batches, not where they come from nor how many processes there are."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from unetpp.inference import Segmenter, scale, to_mask
+from unetpp.losses import deep_supervision_loss
+from unetpp.metrics import confusion, per_image_iou
+
+Batch = tuple[Tensor, Tensor]  # image (N, C, H, W) float in [0, 1], mask (N, H, W) uint8
+
+
+def choose_precision(precision: str, device: torch.device) -> torch.dtype:
+    """The type in which convolutions run: "fp32", "bf16", or for "auto" bf16 where the hardware computes in it.
+
+    Where it does not, bf16 is emulated: ten times slower than fp32 on a processor without AVX-512 BF16
+    or AMX (benchmarks/train_step.py).
+    """
+    if precision == "auto":
+        if device.type == "cuda":
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        precision = "bf16" if native else "fp32"
+    return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+
+
+def make_optimizer(
+    network: nn.Module, name: str, learning_rate: float, momentum: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum ("sgd"), "adam" or "adamw"."""
+    if name == "sgd":
+        return torch.optim.SGD(
+            network.parameters(), learning_rate, momentum, weight_decay=weight_decay, nesterov=momentum > 0
+        )
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
+    return kind(network.parameters(), learning_rate, weight_decay=weight_decay)
+
+
+def schedule(peak: float, warmup_steps: int, total_steps: int) -> Callable[[int], float]:
+    """Learning rate of a step: a linear warm-up, then a cosine to zero. It has no state to save or lose."""
+
+    def rate(step: int) -> float:
+        if step < warmup_steps:
+            return peak * (step + 1) / warmup_steps
+        done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+        return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+    return rate
+
+
+def epoch_order(num: int, seed: int, epoch: int) -> list[int]:
+    """The order of `num` samples in an epoch, from (seed, epoch) alone."""
+    return np.random.default_rng((seed, epoch)).permutation(num).tolist()
+
+
+def train_batches(split, batches: Iterable[Sequence[int]], augment, seed: int, epoch: int) -> Iterator[Batch]:
+    """Augmented batches of a split (`unetpp.data.Split`), one for each list of its indices."""
+    for indices in batches:
+        drawn = [augment(*split[i], key=(seed, epoch, split.ids[i])) for i in indices]
+        images = np.stack([image for image, _ in drawn])  # (N, H, W, C)
+        masks = np.stack([mask for _, mask in drawn])
+        yield torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(masks)  # channels_last as it lies
+
+
+def plain_batches(split, indices: Iterable[int], batch_size: int) -> Iterator[Batch]:
+    """Batches as they are, in order; an image of another size begins a new batch."""
+    images: list[Tensor] = []
+    masks: list[Tensor] = []
+    for i in indices:
+        image, mask = split[i]
+        scaled = scale(image)
+        if images and (len(images) == batch_size or images[0].shape != scaled.shape):
+            yield torch.stack(images), torch.stack(masks)
+            images, masks = [], []
+        images.append(scaled)
+        masks.append(torch.from_numpy(np.array(mask)))
+    if images:
+        yield torch.stack(images), torch.stack(masks)
+
+
+def train_epoch(
+    network: nn.Module,
+    batches: Iterable[Batch],
+    optimizer: torch.optim.Optimizer,
+    rate: Callable[[int], float],
+    first_step: int,
+    mean: Tensor,
+    std: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
+    """One pass over the batches.
+
+    Args:
+        network: a NestedUNet, or what wraps one.
+        rate: learning rate of a step (`schedule`).
+        first_step: number of optimizer steps made before.
+        mean, std: (C, 1, 1), of the images; on the network's device.
+        dtype: in which convolutions run.
+
+    Returns:
+        (2,) float64: the sum of the losses of the images, and the number of images.
+    """
+    network.train()
+    total = torch.zeros(2, dtype=torch.float64, device=mean.device)
+    for step, (image, mask) in enumerate(batches, start=first_step):
+        for group in optimizer.param_groups:
+            group["lr"] = rate(step)
+        image, mask = _to_device(image, mask, mean.device)
+        with torch.autocast(mean.device.type, dtype, enabled=dtype != torch.float32):
+            logits = network((image - mean) / std)
+        losses = deep_supervision_loss(logits, mask)  # (num_heads, N)
+        optimizer.zero_grad(set_to_none=True)
+        losses.mean().backward()
+        optimizer.step()
+        total += torch.stack([losses.detach().mean(dim=0).sum(), torch.tensor(len(mask), device=mean.device)])
+    return total
+
+
+@torch.inference_mode()
+def validate(segmenter: Segmenter, batches: Iterable[Batch], dtype: torch.dtype) -> Tensor:
+    """Sums over the images of the batches, to be added over shards and divided after.
+
+    Returns:
+        (num_heads + 1, 2) float64: of each head the sums of the loss and of the foreground IoU per image;
+        in the last row the number of images, twice.
+    """
+    segmenter.eval()
+    network, device = segmenter.network, segmenter.mean.device
+    sums = torch.zeros(len(network.depths) + 1, 2, dtype=torch.float64, device=device)
+    for image, mask in batches:
+        image, mask = _to_device(image, mask, device)
+        height, width = mask.shape[-2:]
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            logits = tuple(one[..., :height, :width] for one in segmenter.logits(image))
+        sums[:-1, 0] += deep_supervision_loss(logits, mask).sum(dim=1)
+        for head, one in enumerate(logits):
+            probs = one.float().sigmoid() if network.num_classes == 1 else one
+            sums[head, 1] += per_image_iou(confusion(to_mask(probs), mask, network.num_classes)).sum()
+        sums[-1] += len(mask)
+    return sums
+
+
+def _to_device(image: Tensor, mask: Tensor, device: torch.device) -> Batch:
+    """Channels last: the layout in which convolutions are fastest on processors and GPUs alike."""
+    image = image.to(device, non_blocking=True, memory_format=torch.channels_last)
+    return image, mask.to(device, non_blocking=True)

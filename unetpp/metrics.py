@@ -1,0 +1,65 @@
+"""IoU and Dice, from counts of pixels, each named for what it averages over.
+
+Published numbers differ by how they average more than by architecture, so there are three of each:
+
+- `*_image`: mean over images of the foreground's score; an image counts the same whatever its size.
+- `*_pixels`: the foreground's score over the pixels of all images together.
+- `*_paper`: mean over images of the mean over background and foreground, as the paper's released code
+  has it; the background is easy, so that this is the highest.
+
+With several classes "the foreground's score" is the mean over the foreground classes that occur in the
+mask or in the prediction. Where none occurs in either, the score is 1: nothing there, and nothing found.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def confusion(mask_hat: Tensor, mask: Tensor, num_classes: int) -> Tensor:
+    """True positives, false positives and false negatives of each class of each image.
+
+    Args:
+        mask_hat: (N, H, W) integers, predicted.
+        mask: (N, H, W) integers, true.
+        num_classes: 1 (values 0 and 1) or the number of classes with the background, class 0.
+
+    Returns:
+        (N, K, 3) int64 with K = max(2, num_classes); class 0 is the background.
+    """
+    classes = torch.arange(max(2, num_classes), device=mask.device).view(1, -1, 1, 1)
+    hat, true = mask_hat.unsqueeze(1) == classes, mask.unsqueeze(1) == classes  # (N, K, H, W)
+    return torch.stack([hat & true, hat & ~true, ~hat & true], dim=-1).sum(dim=(2, 3))
+
+
+def _iou(counts: Tensor) -> Tensor:
+    """(..., 3) counts to (...) IoU; nan for a class in neither mask nor prediction."""
+    tp, fp, fn = counts.double().unbind(dim=-1)
+    return tp / (tp + fp + fn)
+
+
+def _dice(counts: Tensor) -> Tensor:
+    """(..., 3) counts to (...) Dice; nan for a class in neither mask nor prediction."""
+    tp, fp, fn = counts.double().unbind(dim=-1)
+    return 2 * tp / (2 * tp + fp + fn)
+
+
+def _over_classes(scores: Tensor) -> Tensor:
+    return scores.nanmean(dim=-1).nan_to_num(nan=1.0)
+
+
+def per_image_iou(counts: Tensor) -> Tensor:
+    """(N, K, 3) counts to the (N,) foreground IoU of each image."""
+    return _over_classes(_iou(counts[:, 1:]))
+
+
+def scores(counts: Tensor) -> dict[str, float]:
+    """The three IoUs and the three Dice of (N, K, 3) counts, by name."""
+    result = {}
+    each: tuple[tuple[str, Callable[[Tensor], Tensor]], ...] = (("iou", _iou), ("dice", _dice))
+    for name, score in each:
+        result[f"{name}_image"] = _over_classes(score(counts[:, 1:])).mean().item()
+        result[f"{name}_pixels"] = _over_classes(score(counts[:, 1:].sum(dim=0))).item()
+        result[f"{name}_paper"] = _over_classes(score(counts)).mean().item()
+    return result

@@ -1,0 +1,149 @@
+"""NestedUNet: the UNet++ family, built and run by diagonals.
+
+Node X[i, j] stands at level i (resolution H / 2^i, width widths[i]) and position j of its skip pathway.
+The diagonal i + j = k is exactly what depth k adds to depth k - 1, so that a network of depth D holds
+those of every smaller depth (UNet++, arXiv 1807.10165 and 1912.05074).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unetpp.errors import UserError
+
+# Which earlier nodes of its own level node X[i, j] sees, as their positions. The family is this table.
+SKIPS = {
+    "dense": lambda j: range(j),  # UNet++: all of them
+    "short": lambda j: (j - 1,),  # UNet+: the nearest
+    "encoder": lambda j: (0,),  # UNet^e: the encoder's
+    "plain": lambda j: (0,),  # U-Net: the encoder's, and no nodes but the encoder and the last diagonal
+}
+MAX_DEPTH = 6
+
+
+class Block(nn.Module):
+    """Twice: 3x3 convolution, batch norm, ReLU. Keeps the spatial size."""
+
+    def __init__(self, in_channels: int, width: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.norm2 = nn.BatchNorm2d(width)
+        for conv in (self.conv1, self.conv2):
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm1(self.conv1(x)), inplace=True)
+        return F.relu(self.norm2(self.conv2(x)), inplace=True)
+
+
+class NestedUNet(nn.Module):
+    """UNet++ and its relatives.
+
+    Args:
+        widths: channels by level, at least two; the depth is `len(widths) - 1`, 1 to 6.
+        in_channels: channels of the image.
+        num_classes: channels of the logits: 1 for foreground or not, else one a class.
+        skips: "dense" (UNet++), "short" (UNet+), "encoder" (UNet^e) or "plain" (U-Net).
+        deep_supervision: a head at each depth, else at the deepest alone.
+
+    Raises:
+        UserError: widths, skips or deep_supervision that make no network of which every parameter learns.
+    """
+
+    def __init__(
+        self,
+        widths: tuple[int, ...] | list[int],
+        in_channels: int = 3,
+        num_classes: int = 1,
+        skips: str = "dense",
+        deep_supervision: bool = True,
+    ):
+        super().__init__()
+        self.widths = tuple(widths)
+        self.depth = len(self.widths) - 1
+        self.in_channels = in_channels
+        self.num_classes = num_classes
+        self.skips = skips
+        self.deep_supervision = deep_supervision
+        self._check()
+        self.depths = tuple(range(1, self.depth + 1)) if deep_supervision else (self.depth,)
+
+        self.nodes = nn.ModuleDict()
+        for i, j in self._order():
+            self.nodes[f"{i}_{j}"] = Block(self._in_channels(i, j), self.widths[i])
+        self.heads = nn.ModuleDict({str(d): nn.Conv2d(self.widths[0], num_classes, 1) for d in self.depths})
+
+    def _check(self) -> None:
+        if not 1 <= self.depth <= MAX_DEPTH or any(not isinstance(w, int) or w < 1 for w in self.widths):
+            raise UserError(
+                f"widths: found {list(self.widths)}; expected 2 to {MAX_DEPTH + 1} positive whole numbers, "
+                "the channels of each level"
+            )
+        if self.in_channels < 1 or self.num_classes < 1:
+            raise UserError(
+                f"in_channels is {self.in_channels} and num_classes is {self.num_classes}; both must be at least 1"
+            )
+        if self.skips not in SKIPS:
+            raise UserError(f"skips: found {self.skips!r}; expected one of {', '.join(SKIPS)}")
+        if self.skips == "plain" and self.deep_supervision and self.depth > 1:
+            raise UserError("a plain U-Net has no shallow heads: set deep_supervision to False, or other skips")
+        if self.skips == "encoder" and not self.deep_supervision and self.depth > 1:
+            raise UserError(
+                "without deep supervision the shallow decoders of UNet^e would never learn: "
+                'set deep_supervision to True, or skips to "plain", which is the same network without them'
+            )
+
+    def _order(self) -> list[tuple[int, int]]:
+        """The nodes (i, j), diagonal after diagonal, each from the encoder up to level 0."""
+        plain = self.skips == "plain"
+        return [
+            (k - j, j) for k in range(self.depth + 1) for j in range(k + 1) if not plain or j == 0 or k == self.depth
+        ]
+
+    def _in_channels(self, i: int, j: int) -> int:
+        if j == 0:
+            return self.in_channels if i == 0 else self.widths[i - 1]
+        return self.widths[i] * len(SKIPS[self.skips](j)) + self.widths[i + 1]
+
+    def config(self) -> dict:
+        """The keywords that build this network again."""
+        return {
+            "widths": list(self.widths),
+            "in_channels": self.in_channels,
+            "num_classes": self.num_classes,
+            "skips": self.skips,
+            "deep_supervision": self.deep_supervision,
+        }
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Logits of each head, shallowest first.
+
+        Args:
+            image: (N, in_channels, H, W) float; H and W divisible by 2^depth.
+
+        Returns:
+            a logits tensor (N, num_classes, H, W) for each of `self.depths`.
+
+        Raises:
+            UserError: sides that 2^depth does not divide; the message names the size to pad to.
+        """
+        height, width = image.shape[-2:]
+        step = 2**self.depth
+        if height % step != 0 or width % step != 0:
+            raise UserError(
+                f"the image is {height}x{width}, and a network of depth {self.depth} needs sides divisible by {step}: "
+                f"pad it to {-(-height // step) * step}x{-(-width // step) * step}, as unetpp.Segmenter does"
+            )
+        x: dict[tuple[int, int], Tensor] = {}
+        for i, j in self._order():
+            if j == 0:
+                inner = image if i == 0 else F.max_pool2d(x[i - 1, 0], 2)  # (N, widths[i-1], H/2^i, W/2^i)
+            else:
+                skips = [x[i, s] for s in SKIPS[self.skips](j)]
+                # The size is given, not the factor 2: exact, and an exporter can prove that the sizes agree.
+                up = F.interpolate(x[i + 1, j - 1], size=skips[0].shape[-2:], mode="bilinear", align_corners=True)
+                inner = torch.cat([*skips, up], dim=1)
+            x[i, j] = self.nodes[f"{i}_{j}"](inner)  # (N, widths[i], H/2^i, W/2^i)
+        return tuple(self.heads[str(d)](x[0, d]) for d in self.depths)
