@@ -2,12 +2,18 @@
 RAY_ADDRESS names (inside `ray job submit` Ray sets it). The same code runs on both."""
 
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from unetpp.errors import UserError
 from unetpp.offline import TELEMETRY_OFF
+
+# What Ray prints beside the training's own lines.
+QUIET = {
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else each line of a worker appears twice
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's coming default, asked for so that it need not warn
+}
 
 
 @contextmanager
@@ -16,25 +22,28 @@ def cluster() -> Iterator[None]:
     # Set one way or the other: left alone, a local Ray turns token mode on and writes a token into the user's
     # home. A local cluster listens on loopback only.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    # Ray's new default for the accelerator variables, asked for so that it need not warn of the change.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.update(QUIET)
     import ray
 
-    runtime_env = {"env_vars": TELEMETRY_OFF}
+    common: dict[str, Any] = {
+        "runtime_env": {"env_vars": TELEMETRY_OFF | QUIET},
+        "logging_level": "WARNING",
+        # Without a dashboard a helper of Ray Train warns every second that it cannot ask one.
+        "logging_config": ray.LoggingConfig(log_level="ERROR"),
+    }
     address = os.environ.get("RAY_ADDRESS")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        if address:
-            ray.init(address=address, runtime_env=runtime_env, logging_level="WARNING")
-        else:
-            ray.init(
-                address="local",
-                _node_ip_address="127.0.0.1",
-                include_dashboard=False,
-                resources={"trial_driver": 1000},
-                runtime_env=runtime_env,
-                logging_level="WARNING",
-            )
+    if not address:  # One process less to start: nobody preempts a node of this machine.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    if address:
+        ray.init(address=address, **common)
+    else:
+        ray.init(
+            address="local",
+            _node_ip_address="127.0.0.1",
+            include_dashboard=False,
+            resources={"trial_driver": 1000},
+            **common,
+        )
     try:
         yield
     finally:

@@ -74,9 +74,14 @@ class Model(Section):
     @model_validator(mode="after")
     def _supervised_nodes_exist(self):
         if self.skips == "plain" and self.deep_supervision:
-            raise ValueError("a plain U-Net has no shallow heads: set model.deep_supervision to false, or another model.skips")
+            raise ValueError(
+                "a plain U-Net has no shallow heads: set model.deep_supervision to false, or another model.skips"
+            )
         if self.skips == "encoder" and not self.deep_supervision:
-            raise ValueError("UNet^e trains its embedded U-Nets through their heads: set model.deep_supervision to true, or another model.skips")
+            raise ValueError(
+                "UNet^e trains its embedded U-Nets through their heads: set model.deep_supervision to true, "
+                "or another model.skips"
+            )
         return self
 
 
@@ -135,6 +140,12 @@ class Register(Section):
     tracking_uri: str | None
 
 
+class Architecture(Section):
+    """architecture.yaml, in which search hands its choice to train; the depth is `len(widths) - 1`."""
+
+    widths: Widths
+
+
 class Params(Section):
     """All of params.yaml, one attribute a section."""
 
@@ -147,6 +158,15 @@ class Params(Section):
     evaluate: Evaluate
     # `register` itself is a method of every Python class, so the attribute has another name than the section.
     registry: Annotated[Register, Field(alias="register")]
+
+    @model_validator(mode="after")
+    def _trials_divisible(self):
+        if self.train.batch_size % self.search.num_workers:
+            raise ValueError(
+                f"train.batch_size is {self.train.batch_size} and must be a multiple of search.num_workers, "
+                f"which is {self.search.num_workers}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _sizes_known(self):

@@ -101,7 +101,8 @@ def run_trials(params: Params, prepared: Path, runs: Path) -> list[dict[str, Any
                 ),
                 run_config=tune.RunConfig(name=name, storage_path=str(runs.absolute()), verbose=0),
             )
-        results = list(tuner.fit())
+        grid = tuner.fit()
+        results = [grid[number] for number in range(len(grid))]
     in_channels, num_classes = (read_manifest(prepared)[key] for key in ("channels", "num_classes"))
     rows = []
     for result in results:

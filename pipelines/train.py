@@ -9,11 +9,11 @@ import json
 from pathlib import Path
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from pipelines.cluster import check_fits, cluster
 from pipelines.files import replacing, write_json
-from pipelines.params import Params, Widths, load_params
+from pipelines.params import Architecture, Params, load_params
 from pipelines.stage import run_command
 from pipelines.worker import make_settings, run_name, run_on_ray
 from unetpp.checkpoint import newest_checkpoint
@@ -33,8 +33,8 @@ def read_architecture(path: Path) -> list[int]:
         raise UserError(f"{path}: no such file; `dvc repro search` writes it")
     found = yaml.safe_load(path.read_text(encoding="utf-8"))
     try:
-        return list(TypeAdapter(Widths).validate_python(found["widths"]))
-    except (TypeError, KeyError, ValidationError):
+        return list(Architecture.model_validate(found).widths)
+    except ValidationError:
         raise UserError(f"{path}: found {found!r}; expected `widths:` with 2 to 7 positive whole numbers") from None
 
 
@@ -80,7 +80,11 @@ def write_results(state: dict, settings: dict, name: str, manifest: dict, out: P
     """The best weights as a model file, the curves as a table, the best epoch as metrics."""
     model = settings["params"]["model"]
     network = NestedUNet(
-        settings["widths"], manifest["channels"], manifest["num_classes"], model["skips"], model["deep_supervision"]
+        settings["widths"],
+        manifest["channels"],
+        manifest["num_classes"],
+        model["skips"],
+        model["deep_supervision"],
     )
     network.load_state_dict(state["best"]["weights"])
     best = state["history"][state["best"]["epoch"]]
@@ -90,14 +94,23 @@ def write_results(state: dict, settings: dict, name: str, manifest: dict, out: P
     with replacing(out) as folder:
         folder.mkdir()
         trained.save(folder / "model.pt")
-    with replacing(reports / "curves.csv") as partial, open(partial, "w", newline="", encoding="utf-8") as file:
+    with (
+        replacing(reports / "curves.csv") as partial,
+        open(partial, "w", newline="", encoding="utf-8") as file,
+    ):
         table = csv.writer(file)
         table.writerow(["epoch", "depth", "val_iou", "val_loss", "train_loss", "learning_rate"])
         for row in state["history"]:
             for depth in network.depths:
                 of_depth = [f"{row[f'val_iou_L{depth}']:.6f}", f"{row[f'val_loss_L{depth}']:.6f}"]
                 table.writerow(
-                    [row["epoch"], f"L{depth}", *of_depth, f"{row['train_loss']:.6f}", f"{row['learning_rate']:.3e}"]
+                    [
+                        row["epoch"],
+                        f"L{depth}",
+                        *of_depth,
+                        f"{row['train_loss']:.6f}",
+                        f"{row['learning_rate']:.3e}",
+                    ]
                 )
     # Without the speed: it differs from run to run, and these metrics are compared by `dvc metrics diff`.
     kept = {key: value for key, value in best.items() if key not in ("images_per_s", "learning_rate")}

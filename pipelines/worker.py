@@ -6,6 +6,7 @@ Ray Train. This is the one file that imports ray.train.
 
 import hashlib
 import json
+import logging
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -43,7 +44,9 @@ def make_settings(params: Params, widths: Sequence[int], prepared: Path) -> dict
     return {"params": used, "widths": list(widths), "prepared": str(prepared.absolute())}
 
 
-def epochs(settings: dict[str, Any], device: torch.device, state: dict, rank: int = 0, world: int = 1) -> Iterator[dict]:
+def epochs(
+    settings: dict[str, Any], device: torch.device, state: dict, rank: int = 0, world: int = 1
+) -> Iterator[dict]:
     """Train, and yield the state after each epoch; it is all that a later call needs to go on from there.
 
     Args:
@@ -70,7 +73,8 @@ def epochs(settings: dict[str, Any], device: torch.device, state: dict, rank: in
         num_classes=manifest["num_classes"],
         skips=model.skips,
         deep_supervision=model.deep_supervision,
-    ).to(device, memory_format=torch.channels_last)
+    )
+    network.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer = make_optimizer(network, train.optimizer, train.learning_rate, train.momentum, train.weight_decay)
     history: list[dict] = []
     best: dict[str, Any] = {"epoch": 0, "val_iou": -1.0, "weights": {}}
@@ -82,7 +86,9 @@ def epochs(settings: dict[str, Any], device: torch.device, state: dict, rank: in
     wrapped = network
     if world > 1:
         wrapped = DistributedDataParallel(
-            network, device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True
+            network,
+            device_ids=[device.index] if device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
         )
     augment = Augment(train.crop_px, **params["augment"], channels=manifest["channels"])
 
@@ -101,7 +107,9 @@ def epochs(settings: dict[str, Any], device: torch.device, state: dict, rank: in
             for buffer in network.buffers():
                 dist.broadcast(buffer, 0)
         trained = time.monotonic() - began
-        sums = validate(segmenter, plain_batches(val_split, range(rank, len(val_split), world), train.batch_size), dtype)
+        sums = validate(
+            segmenter, plain_batches(val_split, range(rank, len(val_split), world), train.batch_size), dtype
+        )
         totals = torch.cat([done.view(1, 2), sums])
         if world > 1:  # Counts are added over the processes first and divided after.
             dist.all_reduce(totals)
@@ -150,6 +158,7 @@ def train_worker(settings: dict[str, Any]) -> str | None:
     import ray.train
     import ray.train.torch
 
+    logging.getLogger().setLevel("WARNING")  # else every report is printed whole, by every rank
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     checkpoint = ray.train.get_checkpoint()
@@ -162,16 +171,16 @@ def train_worker(settings: dict[str, Any]) -> str | None:
                 print(f"passed over: {line}", flush=True)
             print(f"goes on after epoch {state.get('epoch', 0)}", flush=True)
     num_epochs = settings["params"]["train"]["epochs"]
-    for state in epochs(settings, ray.train.torch.get_device(), state, rank, world):
-        row = state["history"][-1]
-        if "diverged" in state:
+    for after in epochs(settings, ray.train.torch.get_device(), state, rank, world):
+        row = after["history"][-1]
+        if "diverged" in after:
             return f"the loss is not finite any more in epoch {row['epoch']}: {json.dumps(row)}"
         if rank > 0:
             ray.train.report(row)
             continue
         print(describe(row, num_epochs), flush=True)
         with tempfile.TemporaryDirectory() as folder:
-            save_checkpoint(Path(folder), state)
+            save_checkpoint(Path(folder), after)
             ray.train.report(row, checkpoint=ray.train.Checkpoint.from_directory(folder))
     return None
 
@@ -184,7 +193,7 @@ def run_on_ray(settings: dict[str, Any], name: str, runs: Path, callbacks: list 
     Returns:
         what `train_worker` returned.
     """
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     train = settings["params"]["train"]
@@ -202,6 +211,7 @@ def run_on_ray(settings: dict[str, Any], name: str, runs: Path, callbacks: list 
             failure_config=FailureConfig(max_failures=train["max_failures"], controller_failure_limit=3),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             callbacks=callbacks,
+            logging_config=LoggingConfig(log_level="ERROR"),
         ),
         torch_config=TorchConfig(backend="nccl" if train["use_gpu"] else "gloo", timeout_s=train["timeout_s"]),
     )

@@ -4,8 +4,15 @@
 """
 
 import importlib
+from typing import TYPE_CHECKING
 
 from unetpp.offline import silence
+
+if TYPE_CHECKING:
+    from unetpp.errors import UserError
+    from unetpp.inference import Segmenter
+    from unetpp.model import NestedUNet
+    from unetpp.pruning import from_classic, prune
 
 silence()
 
@@ -16,7 +23,7 @@ _HOMES = {
     "from_classic": "unetpp.pruning",
     "prune": "unetpp.pruning",
 }
-__all__ = list(_HOMES)
+__all__ = ["NestedUNet", "Segmenter", "UserError", "from_classic", "prune"]
 
 
 def __getattr__(name: str):

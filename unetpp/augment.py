@@ -7,7 +7,7 @@ the order, or a restart in between. This is the one file that imports it.
 
 import hashlib
 
-import albumentations as A  # noqa: N812 (its own documentation's name)
+import albumentations as A
 import cv2
 import numpy as np
 
@@ -27,9 +27,11 @@ class Augment:
     """
 
     def __init__(self, crop_px: int | None, flips: bool, brightness: float, hue: int, channels: int):
-        steps: list[A.BasicTransform] = []
+        steps: list = []
         if crop_px is not None:
-            steps.append(A.RandomCrop(crop_px, crop_px, pad_if_needed=True, border_mode=cv2.BORDER_REFLECT_101, fill_mask=0))
+            steps.append(
+                A.RandomCrop(crop_px, crop_px, pad_if_needed=True, border_mode=cv2.BORDER_REFLECT_101, fill_mask=0)
+            )
         if flips:
             steps.append(A.D4(p=1))
         if brightness > 0:

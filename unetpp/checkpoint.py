@@ -15,7 +15,11 @@ class DamagedCheckpointError(ValueError):
 
 def _seal(file: Path) -> dict:
     with open(file, "rb") as opened:
-        return {"file": file.name, "size": file.stat().st_size, "sha256": hashlib.file_digest(opened, "sha256").hexdigest()}
+        return {
+            "file": file.name,
+            "size": file.stat().st_size,
+            "sha256": hashlib.file_digest(opened, "sha256").hexdigest(),
+        }
 
 
 def save_checkpoint(folder: Path, state: dict) -> None:

@@ -35,8 +35,8 @@ def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
     height, width = image.shape[-2:]
     # Written as a product of whole steps, so that torch.export can prove that the network's pools divide it.
     # Two steps at least: an export fixes a size that it can meet as 1, and the deepest level would meet it.
-    rows = torch.sym_max(2, (height + multiple - 1) // multiple)
-    columns = torch.sym_max(2, (width + multiple - 1) // multiple)
+    rows: Any = torch.sym_max(2, (height + multiple - 1) // multiple)
+    columns: Any = torch.sym_max(2, (width + multiple - 1) // multiple)
     return F.pad(image, (0, columns * multiple - width, 0, rows * multiple - height), mode="replicate")
 
 
@@ -136,8 +136,8 @@ def load_model(path: str | Path) -> Trained:
     except UserError:
         raise
     except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
         raise UserError(
-            f"{file}: not a model of this project, or damaged ({type(error).__name__}: {str(error).splitlines()[0][:200]}); "
-            "train again, or copy the file again"
+            f"{file}: not a model of this project, or damaged ({reason}); train again, or copy the file again"
         ) from None
     return Trained(network.eval(), content["mean"], content["std"], content["size"], content["info"])

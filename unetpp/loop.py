@@ -64,7 +64,10 @@ def train_batches(split, batches: Iterable[Sequence[int]], augment, seed: int, e
         drawn = [augment(*split[i], key=(seed, epoch, split.ids[i])) for i in indices]
         images = np.stack([image for image, _ in drawn])  # (N, H, W, C)
         masks = np.stack([mask for _, mask in drawn])
-        yield torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(masks)  # channels_last as it lies
+        yield (
+            torch.from_numpy(images).permute(0, 3, 1, 2),
+            torch.from_numpy(masks),
+        )  # channels_last as it lies
 
 
 def plain_batches(split, indices: Iterable[int], batch_size: int) -> Iterator[Batch]:

@@ -18,11 +18,16 @@ def prune(model: NestedUNet, depth: int) -> NestedUNet:
     """
     if depth not in model.depths:
         why = {
-            (True, False): "a plain U-Net holds no shallower network: its decoder is one path, from the deepest level up",
+            (
+                True,
+                False,
+            ): "a plain U-Net holds no shallower network: its decoder is one path, from the deepest level up",
             (False, False): "it was built without deep supervision, so its shallow depths have no head",
         }.get((model.skips == "plain", model.deep_supervision), "")
         found = ", ".join(str(d) for d in model.depths)
-        raise UserError(f"cannot prune to depth {depth}: the network has heads at {found}" + (f"; {why}" if why else ""))
+        raise UserError(
+            f"cannot prune to depth {depth}: the network has heads at {found}" + (f"; {why}" if why else "")
+        )
     config = model.config() | {
         "widths": list(model.widths[: depth + 1]),
         "deep_supervision": False,

@@ -36,7 +36,12 @@ def test_saved_model_predicts_the_same(trained, tmp_path):
     trained.save(tmp_path / "model.pt")
     again = load_model(tmp_path)
     image = torch.rand(1, 3, 20, 28)
-    assert (again.mean, again.std, again.size, again.info) == (trained.mean, trained.std, trained.size, trained.info)
+    assert (again.mean, again.std, again.size, again.info) == (
+        trained.mean,
+        trained.std,
+        trained.size,
+        trained.info,
+    )
     for depth in trained.depths:
         assert torch.equal(again.segmenter(depth)(image), trained.segmenter(depth)(image))
 

@@ -9,7 +9,14 @@ from .classic import ClassicNestedUNet, ClassicUNet, with_lived_in_norms
 
 FULL = (32, 64, 128, 256, 512)
 SMALL = (2, 3, 4, 5, 6, 7, 8)
-PATTERNS = [("dense", True), ("dense", False), ("short", True), ("short", False), ("encoder", True), ("plain", False)]
+PATTERNS = [
+    ("dense", True),
+    ("dense", False),
+    ("short", True),
+    ("short", False),
+    ("encoder", True),
+    ("plain", False),
+]
 
 
 def count(network: nn.Module) -> int:

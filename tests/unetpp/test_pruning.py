@@ -37,7 +37,8 @@ def test_pruning_copies_the_weights():
 
 
 @pytest.mark.parametrize(
-    ("skips", "deep_supervision", "why"), [("plain", False, "plain U-Net"), ("dense", False, "without deep supervision")]
+    ("skips", "deep_supervision", "why"),
+    [("plain", False, "plain U-Net"), ("dense", False, "without deep supervision")],
 )
 def test_network_that_cannot_be_pruned_says_why(skips, deep_supervision, why):
     with pytest.raises(UserError, match=why):

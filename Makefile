@@ -1,0 +1,49 @@
+# Each target is one or two commands; nothing here that cannot be typed by hand after `. .venv/bin/activate`.
+# All paths are relative, so that the project may lie in a folder with a space in its name.
+
+PYTHON ?= python3
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# uv does not read pip's settings: where local wheels lie, if there is such a place.
+FIND_LINKS = UV_FIND_LINKS="$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-$$(pip config get global.find-links 2>/dev/null)}}"
+
+.PHONY: demo test test-fast check format lock setup mlflow clean help
+
+help:            ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+demo: setup      ## the whole pipeline on built-in synthetic images, then the depth table
+	@dvc repro --quiet && echo "The pipeline is up to date with params.yaml and the code." && unetpp summary
+
+test: setup      ## all tests
+	@pytest
+
+test-fast: setup ## the tests that start no Ray, no server and no pipeline
+	@pytest -m "not slow"
+
+check: setup     ## what CI checks beside the tests: style, types
+	@ruff check . && ruff format --check . && pyright
+
+format: setup    ## rewrite to the style
+	@ruff check --fix . && ruff format .
+
+mlflow: setup    ## the MLflow page
+	@unetpp mlflow
+
+setup: .venv/installed ## .venv with every package pinned
+
+.venv/installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "error: Python %d.%d found, 3.11 to 3.13 expected; name another one: make PYTHON=python3.12 ..." % v)'
+	@echo "installing into .venv (once; about a minute)"
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check uv
+	@$(FIND_LINKS) uv pip install --quiet --python .venv/bin/python -r requirements.lock
+	@uv pip install --quiet --python .venv/bin/python --no-deps -e .
+	@touch .venv/installed
+
+lock:            ## requirements.lock anew from pyproject.toml
+	@rm -f requirements.lock
+	@$(FIND_LINKS) uv pip compile --quiet pyproject.toml --all-extras --python-version 3.11 --no-header --no-annotate --output-file requirements.lock
+	@sed -i 's/^\(torch==[0-9.]*\)+cpu$$/\1/' requirements.lock
+
+clean:           ## what the stages made, and unfinished runs; .venv and DVC's cache stay
+	@rm -rf data models reports runs dvc_plots

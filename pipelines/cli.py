@@ -1,0 +1,67 @@
+"""The command line `unetpp`. Each command imports what it needs when it runs."""
+
+import argparse
+from pathlib import Path
+
+from pipelines.stage import run_command
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    from pipelines.predict import predict
+
+    predict(arguments.images, arguments.model, arguments.depth, arguments.out)
+
+
+def _doctor(arguments: argparse.Namespace) -> None:
+    from pipelines.doctor import doctor
+
+    raise SystemExit(doctor())
+
+
+def _summary(arguments: argparse.Namespace) -> None:
+    from pipelines.summary import summary
+
+    print(summary(arguments.reports))
+
+
+def _mlflow(arguments: argparse.Namespace) -> None:
+    from pipelines.params import load_params
+    from pipelines.tracking import serve_page
+
+    registry = load_params().registry
+    serve_page(arguments.port, registry.tracking_uri, registry.model_name)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(prog="unetpp", description="Train, measure and ship UNet++ segmentation models.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    one = commands.add_parser("predict", help="write a mask for each image")
+    one.add_argument("images", nargs="+", help="image files, folders of them, or patterns such as 'scans/*.png'")
+    one.add_argument("--model", default="models/train", help="folder of a trained model, or a models:/NAME@ALIAS URI")
+    one.add_argument("--depth", type=int, help="prune to this depth (default: the deepest; a URI has its own)")
+    one.add_argument("--out", type=Path, required=True, help="folder for the masks, <image name>.png")
+    one.set_defaults(run=_predict)
+
+    one = commands.add_parser("doctor", help="versions, devices, and what to do about what is wrong")
+    one.set_defaults(run=_doctor)
+
+    one = commands.add_parser("summary", help="the depth table of the last evaluation, and where to look")
+    one.add_argument("--reports", type=Path, default=Path("reports"), help="folder of reports (default: reports)")
+    one.set_defaults(run=_summary)
+
+    one = commands.add_parser("mlflow", help="open the MLflow page on this machine")
+    one.add_argument("--port", type=int, default=5000)
+    one.set_defaults(run=_mlflow)
+    return parser
+
+
+def main() -> None:
+    """Entry point of `unetpp`."""
+    arguments = build_parser().parse_args()
+    run_command(lambda: arguments.run(arguments))
+
+
+if __name__ == "__main__":
+    main()

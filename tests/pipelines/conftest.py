@@ -1,0 +1,89 @@
+"""A small prepared data set and a project folder, for the stages that train."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipelines.ingest import ingest
+from pipelines.params import load_params
+from pipelines.prepare import prepare
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SMALL = {
+    "ingest": {
+        "kind": "synthetic",
+        "location": None,
+        "synthetic": {"num_images": 40, "size_px": 64, "seed": 1},
+    },
+    "prepare": {"size": 32},
+    "search": {"widths": [[4, 6, 8]], "epochs": 2},
+    "train": {"epochs": 4, "batch_size": 8, "warmup_epochs": 1},
+    "evaluate": {"latency_rounds": 3, "throughput_batch": 2},
+}
+
+
+class Project:
+    """A folder with params.yaml, and the stages' commands run in it as DVC would."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+        self.set(SMALL)
+
+    def set(self, changes: dict) -> None:
+        """Change values of params.yaml: {"section": {"key": value}}."""
+        for section, values in changes.items():
+            self.params[section] |= values
+        (self.folder / "params.yaml").write_text(yaml.safe_dump(self.params))
+
+    def start(self, stage: str, *arguments: str) -> subprocess.Popen:
+        """`python -m pipelines.<stage> ...` in a session of its own; its output in <stage>.log."""
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+        with open(self.folder / f"{stage}.log", "w") as log:
+            return subprocess.Popen(
+                [sys.executable, "-u", "-m", f"pipelines.{stage}", *arguments],
+                cwd=self.folder,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+
+    def log(self, stage: str) -> str:
+        """What the stage has printed so far."""
+        return (self.folder / f"{stage}.log").read_text()
+
+    def run(self, stage: str, *arguments: str, expect: int = 0, timeout_s: int = 400) -> str:
+        """Run a stage to its end and return what it printed."""
+        process = self.start(stage, *arguments)
+        try:
+            code = process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+        assert code == expect, self.log(stage)
+        return self.log(stage)
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 synthetic images at 32x32, split."""
+    folder = tmp_path_factory.mktemp("small data")
+    project = Project(folder)
+    params = load_params(project.folder / "params.yaml")
+    ingest(params.ingest, folder / "raw")
+    prepare(params.prepare, folder / "raw", folder / "prepared")
+    return folder / "prepared"
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """An empty project folder with a space in its name."""
+    folder = tmp_path / "a project"
+    folder.mkdir()
+    return Project(folder)

@@ -1,0 +1,106 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipelines.cli import build_parser
+from pipelines.predict import find_images, predict
+from unetpp import NestedUNet, UserError
+from unetpp.inference import Trained
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A network that takes bright for foreground: every weight but a path of ones is nothing."""
+    network = NestedUNet((2, 3), in_channels=1)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+        for name in ("0_0", "0_1"):
+            for n in (1, 2):
+                node = network.nodes[name]
+                getattr(node, f"conv{n}").weight[0, 0, 1, 1] = 1
+                getattr(node, f"norm{n}").weight.fill_(1)
+        network.heads["1"].weight[0, 0] = 10
+        network.heads["1"].bias[0] = -5
+    folder = tmp_path / "model"
+    folder.mkdir()
+    Trained(network.eval(), [0.0], [1.0], None).save(folder / "model.pt")
+    return folder
+
+
+def write(path, size=(30, 45)) -> np.ndarray:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = np.zeros(size, np.uint8)
+    image[5:20, 10:30] = 255
+    Image.fromarray(image).save(path)
+    return image
+
+
+def test_masks_have_the_images_sizes_and_lie_on_them(tmp_path, model):
+    for name, size in (("a.png", (30, 45)), ("deep/b.tif", (64, 33))):
+        write(tmp_path / "in" / name, size)
+    predict([str(tmp_path / "in")], str(model), None, tmp_path / "out")
+    for name, size in (("a", (30, 45)), ("b", (64, 33))):
+        mask = np.array(Image.open(tmp_path / "out" / f"{name}.png"))
+        expected = np.zeros(size, np.uint8)
+        expected[5:20, 10:30] = 255
+        assert np.array_equal(mask, expected)
+
+
+def test_network_trained_on_resized_images_predicts_on_resized_ones(tmp_path, model):
+    from unetpp.inference import load_model
+
+    whole = load_model(model)
+    Trained(whole.network, whole.mean, whole.std, 16).save(model / "model.pt")
+    image = write(tmp_path / "a.png", (160, 160))
+    predict([str(tmp_path / "a.png")], str(model), 1, tmp_path / "out")
+    mask = np.array(Image.open(tmp_path / "out" / "a.png"))
+    assert mask.shape == (160, 160)
+    agree = ((mask > 0) == (image > 0)).mean()
+    assert 0.95 < agree < 1  # right, and no finer than a sixteenth
+
+
+def test_files_folders_and_patterns_name_images(tmp_path):
+    for name in ("a.png", "b/c.jpg", "b/notes.txt"):
+        write(tmp_path / name) if name != "b/notes.txt" else (tmp_path / name).write_text("x")
+    assert [path.name for path in find_images([str(tmp_path)])] == ["a.png", "c.jpg"]
+    assert [path.name for path in find_images([str(tmp_path / "*.png"), str(tmp_path / "a.png")])] == ["a.png"]
+    for pattern, message in ((tmp_path / "*.gif", "no file matches"), (tmp_path / "b" / "no", "no such file")):
+        with pytest.raises(UserError, match=message):
+            find_images([str(pattern)])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no image there"):
+        find_images([str(tmp_path / "empty")])
+
+
+def test_broken_image_is_named_and_the_others_are_done(tmp_path, model):
+    write(tmp_path / "in" / "good.png")
+    (tmp_path / "in" / "bad.png").write_text("not a picture")
+    with pytest.raises(UserError, match=r"1 of 2 images.*\n.*bad\.png"):
+        predict([str(tmp_path / "in")], str(model), None, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.png"]
+
+
+def test_images_of_one_name_are_refused_before_one_overwrites_the_other(tmp_path, model):
+    write(tmp_path / "in" / "a.png")
+    write(tmp_path / "in" / "b" / "a.png")
+    with pytest.raises(UserError, match=r"a\.png, .*a\.png"):
+        predict([str(tmp_path / "in")], str(model), None, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_depth_that_the_model_lacks_is_refused(tmp_path, model):
+    write(tmp_path / "a.png")
+    with pytest.raises(UserError, match="cannot prune to depth 3"):
+        predict([str(tmp_path / "a.png")], str(model), 3, tmp_path / "out")
+    with pytest.raises(UserError, match="named? it by its alias|one depth"):
+        predict([str(tmp_path / "a.png")], "models:/x@L1", 3, tmp_path / "out")
+
+
+def test_every_command_has_help(capsys):
+    for command in ("predict", "doctor", "summary", "mlflow"):
+        with pytest.raises(SystemExit) as exit:
+            build_parser().parse_args([command, "--help"])
+        assert exit.value.code == 0
+        assert command in capsys.readouterr().out

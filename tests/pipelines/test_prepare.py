@@ -1,0 +1,321 @@
+"""Stage prepare: a split is a function of the sample, masks lie where images do, broken files are named."""
+
+import csv
+import itertools
+import shutil
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.files import sha256
+from pipelines.ingest import ingest
+from pipelines.layouts import Sample
+from pipelines.params import Shares, load_params
+from pipelines.prepare import SPLITS, find_kind, find_split, load_sample, main, prepare, resize
+from pipelines.stage import run_command
+from unetpp.data import Split, read_manifest
+from unetpp.errors import UserError
+
+PARAMS_FILE = Path(__file__).parents[2] / "params.yaml"
+ALL = load_params(PARAMS_FILE)
+PARAMS = ALL.prepare.model_copy(update={"size": 32})
+SHARES = Shares(train=0.6, val=0.2, test=0.2)
+NUM_IMAGES = 24
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A raw folder of synthetic images, not to be changed."""
+    synthetic = ALL.ingest.synthetic.model_copy(update={"num_images": NUM_IMAGES, "size_px": 48})
+    folder = tmp_path_factory.mktemp("made") / "raw"
+    ingest(ALL.ingest.model_copy(update={"synthetic": synthetic}), folder)
+    return folder
+
+
+@pytest.fixture
+def raw(made, tmp_path):
+    """A copy of it to break."""
+    return Path(shutil.copytree(made, tmp_path / "raw"))
+
+
+def read_csv(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def hashes(folder):
+    return {path.name: sha256(path) for path in folder.iterdir()}
+
+
+def test_two_runs_give_the_same_bytes_in_whatever_order_the_files_were_made(made, tmp_path):
+    for name, reverse in (("a", False), ("b", True)):
+        for path in sorted(made.rglob("*.*"), reverse=reverse):
+            target = tmp_path / name / path.relative_to(made)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+        prepare(PARAMS, tmp_path / name, tmp_path / f"{name}_out")
+    assert hashes(tmp_path / "a_out") == hashes(tmp_path / "b_out")
+
+
+def test_the_manifest_tells_what_the_splits_hold(made, tmp_path):
+    prepare(PARAMS, made, tmp_path / "out")
+    manifest = read_manifest(tmp_path / "out")
+    splits = {name: Split(tmp_path / f"out/{name}.arrow") for name in SPLITS}
+    assert sum(len(split) for split in splits.values()) == NUM_IMAGES
+    for name, split in splits.items():
+        described = manifest["splits"][name]
+        assert described["num_images"] == len(split)
+        assert described["sha256"] == sha256(split.path)
+        assert described["kinds"] == {kind: split.kinds.count(kind) for kind in sorted(set(split.kinds))}
+        assert split.ids == sorted(split.ids)
+    rows = {(row["id"], row["kind"], row["split"]) for row in read_csv(tmp_path / "out/split.csv")}
+    assert rows == {
+        (*pair, name) for name, split in splits.items() for pair in zip(split.ids, split.kinds, strict=True)
+    }
+    assert manifest["quarantined"] == 0
+    assert read_csv(tmp_path / "out/quarantine.csv") == []
+    train = [splits["train"][index] for index in range(len(splits["train"]))]
+    pixels = np.stack([image for image, _ in train]).reshape(-1, 3) / 255
+    np.testing.assert_allclose(manifest["mean"], pixels.mean(axis=0), rtol=1e-9)
+    np.testing.assert_allclose(manifest["std"], pixels.std(axis=0), rtol=1e-9)
+    assert manifest["foreground_share"] == pytest.approx(np.mean([mask > 0 for _, mask in train]))
+    assert manifest["raw_sha256"] == sha256(made / "manifest.json")
+
+
+def test_a_split_is_a_function_of_the_sample_and_adding_files_moves_none(made, raw, tmp_path):
+    prepare(PARAMS, made, tmp_path / "all")
+    gone = sorted((raw / "images").iterdir())[::3]
+    for path in gone:
+        path.unlink()
+        (raw / "masks" / path.name).unlink()
+    prepare(PARAMS, raw, tmp_path / "some")
+    before, after = (
+        {row["id"]: row["split"] for row in read_csv(tmp_path / f"{n}/split.csv")} for n in ("all", "some")
+    )
+    assert len(after) == NUM_IMAGES - len(gone)
+    assert after.items() <= before.items()
+
+
+def test_shares_are_kept_and_another_salt_is_another_split():
+    found = {salt: [find_split(str(n), "tissue", salt, SHARES) for n in range(4000)] for salt in ("a", "b")}
+    for splits in found.values():
+        assert [splits.count(name) / 4000 for name in SPLITS] == pytest.approx([0.6, 0.2, 0.2], abs=0.03)
+    same = np.mean([one == other for one, other in zip(*found.values(), strict=True)])
+    assert same == pytest.approx(0.6**2 + 0.2**2 + 0.2**2, abs=0.04)
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(96, 96, 32), (80, 64, 32), (40, 24, 64), (20, 90, 48)])
+def test_a_resized_mask_lies_where_its_image_lies(height, width, size):
+    y, x = np.mgrid[0:height, 0:width]
+    mask = (((y - 0.42 * height) / (0.3 * height)) ** 2 + ((x - 0.55 * width) / (0.25 * width)) ** 2 < 1).astype(
+        np.uint8
+    )
+    image = np.repeat(mask[:, :, None] * 255, 3, axis=2)
+    small, small_mask = resize(image, mask, size, num_classes=1)
+    assert small.shape == (size, size, 3)
+    assert np.array_equal(small_mask, small[:, :, 0] >= 127.5)
+    flipped = resize(image[:, ::-1], np.ascontiguousarray(mask[:, ::-1]), size, num_classes=1)[1]
+    assert np.mean(flipped[:, ::-1] != small_mask) < 0.005
+
+
+def test_classes_are_resized_as_shares_and_two_classes_equal_foreground():
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 4, (6, 6)).astype(np.uint8)
+    mask = np.kron(coarse, np.ones((9, 9), np.uint8))  # whole blocks of 9 by 9
+    image = np.repeat(mask[:, :, None], 3, axis=2)
+    assert np.array_equal(resize(image, mask, 18, num_classes=4)[1], np.kron(coarse, np.ones((3, 3), np.uint8)))
+    binary = (mask > 1).astype(np.uint8)
+    two, one = resize(image, binary, 26, 2)[1], resize(image, binary, 26, 1)[1]
+    assert np.array_equal(two, one)  # 26 of 54: no share is exactly one half, where they could part
+
+
+def test_sixteen_bits_and_one_channel_survive(raw, tmp_path):
+    for path in (raw / "images").iterdir():
+        grey = np.asarray(Image.open(path).convert("L")).astype(np.uint16) * 16  # a camera of 12 bits
+        Image.fromarray(grey).save(path)
+    params = PARAMS.model_copy(update={"channels": 1})
+    manifest = prepare(params, raw, tmp_path / "out")
+    image, _ = Split(tmp_path / "out/train.arrow")[0]
+    assert image.dtype == np.uint16
+    assert image.shape == (32, 32, 1)
+    assert 0 < manifest["mean"][0] < 16 * 255 / 65535
+    assert manifest["splits"]["train"]["kinds"]["fluorescence"] > 0
+
+
+def test_without_a_size_images_keep_theirs(made, tmp_path):
+    prepare(PARAMS.model_copy(update={"size": None}), made, tmp_path / "out")
+    split = Split(tmp_path / "out/train.arrow")
+    for index, id in enumerate(split.ids):
+        image, mask = split[index]
+        assert image.shape == (48, 48, 3)
+        stored = np.asarray(Image.open(made / f"masks/{id}.png"))
+        assert np.array_equal(mask, stored > 0)
+
+
+def test_kinds_are_told_by_colour_and_by_the_brightness_of_the_background():
+    dark = np.full((8, 8, 3), 20, np.uint8)
+    assert find_kind(dark) == "fluorescence"
+    assert find_kind(dark + np.array([0, 0, 50], np.uint8)) == "fluorescence"
+    assert find_kind(dark + np.uint8(180)) == "bright-field"
+    assert find_kind(np.full((8, 8, 3), (220, 150, 200), np.uint8)) == "tissue"
+
+
+def test_one_file_a_nucleus_is_merged_into_their_union(tmp_path):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 255, (16, 16, 3), np.uint8)
+    nuclei = [np.zeros((16, 16), np.uint8) for _ in range(3)]
+    for number, nucleus in enumerate(nuclei):
+        nucleus[4 * number : 4 * number + 5, 3:9] = 255
+        cv2.imwrite(str(tmp_path / f"n{number}.png"), nucleus)
+    cv2.imwrite(str(tmp_path / "i.png"), image)
+    sample = Sample("s", tmp_path / "i.png", tuple(tmp_path / f"n{number}.png" for number in range(3)))
+    _, _, mask = load_sample(sample, PARAMS.model_copy(update={"size": None}))
+    assert np.array_equal(mask, np.max(nuclei, axis=0) > 0)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:100])
+
+
+BREAKS = {
+    "truncated": (lambda path: truncate(path), "images", "found a broken file"),
+    "text": (
+        lambda path: path.write_text("I am text"),
+        "images",
+        "found no image but a file that begins with",
+    ),
+    "empty": (lambda path: path.write_bytes(b""), "images", "found an empty file (0 bytes)"),
+    "truncated mask": (lambda path: truncate(path), "masks", "found a broken file"),
+    "other size": (
+        lambda path: Image.fromarray(np.zeros((40, 48), np.uint8)).save(path),
+        "masks",
+        "found a mask of 48x40 px for an image of 48x48 px",
+    ),
+    "missing image": (
+        lambda path: path.rename(path.with_name("ghost.png")),
+        "masks",
+        "no image images/ghost.<ext>",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "folder", "reason"), BREAKS.values(), ids=BREAKS)
+def test_a_broken_sample_is_set_aside_with_its_file_and_the_reason(raw, tmp_path, damage, folder, reason):
+    name = "nuclei_00003.png"
+    damage(raw / folder / name)
+    manifest = prepare(PARAMS, raw, tmp_path / "out")
+    rows = read_csv(tmp_path / "out/quarantine.csv")
+    assert manifest["quarantined"] == len(rows)
+    named = [row for row in rows if row["reason"].startswith(reason)]
+    assert [row["file"] for row in named] == [
+        f"{folder}/{'ghost.png' if folder == 'masks' and len(rows) == 2 else name}"
+    ]
+    assert sum(split["num_images"] for split in manifest["splits"].values()) == NUM_IMAGES - 1
+
+
+def test_a_value_that_is_no_class_is_set_aside_by_name(raw, tmp_path):
+    for path in (raw / "masks").iterdir():
+        Image.fromarray((np.asarray(Image.open(path)) > 0).astype(np.uint8)).save(path)
+    Image.fromarray(np.full((48, 48), 7, np.uint8)).save(raw / "masks/nuclei_00003.png")
+    prepare(PARAMS.model_copy(update={"num_classes": 2}), raw, tmp_path / "out")
+    (row,) = read_csv(tmp_path / "out/quarantine.csv")
+    assert row["file"] == "masks/nuclei_00003.png"
+    assert row["reason"].startswith("found the mask value 7; expected 0 to 1")
+
+
+def run_stage(tmp_path, monkeypatch):
+    """The exit code of the command in a folder with raw data in `raw` and the params of the project."""
+    (tmp_path / "params.yaml").write_text(PARAMS_FILE.read_text().replace("size: 96 ", "size: 32 "))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["prepare", "--raw", "raw", "--out", "out"])
+    with pytest.raises(SystemExit) as caught:
+        run_command(main)
+    return caught.value.code
+
+
+def test_too_many_broken_samples_stop_the_stage_and_leave_the_old_output(raw, tmp_path, monkeypatch, capsys):
+    prepare(PARAMS, raw, tmp_path / "out")
+    before = hashes(tmp_path / "out")
+    for path in sorted((raw / "images").iterdir())[:7]:
+        path.write_bytes(b"")
+    assert run_stage(tmp_path, monkeypatch) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: raw: 7 of 24 samples are broken (29%); expected at most")
+    assert message.count("images/nuclei_0000") == 5
+    assert "and 2 more" in message
+    assert hashes(tmp_path / "out") == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "params.yaml", "raw"]
+
+
+def test_a_missing_raw_folder_and_one_without_masks_stop_the_stage(raw, tmp_path, monkeypatch, capsys):
+    shutil.rmtree(raw / "masks")
+    assert run_stage(tmp_path, monkeypatch) == 2
+    assert "raw: found no masks/ folder with files; expected images/" in capsys.readouterr().err
+    shutil.rmtree(raw)
+    assert run_stage(tmp_path, monkeypatch) == 2
+    assert "raw: found no manifest.json" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_split_is_refused_with_the_counts(raw, tmp_path):
+    for path in sorted((raw / "images").iterdir())[2:]:
+        path.unlink()
+        (raw / "masks" / path.name).unlink()
+    with pytest.raises(UserError, match=r"found \d for train, \d for val, \d for test; .*prepare\.salt"):
+        prepare(PARAMS, raw, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_kind_that_misses_a_split_is_told(made, tmp_path, capsys):
+    for number in itertools.count():
+        manifest = prepare(PARAMS.model_copy(update={"salt": str(number)}), made, tmp_path / "out")
+        kinds = [manifest["splits"][split]["kinds"] for split in ("val", "test")]
+        if any(len(found) < 3 for found in kinds):
+            break
+        assert "warning" not in capsys.readouterr().out
+    assert "warning: none of the 8 " in capsys.readouterr().out
+
+
+@pytest.mark.shared_data
+def test_real_images_have_the_kinds_that_one_sees(shared_data, tmp_path):
+    """A twelfth of the set, in which the stained images are those kept as RGB."""
+    names = sorted(path.name for path in (shared_data / "dsb2018/images").iterdir())[::12]
+    for folder in ("images", "masks"):
+        (tmp_path / "some" / folder).mkdir(parents=True)
+        for name in names:
+            shutil.copyfile(shared_data / "dsb2018" / folder / name, tmp_path / "some" / folder / name)
+    ingest(ALL.ingest.model_copy(update={"kind": "folder", "location": str(tmp_path / "some")}), tmp_path / "raw")
+    manifest = prepare(PARAMS.model_copy(update={"size": 96}), tmp_path / "raw", tmp_path / "out")
+    assert manifest["quarantined"] == 0
+    assert sum(split["num_images"] for split in manifest["splits"].values()) == len(names)
+    assert 0.08 < manifest["foreground_share"] < 0.22
+    kinds = {row["id"]: row["kind"] for row in read_csv(tmp_path / "out/split.csv")}
+    for name in names:
+        with Image.open(shared_data / "dsb2018/images" / name) as image:
+            assert (kinds[name.removesuffix(".png")] == "tissue") == (image.mode == "RGB")
+
+
+@pytest.mark.shared_data
+def test_the_real_zip_is_prepared_with_every_nucleus_in_the_mask(shared_data, tmp_path):
+    """The other set has the same images under the first 16 letters of their names, with corrected labels."""
+    params = ALL.ingest.model_copy(update={"kind": "zip", "location": str(shared_data / "bbbc038_sample.zip")})
+    ingest(params, tmp_path / "raw")
+    manifest = prepare(PARAMS.model_copy(update={"size": 96}), tmp_path / "raw", tmp_path / "out")
+    assert manifest["quarantined"] == 0
+    ious = []
+    for name in SPLITS:
+        split = Split(tmp_path / f"out/{name}.arrow")
+        for index, id in enumerate(split.ids):
+            image, mask = split[index]
+            folder, file = shared_data / "dsb2018", f"{id[:16]}.png"
+            sample = Sample(id, folder / "images" / file, (folder / "masks" / file,))
+            _, other_image, other = load_sample(sample, PARAMS.model_copy(update={"size": 96}))
+            assert np.array_equal(image, other_image)
+            ious.append(np.sum(mask & other) / np.sum(mask | other))
+    assert len(ious) == 31
+    assert np.median(ious) > 0.99
+    assert min(ious) > 0.5

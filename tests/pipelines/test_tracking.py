@@ -1,0 +1,95 @@
+"""Where the MLflow store is, what is said when it is away, and loading by URI."""
+
+import socket
+
+import pytest
+
+from pipelines import tracking
+from unetpp.errors import UserError
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """An empty folder with a space in its name as the project, and no setting from outside."""
+    folder = tmp_path / "a project"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return f"sqlite:///{folder}/mlflow.db"
+
+
+@pytest.fixture
+def closed_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_params_win_over_environment_over_the_folder(store, monkeypatch):
+    assert tracking.tracking_uri() == store
+    assert tracking.tracking_uri().startswith("sqlite:////")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://there:5000")
+    assert tracking.tracking_uri() == "http://there:5000"
+    assert tracking.tracking_uri("http://here:5000") == "http://here:5000"
+
+
+def test_passwords_are_not_shown():
+    assert tracking.shown("postgresql://me:secret@db:5432/x") == "postgresql://me:***@db:5432/x"
+    assert tracking.shown("sqlite:////a b/mlflow.db") == "sqlite:////a b/mlflow.db"
+
+
+@pytest.mark.parametrize("kind", ["http://127.0.0.1:{}", "postgresql://me:secret@127.0.0.1:{}/x"])
+def test_unreachable_store_is_a_user_error_that_names_it(kind, closed_port):
+    uri = kind.format(closed_port)
+    with pytest.raises(UserError, match="same command again") as error:
+        tracking.connect(uri)
+    assert tracking.shown(uri) in str(error.value)
+    assert "secret" not in str(error.value)
+
+
+def test_what_is_no_store_is_a_user_error(tmp_path):
+    (tmp_path / "text.db").write_text("this is no database, it is a text file of some length")
+    with pytest.raises(UserError, match=r"text\.db"):
+        tracking.connect(f"sqlite:///{tmp_path}/text.db")
+
+
+def test_other_errors_pass_unchanged():
+    with pytest.raises(KeyError), tracking.explained("http://there"):
+        raise KeyError("a bug")
+
+
+@pytest.mark.parametrize("uri", ["models:/", "models:/name", "models:/name@", "runs:/1/L1", "name@L1"])
+def test_malformed_model_uri_is_a_user_error(uri):
+    with pytest.raises(UserError, match="expected models:/NAME@ALIAS"):
+        tracking.load_segmenter(uri)
+
+
+def test_empty_registry_says_how_to_fill_it(store):
+    with pytest.raises(UserError, match="dvc repro register"):
+        tracking.load_segmenter("models:/nuclei@L1")
+
+
+def test_page_on_a_taken_port_is_a_user_error_with_the_fix(store):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(UserError, match=f"port {port} is taken.*--port {port + 1}"):
+            tracking.serve_page(port)
+
+
+def test_page_becomes_the_server_of_the_same_store(store, closed_port, monkeypatch, capsys):
+    started = {}
+    monkeypatch.setattr(tracking.os, "execve", lambda file, command, env: started.update(command=command, env=env))
+    tracking.serve_page(closed_port, model_name="nuclei")
+    assert started["command"][1:4] == ["-m", "mlflow", "server"]
+    assert started["command"][started["command"].index("--host") + 1] == "127.0.0.1"
+    assert started["env"]["MLFLOW_BACKEND_STORE_URI"] == store
+    assert started["env"]["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
+    assert started["env"]["MLFLOW_DISABLE_TELEMETRY"] == "true"
+    assert f"http://127.0.0.1:{closed_port}/#/models/nuclei" in capsys.readouterr().out
+
+
+def test_page_of_a_server_is_its_own(capsys):
+    tracking.serve_page(5000, "http://there:5000/", "nuclei")
+    assert "http://there:5000/#/models/nuclei" in capsys.readouterr().out

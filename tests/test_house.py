@@ -1,0 +1,182 @@
+"""Laws of the house: layers, the lock, and silence."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from unetpp.offline import TELEMETRY_OFF
+
+from .conftest import REPOSITORY
+
+# Lowest first; a file imports only from rows above its own. Within a row, only what is listed in BESIDE.
+LAYERS = (
+    {"unetpp.offline", "unetpp.errors", "unetpp"},
+    {"unetpp.model", "unetpp.losses", "unetpp.metrics"},
+    {
+        "unetpp.pruning",
+        "unetpp.inference",
+        "unetpp.cost",
+        "unetpp.images",
+        "unetpp.data",
+        "unetpp.augment",
+        "unetpp.loop",
+        "unetpp.checkpoint",
+    },
+    {
+        "pipelines",
+        *(
+            f"pipelines.{name}"
+            for name in (
+                "files",
+                "stage",
+                "params",
+                "layouts",
+                "synthetic",
+                "sources",
+                "cluster",
+                "worker",
+                "tracking",
+                "report",
+            )
+        ),
+    },
+    {
+        f"pipelines.{name}"
+        for name in (
+            "ingest",
+            "prepare",
+            "search",
+            "train",
+            "evaluate",
+            "register",
+            "predict",
+            "doctor",
+            "cli",
+        )
+    },
+)
+BESIDE = {
+    0,
+    2,
+    3,
+}  # the stages and the network's own files never import each other; the command line does, late
+HOMES = {  # each outside system has one home file, or the few that the file map names
+    "albumentations": {"unetpp.augment"},
+    "pyarrow": {"unetpp.data"},
+    "PIL": {"unetpp.images", "pipelines.report"},
+    "mlflow": {"pipelines.tracking", "pipelines.register"},
+    "ray": {"pipelines.cluster", "pipelines.worker", "pipelines.search"},
+}
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__")
+
+
+FILES = {name_of(path): path for package in ("unetpp", "pipelines") for path in (REPOSITORY / package).glob("*.py")}
+
+
+def imports(path: Path, top_level: bool = False) -> set[str]:
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level else ast.walk(tree)
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            within = {f"{node.module}.{alias.name}" for alias in node.names} & set(FILES)
+            found |= within or {node.module}
+    return found
+
+
+def layer_of(name: str) -> int:
+    found = [number for number, names in enumerate(LAYERS) if name in names]
+    assert found, f"{name} stands in no layer: add it to LAYERS in {__file__} and to the README's file map"
+    return found[0]
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_imports_only_go_down(name):
+    layer = layer_of(name)
+    for other in imports(FILES[name]) & set(FILES):
+        if name == "pipelines.cli" or other == name:
+            continue
+        below = layer_of(other)
+        assert below < layer or (below == layer and layer in BESIDE), f"{name} imports {other}"
+
+
+@pytest.mark.parametrize("library", sorted(HOMES))
+def test_each_outside_system_has_one_home(library):
+    users = {name for name, path in FILES.items() if library in {one.split(".")[0] for one in imports(path)}}
+    assert users <= HOMES[library]
+
+
+def test_network_needs_torch_and_numpy_alone():
+    code = (
+        "import sys\n"
+        "for name in ('ray', 'mlflow', 'dvc', 'albumentations', 'cv2', 'PIL', 'pyarrow', 'pydantic', 'yaml', 'boto3'):\n"
+        "    sys.modules[name] = None\n"  # an import of it fails
+        "import torch, unetpp, unetpp.loop, unetpp.checkpoint, unetpp.cost\n"
+        "network = unetpp.NestedUNet((4, 6, 8))\n"
+        "optimizer = unetpp.loop.make_optimizer(network, 'adamw', 1e-3, 0.9, 0.0)\n"
+        "batch = (torch.rand(2, 3, 16, 16), torch.zeros(2, 16, 16, dtype=torch.uint8))\n"
+        "zeros, ones = torch.zeros(3, 1, 1), torch.ones(3, 1, 1)\n"
+        "unetpp.loop.train_epoch(network, [batch], optimizer, lambda step: 1e-3, 0, zeros, ones, torch.float32)\n"
+        "print(unetpp.Segmenter(unetpp.prune(network, 1), [0] * 3, [1] * 3).eval()(batch[0]).shape)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "[2, 1, 16, 16]" in done.stdout
+
+
+def test_command_line_is_quick_to_answer():
+    code = "import sys, pipelines.cli; print(sorted({'torch', 'ray', 'mlflow'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_telemetry_is_off_in_every_process_of_ours():
+    bare = {key: value for key, value in os.environ.items() if key not in TELEMETRY_OFF}
+    code = f"import os, pipelines; print([os.environ.get(name) for name in {list(TELEMETRY_OFF)}])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, env=bare, check=True
+    )
+    assert done.stdout.strip() == str(list(TELEMETRY_OFF.values()))
+    assert "analytics = false" in (REPOSITORY / ".dvc/config").read_text()
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_lock_holds_every_dependency_of_pyproject_at_a_version_that_it_allows():
+    from packaging.requirements import Requirement
+
+    lines = (REPOSITORY / "requirements.lock").read_text().split("\n")
+    pinned = dict(line.split("==") for line in lines if line)
+    pinned = {normal(name.split("[")[0]): version for name, version in pinned.items()}
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + [one for extra in project["optional-dependencies"].values() for one in extra]
+    for requirement in map(Requirement, wanted):
+        version = pinned.get(normal(requirement.name))
+        assert version, f"{requirement.name} is not in requirements.lock: make lock"
+        assert requirement.specifier.contains(version), f"requirements.lock has {requirement.name} {version}: make lock"
+
+
+def test_no_file_names_a_host_of_ours():
+    listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=REPOSITORY, check=True).stdout
+    for name in listed.split("\n"):
+        path = REPOSITORY / name
+        if name and path.suffix in {".py", ".toml", ".yaml", ".lock", ".md", ".json", ""} and path.is_file():
+            text = path.read_text(encoding="utf-8", errors="ignore")
+            assert "+cpu" not in text or path.name in {"Makefile", "test_house.py"}, name
+            assert not re.search(r"find-links|index-url", text) or path.name in {
+                "Makefile",
+                "test_house.py",
+            }, name

@@ -1,0 +1,95 @@
+"""Laws of the costs. No test looks at a time."""
+
+import pytest
+import torch
+from torch import nn
+
+from unetpp import cost
+from unetpp.inference import Segmenter
+from unetpp.model import NestedUNet
+from unetpp.pruning import prune
+
+
+def test_parameters_are_what_training_learns():
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    assert cost.count_parameters(module) == (3 * 9 + 1) * 8 + 2 * 8
+
+
+@pytest.mark.parametrize("size", [8, 17])
+def test_macs_of_a_convolution_follow_the_closed_form(size):
+    module = nn.Conv2d(3, 8, 3, padding=1)
+    assert cost.count_macs(module, torch.rand(2, 3, size, size)) == 2 * size * size * 8 * 3 * 9
+
+
+def test_macs_of_depth_one_follow_the_closed_form():
+    network = prune(NestedUNet([4, 8, 16]).eval(), 1)
+    level_0, level_1 = 32 * 32, 16 * 16
+    expected = level_0 * 9 * (3 * 4 + 4 * 4) + level_1 * 9 * (4 * 8 + 8 * 8)  # X[0,0], X[1,0]
+    expected += level_0 * 9 * ((4 + 8) * 4 + 4 * 4) + level_0 * 4  # X[0,1] and the head
+    assert cost.count_macs(Segmenter(network, [0.5] * 3, [0.2] * 3), torch.rand(1, 3, 32, 32)) == expected
+
+
+def test_macs_leave_the_module_as_it_was():
+    module = nn.Sequential(nn.Conv2d(1, 1, 3), nn.BatchNorm2d(1)).eval()
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    cost.count_macs(module, torch.rand(1, 1, 8, 8))
+    assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
+
+
+class Steps(nn.Module):
+    """Holds 1, then 2, then 4 tensors of the input's size at once, and returns one."""
+
+    def forward(self, x):
+        first = x + 1
+        second = first + 1
+        del first
+        joined = torch.cat([second, second, second])
+        del second
+        return joined[:1] + 1
+
+
+def test_peak_memory_is_the_most_held_at_once():
+    example = torch.zeros(1, 1, 512, 512)  # 1 MiB
+    assert cost.measure_peak_memory_mib(nn.Identity(), example) == 0
+    assert cost.measure_peak_memory_mib(nn.ReLU(), example) == pytest.approx(1, abs=0.01)
+    assert cost.measure_peak_memory_mib(nn.Sequential(*[nn.ReLU()] * 5), example) == pytest.approx(2, abs=0.01)
+    assert cost.measure_peak_memory_mib(Steps(), example) == pytest.approx(4, abs=0.01)
+
+
+def test_peak_memory_grows_with_the_depth():
+    network = NestedUNet([4, 8, 16, 32]).eval()
+    example = torch.rand(1, 3, 64, 64)
+    peaks = [cost.measure_peak_memory_mib(prune(network, depth), example) for depth in network.depths]
+    assert peaks == sorted(peaks)
+    assert peaks[0] > 0
+
+
+def test_each_round_runs_each_module_once_in_turn():
+    calls = []
+
+    class Named(nn.Module):
+        def __init__(self, name):
+            super().__init__()
+            self.name = name
+
+        def forward(self, x):
+            calls.append(self.name)
+            assert torch.is_inference_mode_enabled()
+            return x
+
+    latency = cost.measure_latency({"a": Named("a"), "b": Named("b")}, torch.rand(1), rounds=4, warmup=2)
+    assert calls == ["a", "b"] * 6
+    assert set(latency) == {"a", "b"}
+    assert all(0 < each.median_ms <= each.p95_ms for each in latency.values())
+
+
+def test_throughput_counts_images_not_batches(monkeypatch):
+    monkeypatch.setattr(cost, "_time", lambda module, example: 0.5)
+    assert cost.measure_throughput(nn.Identity(), torch.rand(6, 1, 2, 2)) == pytest.approx(12)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_peak_memory_on_a_gpu_is_the_most_held_at_once():
+    example = torch.zeros(1, 1, 512, 512, device="cuda")
+    assert cost.measure_peak_memory_mib(Steps(), example) == pytest.approx(4, abs=0.01)

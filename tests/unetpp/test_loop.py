@@ -1,0 +1,99 @@
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from unetpp import NestedUNet, Segmenter
+from unetpp.loop import (
+    choose_precision,
+    epoch_order,
+    make_optimizer,
+    plain_batches,
+    schedule,
+    train_epoch,
+    validate,
+)
+from unetpp.losses import segmentation_loss
+from unetpp.metrics import confusion, per_image_iou
+
+
+class Listed:
+    """A split in memory."""
+
+    def __init__(self, sizes: list[tuple[int, int]]):
+        rng = np.random.default_rng(0)
+        self.ids = [str(n) for n in range(len(sizes))]
+        self.samples = [
+            (rng.integers(0, 256, (*size, 3)).astype(np.uint8), rng.integers(0, 2, size).astype(np.uint8))
+            for size in sizes
+        ]
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, index: int):
+        return self.samples[index]
+
+
+def test_schedule_rises_to_its_peak_and_falls_to_nothing():
+    rate = schedule(peak=0.1, warmup_steps=10, total_steps=100)
+    rates = [rate(step) for step in range(100)]
+    assert rates.index(max(rates)) in (9, 10)
+    assert max(rates) == pytest.approx(0.1)
+    assert all(a < b for a, b in pairwise(rates[:10]))
+    assert all(a > b for a, b in pairwise(rates[10:]))
+    assert rates[-1] < 1e-3 * 0.1 + 1e-4
+
+
+def test_order_of_an_epoch_is_a_function_of_seed_and_epoch_alone():
+    assert epoch_order(50, 1, 2) == epoch_order(50, 1, 2)
+    assert epoch_order(50, 1, 2) != epoch_order(50, 1, 3) != epoch_order(50, 2, 3)
+    assert sorted(epoch_order(50, 1, 2)) == list(range(50))
+
+
+def test_image_of_another_size_begins_a_new_batch():
+    split = Listed([(8, 8)] * 3 + [(8, 12)] + [(8, 8)])
+    shapes = [tuple(image.shape) for image, _ in plain_batches(split, range(5), 2)]
+    assert shapes == [(2, 3, 8, 8), (1, 3, 8, 8), (1, 3, 8, 12), (1, 3, 8, 8)]
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
+@pytest.mark.parametrize("num_classes", [1, 3])
+def test_training_learns_a_mask_that_can_be_seen(name, num_classes):
+    torch.manual_seed(0)
+    mask = torch.zeros(4, 16, 16, dtype=torch.uint8)
+    mask[:, 4:12, 4:12] = num_classes - 1 or 1
+    image = (mask > 0).unsqueeze(1).float().expand(-1, 3, -1, -1) * 0.5 + 0.2 * torch.rand(4, 3, 16, 16)
+    rate = 0.1 if name == "sgd" else 0.01
+    network = NestedUNet((4, 6, 8), num_classes=num_classes)
+    optimizer = make_optimizer(network, name, rate, 0.9, 0.0)
+    mean, std = torch.full((3, 1, 1), 0.3), torch.full((3, 1, 1), 0.2)
+    for step in range(60):
+        sums = train_epoch(network, [(image, mask)], optimizer, lambda _: rate, step, mean, std, torch.float32)
+        assert sums[1] == 4
+    segmenter = Segmenter(network, [0.3] * 3, [0.2] * 3)
+    ious = validate(segmenter, [(image, mask)], torch.float32)
+    assert (ious[:-1, 1] / ious[-1, 1] > 0.9).all()
+
+
+def test_validation_sums_of_a_whole_equal_those_over_shards_and_the_metrics_own():
+    torch.manual_seed(0)
+    split = Listed([(12, 20)] * 5)
+    segmenter = Segmenter(NestedUNet((4, 6, 8)), [0.5] * 3, [0.3] * 3).eval()
+    whole = validate(segmenter, plain_batches(split, range(5), 5), torch.float32)
+    shards = sum(validate(segmenter, plain_batches(split, range(rank, 5, 2), 2), torch.float32) for rank in range(2))
+    torch.testing.assert_close(whole, shards)
+    image, mask = next(iter(plain_batches(split, range(5), 5)))
+    with torch.inference_mode():
+        logits = segmenter.logits(image)[-1][..., :12, :20]
+    expected = per_image_iou(confusion((logits[:, 0] >= 0).long(), mask, 1)).sum()
+    torch.testing.assert_close(whole[-2], torch.stack([segmentation_loss(logits, mask).sum().double(), expected]))
+
+
+def test_bf16_is_chosen_only_where_the_processor_computes_in_it():
+    cpu = torch.device("cpu")
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    assert choose_precision("auto", cpu) == (torch.bfloat16 if native else torch.float32)
+    assert choose_precision("bf16", cpu) == torch.bfloat16
+    assert choose_precision("fp32", cpu) == torch.float32

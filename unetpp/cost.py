@@ -1,0 +1,103 @@
+"""What a network costs to run: parameters, multiply-accumulates, latency, throughput, memory of a pass.
+
+The module is run as it is given: eval mode, device and number of threads are the caller's.
+"""
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of one forward pass over the measured rounds."""
+
+    median_ms: float
+    p95_ms: float
+
+
+def count_parameters(module: nn.Module) -> int:
+    """The numbers that training learns; buffers such as batch norm's running statistics are not counted."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def count_macs(module: nn.Module, example: Tensor) -> int:
+    """Multiply-accumulates of the convolutions of one forward pass on `example` (N, C, H, W).
+
+    They are nearly all of the arithmetic of these networks; norms, activations, pooling and upsampling are
+    not counted. torch counts 2 floating-point operations a multiply-accumulate, hence the half.
+    """
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(example)
+    counts = counter.get_flop_counts()["Global"]
+    return sum(flops for operator, flops in counts.items() if "conv" in str(operator)) // 2
+
+
+def measure_latency(
+    modules: Mapping[str, nn.Module], example: Tensor, rounds: int, warmup: int = 3
+) -> dict[str, Latency]:
+    """Time one forward pass of each module on `example` (N, C, H, W).
+
+    A round runs every module once, so that what slows the machine for a while slows all of them, and
+    their ratios stay true. The first `warmup` rounds are not counted.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in modules}
+    with torch.inference_mode():
+        for _ in range(warmup + rounds):
+            for name, module in modules.items():
+                seconds[name].append(_time(module, example))
+    counted = {name: np.array(times[warmup:]) * 1000 for name, times in seconds.items()}
+    return {name: Latency(float(np.median(ms)), float(np.percentile(ms, 95))) for name, ms in counted.items()}
+
+
+def measure_throughput(module: nn.Module, batch: Tensor, rounds: int = 5, warmup: int = 1) -> float:
+    """Images a second on a batch (N, C, H, W): N by the median time of a forward pass."""
+    latency = measure_latency({"": module}, batch, rounds, warmup)[""]
+    return len(batch) / latency.median_ms * 1000
+
+
+def measure_peak_memory_mib(module: nn.Module, example: Tensor) -> float:
+    """The most memory that one forward pass holds at once beyond the weights and `example`, in MiB.
+
+    Measured, with the output and the workspaces of the operators in it: on a CPU from what torch's allocator
+    reports to the profiler (a library that allocates past torch is not seen), on CUDA from its own high mark.
+    """
+    with torch.inference_mode():
+        module(example)  # what is made once, such as cuDNN's plans, is no part of a pass
+        if example.is_cuda:
+            torch.cuda.synchronize(example.device)
+            before = torch.cuda.memory_allocated(example.device)
+            torch.cuda.reset_peak_memory_stats(example.device)
+            module(example)
+            torch.cuda.synchronize(example.device)
+            return (torch.cuda.max_memory_allocated(example.device) - before) / MIB
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it greets on stderr
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
+            module(example)
+    assert prof.profiler is not None
+    recorded = prof.profiler.kineto_results
+    assert recorded is not None
+    events = [event for event in recorded.events() if event.name() == "[memory]"]
+    ordered = sorted(events, key=lambda event: event.start_ns())
+    changes = [event.nbytes() for event in ordered]  # pyright: ignore[reportAttributeAccessIssue] - no stub
+    return int(np.cumsum([0, *changes]).max()) / MIB
+
+
+def _time(module: nn.Module, example: Tensor) -> float:
+    """Seconds of one forward pass; a GPU runs behind the call, so it is waited for on both sides."""
+    if example.is_cuda:
+        torch.cuda.synchronize(example.device)
+    start = time.perf_counter()
+    module(example)
+    if example.is_cuda:
+        torch.cuda.synchronize(example.device)
+    return time.perf_counter() - start
