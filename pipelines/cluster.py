@@ -2,6 +2,8 @@
 RAY_ADDRESS names (inside `ray job submit` Ray sets it). The same code runs on both."""
 
 import os
+import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -32,11 +34,13 @@ def cluster() -> Iterator[None]:
         "logging_config": ray.LoggingConfig(log_level="ERROR"),
     }
     address = os.environ.get("RAY_ADDRESS")
-    if not address:  # One process less to start: nobody preempts a node of this machine.
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     if address:
         ray.init(address=address, **common)
     else:
+        # Ray passes the interpreter's path to a shell as it is, and a folder may have a space in its name.
+        common["runtime_env"]["py_executable"] = shlex.quote(sys.executable)
+        # One process less to start: nobody preempts a node of this machine.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         ray.init(
             address="local",
             _node_ip_address="127.0.0.1",

@@ -9,11 +9,13 @@ import csv
 import hashlib
 import json
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pipelines import tracking
 from pipelines.files import sha256, write_json
@@ -24,6 +26,8 @@ from unetpp.inference import Segmenter, Trained, load_model
 # What the pipeline itself rewrites while it runs does not make the code another one.
 REWRITTEN = ("dvc.lock", "reports")
 TOLERANCE = 1e-5
+# What a latency depends on most, of what metrics.json says of the machine.
+MACHINE = ("device", "processor", "threads", "precision", "size_px")
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,9 @@ class Family:
             "depth": str(depth),
             "widths": ", ".join(map(str, self.trained.network.widths[: depth + 1])),
             "recommended": str(depth == self.recommended).lower(),
+            # What `unetpp predict` has to know of a registered version.
+            "in_channels": str(self.trained.network.in_channels),
+            "size_px": json.dumps(self.trained.size),
             "fingerprint": self.fingerprint,
             "data_sha256": self.data_sha256,
             "git_commit": self.commit,
@@ -110,8 +117,8 @@ def read_family(prepared: Path, model: Path, evaluation: Path, name: str) -> Fam
     recommended = metrics["recommended_depth"]
     if sorted(found) != sorted(expected) or (recommended is not None and f"L{recommended}" not in expected):
         raise UserError(
-            f"{evaluation / 'metrics.json'}: found the depths {', '.join(found)}, recommended {recommended}; {model} has "
-            f"{', '.join(expected)}. It was measured on another model: run `dvc repro evaluate`"
+            f"{evaluation / 'metrics.json'}: found the depths {', '.join(found)}, recommended {recommended}; "
+            f"{model} has {', '.join(expected)}. It was measured on another model: run `dvc repro evaluate`"
         )
     hashes = sha256(model / "model.pt") + sha256(evaluation / "metrics.json")
     commit, dirty = git_commit(Path.cwd())
@@ -174,7 +181,7 @@ def log_run(
     tracking.log_metrics(client, run, read_curves(curves))
     if "mean" in family.metrics["depths"]:
         values = family.metrics["depths"]["mean"]
-        mean = [(f"mean_of_heads/{key}", values[key], 0) for key in ("iou_image", "dice_image", "latency_ms")]
+        mean = [(f"{key}_mean_of_heads", values[key], 0) for key in ("iou_image", "dice_image", "latency_ms")]
         tracking.log_metrics(client, run, mean, dataset=("test", splits["test"]["sha256"]))
     files = {"report": [], "pipeline": [Path("dvc.lock"), Path("dvc.yaml"), Path("params.yaml")]}
     files["report"] = [evaluation / file for file in ("report.html", "depths.csv", "images.csv", "metrics.json")] + [
@@ -247,7 +254,7 @@ def register_depth(client, run, family: Family, depth: int) -> str:
     return version
 
 
-def difference(loaded: torch.nn.Module, segmenter: Segmenter) -> str | None:
+def difference(loaded: Callable[[Tensor], Tensor], segmenter: Segmenter) -> str | None:
     """Why a module is not the segmenter, found on sizes that the export did not see; None where it is."""
     random = torch.Generator().manual_seed(0)
     for size in ((1, 33, 57), (3, 64, 48)):
@@ -276,8 +283,8 @@ def version_description(family: Family, versions: dict[int, str], depth: int) ->
         [
             _decision(family, versions, depth),
             _table(family, versions, depth),
-            *_notes(family),
             f"**Load this version**\n\n{_snippet(family, versions[depth])}",
+            *_notes(family),
         ]
     )
 
@@ -294,9 +301,10 @@ def family_description(family: Family, versions: dict[int, str]) -> str:
         [
             f"{title} {family.metrics['recommendation']}",
             _table(family, versions, best),
-            *_notes(family),
             f"**Load it**\n\n{_snippet(family, '@recommended' if best is not None else f'@L{max(versions)}')}\n\n"
-            f"The aliases {', '.join(f'`L{depth}`' for depth in versions)} are the depths of the family registered last.",
+            f"The aliases {', '.join(f'`L{depth}`' for depth in versions)} "
+            "are the depths of the family registered last.",
+            *_notes(family),
         ]
     )
 
@@ -314,10 +322,8 @@ def _decision(family: Family, versions: dict[int, str], depth: int) -> str:
 
 
 def _table(family: Family, versions: dict[int, str], marked: int | None) -> str:
-    rows = [
-        "| depth | version | IoU (95 %) | Dice | ms (p95) | images/s | parameters | file |",
-        "| :-- | :-- | :-- | :-- | :-- | :-- | :-- | :-- |",
-    ]
+    rows = [_row(["depth", "version", "IoU (95 %)", "Dice", "ms (p95)", "images/s", "parameters", "file"])]
+    rows.append("| :-- | :-- | :-- | :-- | :-- | :-- | :-- | :-- |")
     for depth, version in versions.items():
         m = family.metrics["depths"][f"L{depth}"]
         cells = [
@@ -330,17 +336,19 @@ def _table(family: Family, versions: dict[int, str], marked: int | None) -> str:
             f"{m['parameters']:,}",
             f"{m['size_mib']:.1f} MiB",
         ]
-        if depth == marked:
-            cells = [f"**{cell}**" for cell in cells]
-        # The page sets tables without any space between columns.
-        rows.append("| " + " | ".join(f"{cell}&nbsp;&nbsp;&nbsp;" for cell in cells) + " |")
+        rows.append(_row([f"**{cell}**" for cell in cells] if depth == marked else cells))
     return "\n".join(rows)
+
+
+def _row(cells: list[str]) -> str:
+    # MLflow's page sets tables without any space between columns.
+    return "| " + " | ".join(f"{cell}&nbsp;&nbsp;&nbsp;" for cell in cells) + " |"
 
 
 def _notes(family: Family) -> list[str]:
     """What the table was measured on, what goes in and out, and where it comes from."""
     network, splits = family.trained.network, family.manifest["splits"]
-    machine = ", ".join(f"{key} {value}" for key, value in family.metrics["machine"].items())
+    machine = ", ".join(f"{key} {value}" for key, value in family.metrics["machine"].items() if key in MACHINE)
     kinds = ", ".join(f"{count} {kind}" for kind, count in splits["test"]["kinds"].items())
     resized = (
         f" (trained on images resized to {family.trained.size} x {family.trained.size} px)"
@@ -350,8 +358,9 @@ def _notes(family: Family) -> list[str]:
     out = "the foreground's probability" if network.num_classes == 1 else "a probability for each class"
     counts = ", ".join(f"{split['num_images']} {name}" for name, split in splits.items())
     return [
-        f"IoU and Dice: mean over the {splits['test']['num_images']} test images ({kinds}), foreground alone. "
-        f"ms: one image at a time, median (95th percentile); images/s: in batches; both on {machine}.",
+        f"**Table:** IoU and Dice: mean over the {splits['test']['num_images']} test images ({kinds}), "
+        "foreground alone. ms: one image at a time, median (95th percentile); images/s: in batches; "
+        f"both on {machine}.",
         f"**In:** float32 `(N, {network.in_channels}, H, W)` in [0, 1], any N, H and W{resized}. "
         f"**Out:** float32 `(N, {network.num_classes}, H, W)`, {out}.",
         f"**Data:** {counts} images; manifest `{family.data_sha256[:12]}`. "

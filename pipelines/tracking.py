@@ -33,11 +33,11 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import mlflow
     import mlflow.pyfunc.model
-    import mlflow.pytorch
     import mlflow.store.model_registry.sqlalchemy_store
     import mlflow.store.tracking.sqlalchemy_store
     import requests
     from mlflow import MlflowClient
+    from mlflow import pytorch as pytorch_flavor
     from mlflow.entities import (
         Dataset,
         DatasetInput,
@@ -249,7 +249,7 @@ def find_or_log_model(
         inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, example.shape[1], -1, -1))]),
         outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, num_classes, -1, -1))]),
     )
-    mlflow.pytorch.log_model(
+    pytorch_flavor.log_model(
         segmenter,
         model_id=model.model_id,
         # In a tuple, so that it is not kept as JSON of many MB; the model still serves numpy by mlflow.pyfunc.
@@ -292,14 +292,17 @@ def mark_verified(client: MlflowClient, name: str, version: str, model_id: str, 
 
 def load_version(name: str, version: str) -> nn.Module:
     """A registered version as a module: (N, C, H, W) float32 in [0, 1] to (N, num_classes, H, W) probabilities."""
-    return mlflow.pytorch.load_model(f"models:/{name}/{version}")
+    return pytorch_flavor.load_model(f"models:/{name}/{version}")
 
 
-def load_segmenter(uri: str, configured: str | None = None) -> nn.Module:
-    """The module behind `models:/name@alias` or `models:/name/version`, as `load_version`.
+def load_segmenter(uri: str, configured: str | None = None) -> tuple[nn.Module, int, int | None]:
+    """What is behind `models:/name@alias` or `models:/name/version`.
 
     Args:
         configured: register.tracking_uri, if there are params.
+
+    Returns:
+        the module, as `load_version`; channels of its images; px that images were resized to for training, or None.
 
     Raises:
         UserError: no such model, version or alias (the message names those that exist), or no store.
@@ -321,7 +324,10 @@ def load_segmenter(uri: str, configured: str | None = None) -> nn.Module:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
             raise UserError(f"{uri}: no such model in {shown(store)}; {_existing(client, name)}") from None
-        return load_version(name, version.version)
+        if not {"in_channels", "size_px"} <= version.tags.keys():
+            raise UserError(f"{uri}: its tags lack in_channels and size_px; expected what the register stage writes")
+        size = json.loads(version.tags["size_px"])
+        return load_version(name, str(version.version)), int(version.tags["in_channels"]), size
 
 
 def _existing(client: MlflowClient, name: str) -> str:
@@ -332,7 +338,8 @@ def _existing(client: MlflowClient, name: str) -> str:
         return f"it holds {', '.join(f'models:/{one}' for one in models)}"
     aliases = sorted(client.get_registered_model(name).aliases)
     versions = sorted(int(one.version) for one in client.search_model_versions(f"name = '{name}'"))
-    return f"{name} has the aliases {', '.join(aliases) or '(none)'} and the versions {', '.join(map(str, versions)) or '(none)'}"
+    listed = ", ".join(map(str, versions)) or "(none)"
+    return f"{name} has the aliases {', '.join(aliases) or '(none)'} and the versions {listed}"
 
 
 def serve_page(port: int, configured: str | None = None, model_name: str | None = None) -> None:
@@ -342,7 +349,8 @@ def serve_page(port: int, configured: str | None = None, model_name: str | None 
         UserError: the port is taken.
     """
     store = tracking_uri(configured)
-    page = f"/#/models/{model_name}" if model_name else "/#/models"
+    # Without the parameter the page opens as one for language models, which hides the list of models.
+    page = f"/#/models{f'/{model_name}' if model_name else ''}?workflowType=machine_learning"
     if urlsplit(store).scheme in ("http", "https"):
         print(f"MLflow runs elsewhere: open {shown(store).rstrip('/')}{page}")
         return

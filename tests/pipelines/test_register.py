@@ -74,7 +74,7 @@ def home(tmp_path_factory):
     """A project whose family was registered once, at the second attempt: the first was interrupted at L2."""
     folder = tmp_path_factory.mktemp("home") / "a project"
     write_stages(folder)
-    log_model = tracking.mlflow.pytorch.log_model
+    log_model = tracking.pytorch_flavor.log_model
     calls = []
 
     def interrupted(*args, **kwargs):
@@ -87,7 +87,7 @@ def home(tmp_path_factory):
         patch.chdir(folder)
         (folder / "dvc.lock").write_text("schema: '2.0'\n")
         with patch.context() as first:
-            first.setattr(tracking.mlflow.pytorch, "log_model", interrupted)
+            first.setattr(tracking.pytorch_flavor, "log_model", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 register(folder)
         client = tracking.connect(f"sqlite:///{folder}/mlflow.db")
@@ -114,7 +114,9 @@ def model_of(client, version: int):
 @pytest.mark.parametrize("depth", [1, 2])
 def test_loaded_model_predicts_what_its_network_does_for_any_batch_and_size(home, client, depth):
     folder, _ = home
-    loaded = tracking.load_segmenter(f"models:/{NAME}@L{depth}", f"sqlite:///{folder}/mlflow.db")
+    uri = f"models:/{NAME}@L{depth}"
+    loaded, channels, size_px = tracking.load_segmenter(uri, f"sqlite:///{folder}/mlflow.db")
+    assert (channels, size_px) == (3, 96)
     segmenter = load_model(folder / "model").segmenter(depth)
     for size in ((1, 3, 33, 57), (3, 3, 64, 64), (5, 3, 17, 100), (1, 3, 1, 1)):
         image = torch.rand(size)
@@ -134,7 +136,7 @@ def test_run_has_curves_by_epoch_and_depth(client, run):
     history = client.get_metric_history(run.info.run_id, "val_iou/L2")
     assert [(metric.step, metric.value) for metric in history] == [(0, 0.02), (1, 0.12), (2, 0.22)]
     assert [metric.step for metric in client.get_metric_history(run.info.run_id, "train_loss")] == [0, 1, 2]
-    assert run.data.metrics["mean_of_heads/iou_image"] == pytest.approx(0.82)
+    assert run.data.metrics["iou_image_mean_of_heads"] == pytest.approx(0.82)
 
 
 def test_run_has_params_commit_files_and_is_finished(client, run):

@@ -1,0 +1,127 @@
+"""The whole pipeline as a user runs it: a clone in a folder with a space in its name, `dvc repro`, real parts."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from .conftest import REPOSITORY
+
+SMALL = {
+    "ingest": {"synthetic": {"num_images": 40, "size_px": 64, "seed": 1}},
+    "prepare": {"size": 32},
+    "search": {"widths": [[4, 6], [4, 6, 8]], "epochs": 2},
+    "train": {"epochs": 4, "batch_size": 8, "warmup_epochs": 1},
+    "evaluate": {"latency_rounds": 3, "throughput_batch": 2},
+}
+
+pytestmark = pytest.mark.slow
+
+
+class Clone:
+    """A clone of the working tree, with its commands run by the environment that runs the tests."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        names = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+        for name in names.splitlines():
+            if (REPOSITORY / name).is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(REPOSITORY / name, folder / name)
+        params = yaml.safe_load((folder / "params.yaml").read_text())
+        for section, values in SMALL.items():
+            params[section] |= values
+        (folder / "params.yaml").write_text(yaml.safe_dump(params))
+        for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "small params"]):
+            identity = ["-c", "user.name=tests", "-c", "user.email=tests@localhost"]
+            subprocess.run(["git", *identity, *command], cwd=folder, check=True)
+
+    def run(self, *command: str, expect: int = 0, **environment: str) -> str:
+        """A command in the clone; what it prints."""
+        scripts = str(Path(sys.executable).parent)
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "MLFLOW_"))}
+        # The folder first, so that the stages run the clone's own code.
+        env = kept | {"PATH": scripts + os.pathsep + os.environ["PATH"], "PYTHONPATH": str(self.folder)} | environment
+        done = subprocess.run(
+            command, cwd=self.folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900
+        )
+        assert done.returncode == expect, done.stdout
+        return done.stdout
+
+    def json(self, name: str) -> dict:
+        return json.loads((self.folder / name).read_text())
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    folder = tmp_path_factory.mktemp("with") / "a space"
+    folder.mkdir()
+    made = Clone(folder)
+    made.run("dvc", "repro")
+    return made
+
+
+def test_pipeline_ends_with_a_registered_version_of_every_depth(clone):
+    widths = yaml.safe_load((clone.folder / "models/search/architecture.yaml").read_text())["widths"]
+    depths = {f"L{d}" for d in range(1, len(widths))}
+    metrics, versions = clone.json("reports/evaluate/metrics.json"), clone.json("reports/register/versions.json")
+    assert set(metrics["depths"]) == depths | ({"mean"} if len(depths) > 1 else set())
+    assert set(versions["versions"]) == depths
+    with open(clone.folder / "reports/evaluate/depths.csv") as file:
+        assert {row["depth"] for row in csv.DictReader(file)} == set(metrics["depths"])
+    printed = clone.run("unetpp", "summary")
+    assert metrics["recommendation"] in printed
+    assert "make mlflow" in printed
+
+
+def test_second_run_does_nothing(clone):
+    before = (clone.folder / "dvc.lock").read_bytes()
+    assert "up to date" in clone.run("dvc", "repro")
+    assert (clone.folder / "dvc.lock").read_bytes() == before
+
+
+def test_masks_are_predicted_by_folder_and_by_registry_alike(clone):
+    image = str(sorted((clone.folder / "data/raw/images").iterdir())[0])
+    clone.run("unetpp", "predict", image, "--depth", "1", "--out", "by folder")
+    clone.run("unetpp", "predict", image, "--model", "models:/unetpp-nuclei@L1", "--out", "by registry")
+    assert (
+        next((clone.folder / "by folder").iterdir()).read_bytes()
+        == next((clone.folder / "by registry").iterdir()).read_bytes()
+    )
+    printed = clone.run("unetpp", "predict", image, "--model", "models:/unetpp-nuclei@L9", "--out", "x", expect=2)
+    assert "L1" in printed
+    assert "Traceback" not in printed
+
+
+def test_metrics_and_plots_are_dvcs(clone):
+    assert "iou_image" in clone.run("dvc", "metrics", "show")
+    clone.run("dvc", "plots", "show", "--out", "dvc_plots")
+    page = (clone.folder / "dvc_plots/index.html").read_text()
+    assert "val_iou" in page
+    assert "latency_ms" in page
+
+
+def test_doctor_finds_nothing_wrong_with_the_project(clone):
+    printed = clone.run("unetpp", "doctor", expect=0)
+    assert "all is well" in printed
+
+
+def test_other_epochs_are_one_override(clone):
+    clone.run("dvc", "exp", "run", "-S", "train.epochs=2")
+    assert clone.json("reports/train/metrics.json")["epochs"] == 2
+
+
+@pytest.mark.shared_data
+def test_real_images_need_two_overrides(clone, shared_data):
+    archive = shared_data / "bbbc038_sample.zip"
+    clone.run("dvc", "exp", "run", "-S", "ingest.kind=zip", "-S", f"ingest.location={archive}")
+    manifest = clone.json("data/prepared/manifest.json")
+    assert sum(split["num_images"] for split in manifest["splits"].values()) == 31
+    assert set(clone.json("reports/register/versions.json")["versions"]) >= {"L1"}
+    assert "fluorescence" in (clone.folder / "reports/evaluate/images.csv").read_text()
