@@ -33,10 +33,11 @@ setup: .venv/installed ## .venv with every package pinned
 
 .venv/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "error: Python %d.%d found, 3.11 to 3.13 expected; name another one: make PYTHON=python3.12 ..." % v)'
-	@echo "installing into .venv (once; about a minute)"
+	@echo "installing into .venv (once; one or two minutes)"
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check uv
-	@$(FIND_LINKS) uv pip install --quiet --python .venv/bin/python -r requirements.lock
+	@# Compiled once here: a stage is several processes, and each would compile torch anew where Python may not write.
+	@$(FIND_LINKS) uv pip install --quiet --python .venv/bin/python --compile-bytecode -r requirements.lock
 	@uv pip install --quiet --python .venv/bin/python --no-deps -e .
 	@touch .venv/installed
 

@@ -80,7 +80,7 @@ def run_trials(params: Params, prepared: Path, runs: Path) -> list[dict[str, Any
             "lower search.max_concurrent, search.num_workers or search.cpus_per_worker",
         )
         if search.num_workers == 1:
-            resources: dict[str, float] = {"CPU": search.cpus_per_worker} | ({"GPU": 1} if params.train.use_gpu else {})
+            resources: Any = {"CPU": search.cpus_per_worker} | ({"GPU": 1} if params.train.use_gpu else {})
             trainable: Any = tune.with_parameters(trial, settings=settings)
         else:
             # The driver only waits for its workers. A share of a core for it could starve them for ever.

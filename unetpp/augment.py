@@ -35,7 +35,9 @@ class Augment:
         if flips:
             steps.append(A.D4(p=1))
         if brightness > 0:
-            steps.append(A.RandomBrightnessContrast(brightness, brightness, p=0.5))
+            # Brightness in shares of the image's own mean. In shares of full scale, the library's default, it would
+            # push a dim fluorescence image below zero, and train on a black image with a mask full of nuclei.
+            steps.append(A.RandomBrightnessContrast(brightness, brightness, brightness_by_max=False, p=0.5))
         if hue > 0 and channels == 3:
             # Saturation stays: to add it to a grey pixel would paint it red.
             steps.append(A.HueSaturationValue(hue, 0, 0, p=0.5))

@@ -65,3 +65,13 @@ def test_hue_leaves_grey_grey():
     for epoch in range(8):
         drawn, _ = Augment(None, flips=False, brightness=0, hue=90, channels=3)(image, sample()[1], (0, epoch, "x"))
         assert np.ptp(drawn, axis=2).max() < 1e-5
+
+
+def test_dim_images_keep_their_contrast():
+    """Brightness in shares of full scale would leave a quarter of such images black."""
+    image, mask = np.full((32, 32, 1), 8, np.uint8), np.zeros((32, 32), np.uint8)
+    image[8:24, 8:24], mask[8:24, 8:24] = 20, 1
+    augment = Augment(None, flips=False, brightness=0.3, hue=0, channels=1)
+    for epoch in range(40):
+        drawn, _ = augment(image, mask, (0, epoch, "dim"))
+        assert drawn[mask == 1].mean() - drawn[mask == 0].mean() > 0.5 * (20 - 8) / 255
