@@ -118,6 +118,7 @@ def run_trials(params: Params, prepared: Path, runs: Path) -> list[dict[str, Any
         best = max(ious, key=lambda depth: ious[depth])
         row |= {"status": "done", "seconds": round(metrics["time_total_s"], 1), "best_depth": best}
         rows.append(row | {"best_iou": ious[best]} | {f"val_iou_{depth}": iou for depth, iou in ious.items()})
+    rows.sort(key=lambda row: search.widths.index(tuple(row["widths"])))  # a restored search has another order
     if all(row["status"] != "done" for row in rows):
         raise UserError("every trial failed: " + "; ".join(f"{row['widths']} {row['status']}" for row in rows))
     return rows

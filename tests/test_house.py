@@ -57,6 +57,7 @@ LAYERS = (
             "register",
             "predict",
             "doctor",
+            "summary",
             "cli",
         )
     },
@@ -105,7 +106,7 @@ def layer_of(name: str) -> int:
 def test_imports_only_go_down(name):
     layer = layer_of(name)
     for other in imports(FILES[name]) & set(FILES):
-        if name == "pipelines.cli" or other == name:
+        if name in {"pipelines.cli", "unetpp"} or other == name:  # the one runs the stages, the other names its parts
             continue
         below = layer_of(other)
         assert below < layer or (below == layer and layer in BESIDE), f"{name} imports {other}"
