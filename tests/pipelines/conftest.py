@@ -58,7 +58,7 @@ class Project:
         """What the stage has printed so far."""
         return (self.folder / f"{stage}.log").read_text()
 
-    def run(self, stage: str, *arguments: str, expect: int = 0, timeout_s: int = 400) -> str:
+    def run(self, stage: str, *arguments: str, expect: int = 0, timeout_s: int = 900) -> str:
         """Run a stage to its end and return what it printed."""
         process = self.start(stage, *arguments)
         try:
