@@ -43,6 +43,7 @@ LAYERS = (
                 "worker",
                 "tracking",
                 "report",
+                "card",
             )
         ),
     },

@@ -1,0 +1,143 @@
+"""What a registered version says of itself in MLflow: its tags, and the markdown that a person decides from."""
+
+import json
+from dataclasses import dataclass
+
+from unetpp.inference import Trained
+
+# What a latency depends on most, of what metrics.json says of the machine.
+MACHINE = ("device", "processor", "threads", "precision", "size_px")
+
+
+@dataclass(frozen=True)
+class Family:
+    """What is registered: a trained network with what was measured, and where it all comes from."""
+
+    name: str  # of the registered model
+    trained: Trained
+    metrics: dict  # of reports/evaluate/metrics.json
+    manifest: dict  # of data/prepared/manifest.json
+    data_sha256: str  # of that manifest
+    fingerprint: str
+    commit: str
+    dirty: bool
+
+    @property
+    def recommended(self) -> int | None:
+        return self.metrics["recommended_depth"]
+
+    def tags(self, depth: int) -> dict[str, str]:
+        """What a version says of itself, as tags that MLflow can filter by."""
+        return {
+            "depth": str(depth),
+            "widths": ", ".join(map(str, self.trained.network.widths[: depth + 1])),
+            "recommended": str(depth == self.recommended).lower(),
+            # What `unetpp predict` has to know of a registered version.
+            "in_channels": str(self.trained.network.in_channels),
+            "size_px": json.dumps(self.trained.size),
+            "fingerprint": self.fingerprint,
+            "data_sha256": self.data_sha256,
+            "git_commit": self.commit,
+        }
+
+
+def version_description(family: Family, versions: dict[int, str], depth: int) -> str:
+    """Markdown of one version: the decision first, then what it rests on, then how to use it."""
+    return "\n\n".join(
+        [
+            _decision(family, versions, depth),
+            _table(family, versions, depth),
+            f"**Load this version**\n\n{_snippet(family, versions[depth])}",
+            *_notes(family),
+        ]
+    )
+
+
+def family_description(family: Family, versions: dict[int, str]) -> str:
+    """Markdown of the registered model: the same for the family that its aliases point to."""
+    best = family.recommended
+    title = (
+        f"**Deploy `models:/{family.name}@recommended`: L{best}, version {versions[best]}.**"
+        if best is not None
+        else "**No depth is recommended.**"
+    )
+    return "\n\n".join(
+        [
+            f"{title} {family.metrics['recommendation']}",
+            _table(family, versions, best),
+            f"**Load it**\n\n{_snippet(family, '@recommended' if best is not None else f'@L{max(versions)}')}\n\n"
+            f"The aliases {', '.join(f'`L{depth}`' for depth in versions)} "
+            "are the depths of the family registered last.",
+            *_notes(family),
+        ]
+    )
+
+
+def _decision(family: Family, versions: dict[int, str], depth: int) -> str:
+    # Plain text: the page lists the versions with the first words of this, as they are.
+    best = family.recommended
+    if best is None:
+        title = f"L{depth}: no depth is recommended."
+    elif depth == best:
+        title = f"L{depth}: deploy this one."
+    else:
+        title = f"L{depth}: deploy L{best}, version {versions[best]}, instead."
+    return f"{title} {family.metrics['recommendation']}"
+
+
+def _table(family: Family, versions: dict[int, str], marked: int | None) -> str:
+    rows = [_row(["depth", "version", "IoU (95 %)", "Dice", "ms (p95)", "images/s", "parameters", "file"])]
+    rows.append("| :-- | :-- | :-- | :-- | :-- | :-- | :-- | :-- |")
+    for depth, version in versions.items():
+        m = family.metrics["depths"][f"L{depth}"]
+        cells = [
+            f"L{depth}" + (" recommended" if depth == family.recommended else ""),
+            f"{version}",
+            f"{m['iou_image']:.3f} ({m['iou_image_low']:.3f} to {m['iou_image_high']:.3f})",
+            f"{m['dice_image']:.3f}",
+            f"{m['latency_ms']:.1f} ({m['latency_p95_ms']:.1f})",
+            f"{m['images_per_s']:.0f}",
+            f"{m['parameters']:,}",
+            f"{m['size_mib']:.1f} MiB",
+        ]
+        rows.append(_row([f"**{cell}**" for cell in cells] if depth == marked else cells))
+    return "\n".join(rows)
+
+
+def _row(cells: list[str]) -> str:
+    # MLflow's page sets tables without any space between columns.
+    return "| " + " | ".join(f"{cell}&nbsp;&nbsp;&nbsp;" for cell in cells) + " |"
+
+
+def _notes(family: Family) -> list[str]:
+    """What the table was measured on, what goes in and out, and where it comes from."""
+    network, splits = family.trained.network, family.manifest["splits"]
+    machine = ", ".join(f"{key} {value}" for key, value in family.metrics["machine"].items() if key in MACHINE)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in splits["test"]["kinds"].items())
+    resized = (
+        f" (trained on images resized to {family.trained.size} x {family.trained.size} px)"
+        if family.trained.size
+        else ""
+    )
+    out = "the foreground's probability" if network.num_classes == 1 else "a probability for each class"
+    counts = ", ".join(f"{split['num_images']} {name}" for name, split in splits.items())
+    return [
+        f"**Table:** IoU and Dice: mean over the {splits['test']['num_images']} test images ({kinds}), "
+        "foreground alone. ms: one image at a time, median (95th percentile); images/s: in batches; "
+        f"both on {machine}.",
+        f"**In:** float32 `(N, {network.in_channels}, H, W)` in [0, 1], any N, H and W{resized}. "
+        f"**Out:** float32 `(N, {network.num_classes}, H, W)`, {out}.",
+        f"**Data:** {counts} images; manifest `{family.data_sha256[:12]}`. "
+        f"**Code:** commit `{family.commit[:12]}`{', with changes that were not committed' if family.dirty else ''}. "
+        "**Run:** the source run of this version has the report, the curves, `dvc.lock` and `params.yaml`.",
+    ]
+
+
+def _snippet(family: Family, version: str) -> str:
+    uri = f"models:/{family.name}{version if version.startswith('@') else f'/{version}'}"
+    return (
+        "```python\nimport mlflow, torch\n\n"
+        f'model = mlflow.pytorch.load_model("{uri}")\n'
+        f"probs = model(torch.rand(1, {family.trained.network.in_channels}, 200, 300))\n```\n\n"
+        f"or `unetpp predict IMAGES --model {uri} --out masks`"
+    )
