@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from unetpp.inference import Trained
 
-# What a latency depends on most, of what metrics.json says of the machine.
+# What a latency depends on most, of what report.json says of the machine.
 MACHINE = ("device", "processor", "threads", "precision", "size_px")
 
 
@@ -15,7 +15,7 @@ class Family:
 
     name: str  # of the registered model
     trained: Trained
-    metrics: dict  # of reports/evaluate/metrics.json
+    metrics: dict  # of reports/evaluate/report.json
     manifest: dict  # of data/prepared/manifest.json
     data_sha256: str  # of that manifest
     fingerprint: str

@@ -273,10 +273,11 @@ def _write_csv(path: Path, rows: list[dict]) -> None:
 
 
 def evaluate(prepared: Path, model: Path, out: Path, settings: Evaluate, device: torch.device) -> dict:
-    """Measure every depth on the test split; write metrics.json, depths.csv, images.csv and report.html.
+    """Measure every depth on the test split; write report.json, depths.csv, images.csv, report.html
+    and, for `dvc metrics`, metrics.json with the few numbers that one compares between runs.
 
     Returns:
-        what metrics.json holds.
+        what report.json holds.
 
     Raises:
         UserError: a missing or damaged model or data, or ones that do not belong together.
@@ -343,7 +344,9 @@ def evaluate(prepared: Path, model: Path, out: Path, settings: Evaluate, device:
         },
         provenance,
     )
-    write_json(out / "metrics.json", result)
+    write_json(out / "report.json", result)
+    compared = {key: {name: round(row[key], 4) for name, row in depths.items()} for key in ("iou_image", "latency_ms")}
+    write_json(out / "metrics.json", {"recommended_depth": depth} | compared)
     _write_csv(out / "depths.csv", [{"depth": name} | row for name, row in depths.items()])
     _write_csv(out / "images.csv", rows)
     with replacing(out / "report.html") as partial:

@@ -76,17 +76,17 @@ def register(
 def read_family(prepared: Path, model: Path, evaluation: Path, name: str) -> Family:
     """Read and check the files of the earlier stages."""
     trained = load_model(model)
-    metrics = _read_json(evaluation / "metrics.json", "evaluate")
+    metrics = _read_json(evaluation / "report.json", "evaluate")
     manifest = _read_json(prepared / "manifest.json", "prepare")
     expected = [f"L{depth}" for depth in trained.depths]
     found = [depth for depth in metrics["depths"] if depth != "mean"]
     recommended = metrics["recommended_depth"]
     if sorted(found) != sorted(expected) or (recommended is not None and f"L{recommended}" not in expected):
         raise UserError(
-            f"{evaluation / 'metrics.json'}: found the depths {', '.join(found)}, recommended {recommended}; "
+            f"{evaluation / 'report.json'}: found the depths {', '.join(found)}, recommended {recommended}; "
             f"{model} has {', '.join(expected)}. It was measured on another model: run `dvc repro evaluate`"
         )
-    hashes = sha256(model / "model.pt") + sha256(evaluation / "metrics.json")
+    hashes = sha256(model / "model.pt") + sha256(evaluation / "report.json")
     commit, dirty = git_commit(Path.cwd())
     return Family(
         name=name,
@@ -150,7 +150,7 @@ def log_run(
         mean = [(f"{key}_mean_of_heads", values[key], 0) for key in ("iou_image", "dice_image", "latency_ms")]
         tracking.log_metrics(client, run, mean, dataset=("test", splits["test"]["sha256"]))
     files = {"report": [], "pipeline": [Path("dvc.lock"), Path("dvc.yaml"), Path("params.yaml")]}
-    files["report"] = [evaluation / file for file in ("report.html", "depths.csv", "images.csv", "metrics.json")] + [
+    files["report"] = [evaluation / file for file in ("report.html", "depths.csv", "images.csv", "report.json")] + [
         curves
     ]
     files["model"] = [model / "model.pt"]  # all heads in one file: what further training and pruning start from

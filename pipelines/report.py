@@ -37,7 +37,7 @@ class Sample:
 
 
 def depth_table(metrics: dict) -> str:
-    """What metrics.json holds, as aligned text: a row a depth, '>' at the recommended one."""
+    """What report.json holds, as aligned text: a row a depth, '>' at the recommended one."""
     head: tuple[str, ...] = ("depth", "iou_image", "95 % interval", "dice_image", "params", "MACs")
     head += ("latency ms", "p95", "images/s", "memory MiB", "file MiB")
     rows: list[tuple[str, ...]] = [head]
@@ -92,7 +92,7 @@ def build_report(
     """The page, self-contained.
 
     Args:
-        metrics: what metrics.json holds.
+        metrics: what report.json holds.
         rows: what images.csv holds.
         samples: the images to show.
         extremes: for each name, the index in `rows` of its best, median and worst image.

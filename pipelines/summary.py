@@ -20,7 +20,7 @@ def summary(reports: Path) -> str:
     Raises:
         UserError: the pipeline has not run.
     """
-    metrics = _read(reports / "evaluate" / "metrics.json", "evaluate")
+    metrics = _read(reports / "evaluate" / "report.json", "evaluate")
     versions = _read(reports / "register" / "versions.json", "register")
     registered = ", ".join(f"{depth} is version {version}" for depth, version in versions["versions"].items())
     return "\n".join(

@@ -113,9 +113,10 @@ def write_results(state: dict, settings: dict, name: str, manifest: dict, out: P
                     ]
                 )
     # Without the speed: it differs from run to run, and these metrics are compared by `dvc metrics diff`.
-    kept = {key: value for key, value in best.items() if key not in ("images_per_s", "learning_rate")}
-    write_json(reports / "metrics.json", {"best": kept, "epochs": len(state["history"])})
-    print(f"best epoch {best['epoch']} of {len(state['history'])}: {json.dumps(kept)}")
+    ious = {f"L{depth}": round(best[f"val_iou_L{depth}"], 4) for depth in network.depths}
+    kept = {"epochs": len(state["history"]), "best_epoch": best["epoch"], "val_iou": ious}
+    write_json(reports / "metrics.json", kept)
+    print(f"best epoch {best['epoch']} of {len(state['history'])}: val IoU {json.dumps(ious)}")
     print(f"wrote {out / 'model.pt'}, {reports / 'curves.csv'}, {reports / 'metrics.json'}")
 
 

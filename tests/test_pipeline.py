@@ -70,7 +70,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
 def test_pipeline_ends_with_a_registered_version_of_every_depth(clone):
     widths = yaml.safe_load((clone.folder / "models/search/architecture.yaml").read_text())["widths"]
     depths = {f"L{d}" for d in range(1, len(widths))}
-    metrics, versions = clone.json("reports/evaluate/metrics.json"), clone.json("reports/register/versions.json")
+    metrics, versions = clone.json("reports/evaluate/report.json"), clone.json("reports/register/versions.json")
     assert set(metrics["depths"]) == depths | ({"mean"} if len(depths) > 1 else set())
     assert set(versions["versions"]) == depths
     with open(clone.folder / "reports/evaluate/depths.csv") as file:

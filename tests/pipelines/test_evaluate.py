@@ -23,7 +23,7 @@ from unetpp.inference import Segmenter, Trained, load_model, scale, to_mask
 from unetpp.model import NestedUNet
 
 ROOT = Path(__file__).parents[2]
-FILES = {"metrics.json", "depths.csv", "images.csv", "report.html"}
+FILES = {"metrics.json", "report.json", "depths.csv", "images.csv", "report.html"}
 HOSTILE = "<script>alert(1)</script>"
 SETTINGS = Evaluate(tolerance_iou=0.01, max_latency_ms=None, latency_rounds=3, latency_size_px=None, throughput_batch=4)
 
@@ -213,7 +213,7 @@ def test_every_kind_of_network_gets_its_four_files(tmp_path, keywords, num_class
     result = run(tmp_path)
     out = tmp_path / "out"
     assert {path.name for path in out.iterdir()} == FILES
-    assert json.loads((out / "metrics.json").read_text()) == result
+    assert json.loads((out / "report.json").read_text()) == result
     assert list(result["depths"]) == names
     assert result["num_images"] == 6
     assert result["recommended_depth"] in load_model(tmp_path / "model").depths

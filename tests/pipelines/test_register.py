@@ -52,7 +52,7 @@ def write_stages(folder: Path) -> None:
         "depths": depths,
         "machine": {"cores": 2},
     }
-    write_json(folder / "evaluation/metrics.json", metrics)
+    write_json(folder / "evaluation/report.json", metrics)
     (folder / "evaluation/report.html").write_text("<h1>report</h1>")
 
 
@@ -155,7 +155,7 @@ def test_run_has_params_commit_files_and_is_finished(client, run):
     }
     assert found >= {
         "report/report.html",
-        "report/metrics.json",
+        "report/report.json",
         "report/curves.csv",
         "pipeline/dvc.lock",
         "model/model.pt",
@@ -217,9 +217,9 @@ def test_registering_again_makes_nothing_new_and_restores_what_is_missing(home, 
 
 def test_metrics_of_another_model_are_refused(home, tmp_path):
     folder, _ = home
-    metrics = json.loads((folder / "evaluation/metrics.json").read_text())
+    metrics = json.loads((folder / "evaluation/report.json").read_text())
     del metrics["depths"]["L2"]
-    write_json(tmp_path / "metrics.json", metrics)
+    write_json(tmp_path / "report.json", metrics)
     with pytest.raises(UserError, match="dvc repro evaluate"):
         stage.read_family(folder / "prepared", folder / "model", tmp_path, NAME)
 
