@@ -58,7 +58,7 @@ class Predictor:
     """Masks of every depth in one pass of the whole network; with several depths, of their mean too."""
 
     def __init__(self, trained: Trained, device: torch.device):
-        self.segmenter = Segmenter(trained.network, trained.mean, trained.std).eval().to(device)
+        self.segmenter = Segmenter(trained.network).eval().to(device)
         self.device = device
         self.names = [f"L{depth}" for depth in trained.depths] + [MEAN] * (len(trained.depths) > 1)
 
@@ -127,7 +127,7 @@ def measure_cost(
     modules: dict[str, nn.Module] = {name: each.segmenter() for name, each in kept.items()}
     if len(trained.depths) > 1:
         kept[MEAN] = trained
-        modules[MEAN] = MeanOfHeads(Segmenter(trained.network, trained.mean, trained.std).eval())
+        modules[MEAN] = MeanOfHeads(Segmenter(trained.network).eval())
     batch = torch.rand(batch_size, trained.network.in_channels, size_px, size_px, device=device)
     example = batch[:1]
     for module in modules.values():

@@ -108,29 +108,6 @@ def load_sample(sample: Sample, params: Prepare) -> tuple[str, np.ndarray, np.nd
     return kind, image, mask
 
 
-class ChannelMoments:
-    """Mean and standard deviation of each channel over all pixels scaled to [0, 1]; exact within an image."""
-
-    def __init__(self, channels: int):
-        self.count = 0
-        self.total = np.zeros(channels)
-        self.squares = np.zeros(channels)
-
-    def add(self, image: np.ndarray) -> None:
-        """Count the pixels of (H, W, C) uint8 or uint16."""
-        limit = float(np.iinfo(image.dtype).max)
-        pixels = image.reshape(-1, image.shape[2]).astype(np.uint64)
-        self.count += len(pixels)
-        self.total += pixels.sum(axis=0) / limit
-        self.squares += (pixels**2).sum(axis=0) / limit**2
-
-    def mean_std(self) -> tuple[list[float], list[float]]:
-        mean = self.total / self.count
-        std = np.sqrt(np.maximum(self.squares / self.count - mean**2, 0))
-        # A channel that never varies, such as blue in an image of green light, must not divide by zero.
-        return mean.tolist(), np.where(std > 0, std, 1.0).tolist()
-
-
 def prepare(params: Prepare, raw: Path, out: Path) -> dict:
     """Write an Arrow file a split, split.csv, quarantine.csv and manifest.json; return the manifest.
 
@@ -144,8 +121,7 @@ def prepare(params: Prepare, raw: Path, out: Path) -> dict:
     samples, problems = find_samples(raw)
     kinds: dict[str, Counter] = {split: Counter() for split in SPLITS}
     rows: list[tuple[str, str, str]] = []
-    moments = ChannelMoments(params.channels)
-    foreground = 0
+    foreground = pixels = 0
     with replacing(out) as partial:
         partial.mkdir()
         with ExitStack() as stack:
@@ -156,20 +132,17 @@ def prepare(params: Prepare, raw: Path, out: Path) -> dict:
                 rows.append((sample.id, kind, split))
                 kinds[split][kind] += 1
                 if split == "train":
-                    moments.add(image)
+                    pixels += mask.size
                     foreground += int(np.count_nonzero(mask))
         _check_quarantine(problems, len(rows), params.max_quarantined, raw)
         _check_splits(kinds, params)
         _write_csv(partial / "split.csv", ("id", "kind", "split"), rows)
         quarantined = sorted((problem.id, problem.file, problem.reason) for problem in problems)
         _write_csv(partial / "quarantine.csv", ("id", "file", "reason"), quarantined)
-        mean, std = moments.mean_std()
         manifest = {
             "size": params.size,
             "channels": params.channels,
             "num_classes": params.num_classes,
-            "mean": mean,
-            "std": std,
             "splits": {
                 split: {
                     "num_images": kinds[split].total(),
@@ -180,7 +153,7 @@ def prepare(params: Prepare, raw: Path, out: Path) -> dict:
             },
             "quarantined": len(problems),
             "raw_sha256": sha256(raw / "manifest.json"),
-            "foreground_share": foreground / moments.count,  # of the train pixels
+            "foreground_share": foreground / pixels,  # of the train pixels
         }
         write_json(partial / "manifest.json", manifest)
     return manifest

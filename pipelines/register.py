@@ -201,9 +201,7 @@ def register_depth(client, run, family: Family, depth: int) -> str:
     network = family.trained.network
     segmenter = family.trained.segmenter(depth)
     example = np.full((2, network.in_channels, 2 * 2**depth + 5, 3 * 2**depth + 3), 0.5, np.float32)
-    config = flatten(
-        segmenter.network.config() | {"depth": depth, "mean": family.trained.mean, "std": family.trained.std}
-    )
+    config = flatten(segmenter.network.config() | {"depth": depth})
     model = tracking.find_or_log_model(client, run, f"L{depth}", segmenter, example, network.num_classes, config, tags)
     # The step is the depth, so that the run's charts show each number over the depths.
     metrics = [(key, value, depth) for key, value in _numbers(family.metrics["depths"][f"L{depth}"])]

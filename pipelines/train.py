@@ -90,7 +90,7 @@ def write_results(state: dict, settings: dict, name: str, manifest: dict, out: P
     best = state["history"][state["best"]["epoch"]]
     info = {"run": name, "epoch": best["epoch"], "val_iou": best["val_iou"], "params": settings["params"]}
     info["data"] = {split: facts["sha256"] for split, facts in manifest["splits"].items()}
-    trained = Trained(network, manifest["mean"], manifest["std"], manifest["size"], info)
+    trained = Trained(network, manifest["size"], info)
     with replacing(out) as folder:
         folder.mkdir()
         trained.save(folder / "model.pt")

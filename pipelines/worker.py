@@ -82,7 +82,7 @@ def epochs(
         network.load_state_dict(state["weights"])
         optimizer.load_state_dict(state["optimizer"])
         history, best = state["history"], state["best"]
-    segmenter = Segmenter(network, manifest["mean"], manifest["std"]).to(device)
+    segmenter = Segmenter(network)
     wrapped = network
     if world > 1:
         wrapped = DistributedDataParallel(
@@ -102,7 +102,7 @@ def epochs(
         order = epoch_order(len(train_split), train.seed, epoch)
         shards = [order[s * batch_size : (s + 1) * batch_size][rank::world] for s in range(steps)]
         batches = train_batches(train_split, shards, augment, train.seed, epoch)
-        done = train_epoch(wrapped, batches, optimizer, rate, epoch * steps, segmenter.mean, segmenter.std, dtype)
+        done = train_epoch(wrapped, batches, optimizer, rate, epoch * steps, device, dtype)
         if world > 1:  # Each process has its own running means of batch norm; rank 0's are the network's.
             for buffer in network.buffers():
                 dist.broadcast(buffer, 0)

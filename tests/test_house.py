@@ -125,12 +125,11 @@ def test_network_needs_torch_and_numpy_alone():
         "for name in ('ray', 'mlflow', 'dvc', 'albumentations', 'cv2', 'PIL', 'pyarrow', 'pydantic', 'boto3'):\n"
         "    sys.modules[name] = None\n"  # an import of it fails
         "import torch, unetpp, unetpp.loop, unetpp.checkpoint, unetpp.cost\n"
-        "network = unetpp.NestedUNet((4, 6, 8))\n"
+        "network, cpu = unetpp.NestedUNet((4, 6, 8)), torch.device('cpu')\n"
         "optimizer = unetpp.loop.make_optimizer(network, 'adamw', 1e-3, 0.9, 0.0)\n"
         "batch = (torch.rand(2, 3, 16, 16), torch.zeros(2, 16, 16, dtype=torch.uint8))\n"
-        "zeros, ones = torch.zeros(3, 1, 1), torch.ones(3, 1, 1)\n"
-        "unetpp.loop.train_epoch(network, [batch], optimizer, lambda step: 1e-3, 0, zeros, ones, torch.float32)\n"
-        "print(unetpp.Segmenter(unetpp.prune(network, 1), [0] * 3, [1] * 3).eval()(batch[0]).shape)\n"
+        "unetpp.loop.train_epoch(network, [batch], optimizer, lambda step: 1e-3, 0, cpu, torch.float32)\n"
+        "print(unetpp.Segmenter(unetpp.prune(network, 1)).eval()(batch[0]).shape)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False)
     assert done.returncode == 0, done.stderr

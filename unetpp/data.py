@@ -20,6 +20,8 @@ SCHEMA = pa.schema(
         ("width", pa.int32()),
         ("channels", pa.int32()),
         ("image_dtype", pa.string()),
+        ("mean", pa.list_(pa.float32())),  # of each channel of the image scaled to [0, 1]
+        ("std", pa.list_(pa.float32())),
     ]
 )
 # Rows are kept in memory until a batch is this large; a reader maps the file and does not mind.
@@ -58,6 +60,7 @@ class SplitWriter:
         if image.ndim != 3 or image.shape[:2] != mask.shape:
             raise ValueError(f"{id}: expected (H, W, C) and (H, W), found {image.shape} and {mask.shape}")
         height, width, channels = image.shape
+        pixels, limit = image.reshape(-1, channels).astype(np.float64), np.iinfo(image.dtype).max
         self._rows.append(
             {
                 "id": id,
@@ -68,6 +71,8 @@ class SplitWriter:
                 "width": width,
                 "channels": channels,
                 "image_dtype": image.dtype.name,
+                "mean": (pixels.mean(axis=0) / limit).tolist(),
+                "std": (pixels.std(axis=0) / limit).tolist(),
             }
         )
         self._pending_bytes += image.nbytes + mask.nbytes
@@ -113,15 +118,19 @@ class Split:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image (H, W, C) uint8 or uint16 and mask (H, W) uint8: read-only views into the mapped file."""
+    def _find(self, index: int) -> tuple[pa.RecordBatch, int]:
+        """The record batch of a sample, and its row there."""
         if index < 0:
             index += len(self)
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of a split of {len(self)}")
         number = bisect_right(self._ends, index)
         batch = self._batches[number]
-        row = index - (self._ends[number] - len(batch))
+        return batch, index - (self._ends[number] - len(batch))
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image (H, W, C) uint8 or uint16 and mask (H, W) uint8: read-only views into the mapped file."""
+        batch, row = self._find(index)
 
         def value(column: str):
             return batch.column(column)[row]
@@ -131,9 +140,15 @@ class Split:
         mask = np.frombuffer(value("mask").as_buffer(), dtype=np.uint8)
         return image.reshape(*shape, value("channels").as_py()), mask.reshape(shape)
 
+    def moments(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation (C,) float32 of the image's channels, scaled to [0, 1]."""
+        batch, row = self._find(index)
+        mean, std = (np.array(batch.column(name)[row].as_py(), np.float32) for name in ("mean", "std"))
+        return mean, std
+
 
 def read_manifest(prepared: str | Path) -> dict:
-    """manifest.json of a prepared folder: size, channels, num_classes, mean, std, splits and hashes.
+    """manifest.json of a prepared folder: size, channels, num_classes, splits and hashes.
 
     Raises:
         UserError: missing or not JSON.

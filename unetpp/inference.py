@@ -13,7 +13,8 @@ from unetpp.errors import UserError
 from unetpp.model import NestedUNet
 from unetpp.pruning import prune
 
-FORMAT = 1
+FORMAT = 2
+STD_FLOOR = 1e-3  # below it, contrast is noise: an eighth of a grey level of 8 bits
 
 
 def scale(image: np.ndarray) -> Tensor:
@@ -28,6 +29,17 @@ def scale(image: np.ndarray) -> Tensor:
         )
     limit = np.iinfo(image.dtype).max
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32) / np.float32(limit))
+
+
+def standardise(image: Tensor) -> Tensor:
+    """Each image and channel of (N, C, H, W) to mean 0 and standard deviation 1 over its own pixels.
+
+    By its own and not by the data set's: exposure, staining and the bits of the camera differ from image to
+    image (Isensee et al. 2021, nnU-Net, does so for all but CT). Without contrast an image becomes zeros.
+    """
+    mean = image.mean(dim=(-2, -1), keepdim=True)
+    std = image.std(dim=(-2, -1), keepdim=True, correction=0)
+    return (image - mean) / (std + STD_FLOOR)
 
 
 def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
@@ -52,17 +64,11 @@ class Segmenter(nn.Module):
 
     Args:
         network: its deepest head is the one used; `prune` first for a shallower one.
-        mean, std: of the channels of the training images in [0, 1].
     """
 
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, network: NestedUNet, mean: list[float], std: list[float]):
+    def __init__(self, network: NestedUNet):
         super().__init__()
         self.network = network
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
 
     def forward(self, image: Tensor) -> Tensor:
         """Probabilities of an image batch.
@@ -84,7 +90,7 @@ class Segmenter(nn.Module):
 
         H' and W' are those of the padded image; the image's own pixels are its first H rows and W columns.
         """
-        return self.network(pad_to_multiple((image - self.mean) / self.std, 2**self.network.depth))
+        return self.network(pad_to_multiple(standardise(image), 2**self.network.depth))
 
 
 @dataclass(frozen=True)
@@ -92,8 +98,6 @@ class Trained:
     """A trained network and what is needed to use it; saved as one file that holds no code."""
 
     network: NestedUNet
-    mean: list[float]
-    std: list[float]
     size: int | None  # px that images were resized to for training, if they were
     info: dict[str, Any] = field(default_factory=dict)  # where it comes from: params, hashes, epoch
 
@@ -108,12 +112,12 @@ class Trained:
             UserError: it cannot be pruned to that depth.
         """
         network = prune(self.network, self.network.depth if depth is None else depth)
-        return Segmenter(network, self.mean, self.std).eval()
+        return Segmenter(network).eval()
 
     def save(self, path: str | Path) -> None:
         """Write the file; the caller sees to it that it appears whole."""
         weights = {key: value.detach().cpu().contiguous() for key, value in self.network.state_dict().items()}
-        content = {"mean": self.mean, "std": self.std, "size": self.size, "info": self.info}
+        content = {"size": self.size, "info": self.info}
         torch.save({"format": FORMAT, "config": self.network.config(), "weights": weights, **content}, path)
 
 
@@ -140,4 +144,4 @@ def load_model(path: str | Path) -> Trained:
         raise UserError(
             f"{file}: not a model of this project, or damaged ({reason}); train again, or copy the file again"
         ) from None
-    return Trained(network.eval(), content["mean"], content["std"], content["size"], content["info"])
+    return Trained(network.eval(), content["size"], content["info"])

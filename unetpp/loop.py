@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unetpp.inference import Segmenter, scale, to_mask
+from unetpp.inference import STD_FLOOR, Segmenter, scale, to_mask
 from unetpp.losses import deep_supervision_loss
 from unetpp.metrics import confusion, per_image_iou
 
-Batch = tuple[Tensor, Tensor]  # image (N, C, H, W) float in [0, 1], mask (N, H, W) uint8
+Batch = tuple[Tensor, Tensor]  # image (N, C, H, W) float, mask (N, H, W) uint8
 
 
 def choose_precision(precision: str, device: torch.device) -> torch.dtype:
@@ -59,10 +59,17 @@ def epoch_order(num: int, seed: int, epoch: int) -> list[int]:
 
 
 def train_batches(split, batches: Iterable[Sequence[int]], augment, seed: int, epoch: int) -> Iterator[Batch]:
-    """Augmented batches of a split (`unetpp.data.Split`), one for each list of its indices."""
+    """Augmented, standardised batches of a split (`unetpp.data.Split`), one for each list of its indices.
+
+    An image is standardised by what it was before augmentation, and whole: a crop as the image that it is
+    cut from, and a change of brightness stays one.
+    """
     for indices in batches:
         drawn = [augment(*split[i], key=(seed, epoch, split.ids[i])) for i in indices]
-        images = np.stack([image for image, _ in drawn])  # (N, H, W, C)
+        moments = [split.moments(i) for i in indices]
+        images = np.stack(
+            [(image - mean) / (std + STD_FLOOR) for (image, _), (mean, std) in zip(drawn, moments, strict=True)]
+        )  # (N, H, W, C)
         masks = np.stack([mask for _, mask in drawn])
         yield (
             torch.from_numpy(images).permute(0, 3, 1, 2),
@@ -71,7 +78,7 @@ def train_batches(split, batches: Iterable[Sequence[int]], augment, seed: int, e
 
 
 def plain_batches(split, indices: Iterable[int], batch_size: int) -> Iterator[Batch]:
-    """Batches as they are, in order; an image of another size begins a new batch."""
+    """Batches in [0, 1], as they are, in order; an image of another size begins a new batch."""
     images: list[Tensor] = []
     masks: list[Tensor] = []
     for i in indices:
@@ -92,35 +99,35 @@ def train_epoch(
     optimizer: torch.optim.Optimizer,
     rate: Callable[[int], float],
     first_step: int,
-    mean: Tensor,
-    std: Tensor,
+    device: torch.device,
     dtype: torch.dtype,
 ) -> Tensor:
     """One pass over the batches.
 
     Args:
         network: a NestedUNet, or what wraps one.
+        batches: standardised (`train_batches`).
         rate: learning rate of a step (`schedule`).
         first_step: number of optimizer steps made before.
-        mean, std: (C, 1, 1), of the images; on the network's device.
+        device: the network's.
         dtype: in which convolutions run.
 
     Returns:
         (2,) float64: the sum of the losses of the images, and the number of images.
     """
     network.train()
-    total = torch.zeros(2, dtype=torch.float64, device=mean.device)
+    total = torch.zeros(2, dtype=torch.float64, device=device)
     for step, (image, mask) in enumerate(batches, start=first_step):
         for group in optimizer.param_groups:
             group["lr"] = rate(step)
-        image, mask = _to_device(image, mask, mean.device)
-        with torch.autocast(mean.device.type, dtype, enabled=dtype != torch.float32):
-            logits = network((image - mean) / std)
+        image, mask = _to_device(image, mask, device)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            logits = network(image)
         losses = deep_supervision_loss(logits, mask)  # (num_heads, N)
         optimizer.zero_grad(set_to_none=True)
         losses.mean().backward()
         optimizer.step()
-        total += torch.stack([losses.detach().mean(dim=0).sum(), torch.tensor(len(mask), device=mean.device)])
+        total += torch.stack([losses.detach().mean(dim=0).sum(), torch.tensor(len(mask), device=device)])
     return total
 
 
@@ -133,7 +140,8 @@ def validate(segmenter: Segmenter, batches: Iterable[Batch], dtype: torch.dtype)
         in the last row the number of images, twice.
     """
     segmenter.eval()
-    network, device = segmenter.network, segmenter.mean.device
+    network = segmenter.network
+    device = next(network.parameters()).device
     sums = torch.zeros(len(network.depths) + 1, 2, dtype=torch.float64, device=device)
     for image, mask in batches:
         image, mask = _to_device(image, mask, device)

@@ -19,7 +19,7 @@ from pipelines.params import Evaluate
 from unetpp import metrics
 from unetpp.data import Split, SplitWriter
 from unetpp.errors import UserError
-from unetpp.inference import Segmenter, Trained, load_model, scale, to_mask
+from unetpp.inference import Segmenter, Trained, load_model, pad_to_multiple, scale, standardise, to_mask
 from unetpp.model import NestedUNet
 
 ROOT = Path(__file__).parents[2]
@@ -56,8 +56,6 @@ def write_data(folder, sizes=((16, 16),) * 6, num_classes=1, size=16):
         "size": size,
         "channels": 3,
         "num_classes": num_classes,
-        "mean": [0.5] * 3,
-        "std": [0.25] * 3,
         "splits": {"test": test},
         "quarantined": 0,
         "raw_sha256": "00" * 32,
@@ -71,7 +69,7 @@ def write_model(folder, **keywords):
     folder.mkdir()
     torch.manual_seed(0)
     network = NestedUNet(**({"widths": [2, 4, 8]} | keywords)).eval()
-    Trained(network, [0.5] * 3, [0.25] * 3, 16, {"fingerprint": "f" * 64, "epoch": 3}).save(folder / "model.pt")
+    Trained(network, 16, {"fingerprint": "f" * 64, "epoch": 3}).save(folder / "model.pt")
     return folder
 
 
@@ -80,17 +78,18 @@ def run(tmp_path, settings=SETTINGS):
 
 
 class Perfect(nn.Module):
-    """Knows that whatever is brighter than 50 is foreground; as a network, at every head."""
+    """Knows that whatever is brighter than the middle of its image's range is foreground; as a network, at every head."""
 
     depth, depths, num_classes = 1, (1, 2), 1
 
     def forward(self, image):
-        return (100 * (image[:, :1] - 50 / 255),) * 2
+        middle = (image.amin(dim=(1, 2, 3), keepdim=True) + image.amax(dim=(1, 2, 3), keepdim=True)) / 2
+        return (100 * (image[:, :1] - middle),) * 2
 
 
 def test_a_perfect_network_scores_one(tmp_path):
     write_data(tmp_path / "prepared")
-    predict = stage.Predictor(Trained(Perfect(), [0.0] * 3, [1.0] * 3, 16), torch.device("cpu"))  # type: ignore[arg-type]
+    predict = stage.Predictor(Trained(Perfect(), 16), torch.device("cpu"))  # type: ignore[arg-type]
     counts = stage.count_pixels(predict, Split(tmp_path / "prepared/test.arrow"), 1, 4)
     assert set(counts) == {"L1", "L2", "mean"}
     for each in counts.values():
@@ -105,14 +104,14 @@ def test_one_pass_of_the_whole_equals_each_pruned_network(tmp_path, num_classes)
     split = Split(tmp_path / "prepared/test.arrow")
     counts = stage.count_pixels(stage.Predictor(trained, torch.device("cpu")), split, num_classes, 2)
     for depth in trained.depths:
-        segmenter = trained.segmenter(depth)
+        network = trained.segmenter(depth).network
         for index in range(len(split)):
             image, mask = split[index]
             # Padded to the sides of the whole network, or depths would see other pixels past the edge.
             step = 2**trained.network.depth
-            padding = ((0, -image.shape[0] % step), (0, -image.shape[1] % step), (0, 0))
             with torch.inference_mode():
-                probs = segmenter(scale(np.pad(image, padding, mode="edge"))[None])
+                logits = network(pad_to_multiple(standardise(scale(image)[None]), step))[0]
+            probs = logits.sigmoid() if num_classes == 1 else logits.softmax(dim=1)
             mask_hat = to_mask(probs)[:, : image.shape[0], : image.shape[1]]
             expected = metrics.confusion(mask_hat, torch.tensor(mask)[None], num_classes)[0]
             assert torch.equal(counts[f"L{depth}"][index], expected)
@@ -120,7 +119,7 @@ def test_one_pass_of_the_whole_equals_each_pruned_network(tmp_path, num_classes)
 
 def test_the_mean_is_of_the_probabilities():
     network = NestedUNet([2, 4, 8]).eval()
-    segmenter = Segmenter(network, [0.5] * 3, [0.25] * 3)
+    segmenter = Segmenter(network)
     image = torch.rand(2, 3, 13, 10)
     with torch.no_grad():
         probs = stage.head_probs(segmenter, image)

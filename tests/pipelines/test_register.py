@@ -32,7 +32,7 @@ def write_stages(folder: Path) -> None:
     """What the earlier stages would have written."""
     torch.manual_seed(0)
     (folder / "model").mkdir(parents=True)
-    Trained(NestedUNet([4, 8, 16]).eval(), [0.4, 0.5, 0.6], [0.2, 0.2, 0.3], 96).save(folder / "model/model.pt")
+    Trained(NestedUNet([4, 8, 16]).eval(), 96).save(folder / "model/model.pt")
     splits = {}
     for split in ("train", "val", "test"):
         path = folder / f"prepared/{split}.arrow"
@@ -246,7 +246,7 @@ def test_changed_code_makes_a_commit_dirty_and_pipeline_outputs_do_not(tmp_path)
 
 
 def test_nan_is_a_difference():
-    segmenter = Trained(NestedUNet([4, 8]).eval(), [0.0] * 3, [1.0] * 3, None).segmenter(1)
+    segmenter = Trained(NestedUNet([4, 8]).eval(), None).segmenter(1)
     assert stage.difference(segmenter, segmenter) is None
     assert stage.difference(lambda image: segmenter(image) * float("nan"), segmenter) is not None
 

@@ -26,7 +26,7 @@ def test_macs_of_depth_one_follow_the_closed_form():
     level_0, level_1 = 32 * 32, 16 * 16
     expected = level_0 * 9 * (3 * 4 + 4 * 4) + level_1 * 9 * (4 * 8 + 8 * 8)  # X[0,0], X[1,0]
     expected += level_0 * 9 * ((4 + 8) * 4 + 4 * 4) + level_0 * 4  # X[0,1] and the head
-    assert cost.count_macs(Segmenter(network, [0.5] * 3, [0.2] * 3), torch.rand(1, 3, 32, 32)) == expected
+    assert cost.count_macs(Segmenter(network), torch.rand(1, 3, 32, 32)) == expected
 
 
 def test_macs_leave_the_module_as_it_was():

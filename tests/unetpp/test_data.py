@@ -40,6 +40,9 @@ def test_a_split_holds_what_was_written_whatever_the_batches(tmp_path, monkeypat
         assert found_image.dtype == image.dtype
         assert np.array_equal(found_image, image)
         assert np.array_equal(found_mask, mask)
+        scaled = image.reshape(-1, image.shape[2]) / np.iinfo(image.dtype).max
+        for found, expected in zip(split.moments(index), (scaled.mean(axis=0), scaled.std(axis=0)), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert np.array_equal(split[-1][0], rows[-1][2])
     with pytest.raises(IndexError):
         split[len(rows)]

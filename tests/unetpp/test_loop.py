@@ -5,12 +5,16 @@ import pytest
 import torch
 
 from unetpp import NestedUNet, Segmenter
+from unetpp.augment import Augment
+from unetpp.data import Split, SplitWriter
+from unetpp.inference import scale, standardise
 from unetpp.loop import (
     choose_precision,
     epoch_order,
     make_optimizer,
     plain_batches,
     schedule,
+    train_batches,
     train_epoch,
     validate,
 )
@@ -58,6 +62,28 @@ def test_image_of_another_size_begins_a_new_batch():
     assert shapes == [(2, 3, 8, 8), (1, 3, 8, 8), (1, 3, 8, 12), (1, 3, 8, 8)]
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("crop_px", [None, 8])
+def test_training_sees_images_standardised_as_prediction_does(tmp_path, dtype, crop_px):
+    """Whole images equal what `Segmenter` computes; a crop is standardised as the image that it is cut from."""
+    rng = np.random.default_rng(0)
+    with SplitWriter(tmp_path / "train.arrow") as writer:
+        for n in range(4):
+            image = rng.integers(0, 3000 if dtype == np.uint16 else 90 + 40 * n, (12, 16, 3)).astype(dtype)
+            writer.add(str(n), "kind", image, rng.integers(0, 2, (12, 16)).astype(np.uint8))
+    split = Split(tmp_path / "train.arrow")
+    augment = Augment(crop_px, flips=False, brightness=0, hue=0, channels=3)
+    images, _ = next(train_batches(split, [range(4)], augment, seed=0, epoch=0))
+    expected = standardise(torch.stack([scale(split[n][0]) for n in range(4)]))
+    if crop_px is None:
+        torch.testing.assert_close(images, expected)
+        return
+    assert images.shape == (4, 3, 8, 8)
+    for n in range(4):  # each crop is found, whole, in its standardised image
+        windows = expected[n].unfold(1, 8, 1).unfold(2, 8, 1).permute(1, 2, 0, 3, 4).reshape(-1, 3, 8, 8)
+        assert (windows - images[n]).abs().amax(dim=(1, 2, 3)).min() < 1e-4
+
+
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
 @pytest.mark.parametrize("num_classes", [1, 3])
 def test_training_learns_a_mask_that_can_be_seen(name, num_classes):
@@ -68,11 +94,11 @@ def test_training_learns_a_mask_that_can_be_seen(name, num_classes):
     rate = 0.1 if name == "sgd" else 0.01
     network = NestedUNet((4, 6, 8), num_classes=num_classes)
     optimizer = make_optimizer(network, name, rate, 0.9, 0.0)
-    mean, std = torch.full((3, 1, 1), 0.3), torch.full((3, 1, 1), 0.2)
+    cpu = torch.device("cpu")
     for step in range(60):
-        sums = train_epoch(network, [(image, mask)], optimizer, lambda _: rate, step, mean, std, torch.float32)
+        sums = train_epoch(network, [(standardise(image), mask)], optimizer, lambda _: rate, step, cpu, torch.float32)
         assert sums[1] == 4
-    segmenter = Segmenter(network, [0.3] * 3, [0.2] * 3)
+    segmenter = Segmenter(network)
     ious = validate(segmenter, [(image, mask)], torch.float32)
     assert (ious[:-1, 1] / ious[-1, 1] > 0.9).all()
 
@@ -80,7 +106,7 @@ def test_training_learns_a_mask_that_can_be_seen(name, num_classes):
 def test_validation_sums_of_a_whole_equal_those_over_shards_and_the_metrics_own():
     torch.manual_seed(0)
     split = Listed([(12, 20)] * 5)
-    segmenter = Segmenter(NestedUNet((4, 6, 8)), [0.5] * 3, [0.3] * 3).eval()
+    segmenter = Segmenter(NestedUNet((4, 6, 8))).eval()
     whole = validate(segmenter, plain_batches(split, range(5), 5), torch.float32)
     shards = sum(validate(segmenter, plain_batches(split, range(rank, 5, 2), 2), torch.float32) for rank in range(2))
     torch.testing.assert_close(whole, shards)
