@@ -78,7 +78,7 @@ def run(tmp_path, settings=SETTINGS):
 
 
 class Perfect(nn.Module):
-    """Knows that whatever is brighter than the middle of its image's range is foreground; as a network, at every head."""
+    """Knows that whatever is above the middle of its image's range is foreground; as a network, at every head."""
 
     depth, depths, num_classes = 1, (1, 2), 1
 
