@@ -1,0 +1,218 @@
+"""Write docs/paper.md and its plots from studies/paper/results: no number in it is typed by hand.
+
+python -m studies.paper.page
+"""
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from scipy.stats import wilcoxon
+
+from studies.paper.run import FOLDER, RESULTS, ROOT, read_study
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+OUT = ROOT / "docs" / "paper.md"
+IMAGES = ROOT / "docs" / "images"
+RESAMPLES = 5000
+NAMES = {
+    "unet_L1": "U-Net L1",
+    "unet_L2": "U-Net L2",
+    "unet_L3": "U-Net L3",
+    "unet": "U-Net L4",
+    "unet_wide": "wide U-Net",
+    "unet_e": "UNet^e, deep supervision",
+    "unet_plus": "UNet+",
+    "unet_plus_ds": "UNet+, deep supervision",
+    "unet_pp": "UNet++",
+    "unet_pp_ds": "UNet++, deep supervision",
+    "unet_pp_L2": "UNet++ L2 alone",
+    "unet_pp_L3": "UNet++ L3 alone",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A network at one depth (or the mean of its heads), trained with several seeds."""
+
+    label: str
+    runs: list[dict]  # of the seeds, by seed
+    depth: str  # L1 ... or mean
+
+    def scores(self, key: str) -> np.ndarray:
+        """(seeds,) of a score."""
+        return np.array([run["depths"][self.depth][key] for run in self.runs])
+
+    @property
+    def images(self) -> np.ndarray:
+        """(images,) foreground IoU, mean over the seeds."""
+        return np.mean([run["images"][self.depth] for run in self.runs], axis=0)
+
+
+def deepest(runs: list[dict]) -> str:
+    """The name of the deepest head."""
+    return max((name for name in runs[0]["depths"] if name != "mean"), key=lambda name: int(name[1:]))
+
+
+def difference(row: Row, reference: Row) -> tuple[float, float, float, float]:
+    """Mean paired difference of the images' IoU (over the seeds' means), its 95 % bootstrap interval, and the
+    p-value of Wilcoxon's signed-rank test, two-sided."""
+    paired = row.images - reference.images
+    rng = np.random.default_rng(0)
+    means = paired[rng.integers(len(paired), size=(RESAMPLES, len(paired)))].mean(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    p = wilcoxon(paired).pvalue if np.any(paired) else 1.0
+    return float(paired.mean()), float(low), float(high), float(p)
+
+
+def table(rows: list[Row], reference: Row, cost: dict | None = None) -> list[str]:
+    """Markdown of the rows, each against the reference."""
+    head = ["network", "seeds", "iou_image", "iou_pixels", "iou_paper", "parameters", "MACs at 96x96"]
+    head += ["latency ms", "peak MiB"] if cost else []
+    head += [f"iou_image against {reference.label}, points (95 % interval)", "p"]
+    lines = ["| " + " | ".join(head) + " |", "| :-- |" + " --: |" * (len(head) - 1)]
+    for row in rows:
+        cells = [row.label, str(len(row.runs))]
+        for key in ("iou_image", "iou_pixels", "iou_paper"):
+            values = row.scores(key)
+            spread = f" ± {values.std(ddof=1):.4f}" if len(values) > 1 else ""
+            cells.append(f"{values.mean():.4f}{spread}")
+        facts = row.runs[0]["depths"][row.depth if row.depth != "mean" else deepest(row.runs)]
+        cells += [f"{facts['parameters']:,}", f"{facts['macs'] / 1e6:,.0f} M"]
+        if cost:
+            found = cost[row.depth]
+            cells += [f"{found['latency_ms']:.1f}", f"{found['peak_memory_mib']:.1f}"]
+        if row is reference:
+            cells += ["", ""]
+        else:
+            mean, low, high, p = difference(row, reference)
+            cells += [f"{100 * mean:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})", f"{p:.2g}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def verdict(claim: str, row: Row, reference: Row) -> str:
+    """Whether the row is better than the reference on these data, by the interval of the paired difference."""
+    mean, low, high, _ = difference(row, reference)
+    found = "holds here" if low > 0 else "does not hold here: the opposite does" if high < 0 else "is not decided here"
+    return f"{claim}: **{found}** ({100 * mean:+.2f} points, {100 * low:+.2f} to {100 * high:+.2f})."
+
+
+def sections(runs: dict[str, list[dict]], cost: dict | None) -> list[str]:
+    """The five claims for one protocol, recipe and scale; a claim whose networks are missing says so."""
+    lines: list[str] = []
+
+    def rows(*names: str) -> list[Row] | None:
+        missing = [name for name in names if name not in runs]
+        if missing:
+            lines.append(f"Not trained yet: {', '.join(NAMES[name] for name in missing)}.")
+            return None
+        return [Row(NAMES[name], runs[name], deepest(runs[name])) for name in names]
+
+    lines += ["", "**1. The optimal depth differs from the deepest: U-Nets trained alone.**", ""]
+    if found := rows("unet_L1", "unet_L2", "unet_L3", "unet"):
+        best = max(found, key=lambda row: row.scores("iou_image").mean())
+        lines += table(found, found[-1])
+        lines += ["", verdict(f"A shallower U-Net ({best.label}) is better than L4", best, found[-1])] * (
+            best is not found[-1]
+        ) or ["", "The deepest is the best here."]
+    lines += ["", "**2. The family at equal widths, beside the U-Net and the wide U-Net.**", ""]
+    family = ("unet", "unet_wide", "unet_e", "unet_plus", "unet_plus_ds", "unet_pp", "unet_pp_ds")
+    if found := rows(*family):
+        lines += table(found, found[0])
+        lines += ["", verdict("UNet++ with deep supervision is better than U-Net", found[-1], found[0])]
+        lines += ["", verdict("UNet++ with deep supervision is better than the wide U-Net", found[-1], found[1])]
+        lines += ["", verdict("UNet++ is better with deep supervision than without", found[-1], found[-2])]
+    lines += ["", "**3. Pruning: the depths of one trained UNet++.**", ""]
+    if found := rows("unet_pp_ds"):
+        depths = [name for name in found[0].runs[0]["depths"] if name != "mean"]
+        pruned = [Row(f"pruned to {name}", runs["unet_pp_ds"], name) for name in depths]
+        lines += table(pruned, pruned[-1], cost)
+        if cost and len(depths) > 3:
+            shares = {key: 100 * (1 - cost["L3"][key] / cost["L4"][key]) for key in ("parameters", "peak_memory_mib")}
+            lines += [
+                "",
+                f"At L3 {shares['parameters']:.1f} % of the parameters are saved (the paper's figure for memory is "
+                f"75.6 %), and {shares['peak_memory_mib']:.1f} % of the measured peak memory of a forward pass.",
+            ]
+    lines += ["", "**4. Embedded against isolated: L_d pruned out of L4 against L_d trained alone.**", ""]
+    if found := rows("unet_pp_ds", "unet_L1", "unet_pp_L2", "unet_pp_L3"):
+        for depth, alone in zip(("L1", "L2", "L3"), found[1:], strict=True):
+            alone = Row(f"{depth} trained alone", alone.runs, depth)
+            embedded = Row(f"{depth} pruned out of L4", runs["unet_pp_ds"], depth)
+            lines += [*table([alone, embedded], alone), ""]
+            lines += [verdict(f"{depth} is better for having been trained inside L4", embedded, alone), ""]
+    lines += ["", "**5. Heads: each head, and the mean of all.**", ""]
+    if found := rows("unet_pp_ds", "unet_pp"):
+        depths = [name for name in found[0].runs[0]["depths"] if name != "mean"]
+        heads = [Row(f"head {name}", runs["unet_pp_ds"], name) for name in depths]
+        mean = Row("mean of the heads", runs["unet_pp_ds"], "mean")
+        lines += table([*heads, mean, Row("UNet++ without deep supervision", found[1].runs, found[1].depth)], heads[-1])
+        lines += ["", verdict("The mean of the heads is better than the deepest head", mean, heads[-1])]
+    return lines
+
+
+def plot(by_setting: dict[tuple[str, ...], dict[str, list[dict]]], path: Path) -> None:
+    """IoU against MACs of every network, one panel a setting; whiskers are the range over the seeds."""
+    figure, axes = plt.subplots(1, len(by_setting), figsize=(5.2 * len(by_setting), 4), squeeze=False)
+    for axis, (setting, runs) in zip(axes[0], by_setting.items(), strict=True):
+        for name, found in runs.items():
+            row = Row(NAMES[name], found, deepest(found))
+            values = row.scores("iou_image")
+            macs = found[0]["depths"][row.depth]["macs"] / 1e6
+            spread = [[values.mean() - values.min()], [values.max() - values.mean()]]
+            axis.errorbar(macs, values.mean(), spread, fmt="o", markersize=5)
+            axis.annotate(NAMES[name], (macs, values.mean()), xytext=(5, 4), textcoords="offset points", fontsize=6)
+        axis.set(title=", ".join(setting), xlabel="MACs at 96x96, millions", ylabel="iou_image on test", xscale="log")
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def read_results() -> dict[tuple[str, ...], dict[str, list[dict]]]:
+    """Results by (protocol, recipe, scale) and network, the seeds in order."""
+    study = read_study()
+    found: dict[tuple[str, ...], dict[str, list[dict]]] = defaultdict(dict)
+    for protocol in study["protocols"]:
+        for recipe in study["recipes"]:
+            for scale in study["widths"]:
+                for name in study["networks"]:
+                    paths = [RESULTS / protocol / recipe / scale / f"{name}-{seed}.json" for seed in study["seeds"]]
+                    runs = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+                    if runs:
+                        found[protocol, recipe, scale][name] = runs
+    return found
+
+
+def main() -> None:
+    results = read_results()
+    template = (FOLDER / "page.md").read_text(encoding="utf-8")
+    body: list[str] = []
+    for (protocol, recipe, scale), runs in results.items():
+        first = next(iter(runs.values()))[0]
+        machines = {
+            f"{run['machine']['device']} ({run['machine']['processor']})" for each in runs.values() for run in each
+        }
+        count = len(next(iter(first["images"].values())))
+        body += ["", f"## `{protocol}`, recipe `{recipe}`, {scale} widths", ""]
+        body += [f"{count} test images; {first['epochs']} epochs; trained on {'; '.join(sorted(machines))}."]
+        path = RESULTS / f"cost-{scale}.json"
+        cost = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        if cost:
+            on = cost["machine"]
+            body += [f"Latency and memory: {on['processor']}, {on['threads']} threads, {on['precision']}, one image."]
+        body += sections(runs, cost and cost["depths"])
+    if results:
+        plot(results, IMAGES / "paper.png")
+    OUT.write_text(template.rstrip() + "\n" + "\n".join(body) + "\n", encoding="utf-8")
+    print(f"wrote {OUT.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""Train and measure the networks of the study: one result file for each network, protocol, recipe, scale and seed.
+
+    python -m studies.paper.run --data /path/to/dsb2018            # what is missing in studies/paper/results
+    python -m studies.paper.run --data /path/to/dsb2018 --networks unet unet_pp_ds --seeds 0
+
+A result that exists is not computed again, so that the same command goes on after a cut, on another day or on
+another machine; each file says which machine it is from. A training is one plain process, on the GPU if there
+is one; several of these commands may run side by side.
+"""
+
+import argparse
+import itertools
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+
+from pipelines.evaluate import Predictor, count_pixels, describe_machine
+from pipelines.files import replacing, sha256, write_json
+from pipelines.layouts import find_samples
+from pipelines.params import Params, Prepare, load_params
+from pipelines.prepare import find_split, load_sample
+from pipelines.worker import epochs, make_settings
+from unetpp import metrics
+from unetpp.cost import count_macs, count_parameters
+from unetpp.data import Split, SplitWriter, read_manifest
+from unetpp.errors import UserError
+from unetpp.inference import Segmenter, Trained
+from unetpp.model import NestedUNet
+from unetpp.pruning import prune
+
+FOLDER = Path(__file__).parent
+ROOT = FOLDER.parents[1]
+RESULTS = FOLDER / "results"
+
+
+def read_study() -> dict:
+    """study.yaml."""
+    return yaml.safe_load((FOLDER / "study.yaml").read_text(encoding="utf-8"))
+
+
+def tiles(length: int, size: int, stride: int) -> list[int]:
+    """Where patches of a side begin: each stride, and one at the end, so that every pixel is in one."""
+    last = max(0, length - size)
+    return sorted({*range(0, last + 1, stride), last})
+
+
+def prepare_protocol(data: Path, protocol: dict, params: Prepare, out: Path) -> None:
+    """Write train.arrow, val.arrow, test.arrow and manifest.json of a protocol.
+
+    The split is a function of the image, as in the prepare stage, so that all patches of an image share it.
+    """
+    settings = params.model_copy(update={"size": protocol["size"], "shares": type(params.shares)(**protocol["shares"])})
+    samples, problems = find_samples(data)
+    if problems or not samples:
+        raise UserError(f"{data}: {len(samples)} images and {len(problems)} problems; expected images/ and masks/")
+    with replacing(out) as partial:
+        partial.mkdir(parents=True)
+        writers = {name: SplitWriter(partial / f"{name}.arrow") for name in ("train", "val", "test")}
+        counts = dict.fromkeys(writers, 0)
+        for writer in writers.values():
+            writer.__enter__()
+        for sample in samples:
+            kind, image, mask = load_sample(sample, settings)
+            name = find_split(sample.id, kind, settings.salt, settings.shares)
+            for id, part, part_mask in patches(sample.id, image, mask, protocol["tile"]):
+                writers[name].add(id, kind, part, part_mask)
+                counts[name] += 1
+        for writer in writers.values():
+            writer.__exit__(None, None, None)
+        splits = {
+            name: {"num_images": count, "sha256": sha256(partial / f"{name}.arrow")} for name, count in counts.items()
+        }
+        write_json(
+            partial / "manifest.json",
+            {"size": protocol["size"], "channels": params.channels, "num_classes": 1, "splits": splits},
+        )
+
+
+def patches(id: str, image: np.ndarray, mask: np.ndarray, tile: dict | None):
+    """(id, image, mask) of the whole, or of each patch that lies in it; a smaller image is padded by zeros."""
+    if tile is None:
+        yield id, image, mask
+        return
+    size, stride = tile["size_px"], tile["stride_px"]
+    short = [max(0, size - side) for side in mask.shape]
+    image = np.pad(image, ((0, short[0]), (0, short[1]), (0, 0)))
+    mask = np.pad(mask, ((0, short[0]), (0, short[1])))
+    for y, x in itertools.product(*(tiles(side, size, stride) for side in mask.shape)):
+        yield f"{id}@{y},{x}", image[y : y + size, x : x + size].copy(), mask[y : y + size, x : x + size].copy()
+
+
+def network_of(study: dict, name: str, scale: str) -> tuple[list[int], dict]:
+    """Widths, and the keys of section `model`."""
+    spec = study["networks"][name]
+    widths = study["wide" if spec.get("wide") else "widths"][scale]
+    depth = spec.get("depth") or len(widths) - 1
+    return widths[: depth + 1], {key: spec[key] for key in ("skips", "deep_supervision")}
+
+
+def params_of(study: dict, recipe: str, model: dict, seed: int, device: torch.device) -> Params:
+    """params.yaml with what the recipe, the network and the machine change."""
+    values = load_params(ROOT / "params.yaml").model_dump(by_alias=True, mode="json")
+    changes = study["recipes"][recipe]
+    values["train"] |= changes.get("train", {}) | {
+        "seed": seed,
+        "num_workers": 1,
+        "use_gpu": device.type == "cuda",
+        "cpus_per_worker": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
+    }
+    values["augment"] |= changes.get("augment", {})
+    values["model"] |= model
+    return Params.model_validate(values)
+
+
+def measure(settings: dict, device: torch.device) -> dict:
+    """Train, take the best epoch on val, and score every depth and the mean of the heads on test."""
+    prepared = Path(settings["prepared"])
+    began, state = time.monotonic(), {}
+    for state in epochs(settings, device, {}):
+        if "diverged" in state:
+            raise UserError(f"the loss is not finite any more in epoch {state['diverged']}: {settings}")
+    trained_s = time.monotonic() - began
+    model = settings["params"]["model"]
+    network = NestedUNet(settings["widths"], read_manifest(prepared)["channels"], 1, **model)
+    network.load_state_dict(state["best"]["weights"])
+    split = Split(prepared / "test.arrow")
+    counts = count_pixels(Predictor(Trained(network, None), device), split, 1, 16)
+    names = [f"L{depth}" for depth in network.depths]
+    depths = {name: metrics.scores(each) for name, each in counts.items()}
+    example = torch.rand(1, network.in_channels, 96, 96)
+    for name, depth in zip(names, network.depths, strict=True):
+        pruned = Segmenter(prune(network, depth)).eval()
+        depths[name] |= {"parameters": count_parameters(pruned), "macs": count_macs(pruned, example)}
+    return {
+        "depths": depths,
+        "images": {
+            name: [round(one, 5) for one in metrics.per_image_iou(each).tolist()] for name, each in counts.items()
+        },
+        "test_sha256": sha256(prepared / "test.arrow"),
+        "best_epoch": state["history"][state["best"]["epoch"]]["epoch"],
+        "val_iou": round(state["best"]["val_iou"], 5),
+        "epochs": len(state["history"]),
+        "trained_s": round(trained_s, 1),
+        "machine": describe_machine(device),
+    }
+
+
+def taken(claim: Path) -> bool:
+    """Whether another command of this machine, which still runs, is at work on a result."""
+    try:
+        os.kill(int(claim.read_text()), 0)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def main() -> None:
+    study = read_study()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with images/ and masks/")
+    parser.add_argument("--work", type=Path, default=FOLDER / "data", help="folder of the prepared protocols")
+    for name, legal in (
+        ("protocols", study["protocols"]),
+        ("recipes", study["recipes"]),
+        ("scales", study["widths"]),
+        ("networks", study["networks"]),
+    ):
+        parser.add_argument(f"--{name}", nargs="+", choices=list(legal), default=list(legal))
+    parser.add_argument("--seeds", nargs="+", type=int, default=study["seeds"])
+    arguments = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    params = load_params(ROOT / "params.yaml")
+    for protocol, recipe, scale, seed, name in itertools.product(
+        arguments.protocols, arguments.recipes, arguments.scales, arguments.seeds, arguments.networks
+    ):
+        path = RESULTS / protocol / recipe / scale / f"{name}-{seed}.json"
+        if path.exists() or taken(path.with_suffix(".running")):
+            continue
+        prepared = arguments.work / protocol
+        if not (prepared / "manifest.json").exists():
+            prepare_protocol(arguments.data, study["protocols"][protocol], params.prepare, prepared)
+        widths, model = network_of(study, name, scale)
+        settings = make_settings(params_of(study, recipe, model, seed, device), widths, prepared)
+        claim = path.with_suffix(".running")
+        claim.parent.mkdir(parents=True, exist_ok=True)
+        claim.write_text(str(os.getpid()))
+        try:
+            found = measure(settings, device)
+            write_json(path, found | {"params": settings["params"], "widths": widths})
+        finally:
+            claim.unlink()
+        ious = "  ".join(f"{depth} {row['iou_image']:.4f}" for depth, row in found["depths"].items())
+        print(f"{path.relative_to(RESULTS)}  {ious}  {found['trained_s']:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    from pipelines.stage import run_command
+
+    run_command(main)

@@ -1,0 +1,122 @@
+"""The study of the paper's claims: its patches, its results, and what its page says of them."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from studies.paper import page, run
+from tests.pipelines.conftest import Project
+
+
+def test_patches_cover_every_pixel_and_stay_with_their_image():
+    rng = np.random.default_rng(0)
+    image, mask = rng.integers(0, 255, (70, 45, 3), np.uint8), rng.integers(0, 2, (70, 45), np.uint8)
+    seen = np.zeros((70, 45), int)
+    for id, part, part_mask in run.patches("x", image, mask, {"size_px": 32, "stride_px": 20}):
+        y, x = map(int, id.split("@")[1].split(","))
+        assert np.array_equal(part, image[y : y + 32, x : x + 32])
+        assert np.array_equal(part_mask, mask[y : y + 32, x : x + 32])
+        seen[y : y + 32, x : x + 32] += 1
+    assert seen.min() >= 1
+    [(_, part, part_mask)] = run.patches("x", image[:20, :20], mask[:20, :20], {"size_px": 32, "stride_px": 20})
+    assert part.shape == (32, 32, 3)
+    assert part_mask[20:].sum() == part_mask[:, 20:].sum() == 0
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """A study of two networks and two seeds on 20 synthetic images, with its folders under tmp_path."""
+    small = run.read_study()
+    small["seeds"] = [0, 1]
+    small["widths"] = {"half": [4, 6, 8]}
+    small["protocols"]["resize"]["size"] = 32
+    small["protocols"] = {"resize": small["protocols"]["resize"] | {"shares": {"train": 0.4, "val": 0.3, "test": 0.3}}}
+    small["recipes"] = {"ours": {"train": {"epochs": 1, "warmup_epochs": 0}}}
+    small["networks"] = {name: small["networks"][name] for name in ("unet", "unet_pp_ds", "unet_pp")}
+    monkeypatch.setattr(run, "read_study", lambda: small)
+    monkeypatch.setattr(page, "read_study", lambda: small)
+    monkeypatch.setattr(run, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(page, "RESULTS", tmp_path / "results")
+    from pipelines.ingest import ingest
+    from pipelines.params import load_params
+
+    (tmp_path / "project").mkdir()
+    project = Project(tmp_path / "project")
+    ingest(load_params(project.folder / "params.yaml").ingest, tmp_path / "raw")
+    return tmp_path
+
+
+def start(monkeypatch, study, *more):
+    arguments = ["run", "--data", str(study / "raw"), "--work", str(study / "data"), *more]
+    monkeypatch.setattr("sys.argv", arguments)
+    run.main()
+
+
+def test_what_has_a_result_is_not_computed_again(study, monkeypatch, capsys):
+    start(monkeypatch, study, "--networks", "unet_pp_ds", "--seeds", "0")
+    path = study / "results/resize/ours/half/unet_pp_ds-0.json"
+    before = path.read_bytes()
+    found = json.loads(before)
+    assert set(found["depths"]) == set(found["images"]) == {"L1", "L2", "mean"}
+    for depth, row in found["depths"].items():
+        assert np.mean(found["images"][depth]) == pytest.approx(row["iou_image"], abs=1e-4)
+    assert not list((study / "results").rglob("*.running"))
+    capsys.readouterr()
+    # A command that was killed leaves its claim behind; it holds nobody up.
+    (path.parent / "unet-0.running").write_text("999999999")
+    start(monkeypatch, study, "--networks", "unet_pp_ds", "unet", "--seeds", "0")
+    printed = capsys.readouterr().out
+    assert "unet-0.json" in printed
+    assert "unet_pp_ds" not in printed
+    assert path.read_bytes() == before
+
+
+def result(iou: np.ndarray, depths=("L1", "L2", "mean")) -> dict:
+    row = {"iou_image": float(iou.mean()), "iou_pixels": 0.5, "iou_paper": 0.6, "parameters": 1000, "macs": 10**6}
+    machine = {"device": "cpu", "processor": "one of ours", "threads": 2, "precision": "fp32"}
+    return {
+        "depths": dict.fromkeys(depths, row),
+        "images": dict.fromkeys(depths, iou.tolist()),
+        "epochs": 3,
+        "machine": machine,
+    }
+
+
+def test_page_states_what_holds_what_does_not_and_what_is_missing(study, monkeypatch):
+    rng = np.random.default_rng(0)
+    base = rng.uniform(0.6, 0.9, 60)
+    folder = study / "results/resize/ours/half"
+    folder.mkdir(parents=True)
+    for seed in (0, 1):
+        noise = rng.normal(0, 0.01, 60)
+        for name, gain in (("unet", 0.0), ("unet_pp_ds", 0.05), ("unet_pp", 0.08)):
+            depths = ("L1", "L2", "mean") if name.endswith("ds") else ("L2",)
+            (folder / f"{name}-{seed}.json").write_text(json.dumps(result(base + gain + noise, depths)))
+    monkeypatch.setattr(page, "OUT", study / "paper.md")
+    monkeypatch.setattr(page, "ROOT", study)
+    monkeypatch.setattr(page, "IMAGES", study)
+    page.main()
+    text = (study / "paper.md").read_text()
+    assert "Not trained yet: U-Net L1, U-Net L2, U-Net L3." in text
+    assert "| UNet++ without deep supervision | 2 |" in text
+    assert f"{base.mean() + 0.05:.2f}" in text  # the table's mean, from the files
+    assert (study / "paper.png").stat().st_size > 1000
+    rows = {name: page.Row(name, [result(base + gain)], "L1") for name, gain in (("a", 0.0), ("b", 0.05))}
+    assert "**holds here** (+5.00 points" in page.verdict("b is better", rows["b"], rows["a"])
+    assert "the opposite does" in page.verdict("a is better", rows["a"], rows["b"])
+    wavering = page.Row("c", [result(base + rng.normal(0, 0.1, 60))], "L1")
+    assert "is not decided here" in page.verdict("c is better", wavering, rows["a"])
+
+
+def test_study_names_only_networks_that_can_be_built():
+    from unetpp.model import NestedUNet
+
+    study = run.read_study()
+    assert set(study["networks"]) == set(page.NAMES)
+    for name in study["networks"]:
+        for scale in study["widths"]:
+            widths, model = run.network_of(study, name, scale)
+            NestedUNet(widths, **model)
+    assert yaml.safe_load((run.FOLDER / "dvc.yaml").read_text())["stages"].keys() == {"run", "page"}
