@@ -43,18 +43,19 @@ class Names:
     def refuse(self, name: str, reason: str) -> UserError:
         return UserError(f"{self._where}: {self._what} {name!r} {reason}; {self._advice}")
 
-    def check(self, name: str) -> PurePosixPath:
-        """The path of an entry, a file or a folder.
+    def check(self, name: str, shown: str | None = None) -> PurePosixPath:
+        """The path of an entry, a file or a folder; `shown` is its full name, where `name` is a part of that.
 
         Raises:
             UserError: it would be written outside, or is no legal name.
         """
+        shown = shown or name
         if "\0" in name or "\\" in name:
-            raise self.refuse(name, "has a backslash or a NUL byte in its name")
+            raise self.refuse(shown, "has a backslash or a NUL byte in its name")
         if name.startswith("/") or re.match(r"[A-Za-z]:", name):
-            raise self.refuse(name, "has an absolute name")
+            raise self.refuse(shown, "has an absolute name")
         if ".." in name.split("/"):
-            raise self.refuse(name, "has .. in its name and would be written outside")
+            raise self.refuse(shown, "has .. in its name and would be written outside")
         return PurePosixPath(name)
 
     def add(self, path: PurePosixPath, name: str) -> None:

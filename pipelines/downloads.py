@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pipelines.files import check_space, replacing, sha256
+from pipelines.files import check_space, disk_errors, replacing, sha256
 from pipelines.storage import Object, Store
 from unetpp.errors import UserError
 
@@ -107,7 +107,7 @@ class Journal:
     def add(self, source: Object, **line) -> None:
         """Note that an object (sha256, version_id) or a part of it (start, version_id, md5) is whole."""
         line = {"name": _name(source)} | line
-        with self._lock, self._path.open("a", encoding="utf-8") as file:
+        with disk_errors(self._cache), self._lock, self._path.open("a", encoding="utf-8") as file:
             self._apply(line)
             file.write(json.dumps(line) + "\n")
 
@@ -163,9 +163,10 @@ class _Unfinished:
             position = start
             for piece in pieces:
                 left = memoryview(piece)
-                while left:  # a write may take a part of it alone
-                    written = os.pwrite(descriptor, left, position)
-                    position, left = position + written, left[written:]
+                with disk_errors(self._path.parent):
+                    while left:  # a write may take a part of it alone
+                        written = os.pwrite(descriptor, left, position)
+                        position, left = position + written, left[written:]
                 self._progress.update(len(piece))
             if len(self._all) > 1:
                 os.fsync(descriptor)  # the journal must not know of bytes that a loss of power takes away

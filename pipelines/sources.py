@@ -116,9 +116,10 @@ def _fetch_bucket(params: Ingest, out: Path, cache: Path) -> Source:
     names = Names(location, "key", "rename or remove the object")
     objects: dict[PurePosixPath, Object] = {}
     for one in store.list():
-        path = names.check(one.key.removeprefix(store.prefix))
+        inner = one.key.removeprefix(store.prefix)
+        path = names.check(inner, one.key)
         if not is_junk(path):
-            if str(path) != one.key.removeprefix(store.prefix):
+            if str(path) != inner:
                 raise names.refuse(one.key, "has an empty or a . part in its name")
             names.add(path, one.key)
             objects[path] = one

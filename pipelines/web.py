@@ -140,7 +140,7 @@ class _File:
         ):
             file.truncate(start)
             file.seek(start)
-            while piece := answer.read(CHUNK):
+            while piece := answer.read1(CHUNK):
                 with disk_errors(self._partial.parent):
                     file.write(piece)
                     file.flush()
