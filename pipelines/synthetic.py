@@ -6,9 +6,12 @@ out of focus, streaks of stain, open arcs) make the surroundings of a pixel matt
 """
 
 import os
+import signal
+import threading
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import cv2
@@ -231,9 +234,23 @@ def write_images(params: Synthetic, num_workers: int, out: Path) -> None:
             write(index)
         return
     # OpenCV has threads of its own, which a forked process would inherit as dead.
-    with ProcessPoolExecutor(num_processes, get_context("spawn"), cv2.setNumThreads, (1,)) as pool:
+    with ProcessPoolExecutor(num_processes, get_context("spawn"), _begin_process) as pool:
         for _ in pool.map(write, range(params.num_images), chunksize=32):
             pass
+
+
+def _begin_process() -> None:
+    cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process ends the others
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A killed parent cannot end its processes, and they would wait for it for ever."""
+    parent = parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
 
 
 def _write_image(params: Synthetic, out: Path, index: int) -> None:

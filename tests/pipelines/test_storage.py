@@ -3,10 +3,12 @@
 import hashlib
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
 import tarfile
+import termios
 import threading
 import time
 import zipfile
@@ -254,6 +256,23 @@ def test_a_killed_run_fetches_only_the_rest(bucket, tmp_path, end):
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["cache", "raw"]
 
 
+def test_progress_is_shown_on_a_terminal(bucket, tmp_path):
+    """And on nothing else: the test above finds nothing on a pipe."""
+    bucket.put(PAIR)
+    values = yaml.safe_load((REPOSITORY / "params.yaml").read_text()) | {"ingest": bucket.params().model_dump()}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    command = [sys.executable, "-m", "pipelines.ingest", "--out", "data/raw", "--cache", "data/cache"]
+    ours, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 100))
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    subprocess.run(command, cwd=tmp_path, env=environment, stderr=terminal, stdout=subprocess.DEVNULL, check=True)
+    os.close(terminal)
+    shown = os.read(ours, 10_000).decode()
+    os.close(ours)
+    assert "100%" in shown
+    assert "Traceback" not in shown
+
+
 def test_a_line_that_a_cut_run_left_half_written_is_no_line(bucket, tmp_path):
     bucket.put(PAIR)
     ingest(bucket.params(), tmp_path / "raw", tmp_path / "cache")
@@ -282,6 +301,7 @@ def test_two_runs_do_not_share_a_cache_at_once(bucket, tmp_path):
     assert messages
 
 
+@pytest.mark.slow
 @pytest.mark.shared_data
 def test_the_real_sample_is_the_same_data_by_every_way(bucket, tmp_path, shared_data):
     archive = shared_data / "bbbc038_sample.zip"
