@@ -46,5 +46,5 @@ lock:            ## requirements.lock anew from pyproject.toml
 	@$(FIND_LINKS) uv pip compile --quiet pyproject.toml --all-extras --python-version 3.11 --no-header --no-annotate --output-file requirements.lock
 	@sed -i 's/^\(torch==[0-9.]*\)+cpu$$/\1/' requirements.lock
 
-clean:           ## what the stages made, and unfinished runs; .venv and DVC's cache stay
+clean:           ## what the stages made, downloads and unfinished runs; .venv and DVC's cache stay
 	@rm -rf data models reports runs dvc_plots

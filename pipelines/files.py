@@ -1,5 +1,6 @@
-"""Files that are whole or absent: hashes, and writing by rename."""
+"""Files that are whole or absent: hashes, writing by rename, and the disk that is full."""
 
+import errno
 import hashlib
 import json
 import os
@@ -7,6 +8,8 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from unetpp.errors import UserError
 
 
 def sha256(path: str | Path) -> str:
@@ -45,3 +48,37 @@ def write_json(path: str | Path, value) -> None:
     """Write `value` as indented JSON, whole or not at all."""
     with replacing(path) as partial:
         partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def disk_errors(folder: str | Path) -> Iterator[None]:
+    """A full disk, in the block, is a `UserError` that names `folder` and what is free there.
+
+    To be wrapped closely around what writes, inside of what explains the errors of reading.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise UserError(
+            f"{folder}: the disk or quota is full, or the file too large for it ({error.strerror}; {_free(folder)} "
+            "MiB free); free some space and give the same command again"
+        ) from None
+
+
+def check_space(folder: str | Path, num_bytes: int) -> None:
+    """Refuse to begin what cannot fit.
+
+    Raises:
+        UserError: names the folder, what is needed and what is free.
+    """
+    if num_bytes > shutil.disk_usage(folder).free:
+        raise UserError(
+            f"{folder}: {num_bytes / 2**20:.0f} MiB are needed and {_free(folder)} MiB are free; free some space and "
+            "give the same command again"
+        )
+
+
+def _free(folder: str | Path) -> int:
+    return shutil.disk_usage(folder).free // 2**20

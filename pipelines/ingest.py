@@ -1,42 +1,66 @@
 """Stage ingest: raw images and masks from the source, unchanged, and a manifest of what they are."""
 
 import argparse
+import shutil
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from pipelines.files import replacing, sha256, write_json
+import psutil
+
+from pipelines.files import disk_errors, replacing, sha256, write_json
 from pipelines.params import Ingest, load_params
 from pipelines.sources import fetch
 from pipelines.stage import run_command
 
 
-def ingest(params: Ingest, out: Path) -> dict:
+def ingest(params: Ingest, out: Path, cache: Path | None = None) -> dict:
     """Write the raw files and manifest.json to the folder `out`, whole or not at all; return the manifest.
 
     The manifest holds nothing of this machine or hour but the location in `params`: the same data give the
     same bytes.
 
+    Args:
+        cache: keeps downloads for the next run. No output of the stage, since DVC deletes those before it runs.
+            None: nothing is kept.
+
     Raises:
-        UserError: a source that is missing, empty, unsafe or of another layout.
+        UserError: a source that is missing, empty, unsafe or of another layout, or a full disk.
     """
-    with replacing(out) as partial:
-        source = fetch(params, partial)
-        paths = sorted(path for path in partial.rglob("*") if path.is_file())
-        files = [
-            {"key": path.relative_to(partial).as_posix(), "size": path.stat().st_size, "sha256": sha256(path)}
-            for path in paths
-        ]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _remove_remains(out)
+    with replacing(out) as partial, ExitStack() as stack:
+        if cache is None:
+            cache = Path(stack.enter_context(TemporaryDirectory(dir=out.parent)))
+        source = fetch(params, partial, cache)
+        files = []
+        for path in sorted(path for path in partial.rglob("*") if path.is_file()):
+            key = path.relative_to(partial).as_posix()
+            # What a download has hashed is not hashed again.
+            facts = source.facts.get(key) or {"sha256": sha256(path)}
+            files.append({"key": key, "size": path.stat().st_size, **facts})
         files.sort(key=lambda file: file["key"])
-        manifest = {"source": source, "files": files}
-        write_json(partial / "manifest.json", manifest)
+        manifest = {"source": source.description, "files": files}
+        with disk_errors(out.parent):
+            write_json(partial / "manifest.json", manifest)
     return manifest
+
+
+def _remove_remains(out: Path) -> None:
+    """Delete what a killed run has left half-written beside `out`."""
+    for path in out.parent.glob(f".{out.name}.partial-*"):
+        number = path.name.rpartition("-")[2]
+        if number.isdecimal() and not psutil.pid_exists(int(number)):
+            shutil.rmtree(path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the raw files")
+    parser.add_argument("--cache", type=Path, required=True, help="folder that keeps downloads for the next run")
     arguments = parser.parse_args()
     params = load_params().ingest
-    files = ingest(params, arguments.out)["files"]
+    files = ingest(params, arguments.out, arguments.cache)["files"]
     size_mib = sum(file["size"] for file in files) / 2**20
     source = params.kind if params.kind == "synthetic" else params.location
     print(f"ingest: {len(files)} files, {size_mib:.1f} MiB, from {source} to {arguments.out}")

@@ -5,6 +5,7 @@ dotted path and, for an unknown one, the nearest that exists.
 """
 
 import difflib
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -34,15 +35,53 @@ class Synthetic(Section):
     seed: NonNegativeInt
 
 
+class S3(Section):
+    endpoint: Annotated[str, Field(pattern=r"^https?://[^/@\s]+/?$")] | None
+    region: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$")] | None
+    profile: str | None
+    anonymous: bool
+    requester_pays: bool
+    checksums: Literal["when_supported", "when_required"]
+
+    @model_validator(mode="after")
+    def _one_identity(self):
+        if self.anonymous and (self.profile or self.requester_pays):
+            other = "profile" if self.profile else "requester_pays"
+            raise ValueError(f"anonymous requests have no identity, and {other} needs one: set one of the two")
+        return self
+
+
 class Ingest(Section):
-    kind: Literal["synthetic", "folder", "zip"]
+    kind: Literal["synthetic", "folder", "zip", "tar", "http", "s3"]
     location: str | None
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None
+    num_workers: Annotated[int, Field(ge=1, le=256)]
+    s3: S3
     synthetic: Synthetic
 
     @model_validator(mode="after")
     def _located(self):
-        if self.kind != "synthetic" and not self.location:
-            raise ValueError(f"kind is {self.kind}, so ingest.location must be the path of that {self.kind}")
+        if self.kind == "synthetic":
+            return self
+        location = self.location or ""
+        scheme = location.partition("://")[0].lower() if "://" in location else None
+        if self.kind == "s3" and not re.fullmatch(r"s3://[^/]+(/.*)?", location):
+            raise ValueError(f"kind is s3, so ingest.location must be s3://bucket/prefix, found {self.location!r}")
+        if self.kind == "http" and not re.fullmatch(r"https?://[^/]+/.*", location):
+            raise ValueError(
+                f"kind is http, so ingest.location must be the address of a zip or tar, http(s)://..., "
+                f"found {self.location!r}"
+            )
+        if self.kind in ("folder", "zip", "tar"):
+            if not location:
+                raise ValueError(f"kind is {self.kind}, so ingest.location must be the path of that {self.kind}")
+            if scheme in ("http", "https", "s3"):
+                raise ValueError(
+                    f"kind is {self.kind}, so ingest.location must be a path, found {location!r}: "
+                    f"set ingest.kind={'s3' if scheme == 's3' else 'http'}"
+                )
+        if self.sha256 and self.kind in ("folder", "s3"):
+            raise ValueError(f"sha256 is of an archive, and kind is {self.kind}: set ingest.sha256 to null")
         return self
 
 
@@ -203,11 +242,37 @@ def _explain(error: dict) -> str:
     return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}, found {error['input']!r}"
 
 
+# Names of keys and shapes of values that hold credentials. They never belong into a file that git keeps.
+SECRET_KEYS = re.compile(r"secret|password|passwd|token|credential|access_?key|api_?key", re.IGNORECASE)
+SECRET_VALUES = {
+    "an AWS access key id": re.compile(r"\b(AKIA|ASIA)[0-9A-Z]{16}\b"),
+    "a password in an address": re.compile(r"\w://[^/\s@]*:[^/\s@]+@"),
+    "a signed address": re.compile(r"[?&](X-Amz-\w+|Signature|sig|token)=", re.IGNORECASE),
+}
+
+
+def _refuse_credentials(value, path: Path, key: str = "") -> None:
+    """Refuse what looks like a credential, by its dotted key; the value itself is never shown."""
+    if isinstance(value, dict | list):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            _refuse_credentials(inner, path, f"{key}.{name}" if key else str(name))
+        return
+    found = [what for what, shape in SECRET_VALUES.items() if isinstance(value, str) and shape.search(value)]
+    if value is not None and SECRET_KEYS.search(key.rpartition(".")[2]):
+        found.append("a credential")
+    if found:
+        raise UserError(
+            f"{path}: {key}: found what looks like {found[0]} (not shown here); params.yaml is kept by git and logged, "
+            "so it must hold none: for S3 use a profile (ingest.s3.profile), the environment (AWS_ACCESS_KEY_ID, "
+            "AWS_SECRET_ACCESS_KEY) or the machine's role, for MLflow MLFLOW_TRACKING_URI; remove the key"
+        )
+
+
 def load_params(path: str | Path = "params.yaml") -> Params:
     """Read and check params.yaml.
 
     Raises:
-        UserError: the file is missing, is not YAML, or holds a wrong, missing or unknown key.
+        UserError: the file is missing, is not YAML, holds a wrong, missing or unknown key, or a credential.
     """
     path = Path(path)
     if not path.is_file():
@@ -218,6 +283,7 @@ def load_params(path: str | Path = "params.yaml") -> Params:
         raise UserError(f"{path}: not YAML: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected sections such as ingest and train, found {type(values).__name__}")
+    _refuse_credentials(values, path)
     try:
         return Params.model_validate(values)
     except ValidationError as error:

@@ -1,156 +1,151 @@
-"""Where raw images come from: a folder, a zip, or the built-in generator. Files are written as they are.
+"""Where raw images come from: a folder, an archive, an address, a bucket, or the built-in generator.
 
-A zip is a stranger's: every entry is checked by name before the first byte is written.
+Files are written as they are. The network is used for `http` and `s3` alone.
 """
 
-import re
+import hashlib
+import os
 import shutil
-import stat
-import zipfile
-import zlib
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-import cv2
-
-from pipelines.files import sha256
+from pipelines import downloads, web
+from pipelines.archives import Names, open_archive
+from pipelines.files import check_space, disk_errors, sha256
 from pipelines.layouts import check_names, find_layout, is_junk, is_picture, list_names
-from pipelines.params import Ingest, Synthetic
-from pipelines.synthetic import make_image
+from pipelines.params import Ingest
+from pipelines.storage import Object, Store
+from pipelines.synthetic import write_images
 from unetpp.errors import UserError
 
-# Limits of a zip. The largest public set of this kind (BBBC038) has 30,000 entries and 400 MB.
-MAX_ENTRIES = 1_000_000
-MAX_ENTRY_BYTES = 4 * 2**30
-MAX_TOTAL_BYTES = 256 * 2**30
-# Deflate cannot pass 1032; raw masks come near 100. Small archives may be anything.
-MAX_RATIO = 200
-RATIO_MATTERS_BYTES = 2**30
+SUFFIXES = {"zip": (".zip",), "tar": (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")}
 
 
-def fetch(params: Ingest, out: Path) -> dict:
-    """Write the raw files of the source that `params` names into the new folder `out`; describe the source.
+@dataclass(frozen=True)
+class Source:
+    """What was fetched: a description of the source, and what it says of single files beyond their bytes, by key."""
+
+    description: dict
+    facts: dict[str, dict] = field(default_factory=dict)
+
+
+def fetch(params: Ingest, out: Path, cache: Path) -> Source:
+    """Write the raw files of the source that `params` names into the new folder `out`.
+
+    Downloads are kept in the folder `cache`, so that the next run, after a cut or a change, fetches the rest alone.
 
     Raises:
-        UserError: names the path or the entry, what was found, what was expected.
+        UserError: names the path, address or entry, what was found, what was expected.
     """
-    out.mkdir(parents=True)
+    with disk_errors(out.parent):
+        out.mkdir(parents=True)
+    location = str(params.location)
     if params.kind == "synthetic":
-        return _write_synthetic(params.synthetic, out)
-    location = Path(str(params.location)).expanduser()
+        with disk_errors(out):
+            write_images(params.synthetic, params.num_workers, out)
+        return Source({"kind": "synthetic", "location": None, **params.synthetic.model_dump()})
     if params.kind == "folder":
-        _copy_folder(location, out)
-        return {"kind": "folder", "location": params.location}
-    _extract_zip(location, out)
-    return {"kind": "zip", "location": params.location, "sha256": sha256(location)}
-
-
-def _write_synthetic(params: Synthetic, out: Path) -> dict:
-    (out / "images").mkdir()
-    (out / "masks").mkdir()
-    for index in range(params.num_images):
-        image, instances, _ = make_image(index, params.seed, params.size_px)
-        if image.ndim == 3:
-            image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)  # OpenCV writes BGR
-        cv2.imwrite(str(out / f"images/nuclei_{index:05d}.png"), image)
-        cv2.imwrite(str(out / f"masks/nuclei_{index:05d}.png"), instances)
-    return {"kind": "synthetic", "location": None, **params.model_dump()}
+        _copy_folder(Path(location).expanduser(), out)
+        return Source({"kind": "folder", "location": location})
+    if params.kind == "s3":
+        return _fetch_bucket(params, out, cache)
+    if params.kind == "http":
+        path, digest = web.download(location, params.sha256, cache / "http")
+        if params.sha256 is None:
+            print(f"ingest: {location} has the sha256 {digest}; to hold it to these bytes: -S ingest.sha256={digest}")
+        _extract(path, None, location, out)
+    else:
+        path = Path(location).expanduser()
+        digest = _hash_archive(path, params)
+        _extract(path, params.kind, str(path), out)
+    return Source({"kind": params.kind, "location": location, "sha256": digest})
 
 
 def _copy_folder(root: Path, out: Path) -> None:
     if not root.is_dir():
         found = "a file" if root.exists() else "no such folder"
-        hint = "; for a zip set ingest.kind=zip" if root.suffix.lower() == ".zip" else ""
+        kind = next((kind for kind, suffixes in SUFFIXES.items() if root.name.lower().endswith(suffixes)), None)
+        hint = f"; for a {kind} set ingest.kind={kind}" if kind else ""
         raise UserError(f"{root}: found {found}; ingest.location must be a folder with images/ and masks/{hint}")
     names = list_names(root)
     layout = check_names(names, str(root))
     for name in _relevant(names, layout):
         target = out / name
-        target.parent.mkdir(parents=True, exist_ok=True)
+        with disk_errors(out):
+            target.parent.mkdir(parents=True, exist_ok=True)
         try:
             # A copy and no hard link: what the user later does to their files must not reach ours.
-            shutil.copyfile(root / name, target)
+            with disk_errors(out):
+                shutil.copyfile(root / name, target)
         except OSError as error:
             raise UserError(f"{root / name}: cannot be read ({error.strerror}); expected a readable file") from None
 
 
-def _extract_zip(path: Path, out: Path) -> None:
+def _hash_archive(path: Path, params: Ingest) -> str:
+    """The sha256 of a local archive, which must be the one in params, where there is one."""
     if not path.is_file():
         found = "a folder; for a folder set ingest.kind=folder" if path.is_dir() else "no such file"
-        raise UserError(f"{path}: found {found}; ingest.location must be a zip file")
-    try:
-        archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, NotImplementedError) as error:
+        raise UserError(f"{path}: found {found}; ingest.location must be a {params.kind} file")
+    digest = sha256(path)
+    if params.sha256 not in (None, digest):
         raise UserError(
-            f"{path}: found no whole zip file ({error}); expected one: fetch it again or unpack it and "
-            "set ingest.kind=folder"
-        ) from None
-    with archive:
-        entries = _check_entries(path, archive.infolist())
-        prefix = _wrapper(list(entries))
-        inner = {name.relative_to(prefix): info for name, info in entries.items() if name.is_relative_to(prefix)}
-        layout = check_names(sorted(inner), str(path))
-        for name in _relevant(sorted(inner), layout):
-            target = out / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                # The reader stops at the size that the entry declares, and checks its CRC.
-                with archive.open(inner[name]) as source, target.open("wb") as file:
-                    shutil.copyfileobj(source, file, 2**20)
-            except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError) as error:
-                raise UserError(
-                    f"{path}: entry {inner[name].filename!r} cannot be read ({error}); pack or fetch the zip again"
-                ) from None
-
-
-def _check_entries(path: Path, infos: list[zipfile.ZipInfo]) -> dict[PurePosixPath, zipfile.ZipInfo]:
-    """Files of a zip by name, junk left out; refuses what could write elsewhere or fill the disk."""
-    if len(infos) > MAX_ENTRIES:
-        raise UserError(f"{path}: found {len(infos)} entries; expected at most {MAX_ENTRIES}: split the zip")
-    total = sum(info.file_size for info in infos)
-    packed = max(1, sum(info.compress_size for info in infos))
-    files: dict[PurePosixPath, zipfile.ZipInfo] = {}
-    seen: dict[str, str] = {}
-    for info in infos:
-        reason = _unsafe(info)
-        if reason:
-            raise UserError(f"{path}: entry {info.orig_filename!r} {reason}; pack the zip again without it")
-        name = PurePosixPath(info.filename)
-        if info.is_dir() or is_junk(name):
-            continue
-        other = seen.setdefault(str(name).casefold(), info.filename)
-        if other != info.filename or name in files:
-            raise UserError(f"{path}: entry {info.filename!r} clashes with {other!r} where case is ignored; rename one")
-        files[name] = info
-    for name in files:
-        for parent in name.parents:
-            if str(parent).casefold() in seen:
-                raise UserError(f"{path}: entry {str(parent)!r} is a file and also the folder of {str(name)!r}")
-    if total > MAX_TOTAL_BYTES or (total > RATIO_MATTERS_BYTES and total / packed > MAX_RATIO):
-        largest = max(infos, key=lambda info: info.file_size)
-        raise UserError(
-            f"{path}: entries would grow to {total} bytes, {total / packed:.0f} times the zip, the largest "
-            f"is {largest.filename!r}; expected at most {MAX_TOTAL_BYTES} bytes and {MAX_RATIO} times: "
-            "unpack it yourself and set ingest.kind=folder"
+            f"{path}: found the sha256 {digest}; expected {params.sha256}: it is another file, or ingest.sha256 is "
+            "wrong"
         )
-    return files
+    return digest
 
 
-def _unsafe(info: zipfile.ZipInfo) -> str | None:
-    """Why an entry is refused, or None."""
-    name = info.orig_filename  # as stored: ZipInfo.filename is already cut at a NUL byte
-    if "\0" in name or "\\" in name:
-        return "has a backslash or a NUL byte in its name"
-    if name.startswith("/") or re.match(r"[A-Za-z]:", name):
-        return "has an absolute name"
-    if ".." in name.split("/"):
-        return "has .. in its name and would be written outside"
-    if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-        return "is a link or a device, not a file"
-    if info.flag_bits & 0x1:
-        return "is encrypted"
-    if info.file_size > MAX_ENTRY_BYTES:
-        return f"declares {info.file_size} bytes, more than {MAX_ENTRY_BYTES}"
-    return None
+def _extract(path: Path, kind: str | None, where: str, out: Path) -> None:
+    """Write the images and masks of the archive at `path`, known to the user as `where`."""
+    archive = open_archive(path, kind, where)
+    try:
+        prefix = _wrapper(sorted(archive.sizes))
+        inner = {name.relative_to(prefix): name for name in archive.sizes if name.is_relative_to(prefix)}
+        layout = check_names(sorted(inner), where)
+        kept = _relevant(sorted(inner), layout)
+        check_space(out, sum(archive.sizes[inner[name]] for name in kept))
+        archive.extract({inner[name]: out / name for name in kept})
+    finally:
+        archive.close()
+
+
+def _fetch_bucket(params: Ingest, out: Path, cache: Path) -> Source:
+    """Bring the images and masks under an S3 prefix into the cache, and from there to `out`."""
+    location = str(params.location)
+    store = Store(params.s3, location, params.num_workers)
+    names = Names(location, "key", "rename or remove the object")
+    objects: dict[PurePosixPath, Object] = {}
+    for one in store.list():
+        inner = one.key.removeprefix(store.prefix)
+        path = names.check(inner, one.key)
+        if not is_junk(path):
+            if str(path) != inner:
+                raise names.refuse(one.key, "has an empty or a . part in its name")
+            names.add(path, one.key)
+            objects[path] = one
+    names.check_folders()
+    layout = check_names(sorted(objects), location)
+    chosen = {name: objects[name] for name in _relevant(sorted(objects), layout)}
+    # A folder for each prefix of each store: the cache of one keeps what the last listing of it held.
+    identity = hashlib.sha256(f"{params.s3.endpoint}\n{location}".encode()).hexdigest()[:40]
+    fetched = downloads.download(store, list(chosen.values()), cache / "s3" / identity, params.num_workers)
+    facts = {}
+    for name, one in chosen.items():
+        source = fetched[one.key]
+        _place(source.path, out / name)
+        version = {"version_id": source.version_id} if source.version_id else {}
+        facts[name.as_posix()] = {"etag": one.etag, **version, "sha256": source.sha256}
+    return Source({"kind": "s3", "location": location, "endpoint": params.s3.endpoint}, facts)
+
+
+def _place(source: Path, target: Path) -> None:
+    """A second name for a file of the cache; a copy where the file system has no such thing."""
+    with disk_errors(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copyfile(source, target)
 
 
 def _wrapper(names: list[PurePosixPath]) -> PurePosixPath:
@@ -171,6 +166,7 @@ def _relevant(names: list[PurePosixPath], layout: str) -> list[PurePosixPath]:
     inside = [name for name in names if len(name.parts) > level + 1 and name.parts[level] in ("images", "masks")]
     kept = [name for name in inside if is_picture(name)]
     if len(kept) < len(names):
-        left_out = next(name for name in names if name not in set(kept))
+        taken = set(kept)
+        left_out = next(name for name in names if name not in taken)
         print(f"left out {len(names) - len(kept)} files that are no images of the set, such as {left_out}")
     return kept

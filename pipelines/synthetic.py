@@ -5,8 +5,19 @@ the optics, then the noise of photons and of the camera. Things that look like n
 out of focus, streaks of stain, open arcs) make the surroundings of a pixel matter, and so depth.
 """
 
+import os
+import signal
+import threading
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
+from pathlib import Path
+
 import cv2
 import numpy as np
+
+from pipelines.params import Synthetic
 
 KINDS = ("fluorescence", "tissue", "bright-field")
 Generator = np.random.Generator
@@ -202,3 +213,51 @@ def _bright_field(rng: Generator, instances: np.ndarray) -> np.ndarray:
     light = rng.uniform(0.68, 0.86) - contrast * _blur(dark, rng.uniform(0.6, 1.1))
     light = (light + 0.012 * _texture(rng, size, 5)) * _illumination(rng, size, 0.25)
     return _expose(rng, light, rng.uniform(300, 1200), rng.uniform(0.008, 0.022))
+
+
+# Below so many pixels in all, new processes take longer to start than to draw.
+PARALLEL_PIXELS = 1000 * 128**2
+
+
+def write_images(params: Synthetic, num_workers: int, out: Path) -> None:
+    """Write the whole set as images/ and masks/ into the folder `out`, by at most `num_workers` processes.
+
+    The files are the same, byte for byte, whatever their number.
+    """
+    (out / "images").mkdir()
+    (out / "masks").mkdir()
+    write = partial(_write_image, params, out)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    num_processes = min(num_workers, cores)
+    if num_processes == 1 or params.num_images * params.size_px**2 < PARALLEL_PIXELS:
+        for index in range(params.num_images):
+            write(index)
+        return
+    # OpenCV has threads of its own, which a forked process would inherit as dead.
+    with ProcessPoolExecutor(num_processes, get_context("spawn"), _begin_process) as pool:
+        for _ in pool.map(write, range(params.num_images), chunksize=32):
+            pass
+
+
+def _begin_process() -> None:
+    cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process ends the others
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A killed parent cannot end its processes, and they would wait for it for ever."""
+    parent = parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
+
+
+def _write_image(params: Synthetic, out: Path, index: int) -> None:
+    image, instances, _ = make_image(index, params.seed, params.size_px)
+    if image.ndim == 3:
+        image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)  # OpenCV writes BGR
+    for folder, values in (("images", image), ("masks", instances)):
+        path = out / folder / f"nuclei_{index:05d}.png"
+        with path.open("wb") as file:  # OpenCV's own writer does not say when a disk is full
+            file.write(cv2.imencode(".png", values)[1].tobytes())

@@ -1,9 +1,12 @@
 """What all tests share: the repository's params, the real images, and few threads."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from .servers import Moto
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
@@ -43,3 +46,28 @@ def params():
     from pipelines.params import load_params
 
     return load_params(REPOSITORY / "params.yaml")
+
+
+@pytest.fixture(scope="session")
+def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an S3 store."""
+    server = Moto(tmp_path_factory.mktemp("moto") / "moto.log")
+    yield server.url
+    server.close()
+
+
+@pytest.fixture
+def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Credentials that moto takes, and nothing of this machine's own."""
+    for name in list(os.environ):
+        if name.startswith("AWS_"):
+            monkeypatch.delenv(name)
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": str(tmp_path / "no config"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "no credentials"),
+    }.items():
+        monkeypatch.setenv(name, value)

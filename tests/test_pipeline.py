@@ -6,10 +6,16 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
+import boto3
 import pytest
 import yaml
+
+from pipelines.files import sha256
+from pipelines.ingest import ingest
+from pipelines.params import load_params
 
 from .conftest import REPOSITORY
 
@@ -53,6 +59,11 @@ class Clone:
         )
         assert done.returncode == expect, done.stdout
         return done.stdout
+
+    def hashes(self, *folders: str) -> dict[str, str]:
+        """sha256 by name of all files in these folders."""
+        paths = [path for folder in folders for path in (self.folder / folder).rglob("*") if path.is_file()]
+        return {path.relative_to(self.folder).as_posix(): sha256(path) for path in paths}
 
     def json(self, name: str) -> dict:
         return json.loads((self.folder / name).read_text())
@@ -99,6 +110,22 @@ def test_masks_are_predicted_by_folder_and_by_registry_alike(clone):
     assert "Traceback" not in printed
 
 
+@pytest.mark.usefixtures("aws")
+def test_data_and_models_go_to_an_s3_remote_and_come_back(clone, moto):
+    with closing(boto3.client("s3", endpoint_url=moto)) as client:
+        client.create_bucket(Bucket="dvc-remote")
+    clone.run("dvc", "remote", "add", "--local", "store", "s3://dvc-remote/dvc")
+    clone.run("dvc", "remote", "modify", "--local", "store", "endpointurl", moto)
+    before = clone.hashes("data/raw", "data/prepared", "models")
+    assert len(before) > 80
+    clone.run("dvc", "push", "--remote", "store")
+    for folder in ("data", "models", ".dvc/cache"):
+        shutil.rmtree(clone.folder / folder)
+    clone.run("dvc", "pull", "--remote", "store")
+    assert clone.hashes("data/raw", "data/prepared", "models") == before
+    assert "up to date" in clone.run("dvc", "status")
+
+
 def test_metrics_and_plots_are_dvcs(clone):
     assert "iou_image" in clone.run("dvc", "metrics", "show")
     clone.run("dvc", "plots", "show", "--out", "dvc_plots")
@@ -125,3 +152,35 @@ def test_real_images_need_two_overrides(clone, shared_data):
     assert sum(split["num_images"] for split in manifest["splits"].values()) == 31
     assert set(clone.json("reports/register/versions.json")["versions"]) >= {"L1"}
     assert "fluorescence" in (clone.folder / "reports/evaluate/images.csv").read_text()
+
+
+@pytest.mark.usefixtures("aws")
+def test_a_bucket_imported_by_dvc_takes_the_place_of_ingests_download(tmp_path, moto):
+    """`dvc import-url`, then ingest from the folder that it made: the same data as by ingest's own download."""
+    folder = tmp_path / "a project"
+    folder.mkdir()
+    clone = Clone(folder)
+    images = tmp_path / "set"
+    synthetic = load_params(folder / "params.yaml").ingest
+    ingest(synthetic, images)
+    with closing(boto3.client("s3", endpoint_url=moto)) as client:
+        client.create_bucket(Bucket="images")
+        for path in images.rglob("*.png"):
+            client.upload_file(str(path), "images", f"set/{path.relative_to(images).as_posix()}")
+    clone.run("dvc", "remote", "add", "store", "s3://images")
+    clone.run("dvc", "remote", "modify", "store", "endpointurl", moto)
+    clone.run("dvc", "import-url", "remote://store/set", "source")
+    ways = {"s3": "s3://images/set", "folder": "source"}
+    prepared = []
+    for kind, location in ways.items():
+        values = yaml.safe_load((folder / "params.yaml").read_text())
+        values["ingest"] |= {"kind": kind, "location": location}
+        values["ingest"]["s3"]["endpoint"] = moto
+        (folder / "params.yaml").write_text(yaml.safe_dump(values))
+        clone.run("dvc", "repro", "prepare")
+        assert clone.json("data/raw/manifest.json")["source"]["kind"] == kind
+        hashes = clone.hashes("data/prepared")
+        hashes.pop("data/prepared/manifest.json")  # it names the manifest of the raw data, and that its source
+        prepared.append(hashes)
+    assert prepared[0] == prepared[1]
+    assert len(prepared[0]) == 5

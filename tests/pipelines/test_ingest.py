@@ -71,7 +71,7 @@ def test_the_command_ends_a_mistake_with_one_message_and_exit_code_2(tmp_path, m
     text = PARAMS_FILE.read_text().replace("kind: synthetic ", "kind: folder ")
     (tmp_path / "params.yaml").write_text(text.replace("location: null", "location: missing/data"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["ingest", "--out", "data/raw"])
+    monkeypatch.setattr(sys, "argv", ["ingest", "--out", "data/raw", "--cache", "data/cache"])
     with pytest.raises(SystemExit) as caught:
         run_command(main)
     assert caught.value.code == 2

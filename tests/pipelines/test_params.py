@@ -39,6 +39,15 @@ def test_shipped_params_are_legal_and_frozen(params):
         (lambda v: v["train"].update(batch_size=7), "must be a multiple of"),
         (lambda v: v["ingest"].update(kind="folder"), "ingest.location"),
         (lambda v: v["ingest"].update(kind="tape"), "ingest.kind"),
+        (lambda v: v["ingest"].update(kind="s3", location="/data"), "ingest.location must be s3://bucket/prefix"),
+        (lambda v: v["ingest"].update(kind="s3", location="s3://"), "ingest.location must be s3://bucket/prefix"),
+        (lambda v: v["ingest"].update(kind="http", location="ftp://a/b.zip"), "must be the address of a zip or tar"),
+        (lambda v: v["ingest"].update(kind="zip", location="https://a/b.zip"), "set ingest.kind=http"),
+        (lambda v: v["ingest"].update(kind="folder", location="s3://a/b"), "set ingest.kind=s3"),
+        (lambda v: v["ingest"].update(kind="s3", location="s3://a", sha256="0" * 64), "set ingest.sha256 to null"),
+        (lambda v: v["ingest"].update(sha256="abc"), "ingest.sha256"),
+        (lambda v: v["ingest"]["s3"].update(endpoint="minio:9000"), "ingest.s3.endpoint"),
+        (lambda v: v["ingest"]["s3"].update(anonymous=True, profile="lab"), "profile needs one: set one of the two"),
         (lambda v: v["prepare"]["shares"].update(train=0.9), "prepare.shares: the shares must add up to 1"),
         (lambda v: v["prepare"].update(size=None), "train.crop_px"),
         (lambda v: v["model"].update(skips="plain"), "model: a plain U-Net has no shallow heads"),
@@ -47,6 +56,30 @@ def test_shipped_params_are_legal_and_frozen(params):
 )
 def test_wrong_values_are_refused_by_their_dotted_key(tmp_path, repository, change, message):
     assert message in refused(tmp_path, repository, change)
+
+
+SECRETS = {
+    "key": (lambda v: v["ingest"]["s3"].update(secret_access_key="hidden/value"), "ingest.s3.secret_access_key"),
+    "key in upper case": (lambda v: v["ingest"].update(AWS_SESSION_TOKEN="hidden/value"), "ingest.AWS_SESSION_TOKEN"),
+    "access key id": (lambda v: v["ingest"]["s3"].update(profile="AKIAHIDDENVALUE12345"), "ingest.s3.profile"),
+    "address": (lambda v: v["ingest"].update(location="https://me:hidden@host/a.zip"), "ingest.location"),
+    "endpoint": (lambda v: v["ingest"]["s3"].update(endpoint="https://me:hidden@host"), "ingest.s3.endpoint"),
+    "signature": (
+        lambda v: v["ingest"].update(location="https://host/a.zip?X-Amz-Signature=hidden"),
+        "ingest.location",
+    ),
+    "database": (
+        lambda v: v["register"].update(tracking_uri="postgresql://me:hidden@host/db"),
+        "register.tracking_uri",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "key"), SECRETS.values(), ids=SECRETS)
+def test_a_credential_is_refused_by_its_key_and_never_shown(tmp_path, repository, change, key):
+    message = refused(tmp_path, repository, change)
+    assert f"params.yaml: {key}: found what looks like " in message
+    assert "hidden" not in message.lower()
 
 
 def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path, repository):

@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines import sources
-from pipelines.params import Ingest, Synthetic
+from pipelines import archives
+from pipelines.params import load_params
 from pipelines.sources import fetch
 from unetpp.errors import UserError
+
+from ..conftest import REPOSITORY
+
+PARAMS = load_params(REPOSITORY / "params.yaml").ingest
 
 
 def picture(value=0) -> bytes:
@@ -40,8 +44,7 @@ def write_zip(path, entries):
 
 
 def run(kind, location, out):
-    synthetic = Synthetic(num_images=2, size_px=32, seed=0)
-    return fetch(Ingest(kind=kind, location=str(location), synthetic=synthetic), out)
+    return fetch(PARAMS.model_copy(update={"kind": kind, "location": str(location)}), out, out.parent).description
 
 
 def contents(root):
@@ -137,7 +140,7 @@ def test_a_zip_that_would_fill_the_disk_is_refused(tmp_path, monkeypatch):
     path = write_zip(tmp_path / "a.zip", PAIR | {"images/bomb.png": bytes(10**6)})
     for name, value in (("MAX_ENTRIES", 2), ("MAX_ENTRY_BYTES", 10**5), ("RATIO_MATTERS_BYTES", 10**5)):
         with monkeypatch.context() as patch:
-            patch.setattr(sources, name, value)
+            patch.setattr(archives, name, value)
             with pytest.raises(UserError, match=r"a\.zip: .*") as caught:
                 run("zip", path, tmp_path / name)
             assert name == "MAX_ENTRIES" or "images/bomb.png" in str(caught.value)

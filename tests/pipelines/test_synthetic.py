@@ -1,11 +1,26 @@
 """The generator: a function of seed and index, with exact masks."""
 
+import hashlib
+import os
+import subprocess
+import sys
+import time
+
 import cv2
 import numpy as np
+import psutil
 import pytest
 
+from pipelines import synthetic
+from pipelines.files import sha256
+from pipelines.params import Synthetic
 from pipelines.prepare import find_kind
-from pipelines.synthetic import KINDS, make_image
+from pipelines.synthetic import KINDS, make_image, write_images
+
+from ..conftest import REPOSITORY
+
+# Images 0, 1, 2 of seed 0 at 64x64, then their masks.
+DIGESTS = ["62da8cef254c", "b633664b490a", "159ad1a6719c", "c74d816d49aa", "4efcf7a7ab1d", "b90c2a73c7d0"]
 
 
 def test_an_image_is_a_function_of_seed_and_index_alone():
@@ -70,3 +85,49 @@ def test_brightness_alone_does_not_find_the_nuclei():
             ious.append((found & truth).sum() / (found | truth).sum())
         best.append(max(ious))
     assert 0.4 < np.mean(best) < 0.85
+
+
+def test_the_files_are_the_same_bytes_whatever_the_number_of_processes(tmp_path, params, monkeypatch):
+    wanted = params.ingest.synthetic.model_copy(update={"num_images": 70, "size_px": 48})
+    monkeypatch.setattr(synthetic, "PARALLEL_PIXELS", 0)
+    monkeypatch.setattr(synthetic.os, "sched_getaffinity", lambda process: range(8))
+    hashes = []
+    for num_workers in (1, 3):
+        out = tmp_path / str(num_workers)
+        out.mkdir()
+        write_images(wanted, num_workers, out)
+        hashes.append({path.relative_to(out).as_posix(): sha256(path) for path in out.rglob("*.png")})
+    assert hashes[0] == hashes[1]
+    assert len(hashes[0]) == 140
+
+
+def test_a_seed_gives_the_images_of_the_first_release(tmp_path):
+    """Written by version 0.1.0: other bytes would be another data set under the same params."""
+    write_images(Synthetic(num_images=3, size_px=64, seed=0), 1, tmp_path)
+    images = [cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in sorted(tmp_path.rglob("*.png"))]
+    digests = [hashlib.sha256(image.tobytes()).hexdigest()[:12] for image in images]
+    assert digests == DIGESTS
+
+
+def test_no_process_outlives_a_killed_run(tmp_path):
+    code = (
+        "from pathlib import Path\n"
+        "from pipelines import synthetic\n"
+        "if __name__ == '__main__':\n"
+        "    synthetic.PARALLEL_PIXELS = 0\n"
+        "    synthetic.os.sched_getaffinity = lambda process: range(2)\n"
+        "    wanted = synthetic.Synthetic(num_images=10**6, size_px=32, seed=0)\n"
+        "    synthetic.write_images(wanted, 2, Path('.'))\n"
+    )
+    (tmp_path / "draw.py").write_text(code)
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen([sys.executable, "draw.py"], cwd=tmp_path, env=environment)
+    while len(list((tmp_path / "images").glob("*.png"))) < 40:
+        assert process.poll() is None
+        time.sleep(0.05)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) >= 2
+    process.kill()
+    process.wait(10)
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert alive == []
