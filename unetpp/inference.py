@@ -17,18 +17,34 @@ FORMAT = 2
 STD_FLOOR = 1e-3  # below it, contrast is noise: an eighth of a grey level of 8 bits
 
 
+def value_range(image: np.ndarray) -> tuple[float, float]:
+    """The values that become 0 and 1: of uint8 and uint16 the range of the type, of floats the image's own.
+
+    Nothing tells the range of floats. Where all are equal it is given the length 1, so that they become zeros.
+    """
+    if image.dtype.kind == "u":
+        return 0.0, float(np.iinfo(image.dtype).max)
+    low, high = float(image.min()), float(image.max())
+    return low, high if high > low else low + 1.0
+
+
 def scale(image: np.ndarray) -> Tensor:
-    """(H, W, C) uint8 or uint16 to (C, H, W) float32 in [0, 1], by the range of the type.
+    """(H, W, C) uint8, uint16 or float32 to (C, H, W) float32 in [0, 1], by `value_range`.
 
     Raises:
         UserError: another shape or type.
     """
-    if image.ndim != 3 or image.dtype not in (np.uint8, np.uint16):
+    if image.ndim != 3 or image.dtype not in (np.uint8, np.uint16, np.float32):
         raise UserError(
-            f"found an image array of shape {image.shape} and type {image.dtype}; expected (H, W, C) of uint8 or uint16"
+            f"found an image array of shape {image.shape} and type {image.dtype}; "
+            "expected (H, W, C) of uint8, uint16 or float32"
         )
-    limit = np.iinfo(image.dtype).max
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32) / np.float32(limit))
+    low, high = value_range(image)
+    pixels = image.transpose(2, 0, 1)
+    if image.dtype == np.float32:
+        # In float64, where no difference of two floats overflows.
+        return torch.from_numpy(np.ascontiguousarray((pixels.astype(np.float64) - low) / (high - low), np.float32))
+    return torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32) / np.float32(high))
 
 
 def standardise(image: Tensor) -> Tensor:
