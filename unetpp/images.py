@@ -156,7 +156,8 @@ def _kept(picture: Picture, pixels: np.ndarray) -> np.ndarray:
     if num_bad:
         raise FileError(
             picture.path,
-            f"found {num_bad} of {kept.size} values that are NaN, infinite or beyond {FLOAT_LIMIT:g}; expected finite ones",
+            f"found {num_bad} of {kept.size} values that are NaN, infinite or beyond {FLOAT_LIMIT:g}; expected finite "
+            "ones",
             "replace them by a value that the image has, and save it again",
         )
     if not np.array_equal(kept, pixels):

@@ -187,7 +187,9 @@ def _check_pages(path: Path, pages: int, number: int | None, hint: str) -> None:
     if number is None and pages > 1:
         raise FileError(path, f"found {pages} pages; expected one", f"save each page as a file of its own{hint}")
     if number is not None and not 1 <= number <= pages:
-        raise FileError(path, f"found {pages} pages; expected page {number} among them", "save the volume as TIFF again")
+        raise FileError(
+            path, f"found {pages} pages; expected page {number} among them", "save the volume as TIFF again"
+        )
 
 
 def _read_deep(path: Path, page: int) -> np.ndarray:
