@@ -87,18 +87,10 @@ def decode_mask(path: str | Path, page: int | None = None, limits: Limits = NO_L
             "save it again as PNG (in ImageJ after Image > Lookup Tables > Invert LUT)",
         )
     if isinstance(pixels, np.ndarray):
-        if pixels.dtype == np.uint16:
-            return _single_channel(path, pixels)
+        if pixels.dtype.kind in "ui":
+            return _labels(path, _single_channel(path, pixels))
     elif mode.startswith("I") or (mode == "L" and picture.sample == "int"):
-        mask = _numbers(picture)
-        if mask.min() < 0:
-            raise FileError(
-                path,
-                f"found the mask value {mask.min()}; expected 0 for background and more",
-                "save it as an 8-bit or 16-bit grey PNG with 0 for background",
-            )
-        kind = np.uint16 if picture.bits <= 16 else np.int32 if mask.max() < 2**31 else np.int64
-        return mask.astype(kind)
+        return _labels(path, _numbers(picture))
     elif mode == "1":
         return np.asarray(pixels).astype(np.uint8)
     elif mode in ("L", "P"):
@@ -114,6 +106,19 @@ def decode_mask(path: str | Path, page: int | None = None, limits: Limits = NO_L
         f"found a mask of {kind}; expected whole numbers",
         "save it as an 8-bit or 16-bit grey PNG with 0 for background",
     )
+
+
+def _labels(path: Path, mask: np.ndarray) -> np.ndarray:
+    """Whole numbers, none below zero: unsigned ones of 8 and 16 bits as they are, others in a signed type."""
+    if mask.min() < 0:
+        raise FileError(
+            path,
+            f"found the mask value {mask.min()}; expected 0 for background and more",
+            "save it as an 8-bit or 16-bit grey PNG with 0 for background",
+        )
+    if mask.dtype in (np.uint8, np.uint16):
+        return mask
+    return mask.astype(np.int32 if mask.max() < 2**31 else np.int64)
 
 
 def _single_channel(path: Path, mask: np.ndarray) -> np.ndarray:

@@ -22,7 +22,8 @@ EXPECTED = "expected a whole PNG, TIFF, JPEG or BMP file"
 ORIENTATION = 274  # the tag of EXIF
 # Pillow warns of 89 million pixels and refuses 179 million, whatever the params say: `Limits` are checked in its place.
 Image.MAX_IMAGE_PIXELS = None
-DEEP = {(16, "uint"), (32, "float"), (64, "float")}  # what OpenCV keeps of what Pillow does not know
+# What OpenCV keeps, of what Pillow does not know: whether that is 64 bits, colour, or a byte order.
+DEEP = {"uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64"}
 
 
 @dataclass(frozen=True)
@@ -96,10 +97,11 @@ def _read_other(path: Path, file: BinaryIO, number: int | None, limits: Limits) 
     image = Image.open(_rewound(file), formats=FORMATS)
     _check_upright(path, image.getexif().get(ORIENTATION, 1))
     image.load()
+    image.info.pop("transparency", None)  # alpha is dropped, and Pillow warns where it cannot be kept
     # Of PNG, the 25th byte: after the signature and the chunk's head come width, height, and the bits.
     bits = _rewound(file).read(25)[24] if image.format == "PNG" else 8
     deep = bits == 16 and image.mode in ("RGB", "RGBA", "LA")
-    pixels = _read_deep(path, 0) if deep else image
+    pixels = _read_deep(path, 0, "uint16") if deep else image
     return Picture(path, str(image.format), image.mode, bits, "uint", pixels, lossy=image.format in ("JPEG", "MPO"))
 
 
@@ -123,16 +125,16 @@ def _read_tiff(path: Path, file: BinaryIO, number: int | None, limits: Limits) -
             raise ValueError(f"its headers declare {image.size} and {page.width}x{page.height} px")
         image.load()
         return Picture(path, "TIFF", image.mode, page.bits, page.sample, image, **facts)
-    if page.photometric > 2 or page.channels > 4 or (page.bits, page.sample) not in DEEP:
+    if page.photometric > 2 or page.channels > 4 or f"{page.sample}{page.bits}" not in DEEP:
         raise FileError(
             path,
             f"found a TIFF of {page.channels} channels of {page.bits} bits ({page.sample}, photometric "
-            f"{page.photometric}), which is not read; expected grey or RGB of 8 or 16 bits, or floats",
+            f"{page.photometric}), which is not read; expected grey or RGB of 8, 16 or 32 bits, or floats",
             "save it as one of these",
         )
-    pixels = _read_deep(path, index)
-    if pixels.shape[:2] != (page.height, page.width) or pixels.dtype.name != f"{page.sample}{page.bits}":
-        raise ValueError(f"decoded to {pixels.shape} of {pixels.dtype}")
+    pixels = _read_deep(path, index, f"{page.sample}{page.bits}")
+    if pixels.shape[:2] != (page.height, page.width):
+        raise ValueError(f"decoded to {pixels.shape}")
     mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[pixels.shape[2]]
     return Picture(path, "TIFF", mode, page.bits, page.sample, pixels, **facts)
 
@@ -192,7 +194,7 @@ def _check_pages(path: Path, pages: int, number: int | None, hint: str) -> None:
         )
 
 
-def _read_deep(path: Path, page: int) -> np.ndarray:
+def _read_deep(path: Path, page: int, kind: str) -> np.ndarray:
     """Pixels that Pillow does not keep, as (H, W, C) with C of 1 (grey), 2 (and alpha), 3 (RGB) or 4 (and alpha)."""
     # Only such files need OpenCV, and `unetpp` imports on a machine without it.
     import cv2
@@ -202,10 +204,10 @@ def _read_deep(path: Path, page: int) -> np.ndarray:
         pixels = pictures[0] if found else None
     else:
         pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if pixels is None or pixels.dtype == np.uint8:
+    if pixels is None or pixels.dtype.name != kind:
         raise FileError(
             path,
-            "found 16-bit colour or floats that cannot be read; expected a whole PNG or TIFF",
+            f"found {kind} pixels that cannot be read; expected a whole PNG or TIFF",
             "save it again, without compression",
         )
     pixels = pixels.reshape(*pixels.shape[:2], -1)
