@@ -134,7 +134,8 @@ def _rasterise(segmentation: list | dict, height: int, width: int, file: Path) -
             if isinstance(value, bool) or not isinstance(value, int | float) or not -side <= value <= 2 * side:
                 raise ValueError(f"the coordinate {value!r}")
     tool = _pycocotools(file)
-    return tool.decode(tool.merge(tool.frPyObjects(segmentation, height, width))).astype(bool)
+    union = tool.merge(tool.frPyObjects(segmentation, height, width))
+    return _from_run_lengths({"size": [height, width], "counts": union["counts"].decode()}, height, width)
 
 
 def _from_run_lengths(segmentation: dict, height: int, width: int) -> np.ndarray:
@@ -169,7 +170,7 @@ def _decompress(text: str) -> list[int]:
     return counts
 
 
-def _pycocotools(file: Path):
+def _pycocotools(file: Path) -> Any:
     try:
         from pycocotools import mask
     except ImportError:
