@@ -12,14 +12,14 @@ import cv2
 import numpy as np
 
 from pipelines.files import replacing, sha256, write_json
+from pipelines.labels import read_labels
 from pipelines.layouts import Problem, Sample, find_samples
-from pipelines.masks import read_mask
 from pipelines.params import Prepare, Shares, load_params
 from pipelines.stage import run_command
 from unetpp.data import SplitWriter
 from unetpp.errors import FileError, UserError
 from unetpp.images import Limits, convert, decode_image
-from unetpp.inference import value_range
+from unetpp.inference import find_limits
 
 SPLITS = ("train", "val", "test")
 # In 547 images of BBBC038 the darkest bright-field or stained one has a median brightness of 0.52 and the
@@ -39,8 +39,8 @@ def find_kind(image: np.ndarray) -> str:
     """
     pixels = image.astype(np.float32)
     if image.dtype == np.float32:
-        low, high = value_range(image)
-        pixels = ((image.astype(np.float64) - low) * (65535 / (high - low))).astype(np.float32)
+        low, high = find_limits(image)
+        pixels = ((image.astype(np.float64) - low) * (65535 / (high - low or 1.0))).astype(np.float32)
     # Cameras of 12 and 14 bits fill the lower end of 16: there, full scale says nothing about bright or dark.
     pixels /= 255 if image.dtype == np.uint8 else max(1.0, float(np.percentile(pixels, 99.5)))
     if np.median(pixels.mean(axis=2)) < DARK:
@@ -90,7 +90,7 @@ def load_sample(sample: Sample, params: Prepare) -> tuple[str, np.ndarray, np.nd
     limits = Limits(params.max_pixels, params.max_file_mib)
     image = decode_image(sample.image, channels=3, page=sample.page, limits=limits)
     kind = find_kind(image)
-    mask, _ = read_mask(sample, image, params.num_classes, limits)
+    mask = read_labels(sample, image, params.num_classes, limits).mask
     image = convert(image, params.channels)
     if params.size is not None:
         image, mask = resize(image, mask, params.size, params.num_classes)

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from unetpp.errors import UserError
-from unetpp.inference import value_range
+from unetpp.inference import find_limits
 
 SCHEMA = pa.schema(
     [
@@ -63,7 +63,7 @@ class SplitWriter:
         if image.ndim != 3 or image.shape[:2] != mask.shape:
             raise ValueError(f"{id}: expected (H, W, C) and (H, W), found {image.shape} and {mask.shape}")
         height, width, channels = image.shape
-        pixels, (low, high) = image.reshape(-1, channels).astype(np.float64), value_range(image)
+        pixels, (low, high) = image.reshape(-1, channels).astype(np.float64), find_limits(image)
         self._rows.append(
             {
                 "id": id,
@@ -74,8 +74,8 @@ class SplitWriter:
                 "width": width,
                 "channels": channels,
                 "image_dtype": image.dtype.name,
-                "mean": ((pixels.mean(axis=0) - low) / (high - low)).tolist(),
-                "std": (pixels.std(axis=0) / (high - low)).tolist(),
+                "mean": ((pixels.mean(axis=0) - low) / (high - low or 1.0)).tolist(),
+                "std": (pixels.std(axis=0) / (high - low or 1.0)).tolist(),
             }
         )
         self._pending_bytes += image.nbytes + mask.nbytes

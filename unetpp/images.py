@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from unetpp.errors import FileError
-from unetpp.pictures import SUFFIXES, Limits, Picture, count_pages, read_picture
+from unetpp.pictures import SUFFIXES, Header, Limits, Picture, count_pages, read_header, read_picture
 
-__all__ = ["SUFFIXES", "Limits", "convert", "count_pages", "decode_image", "decode_mask"]
+__all__ = ["SUFFIXES", "Header", "Limits", "convert", "count_pages", "decode_image", "decode_mask", "read_header"]
 # ITU-R BT.601, the weights of Pillow and OpenCV.
 GREY_WEIGHTS = np.array([0.299, 0.587, 0.114])
 FLOAT_LIMIT = 1e30  # sums over an image stay finite in float32

@@ -17,19 +17,8 @@ FORMAT = 2
 STD_FLOOR = 1e-3  # below it, contrast is noise: an eighth of a grey level of 8 bits
 
 
-def value_range(image: np.ndarray) -> tuple[float, float]:
-    """The values that become 0 and 1: of uint8 and uint16 the range of the type, of floats the image's own.
-
-    Nothing tells the range of floats. Where all are equal it is given the length 1, so that they become zeros.
-    """
-    if image.dtype.kind == "u":
-        return 0.0, float(np.iinfo(image.dtype).max)
-    low, high = float(image.min()), float(image.max())
-    return low, high if high > low else low + 1.0
-
-
-def scale(image: np.ndarray) -> Tensor:
-    """(H, W, C) uint8, uint16 or float32 to (C, H, W) float32 in [0, 1], by `value_range`.
+def find_limits(image: np.ndarray) -> tuple[float, float]:
+    """What `scale` maps to 0 and 1: the range of the type for uint8 and uint16, of the image's own values for float32.
 
     Raises:
         UserError: another shape or type.
@@ -39,12 +28,22 @@ def scale(image: np.ndarray) -> Tensor:
             f"found an image array of shape {image.shape} and type {image.dtype}; "
             "expected (H, W, C) of uint8, uint16 or float32"
         )
-    low, high = value_range(image)
-    pixels = image.transpose(2, 0, 1)
     if image.dtype == np.float32:
-        # In float64, where no difference of two floats overflows.
-        return torch.from_numpy(np.ascontiguousarray((pixels.astype(np.float64) - low) / (high - low), np.float32))
-    return torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32) / np.float32(high))
+        return float(image.min()), float(image.max())
+    return 0.0, float(np.iinfo(image.dtype).max)
+
+
+def scale(image: np.ndarray) -> Tensor:
+    """(H, W, C) uint8, uint16 or float32 to (C, H, W) float32 in [0, 1]; an image of one float value becomes 0.
+
+    Raises:
+        UserError: another shape or type.
+    """
+    low, high = find_limits(image)
+    pixels = np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32)
+    if low:
+        pixels = pixels - np.float32(low)
+    return torch.from_numpy(pixels / np.float32(high - low or 1.0))
 
 
 def standardise(image: Tensor) -> Tensor:

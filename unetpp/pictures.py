@@ -8,7 +8,7 @@ import struct
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -65,6 +65,30 @@ def count_pages(path: str | Path, limits: Limits) -> int:
             raise _broken(path, error) from None
 
 
+class Header(NamedTuple):
+    """What a picture file says of itself."""
+
+    format: str
+    mode: str  # in Pillow's words; of a kind that it does not know the type of a number, such as float64
+    bits: int  # of a channel
+    channels: int
+
+
+def read_header(path: str | Path, page: int | None = None) -> Header:
+    """The header of a file, or of its page, that `read_picture` has read; no pixels are decoded."""
+    with Path(path).open("rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if tiff.is_tiff(file.read(4)):
+            index = (page or 1) - 1
+            declared = tiff.read_pages(_rewound(file))[index]
+            image = _pillow_page(file, index)
+            mode = f"{declared.sample}{declared.bits}" if image is None else image.mode
+            return Header("TIFF", mode, declared.bits, declared.channels)
+        image = Image.open(_rewound(file), formats=FORMATS)
+        bits = _png_bits(file) if image.format == "PNG" else 8
+        return Header(str(image.format), image.mode, bits, len(image.getbands()))
+
+
 def read_picture(path: Path, page: int | None, limits: Limits) -> Picture:
     """Decode a file, or one page of it (counted from 1), after all that its header can be refused for.
 
@@ -98,8 +122,7 @@ def _read_other(path: Path, file: BinaryIO, number: int | None, limits: Limits) 
     _check_upright(path, image.getexif().get(ORIENTATION, 1))
     image.load()
     image.info.pop("transparency", None)  # alpha is dropped, and Pillow warns where it cannot be kept
-    # Of PNG, the 25th byte: after the signature and the chunk's head come width, height, and the bits.
-    bits = _rewound(file).read(25)[24] if image.format == "PNG" else 8
+    bits = _png_bits(file) if image.format == "PNG" else 8
     deep = bits == 16 and image.mode in ("RGB", "RGBA", "LA")
     pixels = _read_deep(path, 0, "uint16") if deep else image
     return Picture(path, str(image.format), image.mode, bits, "uint", pixels, lossy=image.format in ("JPEG", "MPO"))
@@ -113,12 +136,7 @@ def _read_tiff(path: Path, file: BinaryIO, number: int | None, limits: Limits) -
     _check_pixels(path, page.width, page.height, limits)
     _check_upright(path, page.orientation)
     facts = {"lossy": page.lossy, "white_is_zero": page.photometric == 0}
-    try:
-        image = Image.open(_rewound(file), formats=("TIFF",))
-        if index:
-            image.seek(index)
-    except (Image.UnidentifiedImageError, SyntaxError):
-        image = None  # a kind of pixels that Pillow does not know
+    image = _pillow_page(file, index)
     if image is not None and not (page.bits == 16 and image.mode in ("RGB", "RGBA", "LA")):
         _check_upright(path, image.getexif().get(ORIENTATION, 1))  # XMP may tell one, too
         if image.size != (page.width, page.height):  # or the check of the pixels was of others
@@ -137,6 +155,21 @@ def _read_tiff(path: Path, file: BinaryIO, number: int | None, limits: Limits) -
         raise ValueError(f"decoded to {pixels.shape}")
     mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[pixels.shape[2]]
     return Picture(path, "TIFF", mode, page.bits, page.sample, pixels, **facts)
+
+
+def _pillow_page(file: BinaryIO, index: int) -> Image.Image | None:
+    """A page of a TIFF, not yet decoded; None for a kind of pixels that Pillow does not know."""
+    try:
+        image = Image.open(_rewound(file), formats=("TIFF",))
+        if index:
+            image.seek(index)
+    except (Image.UnidentifiedImageError, SyntaxError):
+        return None
+    return image
+
+
+def _png_bits(file: BinaryIO) -> int:
+    return _rewound(file).read(25)[24]  # after the signature and the first chunk's head: width, height, bits
 
 
 def _rewound(file: BinaryIO) -> BinaryIO:

@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from unetpp.errors import FileError, UserError
-from unetpp.images import Limits, convert, count_pages, decode_image, decode_mask
+from unetpp.images import Limits, convert, count_pages, decode_image, decode_mask, read_header
 
 from .tiffs import write_tiff
 
@@ -420,6 +420,21 @@ def test_an_error_is_the_same_after_a_way_through_another_process(tmp_path):
     back = pickle.loads(pickle.dumps(caught.value))
     assert (back.path, back.reason, back.fix) == (caught.value.path, caught.value.reason, caught.value.fix)
     assert str(back) == str(caught.value) == f"{back.path}: {back.reason}: {back.fix}"
+
+
+def test_a_header_tells_what_the_file_holds(tmp_path):
+    cases = {
+        "a.png": (save(tmp_path / "a.png", GREY), ("PNG", "L", 8, 1)),
+        "b.png": (save(tmp_path / "b.png", DEEP_GREY), ("PNG", "I;16", 16, 1)),
+        "a.jpg": (save(tmp_path / "a.jpg", COLOUR), ("JPEG", "RGB", 8, 3)),
+        "a.tif": (write_tiff(tmp_path / "a.tif", DEEP_COLOUR), ("TIFF", "RGB", 16, 3)),
+        "b.tif": (write_tiff(tmp_path / "b.tif", GREY.astype(np.float64)), ("TIFF", "float64", 64, 1)),
+    }
+    for path, expected in cases.values():
+        assert read_header(path) == expected
+    pages = write_tiff(tmp_path / "c.tif", GREY, GREY.astype(np.float32), COLOUR)
+    found = [read_header(pages, page)[1:] for page in (1, 2, 3)]
+    assert found == [("L", 8, 1), ("F", 32, 1), ("RGB", 8, 3)]
 
 
 def hostile(files, seed):

@@ -1,7 +1,8 @@
-"""The mask of a sample: its files or its shapes brought to class indices, and what in them cannot be meant."""
+"""The labels of a sample: its mask files or its shapes brought to class indices, and what in them cannot be meant."""
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,37 +17,39 @@ FLAT_AS_LABELS = 0.9
 NOISY_AS_A_PICTURE = 0.75
 
 
-def read_mask(sample: Sample, image: np.ndarray, num_classes: int, limits: Limits) -> tuple[np.ndarray, np.ndarray]:
+class Labels(NamedTuple):
+    """A mask, and what is known of its objects."""
+
+    mask: np.ndarray  # (H, W) uint8 class indices, 0 = background
+    numbers: np.ndarray  # (H, W) integers: the mask as stored, or a number for each object
+    one_each: bool  # the latter: each object is a file or a shape of its own
+
+
+def read_labels(sample: Sample, image: np.ndarray, num_classes: int, limits: Limits) -> Labels:
     """The mask of a sample, whose decoded image (H, W, C) it must fit.
 
     Where files or shapes of several classes overlap, the higher index wins.
-
-    Returns:
-        Class indices (H, W) uint8, 0 = background, and the objects (H, W) integers: the values as stored, numbers
-        from 1 on where a file or a shape is an object, or the class indices where a file is a class.
 
     Raises:
         FileError: a file that cannot be decoded, sizes that differ, values that are no class, annotations that are
             none, or an image and a mask that seem to be swapped.
     """
     if sample.drawing is not None:
-        return draw(sample.drawing, sample.image, *image.shape[:2])
+        return Labels(*draw(sample.drawing, sample.image, *image.shape[:2]), one_each=True)
     _check_swapped(sample, image, limits)
     mask = np.zeros(image.shape[:2], np.uint8)
-    objects = np.zeros(image.shape[:2], np.int64)
-    for number, (path, values) in enumerate(_read_files(sample, mask.shape, limits)):
-        if sample.classes is not None:  # a file a class: any value is its class
-            index = sample.classes[number] if num_classes > 1 else 1
-            np.maximum(mask, np.uint8(index), out=mask, where=values > 0)
-            objects = mask
-            continue
-        if num_classes == 1:
-            mask |= (values > 0).astype(np.uint8)
-        else:
+    if sample.classes is not None:  # a file a class: any value is its class
+        for (_, values), index in zip(_read_files(sample, mask.shape, limits), sample.classes, strict=True):
+            np.maximum(mask, np.uint8(index if num_classes > 1 else 1), out=mask, where=values > 0)
+        return Labels(mask, mask, one_each=False)
+    numbers, one_each = mask, len(sample.masks) > 1
+    for number, (path, values) in enumerate(_read_files(sample, mask.shape, limits), start=1):
+        if num_classes > 1:
             _check_classes(path, values, num_classes)
-            mask = np.maximum(mask, values.astype(np.uint8))
-        objects = values if len(sample.masks) == 1 else np.where(values > 0, number + 1, objects)
-    return mask, objects
+        # A new array: `numbers` may be the old one.
+        mask = np.maximum(mask, (values > 0 if num_classes == 1 else values).astype(np.uint8))
+        numbers = np.where(values > 0, np.int32(number), numbers) if one_each else values
+    return Labels(mask, numbers, one_each)
 
 
 def _read_files(sample: Sample, size: tuple[int, ...], limits: Limits) -> Iterator[tuple[Path, np.ndarray]]:
