@@ -60,7 +60,7 @@ def count_pages(path: str | Path, limits: Limits) -> int:
         if not tiff.is_tiff(file.read(4)):
             return 1
         try:
-            return len(tiff.read_pages(_rewound(file)))
+            return len(tiff.find_pages(file))
         except (ValueError, OverflowError, OSError, struct.error) as error:
             raise _broken(path, error) from None
 
@@ -80,8 +80,10 @@ def read_header(path: str | Path, page: int | None = None) -> Header:
         warnings.simplefilter("ignore")
         if tiff.is_tiff(file.read(4)):
             index = (page or 1) - 1
-            declared = tiff.read_pages(_rewound(file))[index]
-            image = _pillow_page(file, index)
+            pages = tiff.find_pages(file)
+            declared = tiff.read_page(file, pages, index)
+            with tiff.FromPage(Path(path), pages, index) as from_page:
+                image = _pillow_page(from_page)
             mode = f"{declared.sample}{declared.bits}" if image is None else image.mode
             return Header("TIFF", mode, declared.bits, declared.channels)
         image = Image.open(_rewound(file), formats=FORMATS)
@@ -129,19 +131,22 @@ def _read_other(path: Path, file: BinaryIO, number: int | None, limits: Limits) 
 
 
 def _read_tiff(path: Path, file: BinaryIO, number: int | None, limits: Limits) -> Picture:
-    pages = tiff.read_pages(_rewound(file))
+    pages = tiff.find_pages(file)
     _check_pages(path, len(pages), number, ", or set prepare.pages to slices")
     index = (number or 1) - 1
-    page = pages[index]
+    page = tiff.read_page(file, pages, index)
     _check_pixels(path, page.width, page.height, limits)
     _check_upright(path, page.orientation)
     facts = {"lossy": page.lossy, "white_is_zero": page.photometric == 0}
-    image = _pillow_page(file, index)
-    if image is not None and not (page.bits == 16 and image.mode in ("RGB", "RGBA", "LA")):
-        _check_upright(path, image.getexif().get(ORIENTATION, 1))  # XMP may tell one, too
-        if image.size != (page.width, page.height):  # or the check of the pixels was of others
-            raise ValueError(f"its headers declare {image.size} and {page.width}x{page.height} px")
-        image.load()
+    with tiff.FromPage(path, pages, index) as from_page:
+        image = _pillow_page(from_page)
+        deep = image is None or (page.bits == 16 and image.mode in ("RGB", "RGBA", "LA"))
+        if image is not None and not deep:
+            _check_upright(path, image.getexif().get(ORIENTATION, 1))  # XMP may tell one, too
+            if image.size != (page.width, page.height):  # or the check of the pixels was of others
+                raise ValueError(f"its headers declare {image.size} and {page.width}x{page.height} px")
+            image.load()
+    if image is not None and not deep:
         return Picture(path, "TIFF", image.mode, page.bits, page.sample, image, **facts)
     if page.photometric > 2 or page.channels > 4 or f"{page.sample}{page.bits}" not in DEEP:
         raise FileError(
@@ -157,15 +162,12 @@ def _read_tiff(path: Path, file: BinaryIO, number: int | None, limits: Limits) -
     return Picture(path, "TIFF", mode, page.bits, page.sample, pixels, **facts)
 
 
-def _pillow_page(file: BinaryIO, index: int) -> Image.Image | None:
+def _pillow_page(file: tiff.FromPage) -> Image.Image | None:
     """A page of a TIFF, not yet decoded; None for a kind of pixels that Pillow does not know."""
     try:
-        image = Image.open(_rewound(file), formats=("TIFF",))
-        if index:
-            image.seek(index)
-    except (Image.UnidentifiedImageError, SyntaxError):
+        return Image.open(file, formats=("TIFF",))
+    except Image.UnidentifiedImageError:
         return None
-    return image
 
 
 def _png_bits(file: BinaryIO) -> int:

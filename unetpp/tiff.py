@@ -5,8 +5,10 @@ are read a few numbers a page, so that a file that declares too much is refused 
 pages of a volume costs a few bytes each. TIFF 6.0, and BigTIFF with its 8-byte offsets.
 """
 
+import io
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO
 
 MAGICS = {b"II*\0": "<", b"MM\0*": ">", b"II+\0": "<", b"MM\0+": ">"}
@@ -38,37 +40,61 @@ def is_tiff(start: bytes) -> bool:
     return start[:4] in MAGICS
 
 
-def read_pages(file: BinaryIO) -> list[Page]:
-    """The pages of an open TIFF, in order.
+@dataclass(frozen=True)
+class Pages:
+    """Where the pages of an open TIFF begin, in order."""
+
+    order: str  # of bytes, as `struct` has it
+    big: bool  # BigTIFF
+    offsets: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    @property
+    def word(self) -> str:
+        """The type of an offset."""
+        return "Q" if self.big else "I"
+
+    def table(self, file: BinaryIO, index: int) -> bytes:
+        """The entries of a page, after which the offset of the next one follows."""
+        file.seek(self.offsets[index])
+        (count,) = _unpack(self.order + ("Q" if self.big else "H"), file)
+        num_bytes = count * struct.calcsize(f"{self.order}HH{self.word}{self.word}")
+        table = file.read(num_bytes) if count < 2**16 else b""
+        if len(table) < num_bytes:
+            raise ValueError(f"the header of page {index + 1} is cut")
+        return table
+
+
+def find_pages(file: BinaryIO) -> Pages:
+    """The pages of an open TIFF.
 
     Raises:
         ValueError, struct.error: it is cut, runs in circles, or has too many pages.
     """
+    file.seek(0)
     start = file.read(16)
-    order, big = MAGICS[start[:4]], b"+" in start[2:4]
-    number, word = ("Q", "Q") if big else ("H", "I")
-    (offset,) = struct.unpack_from(order + word, start, 8 if big else 4)
-    pages, seen = [], set()
+    pages = Pages(MAGICS[start[:4]], b"+" in start[2:4], ())
+    (offset,) = struct.unpack_from(pages.order + pages.word, start, 8 if pages.big else 4)
+    offsets: dict[int, None] = {}
     while offset:
-        if offset in seen:
-            raise ValueError(f"page {len(pages) + 1} leads back to an earlier one")
-        if len(pages) == MAX_PAGES:
+        if offset in offsets:
+            raise ValueError(f"page {len(offsets) + 1} leads back to an earlier one")
+        if len(offsets) == MAX_PAGES:
             raise ValueError(f"more than {MAX_PAGES} pages")
-        seen.add(offset)
-        entry = struct.Struct(order + "HH" + word + word)
-        file.seek(offset)
-        (count,) = _unpack(order + number, file)
-        table = file.read(count * entry.size) if count < 2**16 else b""
-        if len(table) < count * entry.size:
-            raise ValueError(f"the header of page {len(pages) + 1} is cut")
-        (offset,) = _unpack(order + word, file)
-        pages.append(_page(file, order, word, entry, table))
-    if not pages:
+        offsets[offset] = None
+        Pages(pages.order, pages.big, (offset,)).table(file, 0)
+        (offset,) = _unpack(pages.order + pages.word, file)
+    if not offsets:
         raise ValueError("it declares no page")
-    return pages
+    return Pages(pages.order, pages.big, tuple(offsets))
 
 
-def _page(file: BinaryIO, order: str, word: str, entry: struct.Struct, table: bytes) -> Page:
+def read_page(file: BinaryIO, pages: Pages, index: int) -> Page:
+    """What a page declares; ValueError or struct.error where it is cut."""
+    table, order, word = pages.table(file, index), pages.order, pages.word
+    entry = struct.Struct(f"{order}HH{word}{word}")
     values: dict[int, int] = dict(DEFAULTS)
     for at in range(0, len(table), entry.size):
         tag, kind, count, inline = entry.unpack_from(table, at)
@@ -93,6 +119,23 @@ def _page(file: BinaryIO, order: str, word: str, entry: struct.Struct, table: by
         values[ORIENTATION],
         values[COMPRESSION] in LOSSY,
     )
+
+
+class FromPage(io.FileIO):
+    """A TIFF whose header leads straight to one of its pages: a decoder need not walk through those before it."""
+
+    def __init__(self, path: Path, pages: Pages, index: int):
+        super().__init__(path)
+        self.at = 8 if pages.big else 4
+        self.first = struct.pack(pages.order + pages.word, pages.offsets[index])
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        start = self.tell()
+        data = bytearray(super().read(-1 if size is None else size) or b"")
+        for place, byte in enumerate(self.first, start=self.at - start):
+            if 0 <= place < len(data):
+                data[place] = byte
+        return bytes(data)
 
 
 def _unpack(form: str, file: BinaryIO) -> tuple:

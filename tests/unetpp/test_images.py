@@ -209,6 +209,17 @@ def test_a_page_is_decoded_by_its_number_from_1_on(tmp_path, kind, channels, big
             decode_image(path, channels, page=number)
 
 
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "group4"])
+@pytest.mark.parametrize("big", [False, True])
+def test_pages_of_packed_files_are_told_apart_as_well(tmp_path, compression, big):
+    pages = [RNG.integers(0, 2, (33, 47), np.uint8) * np.uint8(255) for _ in range(4)]
+    pictures = [Image.fromarray(page).convert("1" if compression == "group4" else "L") for page in pages]
+    path = tmp_path / "a.tif"
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], compression=compression, big_tiff=big)
+    for number in (4, 1, 3):
+        assert np.array_equal(decode_image(path, 1, page=number)[:, :, 0], pages[number - 1])
+
+
 def test_files_of_one_page_have_a_first_page_and_no_second(tmp_path):
     for name in ("a.png", "a.jpg", "a.tif"):
         path = save(tmp_path / name, GREY)

@@ -5,7 +5,7 @@ import struct
 import numpy as np
 import pytest
 
-from unetpp.tiff import read_pages
+from unetpp.tiff import find_pages, read_page
 
 from .tiffs import write_tiff
 
@@ -14,7 +14,8 @@ RNG = np.random.default_rng(0)
 
 def pages_of(path):
     with path.open("rb") as file:
-        return read_pages(file)
+        pages = find_pages(file)
+        return [read_page(file, pages, index) for index in range(len(pages))]
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
