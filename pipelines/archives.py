@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
 from pipelines.files import disk_errors
-from pipelines.layouts import is_junk
+from pipelines.trees import is_junk
 from unetpp.errors import UserError
 
 # The largest public set of this kind (BBBC038) has 30,000 entries and 400 MB.

@@ -19,6 +19,8 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+# Of a folder's name or a category; background needs none.
+ClassName = Annotated[str, Field(pattern=r"^[^/\\]+$")]
 # Two widths are a network of depth 1, seven one of depth 6.
 Widths = Annotated[tuple[PositiveInt, ...], Field(min_length=2, max_length=7)]
 
@@ -104,6 +106,23 @@ class Prepare(Section):
     shares: Shares
     salt: str
     max_quarantined: Share
+    classes: Annotated[tuple[ClassName, ...], Field(min_length=1)] | None
+    pages: Literal["refuse", "slices"]
+    max_pixels: PositiveInt
+    max_file_mib: PositiveInt
+
+    @model_validator(mode="after")
+    def _classes_counted(self):
+        if self.classes is None:
+            return self
+        if len({name.casefold() for name in self.classes}) < len(self.classes):
+            raise ValueError(f"prepare.classes must differ, found {', '.join(self.classes)}")
+        if self.num_classes not in (1, len(self.classes) + 1):
+            raise ValueError(
+                f"prepare.num_classes is {self.num_classes} and prepare.classes names {len(self.classes)}: set it to "
+                f"{len(self.classes) + 1}, for them and the background, or to 1 for foreground alone"
+            )
+        return self
 
 
 class Model(Section):

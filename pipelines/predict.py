@@ -59,7 +59,7 @@ def load(model: str, depth: int | None) -> Loaded:
 
 
 def predict_mask(loaded: Loaded, image: np.ndarray) -> np.ndarray:
-    """Mask (H, W) uint8 of an image (H, W, C) uint8 or uint16: 0 and 255, or class indices.
+    """Mask (H, W) uint8 of an image (H, W, C) uint8, uint16 or float32: 0 and 255, or class indices.
 
     Where training resized whole images, so does this, by the same geometry; probabilities return to the image's size.
     """

@@ -12,12 +12,14 @@ import cv2
 import numpy as np
 
 from pipelines.files import replacing, sha256, write_json
+from pipelines.labels import read_labels
 from pipelines.layouts import Problem, Sample, find_samples
 from pipelines.params import Prepare, Shares, load_params
 from pipelines.stage import run_command
 from unetpp.data import SplitWriter
-from unetpp.errors import UserError
-from unetpp.images import convert, decode_image, decode_mask
+from unetpp.errors import FileError, UserError
+from unetpp.images import Limits, convert, decode_image
+from unetpp.inference import find_limits
 
 SPLITS = ("train", "val", "test")
 # In 547 images of BBBC038 the darkest bright-field or stained one has a median brightness of 0.52 and the
@@ -29,13 +31,16 @@ KIND_MATTERS = 5
 
 
 def find_kind(image: np.ndarray) -> str:
-    """The kind of microscopy, a function of the decoded image (H, W, 3) uint8 or uint16 alone.
+    """The kind of microscopy, a function of the decoded image (H, W, 3) uint8, uint16 or float32 alone.
 
     "fluorescence": the median brightness (mean of the channels) is below 0.35 of the image's own bright end
-    for uint16, of the full scale for uint8. Of the others, "tissue" has a mean chroma (largest less smallest
-    channel) above 0.03, "bright-field" has not.
+    for uint16 (for floats, above their least value), of the full scale for uint8. Of the others, "tissue" has a
+    mean chroma (largest less smallest channel) above 0.03, "bright-field" has not.
     """
     pixels = image.astype(np.float32)
+    if image.dtype == np.float32:
+        low, high = find_limits(image)
+        pixels = ((image.astype(np.float64) - low) * (65535 / (high - low or 1.0))).astype(np.float32)
     # Cameras of 12 and 14 bits fill the lower end of 16: there, full scale says nothing about bright or dark.
     pixels /= 255 if image.dtype == np.uint8 else max(1.0, float(np.percentile(pixels, 99.5)))
     if np.median(pixels.mean(axis=2)) < DARK:
@@ -77,31 +82,15 @@ def resize(image: np.ndarray, mask: np.ndarray, size: int, num_classes: int) -> 
 
 
 def load_sample(sample: Sample, params: Prepare) -> tuple[str, np.ndarray, np.ndarray]:
-    """Decode, check and resize a sample: kind, image (H, W, C) uint8 or uint16, mask (H, W) uint8.
+    """Decode, check and resize a sample: kind, image (H, W, C) uint8, uint16 or float32, mask (H, W) uint8.
 
     Raises:
-        UserError: a file that cannot be decoded, sizes that differ, or a value that is no class.
+        FileError: a file that cannot be decoded, or an image and a mask that do not fit together.
     """
-    image = decode_image(sample.image, channels=3)
+    limits = Limits(params.max_pixels, params.max_file_mib)
+    image = decode_image(sample.image, channels=3, page=sample.page, limits=limits)
     kind = find_kind(image)
-    mask = np.zeros(image.shape[:2], np.uint8)
-    for path in sample.masks:
-        values = decode_mask(path)
-        if values.shape != mask.shape:
-            found, wanted = ("x".join(map(str, reversed(array.shape))) + " px" for array in (values, mask))
-            raise UserError(
-                f"{path}: found a mask of {found} for an image of {wanted}; "
-                f"expected the same size: export the mask of {sample.image.name} again"
-            )
-        if params.num_classes == 1:
-            mask |= (values > 0).astype(np.uint8)
-        elif values.max() >= params.num_classes:
-            raise UserError(
-                f"{path}: found the mask value {values.max()}; expected 0 to {params.num_classes - 1}: "
-                "correct the mask, raise prepare.num_classes, or set it to 1 where values number objects"
-            )
-        else:
-            mask = np.maximum(mask, values.astype(np.uint8))
+    mask = read_labels(sample, image, params.num_classes, limits).mask
     image = convert(image, params.channels)
     if params.size is not None:
         image, mask = resize(image, mask, params.size, params.num_classes)
@@ -118,9 +107,10 @@ def prepare(params: Prepare, raw: Path, out: Path) -> dict:
     """
     if not (raw / "manifest.json").is_file():
         raise UserError(f"{raw}: found no manifest.json; expected what stage ingest writes: run `dvc repro ingest`")
-    samples, problems = find_samples(raw)
+    limits = Limits(params.max_pixels, params.max_file_mib)
+    samples, problems = find_samples(raw, params.num_classes, params.classes, params.pages, limits)
     kinds: dict[str, Counter] = {split: Counter() for split in SPLITS}
-    rows: list[tuple[str, str, str]] = []
+    rows: list[tuple[str, ...]] = []
     foreground = pixels = 0
     with replacing(out) as partial:
         partial.mkdir()
@@ -137,8 +127,8 @@ def prepare(params: Prepare, raw: Path, out: Path) -> dict:
         _check_quarantine(problems, len(rows), params.max_quarantined, raw)
         _check_splits(kinds, params)
         _write_csv(partial / "split.csv", ("id", "kind", "split"), rows)
-        quarantined = sorted((problem.id, problem.file, problem.reason) for problem in problems)
-        _write_csv(partial / "quarantine.csv", ("id", "file", "reason"), quarantined)
+        quarantined = sorted((problem.id, problem.file, problem.reason, problem.fix) for problem in problems)
+        _write_csv(partial / "quarantine.csv", ("id", "file", "reason", "fix"), quarantined)
         manifest = {
             "size": params.size,
             "channels": params.channels,
@@ -166,12 +156,8 @@ def _loaded(
     for sample in samples:
         try:
             yield sample, *load_sample(sample, params)
-        except UserError as error:
-            # The message begins with the file; the table has a column for it.
-            message = str(error)
-            file = next(path for path in (sample.image, *sample.masks) if message.startswith(f"{path}: "))
-            reason = message.removeprefix(f"{file}: ")
-            problems.append(Problem(sample.id, file.relative_to(raw).as_posix(), reason))
+        except FileError as error:
+            problems.append(Problem.of(error, sample.id, raw))
 
 
 def _check_quarantine(problems: list[Problem], num_good: int, limit: float, raw: Path) -> None:
@@ -182,7 +168,7 @@ def _check_quarantine(problems: list[Problem], num_good: int, limit: float, raw:
         return
     first = sorted(problems, key=lambda problem: (problem.id, problem.file))[:5]
     more = [f"  and {len(problems) - len(first)} more"] if len(problems) > len(first) else []
-    lines = [f"  {problem.file}: {problem.reason}" for problem in first] + more
+    lines = [f"  {problem.file}: {problem.reason}: {problem.fix}" for problem in first] + more
     raise UserError(
         f"{raw}: {num_broken} of {num_broken + num_good} samples are broken ({share:.0%}); expected at most "
         f"prepare.max_quarantined = {limit:.0%}: correct these files, or raise the limit\n" + "\n".join(lines)
@@ -207,7 +193,7 @@ def _check_splits(kinds: dict[str, Counter], params: Prepare) -> None:
             )
 
 
-def _write_csv(path: Path, header: tuple[str, ...], rows: list[tuple[str, str, str]]) -> None:
+def _write_csv(path: Path, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)

@@ -31,7 +31,7 @@ class Sample:
 
     rank: str
     row: dict
-    image: np.ndarray  # (H, W, C) uint8 or uint16
+    image: np.ndarray  # (H, W, C) uint8, uint16 or float32
     mask: np.ndarray  # (H, W)
     masks_hat: dict[str, np.ndarray]  # (H, W) by name
 
@@ -229,7 +229,9 @@ def _display(image: np.ndarray) -> np.ndarray:
     """(H, W, C) of any channels and range to (H, W, 3) uint8, contrast stretched to the middle 99 %."""
     channels = image[..., :3] if image.shape[2] >= 3 else image[..., [0, 0, 0]]
     low, high = np.percentile(channels, [0.5, 99.5])
-    stretched = (channels.astype(np.float32) - low) / max(float(high - low), 1.0)
+    # Less than a grey level is no contrast to show; of floats nothing tells what a level is.
+    least = 1.0 if channels.dtype.kind == "u" else np.finfo(np.float32).tiny
+    stretched = (channels.astype(np.float32) - low) / max(float(high - low), least)
     return (stretched.clip(0, 1) * 255).round().astype(np.uint8)
 
 

@@ -12,10 +12,10 @@ from pathlib import Path, PurePosixPath
 from pipelines import downloads, web
 from pipelines.archives import Names, open_archive
 from pipelines.files import check_space, disk_errors, sha256
-from pipelines.layouts import check_names, find_layout, is_junk, is_picture, list_names
 from pipelines.params import Ingest
 from pipelines.storage import Object, Store
 from pipelines.synthetic import write_images
+from pipelines.trees import belongs, check_names, find_layout, is_junk, list_names
 from unetpp.errors import UserError
 
 SUFFIXES = {"zip": (".zip",), "tar": (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")}
@@ -151,7 +151,7 @@ def _place(source: Path, target: Path) -> None:
 def _wrapper(names: list[PurePosixPath]) -> PurePosixPath:
     """The single top-level folder that wraps everything, or `.` where the top level is the data."""
     heads = {name.parts[0] for name in names if len(name.parts) > 1}
-    if len(heads) != 1 or heads & {"images", "masks"}:
+    if len(heads) != 1 or heads & {"images", "masks", "annotations"}:
         return PurePosixPath()
     head = PurePosixPath(heads.pop())
     inner = [name.relative_to(head) for name in names if name.is_relative_to(head) and name != head]
@@ -161,10 +161,8 @@ def _wrapper(names: list[PurePosixPath]) -> PurePosixPath:
 
 
 def _relevant(names: list[PurePosixPath], layout: str) -> list[PurePosixPath]:
-    """The image files inside images/ and masks/; tells how many others are left out."""
-    level = 0 if layout == "pairs" else 1
-    inside = [name for name in names if len(name.parts) > level + 1 and name.parts[level] in ("images", "masks")]
-    kept = [name for name in inside if is_picture(name)]
+    """The files of the set; tells how many others are left out."""
+    kept = [name for name in names if belongs(name, layout)]
     if len(kept) < len(names):
         taken = set(kept)
         left_out = next(name for name in names if name not in taken)

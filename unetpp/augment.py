@@ -47,7 +47,7 @@ class Augment:
         """One draw.
 
         Args:
-            image: (H, W, C) uint8 or uint16.
+            image: (H, W, C) uint8, uint16 or float32.
             mask: (H, W) uint8.
             key: (seed, epoch, sample id).
 

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from unetpp.errors import UserError
+from unetpp.inference import find_limits
 
 SCHEMA = pa.schema(
     [
@@ -50,17 +51,19 @@ class SplitWriter:
         self._sink.close()
 
     def add(self, id: str, kind: str, image: np.ndarray, mask: np.ndarray) -> None:
-        """Append image (H, W, C) uint8 or uint16 with mask (H, W) uint8 class indices, 0 = background.
+        """Append image (H, W, C) uint8, uint16 or finite float32 with mask (H, W) uint8 class indices, 0 = background.
 
         Raises:
             ValueError: another type, or shapes that do not belong together.
         """
-        if image.dtype not in (np.uint8, np.uint16) or mask.dtype != np.uint8:
-            raise ValueError(f"{id}: expected uint8 or uint16 and a uint8 mask, found {image.dtype} and {mask.dtype}")
+        if image.dtype not in (np.uint8, np.uint16, np.float32) or mask.dtype != np.uint8:
+            raise ValueError(
+                f"{id}: expected uint8, uint16 or float32 and a uint8 mask, found {image.dtype} and {mask.dtype}"
+            )
         if image.ndim != 3 or image.shape[:2] != mask.shape:
             raise ValueError(f"{id}: expected (H, W, C) and (H, W), found {image.shape} and {mask.shape}")
         height, width, channels = image.shape
-        pixels, limit = image.reshape(-1, channels).astype(np.float64), np.iinfo(image.dtype).max
+        pixels, (low, high) = image.reshape(-1, channels).astype(np.float64), find_limits(image)
         self._rows.append(
             {
                 "id": id,
@@ -71,8 +74,8 @@ class SplitWriter:
                 "width": width,
                 "channels": channels,
                 "image_dtype": image.dtype.name,
-                "mean": (pixels.mean(axis=0) / limit).tolist(),
-                "std": (pixels.std(axis=0) / limit).tolist(),
+                "mean": ((pixels.mean(axis=0) - low) / (high - low or 1.0)).tolist(),
+                "std": (pixels.std(axis=0) / (high - low or 1.0)).tolist(),
             }
         )
         self._pending_bytes += image.nbytes + mask.nbytes
@@ -129,7 +132,7 @@ class Split:
         return batch, index - (self._ends[number] - len(batch))
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image (H, W, C) uint8 or uint16 and mask (H, W) uint8: read-only views into the mapped file."""
+        """Image (H, W, C) uint8, uint16 or float32 and mask (H, W) uint8: read-only views into the mapped file."""
         batch, row = self._find(index)
 
         def value(column: str):

@@ -1,4 +1,6 @@
-"""The one error for what a user can put right."""
+"""The errors for what a user can put right."""
+
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -6,3 +8,21 @@ class UserError(ValueError):
 
     The command line prints it without a traceback and exits with 2.
     """
+
+
+class FileError(UserError):
+    """A file of the user's that cannot be used. Here, and nowhere else, its reason and its fix are told apart.
+
+    Args:
+        path: the file.
+        reason: "found ...; expected ...".
+        fix: what to do, in words that need nothing else of the message.
+    """
+
+    def __init__(self, path: str | Path, reason: str, fix: str):
+        super().__init__(f"{path}: {reason}: {fix}")
+        self.path, self.reason, self.fix = Path(path), reason, fix
+
+    def __reduce__(self):
+        # By its parts, not by the message: it comes back whole from another process.
+        return FileError, (self.path, self.reason, self.fix)

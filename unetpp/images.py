@@ -1,54 +1,57 @@
-"""Image and mask files to arrays, and the refusal of files that would be read wrongly.
+"""Image and mask files to arrays by one policy, and the refusal of files that would be read wrongly.
 
-Pillow decodes. It cuts colour of 16 bits a channel to 8 without a word, so those files go through OpenCV.
+The policy as a table stands in docs/data.md, "How files are read".
 """
 
-import struct
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from unetpp.errors import UserError
+from unetpp.errors import FileError
+from unetpp.pictures import SUFFIXES, Header, Limits, Picture, count_pages, read_header, read_picture
 
-FORMATS = ("PNG", "TIFF", "JPEG", "BMP")
-SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
+__all__ = ["SUFFIXES", "Header", "Limits", "convert", "count_pages", "decode_image", "decode_mask", "read_header"]
 # ITU-R BT.601, the weights of Pillow and OpenCV.
 GREY_WEIGHTS = np.array([0.299, 0.587, 0.114])
-ORIENTATION = 274  # the tag of EXIF and TIFF
-BITS_PER_SAMPLE = 258  # the tag of TIFF
+FLOAT_LIMIT = 1e30  # sums over an image stay finite in float32
+NO_LIMITS_SET = Limits()
 
 
-def decode_image(path: str | Path, channels: int) -> np.ndarray:
-    """Read an image as (H, W, C) uint8, or uint16 where the file holds 16 bits a channel.
+def decode_image(
+    path: str | Path, channels: int, page: int | None = None, limits: Limits = NO_LIMITS_SET
+) -> np.ndarray:
+    """Read an image as (H, W, C) uint8, uint16 where the file holds more than 8 bits a channel, or float32.
 
-    Alpha is dropped, a palette is replaced by its colours, 1-bit becomes 0 and 255.
+    Floats, signed whole numbers and those of 32 bits become float32, with their values. Alpha is dropped, a
+    palette is replaced by its colours, 1-bit becomes 0 and 255.
 
     Args:
         channels: 1 for grey, 3 for RGB; images of the other kind are converted.
+        page: of a TIFF, counted from 1; None for a file that must have one.
 
     Raises:
-        UserError: missing, broken, empty, rotated by a tag, of several pages, or of a type that is neither.
+        FileError: missing, broken, empty, too large, rotated by a tag, of several pages, not finite, or of a
+            type that is none of these.
     """
-    path = Path(path)
-    image, bits = _read(path)
-    if image.mode == "F" or (bits > 16 and image.mode.startswith("I")):
-        raise UserError(
-            f"{path}: found {'floating-point' if image.mode == 'F' else f'{bits}-bit'} pixels, whose range "
-            "nothing tells; expected 8 or 16 bits a channel: scale the image and save it as 16-bit"
+    picture = read_picture(Path(path), page, limits)
+    if picture.white_is_zero and picture.bits > 8:
+        raise FileError(
+            picture.path,
+            f"found {picture.bits}-bit pixels of which 0 is white; expected 0 to be black",
+            "invert the values and save it again",
         )
-    if image.mode in ("RGB", "RGBA", "LA") and bits == 16:
-        return convert(_read_deep(path), channels)
-    if image.mode.startswith("I"):  # I;16 and its byte orders, or I for the signed type of TIFF
-        pixels = np.asarray(image)
-        if pixels.min() < 0:
-            raise UserError(f"{path}: found pixels below zero; expected 0 to 65535: save the image as unsigned 16-bit")
-        return convert(pixels.astype(np.uint16)[:, :, None], channels)
-    if image.mode in ("1", "L", "LA"):
-        return convert(np.asarray(image.convert("L"))[:, :, None], channels)
-    if image.mode in ("RGB", "RGBA", "P", "PA", "YCbCr"):
-        return convert(np.asarray(image.convert("RGB")), channels)
-    raise UserError(f"{path}: found colours of type {image.mode}; expected grey, RGB or RGBA: convert the image to RGB")
+    pixels, mode = picture.pixels, picture.mode
+    if isinstance(pixels, np.ndarray):
+        return convert(_kept(picture, pixels[:, :, : 1 if mode in ("L", "LA") else 3]), channels)
+    if mode.startswith("I") or mode == "F" or picture.sample != "uint":
+        return convert(_kept(picture, _numbers(picture))[:, :, None], channels)
+    if mode in ("1", "L", "LA"):
+        return convert(np.asarray(pixels.convert("L"))[:, :, None], channels)
+    if mode in ("RGB", "RGBA", "P", "PA", "YCbCr"):
+        return convert(np.asarray(pixels.convert("RGB")), channels)
+    raise FileError(
+        picture.path, f"found colours of type {mode}; expected grey, RGB or RGBA", "convert the image to RGB"
+    )
 
 
 def convert(image: np.ndarray, channels: int) -> np.ndarray:
@@ -57,117 +60,121 @@ def convert(image: np.ndarray, channels: int) -> np.ndarray:
         return np.ascontiguousarray(image)
     if channels == 3:
         return np.repeat(image, 3, axis=2)
-    return np.rint(image @ GREY_WEIGHTS).astype(image.dtype)[:, :, None]  # (H, W, 1)
+    grey = image @ GREY_WEIGHTS
+    return (grey if image.dtype.kind == "f" else np.rint(grey)).astype(image.dtype)[:, :, None]  # (H, W, 1)
 
 
-def decode_mask(path: str | Path) -> np.ndarray:
+def decode_mask(path: str | Path, page: int | None = None, limits: Limits = NO_LIMITS_SET) -> np.ndarray:
     """Read a mask as (H, W) integers: the values as stored, for a palette the index and not the colour.
 
     Raises:
-        UserError: as `decode_image`, and for JPEG, floating-point, negative or coloured masks.
+        FileError: as `decode_image`, and for JPEG, floating-point, negative or coloured masks.
     """
-    path = Path(path)
-    image, bits = _read(path)
-    if image.format not in ("PNG", "TIFF", "BMP"):
-        raise UserError(
-            f"{path}: found a {image.format} mask, whose values compression has changed; "
-            "expected PNG, TIFF or BMP: export the mask again as PNG"
+    picture = read_picture(Path(path), page, limits)
+    path, pixels, mode = picture.path, picture.pixels, picture.mode
+    if picture.lossy:
+        kind = "JPEG-compressed TIFF" if picture.format == "TIFF" else picture.format
+        raise FileError(
+            path,
+            f"found a {kind} mask, whose values compression has changed; expected PNG, TIFF or BMP",
+            "export the mask again as PNG",
         )
-    if image.mode == "1":
-        return np.asarray(image).astype(np.uint8)
-    if image.mode in ("L", "P"):
-        mask = np.asarray(image)
+    if picture.white_is_zero:
+        raise FileError(
+            path,
+            "found a mask of which a tag says that 0 is white, so that foreground may be either; expected 0 for "
+            "background and no such tag",
+            "save it again as PNG (in ImageJ after Image > Lookup Tables > Invert LUT)",
+        )
+    if isinstance(pixels, np.ndarray):
+        if pixels.dtype.kind in "ui":
+            return _labels(path, _single_channel(path, pixels))
+    elif mode.startswith("I") or (mode == "L" and picture.sample == "int"):
+        return _labels(path, _numbers(picture))
+    elif mode == "1":
+        return np.asarray(pixels).astype(np.uint8)
+    elif mode in ("L", "P"):
+        mask = np.asarray(pixels)
         # Pillow stretches grey of 2 and 4 bits to 0 ... 255; the class indices are what was stored.
-        stretched = image.format == "PNG" and image.mode == "L" and bits in (2, 4)
-        return mask // (255 // (2**bits - 1)) if stretched else mask
-    if image.mode.startswith("I"):
-        mask = np.asarray(image)
-        if mask.min() < 0:
-            raise UserError(f"{path}: found the mask value {mask.min()}; expected 0 for background and more")
-        return mask.astype(np.uint16 if bits <= 16 else np.int32)
-    if image.mode in ("RGB", "RGBA", "LA"):
-        return _single_channel(path, _read_deep(path, alpha=True) if bits == 16 else np.asarray(image))
-    raise UserError(
-        f"{path}: found a mask of type {image.mode}; expected whole numbers: "
-        "save it as an 8-bit or 16-bit grey PNG with 0 for background"
+        stretched = mode == "L" and picture.bits in (2, 4)
+        return mask // (255 // (2**picture.bits - 1)) if stretched else mask
+    elif mode in ("RGB", "RGBA", "LA"):
+        return _single_channel(path, np.asarray(pixels))
+    kind = "floating-point values" if picture.sample == "float" else f"type {mode}"
+    raise FileError(
+        path,
+        f"found a mask of {kind}; expected whole numbers",
+        "save it as an 8-bit or 16-bit grey PNG with 0 for background",
     )
 
 
+def _labels(path: Path, mask: np.ndarray) -> np.ndarray:
+    """Whole numbers, none below zero: unsigned ones of 8 and 16 bits as they are, others in a signed type."""
+    if mask.min() < 0:
+        raise FileError(
+            path,
+            f"found the mask value {mask.min()}; expected 0 for background and more",
+            "save it as an 8-bit or 16-bit grey PNG with 0 for background",
+        )
+    if mask.dtype in (np.uint8, np.uint16):
+        return mask
+    return mask.astype(np.int32 if mask.max() < 2**31 else np.int64)
+
+
 def _single_channel(path: Path, mask: np.ndarray) -> np.ndarray:
-    """(H, W, 2, 3 or 4) of a grey picture kept as colour to its (H, W) values."""
-    colours, alpha = (mask[:, :, :3], mask[:, :, 3:]) if mask.shape[2] > 2 else (mask[:, :, :1], mask[:, :, 1:])
+    """(H, W, 1 to 4) of a grey picture kept as colour to its (H, W) values."""
+    num_colours = 3 if mask.shape[2] > 2 else 1
+    colours, alpha = mask[:, :, :num_colours], mask[:, :, num_colours:]
     if alpha.size and alpha.min() != alpha.max():
-        raise UserError(
-            f"{path}: found a mask with transparent parts, so it may lie in the colour or in the "
-            "transparency; expected one channel: save it as an 8-bit or 16-bit grey PNG"
+        raise FileError(
+            path,
+            "found a mask with transparent parts, so it may lie in the colour or in the transparency; "
+            "expected one channel",
+            "save it as an 8-bit or 16-bit grey PNG",
         )
     if (colours != colours[:, :, :1]).any():
-        raise UserError(
-            f"{path}: found a mask in colours; expected a grey value or a palette index for each class or "
-            "object: map each colour to a number and save an 8-bit or 16-bit grey PNG"
+        raise FileError(
+            path,
+            "found a mask in colours; expected a grey value or a palette index for each class or object",
+            "map each colour to a number and save an 8-bit or 16-bit grey PNG",
         )
     return np.ascontiguousarray(colours[:, :, 0])
 
 
-def _read(path: Path) -> tuple[Image.Image, int]:
-    """A wholly decoded picture and its stored bits a channel."""
-    expected = "expected a whole PNG, TIFF, JPEG or BMP file"
-    if not path.is_file():
-        raise UserError(f"{path}: found {'a folder' if path.is_dir() else 'no such file'}; {expected}")
-    if path.stat().st_size == 0:
-        raise UserError(f"{path}: found an empty file (0 bytes); {expected}: fetch it again or remove it")
-    try:
-        # The file is ours to close: Pillow keeps one open where decoding fails or pages follow.
-        with path.open("rb") as file:
-            Image.open(file, formats=FORMATS).verify()  # the checksums of a PNG, which loading passes over
-            file.seek(0)
-            image = Image.open(file, formats=FORMATS)
-            orientation = image.getexif().get(ORIENTATION, 1)
-            pages = getattr(image, "n_frames", 1) if image.format in ("PNG", "TIFF") else 1
-            bits = _stored_bits(path, image)
-            image.load()
-    except Image.DecompressionBombError as error:
-        raise UserError(
-            f"{path}: found too many pixels ({error}); expected an image that fits in memory: cut it up"
-        ) from None
-    except Image.UnidentifiedImageError:
-        with path.open("rb") as file:
-            start = file.read(16)
-        raise UserError(
-            f"{path}: found no image but a file that begins with {start!r}; {expected}: save it as one or remove it"
-        ) from None
-    # A decoder raises nearly anything on a broken file: OSError, SyntaxError, ValueError, struct.error ...
-    except Exception as error:
-        raise UserError(f"{path}: found a broken file ({error}); {expected}: fetch it again or remove it") from None
-    if orientation not in (0, 1):  # 0 is written by tools that mean "not said"
-        raise UserError(
-            f"{path}: found the orientation tag {orientation}, so viewers turn it and an image and its "
-            "mask may disagree; expected upright pixels: turn the pixels themselves and remove the tag"
+def _numbers(picture: Picture) -> np.ndarray:
+    """(H, W) of a grey picture in the type that the file has, which Pillow's mode does not tell."""
+    pixels = np.asarray(picture.pixels)
+    if picture.sample == "int":
+        return pixels.view(np.int8) if pixels.dtype == np.uint8 else pixels
+    if picture.sample == "uint":
+        return pixels.astype(np.uint16) if picture.bits <= 16 else pixels.view(np.uint32)
+    return pixels
+
+
+def _kept(picture: Picture, pixels: np.ndarray) -> np.ndarray:
+    """uint8 and uint16 as they are, all others as float32."""
+    if pixels.dtype in (np.uint8, np.uint16):
+        return pixels
+    with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is refused
+        kept = pixels.astype(np.float32)
+        num_bad = kept.size - int(np.count_nonzero(np.abs(kept) <= FLOAT_LIMIT))  # NaN is not
+    if num_bad:
+        raise FileError(
+            picture.path,
+            f"found {num_bad} of {kept.size} values that are NaN, infinite or beyond {FLOAT_LIMIT:g}; expected finite "
+            "ones",
+            "replace them by a value that the image has, and save it again",
         )
-    if pages > 1:
-        raise UserError(f"{path}: found {pages} pages; expected one: save each page as a file of its own")
-    return image, bits
+    if not np.array_equal(kept, pixels):
+        _tell_rounding(picture.path, pixels.dtype.name)
+    return kept
 
 
-def _stored_bits(path: Path, image: Image.Image) -> int:
-    """Bits a channel in the file, which Pillow's mode does not tell for colour."""
-    if image.format == "PNG":
-        with path.open("rb") as file:
-            return struct.unpack_from("B", file.read(25), 24)[0]  # IHDR: width, height, bit depth
-    if image.format == "TIFF":
-        return max(image.tag_v2.get(BITS_PER_SAMPLE, (1,)))  # pyright: ignore[reportAttributeAccessIssue]
-    return 8
+def _tell_rounding(path: Path, kind: str) -> None:
+    # Once for each folder and type: a line for every file would hide all others.
+    if (path.parent, kind) not in _told:
+        _told.add((path.parent, kind))
+        print(f"note: {path}: {kind} pixels are rounded to float32, and so are others of this folder")
 
 
-def _read_deep(path: Path, alpha: bool = False) -> np.ndarray:
-    """Colour, or grey with alpha, of 16 bits: (H, W, 1 or 3), with the alpha last where asked for."""
-    # Only such files need OpenCV, and `unetpp` imports on a machine without it.
-    import cv2
-
-    pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if pixels is None or pixels.dtype != np.uint16 or pixels.ndim != 3:
-        raise UserError(f"{path}: found 16-bit colour that cannot be read; expected PNG: save it as 16-bit RGB PNG")
-    if pixels.shape[2] == 2:  # grey and alpha
-        return pixels if alpha else pixels[:, :, :1]
-    order = [2, 1, 0, 3] if alpha and pixels.shape[2] == 4 else [2, 1, 0]  # OpenCV's is BGR
-    return np.ascontiguousarray(pixels[:, :, order])
+_told: set[tuple[Path, str]] = set()

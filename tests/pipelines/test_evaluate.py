@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,7 +38,7 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
-def write_data(folder, sizes=((16, 16),) * 6, num_classes=1, size=16):
+def write_data(folder, sizes=((16, 16),) * 6, num_classes=1, size=16, change=lambda image: image):
     """A prepared folder whose test split holds bright squares on dark ground; the value gives the class."""
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -46,7 +47,7 @@ def write_data(folder, sizes=((16, 16),) * 6, num_classes=1, size=16):
             mask = np.zeros((height, width), np.uint8)
             mask[2:9, 3:10] = 1 + index % max(1, num_classes - 1)
             image = (mask[..., None] * 100 + rng.integers(0, 40, (height, width, 3))).astype(np.uint8)
-            writer.add(HOSTILE if index == 0 else f"image_{index}", "ab"[index % 2], image, mask)
+            writer.add(HOSTILE if index == 0 else f"image_{index}", "ab"[index % 2], change(image), mask)
     test = {
         "num_images": len(sizes),
         "sha256": hashlib.sha256((folder / "test.arrow").read_bytes()).hexdigest(),
@@ -94,6 +95,24 @@ def test_a_perfect_network_scores_one(tmp_path):
     assert set(counts) == {"L1", "L2", "mean"}
     for each in counts.values():
         assert set(metrics.scores(each).values()) == {1.0}
+
+
+def test_images_of_floats_are_measured_and_shown_as_others_are(tmp_path):
+    write_model(tmp_path / "model")
+    results = []
+    # By its own range: exactly what these images have where they hold 0 and 255.
+    for name, change in (("bytes", full_range), ("floats", lambda image: full_range(image) / np.float32(64) - 1)):
+        write_data(tmp_path / name, change=change)
+        shutil.copytree(tmp_path / name, tmp_path / "prepared", dirs_exist_ok=True)
+        found = run(tmp_path)
+        results.append({depth: row["iou_image"] for depth, row in found["depths"].items()})
+    assert results[0] == pytest.approx(results[1], abs=1e-4)
+
+
+def full_range(image):
+    image = image.copy()
+    image[0, 0], image[0, 1] = 0, 255
+    return image
 
 
 @pytest.mark.parametrize("num_classes", [1, 3])

@@ -1,7 +1,13 @@
-"""What can go wrong with a source: each fault ends with a message that names it, and nothing half-written."""
+"""The table of faults: what can go wrong with a source, with files and with masks.
 
+A fault of a source ends with a message that names it, and nothing half-written. A fault of the files (`raw_fault`)
+ends so, or sets the sample aside with file, reason and fix, or is read by a policy that docs/data.md tells.
+"""
+
+import csv
 import gzip
 import io
+import json
 import os
 import re
 import shutil
@@ -9,26 +15,36 @@ import socket
 import subprocess
 import sys
 import tarfile
+import zlib
 from collections import namedtuple
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from pipelines import archives, downloads, storage, web
 from pipelines.ingest import ingest
-from pipelines.params import Ingest, load_params
+from pipelines.params import Ingest, Prepare, load_params
+from pipelines.prepare import SPLITS, prepare
+from unetpp.data import Split
 from unetpp.errors import UserError
 
 from ..conftest import REPOSITORY
 from ..servers import Answer, Server, file_answer, s3_error
+from ..unetpp.test_images import png, png_chunk
+from ..unetpp.tiffs import write_tiff
 from .test_sources import PAIR, link_entry, write_folder, write_zip
 from .test_storage import Bucket, bucket
 
 __all__ = ["bucket"]
-PARAMS = load_params(REPOSITORY / "params.yaml").ingest
+ALL = load_params(REPOSITORY / "params.yaml")
+PARAMS = ALL.ingest
+PREPARE = ALL.prepare.model_copy(update={"size": None})
+SIDE = 24
 
 
 def located(kind: str, location, **changes) -> Ingest:
@@ -58,6 +74,43 @@ class World:
     folder: Path
     bucket: Bucket
     patch: pytest.MonkeyPatch
+    expected: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+
+    @property
+    def source(self) -> Path:
+        """The user's folder of a raw fault."""
+        return self.folder / "source"
+
+    def good(self, num: int = 40, num_classes: int = 2) -> None:
+        """Sound pairs 0000 ... of which a fault is the exception, and `odd`, to be spoilt."""
+        for id in [*(f"{number:04}" for number in range(num)), "odd"]:
+            self.image(f"{id}.png", noise(id))
+            self.mask(f"{id}.png", block(num_classes - 1))
+
+    def image(self, name: str, pixels: np.ndarray, mode: str | None = None, **options) -> Path:
+        return self._write(self.source / "images" / name, pixels, mode, options)
+
+    def mask(self, name: str, pixels: np.ndarray, mode: str | None = None, **options) -> Path:
+        return self._write(self.source / "masks" / name, pixels, mode, options)
+
+    @staticmethod
+    def _write(path: Path, pixels: np.ndarray, mode: str | None, options: dict) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture = Image.fromarray(pixels)
+        (picture.convert(mode) if mode else picture).save(path, **options)
+        return path
+
+    def replace_image(self, name: str, *arguments, **options) -> Path:
+        (self.source / "images/odd.png").unlink()
+        return self.image(name, *arguments, **options)
+
+    def replace_mask(self, name: str, *arguments, **options) -> Path:
+        (self.source / "masks/odd.png").unlink()
+        return self.mask(name, *arguments, **options)
+
+    def expect(self, image: np.ndarray, mask: np.ndarray, id: str = "odd") -> None:
+        """What the policy makes of a sample: image (H, W, 3) and mask (H, W)."""
+        self.expected[id] = image, mask
 
     def zip(self, *entries) -> Ingest:
         return located("zip", write_zip(self.folder / "a.zip", [*PAIR.items(), *entries]))
@@ -431,6 +484,386 @@ def closed_port() -> int:
         return free.getsockname()[1]
 
 
+def noise(key: str, channels: int = 3, dtype=np.uint8) -> np.ndarray:
+    """A picture that no other key gives."""
+    generator = np.random.default_rng(list(key.encode()))
+    shape = (SIDE, SIDE, channels) if channels > 1 else (SIDE, SIDE)
+    high = np.iinfo(dtype).max if np.dtype(dtype).kind == "u" else 2**15
+    return generator.integers(0, high, shape).astype(dtype)
+
+
+def block(value: int = 1) -> np.ndarray:
+    """A mask with a square of a value."""
+    mask = np.zeros((SIDE, SIDE), np.uint8)
+    mask[4:15, 6:17] = value
+    return mask
+
+
+def grey(pixels: np.ndarray) -> np.ndarray:
+    return np.stack([pixels] * 3, axis=2)
+
+
+RAW_FAULTS: dict[str, tuple[Callable[[World], Prepare], str, str]] = {}
+
+
+def raw_fault(outcome: str, message: str):
+    """Add a way to spoil a raw folder to the table.
+
+    The function makes `world.source` and returns the params of the stage. It ends, by `outcome`, in
+    "error": prepare is refused with what `message` matches, and nothing is written;
+    "quarantine": the sample `odd` alone is set aside, and one of its rows, "file: reason: fix", matches `message`;
+    "policy": every sample is read, those of `world.expect` as it says, and docs/data.md holds the words `message`.
+    """
+    assert outcome in ("error", "quarantine", "policy")
+
+    def add(make: Callable[[World], Prepare]):
+        RAW_FAULTS[make.__name__.replace("_", " ")] = (make, outcome, message)
+        return make
+
+    return add
+
+
+def with_params(**changes) -> Prepare:
+    return Prepare.model_validate(PREPARE.model_dump() | changes)
+
+
+@raw_fault("error", r"masks/0000\.png: found a mask that looks like a picture, and 0000\.png in images/ looks")
+def images_and_masks_swapped(world):
+    world.good()
+    (world.source / "images").rename(world.source / "other")
+    (world.source / "masks").rename(world.source / "images")
+    (world.source / "other").rename(world.source / "masks")
+    return PREPARE
+
+
+@raw_fault(
+    "quarantine", r"^masks/odd\.png: found a mask that looks like a pict.*the two swapped\?.*: exchange the two$"
+)
+def one_image_and_its_mask_swapped(world):
+    world.good()
+    world.image("odd.png", block(255))
+    world.mask("odd.png", noise("odd", 1))
+    return PREPARE
+
+
+@raw_fault("quarantine", r"^masks/odd\.png: found a mask of 24x23 px for an image of 24x24 px; .*: export")
+def mask_off_by_one_pixel(world):
+    world.good()
+    world.mask("odd.png", block()[1:])
+    return PREPARE
+
+
+@raw_fault("policy", "foreground where it is not 0")
+def mask_of_0_and_255_where_there_is_one_class(world):
+    world.good()
+    world.mask("odd.png", block(255))
+    world.expect(noise("odd"), block(1))
+    return PREPARE
+
+
+@raw_fault("quarantine", r"^masks/odd\.png: found the mask values 0 and 255 alone.*: set prepare\.num_classes to 1")
+def mask_of_0_and_255_where_there_are_classes(world):
+    world.good(num_classes=3)
+    world.mask("odd.png", block(255))
+    return with_params(num_classes=3)
+
+
+@raw_fault("quarantine", r"^masks/odd\.png: found the mask value 7; expected 0 to 2: correct the mask")
+def mask_value_off_the_list(world):
+    world.good(num_classes=3)
+    world.mask("odd.png", block(7))
+    return with_params(num_classes=3)
+
+
+@raw_fault("quarantine", r"^masks/odd\.png: found a mask in colours; .*: map each colour to a number")
+def mask_in_colours(world):
+    world.good()
+    colours = np.zeros((SIDE, SIDE, 3), np.uint8)
+    colours[4:9], colours[9:15] = (255, 0, 0), (0, 255, 0)
+    world.mask("odd.png", colours)
+    return PREPARE
+
+
+@raw_fault("policy", "alpha is dropped")
+def image_with_alpha(world):
+    world.good()
+    world.image("odd.png", noise("odd", 4))
+    world.expect(noise("odd", 4)[:, :, :3], block())
+    return PREPARE
+
+
+@raw_fault("policy", "alpha is dropped")
+def grey_image_with_alpha(world):
+    world.good()
+    pixels = noise("odd", 2)
+    world.image("odd.png", pixels)
+    world.expect(grey(pixels[:, :, 0]), block())
+    return PREPARE
+
+
+@raw_fault("policy", "replaced by its colours")
+def image_with_a_palette_and_alpha(world):
+    world.good()
+    indices = noise("odd", 1) % 4
+    colours = np.array([[0, 0, 0], [250, 10, 9], [3, 255, 0], [9, 9, 9]], np.uint8)
+    picture = Image.fromarray(indices).convert("P")
+    picture.putdata(indices.ravel().tolist())
+    picture.putpalette(colours.ravel().tolist())
+    picture.save(world.source / "images/odd.png", transparency=bytes([0, 100, 200, 255]))
+    world.expect(colours[indices], block())
+    return PREPARE
+
+
+@raw_fault("policy", "the index and not the colour")
+def mask_with_a_palette_and_alpha(world):
+    world.good(num_classes=3)
+    picture = Image.fromarray(block(2)).convert("P")
+    picture.putdata(block(2).ravel().tolist())
+    picture.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
+    picture.save(world.source / "masks/odd.png", transparency=bytes([0, 100, 200]))
+    world.expect(noise("odd"), block(2))
+    return with_params(num_classes=3)
+
+
+@raw_fault("policy", "8 and 16 bits a channel")
+def image_of_16_bits(world):
+    world.good()
+    pixels = noise("odd", 1, np.uint16)
+    world.image("odd.png", pixels)
+    world.expect(grey(pixels), block())
+    return PREPARE
+
+
+@raw_fault("policy", "its least and greatest value are its range")
+def image_of_floats(world):
+    world.good()
+    pixels = noise("odd", 1, np.float32) / 64 - 100
+    world.replace_image("odd.tif", pixels)
+    world.expect(grey(pixels), block())
+    return PREPARE
+
+
+@raw_fault("quarantine", r"^images/odd\.tif: found 1 of 576 values that are NaN, infinite .*: replace them")
+def image_of_floats_with_a_hole(world):
+    world.good()
+    pixels = noise("odd", 1, np.float32)
+    pixels[3, 4] = np.nan
+    world.replace_image("odd.tif", pixels)
+    return PREPARE
+
+
+@raw_fault("quarantine", r"^images/odd\.png: found the orientation tag 6.*: turn the pixels themselves")
+def image_with_exif_6(world):
+    world.good()
+    exif = Image.Exif()
+    exif[274] = 6
+    world.image("odd.png", noise("odd"), exif=exif)
+    return PREPARE
+
+
+@raw_fault("quarantine", r"^masks/odd\.png: found the orientation tag 6.*of image and mask alike")
+def mask_with_exif_6(world):
+    world.good()
+    exif = Image.Exif()
+    exif[274] = 6
+    world.mask("odd.png", block(), exif=exif)
+    return PREPARE
+
+
+@raw_fault("policy", "grey is repeated")
+def grey_and_colour_mixed(world):
+    world.good()
+    world.image("odd.png", noise("odd", 1))
+    world.expect(grey(noise("odd", 1)), block())
+    world.expect(noise("0003"), block(), id="0003")
+    return PREPARE
+
+
+@raw_fault("policy", "an image without objects")
+def empty_mask(world):
+    world.good()
+    world.mask("odd.png", block(0))
+    world.expect(noise("odd"), block(0))
+    return PREPARE
+
+
+@raw_fault("quarantine", r"^masks/odd\.jpg: found a JPEG mask, whose values compression has changed.*: export")
+def jpeg_mask(world):
+    world.good()
+    world.replace_mask("odd.jpg", block(255))
+    return PREPARE
+
+
+@raw_fault("quarantine", r"^images/odd\.png: found a broken file .*: fetch it again or remove it")
+def truncated_image(world):
+    world.good()
+    path = world.source / "images/odd.png"
+    path.write_bytes(path.read_bytes()[:-500])
+    return PREPARE
+
+
+@raw_fault("quarantine", r"^masks/odd\.tif: found a broken file .*: fetch it again or remove it")
+def truncated_mask(world):
+    world.good()
+    path = world.replace_mask("odd.tif", block())
+    path.write_bytes(path.read_bytes()[:-500])
+    return PREPARE
+
+
+@raw_fault("quarantine", r"^images/odd\.png: found an empty file \(0 bytes\); .*: fetch it again or remove it")
+def zero_byte_image(world):
+    world.good()
+    (world.source / "images/odd.png").write_bytes(b"")
+    return PREPARE
+
+
+@raw_fault("quarantine", r"^masks/odd\.png: found an empty file \(0 bytes\)")
+def zero_byte_mask(world):
+    world.good()
+    (world.source / "masks/odd.png").write_bytes(b"")
+    return PREPARE
+
+
+@raw_fault("quarantine", r"^images/odd\.png: found no image but a file that begins with b'I am text'.*: save it as one")
+def text_named_png(world):
+    world.good()
+    (world.source / "images/odd.png").write_text("I am text")
+    return PREPARE
+
+
+@raw_fault(
+    "quarantine",
+    r"^images/odd\.png: found too many pixels \(50000x50000 px\).*: cut it into tiles",
+)
+def png_of_50000_by_50000(world):
+    world.good()
+    (world.source / "images/odd.png").write_bytes(png(50_000, 50_000, 8, bytes(10**6)))
+    return PREPARE
+
+
+@raw_fault("quarantine", r"^images/odd\.tif: found too many pixels \(4000000000x4000000000 px\)")
+def tiff_that_declares_more_than_there_is_memory(world):
+    world.good()
+    path = world.replace_image("odd.tif", noise("odd"))
+    write_tiff(path, noise("odd"), tags={256: 4 * 10**9, 257: 4 * 10**9})
+    return PREPARE
+
+
+@raw_fault("quarantine", r"^images/odd\.png: found 2 MiB; expected at most prepare\.max_file_mib = 1")
+def file_that_is_too_large(world):
+    world.good()
+    path = world.source / "images/odd.png"
+    path.write_bytes(path.read_bytes() + bytes(2**21))
+    return with_params(max_file_mib=1)
+
+
+@raw_fault("quarantine", r"^images/odd\.png: found a broken file \(Decompressed data too large")
+def bomb_inside_a_png(world):
+    world.good()
+    path = world.source / "images/odd.png"
+    whole = path.read_bytes()
+    bomb = png_chunk(b"zTXt", b"name\0\0" + zlib.compress(bytes(2**26)))
+    path.write_bytes(whole[:33] + bomb + whole[33:])
+    return PREPARE
+
+
+@raw_fault("quarantine", r"^images/Odd\.png: names differ only by case or suffix: .*images/odd\.png: rename one")
+def ids_that_differ_by_case(world):
+    world.good()
+    world.image("Odd.png", noise("another"))
+    return PREPARE
+
+
+@raw_fault("quarantine", r"^images/odd\.png: no mask masks/odd\.png: add it or remove the image")
+def image_without_a_mask(world):
+    world.good()
+    (world.source / "masks/odd.png").unlink()
+    return PREPARE
+
+
+@raw_fault("quarantine", r"^images/odd\.tif: found 3 pages; expected one: save each page .*prepare\.pages to slices")
+def volume_where_pages_are_refused(world):
+    world.good()
+    write_tiff(world.replace_image("odd.tif", noise("odd")), *(noise(f"odd{n}") for n in range(3)))
+    return PREPARE
+
+
+@raw_fault("policy", "each page is a sample")
+def volume_where_pages_are_slices(world):
+    world.good()
+    write_tiff(world.replace_image("odd.tif", noise("odd")), *(noise(f"odd{n}", 1, np.uint16) for n in (1, 2, 3)))
+    write_tiff(world.replace_mask("odd.tif", block()), block(5), block(0), block(9))
+    for page, value in ((1, 1), (2, 0), (3, 1)):
+        world.expect(grey(noise(f"odd{page}", 1, np.uint16)), block(value), id=f"odd@{page:04}")
+    return with_params(pages="slices")
+
+
+@raw_fault("quarantine", r"^masks/odd\.tif: found 2 pages for the 3 pages of odd\.tif; .*: export")
+def volume_with_fewer_masks_than_pages(world):
+    world.good()
+    write_tiff(world.replace_image("odd.tif", noise("odd")), *(noise(f"odd{n}", 1) for n in range(3)))
+    write_tiff(world.replace_mask("odd.tif", block()), block(), block())
+    return with_params(pages="slices")
+
+
+@raw_fault("policy", "the later class wins")
+def classes_that_overlap(world):
+    world.good()
+    whole, part = block(255), block(255)
+    part[:9] = 0
+    for id in [path.stem for path in (world.source / "images").iterdir()]:
+        world.mask(f"cell/{id}.png", whole)
+        world.mask(f"nucleus/{id}.png", part)
+        (world.source / f"masks/{id}.png").unlink()
+    world.expect(noise("odd"), np.maximum((whole > 0) * 1, (part > 0) * 2).astype(np.uint8))
+    return with_params(num_classes=3, classes=["cell", "nucleus"])
+
+
+@raw_fault("error", r"found a folder of masks for each of nucleus; .*: set prepare\.classes=")
+def classes_that_are_not_named(world):
+    world.good()
+    (world.source / "masks").rename(world.source / "nucleus")
+    (world.source / "masks").mkdir()
+    (world.source / "nucleus").rename(world.source / "masks/nucleus")
+    return PREPARE
+
+
+def coco(world: World, **odd) -> Prepare:
+    """The good pairs as a COCO set, in which the entry and the only annotation of `odd` are changed."""
+    world.good()
+    shutil.rmtree(world.source / "masks")
+    names = sorted(path.name for path in (world.source / "images").iterdir())
+    images = [{"id": n, "file_name": name, "width": SIDE, "height": SIDE} for n, name in enumerate(names)]
+    square = [[6, 4, 17, 4, 17, 15, 6, 15]]
+    annotations = [{"id": n, "image_id": n, "category_id": 1, "segmentation": square} for n in range(len(names))]
+    for row in (images[-1], annotations[-1]):
+        row |= {key: value for key, value in odd.items() if key in row}
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "nucleus"}]}
+    (world.source / "annotations.json").write_text(json.dumps(content))
+    return PREPARE
+
+
+@raw_fault("policy", "polygons or run lengths")
+def coco_set(world):
+    world.expect(noise("odd"), block())
+    return coco(world)
+
+
+@raw_fault("quarantine", r"^annotations\.json: found annotation 40 of odd\.png with no segmentation.*: correct")
+def coco_annotation_without_a_segmentation(world):
+    return coco(world, segmentation=[])
+
+
+@raw_fault("quarantine", r"^annotations\.json: found annotations for 9x24 px of odd\.png of 24x24 px")
+def coco_annotations_of_another_size(world):
+    return coco(world, width=9)
+
+
+@raw_fault("error", r"annotations\.json: found 1 categories; expected 2, as prepare\.num_classes = 3")
+def coco_categories_that_are_not_the_classes(world):
+    return coco(world).model_copy(update={"num_classes": 3})
+
+
 @pytest.mark.usefixtures("aws")
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_is_named_and_nothing_is_written(name, bucket, tmp_path, monkeypatch):
@@ -440,6 +873,38 @@ def test_a_fault_is_named_and_nothing_is_written(name, bucket, tmp_path, monkeyp
         ingest(params, tmp_path / "data/raw", tmp_path / "data/cache")
     assert [path.name for path in (tmp_path / "data").iterdir()] in ([], ["cache"])
     assert not (tmp_path.parent / "evil.png").exists()
+
+
+@pytest.mark.parametrize("name", RAW_FAULTS)
+def test_a_fault_of_the_files_is_named_or_read_by_policy(name, tmp_path, monkeypatch):
+    make, outcome, message = RAW_FAULTS[name]
+    world = World(tmp_path, None, monkeypatch)  # pyright: ignore[reportArgumentType]
+    params = make(world)
+    ingest(located("folder", world.source), tmp_path / "raw")
+    if outcome == "error":
+        with pytest.raises(UserError, match=message):
+            prepare(params, tmp_path / "raw", tmp_path / "out")
+        assert not list(tmp_path.glob("*out*"))
+        return
+    prepare(params, tmp_path / "raw", tmp_path / "out")
+    with (tmp_path / "out/quarantine.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    prepared = {}
+    for split in (Split(tmp_path / f"out/{name}.arrow") for name in SPLITS):
+        prepared |= {id: split[index] for index, id in enumerate(split.ids)}
+    assert {f"{number:04}" for number in range(40)} <= set(prepared)
+    assert all(row["fix"] for row in rows)
+    if outcome == "quarantine":
+        assert {row["id"].casefold() for row in rows} == {"odd"}
+        assert any(re.search(message, f"{row['file']}: {row['reason']}: {row['fix']}") for row in rows), rows
+        assert not {id for id in prepared if id.startswith("odd")}
+    else:
+        assert rows == []
+        for id, (image, mask) in world.expected.items():
+            assert prepared[id][0].dtype == image.dtype
+            assert np.array_equal(prepared[id][0], image)
+            assert np.array_equal(prepared[id][1], mask)
+        assert message in (REPOSITORY / "docs/data.md").read_text()
 
 
 @pytest.mark.usefixtures("aws")
@@ -510,9 +975,9 @@ def test_no_source_but_an_address_or_a_bucket_touches_the_network(tmp_path, monk
 
 def test_every_message_in_the_guides_table_is_one_that_the_code_says():
     rows = re.findall(r"^\| `([^`]+)` \|", (REPOSITORY / "docs/data.md").read_text(), re.MULTILINE)
-    names = ("archives", "downloads", "files", "layouts", "params", "sources", "storage", "web")
     # Messages are broken over lines of code; the joints go.
-    code = "".join((REPOSITORY / f"pipelines/{name}.py").read_text() for name in names)
+    files = sorted(path for package in ("pipelines", "unetpp") for path in (REPOSITORY / package).glob("*.py"))
+    code = "".join(path.read_text() for path in files)
     code = re.sub(r'"\s*\n\s*f?"', "", code)
     assert len(rows) > 20
     for words in rows:

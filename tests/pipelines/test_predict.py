@@ -61,6 +61,15 @@ def test_network_trained_on_resized_images_predicts_on_resized_ones(tmp_path, mo
     assert 0.95 < agree < 1  # right, and no finer than a sixteenth
 
 
+def test_images_of_floats_are_predicted_as_those_of_8_bits_are(tmp_path, model):
+    image = write(tmp_path / "in/a.png")
+    Image.fromarray(image / np.float32(1000) - 5).save(tmp_path / "in/b.tif")
+    predict([str(tmp_path / "in")], str(model), None, tmp_path / "out")
+    masks = [np.array(Image.open(tmp_path / f"out/{name}.png")) for name in "ab"]
+    assert np.array_equal(masks[0], image)
+    assert np.array_equal(*masks)
+
+
 def test_files_folders_and_patterns_name_images(tmp_path):
     for name in ("a.png", "b/c.jpg", "b/notes.txt"):
         write(tmp_path / name) if name != "b/notes.txt" else (tmp_path / name).write_text("x")

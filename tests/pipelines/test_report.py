@@ -116,11 +116,21 @@ def test_one_depth_alone_makes_a_page():
 
 @pytest.mark.parametrize(
     ("dtype", "channels", "side"),
-    [(np.uint16, 1, 20), (np.uint8, 2, 7), (np.uint16, 5, 700), (np.uint8, 3, 288)],
+    [(np.uint16, 1, 20), (np.uint8, 2, 7), (np.uint16, 5, 700), (np.uint8, 3, 288), (np.float32, 3, 20)],
 )
 def test_any_image_can_be_shown(dtype, channels, side):
     page = page_of(metrics_of(), dtype=dtype, channels=channels, side=side, num_classes=3)
     assert "taken for another class" in page
+
+
+def test_floats_are_shown_as_whole_numbers_of_the_same_picture_are():
+    pixels = np.random.default_rng(0).integers(0, 2**16, (20, 20, 3)).astype(np.uint16)
+    shown = report._display(pixels)
+    for floats in (pixels / np.float32(2**20), pixels.astype(np.float32) * 1e9 - 1e13):
+        assert np.abs(report._display(floats.astype(np.float32)).astype(int) - shown).max() <= 1
+    assert shown.min() == 0
+    assert shown.max() == 255
+    assert not report._display(np.full((4, 4, 3), -7.5, np.float32)).any()
 
 
 def test_the_limit_of_latency_is_named_where_it_is_set():

@@ -26,6 +26,10 @@ def picture(value=0) -> bytes:
 
 PAIR = {"images/a.png": picture(9), "masks/a.png": picture(1)}
 BBBC038 = {"s1/images/s1.png": picture(9), "s1/masks/n1.png": picture(1), "s1/masks/n2.png": picture(2)}
+CLASSES = PAIR | {"masks/nucleus/b.png": picture(1), "masks/membrane/b.png": picture(2)}
+COCO = {"images/a.png": picture(9), "images/day 1/b.png": picture(8), "annotations.json": b"{}"}
+COCO_PARTS = {"images/a.png": picture(9), "annotations/train.json": b"{}", "annotations/val.json": b"[]"}
+SETS = {"pairs": PAIR, "bbbc038": BBBC038, "classes": CLASSES, "coco": COCO, "coco in parts": COCO_PARTS}
 
 
 def write_folder(root, files):
@@ -51,7 +55,7 @@ def contents(root):
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("files", [PAIR, BBBC038], ids=["pairs", "bbbc038"])
+@pytest.mark.parametrize("files", SETS.values(), ids=SETS)
 @pytest.mark.parametrize("prefix", ["", "stage1_train/"])
 def test_a_zip_arrives_unchanged_without_the_folder_that_wraps_it(tmp_path, files, prefix):
     path = write_zip(tmp_path / "a.zip", {prefix + name: content for name, content in files.items()})
@@ -61,7 +65,7 @@ def test_a_zip_arrives_unchanged_without_the_folder_that_wraps_it(tmp_path, file
     assert len(source["sha256"]) == 64
 
 
-@pytest.mark.parametrize("files", [PAIR, BBBC038], ids=["pairs", "bbbc038"])
+@pytest.mark.parametrize("files", SETS.values(), ids=SETS)
 def test_a_folder_arrives_unchanged_as_copies(tmp_path, files):
     root = write_folder(tmp_path / "data", files)
     run("folder", root, tmp_path / "out")
@@ -69,6 +73,21 @@ def test_a_folder_arrives_unchanged_as_copies(tmp_path, files):
     name = next(iter(files))
     (root / name).write_bytes(b"changed later")
     assert (tmp_path / "out" / name).read_bytes() == files[name]
+
+
+def test_annotations_are_left_out_of_a_set_in_which_nothing_needs_them(tmp_path):
+    files = BBBC038 | {"annotations.json": b"{}", "s1/images/notes.json": b"{}"}
+    run("folder", write_folder(tmp_path / "data", files), tmp_path / "out")
+    assert contents(tmp_path / "out") == BBBC038
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_pairs_with_annotations_are_refused_before_anything_is_written(tmp_path, kind):
+    files = PAIR | {"annotations.json": b"{}"}
+    location = (write_folder if kind == "folder" else write_zip)(tmp_path / "data", files)
+    with pytest.raises(UserError, match=r"found masks/ and also annotations\.json, so it may be pairs or COCO"):
+        run(kind, location, tmp_path / "out")
+    assert contents(tmp_path / "out") == {}
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip"])

@@ -29,7 +29,7 @@ from unetpp.errors import UserError
 
 from ..conftest import REPOSITORY
 from ..servers import PAGE, Answer, Request, Server, pass_on, s3_error
-from .test_sources import BBBC038, PAIR, contents
+from .test_sources import PAIR, SETS, contents
 
 PARAMS = load_params(REPOSITORY / "params.yaml").ingest
 NUMBERS = count()
@@ -80,7 +80,7 @@ def keys(requests: list[Request]) -> list[str]:
     return sorted(request.path.partition("/set/")[2].partition("?")[0] for request in requests)
 
 
-@pytest.mark.parametrize("files", [PAIR, BBBC038], ids=["pairs", "bbbc038"])
+@pytest.mark.parametrize("files", SETS.values(), ids=SETS)
 @pytest.mark.parametrize("prefix", ["", "a b/", "deep/down/"])
 def test_objects_arrive_unchanged_and_the_manifest_pins_them(bucket, tmp_path, files, prefix):
     bucket.put(files | {"notes.txt": b"x", "images/": b"", "images/.DS_Store": b"x"}, prefix)

@@ -8,7 +8,8 @@ FULL = {"flips": True, "brightness": 0.3, "hue": 20}
 
 def sample(channels: int = 3, dtype=np.uint8, size=(40, 40)):
     rng = np.random.default_rng(0)
-    image = rng.integers(0, np.iinfo(dtype).max, (*size, channels)).astype(dtype)
+    high = 255 if dtype == np.uint8 else 65535
+    image = rng.integers(0, high, (*size, channels)).astype(dtype)
     return image, rng.integers(0, 3, size).astype(np.uint8)
 
 
@@ -47,7 +48,7 @@ def test_image_and_mask_move_together(crop_px):
             assert moved_mask.shape == (crop_px, crop_px)
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_images_of_both_types_and_kinds_stay_in_range(channels, dtype):
     image, mask = sample(channels, dtype)

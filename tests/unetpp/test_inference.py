@@ -76,6 +76,19 @@ def test_scale_uses_the_range_of_the_type():
         scale(np.zeros((2, 2, 3)))
 
 
+@pytest.mark.parametrize(("low", "high"), [(-1000, 3000), (0, 1), (0.25, 0.75), (-1e30, 1e30), (7e-30, 8e-30)])
+def test_floats_are_scaled_by_their_own_least_and_greatest_value(low, high):
+    image = np.linspace(low, high, 60).astype(np.float32).reshape(4, 5, 3)
+    scaled = scale(image)
+    assert (scaled.min(), scaled.max()) == (0, 1)
+    np.testing.assert_allclose(scaled.permute(1, 2, 0).reshape(-1), np.linspace(0, 1, 60), atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [0, -3.5, 1e30])
+def test_an_image_of_one_float_value_becomes_zeros(value):
+    assert not scale(np.full((4, 5, 3), value, np.float32)).any()
+
+
 def test_mask_is_half_or_the_likeliest_class():
     assert to_mask(torch.tensor([[[[0.49, 0.5]]]])).tolist() == [[[0, 1]]]
     assert to_mask(torch.tensor([[[[0.2]], [[0.5]], [[0.3]]]])).tolist() == [[[1]]]

@@ -1,0 +1,244 @@
+"""COCO annotation files: what is drawn on each image, and the drawing of it.
+
+Polygons are drawn by pycocotools, so that a mask is pixel for pixel the one that COCO's own tools make. Run
+lengths are read here: its C code fills a mask from too short a list with whatever lies in memory.
+"""
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unetpp.errors import FileError, UserError
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One annotation, as it stands in the file."""
+
+    id: str
+    class_index: int
+    segmentation: list | dict  # polygons, or run lengths
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """All that is annotated on an image. No shape is an image without objects."""
+
+    file: Path
+    size: tuple[int, int] | None  # width, height; None where the file does not say
+    shapes: tuple[Shape, ...]
+
+
+@dataclass
+class Annotations:
+    """Of one or more files."""
+
+    drawings: dict[str, Drawing] = field(default_factory=dict)  # by the image's file name
+    problems: list[tuple[str, FileError]] = field(default_factory=list)  # by file name, or by what has none
+
+
+def read_annotations(paths: list[Path], num_classes: int, classes: tuple[str, ...] | None) -> Annotations:
+    """Read annotation files.
+
+    Categories are foreground where `num_classes` is 1; else their indices are their places in `classes`, from 1, or
+    without `classes` their places in the order of their ids.
+
+    Raises:
+        FileError: a file that is not such a one, or categories that do not fit to `num_classes` and `classes`.
+    """
+    files = {path: _load(path) for path in paths}
+    categories = _categories(files)
+    indices = _class_indices(categories, paths[0], num_classes, classes)
+    found = Annotations()
+    for path, content in files.items():
+        names = {}
+        for image in content["images"]:
+            name = _value(image, "file_name", str, path, "an image")
+            names[_value(image, "id", int | str, path, name)] = name
+            if name in found.drawings:
+                reason = (
+                    f"found {name} twice among the images (also in {found.drawings[name].file.name}); expected it once"
+                )
+                raise FileError(path, reason, "keep one file with all annotations of an image")
+            size = image.get("width"), image.get("height")
+            known = all(isinstance(side, int) for side in size)
+            found.drawings[name] = Drawing(path, size if known else None, ())
+        shapes: dict[str, list[Shape]] = {}
+        for annotation in content["annotations"]:
+            id = str(annotation.get("id"))
+            image = _value(annotation, "image_id", int | str, path, f"annotation {id}")
+            if image not in names:
+                reason = f"found annotation {id} of the image {image}, which is not listed; expected one of its images"
+                found.problems.append((f"annotation {id}", FileError(path, reason, "list the image or remove it")))
+                continue
+            category = annotation.get("category_id")
+            if category not in indices:
+                reason = f"found annotation {id} of the category {category}, which is not listed; expected one that is"
+                raise FileError(path, reason, "correct category_id or add the category")
+            shapes.setdefault(names[image], []).append(Shape(id, indices[category], annotation.get("segmentation")))
+        for name, some in shapes.items():
+            found.drawings[name] = Drawing(path, found.drawings[name].size, tuple(some))
+    if any(isinstance(shape.segmentation, list) for one in found.drawings.values() for shape in one.shapes):
+        _pycocotools(paths[0])  # once and before any work, not for every image
+    return found
+
+
+def draw(drawing: Drawing, image: Path, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Class indices (H, W) uint8 and object numbers (H, W) int32, of which later ones lie on top.
+
+    Where classes overlap, the higher index wins.
+
+    Raises:
+        FileError: annotations made for another size, or a segmentation that is none.
+    """
+    if drawing.size not in (None, (width, height)):
+        found, wanted = "x".join(map(str, drawing.size or ())), f"{width}x{height}"
+        raise FileError(
+            drawing.file,
+            f"found annotations for {found} px of {image.name} of {wanted} px; expected the same size",
+            "bring back the image that was annotated, or annotate this one",
+        )
+    classes, objects = np.zeros((height, width), np.uint8), np.zeros((height, width), np.int32)
+    for number, shape in enumerate(drawing.shapes, start=1):
+        try:
+            inside = _rasterise(shape.segmentation, height, width, drawing.file)
+        except (ValueError, TypeError, OverflowError, KeyError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise FileError(
+                drawing.file,
+                f"found annotation {shape.id} of {image.name} with {error}; expected polygons of x, y in px within "
+                f"{width}x{height} px, or run lengths",
+                "correct or remove the annotation",
+            ) from None
+        np.maximum(classes, np.uint8(shape.class_index), out=classes, where=inside)
+        objects[inside] = number
+    return classes, objects
+
+
+def _rasterise(segmentation: list | dict, height: int, width: int, file: Path) -> np.ndarray:
+    """(H, W) bool."""
+    if isinstance(segmentation, dict):
+        return _from_run_lengths(segmentation, height, width)
+    if not isinstance(segmentation, list) or not segmentation:
+        raise ValueError("no segmentation")
+    for polygon in segmentation:
+        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+            raise ValueError("a polygon that is no list of three and more points")
+        for value, side in zip(polygon, [width, height] * (len(polygon) // 2), strict=True):
+            # A point far outside would make pycocotools ask for memory by the distance.
+            if isinstance(value, bool) or not isinstance(value, int | float) or not -side <= value <= 2 * side:
+                raise ValueError(f"the coordinate {value!r}")
+    tool = _pycocotools(file)
+    union = tool.merge(tool.frPyObjects(segmentation, height, width))
+    return _from_run_lengths({"size": [height, width], "counts": union["counts"].decode()}, height, width)
+
+
+def _from_run_lengths(segmentation: dict, height: int, width: int) -> np.ndarray:
+    size, counts = segmentation.get("size"), segmentation.get("counts")
+    if size != [height, width]:
+        raise ValueError(f"run lengths of the size {size!r}")
+    if isinstance(counts, str):
+        counts = _decompress(counts)
+    if not isinstance(counts, list) or not all(type(one) is int and one >= 0 for one in counts):
+        raise ValueError("counts that are no list of lengths")
+    if sum(counts) != height * width:
+        raise ValueError(f"run lengths of {sum(counts)} px")
+    inside = np.repeat(np.arange(len(counts)) % 2 == 1, counts)  # background comes first
+    return inside.reshape(width, height).T  # by columns
+
+
+def _decompress(text: str) -> list[int]:
+    """COCO's run lengths as text: five bits a letter, and from the third on less the one two before."""
+    counts: list[int] = []
+    value = shift = 0
+    for letter in text:
+        bits = ord(letter) - 48
+        if not 0 <= bits < 64 or shift > 40:
+            raise ValueError("counts that are no compressed run lengths")
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            if bits & 16:
+                value -= 1 << shift
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value = shift = 0
+    return counts
+
+
+def _pycocotools(file: Path) -> Any:
+    try:
+        from pycocotools import mask
+    except ImportError:
+        raise UserError(
+            f"{file}: found polygons, which pycocotools draws, and it is not installed; expected it here: "
+            "pip install 'unetpp[coco]'"
+        ) from None
+    return mask
+
+
+def _load(path: Path) -> dict:
+    expected = "expected a COCO file with images, annotations and categories"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError) as error:
+        raise FileError(path, f"found no JSON ({error}); {expected}", "export the annotations again") from None
+    if not isinstance(content, dict):
+        raise FileError(path, f"found {type(content).__name__}; {expected}", "export the annotations again")
+    for key in ("images", "annotations", "categories"):
+        rows = content.get(key)
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise FileError(path, f"found no list of {key}; {expected}", "export the annotations again")
+    return content
+
+
+def _value(row: dict, key: str, kind: Any, path: Path, where: str) -> Any:
+    value = row.get(key)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise FileError(path, f"found {where} with {key} {value!r}; expected one", "export the annotations again")
+    return value
+
+
+def _categories(files: dict[Path, dict]) -> dict[int | str, str]:
+    """The names of the categories of all files by id."""
+    names: dict[int | str, str] = {}
+    for path, content in files.items():
+        for row in content["categories"]:
+            id, name = _value(row, "id", int | str, path, "a category"), _value(row, "name", str, path, "a category")
+            if names.setdefault(id, name) != name:
+                reason = f"found the category {id} as {names[id]!r} and {name!r}; expected one name"
+                raise FileError(path, reason, "number the categories alike in all files")
+    return names
+
+
+def _class_indices(
+    names: dict[int | str, str], path: Path, num_classes: int, classes: tuple[str, ...] | None
+) -> dict[int | str, int]:
+    twice = [name for name, count in Counter(names.values()).items() if count > 1]
+    if twice:
+        raise FileError(path, f"found two categories named {twice[0]!r}; expected one", "rename one")
+    if classes is not None and set(names.values()) != set(classes):
+        raise FileError(
+            path,
+            f"found the categories {', '.join(names.values())}; expected those of prepare.classes, "
+            f"{', '.join(classes)}",
+            "set prepare.classes to the categories, in the order of their class indices",
+        )
+    if num_classes == 1:
+        return dict.fromkeys(names, 1)
+    order = sorted(names, key=lambda id: (isinstance(id, str), id)) if classes is None else names
+    indices = {id: place for place, id in enumerate(order, start=1)}
+    if classes is not None:
+        indices = {id: classes.index(name) + 1 for id, name in names.items()}
+    if len(names) != num_classes - 1:
+        raise FileError(
+            path,
+            f"found {len(names)} categories; expected {num_classes - 1}, as prepare.num_classes = {num_classes} "
+            "counts the background, too",
+            f"set prepare.num_classes to {len(names) + 1}, or to 1 for foreground alone",
+        )
+    return indices
