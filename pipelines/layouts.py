@@ -21,11 +21,12 @@ JUNK = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 
 @dataclass(frozen=True)
 class Sample:
-    """An image and its mask files: one, or one for each nucleus."""
+    """An image and its mask files: one, or one for each nucleus. `group`: what it belongs to by its layout."""
 
     id: str
     image: Path
     masks: tuple[Path, ...]
+    group: str | None = None
 
 
 @dataclass(frozen=True)

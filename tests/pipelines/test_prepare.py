@@ -14,8 +14,9 @@ from PIL import Image
 from pipelines.files import sha256
 from pipelines.ingest import ingest
 from pipelines.layouts import Sample
-from pipelines.params import Shares, load_params
-from pipelines.prepare import SPLITS, find_kind, find_split, load_sample, main, prepare, resize
+from pipelines.params import load_params
+from pipelines.prepare import find_kind, load_sample, main, prepare, resize
+from pipelines.splits import SPLITS
 from pipelines.stage import run_command
 from unetpp.data import Split, read_manifest
 from unetpp.errors import UserError
@@ -23,7 +24,6 @@ from unetpp.errors import UserError
 PARAMS_FILE = Path(__file__).parents[2] / "params.yaml"
 ALL = load_params(PARAMS_FILE)
 PARAMS = ALL.prepare.model_copy(update={"size": 32})
-SHARES = Shares(train=0.6, val=0.2, test=0.2)
 NUM_IMAGES = 24
 
 
@@ -97,14 +97,6 @@ def test_a_split_is_a_function_of_the_sample_and_adding_files_moves_none(made, r
     assert after.items() <= before.items()
 
 
-def test_shares_are_kept_and_another_salt_is_another_split():
-    found = {salt: [find_split(str(n), "tissue", salt, SHARES) for n in range(4000)] for salt in ("a", "b")}
-    for splits in found.values():
-        assert [splits.count(name) / 4000 for name in SPLITS] == pytest.approx([0.6, 0.2, 0.2], abs=0.03)
-    same = np.mean([one == other for one, other in zip(*found.values(), strict=True)])
-    assert same == pytest.approx(0.6**2 + 0.2**2 + 0.2**2, abs=0.04)
-
-
 @pytest.mark.parametrize(("height", "width", "size"), [(96, 96, 32), (80, 64, 32), (40, 24, 64), (20, 90, 48)])
 def test_a_resized_mask_lies_where_its_image_lies(height, width, size):
     y, x = np.mgrid[0:height, 0:width]
@@ -170,7 +162,7 @@ def test_one_file_a_nucleus_is_merged_into_their_union(tmp_path):
         cv2.imwrite(str(tmp_path / f"n{number}.png"), nucleus)
     cv2.imwrite(str(tmp_path / "i.png"), image)
     sample = Sample("s", tmp_path / "i.png", tuple(tmp_path / f"n{number}.png" for number in range(3)))
-    _, _, mask = load_sample(sample, PARAMS.model_copy(update={"size": None}))
+    mask = load_sample(sample, PARAMS.model_copy(update={"size": None})).mask
     assert np.array_equal(mask, np.max(nuclei, axis=0) > 0)
 
 
@@ -228,7 +220,7 @@ def run_stage(tmp_path, monkeypatch):
     """The exit code of the command in a folder with raw data in `raw` and the params of the project."""
     (tmp_path / "params.yaml").write_text(PARAMS_FILE.read_text().replace("size: 96 ", "size: 32 "))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["prepare", "--raw", "raw", "--out", "out"])
+    monkeypatch.setattr(sys, "argv", ["prepare", "--raw", "raw", "--out", "out", "--split", "split.csv"])
     with pytest.raises(SystemExit) as caught:
         run_command(main)
     return caught.value.code
@@ -310,8 +302,9 @@ def test_the_real_zip_is_prepared_with_every_nucleus_in_the_mask(shared_data, tm
             image, mask = split[index]
             folder, file = shared_data / "dsb2018", f"{id[:16]}.png"
             sample = Sample(id, folder / "images" / file, (folder / "masks" / file,))
-            _, other_image, other = load_sample(sample, PARAMS.model_copy(update={"size": 96}))
-            assert np.array_equal(image, other_image)
+            loaded = load_sample(sample, PARAMS.model_copy(update={"size": 96}))
+            other = loaded.mask
+            assert np.array_equal(image, loaded.image)
             ious.append(np.sum(mask & other) / np.sum(mask | other))
     assert len(ious) == 31
     assert np.median(ious) > 0.99

@@ -24,7 +24,8 @@ from pipelines import downloads
 from pipelines.files import sha256
 from pipelines.ingest import ingest
 from pipelines.params import load_params
-from pipelines.prepare import SPLITS, prepare
+from pipelines.prepare import prepare
+from pipelines.splits import SPLITS
 from unetpp.errors import UserError
 
 from ..conftest import REPOSITORY
