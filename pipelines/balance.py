@@ -39,16 +39,18 @@ class Balance:
         return cls(wanted, {kind: {part: found[kind, part] for part in wanted} for kind in sorted(set(kinds))})
 
     def faults(self) -> list[str]:
-        """A line for each kind that misses a part, or has less than half or more than twice its share there."""
+        """A line for each kind that misses a part or is far off its share there: by a factor of two, and two images."""
         lines = []
         for kind, counts in self.counts.items():
             total = sum(counts.values())
-            ratios = [counts[part] / (share * total) for part, share in self.shares.items()]
-            if total >= KIND_MATTERS and not all(0.5 <= ratio <= 2 for ratio in ratios):
-                numbers = ", ".join(
-                    f"{counts[part]} in {part} (expected {share * total:.1f})" for part, share in self.shares.items()
-                )
-                lines.append(f"of the {total} {kind} images {numbers}")
+            expected = {part: share * total for part, share in self.shares.items()}
+            off = [
+                not counts[part] or (abs(counts[part] - wanted) >= 2 and not wanted / 2 <= counts[part] <= wanted * 2)
+                for part, wanted in expected.items()
+            ]
+            if total >= KIND_MATTERS and any(off):
+                numbers = ", ".join(f"{counts[part]} in {part} ({wanted:.1f})" for part, wanted in expected.items())
+                lines.append(f"of the {total} {kind} images there are (and by the shares should be) {numbers}")
         return lines
 
     def score(self) -> tuple[int, float]:

@@ -64,6 +64,8 @@ def look_at(image: np.ndarray) -> Look:
 def hash_turned(small: np.ndarray) -> np.ndarray:
     """(8,) uint64: the perceptual hashes of a small picture (SIDE, SIDE) and of its flips and turns."""
     low = cv2.dct(small.astype(np.float32))[:FREQUENCIES, :FREQUENCIES]
+    low[0] *= 2**0.5  # OpenCV's DCT is orthonormal, ImageHash's is not
+    low[:, 0] *= 2**0.5
     sign = (-1.0) ** np.arange(FREQUENCIES)
     # np.rot90 once is: swap the axes, then mirror up and down.
     spectra = []

@@ -156,12 +156,7 @@ def prepare(params: Prepare, raw: Path, out: Path) -> dict:
         check_apart(
             partial,
             {ids[index]: groups[index] for index in kinds},
-            [
-                (ids[one], ids[other], why)
-                for found, why in pairs
-                for one, other in found
-                if {one, other} <= known
-            ],
+            [(ids[one], ids[other], why) for found, why in pairs for one, other in found if {one, other} <= known],
         )
         counts = Counter((place.split, kinds[index]) for index, place in places.items())
         manifest = {

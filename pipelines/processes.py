@@ -40,7 +40,9 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def answers(function: Callable[[Any], Any], items: Sequence, num_processes: int) -> Generator[tuple[int, Any], None, None]:
+def answers(
+    function: Callable[[Any], Any], items: Sequence, num_processes: int
+) -> Generator[tuple[int, Any], None, None]:
     """Yield (index, function(item)) for all items as they are done, or (index, Died) where the process was killed.
 
     A process has one item at a time, so it is known which item killed it; another takes its place. What was

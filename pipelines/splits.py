@@ -130,13 +130,13 @@ def check_apart(prepared: Path, groups: dict[str, str], pairs: Iterable[tuple[st
                 next(f"{id} in {split}" for id in ids if split in splits[id]) for split in SPLITS if split in standing
             ]
             lines.append(f"the group {group!r} of {len(ids)} images stands in {_words(standing)}: {', '.join(shown)}")
-    found = [
-        (row["id"], row["other"], f"near-duplicates, distance {row['distance']}, correlation {row['correlation']}")
-        for row in _read(prepared / "duplicates.csv")
-    ]
+    alike = {(one, other): why for one, other, why in pairs}
+    for row in _read(prepared / "duplicates.csv"):
+        why = f"near-duplicates, distance {row['distance']}, correlation {row['correlation']}"
+        alike.setdefault((row["id"], row["other"]), why)
     lines += [
         f"{one} in {_words(splits[one])} and {other} in {_words(splits[other])} are {why}"
-        for one, other, why in [*found, *pairs]
+        for (one, other), why in sorted(alike.items())
         if len(splits[one] | splits[other]) > 1
     ]
     if lines:

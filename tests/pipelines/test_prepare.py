@@ -2,7 +2,10 @@
 
 import csv
 import itertools
+import os
+import re
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -15,8 +18,8 @@ from pipelines.files import sha256
 from pipelines.ingest import ingest
 from pipelines.layouts import Sample
 from pipelines.params import load_params
-from pipelines.prepare import find_kind, load_sample, main, prepare, resize
-from pipelines.splits import SPLITS
+from pipelines.prepare import _load, find_kind, load_sample, main, prepare, resize
+from pipelines.splits import SPLITS, place, position
 from pipelines.stage import run_command
 from unetpp.data import Split, read_manifest
 from unetpp.errors import UserError
@@ -221,9 +224,11 @@ def run_stage(tmp_path, monkeypatch):
     (tmp_path / "params.yaml").write_text(PARAMS_FILE.read_text().replace("size: 96 ", "size: 32 "))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["prepare", "--raw", "raw", "--out", "out", "--split", "split.csv"])
-    with pytest.raises(SystemExit) as caught:
+    try:
         run_command(main)
-    return caught.value.code
+    except SystemExit as ended:
+        return ended.code
+    return 0
 
 
 def test_too_many_broken_samples_stop_the_stage_and_leave_the_old_output(raw, tmp_path, monkeypatch, capsys):
@@ -259,14 +264,194 @@ def test_an_empty_split_is_refused_with_the_counts(raw, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_kind_that_misses_a_split_is_told(made, tmp_path, capsys):
+def test_a_kind_that_misses_a_split_is_told_with_a_salt_that_does_better(made, tmp_path, capsys):
     for number in itertools.count():
-        manifest = prepare(PARAMS.model_copy(update={"salt": str(number)}), made, tmp_path / "out")
+        params = PARAMS.model_copy(update={"salt": str(number)})
+        manifest = prepare(params, made, tmp_path / "out")
+        printed = capsys.readouterr().out
         kinds = [manifest["splits"][split]["kinds"] for split in ("val", "test")]
         if any(len(found) < 3 for found in kinds):
             break
-        assert "warning" not in capsys.readouterr().out
-    assert "warning: none of the 8 " in capsys.readouterr().out
+        assert "0 in val" not in printed
+        assert "0 in test" not in printed
+    assert re.search(r"warning: of the 8 [a-z-]+ images there are .* 0 in (val \(0\.8\)|test \(1\.6\))", printed)
+    salt = re.search(rf"prepare\.salt=({number}-\d+) would give", printed)[1]
+    kinds = prepare(params.model_copy(update={"salt": salt}), made, tmp_path / "out")["splits"]
+    assert all(set(kinds[split]["kinds"]) == {"bright-field", "fluorescence", "tissue"} for split in SPLITS)
+    assert "warning" not in capsys.readouterr().out
+
+
+def places(folder):
+    return {row["id"]: row for row in read_csv(folder / "split.csv")}
+
+
+@pytest.mark.parametrize("num_workers", [2, 5, 64])
+def test_the_result_is_the_same_bytes_on_any_number_of_processes(raw, tmp_path, monkeypatch, num_workers):
+    (raw / "images/nuclei_00005.png").write_bytes(b"broken")
+    monkeypatch.setattr("pipelines.prepare.num_cores", lambda: 6)
+    for name, number in (("one", 1), ("more", num_workers)):
+        prepare(PARAMS.model_copy(update={"num_workers": number}), raw, tmp_path / name)
+    assert hashes(tmp_path / "one") == hashes(tmp_path / "more")
+    assert sorted(hashes(tmp_path / "one")) == [
+        *("duplicates.csv", "manifest.json", "quarantine.csv", "split.csv"),
+        *("test.arrow", "train.arrow", "val.arrow"),
+    ]
+
+
+def load_or_die(params, sample):
+    """In place of `_load`, in its processes: files that kill what reads them."""
+    for path in (sample.image, *sample.masks):
+        content = path.read_bytes()
+        marker = path.with_suffix(".killed")
+        if content.startswith(b"KILL") or (content.endswith(b"ONCE") and not marker.exists()):
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+    return _load(params, sample)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_file_that_kills_its_process_is_set_aside_by_name_and_the_rest_goes_on(
+    raw, tmp_path, monkeypatch, num_workers
+):
+    monkeypatch.setattr("pipelines.prepare._load", load_or_die)
+    hostile = ["images/nuclei_00003.png", "masks/nuclei_00011.png"]
+    for name in hostile:
+        (raw / name).write_bytes(b"KILL")
+    params = PARAMS.model_copy(update={"num_workers": num_workers})
+    manifest = prepare(params, raw, tmp_path / "out")
+    rows = read_csv(tmp_path / "out/quarantine.csv")
+    assert [row["file"] for row in rows] == hostile
+    for row in rows:
+        assert row["reason"].startswith("found a file that cannot be decoded (the process at it was killed by SIGKILL)")
+    assert sum(split["num_images"] for split in manifest["splits"].values()) == NUM_IMAGES - 2
+
+
+def test_one_mask_of_many_that_kills_its_process_is_named(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    for n in range(40):
+        for folder, number in (("images", 1), ("masks", 3)):
+            (tmp_path / f"raw/s{n}/{folder}").mkdir(parents=True)
+            for m in range(number):
+                cv2.imwrite(str(tmp_path / f"raw/s{n}/{folder}/{m}.png"), rng.integers(0, 255, (32, 32), np.uint8))
+    (tmp_path / "raw/manifest.json").write_text("{}")
+    (tmp_path / "raw/s7/masks/1.png").write_bytes(b"KILL")
+    monkeypatch.setattr("pipelines.prepare._load", load_or_die)
+    prepare(PARAMS, tmp_path / "raw", tmp_path / "out")
+    (row,) = read_csv(tmp_path / "out/quarantine.csv")
+    assert (row["id"], row["file"]) == ("s7", "s7/masks/1.png")
+
+
+def test_a_process_that_is_killed_once_costs_no_image(raw, tmp_path, monkeypatch):
+    """Memory may run out by what another process decodes at the same time; alone, the file gets a second chance."""
+    prepare(PARAMS, raw, tmp_path / "before")
+    with (raw / "images/nuclei_00003.png").open("ab") as file:
+        file.write(b"ONCE")  # decoders pass over what follows the end of a PNG
+    monkeypatch.setattr("pipelines.prepare._load", load_or_die)
+    prepare(PARAMS, raw, tmp_path / "out")
+    assert (raw / "images/nuclei_00003.killed").exists()
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "before")
+
+
+def copy_as(raw, old, new, change=lambda image: image):
+    """The sample `old` under another name, its image and mask changed alike."""
+    for folder in ("images", "masks"):
+        pixels = cv2.imread(str(raw / folder / f"{old}.png"), cv2.IMREAD_UNCHANGED)
+        cv2.imwrite(str(raw / folder / f"{new}.png"), np.ascontiguousarray(change(pixels)))
+
+
+def test_copies_under_other_names_join_one_group_and_move_toward_test_alone(made, raw, tmp_path):
+    prepare(PARAMS, made, tmp_path / "before")
+    before = places(tmp_path / "before")
+    for id in before:
+        copy_as(raw, id, f"copy of {id}", lambda image: image[:, ::-1])
+    manifest = prepare(PARAMS, raw, tmp_path / "after")
+    after = places(tmp_path / "after")
+    assert manifest["num_groups"] == NUM_IMAGES
+    assert [(row["id"], row["other"]) for row in read_csv(tmp_path / "after/duplicates.csv")] == [
+        (f"copy of {id}", id) for id in sorted(before)
+    ]
+    for id, row in before.items():
+        assert after[f"copy of {id}"] == after[id] | {"id": f"copy of {id}"}
+        assert SPLITS.index(after[id]["split"]) >= SPLITS.index(row["split"])
+        assert after[id]["group"] == max((id, f"copy of {id}"), key=lambda name: position(PARAMS.salt, name))
+    moved = [id for id in before if after[id]["split"] != before[id]["split"]]
+    assert moved
+    assert len(moved) < NUM_IMAGES / 2
+
+
+def test_with_near_duplicates_off_only_the_same_pixels_in_two_splits_stop_the_stage(made, raw, tmp_path):
+    params = PARAMS.model_copy(update={"near_duplicates": None})
+    prepare(params, made, tmp_path / "before")
+    assert read_csv(tmp_path / "before/duplicates.csv") == []
+    for id in places(tmp_path / "before"):
+        copy_as(raw, id, f"copy of {id}")
+    with pytest.raises(UserError, match=r"(?s)found \d+ groups or pairs .* are the same pixels") as caught:
+        prepare(params, raw, tmp_path / "out")
+    assert "copy of nuclei_" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def by_number(members, params):
+    """A wrong rule, in place of `place`: as if every image were a group of its own."""
+    return place([[str(number)] for number in range(len(members))], params)
+
+
+def test_a_wrong_rule_that_divides_a_group_is_caught_by_the_gate(made, tmp_path, monkeypatch):
+    groups = PARAMS.groups.model_copy(update={"pattern": r"^(nuclei)_"})
+    monkeypatch.setattr("pipelines.prepare.place", by_number)
+    message = r"the group 'nuclei' of 24 images stands in train and val and test: nuclei_000\d\d in train, "
+    with pytest.raises(UserError, match=message):
+        prepare(PARAMS.model_copy(update={"groups": groups}), made, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("blind", [False, True])
+def test_a_wrong_rule_that_divides_near_duplicates_is_caught_by_the_gate(raw, tmp_path, monkeypatch, blind):
+    """Also where the search for near-duplicates is broken with it: the same pixels are found in another way."""
+    for number in range(NUM_IMAGES):
+        copy_as(raw, f"nuclei_{number:05}", f"nuclei_{number:05}b", lambda image: image if blind else image[::-1])
+    monkeypatch.setattr("pipelines.prepare.place", by_number)
+    if blind:
+        monkeypatch.setattr("pipelines.prepare.find_duplicates", lambda *arguments: [])
+    why = "the same pixels" if blind else "near-duplicates, distance 0, correlation 1.000"
+    with pytest.raises(UserError, match=rf"(nuclei_\d+) in \w+ and \1b in \w+ are {why}"):
+        prepare(PARAMS, raw, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_group_by_pattern_stays_together(made, tmp_path):
+    groups = PARAMS.groups.model_copy(update={"pattern": r"^nuclei_000(\d)"})
+    for number in itertools.count():
+        params = PARAMS.model_copy(update={"groups": groups, "salt": str(number)})
+        try:
+            manifest = prepare(params, made, tmp_path / "out")
+            break
+        except UserError as error:  # three groups and three splits
+            assert "prepare.salt" in str(error)
+    assert manifest["num_groups"] == 3
+    found = places(tmp_path / "out")
+    assert {(row["id"][10], row["group"]) for row in found.values()} == {("0", "0"), ("1", "1"), ("2", "2")}
+    assert len({(row["group"], row["split"]) for row in found.values()}) == 3
+
+
+def test_folds_divide_what_is_not_test(made, tmp_path):
+    prepare(PARAMS, made, tmp_path / "plain")
+    plain, val = places(tmp_path / "plain"), []
+    assert {row["fold"] for row in plain.values()} == {""}
+    for fold in range(3):
+        prepare(PARAMS.model_copy(update={"folds": 3, "fold": fold}), made, tmp_path / str(fold))
+        found = places(tmp_path / str(fold))
+        for id, row in found.items():
+            assert (row["split"] == "test") == (plain[id]["split"] == "test")
+            assert row["fold"] == places(tmp_path / "0")[id]["fold"]
+            assert (row["split"] == "val") == (row["fold"] == str(fold))
+        val += Split(tmp_path / f"{fold}/val.arrow").ids
+    assert sorted(val) == sorted(id for id, row in plain.items() if row["split"] != "test")
+
+
+def test_the_command_writes_split_csv_twice_the_same(raw, tmp_path, monkeypatch):
+    assert run_stage(tmp_path, monkeypatch) == 0
+    assert (tmp_path / "split.csv").read_bytes() == (tmp_path / "out/split.csv").read_bytes()
 
 
 @pytest.mark.shared_data
