@@ -50,7 +50,7 @@ def look_at(image: np.ndarray) -> Look:
     """The look of a decoded image (H, W, 3) uint8 or uint16."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)  # (H, W); means of 8 bits would lose dim images
     small = cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
-    brightness = float(small.mean())
+    brightness = abs(float(small.mean()))
     small = small - cv2.GaussianBlur(small, (0, 0), BLUR, borderType=cv2.BORDER_REFLECT)
     small -= small.mean()
     if small.std() <= BLANK * brightness:

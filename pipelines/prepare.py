@@ -6,7 +6,7 @@ import functools
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -15,13 +15,13 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from pipelines.balance import Balance, propose_salt
 from pipelines.duplicates import Look, Looks, find_duplicates, look_at
 from pipelines.files import disk_errors, replacing, sha256, write_json
 from pipelines.groups import find_groups
 from pipelines.layouts import Problem, Sample, find_samples
 from pipelines.params import Prepare, load_params
 from pipelines.processes import Died, answers, num_cores
+from pipelines.salts import Balance, propose_salt
 from pipelines.splits import SPLITS, Place, check_apart, join, place
 from pipelines.spool import Spool
 from pipelines.stage import run_command
@@ -45,9 +45,11 @@ def find_kind(image: np.ndarray) -> str:
     pixels = image.astype(np.float32)
     # Cameras of 12 and 14 bits fill the lower end of 16: there, full scale says nothing about bright or dark.
     pixels /= 255 if image.dtype == np.uint8 else max(1.0, float(np.percentile(pixels, 99.5)))
-    if np.median(pixels.mean(axis=2)) < DARK:
+    red, green, blue = cv2.split(pixels)  # NumPy is slow along a short axis
+    if np.median((red + green + blue) / 3) < DARK:
         return "fluorescence"
-    return "tissue" if (pixels.max(axis=2) - pixels.min(axis=2)).mean() > COLOURED else "bright-field"
+    chroma = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
+    return "tissue" if chroma.mean() > COLOURED else "bright-field"
 
 
 def resize(image: np.ndarray, mask: np.ndarray, size: int, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -217,12 +219,18 @@ def _load_alone(load: Callable[[Sample], Loaded | UserError], sample: Sample) ->
         return answer
     files = (sample.image, *sample.masks)
     parts = [replace(sample, masks=masks) for masks in ((), *((mask,) for mask in sample.masks))]
-    with closing(answers(load, parts, 1)) as tried:
+    with closing(answers(functools.partial(_try, load), parts, 1)) as tried:
         index = next((index for index, part in tried if isinstance(part, Died)), 0)
     return UserError(
         f"{files[index]}: found a file that cannot be decoded (the process at it {answer.how}); expected one whose "
         "decoding ends and fits in memory: fetch it again or remove it"
     )
+
+
+def _try(load: Callable[[Sample], object], sample: Sample) -> None:
+    """Only whether the process survives counts; a part of a sample may be wrong in many ways."""
+    with suppress(Exception):
+        load(sample)
 
 
 def _problem(sample: Sample, error: UserError, raw: Path) -> Problem:

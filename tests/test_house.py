@@ -42,7 +42,7 @@ LAYERS = (
                 "groups",
                 "duplicates",
                 "splits",
-                "balance",
+                "salts",
                 "spool",
                 "archives",
                 "storage",

@@ -1,5 +1,6 @@
 """What can go wrong with a source: each fault ends with a message that names it, and nothing half-written."""
 
+import csv
 import gzip
 import io
 import os
@@ -11,15 +12,19 @@ import sys
 import tarfile
 from collections import namedtuple
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from pipelines import archives, downloads, storage, web
 from pipelines.ingest import ingest
-from pipelines.params import Ingest, load_params
+from pipelines.params import Ingest, Prepare, load_params
+from pipelines.prepare import prepare
+from pipelines.splits import place
 from unetpp.errors import UserError
 
 from ..conftest import REPOSITORY
@@ -510,10 +515,194 @@ def test_no_source_but_an_address_or_a_bucket_touches_the_network(tmp_path, monk
 
 def test_every_message_in_the_guides_table_is_one_that_the_code_says():
     rows = re.findall(r"^\| `([^`]+)` \|", (REPOSITORY / "docs/data.md").read_text(), re.MULTILINE)
-    names = ("archives", "downloads", "files", "layouts", "params", "sources", "storage", "web")
+    names = (
+        "archives",
+        "downloads",
+        "files",
+        "layouts",
+        "params",
+        "sources",
+        "storage",
+        "web",
+        "groups",
+        "splits",
+        "prepare",
+        "salts",
+    )
     # Messages are broken over lines of code; the joints go.
     code = "".join((REPOSITORY / f"pipelines/{name}.py").read_text() for name in names)
     code = re.sub(r'"\s*\n\s*f?"', "", code)
     assert len(rows) > 20
     for words in rows:
         assert words in code, words
+
+
+# Faults of splits. Up to the line of dashes stands what the faults of files share with them.
+SIDE = 24
+PREPARE = load_params(REPOSITORY / "params.yaml").prepare.model_copy(update={"size": None})
+
+
+def noise(key: str, channels: int = 3) -> np.ndarray:
+    """A picture that no other key gives."""
+    generator = np.random.default_rng(list(key.encode()))
+    return generator.integers(0, 255, (SIDE, SIDE, channels), np.uint8)
+
+
+def block(value: int = 1) -> np.ndarray:
+    """A mask with a square of a value."""
+    mask = np.zeros((SIDE, SIDE), np.uint8)
+    mask[4:15, 6:17] = value
+    return mask
+
+
+@dataclass
+class RawWorld:
+    """What a fault of the raw folder is made of. `together`, `apart`: ids that must, or must not, share a group."""
+
+    folder: Path
+    patch: pytest.MonkeyPatch
+    together: list[tuple[str, str]] = field(default_factory=list)
+    apart: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def source(self) -> Path:
+        return self.folder / "source"
+
+    def good(self, num: int = 40) -> None:
+        """Sound pairs 0000 ... of which a fault is the exception, and `odd`, to be spoilt."""
+        for id in [*(f"{number:04}" for number in range(num)), "odd"]:
+            self.image(f"{id}.png", noise(id))
+            self.mask(f"{id}.png", block())
+
+    def image(self, name: str, pixels: np.ndarray) -> None:
+        self._write(self.source / "images" / name, pixels)
+
+    def mask(self, name: str, pixels: np.ndarray) -> None:
+        self._write(self.source / "masks" / name, pixels)
+
+    @staticmethod
+    def _write(path: Path, pixels: np.ndarray) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+
+
+RAW_FAULTS: dict[str, tuple[Callable[[RawWorld], Prepare], str, str]] = {}
+
+
+def raw_fault(outcome: str, message: str):
+    """Add a way to spoil a raw folder to the table: prepare ends in "error" with a message, or by "policy" of the docs."""
+
+    def add(make: Callable[[RawWorld], Prepare]):
+        RAW_FAULTS[make.__name__.replace("_", " ")] = (make, outcome, message)
+        return make
+
+    return add
+
+
+def with_params(**changes) -> Prepare:
+    return Prepare.model_validate(PREPARE.model_dump() | changes)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def with_groups(**changes) -> Prepare:
+    return with_params(groups=PREPARE.groups.model_dump() | changes)
+
+
+@raw_fault("policy", "join one group")
+def the_same_picture_under_two_names(world):
+    world.good()
+    for number in range(20):  # some would else stand in two splits
+        world.image(f"{number:04} again.png", noise(f"{number:04}"))
+        world.mask(f"{number:04} again.png", block())
+        world.together.append((f"{number:04}", f"{number:04} again"))
+    return PREPARE
+
+
+@raw_fault("policy", "turned, mirrored")
+def the_same_picture_mirrored_and_dimmed_under_another_name(world):
+    world.good()
+    for number in range(20):
+        world.image(f"{number:04} again.png", np.ascontiguousarray(noise(f"{number:04}")[::-1] // 8))
+        world.mask(f"{number:04} again.png", np.ascontiguousarray(block()[::-1]))
+        world.together.append((f"{number:04}", f"{number:04} again"))
+    return PREPARE
+
+
+@raw_fault("policy", "without any contrast is like no other")
+def many_black_pictures(world):
+    world.good()
+    for number in range(5):
+        world.image(f"black{number}.png", np.zeros((SIDE, SIDE, 3), np.uint8))
+        world.mask(f"black{number}.png", block(0))
+    world.apart += [("black0", f"black{number}") for number in range(1, 5)]
+    return PREPARE
+
+
+@raw_fault("error", r"(?s)found \d+ groups or pairs of images that stand in two splits; .*are the same pixels")
+def the_same_picture_in_two_splits(world):
+    the_same_picture_under_two_names(world)
+    return with_params(near_duplicates=None)
+
+
+@raw_fault("policy", "stays together whatever")
+def a_patient_of_many_images(world):
+    world.good()
+    for number in range(30):
+        world.image(f"p7_{number}.png", noise(f"p7_{number}"))
+        world.mask(f"p7_{number}.png", block())
+        world.together.append(("p7_0", f"p7_{number}"))
+    return with_groups(pattern=r"^(p\d+|.*)")
+
+
+@raw_fault("error", r"the group 'p7' of 30 images stands in .*: p7_\d+ in \w+, p7_\d+ in \w+")
+def a_patient_in_two_splits_by_a_mistake_in_the_rule(world):
+    params = a_patient_of_many_images(world)
+    world.patch.setattr(
+        "pipelines.prepare.place", lambda members, params: place([[str(n)] for n in range(len(members))], params)
+    )
+    return params
+
+
+@raw_fault("error", r"patients\.csv: line 3: found '0001' in group 'p2' and before in 'p1'; expected one group an id")
+def an_image_of_two_patients(world):
+    world.good()
+    (world.folder / "patients.csv").write_text("id,group\n0001,p1\n0001,p2\n")
+    return with_groups(table=str(world.folder / "patients.csv"))
+
+
+@raw_fault("error", r"patients\.csv: found no row for 2 of 41 ids: 0039, odd; expected a row id,group for every image")
+def a_table_without_some_of_the_ids(world):
+    world.good()
+    rows = [f"{number:04},p{number // 3}\n" for number in range(39)]
+    (world.folder / "patients.csv").write_text("id,group\n" + "".join(rows))
+    return with_groups(table=str(world.folder / "patients.csv"))
+
+
+@raw_fault(
+    "error", r"prepare\.groups\.pattern: found the id 'odd', in which .* matches nothing; expected a group for ev"
+)
+def an_id_that_the_pattern_does_not_match(world):
+    world.good()
+    return with_groups(pattern=r"^(\d\d)")
+
+
+@pytest.mark.parametrize("name", RAW_FAULTS)
+def test_a_fault_of_splits_is_named_or_decided_by_policy(name, tmp_path, monkeypatch):
+    make, outcome, message = RAW_FAULTS[name]
+    world = RawWorld(tmp_path, monkeypatch)
+    params = make(world)
+    ingest(located("folder", world.source), tmp_path / "raw")
+    if outcome == "error":
+        with pytest.raises(UserError, match=message):
+            prepare(params, tmp_path / "raw", tmp_path / "out")
+        assert not list(tmp_path.glob("*out*"))
+        return
+    prepare(params, tmp_path / "raw", tmp_path / "out")
+    with (tmp_path / "out/split.csv").open(newline="", encoding="utf-8") as file:
+        rows = {row["id"]: row for row in csv.DictReader(file)}
+    for one, other in world.together:
+        assert [rows[one][key] for key in ("group", "split")] == [rows[other][key] for key in ("group", "split")]
+    assert all(rows[one]["group"] != rows[other]["group"] for one, other in world.apart)
+    assert message in " ".join((REPOSITORY / "docs/data.md").read_text().split())

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from pipelines import balance
-from pipelines.balance import Balance, propose_salt
+from pipelines import salts as tried_salts
 from pipelines.params import load_params
+from pipelines.salts import Balance, propose_salt
 from pipelines.splits import join, place
 
 from ..conftest import REPOSITORY
@@ -48,7 +48,7 @@ def test_what_chance_does_to_a_handful_is_not_told():
 
 
 def test_the_proposed_salt_is_the_best_of_those_tried_and_always_the_same(monkeypatch):
-    monkeypatch.setattr(balance, "SALTS_TRIED", 40)
+    monkeypatch.setattr(tried_salts, "SALTS_TRIED", 40)
     params, before, members = next(salts(True))
     proposed = propose_salt(KINDS, members, params)
     assert proposed == propose_salt(KINDS, members, params)
@@ -61,14 +61,14 @@ def test_the_proposed_salt_is_the_best_of_those_tried_and_always_the_same(monkey
 
 
 def test_where_none_is_better_none_is_proposed(monkeypatch):
-    monkeypatch.setattr(balance, "SALTS_TRIED", 0)
+    monkeypatch.setattr(tried_salts, "SALTS_TRIED", 0)
     params, _, members = next(salts(True))
     assert propose_salt(KINDS, members, params) is None
 
 
 def test_many_groups_are_tried_with_fewer_salts(monkeypatch):
     tried = []
-    monkeypatch.setattr(balance, "GROUPS_TRIED", 10 * len(KINDS))
+    monkeypatch.setattr(tried_salts, "GROUPS_TRIED", 10 * len(KINDS))
     monkeypatch.setattr(
         balance, "place", lambda members, params, salt=None: tried.append(salt) or place(members, params)
     )
