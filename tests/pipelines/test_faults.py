@@ -590,7 +590,7 @@ RAW_FAULTS: dict[str, tuple[Callable[[RawWorld], Prepare], str, str]] = {}
 
 
 def raw_fault(outcome: str, message: str):
-    """Add a way to spoil a raw folder to the table: prepare ends in "error" with a message, or by "policy" of the docs."""
+    """Add a way to spoil a raw folder: prepare ends in "error" with a message, or goes by a "policy" of the docs."""
 
     def add(make: Callable[[RawWorld], Prepare]):
         RAW_FAULTS[make.__name__.replace("_", " ")] = (make, outcome, message)

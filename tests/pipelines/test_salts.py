@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pipelines import salts as tried_salts
+from pipelines import salts as home
 from pipelines.params import load_params
 from pipelines.salts import Balance, propose_salt
 from pipelines.splits import join, place
@@ -17,7 +17,7 @@ def members_of(kinds):
     return join([f"{kind} {n}" for n, kind in enumerate(kinds)], [])
 
 
-def salts(wanted):
+def tries(wanted):
     """Salts with a split that is, or is not, at fault."""
     members = members_of(KINDS)
     for number in range(200):
@@ -28,7 +28,7 @@ def salts(wanted):
 
 
 def test_a_kind_that_misses_a_split_is_told_with_the_numbers():
-    _, found, _ = next(one for one in salts(True) if not one[1].counts["tissue"]["val"])
+    _, found, _ = next(one for one in tries(True) if not one[1].counts["tissue"]["val"])
     counts = found.counts["tissue"]
     assert sum(counts.values()) == 12
     (line,) = found.faults()
@@ -37,7 +37,7 @@ def test_a_kind_that_misses_a_split_is_told_with_the_numbers():
 
 
 def test_what_chance_does_to_a_handful_is_not_told():
-    params, found, _ = next(salts(False))
+    params, found, _ = next(tries(False))
     assert found.score()[0] == 0
     few = Balance(found.shares, {"tissue": {"train": 4, "val": 0, "test": 0}})
     assert few.faults() == []
@@ -48,8 +48,8 @@ def test_what_chance_does_to_a_handful_is_not_told():
 
 
 def test_the_proposed_salt_is_the_best_of_those_tried_and_always_the_same(monkeypatch):
-    monkeypatch.setattr(tried_salts, "SALTS_TRIED", 40)
-    params, before, members = next(salts(True))
+    monkeypatch.setattr(home, "SALTS_TRIED", 40)
+    params, before, members = next(tries(True))
     proposed = propose_salt(KINDS, members, params)
     assert proposed == propose_salt(KINDS, members, params)
     assert proposed is not None
@@ -61,17 +61,15 @@ def test_the_proposed_salt_is_the_best_of_those_tried_and_always_the_same(monkey
 
 
 def test_where_none_is_better_none_is_proposed(monkeypatch):
-    monkeypatch.setattr(tried_salts, "SALTS_TRIED", 0)
-    params, _, members = next(salts(True))
+    monkeypatch.setattr(home, "SALTS_TRIED", 0)
+    params, _, members = next(tries(True))
     assert propose_salt(KINDS, members, params) is None
 
 
 def test_many_groups_are_tried_with_fewer_salts(monkeypatch):
     tried = []
-    monkeypatch.setattr(tried_salts, "GROUPS_TRIED", 10 * len(KINDS))
-    monkeypatch.setattr(
-        balance, "place", lambda members, params, salt=None: tried.append(salt) or place(members, params)
-    )
+    monkeypatch.setattr(home, "GROUPS_TRIED", 10 * len(KINDS))
+    monkeypatch.setattr(home, "place", lambda members, params, *salt: tried.append(salt) or place(members, params))
     propose_salt(KINDS, members_of(KINDS), PARAMS)
     assert len(tried) == 11  # as it is, and ten others
 
