@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from types import ModuleType
 from typing import Any
 
 import cv2
@@ -50,10 +51,7 @@ def answers(
     the function ends all, with the traceback of the process as a note.
     """
     context = get_context("forkserver")
-    # The server has imported the function's module once, so that a new process starts in milliseconds.
-    module = getattr(function, "func", function).__module__
-    spec = sys.modules[module].__spec__
-    context.set_forkserver_preload([spec.name if spec else module])
+    context.set_forkserver_preload(_needed(sys.modules[getattr(function, "func", function).__module__]))
     todo = iter(range(len(items)))
     workers: list[_Worker] = []
 
@@ -95,6 +93,15 @@ def answers(
     finally:
         for worker in workers:
             _end(worker, stalled=True)
+
+
+def _needed(module: ModuleType) -> list[str]:
+    """What the server that forks the processes imports once, so that each of them starts in milliseconds."""
+    used = {module.__name__}
+    for one in vars(module).values():
+        used.add(one.__name__ if isinstance(one, ModuleType) else getattr(one, "__module__", None))
+    # Not a module that runs as a command: each process runs that one anew, and Python warns where it is there already.
+    return sorted(name for name in used if name in sys.modules and name != "__main__")
 
 
 def _end(worker: _Worker, stalled: bool) -> str:

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -224,11 +225,9 @@ def run_stage(tmp_path, monkeypatch):
     (tmp_path / "params.yaml").write_text(PARAMS_FILE.read_text().replace("size: 96 ", "size: 32 "))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["prepare", "--raw", "raw", "--out", "out", "--split", "split.csv"])
-    try:
+    with pytest.raises(SystemExit) as caught:
         run_command(main)
-    except SystemExit as ended:
-        return ended.code
-    return 0
+    return caught.value.code
 
 
 def test_too_many_broken_samples_stop_the_stage_and_leave_the_old_output(raw, tmp_path, monkeypatch, capsys):
@@ -448,9 +447,21 @@ def test_folds_divide_what_is_not_test(made, tmp_path):
     assert sorted(val) == sorted(id for id, row in plain.items() if row["split"] != "test")
 
 
-def test_the_command_writes_split_csv_twice_the_same(raw, tmp_path, monkeypatch):
-    assert run_stage(tmp_path, monkeypatch) == 0
-    assert (tmp_path / "split.csv").read_bytes() == (tmp_path / "out/split.csv").read_bytes()
+def test_the_command_writes_split_csv_twice_the_same_and_nothing_to_the_error_stream(raw, tmp_path):
+    (tmp_path / "params.yaml").write_text(PARAMS_FILE.read_text().replace("size: 96 ", "size: 32 "))
+    command = ["-m", "pipelines.prepare", "--raw", "raw", "--out", "out", "--split", "reports/split.csv"]
+    environment = os.environ | {"PYTHONPATH": str(PARAMS_FILE.parent)}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", *command],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "prepare: 24 groups, 0 pairs of near-duplicates" in done.stdout
+    assert (tmp_path / "reports/split.csv").read_bytes() == (tmp_path / "out/split.csv").read_bytes()
 
 
 @pytest.mark.shared_data
