@@ -97,9 +97,9 @@ def answers(
 
 def _needed(module: ModuleType) -> list[str]:
     """What the server that forks the processes imports once, so that each of them starts in milliseconds."""
-    used = {module.__name__}
-    for one in vars(module).values():
-        used.add(one.__name__ if isinstance(one, ModuleType) else getattr(one, "__module__", None))
+    inside = vars(module).values()
+    used = {module.__name__, *(one.__name__ for one in inside if isinstance(one, ModuleType))}
+    used |= {str(getattr(one, "__module__", None)) for one in inside}
     # Not a module that runs as a command: each process runs that one anew, and Python warns where it is there already.
     return sorted(name for name in used if name in sys.modules and name != "__main__")
 
