@@ -99,6 +99,32 @@ class Shares(Section):
         return self
 
 
+class Groups(Section):
+    pattern: str | None
+    table: str | None
+
+    @model_validator(mode="after")
+    def _one_way(self):
+        if self.pattern is not None and self.table is not None:
+            raise ValueError("found a pattern and a table; expected one of them: set the other to null")
+        if self.pattern is not None:
+            try:
+                num_groups = re.compile(self.pattern).groups
+            except re.error as error:
+                raise ValueError(f"pattern is no regular expression ({error}), found {self.pattern!r}") from None
+            if num_groups != 1:
+                raise ValueError(
+                    f"pattern must have one group in parentheses, such as ^(patient\\d+)_, found {num_groups} in "
+                    f"{self.pattern!r}; parentheses that are no group begin with (?:"
+                )
+        return self
+
+
+class NearDuplicates(Section):
+    distance: Annotated[int, Field(ge=0, le=15)]
+    correlation: Annotated[float, Field(gt=0, le=1)]
+
+
 class Prepare(Section):
     size: Annotated[int, Field(ge=16, le=8192)] | None
     channels: Literal[1, 3]
@@ -110,6 +136,11 @@ class Prepare(Section):
     pages: Literal["refuse", "slices"]
     max_pixels: PositiveInt
     max_file_mib: PositiveInt
+    num_workers: Annotated[int, Field(ge=1, le=256)]
+    groups: Groups
+    near_duplicates: NearDuplicates | None
+    folds: Annotated[int, Field(ge=2, le=100)] | None
+    fold: NonNegativeInt
 
     @model_validator(mode="after")
     def _classes_counted(self):
@@ -121,6 +152,14 @@ class Prepare(Section):
             raise ValueError(
                 f"prepare.num_classes is {self.num_classes} and prepare.classes names {len(self.classes)}: set it to "
                 f"{len(self.classes) + 1}, for them and the background, or to 1 for foreground alone"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fold_exists(self):
+        if self.folds is not None and self.fold >= self.folds:
+            raise ValueError(
+                f"fold is {self.fold} and counts from 0, so of {self.folds} folds the last is {self.folds - 1}"
             )
         return self
 

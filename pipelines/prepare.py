@@ -2,32 +2,39 @@
 
 import argparse
 import csv
-import hashlib
+import functools
+import shutil
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
+from tqdm import tqdm
 
-from pipelines.files import replacing, sha256, write_json
+from pipelines.duplicates import Look, Looks, find_duplicates, look_at
+from pipelines.files import disk_errors, replacing, sha256, write_json
+from pipelines.groups import find_groups
 from pipelines.labels import read_labels
 from pipelines.layouts import Problem, Sample, find_samples
-from pipelines.params import Prepare, Shares, load_params
+from pipelines.params import Prepare, load_params
+from pipelines.processes import Died, answers, num_cores
+from pipelines.salts import Balance, propose_salt
+from pipelines.splits import SPLITS, Place, check_apart, join, place
+from pipelines.spool import Spool
 from pipelines.stage import run_command
 from unetpp.data import SplitWriter
 from unetpp.errors import FileError, UserError
 from unetpp.images import Limits, convert, decode_image
 from unetpp.inference import find_limits
 
-SPLITS = ("train", "val", "test")
 # In 547 images of BBBC038 the darkest bright-field or stained one has a median brightness of 0.52 and the
 # brightest fluorescence one 0.2; the palest stain has a mean chroma of 0.047, and grey images have 0.
 DARK = 0.35
 COLOURED = 0.03
-# Below this number a kind may well miss a split by chance.
-KIND_MATTERS = 5
 
 
 def find_kind(image: np.ndarray) -> str:
@@ -43,18 +50,11 @@ def find_kind(image: np.ndarray) -> str:
         pixels = ((image.astype(np.float64) - low) * (65535 / (high - low or 1.0))).astype(np.float32)
     # Cameras of 12 and 14 bits fill the lower end of 16: there, full scale says nothing about bright or dark.
     pixels /= 255 if image.dtype == np.uint8 else max(1.0, float(np.percentile(pixels, 99.5)))
-    if np.median(pixels.mean(axis=2)) < DARK:
+    red, green, blue = cv2.split(pixels)  # NumPy is slow along a short axis
+    if np.median((red + green + blue) / 3) < DARK:
         return "fluorescence"
-    return "tissue" if (pixels.max(axis=2) - pixels.min(axis=2)).mean() > COLOURED else "bright-field"
-
-
-def find_split(id: str, kind: str, salt: str, shares: Shares) -> str:
-    """train, val or test: a function of the sample alone, so that adding files moves none."""
-    digest = hashlib.sha256("\0".join((salt, kind, id)).encode()).digest()
-    u = int.from_bytes(digest[:8], "big") / 2**64  # uniform in [0, 1)
-    if u < shares.train:
-        return "train"
-    return "val" if u < shares.train + shares.val else "test"
+    chroma = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
+    return "tissue" if chroma.mean() > COLOURED else "bright-field"
 
 
 def resize(image: np.ndarray, mask: np.ndarray, size: int, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -81,83 +81,177 @@ def resize(image: np.ndarray, mask: np.ndarray, size: int, num_classes: int) -> 
     return small, present[shares.argmax(axis=0)]
 
 
-def load_sample(sample: Sample, params: Prepare) -> tuple[str, np.ndarray, np.ndarray]:
-    """Decode, check and resize a sample: kind, image (H, W, C) uint8, uint16 or float32, mask (H, W) uint8.
+class Loaded(NamedTuple):
+    """A sample as it is written, and what is known of it as it was."""
+
+    kind: str
+    image: np.ndarray  # (H, W, C) uint8 or uint16
+    mask: np.ndarray  # (H, W) uint8
+    facts: dict[str, str | int | float]
+    look: Look
+
+
+def load_sample(sample: Sample, params: Prepare) -> Loaded:
+    """Decode, check and resize a sample.
 
     Raises:
         FileError: a file that cannot be decoded, or an image and a mask that do not fit together.
     """
     limits = Limits(params.max_pixels, params.max_file_mib)
     image = decode_image(sample.image, channels=3, page=sample.page, limits=limits)
-    kind = find_kind(image)
+    kind, look = find_kind(image), look_at(image)
     mask = read_labels(sample, image, params.num_classes, limits).mask
     image = convert(image, params.channels)
     if params.size is not None:
         image, mask = resize(image, mask, params.size, params.num_classes)
-    return kind, image, mask
+    return Loaded(kind, image, mask, {}, look)
 
 
 def prepare(params: Prepare, raw: Path, out: Path) -> dict:
-    """Write an Arrow file a split, split.csv, quarantine.csv and manifest.json; return the manifest.
+    """Write an Arrow file a split, split.csv, duplicates.csv, quarantine.csv and manifest.json; return the manifest.
 
-    The folder `out` is written whole or not at all, and the same raw files give the same bytes.
+    The folder `out` is written whole or not at all, and the same raw files give the same bytes. Where a sample goes
+    is known when all have been seen; until then the decoded ones wait on the disk, which takes their space twice.
 
     Raises:
-        UserError: no samples, more broken ones than prepare.max_quarantined, or an empty split.
+        UserError: no samples, more broken ones than prepare.max_quarantined, ids without a group, an empty split, a
+            group or a near-duplicate in two splits, a full disk.
     """
     if not (raw / "manifest.json").is_file():
         raise UserError(f"{raw}: found no manifest.json; expected what stage ingest writes: run `dvc repro ingest`")
     limits = Limits(params.max_pixels, params.max_file_mib)
     samples, problems = find_samples(raw, params.num_classes, params.classes, params.pages, limits)
-    kinds: dict[str, Counter] = {split: Counter() for split in SPLITS}
-    rows: list[tuple[str, ...]] = []
-    foreground = pixels = 0
-    with replacing(out) as partial:
+    groups = find_groups(samples, params.groups)
+    looks, kinds = Looks(len(samples)), {}
+    with replacing(out) as partial, disk_errors(out.parent):
         partial.mkdir()
-        with ExitStack() as stack:
-            writers = {split: stack.enter_context(SplitWriter(partial / f"{split}.arrow")) for split in SPLITS}
-            for sample, kind, image, mask in _loaded(samples, params, raw, problems):
-                split = find_split(sample.id, kind, params.salt, params.shares)
-                writers[split].add(sample.id, kind, image, mask)
-                rows.append((sample.id, kind, split))
-                kinds[split][kind] += 1
-                if split == "train":
-                    pixels += mask.size
-                    foreground += int(np.count_nonzero(mask))
-        _check_quarantine(problems, len(rows), params.max_quarantined, raw)
-        _check_splits(kinds, params)
-        _write_csv(partial / "split.csv", ("id", "kind", "split"), rows)
+        with Spool(partial / "spool") as spool:
+            for index, loaded in _load_all(samples, params, raw, problems):
+                spool.put(index, loaded.image, loaded.mask)
+                looks[index], kinds[index] = loaded.look, loaded.kind
+            _check_quarantine(problems, len(kinds), params.max_quarantined, raw)
+            kinds = dict(sorted(kinds.items()))  # processes answer in no order
+            near = params.near_duplicates
+            duplicates = find_duplicates(looks, near.distance, near.correlation) if near else []
+            volumes = _same_volume(samples)
+            members = join(groups, [*((one, other) for one, other, *_ in duplicates), *volumes])
+            places = dict(zip(kinds, place([members[index] for index in kinds], params), strict=True))
+            _check_balance(kinds, members, places, params)
+            foreground_share = _write_splits(partial, samples, kinds, places, spool)
+        ids = [sample.id for sample in samples]
+        rows = [(ids[one], ids[other], bits, f"{alike:.3f}") for one, other, bits, alike in duplicates]
+        _write_csv(partial / "duplicates.csv", ("id", "other", "distance", "correlation"), rows)
         quarantined = sorted((problem.id, problem.file, problem.reason, problem.fix) for problem in problems)
         _write_csv(partial / "quarantine.csv", ("id", "file", "reason", "fix"), quarantined)
+        known = kinds.keys()
+        pairs = [(looks.same_pixels(), "the same pixels"), (volumes, "slices of one volume")]
+        check_apart(
+            partial,
+            {ids[index]: groups[index] for index in kinds},
+            [(ids[one], ids[other], why) for found, why in pairs for one, other in found if {one, other} <= known],
+        )
+        counts = Counter((place.split, kinds[index]) for index, place in places.items())
         manifest = {
             "size": params.size,
             "channels": params.channels,
             "num_classes": params.num_classes,
             "splits": {
                 split: {
-                    "num_images": kinds[split].total(),
+                    "num_images": sum(number for (where, _), number in counts.items() if where == split),
                     "sha256": sha256(partial / f"{split}.arrow"),
-                    "kinds": dict(sorted(kinds[split].items())),
+                    "kinds": {kind: number for (where, kind), number in sorted(counts.items()) if where == split},
                 }
                 for split in SPLITS
             },
+            "num_groups": len({place.group for place in places.values()}),
+            "num_near_duplicates": len(duplicates),
             "quarantined": len(problems),
             "raw_sha256": sha256(raw / "manifest.json"),
-            "foreground_share": foreground / pixels,  # of the train pixels
+            "foreground_share": foreground_share,  # of the train pixels
         }
         write_json(partial / "manifest.json", manifest)
     return manifest
 
 
-def _loaded(
+def _load_all(
     samples: list[Sample], params: Prepare, raw: Path, problems: list[Problem]
-) -> Iterator[tuple[Sample, str, np.ndarray, np.ndarray]]:
-    """Samples one at a time, ready to be written; what is broken goes to `problems` instead."""
-    for sample in samples:
-        try:
-            yield sample, *load_sample(sample, params)
-        except FileError as error:
-            problems.append(Problem.of(error, sample.id, raw))
+) -> Iterator[tuple[int, Loaded]]:
+    """(index, sample) as they are decoded by several processes; what is broken goes to `problems` instead."""
+    load = functools.partial(_load, params)
+    died = []
+    num_processes = min(params.num_workers, num_cores())
+    for index, answer in tqdm(answers(load, samples, num_processes), total=len(samples), unit="image", disable=None):
+        if isinstance(answer, Died):
+            died.append(index)
+        elif isinstance(answer, Loaded):
+            yield index, answer
+        else:
+            problems.append(Problem.of(answer, samples[index].id, raw))
+    # Where a process was killed, another sample may have taken the memory. Alone, it is this one's doing.
+    for index in sorted(died):
+        answer = _load_alone(load, samples[index])
+        if isinstance(answer, Loaded):
+            yield index, answer
+        else:
+            problems.append(Problem.of(answer, samples[index].id, raw))
+
+
+def _load(params: Prepare, sample: Sample) -> Loaded | FileError:
+    try:
+        return load_sample(sample, params)
+    except FileError as error:
+        return error
+
+
+def _load_alone(load: Callable[[Sample], Loaded | FileError], sample: Sample) -> Loaded | FileError:
+    [(_, answer)] = answers(load, [sample], 1)
+    if not isinstance(answer, Died):
+        return answer
+    files = (sample.image, *sample.masks)
+    parts = [replace(sample, masks=masks) for masks in ((), *((mask,) for mask in sample.masks))]
+    with closing(answers(functools.partial(_try, load), parts, 1)) as tried:
+        index = next((index for index, part in tried if isinstance(part, Died)), 0)
+    return FileError(
+        files[index],
+        f"found a file that cannot be decoded (the process at it {answer.how}); expected one whose decoding ends and "
+        "fits in memory",
+        "fetch it again or remove it",
+    )
+
+
+def _try(load: Callable[[Sample], object], sample: Sample) -> None:
+    """Only whether the process survives counts; a part of a sample may be wrong in many ways."""
+    with suppress(Exception):
+        load(sample)
+
+
+def _same_volume(samples: Sequence[Sample]) -> list[tuple[int, int]]:
+    """Pairs (first, other) of slices of a volume, which stay together whatever prepare.groups says."""
+    first: dict[str, int] = {}
+    volumes = [(first.setdefault(sample.group, index), index) for index, sample in enumerate(samples) if sample.group]
+    return [(one, other) for one, other in volumes if one != other]
+
+
+def _write_splits(
+    out: Path, samples: list[Sample], kinds: dict[int, str], places: dict[int, Place], spool: Spool
+) -> float:
+    """Write the Arrow files and split.csv, sorted by id; return the share of foreground of the train pixels."""
+    foreground = pixels = 0
+    with ExitStack() as stack:
+        writers = {split: stack.enter_context(SplitWriter(out / f"{split}.arrow")) for split in SPLITS}
+        for index, kind in kinds.items():
+            image, mask = spool.take(index, 2)
+            split = places[index].split
+            writers[split].add(samples[index].id, kind, image, mask)
+            if split == "train":
+                pixels += mask.size
+                foreground += int(np.count_nonzero(mask))
+    rows = [
+        (samples[index].id, place.group, kinds[index], place.split, "" if place.fold is None else place.fold)
+        for index, place in places.items()
+    ]
+    _write_csv(out / "split.csv", ("id", "group", "kind", "split", "fold"), rows)
+    return foreground / pixels
 
 
 def _check_quarantine(problems: list[Problem], num_good: int, limit: float, raw: Path) -> None:
@@ -175,25 +269,34 @@ def _check_quarantine(problems: list[Problem], num_good: int, limit: float, raw:
     )
 
 
-def _check_splits(kinds: dict[str, Counter], params: Prepare) -> None:
-    counts = {split: kinds[split].total() for split in SPLITS}
-    empty = [split for split in SPLITS if not counts[split]]
-    if empty:
-        found = ", ".join(f"{count} for {split}" for split, count in counts.items())
+def _check_balance(kinds: dict[int, str], members: list[list[str]], places: dict[int, Place], params: Prepare) -> None:
+    """Refuse an empty split, and tell of a kind that is badly divided, with a salt that does better."""
+    names, joined = list(kinds.values()), [members[index] for index in kinds]
+    balance = Balance.of(names, list(places.values()), params)
+    counts = Counter(place.split for place in places.values())
+    faults = balance.faults()
+    if len(counts) == len(SPLITS) and not faults:
+        return
+    proposed = propose_salt(names, joined, params)
+    advice = f"prepare.salt={proposed[0]}" if proposed else "no other prepare.salt of those tried does better"
+    if len(counts) < len(SPLITS):
+        found = ", ".join(f"{counts[split]} for {split}" for split in SPLITS)
         raise UserError(
-            f"prepare.shares: found {found}; expected at least one image for each: add images, choose "
-            f"another prepare.salt than {params.salt!r}, or other shares"
+            f"prepare.shares: found {found}; expected at least one image for each: add images, set other shares or "
+            f"another prepare.salt than {params.salt!r} ({advice})"
         )
-    for kind, count in sorted(sum(kinds.values(), Counter()).items()):
-        missing = [split for split in ("val", "test") if not kinds[split][kind]]
-        if missing and count >= KIND_MATTERS:
-            print(
-                f"warning: none of the {count} {kind} images is in {' or '.join(missing)}; "
-                "another prepare.salt is another split"
-            )
+    print("\n".join(f"warning: {fault}" for fault in faults))
+    if proposed:
+        better = "; ".join(
+            f"{kind} " + ", ".join(f"{number} in {part}" for part, number in found.items())
+            for kind, found in proposed[1].counts.items()
+        )
+        print(f"warning: {advice} would give {better}; it moves images, so take it before the first training or never")
+    else:
+        print(f"warning: {advice}")
 
 
-def _write_csv(path: Path, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _write_csv(path: Path, header: tuple[str, ...], rows: Sequence[tuple]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
@@ -204,11 +307,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--raw", type=Path, required=True, help="folder that stage ingest wrote")
     parser.add_argument("--out", type=Path, required=True, help="folder of the prepared splits")
+    parser.add_argument("--split", type=Path, required=True, help="a copy of split.csv, for git to show what moved")
     arguments = parser.parse_args()
     manifest = prepare(load_params().prepare, arguments.raw, arguments.out)
+    with replacing(arguments.split) as partial:
+        shutil.copyfile(arguments.out / "split.csv", partial)
     for split, found in manifest["splits"].items():
         kinds = ", ".join(f"{count} {kind}" for kind, count in found["kinds"].items())
         print(f"prepare: {split:<5} {found['num_images']:>5} images: {kinds}")
+    print(
+        f"prepare: {manifest['num_groups']} groups, {manifest['num_near_duplicates']} pairs of near-duplicates, see "
+        f"{arguments.out / 'duplicates.csv'}"
+    )
     print(f"prepare: {manifest['quarantined']} files set aside, see {arguments.out / 'quarantine.csv'}")
     print(f"prepare: {manifest['foreground_share']:.1%} of the train pixels are foreground")
 

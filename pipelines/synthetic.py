@@ -5,19 +5,14 @@ the optics, then the noise of photons and of the camera. Things that look like n
 out of focus, streaks of stain, open arcs) make the surroundings of a pixel matter, and so depth.
 """
 
-import os
-import signal
-import threading
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context, parent_process
-from multiprocessing.connection import wait
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from pipelines.params import Synthetic
+from pipelines.processes import Died, answers, num_cores
 
 KINDS = ("fluorescence", "tissue", "bright-field")
 Generator = np.random.Generator
@@ -227,30 +222,14 @@ def write_images(params: Synthetic, num_workers: int, out: Path) -> None:
     (out / "images").mkdir()
     (out / "masks").mkdir()
     write = partial(_write_image, params, out)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    num_processes = min(num_workers, cores)
+    num_processes = min(num_workers, num_cores())
     if num_processes == 1 or params.num_images * params.size_px**2 < PARALLEL_PIXELS:
         for index in range(params.num_images):
             write(index)
         return
-    # OpenCV has threads of its own, which a forked process would inherit as dead.
-    with ProcessPoolExecutor(num_processes, get_context("spawn"), _begin_process) as pool:
-        for _ in pool.map(write, range(params.num_images), chunksize=32):
-            pass
-
-
-def _begin_process() -> None:
-    cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process ends the others
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A killed parent cannot end its processes, and they would wait for it for ever."""
-    parent = parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)
+    for index, answer in answers(write, range(params.num_images), num_processes):
+        if isinstance(answer, Died):
+            raise RuntimeError(f"the process that drew image {index} {answer.how}")
 
 
 def _write_image(params: Synthetic, out: Path, index: int) -> None:

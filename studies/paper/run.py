@@ -22,7 +22,8 @@ from pipelines.evaluate import Predictor, count_pixels, describe_machine
 from pipelines.files import replacing, sha256, write_json
 from pipelines.layouts import find_samples
 from pipelines.params import Params, Prepare, load_params
-from pipelines.prepare import find_split, load_sample
+from pipelines.prepare import load_sample
+from pipelines.splits import find_split, position
 from pipelines.worker import epochs, make_settings
 from unetpp import metrics
 from unetpp.cost import count_macs, count_parameters
@@ -64,10 +65,10 @@ def prepare_protocol(data: Path, protocol: dict, params: Prepare, out: Path) -> 
         for writer in writers.values():
             writer.__enter__()
         for sample in samples:
-            kind, image, mask = load_sample(sample, settings)
-            name = find_split(sample.id, kind, settings.salt, settings.shares)
-            for id, part, part_mask in patches(sample.id, image, mask, protocol["tile"]):
-                writers[name].add(id, kind, part, part_mask)
+            loaded = load_sample(sample, settings)
+            name, _ = find_split(position(settings.salt, sample.id), settings.shares)
+            for id, part, part_mask in patches(sample.id, loaded.image, loaded.mask, protocol["tile"]):
+                writers[name].add(id, loaded.kind, part, part_mask)
                 counts[name] += 1
         for writer in writers.values():
             writer.__exit__(None, None, None)

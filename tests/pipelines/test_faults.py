@@ -29,7 +29,8 @@ from PIL import Image
 from pipelines import archives, downloads, storage, web
 from pipelines.ingest import ingest
 from pipelines.params import Ingest, Prepare, load_params
-from pipelines.prepare import SPLITS, prepare
+from pipelines.prepare import prepare
+from pipelines.splits import SPLITS, place
 from unetpp.data import Split
 from unetpp.errors import UserError
 
@@ -75,6 +76,8 @@ class World:
     bucket: Bucket
     patch: pytest.MonkeyPatch
     expected: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    together: list[tuple[str, str]] = field(default_factory=list)  # ids that must share a group and a split
+    apart: list[tuple[str, str]] = field(default_factory=list)  # ids that must not share a group
 
     @property
     def source(self) -> Path:
@@ -864,6 +867,88 @@ def coco_categories_that_are_not_the_classes(world):
     return coco(world).model_copy(update={"num_classes": 3})
 
 
+def with_groups(**changes) -> Prepare:
+    return with_params(groups=PREPARE.groups.model_dump() | changes)
+
+
+@raw_fault("policy", "join one group")
+def the_same_picture_under_two_names(world):
+    world.good()
+    for number in range(20):  # some would else stand in two splits
+        world.image(f"{number:04} again.png", noise(f"{number:04}"))
+        world.mask(f"{number:04} again.png", block())
+        world.together.append((f"{number:04}", f"{number:04} again"))
+    return PREPARE
+
+
+@raw_fault("policy", "turned, mirrored")
+def the_same_picture_mirrored_and_dimmed_under_another_name(world):
+    world.good()
+    for number in range(20):
+        world.image(f"{number:04} again.png", np.ascontiguousarray(noise(f"{number:04}")[::-1] // 8))
+        world.mask(f"{number:04} again.png", np.ascontiguousarray(block()[::-1]))
+        world.together.append((f"{number:04}", f"{number:04} again"))
+    return PREPARE
+
+
+@raw_fault("policy", "without any contrast is like no other")
+def many_black_pictures(world):
+    world.good()
+    for number in range(5):
+        world.image(f"black{number}.png", np.zeros((SIDE, SIDE, 3), np.uint8))
+        world.mask(f"black{number}.png", block(0))
+    world.apart += [("black0", f"black{number}") for number in range(1, 5)]
+    return PREPARE
+
+
+@raw_fault("error", r"(?s)found \d+ groups or pairs of images that stand in two splits; .*are the same pixels")
+def the_same_picture_in_two_splits(world):
+    the_same_picture_under_two_names(world)
+    return with_params(near_duplicates=None)
+
+
+@raw_fault("policy", "stays together whatever")
+def a_patient_of_many_images(world):
+    world.good()
+    for number in range(30):
+        world.image(f"p7_{number}.png", noise(f"p7_{number}"))
+        world.mask(f"p7_{number}.png", block())
+        world.together.append(("p7_0", f"p7_{number}"))
+    return with_groups(pattern=r"^(p\d+|.*)")
+
+
+@raw_fault("error", r"the group 'p7' of 30 images stands in .*: p7_\d+ in \w+, p7_\d+ in \w+")
+def a_patient_in_two_splits_by_a_mistake_in_the_rule(world):
+    params = a_patient_of_many_images(world)
+    world.patch.setattr(
+        "pipelines.prepare.place", lambda members, params: place([[str(n)] for n in range(len(members))], params)
+    )
+    return params
+
+
+@raw_fault("error", r"patients\.csv: line 3: found '0001' in group 'p2' and before in 'p1'; expected one group an id")
+def an_image_of_two_patients(world):
+    world.good()
+    (world.folder / "patients.csv").write_text("id,group\n0001,p1\n0001,p2\n")
+    return with_groups(table=str(world.folder / "patients.csv"))
+
+
+@raw_fault("error", r"patients\.csv: found no row for 2 of 41 ids: 0039, odd; expected a row id,group for every image")
+def a_table_without_some_of_the_ids(world):
+    world.good()
+    rows = [f"{number:04},p{number // 3}\n" for number in range(39)]
+    (world.folder / "patients.csv").write_text("id,group\n" + "".join(rows))
+    return with_groups(table=str(world.folder / "patients.csv"))
+
+
+@raw_fault(
+    "error", r"prepare\.groups\.pattern: found the id 'odd', in which .* matches nothing; expected a group for ev"
+)
+def an_id_that_the_pattern_does_not_match(world):
+    world.good()
+    return with_groups(pattern=r"^(\d\d)")
+
+
 @pytest.mark.usefixtures("aws")
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_is_named_and_nothing_is_written(name, bucket, tmp_path, monkeypatch):
@@ -904,7 +989,11 @@ def test_a_fault_of_the_files_is_named_or_read_by_policy(name, tmp_path, monkeyp
             assert prepared[id][0].dtype == image.dtype
             assert np.array_equal(prepared[id][0], image)
             assert np.array_equal(prepared[id][1], mask)
-        assert message in (REPOSITORY / "docs/data.md").read_text()
+        with (tmp_path / "out/split.csv").open(newline="", encoding="utf-8") as file:
+            places = {row["id"]: (row["group"], row["split"]) for row in csv.DictReader(file)}
+        assert all(places[one] == places[other] for one, other in world.together)
+        assert all(places[one][0] != places[other][0] for one, other in world.apart)
+        assert message in " ".join((REPOSITORY / "docs/data.md").read_text().split())
 
 
 @pytest.mark.usefixtures("aws")

@@ -14,6 +14,13 @@ def refused(tmp_path, repository, change) -> str:
     return str(error.value)
 
 
+def test_null_turns_near_duplicates_off(tmp_path, repository):
+    values = yaml.safe_load((repository / "params.yaml").read_text())
+    values["prepare"]["near_duplicates"] = None
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    assert load_params(tmp_path / "params.yaml").prepare.near_duplicates is None
+
+
 def test_shipped_params_are_legal_and_frozen(params):
     assert params.train.num_workers >= 1
     with pytest.raises(ValueError, match="frozen"):
@@ -46,6 +53,18 @@ def test_shipped_params_are_legal_and_frozen(params):
         (lambda v: v["ingest"].update(kind="folder", location="s3://a/b"), "set ingest.kind=s3"),
         (lambda v: v["ingest"].update(kind="s3", location="s3://a", sha256="0" * 64), "set ingest.sha256 to null"),
         (lambda v: v["ingest"].update(sha256="abc"), "ingest.sha256"),
+        (
+            lambda v: v["prepare"].update(groups={"pattern": "(a)", "table": "t.csv"}),
+            "prepare.groups: found a pattern and a table",
+        ),
+        (lambda v: v["prepare"]["groups"].update(pattern="a"), "pattern must have one group in parentheses"),
+        (lambda v: v["prepare"]["groups"].update(pattern="(a)(b)"), "found 2 in '(a)(b)'"),
+        (lambda v: v["prepare"]["groups"].update(pattern="(a"), "pattern is no regular expression"),
+        (
+            lambda v: v["prepare"].update(folds=5, fold=5),
+            "prepare: fold is 5 and counts from 0, so of 5 folds",
+        ),
+        (lambda v: v["prepare"]["near_duplicates"].update(distance=16), "prepare.near_duplicates.distance"),
         (lambda v: v["ingest"]["s3"].update(endpoint="minio:9000"), "ingest.s3.endpoint"),
         (lambda v: v["ingest"]["s3"].update(anonymous=True, profile="lab"), "profile needs one: set one of the two"),
         (lambda v: v["prepare"]["shares"].update(train=0.9), "prepare.shares: the shares must add up to 1"),

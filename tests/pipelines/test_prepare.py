@@ -2,7 +2,11 @@
 
 import csv
 import itertools
+import os
+import re
 import shutil
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,8 +18,9 @@ from PIL import Image
 from pipelines.files import sha256
 from pipelines.ingest import ingest
 from pipelines.layouts import Sample
-from pipelines.params import Shares, load_params
-from pipelines.prepare import SPLITS, find_kind, find_split, load_sample, main, prepare, resize
+from pipelines.params import load_params
+from pipelines.prepare import _load, find_kind, load_sample, main, prepare, resize
+from pipelines.splits import SPLITS, find_split, place, position
 from pipelines.stage import run_command
 from unetpp.data import Split, read_manifest
 from unetpp.errors import UserError
@@ -23,7 +28,6 @@ from unetpp.errors import UserError
 PARAMS_FILE = Path(__file__).parents[2] / "params.yaml"
 ALL = load_params(PARAMS_FILE)
 PARAMS = ALL.prepare.model_copy(update={"size": 32})
-SHARES = Shares(train=0.6, val=0.2, test=0.2)
 NUM_IMAGES = 24
 
 
@@ -97,14 +101,6 @@ def test_a_split_is_a_function_of_the_sample_and_adding_files_moves_none(made, r
     assert after.items() <= before.items()
 
 
-def test_shares_are_kept_and_another_salt_is_another_split():
-    found = {salt: [find_split(str(n), "tissue", salt, SHARES) for n in range(4000)] for salt in ("a", "b")}
-    for splits in found.values():
-        assert [splits.count(name) / 4000 for name in SPLITS] == pytest.approx([0.6, 0.2, 0.2], abs=0.03)
-    same = np.mean([one == other for one, other in zip(*found.values(), strict=True)])
-    assert same == pytest.approx(0.6**2 + 0.2**2 + 0.2**2, abs=0.04)
-
-
 @pytest.mark.parametrize(("height", "width", "size"), [(96, 96, 32), (80, 64, 32), (40, 24, 64), (20, 90, 48)])
 def test_a_resized_mask_lies_where_its_image_lies(height, width, size):
     y, x = np.mgrid[0:height, 0:width]
@@ -170,7 +166,7 @@ def test_one_file_a_nucleus_is_merged_into_their_union(tmp_path):
         cv2.imwrite(str(tmp_path / f"n{number}.png"), nucleus)
     cv2.imwrite(str(tmp_path / "i.png"), image)
     sample = Sample("s", tmp_path / "i.png", tuple(tmp_path / f"n{number}.png" for number in range(3)))
-    _, _, mask = load_sample(sample, PARAMS.model_copy(update={"size": None}))
+    mask = load_sample(sample, PARAMS.model_copy(update={"size": None})).mask
     assert np.array_equal(mask, np.max(nuclei, axis=0) > 0)
 
 
@@ -228,7 +224,7 @@ def run_stage(tmp_path, monkeypatch):
     """The exit code of the command in a folder with raw data in `raw` and the params of the project."""
     (tmp_path / "params.yaml").write_text(PARAMS_FILE.read_text().replace("size: 96 ", "size: 32 "))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["prepare", "--raw", "raw", "--out", "out"])
+    monkeypatch.setattr(sys, "argv", ["prepare", "--raw", "raw", "--out", "out", "--split", "split.csv"])
     with pytest.raises(SystemExit) as caught:
         run_command(main)
     return caught.value.code
@@ -267,14 +263,205 @@ def test_an_empty_split_is_refused_with_the_counts(raw, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_kind_that_misses_a_split_is_told(made, tmp_path, capsys):
+def test_a_kind_that_misses_a_split_is_told_with_a_salt_that_does_better(made, tmp_path, capsys):
     for number in itertools.count():
-        manifest = prepare(PARAMS.model_copy(update={"salt": str(number)}), made, tmp_path / "out")
+        params = PARAMS.model_copy(update={"salt": str(number)})
+        manifest = prepare(params, made, tmp_path / "out")
+        printed = capsys.readouterr().out
         kinds = [manifest["splits"][split]["kinds"] for split in ("val", "test")]
         if any(len(found) < 3 for found in kinds):
             break
-        assert "warning" not in capsys.readouterr().out
-    assert "warning: none of the 8 " in capsys.readouterr().out
+        assert "0 in val" not in printed
+        assert "0 in test" not in printed
+    assert re.search(r"warning: of the 8 [a-z-]+ images there are .* 0 in (val \(0\.8\)|test \(1\.6\))", printed)
+    salt = re.search(rf"prepare\.salt=({number}-\d+) would give", printed)[1]
+    kinds = prepare(params.model_copy(update={"salt": salt}), made, tmp_path / "out")["splits"]
+    assert all(set(kinds[split]["kinds"]) == {"bright-field", "fluorescence", "tissue"} for split in SPLITS)
+    assert "warning" not in capsys.readouterr().out
+
+
+def places(folder):
+    return {row["id"]: row for row in read_csv(folder / "split.csv")}
+
+
+@pytest.mark.parametrize("num_workers", [2, 5, 64])
+def test_the_result_is_the_same_bytes_on_any_number_of_processes(raw, tmp_path, monkeypatch, num_workers):
+    (raw / "images/nuclei_00005.png").write_bytes(b"broken")
+    monkeypatch.setattr("pipelines.prepare.num_cores", lambda: 6)
+    for name, number in (("one", 1), ("more", num_workers)):
+        prepare(PARAMS.model_copy(update={"num_workers": number}), raw, tmp_path / name)
+    assert hashes(tmp_path / "one") == hashes(tmp_path / "more")
+    assert sorted(hashes(tmp_path / "one")) == [
+        *("duplicates.csv", "manifest.json", "quarantine.csv", "split.csv"),
+        *("test.arrow", "train.arrow", "val.arrow"),
+    ]
+
+
+def load_or_die(params, sample):
+    """In place of `_load`, in its processes: files that kill what reads them."""
+    for path in (sample.image, *sample.masks):
+        content = path.read_bytes()
+        marker = path.with_suffix(".killed")
+        if content.startswith(b"KILL") or (content.endswith(b"ONCE") and not marker.exists()):
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+    return _load(params, sample)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_file_that_kills_its_process_is_set_aside_by_name_and_the_rest_goes_on(
+    raw, tmp_path, monkeypatch, num_workers
+):
+    monkeypatch.setattr("pipelines.prepare._load", load_or_die)
+    hostile = ["images/nuclei_00003.png", "masks/nuclei_00011.png"]
+    for name in hostile:
+        (raw / name).write_bytes(b"KILL")
+    params = PARAMS.model_copy(update={"num_workers": num_workers})
+    manifest = prepare(params, raw, tmp_path / "out")
+    rows = read_csv(tmp_path / "out/quarantine.csv")
+    assert [row["file"] for row in rows] == hostile
+    for row in rows:
+        assert row["reason"].startswith("found a file that cannot be decoded (the process at it was killed by SIGKILL)")
+    assert sum(split["num_images"] for split in manifest["splits"].values()) == NUM_IMAGES - 2
+
+
+def test_one_mask_of_many_that_kills_its_process_is_named(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    for n in range(40):
+        for folder, number in (("images", 1), ("masks", 3)):
+            (tmp_path / f"raw/s{n}/{folder}").mkdir(parents=True)
+            for m in range(number):
+                cv2.imwrite(str(tmp_path / f"raw/s{n}/{folder}/{m}.png"), rng.integers(0, 255, (32, 32), np.uint8))
+    (tmp_path / "raw/manifest.json").write_text("{}")
+    (tmp_path / "raw/s7/masks/1.png").write_bytes(b"KILL")
+    monkeypatch.setattr("pipelines.prepare._load", load_or_die)
+    prepare(PARAMS, tmp_path / "raw", tmp_path / "out")
+    (row,) = read_csv(tmp_path / "out/quarantine.csv")
+    assert (row["id"], row["file"]) == ("s7", "s7/masks/1.png")
+
+
+def test_a_process_that_is_killed_once_costs_no_image(raw, tmp_path, monkeypatch):
+    """Memory may run out by what another process decodes at the same time; alone, the file gets a second chance."""
+    prepare(PARAMS, raw, tmp_path / "before")
+    with (raw / "images/nuclei_00003.png").open("ab") as file:
+        file.write(b"ONCE")  # decoders pass over what follows the end of a PNG
+    monkeypatch.setattr("pipelines.prepare._load", load_or_die)
+    prepare(PARAMS, raw, tmp_path / "out")
+    assert (raw / "images/nuclei_00003.killed").exists()
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "before")
+
+
+def copy_as(raw, old, new, change=lambda image: image):
+    """The sample `old` under another name, its image and mask changed alike."""
+    for folder in ("images", "masks"):
+        pixels = cv2.imread(str(raw / folder / f"{old}.png"), cv2.IMREAD_UNCHANGED)
+        cv2.imwrite(str(raw / folder / f"{new}.png"), np.ascontiguousarray(change(pixels)))
+
+
+def test_copies_under_other_names_join_one_group_and_move_toward_test_alone(made, raw, tmp_path):
+    prepare(PARAMS, made, tmp_path / "before")
+    before = places(tmp_path / "before")
+    for id in before:
+        copy_as(raw, id, f"copy of {id}", lambda image: image[:, ::-1])
+    manifest = prepare(PARAMS, raw, tmp_path / "after")
+    after = places(tmp_path / "after")
+    assert manifest["num_groups"] == NUM_IMAGES
+    assert [(row["id"], row["other"]) for row in read_csv(tmp_path / "after/duplicates.csv")] == [
+        (f"copy of {id}", id) for id in sorted(before)
+    ]
+    for id, row in before.items():
+        assert after[f"copy of {id}"] == after[id] | {"id": f"copy of {id}"}
+        assert SPLITS.index(after[id]["split"]) >= SPLITS.index(row["split"])
+        assert after[id]["group"] == max((id, f"copy of {id}"), key=lambda name: position(PARAMS.salt, name))
+    moved = [id for id in before if after[id]["split"] != before[id]["split"]]
+    assert moved
+    assert len(moved) < NUM_IMAGES / 2
+
+
+def test_with_near_duplicates_off_only_the_same_pixels_in_two_splits_stop_the_stage(made, raw, tmp_path):
+    params = PARAMS.model_copy(update={"near_duplicates": None})
+    prepare(params, made, tmp_path / "before")
+    assert read_csv(tmp_path / "before/duplicates.csv") == []
+    for id in places(tmp_path / "before"):
+        copy_as(raw, id, f"copy of {id}")
+    with pytest.raises(UserError, match=r"(?s)found \d+ groups or pairs .* are the same pixels") as caught:
+        prepare(params, raw, tmp_path / "out")
+    assert "copy of nuclei_" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def by_number(members, params):
+    """A wrong rule, in place of `place`: as if every image were a group of its own."""
+    return place([[str(number)] for number in range(len(members))], params)
+
+
+def test_a_wrong_rule_that_divides_a_group_is_caught_by_the_gate(made, tmp_path, monkeypatch):
+    groups = PARAMS.groups.model_copy(update={"pattern": r"^(nuclei)_"})
+    monkeypatch.setattr("pipelines.prepare.place", by_number)
+    message = r"the group 'nuclei' of 24 images stands in train and val and test: nuclei_000\d\d in train, "
+    with pytest.raises(UserError, match=message):
+        prepare(PARAMS.model_copy(update={"groups": groups}), made, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("blind", [False, True])
+def test_a_wrong_rule_that_divides_near_duplicates_is_caught_by_the_gate(raw, tmp_path, monkeypatch, blind):
+    """Also where the search for near-duplicates is broken with it: the same pixels are found in another way."""
+    for number in range(NUM_IMAGES):
+        copy_as(raw, f"nuclei_{number:05}", f"nuclei_{number:05}b", lambda image: image if blind else image[::-1])
+    monkeypatch.setattr("pipelines.prepare.place", by_number)
+    if blind:
+        monkeypatch.setattr("pipelines.prepare.find_duplicates", lambda *arguments: [])
+    why = "the same pixels" if blind else "near-duplicates, distance 0, correlation 1.000"
+    with pytest.raises(UserError, match=rf"(nuclei_\d+) in \w+ and \1b in \w+ are {why}"):
+        prepare(PARAMS, raw, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_group_by_pattern_stays_together(made, tmp_path):
+    groups = PARAMS.groups.model_copy(update={"pattern": r"^nuclei_000(\d)"})  # three of them
+
+    def splits(salt):
+        return [find_split(position(salt, group), PARAMS.shares)[0] for group in "012"]
+
+    salt = next(salt for salt in map(str, itertools.count()) if set(splits(salt)) == set(SPLITS))
+    manifest = prepare(PARAMS.model_copy(update={"groups": groups, "salt": salt}), made, tmp_path / "out")
+    assert manifest["num_groups"] == 3
+    for id, row in places(tmp_path / "out").items():
+        assert row["group"] == id[10]
+        assert row["split"] == splits(salt)[int(id[10])]
+
+
+def test_folds_divide_what_is_not_test(made, tmp_path):
+    prepare(PARAMS, made, tmp_path / "plain")
+    plain, val = places(tmp_path / "plain"), []
+    assert {row["fold"] for row in plain.values()} == {""}
+    for fold in range(3):
+        prepare(PARAMS.model_copy(update={"folds": 3, "fold": fold}), made, tmp_path / str(fold))
+        found = places(tmp_path / str(fold))
+        for id, row in found.items():
+            assert (row["split"] == "test") == (plain[id]["split"] == "test")
+            assert row["fold"] == places(tmp_path / "0")[id]["fold"]
+            assert (row["split"] == "val") == (row["fold"] == str(fold))
+        val += Split(tmp_path / f"{fold}/val.arrow").ids
+    assert sorted(val) == sorted(id for id, row in plain.items() if row["split"] != "test")
+
+
+def test_the_command_writes_split_csv_twice_the_same_and_nothing_to_the_error_stream(raw, tmp_path):
+    (tmp_path / "params.yaml").write_text(PARAMS_FILE.read_text().replace("size: 96 ", "size: 32 "))
+    command = ["-m", "pipelines.prepare", "--raw", "raw", "--out", "out", "--split", "reports/split.csv"]
+    environment = os.environ | {"PYTHONPATH": str(PARAMS_FILE.parent)}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", *command],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "prepare: 24 groups, 0 pairs of near-duplicates" in done.stdout
+    assert (tmp_path / "reports/split.csv").read_bytes() == (tmp_path / "out/split.csv").read_bytes()
 
 
 @pytest.mark.shared_data
@@ -310,8 +497,9 @@ def test_the_real_zip_is_prepared_with_every_nucleus_in_the_mask(shared_data, tm
             image, mask = split[index]
             folder, file = shared_data / "dsb2018", f"{id[:16]}.png"
             sample = Sample(id, folder / "images" / file, (folder / "masks" / file,))
-            _, other_image, other = load_sample(sample, PARAMS.model_copy(update={"size": 96}))
-            assert np.array_equal(image, other_image)
+            loaded = load_sample(sample, PARAMS.model_copy(update={"size": 96}))
+            other = loaded.mask
+            assert np.array_equal(image, loaded.image)
             ious.append(np.sum(mask & other) / np.sum(mask | other))
     assert len(ious) == 31
     assert np.median(ious) > 0.99

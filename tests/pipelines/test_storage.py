@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count
 
@@ -24,7 +26,7 @@ from pipelines import downloads
 from pipelines.files import sha256
 from pipelines.ingest import ingest
 from pipelines.params import load_params
-from pipelines.prepare import SPLITS, prepare
+from pipelines.prepare import prepare
 from unetpp.errors import UserError
 
 from ..conftest import REPOSITORY
@@ -327,9 +329,40 @@ def test_the_real_sample_is_the_same_data_by_every_way(bucket, tmp_path, shared_
         raw[kind] = {file["key"]: (file["size"], file["sha256"]) for file in manifest["files"]}
         out = tmp_path / kind / "prepared"
         made = prepare(load_params(REPOSITORY / "params.yaml").prepare, tmp_path / kind / "raw", out)
-        prepared[kind] = {name: sha256(out / name) for name in [f"{split}.arrow" for split in SPLITS] + ["split.csv"]}
+        prepared[kind] = {path.name: sha256(path) for path in out.iterdir() if path.name != "manifest.json"}
         prepared[kind]["manifest"] = {key: value for key, value in made.items() if key != "raw_sha256"}
     assert len({key.split("/")[0] for key in raw["zip"]}) == 31
     for kind in ways:
         assert raw[kind] == raw["zip"]
         assert prepared[kind] == prepared["zip"]
+
+
+@pytest.mark.slow
+@pytest.mark.shared_data
+def test_the_whole_real_set_is_the_same_data_by_every_way_on_any_number_of_processes(
+    bucket, tmp_path, shared_data, monkeypatch
+):
+    monkeypatch.setattr("pipelines.prepare.num_cores", lambda: 3)
+    root = shared_data / "dsb2018"
+    names = [path.relative_to(root).as_posix() for path in sorted(root.rglob("*.png"))]
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for name in names:
+            archive.write(root / name, name)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: bucket.put({name: (root / name).read_bytes()}), names))
+    params = load_params(REPOSITORY / "params.yaml").prepare
+    ways = {
+        "folder": ({"location": str(root)}, 1),
+        "zip": ({"location": str(tmp_path / "set.zip")}, 2),
+        "s3": ({}, 3),
+    }
+    found = []
+    for kind, (update, num_workers) in ways.items():
+        raw, out = tmp_path / kind / "raw", tmp_path / kind / "prepared"
+        ingest(bucket.params().model_copy(update={"kind": kind} | update), raw, tmp_path / "cache")
+        made = prepare(params.model_copy(update={"num_workers": num_workers}), raw, out)
+        made.pop("raw_sha256")  # the raw manifest says which way the files came
+        found.append(made | {path.name: sha256(path) for path in out.iterdir() if path.name != "manifest.json"})
+        shutil.rmtree(raw)
+    assert found[0] == found[1] == found[2]
+    assert sum(split["num_images"] for split in found[0]["splits"].values()) == 547

@@ -90,7 +90,7 @@ def test_brightness_alone_does_not_find_the_nuclei():
 def test_the_files_are_the_same_bytes_whatever_the_number_of_processes(tmp_path, params, monkeypatch):
     wanted = params.ingest.synthetic.model_copy(update={"num_images": 70, "size_px": 48})
     monkeypatch.setattr(synthetic, "PARALLEL_PIXELS", 0)
-    monkeypatch.setattr(synthetic.os, "sched_getaffinity", lambda process: range(8))
+    monkeypatch.setattr(synthetic, "num_cores", lambda: 8)
     hashes = []
     for num_workers in (1, 3):
         out = tmp_path / str(num_workers)
@@ -115,7 +115,7 @@ def test_no_process_outlives_a_killed_run(tmp_path):
         "from pipelines import synthetic\n"
         "if __name__ == '__main__':\n"
         "    synthetic.PARALLEL_PIXELS = 0\n"
-        "    synthetic.os.sched_getaffinity = lambda process: range(2)\n"
+        "    synthetic.num_cores = lambda: 2\n"
         "    wanted = synthetic.Synthetic(num_images=10**6, size_px=32, seed=0)\n"
         "    synthetic.write_images(wanted, 2, Path('.'))\n"
     )
