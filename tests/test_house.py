@@ -46,6 +46,10 @@ LAYERS = (
                 "cluster",
                 "worker",
                 "tracking",
+                "page",
+                "fingerprint",
+                "advice",
+                "data_report",
                 "report",
                 "card",
             )
@@ -75,7 +79,7 @@ BESIDE = {
 HOMES = {  # each outside system has one home file, or the few that the file map names
     "albumentations": {"unetpp.augment"},
     "pyarrow": {"unetpp.data"},
-    "PIL": {"unetpp.images", "pipelines.report"},
+    "PIL": {"unetpp.images", "pipelines.page"},
     "boto3": {"pipelines.storage"},
     "botocore": {"pipelines.storage"},
     "mlflow": {"pipelines.tracking", "pipelines.register"},

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from pipelines import report
+from pipelines import page, report
 
 HOSTILE = '<script>alert(1)</script>" onerror="alert(2)'
 RULE = {"tolerance_iou": 0.01, "max_latency_ms": None, "resamples": 2000}
@@ -159,4 +159,4 @@ def test_the_depth_table_is_aligned_and_marks_the_recommended_depth():
     [(0, "0"), (999, "999"), (33009, "33.0 k"), (9163329, "9.16 M"), (305e6, "305 M"), (1e9, "1.00 G")],
 )
 def test_counts_are_shortened_to_three_digits(number, text):
-    assert report.short(number) == text
+    assert page.short(number) == text
