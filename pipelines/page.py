@@ -78,9 +78,8 @@ def chart(caption_id: str, size: tuple[float, float] = (5.4, 3.4)) -> Iterator[C
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
-    svg = re.sub(
-        r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :].replace(INK, "currentColor"), flags=re.DOTALL
-    )
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(?<= id=")|(?<=url\(#)|(?<=href="#)', f"{caption_id}-", svg)  # ids are the whole page's
     made.svg = Markup(svg.replace("<svg ", f'<svg role="img" aria-labelledby="{caption_id}" ', 1))
 
@@ -89,7 +88,9 @@ def display(image: np.ndarray) -> np.ndarray:
     """(H, W, C) of any channels and range to (H, W, 3) uint8, contrast stretched to the middle 99 %."""
     channels = image[..., :3] if image.shape[2] >= 3 else image[..., [0, 0, 0]]
     low, high = np.percentile(channels, [0.5, 99.5])
-    stretched = (channels.astype(np.float32) - low) / max(float(high - low), 1.0)
+    # Less than a grey level is no contrast to show; of floats nothing tells what a level is.
+    least = 1.0 if channels.dtype.kind == "u" else np.finfo(np.float32).tiny
+    stretched = (channels.astype(np.float32) - low) / max(float(high - low), least)
     return (stretched.clip(0, 1) * 255).round().astype(np.uint8)
 
 

@@ -7,17 +7,20 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
+from pipelines.data_report import write_data_report, write_fingerprint
+from pipelines.facts import describe, write_samples
 from pipelines.files import replacing, sha256, write_json
 from pipelines.layouts import Problem, Sample, find_samples
 from pipelines.params import Prepare, Shares, load_params
 from pipelines.stage import run_command
 from unetpp.data import SplitWriter
 from unetpp.errors import UserError
-from unetpp.images import convert, decode_image, decode_mask
+from unetpp.images import convert, decode_image, decode_mask, read_header
 
 SPLITS = ("train", "val", "test")
 # In 547 images of BBBC038 the darkest bright-field or stained one has a median brightness of 0.52 and the
@@ -76,16 +79,26 @@ def resize(image: np.ndarray, mask: np.ndarray, size: int, num_classes: int) -> 
     return small, present[shares.argmax(axis=0)]
 
 
-def load_sample(sample: Sample, params: Prepare) -> tuple[str, np.ndarray, np.ndarray]:
-    """Decode, check and resize a sample: kind, image (H, W, C) uint8 or uint16, mask (H, W) uint8.
+class Loaded(NamedTuple):
+    """A sample, ready to be written."""
+
+    kind: str
+    image: np.ndarray  # (H, W, C) uint8 or uint16
+    mask: np.ndarray  # (H, W) uint8
+    facts: dict  # see pipelines/facts.py
+
+
+def load_sample(sample: Sample, params: Prepare) -> Loaded:
+    """Decode, check, describe and resize a sample.
 
     Raises:
         UserError: a file that cannot be decoded, sizes that differ, or a value that is no class.
     """
     image = decode_image(sample.image, channels=3)
     kind = find_kind(image)
-    mask = np.zeros(image.shape[:2], np.uint8)
-    for path in sample.masks:
+    mask = numbers = np.zeros(image.shape[:2], np.uint8)
+    one_file_each = len(sample.masks) > 1 and params.num_classes == 1
+    for number, path in enumerate(sample.masks, start=1):
         values = decode_mask(path)
         if values.shape != mask.shape:
             found, wanted = ("x".join(map(str, reversed(array.shape))) + " px" for array in (values, mask))
@@ -94,7 +107,8 @@ def load_sample(sample: Sample, params: Prepare) -> tuple[str, np.ndarray, np.nd
                 f"expected the same size: export the mask of {sample.image.name} again"
             )
         if params.num_classes == 1:
-            mask |= (values > 0).astype(np.uint8)
+            mask = mask | (values > 0).astype(np.uint8)
+            numbers = np.where(values > 0, np.uint16(number), numbers) if one_file_each else values
         elif values.max() >= params.num_classes:
             raise UserError(
                 f"{path}: found the mask value {values.max()}; expected 0 to {params.num_classes - 1}: "
@@ -102,14 +116,15 @@ def load_sample(sample: Sample, params: Prepare) -> tuple[str, np.ndarray, np.nd
             )
         else:
             mask = np.maximum(mask, values.astype(np.uint8))
-    image = convert(image, params.channels)
+    seen, small = convert(image, params.channels), mask
     if params.size is not None:
-        image, mask = resize(image, mask, params.size, params.num_classes)
-    return kind, image, mask
+        seen, small = resize(seen, mask, params.size, params.num_classes)
+    facts = describe(read_header(sample.image), image, numbers, mask, small, one_file_each)
+    return Loaded(kind, seen, small, facts)
 
 
 def prepare(params: Prepare, raw: Path, out: Path) -> dict:
-    """Write an Arrow file a split, split.csv, quarantine.csv and manifest.json; return the manifest.
+    """Write an Arrow file a split, tables of samples and of problems, manifest and fingerprint; return the manifest.
 
     The folder `out` is written whole or not at all, and the same raw files give the same bytes.
 
@@ -121,15 +136,17 @@ def prepare(params: Prepare, raw: Path, out: Path) -> dict:
     samples, problems = find_samples(raw)
     kinds: dict[str, Counter] = {split: Counter() for split in SPLITS}
     rows: list[tuple[str, str, str]] = []
+    described: list[tuple[str, str, str, dict]] = []
     foreground = pixels = 0
     with replacing(out) as partial:
         partial.mkdir()
         with ExitStack() as stack:
             writers = {split: stack.enter_context(SplitWriter(partial / f"{split}.arrow")) for split in SPLITS}
-            for sample, kind, image, mask in _loaded(samples, params, raw, problems):
+            for sample, (kind, image, mask, facts) in _loaded(samples, params, raw, problems):
                 split = find_split(sample.id, kind, params.salt, params.shares)
                 writers[split].add(sample.id, kind, image, mask)
                 rows.append((sample.id, kind, split))
+                described.append((sample.id, split, kind, facts))
                 kinds[split][kind] += 1
                 if split == "train":
                     pixels += mask.size
@@ -137,6 +154,7 @@ def prepare(params: Prepare, raw: Path, out: Path) -> dict:
         _check_quarantine(problems, len(rows), params.max_quarantined, raw)
         _check_splits(kinds, params)
         _write_csv(partial / "split.csv", ("id", "kind", "split"), rows)
+        write_samples(partial / "samples.csv", described)
         quarantined = sorted((problem.id, problem.file, problem.reason) for problem in problems)
         _write_csv(partial / "quarantine.csv", ("id", "file", "reason"), quarantined)
         manifest = {
@@ -156,16 +174,17 @@ def prepare(params: Prepare, raw: Path, out: Path) -> dict:
             "foreground_share": foreground / pixels,  # of the train pixels
         }
         write_json(partial / "manifest.json", manifest)
+        write_fingerprint(partial)
     return manifest
 
 
 def _loaded(
     samples: list[Sample], params: Prepare, raw: Path, problems: list[Problem]
-) -> Iterator[tuple[Sample, str, np.ndarray, np.ndarray]]:
+) -> Iterator[tuple[Sample, Loaded]]:
     """Samples one at a time, ready to be written; what is broken goes to `problems` instead."""
     for sample in samples:
         try:
-            yield sample, *load_sample(sample, params)
+            yield sample, load_sample(sample, params)
         except UserError as error:
             # The message begins with the file; the table has a column for it.
             message = str(error)
@@ -218,6 +237,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--raw", type=Path, required=True, help="folder that stage ingest wrote")
     parser.add_argument("--out", type=Path, required=True, help="folder of the prepared splits")
+    parser.add_argument("--reports", type=Path, required=True, help="folder of data.html and data.json")
     arguments = parser.parse_args()
     manifest = prepare(load_params().prepare, arguments.raw, arguments.out)
     for split, found in manifest["splits"].items():
@@ -225,6 +245,9 @@ def main() -> None:
         print(f"prepare: {split:<5} {found['num_images']:>5} images: {kinds}")
     print(f"prepare: {manifest['quarantined']} files set aside, see {arguments.out / 'quarantine.csv'}")
     print(f"prepare: {manifest['foreground_share']:.1%} of the train pixels are foreground")
+    for warning in write_data_report(arguments.out, arguments.reports):
+        print(f"prepare: {warning}")
+    print(f"prepare: look at {arguments.reports / 'data.html'} before you train")
 
 
 if __name__ == "__main__":

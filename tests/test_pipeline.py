@@ -183,4 +183,4 @@ def test_a_bucket_imported_by_dvc_takes_the_place_of_ingests_download(tmp_path, 
         hashes.pop("data/prepared/manifest.json")  # it names the manifest of the raw data, and that its source
         prepared.append(hashes)
     assert prepared[0] == prepared[1]
-    assert len(prepared[0]) == 5
+    assert len(prepared[0]) == 7

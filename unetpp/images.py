@@ -5,6 +5,7 @@ Pillow decodes. It cuts colour of 16 bits a channel to 8 without a word, so thos
 
 import struct
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -171,3 +172,19 @@ def _read_deep(path: Path, alpha: bool = False) -> np.ndarray:
         return pixels if alpha else pixels[:, :, :1]
     order = [2, 1, 0, 3] if alpha and pixels.shape[2] == 4 else [2, 1, 0]  # OpenCV's is BGR
     return np.ascontiguousarray(pixels[:, :, order])
+
+
+class Header(NamedTuple):
+    """What a picture file says of itself: format and mode in Pillow's words, stored bits and channels."""
+
+    format: str
+    mode: str
+    bits: int
+    channels: int
+
+
+def read_header(path: str | Path) -> Header:
+    """The header of a file that `decode_image` has read; the pixels are not decoded again."""
+    path = Path(path)
+    with Image.open(path, formats=FORMATS) as image:
+        return Header(image.format or "", image.mode, _stored_bits(path, image), len(image.getbands()))

@@ -64,7 +64,7 @@ def prepare_protocol(data: Path, protocol: dict, params: Prepare, out: Path) -> 
         for writer in writers.values():
             writer.__enter__()
         for sample in samples:
-            kind, image, mask = load_sample(sample, settings)
+            kind, image, mask, _ = load_sample(sample, settings)
             name = find_split(sample.id, kind, settings.salt, settings.shares)
             for id, part, part_mask in patches(sample.id, image, mask, protocol["tile"]):
                 writers[name].add(id, kind, part, part_mask)

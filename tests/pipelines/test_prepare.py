@@ -170,7 +170,7 @@ def test_one_file_a_nucleus_is_merged_into_their_union(tmp_path):
         cv2.imwrite(str(tmp_path / f"n{number}.png"), nucleus)
     cv2.imwrite(str(tmp_path / "i.png"), image)
     sample = Sample("s", tmp_path / "i.png", tuple(tmp_path / f"n{number}.png" for number in range(3)))
-    _, _, mask = load_sample(sample, PARAMS.model_copy(update={"size": None}))
+    _, _, mask, _ = load_sample(sample, PARAMS.model_copy(update={"size": None}))
     assert np.array_equal(mask, np.max(nuclei, axis=0) > 0)
 
 
@@ -228,7 +228,7 @@ def run_stage(tmp_path, monkeypatch):
     """The exit code of the command in a folder with raw data in `raw` and the params of the project."""
     (tmp_path / "params.yaml").write_text(PARAMS_FILE.read_text().replace("size: 96 ", "size: 32 "))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["prepare", "--raw", "raw", "--out", "out"])
+    monkeypatch.setattr(sys, "argv", ["prepare", "--raw", "raw", "--out", "out", "--reports", "reports"])
     with pytest.raises(SystemExit) as caught:
         run_command(main)
     return caught.value.code
@@ -310,7 +310,7 @@ def test_the_real_zip_is_prepared_with_every_nucleus_in_the_mask(shared_data, tm
             image, mask = split[index]
             folder, file = shared_data / "dsb2018", f"{id[:16]}.png"
             sample = Sample(id, folder / "images" / file, (folder / "masks" / file,))
-            _, other_image, other = load_sample(sample, PARAMS.model_copy(update={"size": 96}))
+            _, other_image, other, _ = load_sample(sample, PARAMS.model_copy(update={"size": 96}))
             assert np.array_equal(image, other_image)
             ious.append(np.sum(mask & other) / np.sum(mask | other))
     assert len(ious) == 31
