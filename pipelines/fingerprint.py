@@ -213,7 +213,7 @@ def _quarantine(rows: list[dict]) -> dict:
     """Files set aside by reason, names and numbers left out of it, with the first of each in full."""
 
     def reason_of(row: dict) -> str:
-        plain = row["reason"].replace(row["id"], "…")
+        plain = row["reason"].replace(f"/{row['id']}.", "/….").replace(f" {row['id']}/", " …/")
         plain = re.sub(r"b?'[^']*'|b?\"[^\"]*\"", "…", plain)  # what a file begins with
         return re.sub(r"\d+", "#", re.split(r"[(:;]", plain)[0]).strip()
 

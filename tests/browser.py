@@ -26,10 +26,11 @@ OVERFLOWING = """
       if (getComputedStyle(one).overflowX !== "visible") return true;
     return false;
   };
+  // Not innerWidth, which on a phone grows with what sticks out.
+  const root = document.documentElement, width = root.clientWidth;
   const wide = [...document.body.querySelectorAll("*")].filter(
-    (one) => one.getBoundingClientRect().right > innerWidth + 1 && !scrolls(one));
-  const root = document.documentElement;
-  if (root.scrollWidth > innerWidth && !wide.length) wide.push(root);
+    (one) => one.getBoundingClientRect().right > width + 1 && !scrolls(one));
+  if (root.scrollWidth > width && !wide.length) wide.push(root);
   return wide.slice(0, 10).map((one) => one.outerHTML.slice(0, 160));
 })()
 """
