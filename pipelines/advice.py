@@ -159,7 +159,8 @@ def _batch(depth: int, side_px: int, fingerprint: dict) -> list[Suggestion]:
     batch = min(fits[MEMORY_GIB[0]], 2 ** (most.bit_length() - 1))
     if not batch:
         return []
-    held = ", ".join(f"{count}{' or more' * (count == TOP)} in {memory} GiB" for memory, count in fits.items())
+    told = [memory for memory in MEMORY_GIB if fits[memory] < TOP] or [MEMORY_GIB[0]]
+    held = ", ".join(f"{fits[memory]}{' or more' * (fits[memory] == TOP)} in {memory} GiB" for memory in told)
     limit = f"what fits into {MEMORY_GIB[0]} GiB"
     if batch < fits[MEMORY_GIB[0]]:
         limit = f"at most {MAX_BATCH}, and at least {LEAST_STEPS} steps an epoch of {num_train} images"

@@ -80,14 +80,17 @@ def rounded(value: float | np.floating) -> float:
     return float(f"{value:.6g}")
 
 
-def write_samples(path: Path, rows: Iterable[tuple[str, str, str, dict]]) -> None:
-    """samples.csv from (id, split, kind, facts), in the order given."""
+def as_row(id: str, split: str, kind: str, facts: dict) -> tuple:
+    """A row of samples.csv. A tuple takes a third of the memory of a dict, and there is one for each sample."""
+    return id, split, kind, *facts.values()
+
+
+def write_samples(path: Path, names: Iterable[str], rows: Iterable[tuple]) -> None:
+    """samples.csv from the names of the facts and rows that `as_row` made, in the order given."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        for number, (id, split, kind, facts) in enumerate(rows):
-            if number == 0:
-                writer.writerow(("id", "split", "kind", *facts))
-            writer.writerow((id, split, kind, *facts.values()))
+        writer.writerow(("id", "split", "kind", *names))
+        writer.writerows(rows)
 
 
 def read_samples(path: Path) -> Samples:

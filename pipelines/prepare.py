@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from pipelines.data_report import write_data_report, write_fingerprint
-from pipelines.facts import describe, write_samples
+from pipelines.facts import as_row, describe, write_samples
 from pipelines.files import replacing, sha256, write_json
 from pipelines.layouts import Problem, Sample, find_samples
 from pipelines.params import Prepare, Shares, load_params
@@ -136,7 +136,8 @@ def prepare(params: Prepare, raw: Path, out: Path) -> dict:
     samples, problems = find_samples(raw)
     kinds: dict[str, Counter] = {split: Counter() for split in SPLITS}
     rows: list[tuple[str, str, str]] = []
-    described: list[tuple[str, str, str, dict]] = []
+    described: list[tuple] = []
+    names: tuple[str, ...] = ()
     foreground = pixels = 0
     with replacing(out) as partial:
         partial.mkdir()
@@ -146,7 +147,8 @@ def prepare(params: Prepare, raw: Path, out: Path) -> dict:
                 split = find_split(sample.id, kind, params.salt, params.shares)
                 writers[split].add(sample.id, kind, image, mask)
                 rows.append((sample.id, kind, split))
-                described.append((sample.id, split, kind, facts))
+                names = tuple(facts)
+                described.append(as_row(sample.id, split, kind, facts))
                 kinds[split][kind] += 1
                 if split == "train":
                     pixels += mask.size
@@ -154,7 +156,7 @@ def prepare(params: Prepare, raw: Path, out: Path) -> dict:
         _check_quarantine(problems, len(rows), params.max_quarantined, raw)
         _check_splits(kinds, params)
         _write_csv(partial / "split.csv", ("id", "kind", "split"), rows)
-        write_samples(partial / "samples.csv", described)
+        write_samples(partial / "samples.csv", names, described)
         quarantined = sorted((problem.id, problem.file, problem.reason) for problem in problems)
         _write_csv(partial / "quarantine.csv", ("id", "file", "reason"), quarantined)
         manifest = {

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.facts import describe, read_samples, write_samples
+from pipelines.facts import as_row, describe, read_samples, write_samples
 from pipelines.layouts import Sample
 from pipelines.params import load_params
 from pipelines.prepare import load_sample
@@ -102,7 +102,7 @@ def test_samples_csv_gives_back_what_was_written(tmp_path):
     mask[2:5, 2:5] = 1
     facts = facts_of(image, mask)
     ids = ["plain", 'with "quotes", commas', "<img src=x onerror=alert(1)>", "line\nbreak", "=1+1"]
-    write_samples(tmp_path / "samples.csv", [(id, "train", "tissue", facts) for id in ids])
+    write_samples(tmp_path / "samples.csv", facts, [as_row(id, "train", "tissue", facts) for id in ids])
     samples = read_samples(tmp_path / "samples.csv")
     assert samples["id"].tolist() == ids
     for name, value in facts.items():

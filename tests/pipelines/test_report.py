@@ -1,12 +1,13 @@
 """Laws of the report: every depth is there, nothing of a stranger's is code, nothing is fetched."""
 
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
 from pipelines import page, report
+
+from ..pages import Outline
 
 HOSTILE = '<script>alert(1)</script>" onerror="alert(2)'
 RULE = {"tolerance_iou": 0.01, "max_latency_ms": None, "resamples": 2000}
@@ -45,29 +46,6 @@ def page_of(metrics, rule=RULE, dtype=np.uint8, channels=3, side=20, num_classes
     ]
     extremes = {name: {"best": 2, "median": 1, "worst": 0} for name in names}
     return report.build_report(metrics, rows, samples, extremes, "L1", rule, {"Model <x>": "<y>", "Epoch": None})
-
-
-class Outline(HTMLParser):
-    """Tags in order with their attributes; fails on a tag that closes another."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.tags, self.open, self.text = [], [], ""
-        self.feed(page)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img", "br", "link"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
 
 
 def test_the_page_is_well_formed_and_says_what_it_shows():
