@@ -12,7 +12,6 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from pipelines.data_report import write_data_report, write_fingerprint
 from pipelines.facts import as_row, describe, write_samples
 from pipelines.files import replacing, sha256, write_json
 from pipelines.layouts import Problem, Sample, find_samples
@@ -176,6 +175,9 @@ def prepare(params: Prepare, raw: Path, out: Path) -> dict:
             "foreground_share": foreground / pixels,  # of the train pixels
         }
         write_json(partial / "manifest.json", manifest)
+        # Late, here and below: the processes that only decode need no charts.
+        from pipelines.data_report import write_fingerprint
+
         write_fingerprint(partial)
     return manifest
 
@@ -247,6 +249,8 @@ def main() -> None:
         print(f"prepare: {split:<5} {found['num_images']:>5} images: {kinds}")
     print(f"prepare: {manifest['quarantined']} files set aside, see {arguments.out / 'quarantine.csv'}")
     print(f"prepare: {manifest['foreground_share']:.1%} of the train pixels are foreground")
+    from pipelines.data_report import write_data_report
+
     for warning in write_data_report(arguments.out, arguments.reports):
         print(f"prepare: {warning}")
     print(f"prepare: look at {arguments.reports / 'data.html'} before you train")

@@ -215,6 +215,7 @@ def test_the_page_stays_small_whatever_the_number_of_images_and_their_contents(s
     fingerprint = make_fingerprint(many, num_classes=5, duplicates=rows, quarantined=broken)
     page = build_page(fingerprint, small)
     assert 50_000 < len(page.encode()) < 3_000_000
+    assert "outlines too fine to draw" in page
     assert len(json.dumps(fingerprint)) < 200_000
 
 

@@ -110,6 +110,16 @@ def test_the_same_numbers_make_the_same_page():
     assert page_of(metrics_of()) == page_of(metrics_of())
 
 
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [360, 1280])
+def test_a_browser_shows_it_without_complaint_and_nothing_sticks_out(browser, tmp_path, width):
+    (tmp_path / "report.html").write_text(page_of(metrics_of()), encoding="utf-8")
+    browser.open(tmp_path / "report.html", width)
+    assert browser.errors == []
+    assert browser.overflowing() == []
+    assert browser.evaluate("[...document.images].every((one) => one.complete && one.naturalWidth > 0)")
+
+
 def test_overlay_tells_found_extra_missed_and_confused_apart():
     base = np.zeros((report.SIDE_PX, report.SIDE_PX, 3), np.uint8)
     mask, mask_hat = (np.zeros(base.shape[:2], np.uint8) for _ in range(2))
