@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from pipelines.duplicates import Look, Looks, find_duplicates, look_at
+from pipelines.facts import describe, write_samples
 from pipelines.files import disk_errors, replacing, sha256, write_json
 from pipelines.groups import find_groups
 from pipelines.labels import read_labels
@@ -28,7 +29,7 @@ from pipelines.spool import Spool
 from pipelines.stage import run_command
 from unetpp.data import SplitWriter
 from unetpp.errors import FileError, UserError
-from unetpp.images import Limits, convert, decode_image
+from unetpp.images import Limits, convert, decode_image, read_header
 from unetpp.inference import find_limits
 
 # In 547 images of BBBC038 the darkest bright-field or stained one has a median brightness of 0.52 and the
@@ -87,12 +88,12 @@ class Loaded(NamedTuple):
     kind: str
     image: np.ndarray  # (H, W, C) uint8 or uint16
     mask: np.ndarray  # (H, W) uint8
-    facts: dict[str, str | int | float]
+    facts: dict[str, str | int | float]  # see pipelines/facts.py
     look: Look
 
 
 def load_sample(sample: Sample, params: Prepare) -> Loaded:
-    """Decode, check and resize a sample.
+    """Decode, check, describe and resize a sample.
 
     Raises:
         FileError: a file that cannot be decoded, or an image and a mask that do not fit together.
@@ -100,15 +101,17 @@ def load_sample(sample: Sample, params: Prepare) -> Loaded:
     limits = Limits(params.max_pixels, params.max_file_mib)
     image = decode_image(sample.image, channels=3, page=sample.page, limits=limits)
     kind, look = find_kind(image), look_at(image)
-    mask = read_labels(sample, image, params.num_classes, limits).mask
-    image = convert(image, params.channels)
+    labels = read_labels(sample, image, params.num_classes, limits)
+    seen, mask = convert(image, params.channels), labels.mask
     if params.size is not None:
-        image, mask = resize(image, mask, params.size, params.num_classes)
-    return Loaded(kind, image, mask, {}, look)
+        seen, mask = resize(seen, mask, params.size, params.num_classes)
+    header = read_header(sample.image, sample.page)
+    facts = describe(header, image, labels.numbers, labels.mask, mask, labels.one_each)
+    return Loaded(kind, seen, mask, facts, look)
 
 
 def prepare(params: Prepare, raw: Path, out: Path) -> dict:
-    """Write an Arrow file a split, split.csv, duplicates.csv, quarantine.csv and manifest.json; return the manifest.
+    """Write an Arrow file a split, tables of samples and of problems, manifest and fingerprint; return the manifest.
 
     The folder `out` is written whole or not at all, and the same raw files give the same bytes. Where a sample goes
     is known when all have been seen; until then the decoded ones wait on the disk, which takes their space twice.
@@ -122,13 +125,14 @@ def prepare(params: Prepare, raw: Path, out: Path) -> dict:
     limits = Limits(params.max_pixels, params.max_file_mib)
     samples, problems = find_samples(raw, params.num_classes, params.classes, params.pages, limits)
     groups = find_groups(samples, params.groups)
-    looks, kinds = Looks(len(samples)), {}
+    looks, kinds, facts, names = Looks(len(samples)), {}, {}, ()
     with replacing(out) as partial, disk_errors(out.parent):
         partial.mkdir()
         with Spool(partial / "spool") as spool:
             for index, loaded in _load_all(samples, params, raw, problems):
                 spool.put(index, loaded.image, loaded.mask)
                 looks[index], kinds[index] = loaded.look, loaded.kind
+                names, facts[index] = tuple(loaded.facts), tuple(loaded.facts.values())  # a third of a dict's memory
             _check_quarantine(problems, len(kinds), params.max_quarantined, raw)
             kinds = dict(sorted(kinds.items()))  # processes answer in no order
             near = params.near_duplicates
@@ -139,6 +143,8 @@ def prepare(params: Prepare, raw: Path, out: Path) -> dict:
             _check_balance(kinds, members, places, params)
             foreground_share = _write_splits(partial, samples, kinds, places, spool)
         ids = [sample.id for sample in samples]
+        described = ((ids[index], places[index].split, kind, *facts[index]) for index, kind in kinds.items())
+        write_samples(partial / "samples.csv", names, described)
         rows = [(ids[one], ids[other], bits, f"{alike:.3f}") for one, other, bits, alike in duplicates]
         _write_csv(partial / "duplicates.csv", ("id", "other", "distance", "correlation"), rows)
         quarantined = sorted((problem.id, problem.file, problem.reason, problem.fix) for problem in problems)
@@ -170,6 +176,10 @@ def prepare(params: Prepare, raw: Path, out: Path) -> dict:
             "foreground_share": foreground_share,  # of the train pixels
         }
         write_json(partial / "manifest.json", manifest)
+        # Late, here and below: the processes that only decode need no charts.
+        from pipelines.data_report import write_fingerprint
+
+        write_fingerprint(partial)
     return manifest
 
 
@@ -308,6 +318,7 @@ def main() -> None:
     parser.add_argument("--raw", type=Path, required=True, help="folder that stage ingest wrote")
     parser.add_argument("--out", type=Path, required=True, help="folder of the prepared splits")
     parser.add_argument("--split", type=Path, required=True, help="a copy of split.csv, for git to show what moved")
+    parser.add_argument("--reports", type=Path, required=True, help="folder of data.html and data.json")
     arguments = parser.parse_args()
     manifest = prepare(load_params().prepare, arguments.raw, arguments.out)
     with replacing(arguments.split) as partial:
@@ -321,6 +332,11 @@ def main() -> None:
     )
     print(f"prepare: {manifest['quarantined']} files set aside, see {arguments.out / 'quarantine.csv'}")
     print(f"prepare: {manifest['foreground_share']:.1%} of the train pixels are foreground")
+    from pipelines.data_report import write_data_report
+
+    for warning in write_data_report(arguments.out, arguments.reports):
+        print(f"prepare: {warning}")
+    print(f"prepare: look at {arguments.reports / 'data.html'} before you train")
 
 
 if __name__ == "__main__":

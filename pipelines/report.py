@@ -1,19 +1,12 @@
 """The depth report: what evaluate measured, as one self-contained page and as a table for the terminal."""
 
-import base64
-import io
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import jinja2
-import matplotlib
 import numpy as np
 from markupsafe import Markup
-from matplotlib.figure import Figure
-from PIL import Image
 
-TEMPLATES = Path(__file__).parent / "templates"
+from pipelines.page import ACCENT, INK, chart, data_uri, display, outline, render, short
+
 SIDE_PX = 288  # overlays are enlarged or reduced to about this, so that a pixel stays visible and the page small
 
 # Okabe and Ito's colours, told apart by colour-blind readers; what was missed is striped as well.
@@ -71,15 +64,6 @@ def recommended(metrics: dict) -> str | None:
     return None if depth is None else f"L{depth}"
 
 
-def short(number: float) -> str:
-    """A count in three digits: 33009 is '33.0 k'."""
-    for limit, suffix in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if number >= limit:
-            value = number / limit
-            return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f}{suffix}"
-    return f"{number:g}"
-
-
 def build_report(
     metrics: dict,
     rows: list[dict],
@@ -100,21 +84,13 @@ def build_report(
         rule: tolerance_iou and max_latency_ms of the recommendation, and the number of resamples.
         provenance: what the numbers come from, by what it is called.
     """
-    # Autoescape by hand for every name: ids and kinds are names of a stranger's files.
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["short"] = short
     names = list(metrics["depths"])
-    return environment.get_template("report.html.j2").render(
+    return render(
+        "report.html.j2",
         metrics=metrics,
         names=names,
         recommended=recommended(metrics),
-        plot=Markup(plot_svg(metrics, rule)),
+        plot=plot(metrics, rule),
         samples=[_panels(sample, names) for sample in samples],
         confused=any(sample.mask.max() > 1 for sample in samples),
         kinds=_by_kind(rows, names),
@@ -141,19 +117,10 @@ def _by_kind(rows: list[dict], names: list[str]) -> list[dict]:
     ]
 
 
-def plot_svg(metrics: dict, rule: dict) -> str:
-    """Accuracy against latency as an inline SVG whose ink is the page's own text colour."""
-    ink = "#010203"  # stands for currentColor, which matplotlib does not know
-    style: dict[Any, Any] = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "unetpp",
-        "font.size": 10.5,
-        "font.family": "DejaVu Sans",
-    }
-    style |= dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), ink)
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(5.4, 3.4), layout="constrained")
-        axes = figure.add_subplot()
+def plot(metrics: dict, rule: dict) -> Markup:
+    """Accuracy against latency."""
+    with chart("plot-caption") as drawn:
+        axes = drawn.axes
         single = {name: row for name, row in metrics["depths"].items() if name != "mean"}
         for name, row in metrics["depths"].items():
             iou = row["iou_image"]
@@ -164,8 +131,8 @@ def plot_svg(metrics: dict, rule: dict) -> str:
                 iou,
                 yerr=spread,
                 fmt="D" if name == "mean" else "o",
-                color="#0072b2" if chosen else ink,
-                markerfacecolor="#0072b2" if chosen else "none",
+                color=ACCENT if chosen else INK,
+                markerfacecolor=ACCENT if chosen else "none",
                 markersize=9 if chosen else 6,
                 elinewidth=1.2,
                 capsize=3,
@@ -180,13 +147,13 @@ def plot_svg(metrics: dict, rule: dict) -> str:
         axes.plot(
             [row["latency_ms"] for row in single.values()],
             [row["iou_image"] for row in single.values()],
-            color=ink,
+            color=INK,
             alpha=0.35,
             linewidth=1,
             zorder=0,
         )
         floor = max(row["iou_image"] for row in single.values()) - rule["tolerance_iou"]
-        axes.axhline(floor, color=ink, alpha=0.6, linewidth=1, linestyle=(0, (5, 4)))
+        axes.axhline(floor, color=INK, alpha=0.6, linewidth=1, linestyle=(0, (5, 4)))
         axes.annotate(
             "tolerance",
             (1, floor),
@@ -198,24 +165,18 @@ def plot_svg(metrics: dict, rule: dict) -> str:
             annotation_clip=False,
         )
         if rule["max_latency_ms"] is not None:
-            axes.axvline(rule["max_latency_ms"], color=ink, alpha=0.6, linewidth=1, linestyle=(0, (1, 2)))
+            axes.axvline(rule["max_latency_ms"], color=INK, alpha=0.6, linewidth=1, linestyle=(0, (1, 2)))
         axes.set_xlim(0, 1.25 * max([row["latency_ms"] for row in metrics["depths"].values()]))
         axes.set_xlabel("median latency of one image, ms")
         axes.set_ylabel("iou_image")
-        axes.grid(color=ink, alpha=0.12, linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].replace(ink, "currentColor")
-    return svg.replace("<svg ", '<svg role="img" aria-labelledby="plot-caption" ', 1)
+    return drawn.svg
 
 
 def _panels(sample: Sample, names: list[str]) -> dict:
     """A sample as the template needs it: the image and an overlay for each name, as data URIs."""
-    base = _display(sample.image)  # (H, W, 3)
+    base = display(sample.image)  # (H, W, 3)
     outlined = base.copy()
-    outlined[_outline(sample.mask)] = COLOURS["extra"]
+    outlined[outline(sample.mask)] = COLOURS["extra"]
     return {
         "rank": sample.rank,
         "row": sample.row,
@@ -223,23 +184,6 @@ def _panels(sample: Sample, names: list[str]) -> dict:
         "truth": data_uri(enlarge(outlined)),
         "overlays": {name: data_uri(overlay(base, sample.mask, sample.masks_hat[name])) for name in names},
     }
-
-
-def _display(image: np.ndarray) -> np.ndarray:
-    """(H, W, C) of any channels and range to (H, W, 3) uint8, contrast stretched to the middle 99 %."""
-    channels = image[..., :3] if image.shape[2] >= 3 else image[..., [0, 0, 0]]
-    low, high = np.percentile(channels, [0.5, 99.5])
-    # Less than a grey level is no contrast to show; of floats nothing tells what a level is.
-    least = 1.0 if channels.dtype.kind == "u" else np.finfo(np.float32).tiny
-    stretched = (channels.astype(np.float32) - low) / max(float(high - low), least)
-    return (stretched.clip(0, 1) * 255).round().astype(np.uint8)
-
-
-def _outline(mask: np.ndarray) -> np.ndarray:
-    """(H, W) bool: the foreground pixels that touch another value."""
-    padded = np.pad(mask, 1, mode="edge")
-    neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
-    return (mask > 0) & np.any([near != mask for near in neighbours], axis=0)
 
 
 def overlay(base: np.ndarray, mask: np.ndarray, mask_hat: np.ndarray) -> np.ndarray:
@@ -270,10 +214,3 @@ def enlarge(array: np.ndarray) -> np.ndarray:
     factor = max(1, round(SIDE_PX / longer))
     step = max(1, longer // (2 * SIDE_PX))
     return array[::step, ::step].repeat(factor, axis=0).repeat(factor, axis=1)
-
-
-def data_uri(image: np.ndarray) -> str:
-    """(H, W, 3) uint8 as a PNG that the page itself holds."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

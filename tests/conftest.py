@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from .browser import HELP, Browser, find_chromium
 from .servers import Moto
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
@@ -15,14 +16,18 @@ SHARED = os.environ.get("UNETPP_SHARED_DATA")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests on real images are reported as not run where there are none; in CI their absence is a failure."""
-    present = SHARED is not None and Path(SHARED).is_dir()
-    if present or os.environ.get("CI"):
+    """Tests that lack real images or a browser are reported as not run; in CI their absence is a failure."""
+    if os.environ.get("CI"):
         return
-    reason = "not run: UNETPP_SHARED_DATA does not point to the folder of real images"
+    missing = {}
+    if SHARED is None or not Path(SHARED).is_dir():
+        missing["shared_data"] = "UNETPP_SHARED_DATA does not point to the folder of real images"
+    if not find_chromium():
+        missing["browser"] = HELP
     for item in items:
-        if item.get_closest_marker("shared_data"):
-            item.add_marker(pytest.mark.skip(reason=reason))
+        for marker, reason in missing.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=f"not run: {reason}"))
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +37,13 @@ def shared_data() -> Path:
     folder = Path(SHARED).resolve()
     assert folder.is_dir(), f"UNETPP_SHARED_DATA: no such folder: {folder}"
     return folder
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A page of a headless Chromium, one for all tests marked `browser`."""
+    with Browser() as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

@@ -57,6 +57,14 @@ LAYERS = (
                 "cluster",
                 "worker",
                 "tracking",
+                "page",
+                "objects",
+                "facts",
+                "balance",
+                "fingerprint",
+                "advice",
+                "findings",
+                "data_report",
                 "report",
                 "card",
             )
@@ -86,7 +94,7 @@ BESIDE = {
 HOMES = {  # each outside system has one home file, or the few that the file map names
     "albumentations": {"unetpp.augment"},
     "pyarrow": {"unetpp.data"},
-    "PIL": {"unetpp.pictures", "pipelines.report"},
+    "PIL": {"unetpp.pictures", "pipelines.page"},
     "pycocotools": {"pipelines.coco"},
     "boto3": {"pipelines.storage"},
     "botocore": {"pipelines.storage"},

@@ -13,6 +13,8 @@ from pipelines.ingest import ingest
 from pipelines.params import load_params
 from pipelines.prepare import prepare
 
+from .made import make_fingerprint, make_samples
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL = {
     "ingest": {
@@ -79,6 +81,25 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ingest(params.ingest, folder / "raw")
     prepare(params.prepare, folder / "raw", folder / "prepared")
     return folder / "prepared"
+
+
+@pytest.fixture(scope="session")
+def fingerprints() -> dict[str, dict]:
+    """Fingerprints of sets that differ in what is advised to them."""
+    one_size = make_samples(200, size=96, sides=((160, 160),), grey=True)
+    none = make_samples(40, typical_px=1)
+    for column in ("sizes", "prepared_sizes", "classes"):
+        none[column] = none[column] * 0  # text times nothing is no text
+    for column in ("num_objects", "foreground_px", "foreground_share", "prepared_foreground_px"):
+        none[column] = none[column] * 0
+    return {
+        "many sizes": make_fingerprint(make_samples(200)),
+        "one size": make_fingerprint(one_size),
+        "size null": make_fingerprint(make_samples(200, size=None), size=None),
+        "large objects": make_fingerprint(make_samples(60, size=512, typical_px=300, sides=((2048, 2048),)), size=512),
+        "classes": make_fingerprint(make_samples(200, num_classes=4), num_classes=5),
+        "no objects": make_fingerprint(none),
+    }
 
 
 @pytest.fixture

@@ -224,7 +224,8 @@ def run_stage(tmp_path, monkeypatch):
     """The exit code of the command in a folder with raw data in `raw` and the params of the project."""
     (tmp_path / "params.yaml").write_text(PARAMS_FILE.read_text().replace("size: 96 ", "size: 32 "))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["prepare", "--raw", "raw", "--out", "out", "--split", "split.csv"])
+    arguments = ["--raw", "raw", "--out", "out", "--split", "split.csv", "--reports", "reports"]
+    monkeypatch.setattr(sys, "argv", ["prepare", *arguments])
     with pytest.raises(SystemExit) as caught:
         run_command(main)
     return caught.value.code

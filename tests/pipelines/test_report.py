@@ -1,12 +1,13 @@
 """Laws of the report: every depth is there, nothing of a stranger's is code, nothing is fetched."""
 
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
-from pipelines import report
+from pipelines import page, report
+
+from ..pages import Outline
 
 HOSTILE = '<script>alert(1)</script>" onerror="alert(2)'
 RULE = {"tolerance_iou": 0.01, "max_latency_ms": None, "resamples": 2000}
@@ -45,29 +46,6 @@ def page_of(metrics, rule=RULE, dtype=np.uint8, channels=3, side=20, num_classes
     ]
     extremes = {name: {"best": 2, "median": 1, "worst": 0} for name in names}
     return report.build_report(metrics, rows, samples, extremes, "L1", rule, {"Model <x>": "<y>", "Epoch": None})
-
-
-class Outline(HTMLParser):
-    """Tags in order with their attributes; fails on a tag that closes another."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.tags, self.open, self.text = [], [], ""
-        self.feed(page)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img", "br", "link"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
 
 
 def test_the_page_is_well_formed_and_says_what_it_shows():
@@ -125,12 +103,12 @@ def test_any_image_can_be_shown(dtype, channels, side):
 
 def test_floats_are_shown_as_whole_numbers_of_the_same_picture_are():
     pixels = np.random.default_rng(0).integers(0, 2**16, (20, 20, 3)).astype(np.uint16)
-    shown = report._display(pixels)
+    shown = display(pixels)
     for floats in (pixels / np.float32(2**20), pixels.astype(np.float32) * 1e9 - 1e13):
-        assert np.abs(report._display(floats.astype(np.float32)).astype(int) - shown).max() <= 1
+        assert np.abs(display(floats.astype(np.float32)).astype(int) - shown).max() <= 1
     assert shown.min() == 0
     assert shown.max() == 255
-    assert not report._display(np.full((4, 4, 3), -7.5, np.float32)).any()
+    assert not display(np.full((4, 4, 3), -7.5, np.float32)).any()
 
 
 def test_the_limit_of_latency_is_named_where_it_is_set():
@@ -140,6 +118,16 @@ def test_the_limit_of_latency_is_named_where_it_is_set():
 
 def test_the_same_numbers_make_the_same_page():
     assert page_of(metrics_of()) == page_of(metrics_of())
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [360, 1280])
+def test_a_browser_shows_it_without_complaint_and_nothing_sticks_out(browser, tmp_path, width):
+    (tmp_path / "report.html").write_text(page_of(metrics_of()), encoding="utf-8")
+    browser.open(tmp_path / "report.html", width)
+    assert browser.errors == []
+    assert browser.overflowing() == []
+    assert browser.evaluate("[...document.images].every((one) => one.complete && one.naturalWidth > 0)")
 
 
 def test_overlay_tells_found_extra_missed_and_confused_apart():
@@ -169,4 +157,4 @@ def test_the_depth_table_is_aligned_and_marks_the_recommended_depth():
     [(0, "0"), (999, "999"), (33009, "33.0 k"), (9163329, "9.16 M"), (305e6, "305 M"), (1e9, "1.00 G")],
 )
 def test_counts_are_shortened_to_three_digits(number, text):
-    assert report.short(number) == text
+    assert page.short(number) == text

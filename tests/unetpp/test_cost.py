@@ -6,6 +6,7 @@ from torch import nn
 
 from unetpp import cost
 from unetpp.inference import Segmenter
+from unetpp.losses import deep_supervision_loss
 from unetpp.model import NestedUNet
 from unetpp.pruning import prune
 
@@ -93,3 +94,33 @@ def test_throughput_counts_images_not_batches(monkeypatch):
 def test_peak_memory_on_a_gpu_is_the_most_held_at_once():
     example = torch.zeros(1, 1, 512, 512, device="cuda")
     assert cost.measure_peak_memory_mib(Steps(), example) == pytest.approx(4, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("widths", "side_px", "batch", "skips"),
+    [
+        ((8, 16, 32, 64), 96, 4, "dense"),
+        ((32, 64, 128, 256), 64, 2, "dense"),
+        ((16, 32, 64, 128, 256), 64, 2, "short"),
+        ((16, 32, 64), 128, 4, "plain"),
+    ],
+)
+def test_the_model_of_training_memory_is_near_what_torch_counts_and_not_below(widths, side_px, batch, skips):
+    network = NestedUNet(widths, skips=skips, deep_supervision=skips != "plain").to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(network.parameters())
+    image, mask = torch.rand(batch, 3, side_px, side_px), torch.zeros(batch, side_px, side_px, dtype=torch.uint8)
+    image = image.contiguous(memory_format=torch.channels_last)
+
+    class Step(torch.nn.Module):
+        """One step of training, as `measure_peak_memory_mib` runs it."""
+
+        @torch.inference_mode(False)
+        @torch.enable_grad()
+        def forward(self, _):
+            deep_supervision_loss(network(image), mask).mean().backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    held = 3 * 4 * cost.count_parameters(network) / cost.MIB  # weights and moments, which outlive a step
+    measured = cost.measure_peak_memory_mib(Step(), image) + held
+    assert 0.8 < measured / cost.estimate_training_mib(network, batch, side_px) <= 1.02

@@ -1,0 +1,109 @@
+"""What the HTML pages share: templates that escape, charts as inline SVG, pictures as data URIs.
+
+A page is one file: it fetches nothing and runs nothing, and the same data give the same bytes.
+"""
+
+import base64
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+TEMPLATES = Path(__file__).parent / "templates"
+INK = "#010203"  # stands for currentColor, which matplotlib does not know
+ACCENT = "#0072b2"  # Okabe and Ito's blue
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "unetpp",
+    "font.size": 10.5,
+    "font.family": "DejaVu Sans",
+} | dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
+
+
+def render(template: str, **values: Any) -> str:
+    """A page from one of the templates; each value is escaped unless it is `Markup`."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,  # ids and kinds are names of a stranger's files
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["short"] = short
+    return environment.get_template(template).render(**values)
+
+
+def short(number: float) -> str:
+    """A count in three digits: 33009 is '33.0 k'."""
+    for limit, suffix in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= limit:
+            value = number / limit
+            return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f}{suffix}"
+    return f"{number:g}"
+
+
+class Chart:
+    """A chart in the making: draw on `axes`; `svg` is there after the block of `chart`."""
+
+    def __init__(self, axes: Axes):
+        self.axes = axes
+        self.svg = Markup()
+
+
+@contextmanager
+def chart(caption_id: str, size: tuple[float, float] = (5.4, 3.4)) -> Iterator[Chart]:
+    """One pair of axes, afterwards an inline SVG whose ink is the page's own text colour.
+
+    Args:
+        caption_id: id of the element that says what the chart shows, for those who hear the page.
+        size: width and height in inches, which set how large the text is beside it.
+    """
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": caption_id}):
+        figure = Figure(figsize=size, layout="constrained")
+        made = Chart(figure.add_subplot())
+        yield made
+        made.axes.grid(color=INK, alpha=0.12, linewidth=0.6)
+        made.axes.set_axisbelow(True)
+        made.axes.spines[["top", "right"]].set_visible(False)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(?<= id=")|(?<=url\(#)|(?<=href="#)', f"{caption_id}-", svg)  # ids are the whole page's
+    made.svg = Markup(svg.replace("<svg ", f'<svg role="img" aria-labelledby="{caption_id}" ', 1))
+
+
+def display(image: np.ndarray) -> np.ndarray:
+    """(H, W, C) of any channels and range to (H, W, 3) uint8, contrast stretched to the middle 99 %."""
+    channels = image[..., :3] if image.shape[2] >= 3 else image[..., [0, 0, 0]]
+    low, high = np.percentile(channels, [0.5, 99.5])
+    # Less than a grey level is no contrast to show; of floats nothing tells what a level is.
+    least = 1.0 if channels.dtype.kind == "u" else np.finfo(np.float32).tiny
+    stretched = (channels.astype(np.float32) - low) / max(float(high - low), least)
+    return (stretched.clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def outline(mask: np.ndarray) -> np.ndarray:
+    """(H, W) bool: the foreground pixels that touch another value."""
+    padded = np.pad(mask, 1, mode="edge")
+    neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
+    return (mask > 0) & np.any([near != mask for near in neighbours], axis=0)
+
+
+def data_uri(image: np.ndarray, kind: str = "PNG") -> str:
+    """(H, W, 3) uint8 as a picture that the page itself holds: a PNG, or a smaller "JPEG"."""
+    options: dict[str, Any] = {"optimize": True} if kind == "PNG" else {"quality": 88, "subsampling": 0}
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, kind, **options)
+    return f"data:image/{kind.lower()};base64," + base64.b64encode(buffer.getvalue()).decode()
