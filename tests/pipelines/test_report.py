@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pipelines import page, report
+from pipelines.page import display
 
 from ..pages import Outline
 
