@@ -76,7 +76,7 @@ def read_annotations(paths: list[Path], num_classes: int, classes: tuple[str, ..
                 found.problems.append((f"annotation {id}", FileError(path, reason, "list the image or remove it")))
                 continue
             category = annotation.get("category_id")
-            if category not in indices:
+            if not isinstance(category, int | str) or category not in indices:
                 reason = f"found annotation {id} of the category {category}, which is not listed; expected one that is"
                 raise FileError(path, reason, "correct category_id or add the category")
             shapes.setdefault(names[image], []).append(Shape(id, indices[category], annotation.get("segmentation")))

@@ -39,7 +39,8 @@ def read_labels(sample: Sample, image: np.ndarray, num_classes: int, limits: Lim
     _check_swapped(sample, image, limits)
     mask = np.zeros(image.shape[:2], np.uint8)
     if sample.classes is not None:  # a file a class: any value is its class
-        for (_, values), index in zip(_read_files(sample, mask.shape, limits), sample.classes, strict=True):
+        # Not strict: where one file is searched for a fault, the sample comes without the others.
+        for (_, values), index in zip(_read_files(sample, mask.shape, limits), sample.classes, strict=False):
             np.maximum(mask, np.uint8(index if num_classes > 1 else 1), out=mask, where=values > 0)
         return Labels(mask, mask, one_each=False)
     numbers, one_each = mask, len(sample.masks) > 1

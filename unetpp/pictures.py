@@ -137,6 +137,8 @@ def _read_tiff(path: Path, file: BinaryIO, number: int | None, limits: Limits) -
     page = tiff.read_page(file, pages, index)
     _check_pixels(path, page.width, page.height, limits)
     _check_upright(path, page.orientation)
+    if page.missing:
+        raise ValueError(f"{page.missing} strips or tiles are missing")
     facts = {"lossy": page.lossy, "white_is_zero": page.photometric == 0}
     with tiff.FromPage(path, pages, index) as from_page:
         image = _pillow_page(from_page)

@@ -18,6 +18,9 @@ SAMPLES = {1: "uint", 2: "int", 3: "float"}
 # The tags, each with the value that stands for its absence.
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, ORIENTATION, CHANNELS, SAMPLE = 256, 257, 258, 259, 262, 274, 277, 339
 DEFAULTS = {WIDTH: 0, HEIGHT: 0, BITS: 1, COMPRESSION: 1, PHOTOMETRIC: 1, ORIENTATION: 1, CHANNELS: 1, SAMPLE: 1}
+# Strips or tiles: the size of one, and the list of where they are.
+ROWS, STRIPS, TILE_WIDTH, TILE_HEIGHT, TILES, PLANES = 278, 273, 322, 323, 324, 284
+DEFAULTS |= {ROWS: 2**32 - 1, TILE_WIDTH: 0, TILE_HEIGHT: 0, PLANES: 1}
 LOSSY = {6, 7, 33003, 33005, 34712, 50001}  # JPEG, JPEG 2000, WebP
 
 
@@ -33,6 +36,7 @@ class Page:
     photometric: int  # 0 = grey with 0 as white, 1 = grey, 2 = RGB, 3 = palette ...
     orientation: int  # of EXIF: 1 = upright
     lossy: bool  # by its compression
+    missing: int  # strips or tiles that its size needs and that it does not list; a decoder would leave zeros there
 
 
 def is_tiff(start: bytes) -> bool:
@@ -96,8 +100,11 @@ def read_page(file: BinaryIO, pages: Pages, index: int) -> Page:
     table, order, word = pages.table(file, index), pages.order, pages.word
     entry = struct.Struct(f"{order}HH{word}{word}")
     values: dict[int, int] = dict(DEFAULTS)
+    listed = {STRIPS: 0, TILES: 0}
     for at in range(0, len(table), entry.size):
         tag, kind, count, inline = entry.unpack_from(table, at)
+        if tag in listed:
+            listed[tag] = count
         if tag not in values or kind not in TYPES or not count:
             continue
         one = struct.Struct(order + TYPES[kind])
@@ -118,7 +125,17 @@ def read_page(file: BinaryIO, pages: Pages, index: int) -> Page:
         values[PHOTOMETRIC],
         values[ORIENTATION],
         values[COMPRESSION] in LOSSY,
+        max(0, _num_parts(values, bool(listed[TILES])) - max(listed.values())) if any(listed.values()) else 0,
     )
+
+
+def _num_parts(values: dict[int, int], tiled: bool) -> int:
+    """How many strips or tiles a page of this size has."""
+    height, width = values[HEIGHT], values[WIDTH]
+    planes = values[CHANNELS] if values[PLANES] == 2 else 1
+    if not tiled:
+        return planes * -(-height // max(1, values[ROWS]))
+    return planes * -(-height // max(1, values[TILE_HEIGHT])) * -(-width // max(1, values[TILE_WIDTH]))
 
 
 class FromPage(io.FileIO):

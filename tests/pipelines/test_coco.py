@@ -156,6 +156,10 @@ WRONG = {
         coco(annotations=[{"id": 5, "image_id": 7, "category_id": 4, "segmentation": []}]),
         "found annotation 5 of the category 4, which is not listed",
     ),
+    "category of no type": (
+        coco(annotations=[{"id": 5, "image_id": 7, "category_id": [3], "segmentation": []}]),
+        "found annotation 5 of the category [3], which is not listed",
+    ),
     "two names": (coco(categories=[{"id": 3, "name": "a"}, {"id": 3, "name": "b"}]), "found the category 3 as 'a' and"),
     "two ids": (coco(categories=[{"id": 3, "name": "a"}, {"id": 90, "name": "a"}]), "two categories named 'a'"),
 }

@@ -157,6 +157,33 @@ def test_kinds_are_told_by_colour_and_by_the_brightness_of_the_background():
     assert find_kind(np.full((8, 8, 3), (220, 150, 200), np.uint8)) == "tissue"
 
 
+def test_images_of_floats_have_the_kind_of_the_same_picture_in_16_bits():
+    rng = np.random.default_rng(0)
+    dark = rng.integers(0, 3000, (8, 8, 3)).astype(np.uint16)
+    dark[0, 0], dark[0, 1] = 0, 60_000
+    grey = np.repeat(rng.integers(40_000, 60_000, (8, 8, 1)), 3, axis=2).astype(np.uint16)
+    grey[0, 0] = 0
+    for image in (dark, grey, grey * np.array([1, 0.6, 0.9])):
+        kind = find_kind(image.astype(np.uint16))
+        for scaled in (image / 2**16, image * 100.0 - 1e5):
+            assert find_kind(scaled.astype(np.float32)) == kind
+    assert {find_kind(dark), find_kind(grey)} == {"fluorescence", "bright-field"}
+    assert find_kind(np.full((4, 4, 3), 0.7, np.float32)) == "fluorescence"  # nothing tells that it is bright
+
+
+def test_images_of_floats_are_resized_as_floats(raw, tmp_path):
+    for path in list((raw / "images").iterdir()):
+        pixels = np.asarray(Image.open(path).convert("L")).astype(np.float32) / 1000 - 5
+        Image.fromarray(pixels).save(path.with_suffix(".tif"))
+        path.unlink()
+    manifest = prepare(PARAMS, raw, tmp_path / "out")
+    assert manifest["quarantined"] == 0
+    image, _ = Split(tmp_path / "out/train.arrow")[0]
+    assert (image.dtype, image.shape) == (np.float32, (32, 32, 3))
+    assert -5 <= image.min() < image.max() <= -4.745
+    assert len(np.unique(image)) > 100
+
+
 def test_one_file_a_nucleus_is_merged_into_their_union(tmp_path):
     rng = np.random.default_rng(0)
     image = rng.integers(0, 255, (16, 16, 3), np.uint8)

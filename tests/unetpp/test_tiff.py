@@ -4,7 +4,10 @@ import struct
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from unetpp.errors import FileError
+from unetpp.images import decode_image
 from unetpp.tiff import find_pages, read_page
 
 from .tiffs import write_tiff
@@ -30,6 +33,28 @@ def test_each_page_declares_its_size_and_type_in_any_byte_order(tmp_path, order,
     ]
     assert {f"{page.sample}{page.bits}" for page in found} == {kind}
     assert {(page.orientation, page.lossy) for page in found} == {(1, False)}
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_page_that_lists_fewer_parts_than_its_size_needs_tells_how_many_are_missing(tmp_path, mode):
+    """Pillow would leave their pixels black without a word."""
+    picture = Image.fromarray(np.full((600, 500, 3), 7, np.uint8)).convert(mode)
+    picture.save(tmp_path / "a.tif", tiffinfo={278: 50})
+    (page,) = pages_of(tmp_path / "a.tif")
+    assert page.missing == 0
+    lies = write_tiff(tmp_path / "b.tif", np.zeros((5, 7), np.uint8), tags={257: 12, 278: 5})
+    assert pages_of(lies)[0].missing == 2
+    with pytest.raises(FileError, match=r"b\.tif: found a broken file \(2 strips or tiles are missing\)"):
+        decode_image(lies, 1)
+    assert write_tiled(tmp_path / "d.tif", 16, {256: 40, 257: 20}).missing == 5
+
+
+def write_tiled(path, side, tags):
+    """One tile; its list is what a strip's is, under another tag."""
+    content = write_tiff(path, np.zeros((side, side), np.uint8), tags={322: side, 323: side, **tags}).read_bytes()
+    # 324 in place of 273, and the table sorted or not: readers of these headers do not mind.
+    path.write_bytes(content.replace(struct.pack("<HH", 273, 4), struct.pack("<HH", 324, 4)))
+    return pages_of(path)[0]
 
 
 def test_pages_that_run_in_circles_are_refused(tmp_path):
