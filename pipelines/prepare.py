@@ -96,7 +96,7 @@ def load_sample(sample: Sample, params: Prepare) -> Loaded:
     image = decode_image(sample.image, channels=3)
     kind = find_kind(image)
     mask = numbers = np.zeros(image.shape[:2], np.uint8)
-    one_file_each = len(sample.masks) > 1 and params.num_classes == 1
+    one_each = len(sample.masks) > 1
     for number, path in enumerate(sample.masks, start=1):
         values = decode_mask(path)
         if values.shape != mask.shape:
@@ -107,7 +107,6 @@ def load_sample(sample: Sample, params: Prepare) -> Loaded:
             )
         if params.num_classes == 1:
             mask = mask | (values > 0).astype(np.uint8)
-            numbers = np.where(values > 0, np.uint16(number), numbers) if one_file_each else values
         elif values.max() >= params.num_classes:
             raise UserError(
                 f"{path}: found the mask value {values.max()}; expected 0 to {params.num_classes - 1}: "
@@ -115,10 +114,11 @@ def load_sample(sample: Sample, params: Prepare) -> Loaded:
             )
         else:
             mask = np.maximum(mask, values.astype(np.uint8))
+        numbers = np.where(values > 0, np.uint16(number), numbers) if one_each else values
     seen, small = convert(image, params.channels), mask
     if params.size is not None:
         seen, small = resize(seen, mask, params.size, params.num_classes)
-    facts = describe(read_header(sample.image), image, numbers, mask, small, one_file_each)
+    facts = describe(read_header(sample.image), image, numbers, mask, small, one_each)
     return Loaded(kind, seen, small, facts)
 
 

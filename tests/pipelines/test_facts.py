@@ -18,7 +18,7 @@ HEADER = Header("PNG", "L", 8, 1)
 
 def facts_of(image, mask=None, prepared=None):
     mask = np.zeros(image.shape[:2], np.uint8) if mask is None else mask
-    return describe(HEADER, image, mask, mask, mask if prepared is None else prepared, one_file_each=False)
+    return describe(HEADER, image, mask, mask, mask if prepared is None else prepared, one_each=False)
 
 
 @pytest.mark.parametrize(("kind", "limit"), [(np.uint8, 256), (np.uint16, 4096), (np.float32, 1000)])

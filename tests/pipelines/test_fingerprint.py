@@ -162,9 +162,10 @@ def test_broken_files_are_counted_by_reason_whatever_their_names_and_numbers():
         "g": "found no image but a file that begins with b'text'; expected a whole PNG",
     }
     rows = [{"id": id, "file": f"images/{id}.png", "reason": reason} for id, reason in reasons.items()]
-    rows.append({"id": "a", "file": "masks/a.png", "reason": "found an empty file (0 bytes); expected a whole PNG"})
+    empty = {"reason": "found an empty file (0 bytes); expected a whole PNG", "fix": "fetch it again"}
+    rows.append({"id": "a", "file": "masks/a.png"} | empty)
     found = make_fingerprint(make_samples(20), quarantined=rows)["quarantine"]
     assert (found["num_files"], found["num_samples"]) == (8, 7)
     assert [one["num_files"] for one in found["reasons"]] == [3, 2, 2, 1]
     assert found["reasons"][0]["files"] == ["images/c.png", "images/d.png", "images/e.png"]
-    assert found["reasons"][-1]["example"] == "found an empty file (0 bytes); expected a whole PNG"
+    assert found["reasons"][-1]["example"] == "found an empty file (0 bytes); expected a whole PNG: fetch it again"
