@@ -131,7 +131,8 @@ def _intensity(samples: Samples) -> list[dict]:
 def _objects(samples: Samples) -> dict:
     """Sizes are pooled over all objects, at the size of the files ("stored") and at what the network sees."""
     result: dict = {
-        "counted_by": dict(sorted(Counter(samples["objects_by"][samples["num_objects"] > 0]).items())),
+        # A single object is one however it is told.
+        "counted_by": dict(sorted(Counter(samples["objects_by"][samples["num_objects"] > 1]).items())),
         "per_image": _spread(samples["num_objects"]),
         "shrunk": rounded(np.median(samples["scale"])) if len(samples["scale"]) else 1.0,
     }

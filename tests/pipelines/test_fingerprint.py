@@ -139,6 +139,15 @@ def test_small_objects_are_a_warning_with_the_depth_that_they_suggest(fingerprin
     assert not any("2^4" in line for line in fingerprints["large objects"]["findings"]["warnings"])
 
 
+def test_objects_told_apart_in_two_ways_are_noted_unless_they_stand_alone():
+    samples = make_samples(30)
+    samples["objects_by"][:2] = "components"
+    note = "Objects were told apart in more than one way"
+    assert any(line.startswith(note) for line in make_fingerprint(samples)["findings"]["notes"])
+    samples["num_objects"][:2] = 1
+    assert not any(line.startswith(note) for line in make_fingerprint(samples)["findings"]["notes"])
+
+
 def test_near_duplicates_are_listed_the_most_alike_first_and_those_across_splits_are_a_warning():
     samples = make_samples(40)
     ids = [samples["id"][samples["split"] == name][:3] for name in ("train", "test")]
