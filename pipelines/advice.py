@@ -18,6 +18,7 @@ LEAST_CELLS = 4  # a side of the deepest level has at least so many pixels, as i
 PAPER_WIDTH = 32  # of level 0 in the UNet++ paper; each level doubles it
 LARGE_PX = 512  # images of a longer side are trained on by crops
 UNLIKE = 1.5  # sides or shapes that differ by more are not resized to one square
+RARE = 0.05  # share of the pixels
 MEMORY_GIB = (8, 16, 24, 80)
 MAX_BATCH = 32
 TOP = 1024  # no larger batch is looked for
@@ -93,7 +94,7 @@ def advise(fingerprint: dict) -> dict:
         {int(bin): count for bin, count in objects[name]["sizes"].items()} for name in ("prepared", "stored")
     )
     depth = own_depth = None
-    suggestions = [*_size(fingerprint), *_channels(fingerprint)]
+    suggestions = [*_size(fingerprint), *_channels(fingerprint), *_balance(fingerprint)]
     if sizes:
         depth = suggest_depth(sizes, side_px)
         own_depth = suggest_depth(stored, crop_px(fingerprint["images"], objects["stored"]))
@@ -136,6 +137,25 @@ def _channels(fingerprint: dict) -> list[Suggestion]:
         reason = f"All {num} images are grey, whatever the mode of their files: one channel says the same."
         return [Suggestion("Channels", ("prepare.channels=1",), reason)]
     return []
+
+
+def _balance(fingerprint: dict) -> list[Suggestion]:
+    """Weights where a class is rare, and crops that find foreground where they would mostly miss it."""
+    found = []
+    present = [row for row in fingerprint["classes"] if row["pixels"]]
+    rarest = min(present, key=lambda row: row["share"])
+    if len(present) > 1 and rarest["share"] < RARE:
+        reason = (
+            f"Class {rarest['class']} has {rarest['share']:.2%} of the pixels; balanced, each class counts the same."
+        )
+        found.append(Suggestion("Class weights", ("train.class_weights=balanced",), reason))
+    share = fingerprint["splits"]["all"]["foreground_share"]
+    if fingerprint["prepared"]["size"] is None and 0 < share < RARE:
+        reason = f"{share:.2%} of the pixels are foreground: a third of the crops are made to contain some."
+        crop = crop_px(fingerprint["images"], fingerprint["objects"]["stored"])
+        changes = (f"train.crop_px={crop}", "train.foreground_crops=0.33")
+        found.append(Suggestion("Crops with foreground", changes, reason))
+    return found
 
 
 def _widths(depth: int, sizes: Mapping[int, int], side_px: int) -> Suggestion:

@@ -17,20 +17,20 @@ TEXT = ("id", "split", "kind", "format", "mode", "objects_by", "classes", "sizes
 
 
 def describe(
-    header: Header, image: np.ndarray, numbers: np.ndarray, mask: np.ndarray, prepared: np.ndarray, one_file_each: bool
+    header: Header, image: np.ndarray, numbers: np.ndarray, mask: np.ndarray, prepared: np.ndarray, one_each: bool
 ) -> dict[str, str | int | float]:
     """The facts of a sample, one row of samples.csv but for id, split and kind.
 
     Args:
         header: of the image's file.
         image: (H, W, 3) as decoded, before any resizing.
-        numbers: (H, W) integers: the mask as stored; with one file an object, the number of that file.
+        numbers: (H, W) integers: the mask as stored; or a number for each object that came alone.
         mask: (H, W) uint8 class indices at the size of the image.
         prepared: the mask as it is prepared, which may be smaller.
-        one_file_each: each object came as a file of its own.
+        one_each: each object came as a file or shape of its own.
     """
     height, width = mask.shape
-    areas, counted_by = find_objects(numbers, mask, one_file_each)
+    areas, counted_by = find_objects(numbers, mask, one_each)
     diameters = diameters_px(areas)
     scale = float(np.sqrt(prepared.size / mask.size))
     low, p1, median, p99, high = _intensity(image, (0, 0.01, 0.5, 0.99, 1))

@@ -27,7 +27,7 @@ def summarise(samples: Samples, manifest: dict, duplicates: list[dict], quaranti
         samples: as `facts.read_samples` returns them.
         manifest: of the prepared data.
         duplicates: rows of duplicates.csv (id, other, distance, correlation).
-        quarantined: rows of quarantine.csv (id, file, reason).
+        quarantined: rows of quarantine.csv (id, file, reason, fix).
     """
     within = {split: samples["split"] == split for split in SPLITS}
     within["all"] = np.ones(len(samples["id"]), bool)
@@ -131,7 +131,8 @@ def _intensity(samples: Samples) -> list[dict]:
 def _objects(samples: Samples) -> dict:
     """Sizes are pooled over all objects, at the size of the files ("stored") and at what the network sees."""
     result: dict = {
-        "counted_by": dict(sorted(Counter(samples["objects_by"][samples["num_objects"] > 0]).items())),
+        # A single object is one however it is told.
+        "counted_by": dict(sorted(Counter(samples["objects_by"][samples["num_objects"] > 1]).items())),
         "per_image": _spread(samples["num_objects"]),
         "shrunk": rounded(np.median(samples["scale"])) if len(samples["scale"]) else 1.0,
     }
@@ -221,7 +222,8 @@ def _quarantine(rows: list[dict]) -> dict:
     reasons = []
     for reason, group in groupby(ordered, reason_of):
         same = list(group)
+        example = ": ".join(filter(None, (same[0]["reason"], same[0].get("fix"))))
         files = [row["file"] for row in same[:LISTED]]
-        reasons.append({"reason": reason, "num_files": len(same), "example": same[0]["reason"], "files": files})
+        reasons.append({"reason": reason, "num_files": len(same), "example": example, "files": files})
     reasons.sort(key=lambda one: (-one["num_files"], one["reason"]))
     return {"num_files": len(rows), "num_samples": len({row["id"] for row in rows}), "reasons": reasons[: 2 * SHOWN]}

@@ -18,19 +18,19 @@ MANY = 2**20
 EXACT = 2**24  # OpenCV counts in float32
 
 
-def find_objects(numbers: np.ndarray, mask: np.ndarray, one_file_each: bool) -> tuple[np.ndarray, str]:
+def find_objects(numbers: np.ndarray, mask: np.ndarray, one_each: bool) -> tuple[np.ndarray, str]:
     """Areas of the objects in px, and how they were told apart.
 
-    "files": one an object. "values": the mask numbers them. "components": pixels of one class that touch,
-    where the mask has one value a class, or values that number no objects, as on a smoothed edge.
+    "each": a file or shape is one, of whatever class. "values": the mask numbers them. "components": pixels of one
+    class that touch, where the mask has one value a class, or values that number no objects, as on a smoothed edge.
     """
-    if mask.max(initial=0) <= 1:
+    if one_each or mask.max(initial=0) <= 1:
         if numbers.max(initial=0) > MANY:  # numbers that a histogram would hold too many zeros for
             numbers = np.unique(numbers, return_inverse=True)[1].reshape(numbers.shape) + int(numbers.min() > 0)
         counts = histogram(numbers)
         present = np.flatnonzero(counts[1:]) + 1
-        if one_file_each:
-            return counts[present], "files"
+        if one_each:
+            return counts[present], "each"
         ends = np.ones(numbers.shape, bool)
         ends[:, :-1] = numbers[:, 1:] != numbers[:, :-1]
         runs = np.bincount(numbers[ends], minlength=len(counts))

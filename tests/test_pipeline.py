@@ -127,7 +127,9 @@ def test_data_and_models_go_to_an_s3_remote_and_come_back(clone, moto):
 
 
 def test_metrics_and_plots_are_dvcs(clone):
-    assert "iou_image" in clone.run("dvc", "metrics", "show")
+    shown = clone.run("dvc", "metrics", "show")
+    assert "iou_image" in shown
+    assert "suggested_depth" in shown
     clone.run("dvc", "plots", "show", "--out", "dvc_plots")
     page = (clone.folder / "dvc_plots/index.html").read_text()
     assert "val_iou" in page

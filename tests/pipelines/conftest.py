@@ -97,6 +97,7 @@ def fingerprints() -> dict[str, dict]:
         "one size": make_fingerprint(one_size),
         "size null": make_fingerprint(make_samples(200, size=None), size=None),
         "large objects": make_fingerprint(make_samples(60, size=512, typical_px=300, sides=((2048, 2048),)), size=512),
+        "rare and small": make_fingerprint(make_samples(60, size=None, typical_px=4, sides=((1024, 1024),)), size=None),
         "classes": make_fingerprint(make_samples(200, num_classes=4), num_classes=5),
         "no objects": make_fingerprint(none),
     }

@@ -196,7 +196,9 @@ def small(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", ["many sizes", "one size", "size null", "large objects", "classes", "no objects"])
+@pytest.mark.parametrize(
+    "name", ["many sizes", "one size", "size null", "large objects", "rare and small", "classes", "no objects"]
+)
 def test_a_page_is_made_of_any_fingerprint(fingerprints, small, name):
     page = build_page(fingerprints[name], small)
     assert Outline(page).open == []
@@ -228,6 +230,20 @@ def test_an_outline_encloses_what_it_is_the_outline_of():
     noise = rng.random((20, 30)) > 0.5
     length = sum(int(run) for run in re.findall(r"[hv](\d+)", outline_path(noise)))
     assert length == np.sum(noise[1:] != noise[:-1]) + np.sum(noise[:, 1:] != noise[:, :-1])
+
+
+def test_the_command_writes_page_and_metrics_and_prints_the_warnings(hostile, tmp_path, monkeypatch, capsys):
+    from pipelines import prepare as stage
+
+    (tmp_path / "params.yaml").write_text((REPOSITORY / "params.yaml").read_text().replace("size: 96 ", "size: 32 "))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["prepare", "--raw", str(hostile / "raw"), "--out", "out", "--reports", "a/b"])
+    stage.main()
+    fingerprint = json.loads((tmp_path / "out/fingerprint.json").read_text())
+    printed = capsys.readouterr().out
+    for warning in fingerprint["findings"]["warnings"]:
+        assert warning in printed
+    assert sorted(path.name for path in (tmp_path / "a/b").iterdir()) == ["data.html", "data.json"]
 
 
 def test_too_many_broken_files_make_no_page(tmp_path, monkeypatch):

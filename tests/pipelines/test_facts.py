@@ -5,20 +5,22 @@ import pytest
 from PIL import Image
 
 from pipelines.facts import describe, read_samples, write_samples
-from pipelines.layouts import Sample
+from pipelines.ingest import ingest
+from pipelines.layouts import Sample, find_samples
 from pipelines.params import load_params
 from pipelines.prepare import load_sample
 from unetpp.images import Header, decode_image, read_header
 
 from ..conftest import REPOSITORY
 
-PARAMS = load_params(REPOSITORY / "params.yaml").prepare
+ALL = load_params(REPOSITORY / "params.yaml")
+PARAMS = ALL.prepare
 HEADER = Header("PNG", "L", 8, 1)
 
 
 def facts_of(image, mask=None, prepared=None):
     mask = np.zeros(image.shape[:2], np.uint8) if mask is None else mask
-    return describe(HEADER, image, mask, mask, mask if prepared is None else prepared, one_file_each=False)
+    return describe(HEADER, image, mask, mask, mask if prepared is None else prepared, one_each=False)
 
 
 @pytest.mark.parametrize(("kind", "limit"), [(np.uint8, 256), (np.uint16, 4096), (np.float32, 1000)])
@@ -107,3 +109,23 @@ def test_samples_csv_gives_back_what_was_written(tmp_path):
     assert samples["id"].tolist() == ids
     for name, value in facts.items():
         assert samples[name].tolist() == [value] * len(ids), name
+
+
+@pytest.mark.shared_data
+def test_real_objects_are_as_many_as_there_are_files_or_numbers(shared_data, tmp_path):
+    """The same images twice: a file a nucleus, and numbered masks with some labels corrected."""
+    archive = {"kind": "zip", "location": str(shared_data / "bbbc038_sample.zip")}
+    ingest(ALL.ingest.model_copy(update=archive), tmp_path / "raw")
+    samples, _ = find_samples(tmp_path / "raw")
+    assert len(samples) == 31
+    for sample in samples[::3]:
+        facts = load_sample(sample, PARAMS).facts
+        assert (facts["objects_by"], facts["num_objects"], facts["mode"]) == ("each", len(sample.masks), "RGBA")
+        folder, file = shared_data / "dsb2018", f"{sample.id[:16]}.png"
+        numbered = load_sample(Sample("s", folder / "images" / file, (folder / "masks" / file,)), PARAMS).facts
+        values = np.unique(np.asarray(Image.open(folder / "masks" / file)))
+        assert (numbered["objects_by"], numbered["num_objects"]) == ("values", len(values) - 1)
+        assert numbered["object_px_median"] == pytest.approx(facts["object_px_median"], rel=0.15)
+        assert [numbered[name] for name in ("low", "p1", "median", "p99", "high")] == [
+            facts[name] for name in ("low", "p1", "median", "p99", "high")
+        ]

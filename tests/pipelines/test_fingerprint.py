@@ -139,6 +139,15 @@ def test_small_objects_are_a_warning_with_the_depth_that_they_suggest(fingerprin
     assert not any("2^4" in line for line in fingerprints["large objects"]["findings"]["warnings"])
 
 
+def test_objects_told_apart_in_two_ways_are_noted_unless_they_stand_alone():
+    samples = make_samples(30)
+    samples["objects_by"][:2] = "components"
+    note = "Objects were told apart in more than one way"
+    assert any(line.startswith(note) for line in make_fingerprint(samples)["findings"]["notes"])
+    samples["num_objects"][:2] = 1
+    assert not any(line.startswith(note) for line in make_fingerprint(samples)["findings"]["notes"])
+
+
 def test_near_duplicates_are_listed_the_most_alike_first_and_those_across_splits_are_a_warning():
     samples = make_samples(40)
     ids = [samples["id"][samples["split"] == name][:3] for name in ("train", "test")]
@@ -162,9 +171,10 @@ def test_broken_files_are_counted_by_reason_whatever_their_names_and_numbers():
         "g": "found no image but a file that begins with b'text'; expected a whole PNG",
     }
     rows = [{"id": id, "file": f"images/{id}.png", "reason": reason} for id, reason in reasons.items()]
-    rows.append({"id": "a", "file": "masks/a.png", "reason": "found an empty file (0 bytes); expected a whole PNG"})
+    empty = {"reason": "found an empty file (0 bytes); expected a whole PNG", "fix": "fetch it again"}
+    rows.append({"id": "a", "file": "masks/a.png"} | empty)
     found = make_fingerprint(make_samples(20), quarantined=rows)["quarantine"]
     assert (found["num_files"], found["num_samples"]) == (8, 7)
     assert [one["num_files"] for one in found["reasons"]] == [3, 2, 2, 1]
     assert found["reasons"][0]["files"] == ["images/c.png", "images/d.png", "images/e.png"]
-    assert found["reasons"][-1]["example"] == "found an empty file (0 bytes); expected a whole PNG"
+    assert found["reasons"][-1]["example"] == "found an empty file (0 bytes); expected a whole PNG: fetch it again"

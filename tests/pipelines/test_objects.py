@@ -32,9 +32,9 @@ def discs() -> np.ndarray:
     return numbers
 
 
-def found(numbers, mask=None, one_file_each=False):
+def found(numbers, mask=None, one_each=False):
     mask = (numbers > 0).astype(np.uint8) if mask is None else mask
-    areas, way = find_objects(numbers, mask, one_file_each)
+    areas, way = find_objects(numbers, mask, one_each)
     return sorted(diameters_px(areas)), way
 
 
@@ -50,7 +50,7 @@ def test_large_numbers_count_as_small_ones_do():
     large = np.where(numbers > 0, numbers + 2**30, 0).astype(np.int32)
     assert found(large) == found(numbers)
     everywhere = np.where(numbers > 0, numbers, 5) + 2**30  # no background left
-    areas, _ = find_objects(everywhere, np.ones(numbers.shape, np.uint8), one_file_each=False)
+    areas, _ = find_objects(everywhere, np.ones(numbers.shape, np.uint8), one_each=False)
     assert len(areas) == 5
 
 
@@ -72,9 +72,11 @@ def test_the_values_of_a_smoothed_edge_number_no_objects():
 
 
 def test_files_are_objects_even_where_they_touch():
-    sizes, way = found(discs(), one_file_each=True)
-    assert way == "files"
+    sizes, way = found(discs(), one_each=True)
+    assert way == "each"
     assert sizes == pytest.approx(DIAMETERS, abs=0.6)
+    classes = np.where(discs() > 2, 2, discs() > 0).astype(np.uint8)
+    assert found(discs(), classes, one_each=True) == (sizes, way)
 
 
 def test_classes_are_told_apart_and_their_values_number_nothing():
@@ -85,8 +87,8 @@ def test_classes_are_told_apart_and_their_values_number_nothing():
 
 
 def test_an_empty_mask_has_no_objects():
-    for one_file_each in (False, True):
-        sizes, _ = found(np.zeros((8, 8), np.uint8), one_file_each=one_file_each)
+    for one_each in (False, True):
+        sizes, _ = found(np.zeros((8, 8), np.uint8), one_each=one_each)
         assert sizes == []
 
 
