@@ -464,6 +464,27 @@ def test_the_command_writes_split_csv_twice_the_same_and_nothing_to_the_error_st
     assert (tmp_path / "reports/split.csv").read_bytes() == (tmp_path / "out/split.csv").read_bytes()
 
 
+def test_a_full_disk_is_named_and_the_old_output_stays(raw, tmp_path):
+    """The limit of a file's size stands for the disk."""
+    (tmp_path / "params.yaml").write_text(PARAMS_FILE.read_text().replace("size: 96 ", "size: 32 "))
+    prepare(PARAMS, raw, tmp_path / "out")
+    before = hashes(tmp_path / "out")
+    code = (
+        "import resource, sys\n"
+        "from pipelines import prepare, stage\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "sys.argv[1:] = ['--raw', 'raw', '--out', 'out', '--split', 'split.csv']\n"
+        "stage.run_command(prepare.main)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(PARAMS_FILE.parent)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "the disk or quota is full, or the file too large for it (File too large" in done.stderr
+    assert hashes(tmp_path / "out") == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "params.yaml", "raw"]
+
+
 @pytest.mark.shared_data
 def test_real_images_have_the_kinds_that_one_sees(shared_data, tmp_path):
     """A twelfth of the set, in which the stained images are those kept as RGB."""
