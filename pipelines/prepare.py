@@ -33,6 +33,8 @@ from unetpp.images import convert, decode_image, decode_mask
 # brightest fluorescence one 0.2; the palest stain has a mean chroma of 0.047, and grey images have 0.
 DARK = 0.35
 COLOURED = 0.03
+# A group of near-duplicates with so many images, and such a share of all, is told.
+LARGE_GROUP, LARGE_SHARE = 10, 0.1
 
 
 def find_kind(image: np.ndarray) -> str:
@@ -132,19 +134,18 @@ def prepare(params: Prepare, raw: Path, out: Path) -> dict:
         raise UserError(f"{raw}: found no manifest.json; expected what stage ingest writes: run `dvc repro ingest`")
     samples, problems = find_samples(raw)
     groups = find_groups(samples, params.groups)
-    looks, kinds = Looks(len(samples)), {}
     with replacing(out) as partial, disk_errors(out.parent):
         partial.mkdir()
+        looks, kinds = Looks(len(samples), partial), {}
         with Spool(partial / "spool") as spool:
             for index, loaded in _load_all(samples, params, raw, problems):
                 spool.put(index, loaded.image, loaded.mask)
                 looks[index], kinds[index] = loaded.look, loaded.kind
             _check_quarantine(problems, len(kinds), params.max_quarantined, raw)
             kinds = dict(sorted(kinds.items()))  # processes answer in no order
-            near = params.near_duplicates
-            duplicates = find_duplicates(looks, near.distance, near.correlation) if near else []
-            volumes = _same_volume(samples)
+            duplicates, volumes = _find_duplicates(samples, looks, params), _same_volume(samples)
             members = join(groups, [*((one, other) for one, other, *_ in duplicates), *volumes])
+            _tell_large_groups([members[index] for index in kinds])
             places = dict(zip(kinds, place([members[index] for index in kinds], params), strict=True))
             _check_balance(kinds, members, places, params)
             foreground_share = _write_splits(partial, samples, kinds, places, spool)
@@ -238,6 +239,27 @@ def _problem(sample: Sample, error: UserError, raw: Path) -> Problem:
     message = str(error)
     file = next(path for path in (sample.image, *sample.masks) if message.startswith(f"{path}: "))
     return Problem(sample.id, file.relative_to(raw).as_posix(), message.removeprefix(f"{file}: "))
+
+
+def _find_duplicates(samples: list[Sample], looks: Looks, params: Prepare) -> list[tuple[int, int, int, float]]:
+    """As `find_duplicates`, without the slices of one volume, of which neighbours are always alike."""
+    near = params.near_duplicates
+    found = find_duplicates(looks, near.distance, near.correlation) if near else []
+    return [pair for pair in found if not samples[pair[0]].group or samples[pair[0]].group != samples[pair[1]].group]
+
+
+def _tell_large_groups(members: list[list[str]]) -> None:
+    """A joined group that holds much of the set is seldom one picture, and moves with its highest member."""
+    joined = Counter(tuple(names) for names in members if len(names) > 1)
+    if not joined:
+        return
+    largest, number = joined.most_common(1)[0]
+    if number >= LARGE_GROUP and number > LARGE_SHARE * len(members):
+        print(
+            f"warning: near-duplicates join {number} of {len(members)} images in one group, {largest[0]} among them: "
+            "look at duplicates.csv; raise prepare.near_duplicates.correlation if they are no duplicates, or name what "
+            "belongs together by prepare.groups"
+        )
 
 
 def _same_volume(samples: Sequence[Sample]) -> list[tuple[int, int]]:

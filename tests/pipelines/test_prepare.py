@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -17,7 +18,7 @@ from PIL import Image
 
 from pipelines.files import sha256
 from pipelines.ingest import ingest
-from pipelines.layouts import Sample
+from pipelines.layouts import Sample, find_samples
 from pipelines.params import load_params
 from pipelines.prepare import _load, find_kind, load_sample, main, prepare, resize
 from pipelines.splits import SPLITS, find_split, place, position
@@ -430,6 +431,36 @@ def test_a_group_by_pattern_stays_together(made, tmp_path):
     for id, row in places(tmp_path / "out").items():
         assert row["group"] == id[10]
         assert row["split"] == splits(salt)[int(id[10])]
+
+
+def test_slices_of_a_volume_stay_together_whatever_the_groups_say(raw, tmp_path, monkeypatch):
+    """Neighbours are alike, which is no news."""
+    for number in range(1, 12):
+        copy_as(raw, "nuclei_00000", f"nuclei_{number:05}")
+    samples, problems = find_samples(raw)
+    samples = [replace(sample, group="v" if sample.id < "nuclei_00012" else None) for sample in samples]
+    monkeypatch.setattr("pipelines.prepare.find_samples", lambda raw: (samples, problems))
+    for pattern in (None, r"(\d+)$"):
+        groups = PARAMS.groups.model_copy(update={"pattern": pattern})
+        prepare(PARAMS.model_copy(update={"groups": groups}), raw, tmp_path / "out")
+        found = places(tmp_path / "out")
+        volume = {(row["group"], row["split"]) for id, row in found.items() if id < "nuclei_00012"}
+        assert len(volume) == 1
+        assert len({row["group"] for row in found.values()}) == 13
+        assert read_csv(tmp_path / "out/duplicates.csv") == []
+    monkeypatch.setattr("pipelines.prepare.place", by_number)
+    monkeypatch.setattr("pipelines.prepare.Looks.same_pixels", lambda looks: [])
+    with pytest.raises(UserError, match=r"nuclei_00000 in \w+ and nuclei_000\d\d in \w+ are slices of one volume"):
+        prepare(PARAMS.model_copy(update={"groups": groups}), raw, tmp_path / "out")
+
+
+def test_a_group_of_near_duplicates_that_holds_much_of_the_set_is_told(made, raw, tmp_path, capsys):
+    prepare(PARAMS, made, tmp_path / "out")
+    assert "near-duplicates join" not in capsys.readouterr().out
+    for number in range(1, 12):
+        copy_as(raw, "nuclei_00000", f"nuclei_{number:05}", lambda image, number=number: np.rot90(image, number))
+    prepare(PARAMS, raw, tmp_path / "out")
+    assert "warning: near-duplicates join 12 of 24 images in one group, nuclei_00000 among" in capsys.readouterr().out
 
 
 def test_folds_divide_what_is_not_test(made, tmp_path):
