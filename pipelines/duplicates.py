@@ -1,8 +1,9 @@
 """Near-duplicates: the same picture under two names, turned, mirrored, dimmed, rescaled or packed again.
 
 Two steps. A perceptual hash of 64 bits finds pairs that may be alike, among 100,000 images in seconds; then the
-correlation of two small pictures decides. Both see the picture without its mean, its contrast and its slow shading,
-so dim images are not alike because they are dark, nor empty fields because one lamp lit them.
+correlation of two small pictures decides. Both see the picture without its slow shading and with its contrast evened
+out: dim images are not alike because they are dark, nor empty fields because one lamp lit them, nor eyes because of the
+round stop of the camera, nor cells because each is cut out with itself in the middle.
 
 The hash is the usual one (32x32 pixels, DCT, the 8x8 lowest frequencies above their median), as the library ImageHash
 has it. It is not used: it takes pictures of 8 bits, in which a dim image of 16 bits is black, and would bring
@@ -13,6 +14,7 @@ from the same DCT: mirroring changes the sign of its odd coefficients, and turni
 import hashlib
 from collections.abc import Iterator
 from itertools import combinations
+from pathlib import Path
 from typing import NamedTuple
 
 import cv2
@@ -20,9 +22,11 @@ import numpy as np
 
 from pipelines.splits import Joined
 
-SIDE = 32  # px of the small picture
-BLUR = SIDE / 8  # px: what is smoother is shading
-FREQUENCIES = 8
+SIDE = 64  # px of the small picture
+BLUR = 3  # px: what is smoother is shading
+# The contrast around a pixel is evened out as far as it is above this many times the contrast of the whole.
+EVENED = 2
+HASH_SIDE, FREQUENCIES = 32, 8
 BANDS, BAND_BITS = 4, 16
 # A picture whose small one varies by less than this share of its brightness is blank: no picture at all.
 BLANK = 1e-5
@@ -51,19 +55,25 @@ def look_at(image: np.ndarray) -> Look:
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)  # (H, W); means of 8 bits would lose dim images
     small = cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
     brightness = abs(float(small.mean()))
-    small = small - cv2.GaussianBlur(small, (0, 0), BLUR, borderType=cv2.BORDER_REFLECT)
-    small -= small.mean()
+    small = small - _blur(small)
     if small.std() <= BLANK * brightness:
         return Look(np.zeros(8, np.uint64), np.zeros(SIDE**2, np.int8), b"")
+    small = small / (np.sqrt(_blur(small**2)) + EVENED * small.std())
+    small -= small.mean()
     small = np.rint(small * (127 / np.abs(small).max())).astype(np.int8)
     digest = hashlib.sha256(f"{image.shape} {image.dtype}".encode())
     digest.update(np.ascontiguousarray(image).data)
     return Look(hash_turned(small), small.ravel(), digest.digest()[:16])
 
 
+def _blur(picture: np.ndarray) -> np.ndarray:
+    return cv2.GaussianBlur(picture, (0, 0), BLUR, borderType=cv2.BORDER_REFLECT)
+
+
 def hash_turned(small: np.ndarray) -> np.ndarray:
-    """(8,) uint64: the perceptual hashes of a small picture (SIDE, SIDE) and of its flips and turns."""
-    low = cv2.dct(small.astype(np.float32))[:FREQUENCIES, :FREQUENCIES]
+    """(8,) uint64: the perceptual hashes of a small picture (H, W) and of its flips and turns."""
+    small = cv2.resize(small.astype(np.float32), (HASH_SIDE, HASH_SIDE), interpolation=cv2.INTER_AREA)
+    low = cv2.dct(small)[:FREQUENCIES, :FREQUENCIES]
     low[0] *= 2**0.5  # OpenCV's DCT is orthonormal, ImageHash's is not
     low[:, 0] *= 2**0.5
     sign = (-1.0) ** np.arange(FREQUENCIES)
@@ -78,12 +88,21 @@ def hash_turned(small: np.ndarray) -> np.ndarray:
 
 
 class Looks:
-    """The looks of n samples in 1.1 KB each: `looks[index] = look`."""
+    """The looks of n samples: `looks[index] = look`. Of the 4 KB of each nearly all lies in a file in `folder`.
 
-    def __init__(self, n: int):
+    Raises:
+        OSError: the disk is full.
+    """
+
+    def __init__(self, n: int, folder: Path):
         self.hashes = np.zeros((n, 8), np.uint64)
-        self.small = np.zeros((n, SIDE**2), np.int8)
         self.digests = [b""] * n
+        path = folder / "looks"
+        with path.open("wb") as file:
+            for _ in range(n):  # a mapped file that is not whole on the disk would kill the process where that is full
+                file.write(bytes(SIDE**2))
+        self.small = np.memmap(path, np.int8, "r+", shape=(n, SIDE**2)) if n else np.zeros((0, SIDE**2), np.int8)
+        path.unlink()  # the map holds it
 
     def __setitem__(self, index: int, look: Look) -> None:
         self.hashes[index], self.small[index], self.digests[index] = look
@@ -115,8 +134,8 @@ def find_duplicates(looks: Looks, distance: int, correlation: float) -> list[tup
             fresh = roots[one] != roots[other]
             one, other, turn, bits = one[fresh], other[fresh], turn[fresh], bits[fresh]
         num_compared += len(one)
-        for start in range(0, len(one), 4096):
-            some = slice(start, start + 4096)
+        for start in range(0, len(one), 1024):
+            some = slice(start, start + 1024)
             a = looks.small[one[some]].astype(np.float32)
             b = looks.small[other[some, None], order[turn[some]]].astype(np.float32)
             alike = np.einsum("ij,ij->i", a, b) / (norms[one[some]] * norms[other[some]])

@@ -36,6 +36,8 @@ from unetpp.inference import find_limits
 # brightest fluorescence one 0.2; the palest stain has a mean chroma of 0.047, and grey images have 0.
 DARK = 0.35
 COLOURED = 0.03
+# A group of near-duplicates with so many images, and such a share of all, is told.
+LARGE_GROUP, LARGE_SHARE = 10, 0.1
 
 
 def find_kind(image: np.ndarray) -> str:
@@ -125,9 +127,10 @@ def prepare(params: Prepare, raw: Path, out: Path) -> dict:
     limits = Limits(params.max_pixels, params.max_file_mib)
     samples, problems = find_samples(raw, params.num_classes, params.classes, params.pages, limits)
     groups = find_groups(samples, params.groups)
-    looks, kinds, facts, names = Looks(len(samples)), {}, {}, ()
+    facts, names = {}, ()
     with replacing(out) as partial, disk_errors(out.parent):
         partial.mkdir()
+        looks, kinds = Looks(len(samples), partial), {}
         with Spool(partial / "spool") as spool:
             for index, loaded in _load_all(samples, params, raw, problems):
                 spool.put(index, loaded.image, loaded.mask)
@@ -135,10 +138,9 @@ def prepare(params: Prepare, raw: Path, out: Path) -> dict:
                 names, facts[index] = tuple(loaded.facts), tuple(loaded.facts.values())  # a third of a dict's memory
             _check_quarantine(problems, len(kinds), params.max_quarantined, raw)
             kinds = dict(sorted(kinds.items()))  # processes answer in no order
-            near = params.near_duplicates
-            duplicates = find_duplicates(looks, near.distance, near.correlation) if near else []
-            volumes = _same_volume(samples)
+            duplicates, volumes = _find_duplicates(samples, looks, params), _same_volume(samples)
             members = join(groups, [*((one, other) for one, other, *_ in duplicates), *volumes])
+            _tell_large_groups([members[index] for index in kinds])
             places = dict(zip(kinds, place([members[index] for index in kinds], params), strict=True))
             _check_balance(kinds, members, places, params)
             foreground_share = _write_splits(partial, samples, kinds, places, spool)
@@ -233,6 +235,27 @@ def _try(load: Callable[[Sample], object], sample: Sample) -> None:
     """Only whether the process survives counts; a part of a sample may be wrong in many ways."""
     with suppress(Exception):
         load(sample)
+
+
+def _find_duplicates(samples: list[Sample], looks: Looks, params: Prepare) -> list[tuple[int, int, int, float]]:
+    """As `find_duplicates`, without the slices of one volume, of which neighbours are always alike."""
+    near = params.near_duplicates
+    found = find_duplicates(looks, near.distance, near.correlation) if near else []
+    return [pair for pair in found if not samples[pair[0]].group or samples[pair[0]].group != samples[pair[1]].group]
+
+
+def _tell_large_groups(members: list[list[str]]) -> None:
+    """A joined group that holds much of the set is seldom one picture, and moves with its highest member."""
+    joined = Counter(tuple(names) for names in members if len(names) > 1)
+    if not joined:
+        return
+    largest, number = joined.most_common(1)[0]
+    if number >= LARGE_GROUP and number > LARGE_SHARE * len(members):
+        print(
+            f"warning: near-duplicates join {number} of {len(members)} images in one group, {largest[0]} among them: "
+            "look at duplicates.csv; raise prepare.near_duplicates.correlation if they are no duplicates, or name what "
+            "belongs together by prepare.groups"
+        )
 
 
 def _same_volume(samples: Sequence[Sample]) -> list[tuple[int, int]]:

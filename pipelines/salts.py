@@ -15,7 +15,7 @@ from pipelines.splits import Place, place
 KIND_MATTERS = 5
 # Other salts that are tried for a better balance, and at most so many groups in all of them: some seconds.
 SALTS_TRIED = 300
-GROUPS_TRIED = 3_000_000
+GROUPS_TRIED = 1_000_000
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """Near-duplicates: the same picture is found however it was saved; dim, empty and blank ones are not alike."""
 
 from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import cv2
 import numpy as np
@@ -40,8 +42,15 @@ def picture(index, size=96):
     return colour(make_image(index, 0, size)[0])
 
 
+def empty_looks(number):
+    with TemporaryDirectory() as folder:
+        looks = Looks(number, Path(folder))
+        assert list(Path(folder).iterdir()) == []
+    return looks
+
+
 def looks_of(images):
-    looks = Looks(len(images))
+    looks = empty_looks(len(images))
     for index, image in enumerate(images):
         looks[index] = look_at(np.ascontiguousarray(image))
     return looks
@@ -53,7 +62,7 @@ def find(images, near=NEAR):
 
 def test_the_hash_is_that_of_imagehash_and_of_each_flip_and_turn():
     for index, known in enumerate(IMAGEHASH):
-        small = cv2.resize(cv2.cvtColor(picture(index), cv2.COLOR_RGB2GRAY), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+        small = cv2.resize(cv2.cvtColor(picture(index), cv2.COLOR_RGB2GRAY), (32, 32), interpolation=cv2.INTER_AREA)
         hashes = hash_turned(small)
         assert f"{hashes[0]:016x}" == known
         assert [hash_turned(np.ascontiguousarray(one))[0] for one in turned(small)] == list(hashes)
@@ -121,6 +130,38 @@ def test_empty_fields_are_not_alike_because_one_lamp_lit_them(images):
     assert find(images) == []
 
 
+def discs(number, rng, size=128):
+    """Through the round stop of one camera: an even disc with smooth shades and dark strokes, another in each."""
+    y, x = np.indices((size, size)) - size / 2
+    for _ in range(number):
+        light = 100 + 10 * cv2.GaussianBlur(rng.normal(size=(size, size)), (0, 0), 10) * 20
+        for _ in range(14):
+            way = np.cumsum(rng.normal(0, 5, (20, 2)) + rng.normal(0, 4, 2), axis=0) + rng.uniform(0, size, 2)
+            cv2.polylines(light, [way.astype(np.int32)], False, 65, int(rng.integers(1, 3)))
+        yield np.clip(light * (x**2 + y**2 < (0.43 * size) ** 2) + rng.normal(0, 3, light.shape), 0, 255).astype(
+            np.uint8
+        )
+
+
+def cells(number, rng, size=128):
+    """Cut out one by one, so each has a bright ellipse in the middle."""
+    y, x = np.indices((size, size)) - size / 2
+    for _ in range(number):
+        (a, b), turn = rng.uniform(0.14, 0.24, 2) * size, rng.uniform(0, np.pi)
+        u, v = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
+        inside = 1 / (1 + np.exp((np.hypot(u / a, v / b) - 1) * 15))
+        grain = 1 + cv2.GaussianBlur(rng.normal(size=(size, size)), (0, 0), 2) * 2
+        yield np.clip(10 + 120 * inside * grain + rng.normal(0, 4, inside.shape), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("draw", [discs, cells])
+def test_pictures_that_share_a_frame_or_a_place_are_not_alike(draw):
+    images = [colour(image) for image in draw(100, np.random.default_rng(0))]
+    pairs = find([*images, *(image[::-1] for image in images[:20])])
+    assert len(set(pairs) & {(n, n + 100) for n in range(20)}) == 20
+    assert len(pairs) <= 22  # of 7140
+
+
 @pytest.mark.parametrize("level", [0, 1, 200, 255])
 def test_blank_pictures_are_no_pictures(level):
     images = [np.full((50, 40, 3), level, np.uint8)] * 5
@@ -142,7 +183,7 @@ def test_the_pairs_are_those_that_comparing_each_with_each_finds(data):
     rng = np.random.default_rng(data.draw(st.integers(0, 10**6)))
     distance, correlation = data.draw(st.integers(0, 15)), data.draw(st.floats(0.3, 0.99))
     number, kinds = data.draw(st.integers(0, 40)), data.draw(st.integers(1, 10))
-    looks = Looks(number)
+    looks = empty_looks(number)
     templates = rng.normal(size=(kinds, 8, 8))
     for n in range(number):
         small = templates[rng.integers(kinds)] + rng.uniform(0, 0.8) * rng.normal(size=(8, 8))

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -17,7 +18,7 @@ from PIL import Image
 
 from pipelines.files import sha256
 from pipelines.ingest import ingest
-from pipelines.layouts import Sample
+from pipelines.layouts import Sample, find_samples
 from pipelines.params import load_params
 from pipelines.prepare import _load, find_kind, load_sample, main, prepare, resize
 from pipelines.splits import SPLITS, find_split, place, position
@@ -460,6 +461,36 @@ def test_a_group_by_pattern_stays_together(made, tmp_path):
         assert row["split"] == splits(salt)[int(id[10])]
 
 
+def test_slices_of_a_volume_stay_together_whatever_the_groups_say(raw, tmp_path, monkeypatch):
+    """Neighbours are alike, which is no news."""
+    for number in range(1, 12):
+        copy_as(raw, "nuclei_00000", f"nuclei_{number:05}")
+    samples, problems = find_samples(raw)
+    samples = [replace(sample, group="v" if sample.id < "nuclei_00012" else None) for sample in samples]
+    monkeypatch.setattr("pipelines.prepare.find_samples", lambda raw: (samples, problems))
+    for pattern in (None, r"(\d+)$"):
+        groups = PARAMS.groups.model_copy(update={"pattern": pattern})
+        prepare(PARAMS.model_copy(update={"groups": groups}), raw, tmp_path / "out")
+        found = places(tmp_path / "out")
+        volume = {(row["group"], row["split"]) for id, row in found.items() if id < "nuclei_00012"}
+        assert len(volume) == 1
+        assert len({row["group"] for row in found.values()}) == 13
+        assert read_csv(tmp_path / "out/duplicates.csv") == []
+    monkeypatch.setattr("pipelines.prepare.place", by_number)
+    monkeypatch.setattr("pipelines.prepare.Looks.same_pixels", lambda looks: [])
+    with pytest.raises(UserError, match=r"nuclei_00000 in \w+ and nuclei_000\d\d in \w+ are slices of one volume"):
+        prepare(PARAMS.model_copy(update={"groups": groups}), raw, tmp_path / "out")
+
+
+def test_a_group_of_near_duplicates_that_holds_much_of_the_set_is_told(made, raw, tmp_path, capsys):
+    prepare(PARAMS, made, tmp_path / "out")
+    assert "near-duplicates join" not in capsys.readouterr().out
+    for number in range(1, 12):
+        copy_as(raw, "nuclei_00000", f"nuclei_{number:05}", lambda image, number=number: np.rot90(image, number))
+    prepare(PARAMS, raw, tmp_path / "out")
+    assert "warning: near-duplicates join 12 of 24 images in one group, nuclei_00000 among" in capsys.readouterr().out
+
+
 def test_folds_divide_what_is_not_test(made, tmp_path):
     prepare(PARAMS, made, tmp_path / "plain")
     plain, val = places(tmp_path / "plain"), []
@@ -490,6 +521,27 @@ def test_the_command_writes_split_csv_twice_the_same_and_nothing_to_the_error_st
     assert (done.returncode, done.stderr) == (0, "")
     assert "prepare: 24 groups, 0 pairs of near-duplicates" in done.stdout
     assert (tmp_path / "reports/split.csv").read_bytes() == (tmp_path / "out/split.csv").read_bytes()
+
+
+def test_a_full_disk_is_named_and_the_old_output_stays(raw, tmp_path):
+    """The limit of a file's size stands for the disk."""
+    (tmp_path / "params.yaml").write_text(PARAMS_FILE.read_text().replace("size: 96 ", "size: 32 "))
+    prepare(PARAMS, raw, tmp_path / "out")
+    before = hashes(tmp_path / "out")
+    code = (
+        "import resource, sys\n"
+        "from pipelines import prepare, stage\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "sys.argv[1:] = ['--raw', 'raw', '--out', 'out', '--split', 'split.csv']\n"
+        "stage.run_command(prepare.main)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(PARAMS_FILE.parent)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "the disk or quota is full, or the file too large for it (File too large" in done.stderr
+    assert hashes(tmp_path / "out") == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "params.yaml", "raw"]
 
 
 @pytest.mark.shared_data
