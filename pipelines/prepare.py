@@ -154,6 +154,7 @@ def prepare(params: Prepare, raw: Path, out: Path) -> dict:
             "quarantined": len(problems),
             "raw_sha256": sha256(raw / "manifest.json"),
             "foreground_share": foreground / pixels,  # of the train pixels
+            "class_pixels": writers["train"].class_pixels,
         }
         write_json(partial / "manifest.json", manifest)
     return manifest

@@ -23,18 +23,22 @@ from pipelines.files import sha256
 from pipelines.params import Model, Params, Train
 from unetpp.augment import Augment
 from unetpp.checkpoint import newest_checkpoint, save_checkpoint
+from unetpp.crops import Crops
 from unetpp.data import Split, read_manifest
+from unetpp.device_augment import RawSamples, augment_batches
+from unetpp.errors import UserError
 from unetpp.inference import Segmenter
+from unetpp.loader import AugmentedSamples, Loader
 from unetpp.loop import (
     choose_precision,
     epoch_order,
     make_optimizer,
     plain_batches,
     schedule,
-    train_batches,
     train_epoch,
     validate,
 )
+from unetpp.losses import balanced_weights
 from unetpp.model import NestedUNet
 
 
@@ -90,39 +94,84 @@ def epochs(
             device_ids=[device.index] if device.type == "cuda" else None,
             gradient_as_bucket_view=True,
         )
-    augment = Augment(train.crop_px, **params["augment"], channels=manifest["channels"])
+    class_weights = find_class_weights(train.class_weights, manifest, prepared)
+    if class_weights is not None:
+        class_weights = class_weights.to(device)
+    on_device = params["augment"]["on_device"]
+    loader = make_loader(train, params["augment"], train_split, manifest["channels"], device)
 
     # Few images: one batch holds them all, in shards of equal size.
     batch_size = min(train.batch_size, len(train_split) // world * world)
     steps = len(train_split) // batch_size
     rate = schedule(train.learning_rate, train.warmup_epochs * steps, train.epochs * steps)
 
-    for epoch in range(len(history), train.epochs):
-        began = time.monotonic()
+    def begin(epoch: int) -> Iterator:
+        """The batches of an epoch, the first ones on their way."""
         order = epoch_order(len(train_split), train.seed, epoch)
         shards = [order[s * batch_size : (s + 1) * batch_size][rank::world] for s in range(steps)]
-        batches = train_batches(train_split, shards, augment, train.seed, epoch)
-        done = train_epoch(wrapped, batches, optimizer, rate, epoch * steps, device, dtype)
-        if world > 1:  # Each process has its own running means of batch norm; rank 0's are the network's.
-            for buffer in network.buffers():
-                dist.broadcast(buffer, 0)
-        trained = time.monotonic() - began
-        sums = validate(
-            segmenter, plain_batches(val_split, range(rank, len(val_split), world), train.batch_size), dtype
+        batches = loader.batches(shards, epoch)
+        return augment_batches(batches, device) if on_device else batches
+
+    try:
+        batches = begin(len(history)) if len(history) < train.epochs else iter(())
+        for epoch in range(len(history), train.epochs):
+            began = time.monotonic()
+            done = train_epoch(wrapped, batches, optimizer, rate, epoch * steps, device, dtype, class_weights)
+            if world > 1:  # Each process has its own running means of batch norm; rank 0's are the network's.
+                for buffer in network.buffers():
+                    dist.broadcast(buffer, 0)
+            trained = time.monotonic() - began
+            waited_s = loader.waited_s
+            if epoch + 1 < train.epochs:
+                batches = begin(epoch + 1)  # while validation runs
+            shard = range(rank, len(val_split), world)
+            sums = validate(segmenter, plain_batches(val_split, shard, train.batch_size), dtype, class_weights)
+            totals = torch.cat([done.view(1, 2), sums])
+            if world > 1:  # Counts are added over the processes first and divided after.
+                dist.all_reduce(totals)
+            row = _row(epoch, totals, network.depths, rate(epoch * steps + steps - 1))
+            row["images_per_s"] = round(steps * batch_size / trained, 2)
+            row["data_wait_share"] = round(waited_s / trained, 4)  # of this process's time
+            history.append(row)
+            if row["val_iou"] > best["val_iou"]:
+                best = {"epoch": epoch, "val_iou": row["val_iou"], "weights": _on_cpu(network.state_dict())}
+            state = {"epoch": epoch + 1, "history": history, "best": best}
+            if not torch.isfinite(totals).all():  # the same totals everywhere, so that all processes stop together
+                yield state | {"diverged": epoch}
+                return
+            yield state | {"weights": network.state_dict(), "optimizer": optimizer.state_dict()}
+    finally:
+        loader.close()
+
+
+def find_class_weights(wanted: str | Sequence[float] | None, manifest: dict, prepared: Path) -> Tensor | None:
+    """What `train.class_weights` asks for: (max(2, num_classes),) float, or None.
+
+    Raises:
+        UserError: the manifest of the prepared data does not say how many pixels each class has.
+    """
+    if wanted is None:
+        return None
+    if wanted != "balanced":
+        return torch.tensor([float(one) for one in wanted])
+    if "class_pixels" not in manifest:
+        raise UserError(
+            f"{prepared}/manifest.json: found no class_pixels, by which train.class_weights=balanced weighs; run "
+            "`dvc repro prepare` with this version, or give the weights themselves"
         )
-        totals = torch.cat([done.view(1, 2), sums])
-        if world > 1:  # Counts are added over the processes first and divided after.
-            dist.all_reduce(totals)
-        row = _row(epoch, totals, network.depths, rate(epoch * steps + steps - 1))
-        row["images_per_s"] = round(steps * batch_size / trained, 2)
-        history.append(row)
-        if row["val_iou"] > best["val_iou"]:
-            best = {"epoch": epoch, "val_iou": row["val_iou"], "weights": _on_cpu(network.state_dict())}
-        state = {"epoch": epoch + 1, "history": history, "best": best}
-        if not torch.isfinite(totals).all():  # the same totals everywhere, so that all processes stop together
-            yield state | {"diverged": epoch}
-            return
-        yield state | {"weights": network.state_dict(), "optimizer": optimizer.state_dict()}
+    pixels = list(manifest["class_pixels"])
+    return torch.tensor(balanced_weights(pixels + [0] * (max(2, manifest["num_classes"]) - len(pixels))))
+
+
+def make_loader(train: Train, augment: dict[str, Any], split: Split, channels: int, device: torch.device) -> Loader:
+    """The training batches of a split, as the sections `train` and `augment` of params want them."""
+    limits = {key: augment[key] for key in ("flips", "brightness", "hue")} | {"channels": channels}
+    crops = Crops(train.crop_px, train.foreground_crops)
+    if augment["on_device"]:
+        samples = RawSamples(split, crops, train.seed, **limits)
+    else:
+        samples = AugmentedSamples(split, Augment(crops, **limits), train.seed)
+    return Loader(samples, train.loader_workers, pin_memory=device.type == "cuda")
 
 
 def _row(epoch: int, totals: Tensor, depths: tuple[int, ...], learning_rate: float) -> dict[str, Any]:
@@ -145,7 +194,7 @@ def describe(row: dict[str, Any], num_epochs: int) -> str:
     ious = "  ".join(f"{key.removeprefix('val_iou_')} {value:.4f}" for key, value in row.items() if "iou_L" in key)
     return (
         f"epoch {row['epoch']}/{num_epochs}  loss {row['train_loss']:.4f}  val IoU {ious}  "
-        f"{row['images_per_s']:.0f} images/s"
+        f"{row['images_per_s']:.0f} images/s  waited for data {row['data_wait_share']:.1%}"
     )
 
 

@@ -17,18 +17,42 @@ FORMAT = 2
 STD_FLOOR = 1e-3  # below it, contrast is noise: an eighth of a grey level of 8 bits
 
 
-def scale(image: np.ndarray) -> Tensor:
-    """(H, W, C) uint8 or uint16 to (C, H, W) float32 in [0, 1], by the range of the type.
+def find_limits(image: np.ndarray) -> tuple[float, float]:
+    """What `scaled` maps to 0 and 1: the range of the type for uint8 and uint16, of the image's own values for float32.
 
     Raises:
         UserError: another shape or type.
     """
-    if image.ndim != 3 or image.dtype not in (np.uint8, np.uint16):
+    if image.ndim != 3 or image.dtype not in (np.uint8, np.uint16, np.float32):
         raise UserError(
-            f"found an image array of shape {image.shape} and type {image.dtype}; expected (H, W, C) of uint8 or uint16"
+            f"found an image array of shape {image.shape} and type {image.dtype}; "
+            "expected (H, W, C) of uint8, uint16 or float32"
         )
-    limit = np.iinfo(image.dtype).max
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32) / np.float32(limit))
+    if image.dtype == np.float32:
+        return float(image.min()), float(image.max())
+    return 0.0, float(np.iinfo(image.dtype).max)
+
+
+def scaled(image: np.ndarray, limits: tuple[float, float] | None = None) -> np.ndarray:
+    """(H, W, C) uint8, uint16 or float32 to float32 in [0, 1]; an image of one float value becomes 0.
+
+    Args:
+        limits: those of the whole image where `image` is a part of it; by default its own (`find_limits`).
+
+    Raises:
+        UserError: another shape or type.
+    """
+    low, high = limits or find_limits(image)
+    pixels = image.astype(np.float32)
+    if low:
+        pixels -= np.float32(low)
+    pixels /= np.float32(high - low or 1.0)
+    return pixels
+
+
+def scale(image: np.ndarray) -> Tensor:
+    """`scaled` as a tensor (C, H, W)."""
+    return torch.from_numpy(np.ascontiguousarray(scaled(image).transpose(2, 0, 1)))
 
 
 def standardise(image: Tensor) -> Tensor:
