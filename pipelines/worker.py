@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import unetpp
 from pipelines.files import sha256
+from pipelines.node_cache import find_file
 from pipelines.params import Model, Params, Train
 from unetpp.augment import Augment
 from unetpp.checkpoint import newest_checkpoint, save_checkpoint
@@ -42,10 +43,34 @@ from unetpp.losses import balanced_weights
 from unetpp.model import NestedUNet
 
 
-def make_settings(params: Params, widths: Sequence[int], prepared: Path) -> dict[str, Any]:
-    """All that decides a training, as plain values: the sections of params that it reads, widths, prepared data."""
+def make_settings(params: Params, widths: Sequence[int], prepared: Path, shared: dict | None = None) -> dict[str, Any]:
+    """All that decides a training, as plain values: the sections of params that it reads, widths, prepared data.
+
+    Args:
+        shared: where other machines find the data (`pipelines.node_cache.share`); None reads them in `prepared`.
+
+    Raises:
+        UserError: no prepared data, or ones whose class weights are asked for and not known.
+    """
     used = params.model_dump(mode="json", include={"model", "train", "augment"})
-    return {"params": used, "widths": list(widths), "prepared": str(prepared.absolute())}
+    manifest = read_manifest(prepared)
+    return {
+        "params": used,
+        "widths": list(widths),
+        "prepared": str(prepared.absolute()),
+        "manifest": manifest,
+        "class_weights": find_class_weights(params.train.class_weights, manifest, prepared),
+        "shared": shared,
+    }
+
+
+def open_splits(settings: dict[str, Any]) -> tuple[Split, Split]:
+    """The splits train and val: of the prepared folder, or of this node's cache."""
+    if settings["shared"] is None:
+        paths = [Path(settings["prepared"]) / f"{split}.arrow" for split in ("train", "val")]
+    else:
+        paths = [find_file(settings["shared"], split) for split in ("train", "val")]
+    return Split(paths[0]), Split(paths[1])
 
 
 def epochs(
@@ -64,11 +89,10 @@ def epochs(
     """
     params = settings["params"]
     model, train = Model.model_validate(params["model"]), Train.model_validate(params["train"])
-    prepared = Path(settings["prepared"])
-    manifest = read_manifest(prepared)
+    manifest = settings["manifest"]
     torch.set_num_threads(train.cpus_per_worker)
     dtype = choose_precision(train.precision, device)
-    train_split, val_split = Split(prepared / "train.arrow"), Split(prepared / "val.arrow")
+    train_split, val_split = open_splits(settings)
 
     torch.manual_seed(train.seed)
     network = NestedUNet(
@@ -94,9 +118,8 @@ def epochs(
             device_ids=[device.index] if device.type == "cuda" else None,
             gradient_as_bucket_view=True,
         )
-    class_weights = find_class_weights(train.class_weights, manifest, prepared)
-    if class_weights is not None:
-        class_weights = class_weights.to(device)
+    weights = settings["class_weights"]
+    class_weights = None if weights is None else torch.tensor(weights, device=device)
     on_device = params["augment"]["on_device"]
     loader = make_loader(train, params["augment"], train_split, manifest["channels"], device)
 
@@ -144,8 +167,8 @@ def epochs(
         loader.close()
 
 
-def find_class_weights(wanted: str | Sequence[float] | None, manifest: dict, prepared: Path) -> Tensor | None:
-    """What `train.class_weights` asks for: (max(2, num_classes),) float, or None.
+def find_class_weights(wanted: str | Sequence[float] | None, manifest: dict, prepared: Path) -> list[float] | None:
+    """What `train.class_weights` asks for: max(2, num_classes) weights, or None.
 
     Raises:
         UserError: the manifest of the prepared data does not say how many pixels each class has.
@@ -153,14 +176,14 @@ def find_class_weights(wanted: str | Sequence[float] | None, manifest: dict, pre
     if wanted is None:
         return None
     if wanted != "balanced":
-        return torch.tensor([float(one) for one in wanted])
+        return [float(one) for one in wanted]
     if "class_pixels" not in manifest:
         raise UserError(
             f"{prepared}/manifest.json: found no class_pixels, by which train.class_weights=balanced weighs; run "
             "`dvc repro prepare` with this version, or give the weights themselves"
         )
     pixels = list(manifest["class_pixels"])
-    return torch.tensor(balanced_weights(pixels + [0] * (max(2, manifest["num_classes"]) - len(pixels))))
+    return balanced_weights(pixels + [0] * (max(2, manifest["num_classes"]) - len(pixels)))
 
 
 def make_loader(train: Train, augment: dict[str, Any], split: Split, channels: int, device: torch.device) -> Loader:
@@ -219,11 +242,16 @@ def train_worker(settings: dict[str, Any]) -> str | None:
             for line in passed_over:
                 print(f"passed over: {line}", flush=True)
             print(f"goes on after epoch {state.get('epoch', 0)}", flush=True)
+    if problem := _any_problem(settings, world):
+        return problem
     num_epochs = settings["params"]["train"]["epochs"]
     for after in epochs(settings, ray.train.torch.get_device(), state, rank, world):
         row = after["history"][-1]
         if "diverged" in after:
-            return f"the loss is not finite any more in epoch {row['epoch']}: {json.dumps(row)}"
+            return (
+                f"the loss is not finite any more in epoch {row['epoch']}: {json.dumps(row)}; a lower "
+                "train.learning_rate or a longer warm-up may help"
+            )
         if rank > 0:
             ray.train.report(row)
             continue
@@ -232,6 +260,20 @@ def train_worker(settings: dict[str, Any]) -> str | None:
             save_checkpoint(Path(folder), after)
             ray.train.report(row, checkpoint=ray.train.Checkpoint.from_directory(folder))
     return None
+
+
+def _any_problem(settings: dict[str, Any], world: int) -> str | None:
+    """What keeps the data of any process from being read, the same in all: none waits for one that gave up."""
+    problem = None
+    try:
+        open_splits(settings)
+    except UserError as error:
+        problem = str(error)
+    problems = [problem]
+    if world > 1:
+        problems = [None] * world
+        dist.all_gather_object(problems, problem)
+    return next((one for one in problems if one), None)
 
 
 def run_on_ray(settings: dict[str, Any], name: str, runs: Path, callbacks: list | None = None) -> str | None:
@@ -269,7 +311,7 @@ def run_on_ray(settings: dict[str, Any], name: str, runs: Path, callbacks: list 
 
 def run_name(stage: str, settings: dict[str, Any]) -> str:
     """A run's name: a hash of params, widths, data and code, so that only the very same training is ever resumed."""
-    manifest = read_manifest(Path(settings["prepared"]))
+    manifest = settings["manifest"]
     package = Path(unetpp.__file__).parent
     code = [sha256(file) for file in (*sorted(package.glob("*.py")), Path(__file__))]
     facts = [settings["params"], settings["widths"], manifest["splits"], code]

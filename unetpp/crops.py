@@ -1,4 +1,4 @@
-"""Where a training crop is cut, and the seeds of every draw: functions of (seed, epoch, sample id) and of nothing else."""
+"""Where a training crop is cut, and the seeds of every draw: functions of (seed, epoch, sample id) alone."""
 
 import hashlib
 import random

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from unetpp.crops import find_spots
 from unetpp.errors import UserError
-from unetpp.inference import find_limits, scaled
+from unetpp.inference import find_limits
 
 SCHEMA = pa.schema(
     [

@@ -62,7 +62,8 @@ class RawSamples:
         """Image (H, W, C), mask (H, W), draw (6,), what scales to 0 and 1 (2,), mean and std (2, C)."""
         split = self.split
         key = (self.seed, epoch, split.id(index))
-        image, mask = self.crops(*split[index], key, split.spots(index))
+        image, mask = split[index]
+        image, mask = self.crops(image, mask, key, split.spots(index))
         if image.dtype == np.uint16:
             image = image.astype(np.int32)  # torch computes little in uint16
         drawn = np.array(draw(key, **self._limits), np.float32)
@@ -78,9 +79,7 @@ def augment_batches(batches: Iterable[tuple[Tensor, ...]], device: torch.device)
         yield augment_batch(*(tensor.to(device, non_blocking=True) for tensor in batch))
 
 
-def augment_batch(
-    image: Tensor, mask: Tensor, draws: Tensor, limits: Tensor, moments: Tensor
-) -> tuple[Tensor, Tensor]:
+def augment_batch(image: Tensor, mask: Tensor, draws: Tensor, limits: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
     """One batch, where it lies.
 
     Args:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from unetpp.errors import UserError
 from unetpp.inference import STD_FLOOR
@@ -121,7 +121,7 @@ class Loader:
             SampleError, UserError: with the sample's id; while iterating.
             UserError: the processes' batches do not fit into shared memory.
         """
-        tasks = [(epoch, list(shard)) for shard in shards]
+        tasks: list[Task] = [(epoch, list(shard)) for shard in shards]
         self.waited_s = 0.0
         if self._loader is None:
             return self._timed(self._in_line(tasks))
@@ -149,7 +149,8 @@ class Loader:
             began = time.perf_counter()
             try:
                 batch = next(made, None)
-            except (RuntimeError, OSError, EOFError) as error:  # torch's own, or a connection that broke
+            # torch's own, or a connection that broke: what samples raise comes as a batch.
+            except (RuntimeError, OSError, EOFError) as error:
                 raise RuntimeError(
                     f"a process that makes batches ended unexpectedly ({error}): killed, or out of memory? "
                     "Fewer train.loader_workers need less"
@@ -179,7 +180,7 @@ class Loader:
             )
 
 
-class _Dataset:
+class _Dataset(Dataset):
     """What torch asks for batches, in this process or in another: an error is an answer, and names its sample."""
 
     def __init__(self, samples):
@@ -189,13 +190,7 @@ class _Dataset:
         try:
             return self._samples.make(index, epoch)
         except Exception as error:
-            split = self._samples.split
-            where = f"{getattr(split, 'path', 'split')}: sample {split.id(index)!r} in epoch {epoch + 1}"
-            if isinstance(error, UserError):
-                return UserError(f"{where}: {error}")
-            named = SampleError(f"{where}: {type(error).__name__}: {error}")
-            named.add_note("".join(traceback.format_exception(error)))  # which does not travel otherwise
-            return named
+            return self._named(error, [index], epoch)
 
     def __getitem__(self, task: Task) -> tuple[Tensor, ...] | Exception:
         epoch, indices = task
@@ -205,7 +200,20 @@ class _Dataset:
             if isinstance(sample, Exception):
                 return sample
             made.append(sample)
-        return self._samples.stack(made)
+        try:
+            return self._samples.stack(made)
+        except Exception as error:  # of different shapes
+            return self._named(error, indices, epoch)
+
+    def _named(self, error: Exception, indices: Sequence[int], epoch: int) -> Exception:
+        split = self._samples.split
+        ids = ", ".join(repr(split.id(index)) for index in indices)
+        where = f"{split.path}: sample{'s' * (len(indices) > 1)} {ids} in epoch {epoch + 1}"
+        if isinstance(error, UserError):
+            return UserError(f"{where}: {error}")
+        named = SampleError(f"{where}: {type(error).__name__}: {error}")
+        named.add_note("".join(traceback.format_exception(error)))  # which does not travel otherwise
+        return named
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -51,8 +51,6 @@ def segmentation_loss(logits: Tensor, mask: Tensor, class_weights: Tensor | None
     return 0.5 * entropy.mean(dim=(1, 2)) + 1 - dice.mean(dim=1)
 
 
-def deep_supervision_loss(
-    logits: tuple[Tensor, ...], mask: Tensor, class_weights: Tensor | None = None
-) -> Tensor:
+def deep_supervision_loss(logits: tuple[Tensor, ...], mask: Tensor, class_weights: Tensor | None = None) -> Tensor:
     """(num_heads, N): `segmentation_loss` of each head and image; its mean is what training minimises."""
     return torch.stack([segmentation_loss(one, mask, class_weights) for one in logits])

@@ -68,7 +68,9 @@ def test_images_of_both_types_and_kinds_stay_in_range(channels, dtype):
 def test_hue_leaves_grey_grey():
     image = np.repeat(sample(1)[0], 3, axis=2)
     for epoch in range(8):
-        drawn, _ = Augment(Crops(None), flips=False, brightness=0, hue=90, channels=3)(image, sample()[1], (0, epoch, "x"))
+        drawn, _ = Augment(Crops(None), flips=False, brightness=0, hue=90, channels=3)(
+            image, sample()[1], (0, epoch, "x")
+        )
         assert np.ptp(drawn, axis=2).max() < 1e-5
 
 
