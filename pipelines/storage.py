@@ -234,8 +234,9 @@ class Store:
             region = answer["Error"].get("Region") or "the bucket's own"
             return f"wrong region ({said}); set ingest.s3.region to {region}"
         if status == 403:
+            done = "written" if action == "s3:PutObject" else "read"
             return (
-                f"may not be {'written' if action == 's3:PutObject' else 'read'} ({said}); expected the permission {action}: grant it, or use another "
+                f"may not be {done} ({said}); expected the permission {action}: grant it, or use another "
                 "ingest.s3.profile (ingest.s3.requester_pays=true where the reader pays)"
             )
         if status >= 500 or code in ("SlowDown", "RequestTimeout", "Throttling"):
