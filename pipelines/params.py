@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from unetpp.errors import UserError
 
@@ -190,6 +190,16 @@ class Search(Section):
     cpus_per_worker: PositiveInt
 
 
+def _check_weights(value):
+    """A wrong value in one sentence; pydantic has one for each of the types that it may be."""
+    is_list = isinstance(value, list | tuple) and all(
+        isinstance(one, int | float) and not isinstance(one, bool) and one >= 0 for one in value
+    )
+    if value is None or value == "balanced" or (is_list and any(value)):
+        return value
+    raise ValueError(f"expected null, balanced or a list of weights from 0 on, one a class, found {value!r}")
+
+
 class Train(Section):
     epochs: PositiveInt
     batch_size: PositiveInt
@@ -206,6 +216,18 @@ class Train(Section):
     max_failures: NonNegativeInt
     timeout_s: PositiveInt
     seed: NonNegativeInt
+    loader_workers: Annotated[int, Field(ge=0, le=128)]
+    foreground_crops: Share
+    class_weights: Annotated[Literal["balanced"] | tuple[float, ...] | None, BeforeValidator(_check_weights)]
+
+    @model_validator(mode="after")
+    def _cropped(self):
+        if self.foreground_crops and self.crop_px is None:
+            raise ValueError(
+                f"train.foreground_crops is {self.foreground_crops:g}, and train.crop_px is null, so that images are "
+                "not cropped: set train.crop_px, or train.foreground_crops to 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _divisible(self):
@@ -221,6 +243,7 @@ class Augment(Section):
     flips: bool
     brightness: Annotated[float, Field(ge=0, le=1)]
     hue: Annotated[int, Field(ge=0, le=90)]
+    on_device: bool
 
 
 class Evaluate(Section):
@@ -235,6 +258,20 @@ class Register(Section):
     experiment: Annotated[str, Field(min_length=1)]
     model_name: Annotated[str, Field(min_length=1, pattern=r"^[^/:.%\"']+$")]
     tracking_uri: str | None
+
+
+class Cluster(Section):
+    storage: Annotated[str, Field(min_length=1)] | None
+    cache: Annotated[str, Field(min_length=1)] | None
+
+    @model_validator(mode="after")
+    def _found_everywhere(self):
+        storage = self.storage or "/"
+        if "://" in storage and not re.fullmatch(r"s3://[^/]+(/.*)?", storage):
+            raise ValueError(f"cluster.storage must be a path or s3://bucket/prefix, found {storage!r}")
+        if "://" not in storage and not Path(storage).is_absolute():
+            raise ValueError(f"cluster.storage must be an absolute path, the same on all machines, found {storage!r}")
+        return self
 
 
 class Architecture(Section):
@@ -255,6 +292,7 @@ class Params(Section):
     evaluate: Evaluate
     # `register` itself is a method of every Python class, so the attribute has another name than the section.
     registry: Annotated[Register, Field(alias="register")]
+    cluster: Cluster
 
     @model_validator(mode="after")
     def _trials_divisible(self):
@@ -262,6 +300,16 @@ class Params(Section):
             raise ValueError(
                 f"train.batch_size is {self.train.batch_size} and must be a multiple of search.num_workers, "
                 f"which is {self.search.num_workers}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_weight_for_each_class(self):
+        weights, num_classes = self.train.class_weights, self.prepare.num_classes
+        if isinstance(weights, tuple) and len(weights) != max(2, num_classes):
+            raise ValueError(
+                f"train.class_weights has {len(weights)} weights; expected {max(2, num_classes)}, the background's "
+                f"first, as prepare.num_classes is {num_classes}"
             )
         return self
 

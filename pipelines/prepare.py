@@ -143,7 +143,7 @@ def prepare(params: Prepare, raw: Path, out: Path) -> dict:
             _tell_large_groups([members[index] for index in kinds])
             places = dict(zip(kinds, place([members[index] for index in kinds], params), strict=True))
             _check_balance(kinds, members, places, params)
-            foreground_share = _write_splits(partial, samples, kinds, places, spool)
+            class_pixels = _write_splits(partial, samples, kinds, places, spool)
         ids = [sample.id for sample in samples]
         described = ((ids[index], places[index].split, kind, *facts[index]) for index, kind in kinds.items())
         write_samples(partial / "samples.csv", names, described)
@@ -175,7 +175,8 @@ def prepare(params: Prepare, raw: Path, out: Path) -> dict:
             "num_near_duplicates": len(duplicates),
             "quarantined": len(problems),
             "raw_sha256": sha256(raw / "manifest.json"),
-            "foreground_share": foreground_share,  # of the train pixels
+            "foreground_share": 1 - class_pixels[0] / sum(class_pixels),  # of the train pixels
+            "class_pixels": class_pixels,  # of train
         }
         write_json(partial / "manifest.json", manifest)
         # Late, here and below: the processes that only decode need no charts.
@@ -267,24 +268,19 @@ def _same_volume(samples: Sequence[Sample]) -> list[tuple[int, int]]:
 
 def _write_splits(
     out: Path, samples: list[Sample], kinds: dict[int, str], places: dict[int, Place], spool: Spool
-) -> float:
-    """Write the Arrow files and split.csv, sorted by id; return the share of foreground of the train pixels."""
-    foreground = pixels = 0
+) -> list[int]:
+    """Write the Arrow files and split.csv, sorted by id; return the number of train pixels of each class."""
     with ExitStack() as stack:
         writers = {split: stack.enter_context(SplitWriter(out / f"{split}.arrow")) for split in SPLITS}
         for index, kind in kinds.items():
             image, mask = spool.take(index, 2)
-            split = places[index].split
-            writers[split].add(samples[index].id, kind, image, mask)
-            if split == "train":
-                pixels += mask.size
-                foreground += int(np.count_nonzero(mask))
+            writers[places[index].split].add(samples[index].id, kind, image, mask)
     rows = [
         (samples[index].id, place.group, kinds[index], place.split, "" if place.fold is None else place.fold)
         for index, place in places.items()
     ]
     _write_csv(out / "split.csv", ("id", "group", "kind", "split", "fold"), rows)
-    return foreground / pixels
+    return writers["train"].class_pixels
 
 
 def _check_quarantine(problems: list[Problem], num_good: int, limit: float, raw: Path) -> None:

@@ -16,6 +16,7 @@ import yaml
 
 from pipelines.cluster import check_fits, cluster
 from pipelines.files import replacing
+from pipelines.node_cache import share
 from pipelines.params import Params, load_params
 from pipelines.stage import run_command
 from pipelines.worker import epochs, make_settings, run_name, run_on_ray
@@ -69,6 +70,7 @@ def run_trials(params: Params, prepared: Path, runs: Path) -> list[dict[str, Any
     }
     params = params.model_copy(update={"train": params.train.model_copy(update=short)})
     settings = make_settings(params, [], prepared)
+    settings["shared"] = share(params, prepared, settings["manifest"])
     name = run_name("search", settings | {"widths": search.widths})
     at_once = min(search.max_concurrent, len(search.widths))
     with cluster():

@@ -1,4 +1,5 @@
-"""S3 and the stores that speak its language, by boto3: listing, reading a range of one object, and what errors mean.
+"""S3 and the stores that speak its language, by boto3: listing, reading a range of an object, writing one, and what
+errors mean.
 
 Every read is pinned to the ETag of the listing (If-Match): an object that changes in between is an error, never a
 mixture of two. Credentials come from the standard chain alone (environment, profile, role).
@@ -8,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import boto3
 from botocore import UNSIGNED
@@ -22,6 +24,8 @@ ATTEMPTS = 5
 CHUNK = 2**18
 # What breaks a connection while a body is read. botocore retries a request, and never its body.
 BROKEN = (aws.IncompleteReadError, aws.ResponseStreamingError, aws.ReadTimeoutError, aws.ConnectionClosedError)
+# Of the operations that read; the others write, a large object in several of them.
+PERMISSIONS = {"ListObjectsV2": "s3:ListBucket", "GetObject": "s3:GetObject", "HeadObject": "s3:GetObject"}
 CHECKSUMS = "set ingest.s3.checksums=when_required"
 
 
@@ -43,10 +47,15 @@ class Facts:
 
 
 class Store:
-    """The objects under `s3://bucket/prefix`. Thread-safe."""
+    """The objects under `s3://bucket/prefix`. Thread-safe.
 
-    def __init__(self, params: S3, location: str, num_workers: int):
+    Args:
+        setting: the key of params.yaml that holds the location, for what errors say.
+    """
+
+    def __init__(self, params: S3, location: str, num_workers: int, setting: str = "ingest.location"):
         self.location = location
+        self.setting = setting
         self.params = params
         self.bucket, _, prefix = location.removeprefix("s3://").partition("/")
         self.prefix = prefix.rstrip("/") + "/" if prefix.strip("/") else ""
@@ -78,6 +87,30 @@ class Store:
                 for item in page.get("Contents", ()):
                     if not (item["Key"].endswith("/") and item["Size"] == 0):
                         yield Object(item["Key"], item["Size"], item["ETag"].strip('"'))
+
+    def find(self, key: str) -> Object | None:
+        """An object by its key, or None.
+
+        Raises:
+            UserError: no access, no credentials, nobody there.
+        """
+        with self.explained(key):
+            try:
+                answer = self._client.head_object(Bucket=self.bucket, Key=key, **self._payer)
+            except aws.ClientError as error:
+                if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 404:
+                    return None
+                raise
+        return Object(key, answer["ContentLength"], answer["ETag"].strip('"'))
+
+    def upload(self, path: Path, key: str) -> None:
+        """Write a file as an object, in parts where it is large; others see it whole or not at all.
+
+        Raises:
+            UserError: no access, no credentials, no such bucket, nobody there.
+        """
+        with self.explained(key), path.open("rb") as file:
+            self._client.upload_fileobj(file, self.bucket, key, ExtraArgs=self._payer)
 
     def read(self, source: Object, start: int, stop: int) -> tuple[Facts, Iterator[bytes]]:
         """Bytes `start` to `stop` of an object, in pieces; a broken connection begins anew where it broke.
@@ -171,14 +204,14 @@ class Store:
             return f"the credentials cannot be renewed ({error}); log in again (aws sso login, aws login)"
         if isinstance(error, aws.HTTPClientError | aws.ConnectionError | aws.NoRegionError):
             return self._unreachable(error)
-        return f"{error}; correct ingest.location or ingest.s3"
+        return f"{error}; correct {self.setting} or ingest.s3"
 
     def _explain_answer(self, error: aws.ClientError) -> str:
         answer: dict = error.response
         code, message = answer["Error"].get("Code", ""), answer["Error"].get("Message", "")
         status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         said = f"{status} {code}: {message}".strip(": ")
-        action = f"s3:{'GetObject' if error.operation_name == 'GetObject' else 'ListBucket'}"
+        action = PERMISSIONS.get(error.operation_name, "s3:PutObject")
         if "checksum" in message.lower() or "checksum" in code.lower() or code == "NotImplemented":
             return (
                 f"the store rejects the request ({said}); older stores do not know AWS's newer checksums: {CHECKSUMS}"
@@ -192,7 +225,7 @@ class Store:
         if code == "InvalidObjectState":
             return f"the object lies in an archive ({said}); restore it first, or move it out of the prefix"
         if code == "NoSuchBucket":
-            return f"no bucket {self.bucket!r} there ({said}); correct ingest.location, or ingest.s3.endpoint"
+            return f"no bucket {self.bucket!r} there ({said}); correct {self.setting}, or ingest.s3.endpoint"
         if code in ("PreconditionFailed", "412") or status == 412:
             return "changed while it was downloaded; give the same command again when nobody writes there"
         if status == 404:
@@ -201,10 +234,11 @@ class Store:
             region = answer["Error"].get("Region") or "the bucket's own"
             return f"wrong region ({said}); set ingest.s3.region to {region}"
         if status == 403:
+            done = "written" if action == "s3:PutObject" else "read"
             return (
-                f"may not be read ({said}); expected the permission {action}: grant it, or use another "
+                f"may not be {done} ({said}); expected the permission {action}: grant it, or use another "
                 "ingest.s3.profile (ingest.s3.requester_pays=true where the reader pays)"
             )
         if status >= 500 or code in ("SlowDown", "RequestTimeout", "Throttling"):
             return f"the store fails, {ATTEMPTS} times in a row ({said}); give the same command again later"
-        return f"the store refuses the request ({said}); check ingest.location and ingest.s3"
+        return f"the store refuses the request ({said}); check {self.setting} and ingest.s3"

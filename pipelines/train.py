@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from pipelines.cluster import check_fits, cluster
 from pipelines.files import replacing, write_json
+from pipelines.node_cache import share
 from pipelines.params import Architecture, Params, load_params
 from pipelines.stage import run_command
 from pipelines.worker import make_settings, run_name, run_on_ray
@@ -47,7 +48,7 @@ def train(params: Params, prepared: Path, architecture: Path, runs: Path, out: P
     widths = read_architecture(architecture)
     manifest = read_manifest(prepared)
     settings = make_settings(params, widths, prepared)
-    name = run_name("train", settings)
+    name = run_name("train", settings)  # whatever storage the data are in
     if manifest["splits"]["train"]["num_images"] < params.train.num_workers:
         raise UserError(
             f"{prepared}: {manifest['splits']['train']['num_images']} training image(s) for "
@@ -67,9 +68,9 @@ def train(params: Params, prepared: Path, architecture: Path, runs: Path, out: P
                 params.train.use_gpu,
                 "lower train.num_workers or train.cpus_per_worker",
             )
-            stopped = run_on_ray(settings, name, runs)
+            stopped = run_on_ray(settings | {"shared": share(params, prepared, manifest)}, name, runs)
         if stopped:
-            raise UserError(f"training stopped: {stopped}; a lower train.learning_rate or a longer warm-up may help")
+            raise UserError(f"training stopped: {stopped}")
         state, passed_over = newest_checkpoint(runs / name)
         if state.get("epoch") != params.train.epochs:
             raise RuntimeError(f"{runs / name}: no whole checkpoint of the last epoch: {passed_over}")

@@ -20,28 +20,57 @@ from torch.nn.parallel import DistributedDataParallel
 
 import unetpp
 from pipelines.files import sha256
+from pipelines.node_cache import find_file
 from pipelines.params import Model, Params, Train
 from unetpp.augment import Augment
 from unetpp.checkpoint import newest_checkpoint, save_checkpoint
+from unetpp.crops import Crops
 from unetpp.data import Split, read_manifest
+from unetpp.device_augment import RawSamples, augment_batches
+from unetpp.errors import UserError
 from unetpp.inference import Segmenter
+from unetpp.loader import AugmentedSamples, Loader
 from unetpp.loop import (
     choose_precision,
     epoch_order,
     make_optimizer,
     plain_batches,
     schedule,
-    train_batches,
     train_epoch,
     validate,
 )
+from unetpp.losses import balanced_weights
 from unetpp.model import NestedUNet
 
 
-def make_settings(params: Params, widths: Sequence[int], prepared: Path) -> dict[str, Any]:
-    """All that decides a training, as plain values: the sections of params that it reads, widths, prepared data."""
+def make_settings(params: Params, widths: Sequence[int], prepared: Path, shared: dict | None = None) -> dict[str, Any]:
+    """All that decides a training, as plain values: the sections of params that it reads, widths, prepared data.
+
+    Args:
+        shared: where other machines find the data (`pipelines.node_cache.share`); None reads them in `prepared`.
+
+    Raises:
+        UserError: no prepared data, or ones whose class weights are asked for and not known.
+    """
     used = params.model_dump(mode="json", include={"model", "train", "augment"})
-    return {"params": used, "widths": list(widths), "prepared": str(prepared.absolute())}
+    manifest = read_manifest(prepared)
+    return {
+        "params": used,
+        "widths": list(widths),
+        "prepared": str(prepared.absolute()),
+        "manifest": manifest,
+        "class_weights": find_class_weights(params.train.class_weights, manifest, prepared),
+        "shared": shared,
+    }
+
+
+def open_splits(settings: dict[str, Any]) -> tuple[Split, Split]:
+    """The splits train and val: of the prepared folder, or of this node's cache."""
+    if settings["shared"] is None:
+        paths = [Path(settings["prepared"]) / f"{split}.arrow" for split in ("train", "val")]
+    else:
+        paths = [find_file(settings["shared"], split) for split in ("train", "val")]
+    return Split(paths[0]), Split(paths[1])
 
 
 def epochs(
@@ -60,11 +89,10 @@ def epochs(
     """
     params = settings["params"]
     model, train = Model.model_validate(params["model"]), Train.model_validate(params["train"])
-    prepared = Path(settings["prepared"])
-    manifest = read_manifest(prepared)
+    manifest = settings["manifest"]
     torch.set_num_threads(train.cpus_per_worker)
     dtype = choose_precision(train.precision, device)
-    train_split, val_split = Split(prepared / "train.arrow"), Split(prepared / "val.arrow")
+    train_split, val_split = open_splits(settings)
 
     torch.manual_seed(train.seed)
     network = NestedUNet(
@@ -90,39 +118,83 @@ def epochs(
             device_ids=[device.index] if device.type == "cuda" else None,
             gradient_as_bucket_view=True,
         )
-    augment = Augment(train.crop_px, **params["augment"], channels=manifest["channels"])
+    weights = settings["class_weights"]
+    class_weights = None if weights is None else torch.tensor(weights, device=device)
+    on_device = params["augment"]["on_device"]
+    loader = make_loader(train, params["augment"], train_split, manifest["channels"], device)
 
     # Few images: one batch holds them all, in shards of equal size.
     batch_size = min(train.batch_size, len(train_split) // world * world)
     steps = len(train_split) // batch_size
     rate = schedule(train.learning_rate, train.warmup_epochs * steps, train.epochs * steps)
 
-    for epoch in range(len(history), train.epochs):
-        began = time.monotonic()
+    def begin(epoch: int) -> Iterator:
+        """The batches of an epoch, the first ones on their way."""
         order = epoch_order(len(train_split), train.seed, epoch)
         shards = [order[s * batch_size : (s + 1) * batch_size][rank::world] for s in range(steps)]
-        batches = train_batches(train_split, shards, augment, train.seed, epoch)
-        done = train_epoch(wrapped, batches, optimizer, rate, epoch * steps, device, dtype)
-        if world > 1:  # Each process has its own running means of batch norm; rank 0's are the network's.
-            for buffer in network.buffers():
-                dist.broadcast(buffer, 0)
-        trained = time.monotonic() - began
-        sums = validate(
-            segmenter, plain_batches(val_split, range(rank, len(val_split), world), train.batch_size), dtype
+        batches = loader.batches(shards, epoch)
+        return augment_batches(batches, device) if on_device else batches
+
+    try:
+        batches = begin(len(history)) if len(history) < train.epochs else iter(())
+        for epoch in range(len(history), train.epochs):
+            began = time.monotonic()
+            done = train_epoch(wrapped, batches, optimizer, rate, epoch * steps, device, dtype, class_weights)
+            if world > 1:  # Each process has its own running means of batch norm; rank 0's are the network's.
+                for buffer in network.buffers():
+                    dist.broadcast(buffer, 0)
+            trained = time.monotonic() - began
+            waited_s = loader.waited_s
+            if epoch + 1 < train.epochs:
+                batches = begin(epoch + 1)  # while validation runs
+            shard = range(rank, len(val_split), world)
+            sums = validate(segmenter, plain_batches(val_split, shard, train.batch_size), dtype, class_weights)
+            totals = torch.cat([done.view(1, 2), sums])
+            if world > 1:  # Counts are added over the processes first and divided after.
+                dist.all_reduce(totals)
+            row = _row(epoch, totals, network.depths, rate(epoch * steps + steps - 1))
+            row["images_per_s"] = round(steps * batch_size / trained, 2)
+            row["data_wait_share"] = round(waited_s / trained, 4)  # of this process's time
+            history.append(row)
+            if row["val_iou"] > best["val_iou"]:
+                best = {"epoch": epoch, "val_iou": row["val_iou"], "weights": _on_cpu(network.state_dict())}
+            state = {"epoch": epoch + 1, "history": history, "best": best}
+            if not torch.isfinite(totals).all():  # the same totals everywhere, so that all processes stop together
+                yield state | {"diverged": epoch}
+                return
+            yield state | {"weights": network.state_dict(), "optimizer": optimizer.state_dict()}
+    finally:
+        loader.close()
+
+
+def find_class_weights(wanted: str | Sequence[float] | None, manifest: dict, prepared: Path) -> list[float] | None:
+    """What `train.class_weights` asks for: max(2, num_classes) weights, or None.
+
+    Raises:
+        UserError: the manifest of the prepared data does not say how many pixels each class has.
+    """
+    if wanted is None:
+        return None
+    if wanted != "balanced":
+        return [float(one) for one in wanted]
+    if "class_pixels" not in manifest:
+        raise UserError(
+            f"{prepared}/manifest.json: found no class_pixels, by which train.class_weights=balanced weighs; run "
+            "`dvc repro prepare` with this version, or give the weights themselves"
         )
-        totals = torch.cat([done.view(1, 2), sums])
-        if world > 1:  # Counts are added over the processes first and divided after.
-            dist.all_reduce(totals)
-        row = _row(epoch, totals, network.depths, rate(epoch * steps + steps - 1))
-        row["images_per_s"] = round(steps * batch_size / trained, 2)
-        history.append(row)
-        if row["val_iou"] > best["val_iou"]:
-            best = {"epoch": epoch, "val_iou": row["val_iou"], "weights": _on_cpu(network.state_dict())}
-        state = {"epoch": epoch + 1, "history": history, "best": best}
-        if not torch.isfinite(totals).all():  # the same totals everywhere, so that all processes stop together
-            yield state | {"diverged": epoch}
-            return
-        yield state | {"weights": network.state_dict(), "optimizer": optimizer.state_dict()}
+    pixels = list(manifest["class_pixels"])
+    return balanced_weights(pixels + [0] * (max(2, manifest["num_classes"]) - len(pixels)))
+
+
+def make_loader(train: Train, augment: dict[str, Any], split: Split, channels: int, device: torch.device) -> Loader:
+    """The training batches of a split, as the sections `train` and `augment` of params want them."""
+    limits = {key: augment[key] for key in ("flips", "brightness", "hue")} | {"channels": channels}
+    crops = Crops(train.crop_px, train.foreground_crops)
+    if augment["on_device"]:
+        samples = RawSamples(split, crops, train.seed, **limits)
+    else:
+        samples = AugmentedSamples(split, Augment(crops, **limits), train.seed)
+    return Loader(samples, train.loader_workers, pin_memory=device.type == "cuda")
 
 
 def _row(epoch: int, totals: Tensor, depths: tuple[int, ...], learning_rate: float) -> dict[str, Any]:
@@ -145,7 +217,7 @@ def describe(row: dict[str, Any], num_epochs: int) -> str:
     ious = "  ".join(f"{key.removeprefix('val_iou_')} {value:.4f}" for key, value in row.items() if "iou_L" in key)
     return (
         f"epoch {row['epoch']}/{num_epochs}  loss {row['train_loss']:.4f}  val IoU {ious}  "
-        f"{row['images_per_s']:.0f} images/s"
+        f"{row['images_per_s']:.0f} images/s  waited for data {row['data_wait_share']:.1%}"
     )
 
 
@@ -170,11 +242,16 @@ def train_worker(settings: dict[str, Any]) -> str | None:
             for line in passed_over:
                 print(f"passed over: {line}", flush=True)
             print(f"goes on after epoch {state.get('epoch', 0)}", flush=True)
+    if problem := _any_problem(settings, world):
+        return problem
     num_epochs = settings["params"]["train"]["epochs"]
     for after in epochs(settings, ray.train.torch.get_device(), state, rank, world):
         row = after["history"][-1]
         if "diverged" in after:
-            return f"the loss is not finite any more in epoch {row['epoch']}: {json.dumps(row)}"
+            return (
+                f"the loss is not finite any more in epoch {row['epoch']}: {json.dumps(row)}; a lower "
+                "train.learning_rate or a longer warm-up may help"
+            )
         if rank > 0:
             ray.train.report(row)
             continue
@@ -183,6 +260,20 @@ def train_worker(settings: dict[str, Any]) -> str | None:
             save_checkpoint(Path(folder), after)
             ray.train.report(row, checkpoint=ray.train.Checkpoint.from_directory(folder))
     return None
+
+
+def _any_problem(settings: dict[str, Any], world: int) -> str | None:
+    """What keeps the data of any process from being read, the same in all: none waits for one that gave up."""
+    problem = None
+    try:
+        open_splits(settings)
+    except UserError as error:
+        problem = str(error)
+    problems = [problem]
+    if world > 1:
+        problems = [None] * world
+        dist.all_gather_object(problems, problem)
+    return next((one for one in problems if one), None)
 
 
 def run_on_ray(settings: dict[str, Any], name: str, runs: Path, callbacks: list | None = None) -> str | None:
@@ -220,7 +311,7 @@ def run_on_ray(settings: dict[str, Any], name: str, runs: Path, callbacks: list 
 
 def run_name(stage: str, settings: dict[str, Any]) -> str:
     """A run's name: a hash of params, widths, data and code, so that only the very same training is ever resumed."""
-    manifest = read_manifest(Path(settings["prepared"]))
+    manifest = settings["manifest"]
     package = Path(unetpp.__file__).parent
     code = [sha256(file) for file in (*sorted(package.glob("*.py")), Path(__file__))]
     facts = [settings["params"], settings["widths"], manifest["splits"], code]

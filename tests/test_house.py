@@ -25,8 +25,11 @@ LAYERS = (
         "unetpp.images",
         "unetpp.pictures",
         "unetpp.tiff",
+        "unetpp.crops",
         "unetpp.data",
         "unetpp.augment",
+        "unetpp.device_augment",
+        "unetpp.loader",
         "unetpp.loop",
         "unetpp.checkpoint",
     },
@@ -52,6 +55,7 @@ LAYERS = (
                 "archives",
                 "storage",
                 "downloads",
+                "node_cache",
                 "web",
                 "sources",
                 "cluster",
@@ -150,7 +154,7 @@ def test_network_needs_torch_and_numpy_alone():
         "import sys\n"
         "for name in ('ray', 'mlflow', 'dvc', 'albumentations', 'cv2', 'PIL', 'pyarrow', 'pydantic', 'boto3'):\n"
         "    sys.modules[name] = None\n"  # an import of it fails
-        "import torch, unetpp, unetpp.loop, unetpp.checkpoint, unetpp.cost\n"
+        "import torch, unetpp, unetpp.loop, unetpp.loader, unetpp.device_augment, unetpp.checkpoint, unetpp.cost\n"
         "network, cpu = unetpp.NestedUNet((4, 6, 8)), torch.device('cpu')\n"
         "optimizer = unetpp.loop.make_optimizer(network, 'adamw', 1e-3, 0.9, 0.0)\n"
         "batch = (torch.rand(2, 3, 16, 16), torch.zeros(2, 16, 16, dtype=torch.uint8))\n"

@@ -18,7 +18,7 @@ STD_FLOOR = 1e-3  # below it, contrast is noise: an eighth of a grey level of 8 
 
 
 def find_limits(image: np.ndarray) -> tuple[float, float]:
-    """What `scale` maps to 0 and 1: the range of the type for uint8 and uint16, of the image's own values for float32.
+    """What `scaled` maps to 0 and 1: the range of the type for uint8 and uint16, of the image's own values for float32.
 
     Raises:
         UserError: another shape or type.
@@ -33,17 +33,26 @@ def find_limits(image: np.ndarray) -> tuple[float, float]:
     return 0.0, float(np.iinfo(image.dtype).max)
 
 
-def scale(image: np.ndarray) -> Tensor:
-    """(H, W, C) uint8, uint16 or float32 to (C, H, W) float32 in [0, 1]; an image of one float value becomes 0.
+def scaled(image: np.ndarray, limits: tuple[float, float] | None = None) -> np.ndarray:
+    """(H, W, C) uint8, uint16 or float32 to float32 in [0, 1]; an image of one float value becomes 0.
+
+    Args:
+        limits: those of the whole image where `image` is a part of it; by default its own (`find_limits`).
 
     Raises:
         UserError: another shape or type.
     """
-    low, high = find_limits(image)
-    pixels = np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32)
+    low, high = limits or find_limits(image)
+    pixels = image.astype(np.float32)
     if low:
-        pixels = pixels - np.float32(low)
-    return torch.from_numpy(pixels / np.float32(high - low or 1.0))
+        pixels -= np.float32(low)
+    pixels /= np.float32(high - low or 1.0)
+    return pixels
+
+
+def scale(image: np.ndarray) -> Tensor:
+    """`scaled` as a tensor (C, H, W)."""
+    return torch.from_numpy(np.ascontiguousarray(scaled(image).transpose(2, 0, 1)))
 
 
 def standardise(image: Tensor) -> Tensor:

@@ -1,13 +1,13 @@
 """The training loop in plain torch. It knows batches, not where they come from nor how many processes there are."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unetpp.inference import STD_FLOOR, Segmenter, scale, to_mask
+from unetpp.inference import Segmenter, scale, to_mask
 from unetpp.losses import deep_supervision_loss
 from unetpp.metrics import confusion, per_image_iou
 
@@ -58,25 +58,6 @@ def epoch_order(num: int, seed: int, epoch: int) -> list[int]:
     return np.random.default_rng((seed, epoch)).permutation(num).tolist()
 
 
-def train_batches(split, batches: Iterable[Sequence[int]], augment, seed: int, epoch: int) -> Iterator[Batch]:
-    """Augmented, standardised batches of a split (`unetpp.data.Split`), one for each list of its indices.
-
-    An image is standardised by what it was before augmentation, and whole: a crop as the image that it is
-    cut from, and a change of brightness stays one.
-    """
-    for indices in batches:
-        drawn = [augment(*split[i], key=(seed, epoch, split.ids[i])) for i in indices]
-        moments = [split.moments(i) for i in indices]
-        images = np.stack(
-            [(image - mean) / (std + STD_FLOOR) for (image, _), (mean, std) in zip(drawn, moments, strict=True)]
-        )  # (N, H, W, C)
-        masks = np.stack([mask for _, mask in drawn])
-        yield (
-            torch.from_numpy(images).permute(0, 3, 1, 2),
-            torch.from_numpy(masks),
-        )  # channels_last as it lies
-
-
 def plain_batches(split, indices: Iterable[int], batch_size: int) -> Iterator[Batch]:
     """Batches in [0, 1], as they are, in order; an image of another size begins a new batch."""
     images: list[Tensor] = []
@@ -101,16 +82,18 @@ def train_epoch(
     first_step: int,
     device: torch.device,
     dtype: torch.dtype,
+    class_weights: Tensor | None = None,
 ) -> Tensor:
     """One pass over the batches.
 
     Args:
         network: a NestedUNet, or what wraps one.
-        batches: standardised (`train_batches`).
+        batches: standardised (`unetpp.loader`).
         rate: learning rate of a step (`schedule`).
         first_step: number of optimizer steps made before.
         device: the network's.
         dtype: in which convolutions run.
+        class_weights: see `segmentation_loss`.
 
     Returns:
         (2,) float64: the sum of the losses of the images, and the number of images.
@@ -123,7 +106,7 @@ def train_epoch(
         image, mask = _to_device(image, mask, device)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             logits = network(image)
-        losses = deep_supervision_loss(logits, mask)  # (num_heads, N)
+        losses = deep_supervision_loss(logits, mask, class_weights)  # (num_heads, N)
         optimizer.zero_grad(set_to_none=True)
         losses.mean().backward()
         optimizer.step()
@@ -132,7 +115,9 @@ def train_epoch(
 
 
 @torch.inference_mode()
-def validate(segmenter: Segmenter, batches: Iterable[Batch], dtype: torch.dtype) -> Tensor:
+def validate(
+    segmenter: Segmenter, batches: Iterable[Batch], dtype: torch.dtype, class_weights: Tensor | None = None
+) -> Tensor:
     """Sums over the images of the batches, to be added over shards and divided after.
 
     Returns:
@@ -148,7 +133,7 @@ def validate(segmenter: Segmenter, batches: Iterable[Batch], dtype: torch.dtype)
         height, width = mask.shape[-2:]
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             logits = tuple(one[..., :height, :width] for one in segmenter.logits(image))
-        sums[:-1, 0] += deep_supervision_loss(logits, mask).sum(dim=1)
+        sums[:-1, 0] += deep_supervision_loss(logits, mask, class_weights).sum(dim=1)
         for head, one in enumerate(logits):
             probs = one.float().sigmoid() if network.num_classes == 1 else one
             sums[head, 1] += per_image_iou(confusion(to_mask(probs), mask, network.num_classes)).sum()

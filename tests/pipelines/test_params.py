@@ -80,6 +80,13 @@ def test_shipped_params_are_legal_and_frozen(params):
         ),
         (lambda v: v["model"].update(skips="plain"), "model: a plain U-Net has no shallow heads"),
         (lambda v: v["train"].update(learning_rate="fast"), "train.learning_rate"),
+        (lambda v: v["train"].update(foreground_crops=0.3), "train.crop_px is null"),
+        (lambda v: v["train"].update(loader_workers=-1), "train.loader_workers"),
+        (lambda v: v["train"].update(class_weights="even"), "train.class_weights: expected null, balanced or a list"),
+        (lambda v: v["train"].update(class_weights=[1, -1]), "train.class_weights: expected null, balanced or a list"),
+        (lambda v: v["train"].update(class_weights=[1, 1, 1]), "train.class_weights has 3 weights; expected 2"),
+        (lambda v: v["cluster"].update(storage="shared/data"), "cluster: cluster.storage must be an absolute path"),
+        (lambda v: v["cluster"].update(storage="gs://a/b"), "cluster.storage must be a path or s3://bucket/prefix"),
     ],
 )
 def test_wrong_values_are_refused_by_their_dotted_key(tmp_path, repository, change, message):

@@ -12,6 +12,8 @@ import torch
 
 from pipelines.params import Params
 from pipelines.worker import epochs, make_settings, run_name
+from unetpp.data import Split
+from unetpp.errors import UserError
 from unetpp.inference import load_model
 
 ARGUMENTS = (
@@ -37,8 +39,18 @@ def last(iterator):
     return list(iterator)[-1]
 
 
-def test_resumed_training_equals_an_uninterrupted_one_bit_for_bit(params, prepared):
-    settings, cpu = settings_of(params, prepared), torch.device("cpu")
+CROPS = {"crop_px": 24, "foreground_crops": 0.5, "class_weights": "balanced"}
+
+
+def on_device(params: Params, value: bool) -> Params:
+    return params.model_copy(update={"augment": params.augment.model_copy(update={"on_device": value})})
+
+
+@pytest.mark.parametrize(
+    ("train", "device"), [({}, False), (CROPS | {"loader_workers": 1}, False), (CROPS, True)], ids=str
+)
+def test_resumed_training_equals_an_uninterrupted_one_bit_for_bit(params, prepared, train, device):
+    settings, cpu = settings_of(on_device(params, device), prepared, **train), torch.device("cpu")
     whole = last(epochs(settings, cpu, {}))
     cut = next(epochs(settings, cpu, {}))
     cut = {**cut, "weights": {key: value.clone() for key, value in cut["weights"].items()}}
@@ -46,6 +58,38 @@ def test_resumed_training_equals_an_uninterrupted_one_bit_for_bit(params, prepar
     assert all(torch.equal(whole["weights"][key], resumed["weights"][key]) for key in whole["weights"])
     for key in ("val_iou", "train_loss"):
         assert [row[key] for row in whole["history"]] == [row[key] for row in resumed["history"]]
+
+
+@pytest.mark.parametrize("device", [False, True])
+def test_processes_that_make_the_batches_change_no_bit_of_a_training(params, prepared, device):
+    trained = [
+        last(
+            epochs(settings_of(on_device(params, device), prepared, **CROPS, loader_workers=n), torch.device("cpu"), {})
+        )
+        for n in (0, 2)
+    ]
+    for key, value in trained[0]["weights"].items():
+        assert torch.equal(value, trained[1]["weights"][key])
+    assert all(0 <= row["data_wait_share"] <= 1 for row in trained[1]["history"])
+
+
+def test_weights_of_classes_are_of_the_manifest_or_of_params(params, prepared):
+    pixels = json.loads((prepared / "manifest.json").read_text())["class_pixels"]
+    split = Split(prepared / "train.arrow")
+    masks = [split[index][1] for index in range(len(split))]
+    assert pixels == [sum(int((mask == value).sum()) for mask in masks) for value in (0, 1)]
+    weights = settings_of(params, prepared, class_weights="balanced")["class_weights"]
+    assert weights == pytest.approx([sum(pixels) / (2 * count) for count in pixels])
+    assert settings_of(params, prepared, class_weights=(1, 3))["class_weights"] == [1.0, 3.0]
+    assert settings_of(params, prepared)["class_weights"] is None
+
+
+def test_weights_that_the_manifest_cannot_give_are_refused_before_any_training(params, prepared, tmp_path):
+    manifest = json.loads((prepared / "manifest.json").read_text())
+    del manifest["class_pixels"]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"manifest\.json: found no class_pixels"):
+        settings_of(params, tmp_path, class_weights="balanced")
 
 
 def test_finished_training_yields_nothing_more(params, prepared):
@@ -71,7 +115,7 @@ def test_name_of_a_run_changes_with_params_widths_and_data(params, prepared, tmp
     manifest = json.loads((prepared / "manifest.json").read_text())
     manifest["splits"]["train"]["sha256"] = "0" * 64
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    names.add(run_name("train", settings | {"prepared": str(tmp_path)}))
+    names.add(run_name("train", settings_of(params, tmp_path)))
     assert len(names) == 4
     assert run_name("train", settings) in names
 
@@ -111,6 +155,32 @@ def test_killed_training_goes_on_and_ends_as_an_uninterrupted_one(project, prepa
 
     # And what is finished is not trained again.
     assert "finished already" in project.run("train", *arguments)
+
+
+@pytest.mark.slow
+def test_workers_train_from_their_nodes_cache_with_loaders_of_their_own(project, prepared, tmp_path):
+    (project.folder / "architecture.yaml").write_text("widths: [4, 6, 8]\n")
+    project.set({"train": {"epochs": 2, "loader_workers": 1}})
+    project.set({"cluster": {"storage": str(tmp_path / "storage"), "cache": str(tmp_path / "cache")}})
+    printed = project.run("train", "--prepared", str(prepared), *ARGUMENTS)
+    assert printed.count("put into") == 2
+    assert "epoch 2/2" in printed
+    assert "waited for data" in printed
+    digests = {file["sha256"] for file in json.loads((prepared / "manifest.json").read_text())["splits"].values()}
+    cached = {path.name for path in (tmp_path / "cache").glob("*.arrow")}
+    assert len(cached) == 2
+    assert cached < {f"{digest}.arrow" for digest in digests}
+    # A file that is damaged in the storage, on a node that has it not yet.
+    for path in [*(tmp_path / "cache").iterdir(), *(tmp_path / "storage").iterdir()]:
+        if path.parent.name == "cache":
+            path.unlink()
+        else:
+            path.write_bytes(path.read_bytes()[:-1] + b"?")
+    fresh = [argument.replace("runs", "other runs") if argument == "runs" else argument for argument in ARGUMENTS]
+    printed = project.run("train", "--prepared", str(prepared), *fresh, expect=2)
+    assert "error: training stopped:" in printed
+    assert "found the sha256" in printed
+    assert "Traceback" not in printed
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Prepared splits: what is written is what is read."""
 
+import multiprocessing
 import pickle
 
 import numpy as np
@@ -7,8 +8,10 @@ import pytest
 
 from pipelines.files import sha256
 from unetpp import data
+from unetpp.crops import find_spots
 from unetpp.data import Split, SplitWriter, read_manifest
 from unetpp.errors import UserError
+from unetpp.inference import find_limits, scale
 
 
 def make_rows(num=7):
@@ -16,8 +19,7 @@ def make_rows(num=7):
     for number in range(num):
         height, width, channels = 5 + number, 9, (1, 3)[number % 2]
         dtype = (np.uint8, np.uint16, np.float32)[number // 2 % 3]
-        high = 2**8 if dtype == np.uint8 else 2**16
-        image = rng.integers(0, high, (height, width, channels)).astype(dtype)
+        image = rng.integers(0, 255 if dtype == np.uint8 else 65535, (height, width, channels)).astype(dtype)
         yield f"id/{number}", ("a", "b")[number % 2], image, rng.integers(0, 3, (height, width), np.uint8)
 
 
@@ -41,10 +43,12 @@ def test_a_split_holds_what_was_written_whatever_the_batches(tmp_path, monkeypat
         assert found_image.dtype == image.dtype
         assert np.array_equal(found_image, image)
         assert np.array_equal(found_mask, mask)
-        low, high = (image.min(), image.max()) if image.dtype == np.float32 else (0, np.iinfo(image.dtype).max)
-        scaled = (image.reshape(-1, image.shape[2]).astype(np.float64) - low) / (high - low)
-        for found, expected in zip(split.moments(index), (scaled.mean(axis=0), scaled.std(axis=0)), strict=True):
-            np.testing.assert_allclose(found, expected, rtol=1e-6)
+        pixels = scale(image).double().flatten(1).numpy()  # (C, H * W)
+        for found, expected in zip(split.moments(index), (pixels.mean(axis=1), pixels.std(axis=1)), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-5)
+        assert split.id(index) == rows[index][0]
+        assert split.limits(index) == find_limits(image)
+        assert [places.tolist() for places in split.spots(index)] == [one.tolist() for one in find_spots(mask)]
     assert np.array_equal(split[-1][0], rows[-1][2])
     with pytest.raises(IndexError):
         split[len(rows)]
@@ -55,6 +59,60 @@ def test_samples_are_read_only_views(tmp_path):
     assert not image.flags.writeable
     assert not mask.flags.writeable
     assert not image.flags.owndata
+
+
+def test_samples_lie_in_the_mapped_file_and_are_copied_nowhere(tmp_path):
+    """Arrow's own access copies a large value; of a crop it would read and copy the whole image."""
+    split = Split(write(tmp_path / "a.arrow", make_rows()))
+    with open("/proc/self/maps") as maps:
+        spans = [line.split()[0].split("-") for line in maps if line.rstrip().endswith("a.arrow")]
+    for index in range(len(split)):
+        for array in split[index]:
+            address = array.__array_interface__["data"][0]
+            assert any(int(start, 16) <= address < int(stop, 16) for start, stop in spans)
+
+
+def test_a_row_is_kept_as_it_was_when_it_was_added(tmp_path):
+    """Whatever becomes of the array afterwards, and however it lies in memory."""
+    image, mask = np.zeros((4, 6, 3), np.uint8), np.zeros((6, 4), np.uint8).T
+    image[1], mask[2] = 7, 1
+    with SplitWriter(tmp_path / "a.arrow") as writer:
+        writer.add("x", "kind", image, mask)
+        image[:], mask[:] = 9, 0
+        writer.add("y", "kind", image[:, ::-1], mask)
+    found, found_mask = Split(tmp_path / "a.arrow")[0]
+    assert found[1].min() == found[1].max() == 7
+    assert found.sum() == 7 * 18
+    assert found_mask[2].tolist() == [1] * 6
+    assert found_mask.sum() == 6
+
+
+def test_a_writer_counts_the_pixels_of_each_class(tmp_path):
+    rows = list(make_rows())
+    with SplitWriter(tmp_path / "a.arrow") as writer:
+        for row in rows:
+            writer.add(*row)
+    assert writer.class_pixels == [sum(int((row[3] == value).sum()) for row in rows) for value in range(3)]
+
+
+def pixels_of(split, index):
+    return split[index][0].tobytes(), split.id(index)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # of a fork, 3.12 on
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_a_split_is_the_same_in_processes_however_they_start(tmp_path, method):
+    split = Split(write(tmp_path / "a.arrow", make_rows()))
+    with multiprocessing.get_context(method).Pool(1) as pool:
+        assert pool.apply(pixels_of, (split, 5)) == pixels_of(split, 5)
+
+
+def test_opening_reads_no_string_of_any_sample(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.arrow", make_rows())
+    monkeypatch.setattr(Split, "_strings", lambda *_: pytest.fail("read all strings"))
+    split = Split(path)
+    assert len(split) == 7
+    assert split.id(6) == "id/6"
 
 
 def test_a_split_pickles_as_its_path(tmp_path):

@@ -6,15 +6,16 @@ import torch
 
 from unetpp import NestedUNet, Segmenter
 from unetpp.augment import Augment
+from unetpp.crops import Crops
 from unetpp.data import Split, SplitWriter
 from unetpp.inference import scale, standardise
+from unetpp.loader import AugmentedSamples, Loader
 from unetpp.loop import (
     choose_precision,
     epoch_order,
     make_optimizer,
     plain_batches,
     schedule,
-    train_batches,
     train_epoch,
     validate,
 )
@@ -69,11 +70,11 @@ def test_training_sees_images_standardised_as_prediction_does(tmp_path, dtype, c
     rng = np.random.default_rng(0)
     with SplitWriter(tmp_path / "train.arrow") as writer:
         for n in range(4):
-            image = rng.integers(0, 3000 if dtype != np.uint8 else 90 + 40 * n, (12, 16, 3)).astype(dtype)
+            image = rng.integers(0, 90 + 40 * n if dtype == np.uint8 else 3000, (12, 16, 3)).astype(dtype)
             writer.add(str(n), "kind", image, rng.integers(0, 2, (12, 16)).astype(np.uint8))
     split = Split(tmp_path / "train.arrow")
-    augment = Augment(crop_px, flips=False, brightness=0, hue=0, channels=3)
-    images, _ = next(train_batches(split, [range(4)], augment, seed=0, epoch=0))
+    augment = Augment(Crops(crop_px), flips=False, brightness=0, hue=0, channels=3)
+    images, _ = next(Loader(AugmentedSamples(split, augment, seed=0)).batches([range(4)], epoch=0))
     expected = standardise(torch.stack([scale(split[n][0]) for n in range(4)]))
     if crop_px is None:
         torch.testing.assert_close(images, expected)
