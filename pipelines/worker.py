@@ -154,7 +154,7 @@ def epochs(
                 dist.all_reduce(totals)
             row = _row(epoch, totals, network.depths, rate(epoch * steps + steps - 1))
             row["images_per_s"] = round(steps * batch_size / trained, 2)
-            row["data_wait_share"] = round(waited_s / trained, 4)  # of this process's time
+            row["data_wait_share"] = round(waited_s / trained, 4)  # of this process, see Loader
             history.append(row)
             if row["val_iou"] > best["val_iou"]:
                 best = {"epoch": epoch, "val_iou": row["val_iou"], "weights": _on_cpu(network.state_dict())}

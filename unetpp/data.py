@@ -29,8 +29,9 @@ SCHEMA = pa.schema(
         ("spots", pa.list_(pa.list_(pa.int32()))),  # where each class of foreground lies, see `find_spots`
     ]
 )
-# Rows are kept in memory until a batch is this large; a reader maps the file and does not mind.
-BATCH_BYTES = 32 * 2**20
+# Rows are kept in memory until a batch is this large. To open a file reads a page of each batch, and waits for the
+# disk once each where that is not in the page cache.
+BATCH_BYTES = 128 * 2**20
 
 
 class SplitWriter:

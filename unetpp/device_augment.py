@@ -106,12 +106,14 @@ def augment_batch(image: Tensor, mask: Tensor, draws: Tensor, limits: Tensor, mo
     low, high = limits.double().unbind(1)
     extent = torch.where(high > low, high - low, 1.0)
     mean = (_exact_means(image) - low) / extent
-    scaled = (image.float() - _column(low)) / _column(extent)  # (N, H, W, C)
-    scaled = (scaled * _column(contrast) + _column(brightness * mean)).clamp(0, 1)
-    if scaled.shape[-1] == 3:
-        scaled = _where(hue, _turn_hue(scaled, _column(hue)[..., 0]), scaled)
-    of_mean, of_std = moments[:, :, None, None].unbind(1)  # (N, 1, 1, C)
-    return ((scaled - of_mean) / (of_std + STD_FLOOR)).permute(0, 3, 1, 2), mask
+    # A channel in one piece: a processor is slow where three values alternate.
+    scaled = image.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)  # (N, C, H, W)
+    scaled.sub_(_column(low)).div_(_column(extent))
+    scaled.mul_(_column(contrast)).add_(_column(brightness * mean)).clamp_(0, 1)
+    if scaled.shape[1] == 3:
+        scaled = _where(hue, _turn_hue(scaled, _column(hue)[:, 0]), scaled)
+    of_mean, of_std = moments[..., None, None].unbind(1)  # (N, C, 1, 1)
+    return scaled.sub_(of_mean).div_(of_std + STD_FLOOR), mask
 
 
 def _column(values: Tensor) -> Tensor:
@@ -136,10 +138,10 @@ def _exact_means(image: Tensor) -> Tensor:
 
 
 def _turn_hue(image: Tensor, degrees: Tensor) -> Tensor:
-    """Images (N, H, W, 3) in [0, 1] with another hue, and saturation and value as they were: grey stays grey."""
-    red, green, blue = image.unbind(-1)
-    value = image.amax(dim=-1)
-    chroma = value - image.amin(dim=-1)
+    """Images (N, 3, H, W) in [0, 1] with another hue, and saturation and value as they were: grey stays grey."""
+    red, green, blue = image.unbind(1)
+    value = image.amax(dim=1)
+    chroma = value - image.amin(dim=1)
     span = torch.where(chroma > 0, chroma, 1.0)
     sixths = torch.where(
         value == red,
@@ -151,4 +153,4 @@ def _turn_hue(image: Tensor, degrees: Tensor) -> Tensor:
     for offset in (5, 3, 1):
         place = torch.remainder(sixths + offset, 6)
         channels.append(value - chroma * torch.minimum(place, 4 - place).clamp(0, 1))
-    return torch.stack(channels, dim=-1)
+    return torch.stack(channels, dim=1)

@@ -83,7 +83,8 @@ class Loader:
         pin_memory: for a CUDA device: copies to it then run beside its computing.
 
     Attributes:
-        waited_s: how long the last epoch's step has waited for batches, in seconds.
+        waited_s: how long this process has waited for the last epoch's batches, in seconds. A GPU works on meanwhile,
+            and stands still for less.
     """
 
     def __init__(self, samples, num_workers: int = 0, pin_memory: bool = False):
@@ -125,7 +126,7 @@ class Loader:
         self.waited_s = 0.0
         if self._loader is None:
             return self._timed(self._in_line(tasks))
-        if tasks:
+        if tasks and self._loader._iterator is None:
             self._check_shared_memory(tasks[0], self._loader.num_workers)
         self._tasks[:] = tasks
         return self._timed(iter(self._loader))

@@ -17,6 +17,7 @@ def numbered(height: int, width: int) -> np.ndarray:
     return np.arange(height * width, dtype=np.float32).reshape(height, width, 1)
 
 
+@settings(deadline=None)
 @given(height=sides, width=sides, size=st.integers(1, 80), epoch=st.integers(0, 99))
 def test_a_crop_is_a_window_of_the_image_mirrored_at_its_edges_where_it_is_too_small(height, width, size, epoch):
     image = numbered(height, width)
@@ -54,6 +55,7 @@ def test_every_place_of_a_crop_is_drawn():
     assert corners == {12 * y + x for y in range(5) for x in range(5)}
 
 
+@settings(deadline=None)
 @given(
     height=sides,
     width=sides,
