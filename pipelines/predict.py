@@ -11,7 +11,7 @@ import torch
 
 from pipelines.files import replacing
 from unetpp.errors import UserError
-from unetpp.images import SUFFIXES, decode_image
+from unetpp.images import SUFFIXES, decode_image, resize
 from unetpp.inference import load_model, scale, to_mask
 
 # Image (1, C, H, W) in [0, 1] to probabilities; channels; px that images were resized to for training, or None.
@@ -65,10 +65,7 @@ def predict_mask(loaded: Loaded, image: np.ndarray) -> np.ndarray:
     """
     network, _, size = loaded
     height, width = image.shape[:2]
-    resized = image
-    if size is not None and (height, width) != (size, size):
-        interpolation = cv2.INTER_AREA if height >= size and width >= size else cv2.INTER_LINEAR
-        resized = cv2.resize(image, (size, size), interpolation=interpolation).reshape(size, size, image.shape[2])
+    resized = image if size is None else resize(image, size)
     with torch.inference_mode():
         probs = network(scale(resized).unsqueeze(0))  # (1, num_classes, h, w)
         probs = torch.nn.functional.interpolate(probs, (height, width), mode="bilinear", align_corners=False)

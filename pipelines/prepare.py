@@ -29,7 +29,7 @@ from pipelines.spool import Spool
 from pipelines.stage import run_command
 from unetpp.data import SplitWriter
 from unetpp.errors import FileError, UserError
-from unetpp.images import Limits, convert, decode_image, read_header
+from unetpp.images import Limits, convert, decode_image, read_header, resize
 from unetpp.inference import find_limits
 
 # In 547 images of BBBC038 the darkest bright-field or stained one has a median brightness of 0.52 and the
@@ -60,27 +60,20 @@ def find_kind(image: np.ndarray) -> str:
     return "tissue" if chroma.mean() > COLOURED else "bright-field"
 
 
-def resize(image: np.ndarray, mask: np.ndarray, size: int, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+def resize_sample(image: np.ndarray, mask: np.ndarray, size: int, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Image (H, W, C) and mask (H, W) uint8 to size x size by one geometry.
 
     OpenCV's nearest neighbour samples the corner of a pixel, and would lay a smaller mask up to half a pixel
     beside its image. So the mask is resized as its image is, as a share of foreground (or of each class), and
     then decided: at least one half, or the largest share.
     """
-    height, width = mask.shape
-    if (height, width) == (size, size):
+    if mask.shape == (size, size):
         return image, mask
-    # One choice for both. Area averages all the pixels that fall into one; it cannot enlarge.
-    interpolation = cv2.INTER_AREA if height >= size and width >= size else cv2.INTER_LINEAR
-
-    def scaled(plane: np.ndarray) -> np.ndarray:
-        return cv2.resize(plane, (size, size), interpolation=interpolation)
-
-    small = scaled(image).reshape(size, size, image.shape[2])  # OpenCV drops an axis of 1
+    small = resize(image, size)
     if num_classes == 1:
-        return small, (scaled(mask.astype(np.float32)) >= 0.5).astype(np.uint8)
+        return small, (resize(mask.astype(np.float32), size) >= 0.5).astype(np.uint8)
     present = np.unique(mask)
-    shares = np.stack([scaled((mask == value).astype(np.float32)) for value in present])  # (K, H, W)
+    shares = np.stack([resize((mask == value).astype(np.float32), size) for value in present])  # (K, H, W)
     return small, present[shares.argmax(axis=0)]
 
 
@@ -106,7 +99,7 @@ def load_sample(sample: Sample, params: Prepare) -> Loaded:
     labels = read_labels(sample, image, params.num_classes, limits)
     seen, mask = convert(image, params.channels), labels.mask
     if params.size is not None:
-        seen, mask = resize(seen, mask, params.size, params.num_classes)
+        seen, mask = resize_sample(seen, mask, params.size, params.num_classes)
     header = read_header(sample.image, sample.page)
     facts = describe(header, image, labels.numbers, labels.mask, mask, labels.one_each)
     return Loaded(kind, seen, mask, facts, look)

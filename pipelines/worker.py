@@ -140,9 +140,8 @@ def epochs(
         for epoch in range(len(history), train.epochs):
             began = time.monotonic()
             done = train_epoch(wrapped, batches, optimizer, rate, epoch * steps, device, dtype, class_weights)
-            if world > 1:  # Each process has its own running means of batch norm; rank 0's are the network's.
-                for buffer in network.buffers():
-                    dist.broadcast(buffer, 0)
+            if world > 1:
+                average_statistics(network, world)
             trained = time.monotonic() - began
             waited_s = loader.waited_s
             if epoch + 1 < train.epochs:
@@ -165,6 +164,14 @@ def epochs(
             yield state | {"weights": network.state_dict(), "optimizer": optimizer.state_dict()}
     finally:
         loader.close()
+
+
+def average_statistics(network: NestedUNet, world: int) -> None:
+    """Make the running statistics of batch norm, of which each process has its own, the mean over all processes."""
+    for name, buffer in network.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            dist.all_reduce(buffer)
+            buffer /= world
 
 
 def find_class_weights(wanted: str | Sequence[float] | None, manifest: dict, prepared: Path) -> list[float] | None:

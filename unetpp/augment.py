@@ -12,7 +12,7 @@ import albumentations as A
 import cv2
 import numpy as np
 
-from unetpp.crops import Crops, Key, draw_seeds
+from unetpp.crops import Crops, Key, draw_exposure, draw_seeds
 from unetpp.inference import find_limits, scaled
 
 cv2.setNumThreads(0)  # one image at a time is too little work for threads, and they fight torch's
@@ -36,7 +36,7 @@ class Augment:
     Args:
         crops: the random crop.
         flips: one of the eight symmetries of the square.
-        brightness: limit of relative brightness and contrast changes; 0 for none.
+        brightness: limit of brightness and contrast changes (`draw_exposure`); 0 for none.
         hue: limit of the hue shift in OpenCV's units (degrees / 2); 0 for none. RGB images alone.
     """
 
@@ -44,12 +44,8 @@ class Augment:
         self.crops = crops
         # Steps with the number of their seed, so that one that is switched off changes no other.
         self._geometric: list = [(2, A.D4(p=1))] if flips else []
+        self._brightness = brightness
         self._colour: list = []
-        if brightness > 0:
-            # Brightness in shares of the image's own mean. In shares of full scale, the library's default, it would
-            # push a dim fluorescence image below zero, and train on a black image with a mask full of nuclei.
-            step = A.RandomBrightnessContrast(brightness, brightness, brightness_by_max=False, p=0.5)
-            self._colour.append((3, step))
         if hue > 0 and channels == 3:
             # Saturation stays: to add it to a grey pixel would paint it red.
             self._colour.append((4, Hue(hue, 0, 0, p=0.5)))
@@ -61,6 +57,7 @@ class Augment:
         key: Key,
         spots: Sequence[np.ndarray] = (),
         limits: tuple[float, float] | None = None,
+        moments: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """One draw.
 
@@ -70,9 +67,10 @@ class Augment:
             key: (seed, epoch, sample id).
             spots: where the mask has foreground (`find_spots`).
             limits: what becomes 0 and 1 (`find_limits`, the default).
+            moments: mean and standard deviation (C,) of the whole scaled image; by default those of this one.
 
         Returns:
-            image (H', W', C) float32 in [0, 1] and mask (H', W') of its own type.
+            image (H', W', C) float32, in [0, 1] but for a change of brightness, and mask (H', W') of its own type.
         """
         limits = limits or find_limits(image)
         image, mask = self.crops(image, mask, key, spots)
@@ -85,6 +83,13 @@ class Augment:
         # be a hundredth of the image.
         drawn["image"] = scaled(drawn["image"], limits)
         drawn = _run(self._colour, seeds, drawn)
+        contrast, brightness = draw_exposure(key, self._brightness)
+        if (contrast, brightness) != (1, 0):
+            mean, std = moments or (drawn["image"].mean(axis=(0, 1)), drawn["image"].std(axis=(0, 1)))
+            # x to mean + contrast * (x - mean) + brightness * std
+            drawn["image"] = drawn["image"] * np.float32(contrast) + ((1 - contrast) * mean + brightness * std).astype(
+                np.float32
+            )
         return drawn["image"], np.ascontiguousarray(drawn["mask"]).view(mask.dtype).reshape(drawn["mask"].shape[:2])
 
 

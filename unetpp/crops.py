@@ -17,6 +17,19 @@ def draw_seeds(key: Key) -> tuple[int, ...]:
     return tuple(int.from_bytes(digest[start : start + 4], "big") for start in range(0, 32, 4))
 
 
+def draw_exposure(key: Key, limit: float) -> tuple[float, float]:
+    """Contrast and brightness of a sample, for half of all; (1, 0), which change nothing, for the others.
+
+    Both are measured by the image itself: contrast about its mean, brightness in standard deviations. Images are
+    standardised, so that in shares of full scale or of the mean a change that a dim image hardly shows would move a
+    bright one by more than its whole contrast, and train on what prediction never sees.
+    """
+    stream = random.Random(draw_seeds(key)[3])
+    if limit == 0 or stream.random() >= 0.5:
+        return 1.0, 0.0
+    return 1 + stream.uniform(-limit, limit), stream.uniform(-limit, limit)
+
+
 def find_spots(mask: np.ndarray) -> list[np.ndarray]:
     """Where the foreground of a mask (H, W) uint8 lies: of each class in it, flat indices int32 of at most 256 pixels.
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unetpp.crops import Crops, Key, draw_seeds
+from unetpp.crops import Crops, Key, draw_exposure, draw_seeds
 from unetpp.inference import STD_FLOOR
 from unetpp.loader import stack
 
@@ -22,7 +22,7 @@ SYMMETRIES = ((0, 0, 0), (1, 1, 0), (0, 1, 1), (1, 0, 1), (0, 1, 0), (1, 1, 1), 
 
 
 class Draw(NamedTuple):
-    """What is done to a sample: three flags, then contrast, brightness in shares of the mean, and hue in degrees."""
+    """What is done to a sample: three flags, then contrast and brightness (`draw_exposure`), and hue in degrees."""
 
     transposed: float = 0
     flipped_rows: float = 0
@@ -39,9 +39,8 @@ def draw(key: Key, flips: bool, brightness: float, hue: int, channels: int) -> D
     if flips:
         transposed, rows, columns = SYMMETRIES[np.random.default_rng(seeds[2]).integers(8)]
         result = result._replace(transposed=transposed, flipped_rows=rows, flipped_columns=columns)
-    if brightness > 0 and (stream := random.Random(seeds[3])).random() < 0.5:
-        contrast = 1 + stream.uniform(-brightness, brightness)
-        result = result._replace(contrast=contrast, brightness=stream.uniform(-brightness, brightness))
+    contrast, exposure = draw_exposure(key, brightness)
+    result = result._replace(contrast=contrast, brightness=exposure)
     if hue > 0 and channels == 3 and (stream := random.Random(seeds[4])).random() < 0.5:
         result = result._replace(hue=2 * stream.uniform(-hue, hue))
     return result
@@ -105,15 +104,14 @@ def augment_batch(image: Tensor, mask: Tensor, draws: Tensor, limits: Tensor, mo
 
     low, high = limits.double().unbind(1)
     extent = torch.where(high > low, high - low, 1.0)
-    mean = (_exact_means(image) - low) / extent
     # A channel in one piece: a processor is slow where three values alternate.
     scaled = image.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)  # (N, C, H, W)
     scaled.sub_(_column(low)).div_(_column(extent))
-    scaled.mul_(_column(contrast)).add_(_column(brightness * mean)).clamp_(0, 1)
     if scaled.shape[1] == 3:
         scaled = _where(hue, _turn_hue(scaled, _column(hue)[:, 0]), scaled)
     of_mean, of_std = moments[..., None, None].unbind(1)  # (N, C, 1, 1)
-    return scaled.sub_(of_mean).div_(of_std + STD_FLOOR), mask
+    scaled.sub_(of_mean).mul_(_column(contrast)).add_(_column(brightness) * of_std)
+    return scaled.div_(of_std + STD_FLOOR), mask
 
 
 def _column(values: Tensor) -> Tensor:
@@ -124,17 +122,6 @@ def _column(values: Tensor) -> Tensor:
 def _where(flags: Tensor, changed: Tensor, kept: Tensor) -> Tensor:
     """Of each image what was changed where its flag is not zero."""
     return torch.where((flags != 0).view(-1, *[1] * (kept.ndim - 1)), changed, kept)
-
-
-def _exact_means(image: Tensor) -> Tensor:
-    """(N,) float64: the mean of each image, the same bits alone and in a batch.
-
-    A sum of whole numbers is exact in any order; one of floats is not, and is taken image by image.
-    """
-    count = image[0].numel()
-    if image.is_floating_point():
-        return torch.stack([one.double().sum() for one in image]) / count
-    return image.sum(dim=(1, 2, 3), dtype=torch.int64).double() / count
 
 
 def _turn_hue(image: Tensor, degrees: Tensor) -> Tensor:

@@ -10,7 +10,17 @@ import numpy as np
 from unetpp.errors import FileError
 from unetpp.pictures import SUFFIXES, Header, Limits, Picture, count_pages, read_header, read_picture
 
-__all__ = ["SUFFIXES", "Header", "Limits", "convert", "count_pages", "decode_image", "decode_mask", "read_header"]
+__all__ = [
+    "SUFFIXES",
+    "Header",
+    "Limits",
+    "convert",
+    "count_pages",
+    "decode_image",
+    "decode_mask",
+    "read_header",
+    "resize",
+]
 # ITU-R BT.601, the weights of Pillow and OpenCV.
 GREY_WEIGHTS = np.array([0.299, 0.587, 0.114])
 FLOAT_LIMIT = 1e30  # sums over an image stay finite in float32
@@ -178,3 +188,24 @@ def _tell_rounding(path: Path, kind: str) -> None:
 
 
 _told: set[tuple[Path, str]] = set()
+
+
+def resize(image: np.ndarray, size: int) -> np.ndarray:
+    """(H, W) or (H, W, C) to size x size, by the one geometry in which images and masks are resized.
+
+    Bilinear, as the classic protocol resizes images; what is more than four times as large is first made smaller by
+    whole numbers, by area, so that no pixel is passed over. Area alone blurs the rims of small objects
+    (benchmarks/resize.py).
+    """
+    # Only resizing needs OpenCV, and `unetpp` imports on a machine without it.
+    import cv2
+
+    height, width = image.shape[:2]
+    if (height, width) == (size, size):
+        return image
+    factor = min(height, width) // (2 * size)
+    resized = image
+    if factor > 1:
+        resized = cv2.resize(resized, (width // factor, height // factor), interpolation=cv2.INTER_AREA)
+    resized = cv2.resize(resized, (size, size), interpolation=cv2.INTER_LINEAR)
+    return resized.reshape(size, size, *image.shape[2:])  # OpenCV drops an axis of 1

@@ -46,8 +46,8 @@ class AugmentedSamples:
         """Image (H, W, C) float32 and mask (H, W) of a sample in an epoch."""
         split = self.split
         key = (self.seed, epoch, split.id(index))
-        image, mask = self.augment(*split[index], key, split.spots(index), split.limits(index))
         mean, std = split.moments(index)
+        image, mask = self.augment(*split[index], key, split.spots(index), split.limits(index), (mean, std))
         # In place, and by rows of W * C: numpy is slow where the innermost axis has 3 values.
         rows = image.reshape(len(image), -1)
         rows -= np.tile(mean, image.shape[1])

@@ -86,6 +86,9 @@ def train_epoch(
 ) -> Tensor:
     """One pass over the batches.
 
+    The running statistics of batch norm are the mean over the batches of this pass: the usual moving average knows
+    the last few dozen images alone, of whatever kind these were (Wu and Johnson 2021).
+
     Args:
         network: a NestedUNet, or what wraps one.
         batches: standardised (`unetpp.loader`).
@@ -99,6 +102,9 @@ def train_epoch(
         (2,) float64: the sum of the losses of the images, and the number of images.
     """
     network.train()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
     total = torch.zeros(2, dtype=torch.float64, device=device)
     for step, (image, mask) in enumerate(batches, start=first_step):
         for group in optimizer.param_groups:

@@ -27,9 +27,10 @@ class Block(nn.Module):
     def __init__(self, in_channels: int, width: int):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1)
-        self.norm1 = nn.BatchNorm2d(width)
+        # No momentum: the running statistics are plain means since their last reset (`unetpp.loop.train_epoch`).
+        self.norm1 = nn.BatchNorm2d(width, momentum=None)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        self.norm2 = nn.BatchNorm2d(width)
+        self.norm2 = nn.BatchNorm2d(width, momentum=None)
         for conv in (self.conv1, self.conv2):
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
 

@@ -20,7 +20,7 @@ from pipelines.files import sha256
 from pipelines.ingest import ingest
 from pipelines.layouts import Sample, find_samples
 from pipelines.params import load_params
-from pipelines.prepare import _load, find_kind, load_sample, main, prepare, resize
+from pipelines.prepare import _load, find_kind, load_sample, main, prepare, resize_sample
 from pipelines.splits import SPLITS, find_split, place, position
 from pipelines.stage import run_command
 from unetpp.data import Split, read_manifest
@@ -109,10 +109,10 @@ def test_a_resized_mask_lies_where_its_image_lies(height, width, size):
         np.uint8
     )
     image = np.repeat(mask[:, :, None] * 255, 3, axis=2)
-    small, small_mask = resize(image, mask, size, num_classes=1)
+    small, small_mask = resize_sample(image, mask, size, num_classes=1)
     assert small.shape == (size, size, 3)
     assert np.array_equal(small_mask, small[:, :, 0] >= 127.5)
-    flipped = resize(image[:, ::-1], np.ascontiguousarray(mask[:, ::-1]), size, num_classes=1)[1]
+    flipped = resize_sample(image[:, ::-1], np.ascontiguousarray(mask[:, ::-1]), size, num_classes=1)[1]
     assert np.mean(flipped[:, ::-1] != small_mask) < 0.005
 
 
@@ -121,9 +121,9 @@ def test_classes_are_resized_as_shares_and_two_classes_equal_foreground():
     coarse = rng.integers(0, 4, (6, 6)).astype(np.uint8)
     mask = np.kron(coarse, np.ones((9, 9), np.uint8))  # whole blocks of 9 by 9
     image = np.repeat(mask[:, :, None], 3, axis=2)
-    assert np.array_equal(resize(image, mask, 18, num_classes=4)[1], np.kron(coarse, np.ones((3, 3), np.uint8)))
+    assert np.array_equal(resize_sample(image, mask, 18, num_classes=4)[1], np.kron(coarse, np.ones((3, 3), np.uint8)))
     binary = (mask > 1).astype(np.uint8)
-    two, one = resize(image, binary, 26, 2)[1], resize(image, binary, 26, 1)[1]
+    two, one = resize_sample(image, binary, 26, 2)[1], resize_sample(image, binary, 26, 1)[1]
     assert np.array_equal(two, one)  # 26 of 54: no share is exactly one half, where they could part
 
 
