@@ -109,6 +109,9 @@ class Prepare(Section):
 class Model(Section):
     skips: Literal["dense", "short", "encoder", "plain"]
     deep_supervision: bool
+    norm: Literal["batch", "instance", "group"]
+    upsampling: Literal["bilinear_aligned", "bilinear", "transposed"]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
 
     @model_validator(mode="after")
     def _supervised_nodes_exist(self):
@@ -148,6 +151,8 @@ class Train(Section):
     max_failures: NonNegativeInt
     timeout_s: PositiveInt
     seed: NonNegativeInt
+    loss: Literal["ce_dice", "focal_dice", "lovasz", "tversky"]
+    head_weights: Literal["mean", "sum"] | Annotated[tuple[PositiveFloat, ...], Field(min_length=1, max_length=6)]
 
     @model_validator(mode="after")
     def _divisible(self):
@@ -204,6 +209,16 @@ class Params(Section):
             raise ValueError(
                 f"train.batch_size is {self.train.batch_size} and must be a multiple of search.num_workers, "
                 f"which is {self.search.num_workers}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _heads_weighted(self):
+        weights, deepest = self.train.head_weights, max(len(widths) for widths in self.search.widths) - 1
+        if not isinstance(weights, str) and len(weights) < deepest:
+            raise ValueError(
+                f"train.head_weights has {len(weights)} numbers, and search.widths holds a network of depth {deepest}: "
+                "give one for each depth, the shallowest first"
             )
         return self
 

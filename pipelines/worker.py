@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -28,6 +29,7 @@ from unetpp.inference import Segmenter
 from unetpp.loop import (
     choose_precision,
     epoch_order,
+    make_loss,
     make_optimizer,
     plain_batches,
     schedule,
@@ -42,6 +44,12 @@ def make_settings(params: Params, widths: Sequence[int], prepared: Path) -> dict
     """All that decides a training, as plain values: the sections of params that it reads, widths, prepared data."""
     used = params.model_dump(mode="json", include={"model", "train", "augment"})
     return {"params": used, "widths": list(widths), "prepared": str(prepared.absolute())}
+
+
+def build_network(model: Model, widths: Sequence[int], manifest: dict) -> NestedUNet:
+    """The network of section `model`, with these widths, for the prepared data of a manifest."""
+    data = {key: manifest[key] for key in ("num_classes", "multilabel")}
+    return NestedUNet(widths, manifest["channels"], **data, **model.model_dump())
 
 
 def epochs(
@@ -67,13 +75,7 @@ def epochs(
     train_split, val_split = Split(prepared / "train.arrow"), Split(prepared / "val.arrow")
 
     torch.manual_seed(train.seed)
-    network = NestedUNet(
-        settings["widths"],
-        in_channels=manifest["channels"],
-        num_classes=manifest["num_classes"],
-        skips=model.skips,
-        deep_supervision=model.deep_supervision,
-    )
+    network = build_network(model, settings["widths"], manifest)
     network.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer = make_optimizer(network, train.optimizer, train.learning_rate, train.momentum, train.weight_decay)
     history: list[dict] = []
@@ -90,6 +92,7 @@ def epochs(
             device_ids=[device.index] if device.type == "cuda" else None,
             gradient_as_bucket_view=True,
         )
+    loss = make_loss(train.loss, train.head_weights, network.depths, network.multilabel)
     augment = Augment(train.crop_px, **params["augment"], channels=manifest["channels"])
 
     # Few images: one batch holds them all, in shards of equal size.
@@ -102,13 +105,15 @@ def epochs(
         order = epoch_order(len(train_split), train.seed, epoch)
         shards = [order[s * batch_size : (s + 1) * batch_size][rank::world] for s in range(steps)]
         batches = train_batches(train_split, shards, augment, train.seed, epoch)
-        done = train_epoch(wrapped, batches, optimizer, rate, epoch * steps, device, dtype)
+        # Dropout draws from (seed, epoch, rank), so that a resumed training draws as an uninterrupted one.
+        torch.manual_seed(int(np.random.SeedSequence((train.seed, epoch, rank)).generate_state(1)[0]))
+        done = train_epoch(wrapped, batches, optimizer, rate, epoch * steps, device, dtype, loss)
         if world > 1:  # Each process has its own running means of batch norm; rank 0's are the network's.
             for buffer in network.buffers():
                 dist.broadcast(buffer, 0)
         trained = time.monotonic() - began
         sums = validate(
-            segmenter, plain_batches(val_split, range(rank, len(val_split), world), train.batch_size), dtype
+            segmenter, plain_batches(val_split, range(rank, len(val_split), world), train.batch_size), dtype, train.loss
         )
         totals = torch.cat([done.view(1, 2), sums])
         if world > 1:  # Counts are added over the processes first and divided after.

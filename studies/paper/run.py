@@ -128,7 +128,7 @@ def measure(settings: dict, device: torch.device) -> dict:
     network = NestedUNet(settings["widths"], read_manifest(prepared)["channels"], 1, **model)
     network.load_state_dict(state["best"]["weights"])
     split = Split(prepared / "test.arrow")
-    counts = count_pixels(Predictor(Trained(network, None), device), split, 1, 16)
+    counts = count_pixels(Predictor(Trained(network, None), device), split, 16)
     names = [f"L{depth}" for depth in network.depths]
     depths = {name: metrics.scores(each) for name, each in counts.items()}
     example = torch.rand(1, network.in_channels, 96, 96)

@@ -90,7 +90,7 @@ class Perfect(nn.Module):
 def test_a_perfect_network_scores_one(tmp_path):
     write_data(tmp_path / "prepared")
     predict = stage.Predictor(Trained(Perfect(), 16), torch.device("cpu"))  # type: ignore[arg-type]
-    counts = stage.count_pixels(predict, Split(tmp_path / "prepared/test.arrow"), 1, 4)
+    counts = stage.count_pixels(predict, Split(tmp_path / "prepared/test.arrow"), 4)
     assert set(counts) == {"L1", "L2", "mean"}
     for each in counts.values():
         assert set(metrics.scores(each).values()) == {1.0}
@@ -102,7 +102,7 @@ def test_one_pass_of_the_whole_equals_each_pruned_network(tmp_path, num_classes)
     write_data(tmp_path / "prepared", sizes, num_classes)
     trained = load_model(write_model(tmp_path / "model", num_classes=num_classes))
     split = Split(tmp_path / "prepared/test.arrow")
-    counts = stage.count_pixels(stage.Predictor(trained, torch.device("cpu")), split, num_classes, 2)
+    counts = stage.count_pixels(stage.Predictor(trained, torch.device("cpu")), split, 2)
     for depth in trained.depths:
         network = trained.segmenter(depth).network
         for index in range(len(split)):
@@ -123,7 +123,7 @@ def test_the_mean_is_of_the_probabilities():
     image = torch.rand(2, 3, 13, 10)
     with torch.no_grad():
         probs = stage.head_probs(segmenter, image)
-        mean = stage.MeanOfHeads(segmenter)(image)
+        mean = Segmenter(segmenter.network, dict.fromkeys(segmenter.network.depths, 1.0)).eval()(image)
         assert torch.equal(probs[-1], segmenter(image))
     assert mean.shape == (2, 1, 13, 10)
     torch.testing.assert_close(mean, (probs[0] + probs[1]) / 2)
