@@ -13,6 +13,7 @@ import platform
 import tempfile
 from collections.abc import Iterable
 from dataclasses import replace
+from math import isnan
 from pathlib import Path
 
 import numpy as np
@@ -301,6 +302,11 @@ def evaluate(prepared: Path, model: Path, out: Path, settings: Evaluate, device:
         "depths": depths,
         "machine": describe_machine(device) | reading,
         "test": {"sha256": digest, "kinds": manifest["splits"]["test"]["kinds"]},
+        "classes": {
+            # None for a class that is in no test image and that no depth finds.
+            name: {one: None if isnan(iou) else iou for one, iou in zip(trained.classes, found, strict=True)}
+            for name, found in ((name, metrics.per_class_iou(each)) for name, each in counts.items())
+        },
     }
 
     rows: list[dict] = [

@@ -81,6 +81,7 @@ def write_results(state: dict, settings: dict, name: str, manifest: dict, out: P
     network.load_state_dict(state["best"]["weights"])
     best = state["history"][state["best"]["epoch"]]
     info = {"run": name, "epoch": best["epoch"], "val_iou": best["val_iou"], "params": settings["params"]}
+    info["classes"] = manifest["classes"]
     info["data"] = {split: facts["sha256"] for split, facts in manifest["splits"].items()}
     trained = Trained(network, manifest["size"], info)
     with replacing(out) as folder:

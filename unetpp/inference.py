@@ -112,6 +112,13 @@ class Trained:
     info: dict[str, Any] = field(default_factory=dict)  # where it comes from: params, hashes, epoch
 
     @property
+    def classes(self) -> list[str]:
+        """Names of the foreground classes, or of the labels; numbers where the data have no names for them."""
+        first = 1 if self.network.num_classes > 1 and not self.network.multilabel else 0
+        count = self.network.num_classes - first
+        return self.info.get("classes") or [str(number) for number in range(1, count + 1)]
+
+    @property
     def depths(self) -> tuple[int, ...]:
         return self.network.depths
 

@@ -19,7 +19,8 @@ from pipelines.params import Evaluate
 from unetpp import metrics
 from unetpp.data import Split, SplitWriter
 from unetpp.errors import UserError
-from unetpp.inference import Segmenter, Trained, load_model, pad_to_multiple, scale, standardise, to_mask
+from unetpp.inference import Segmenter, Trained, load_model, pad_to_multiple, scale, standardise
+from unetpp.masks import to_mask
 from unetpp.model import NestedUNet
 
 ROOT = Path(__file__).parents[2]
@@ -56,6 +57,7 @@ def write_data(folder, sizes=((16, 16),) * 6, num_classes=1, size=16):
         "size": size,
         "channels": 3,
         "num_classes": num_classes,
+        "multilabel": False,
         "splits": {"test": test},
         "quarantined": 0,
         "raw_sha256": "00" * 32,
@@ -80,7 +82,7 @@ def run(tmp_path, settings=SETTINGS):
 class Perfect(nn.Module):
     """Knows that whatever is above the middle of its image's range is foreground; as a network, at every head."""
 
-    depth, depths, num_classes = 1, (1, 2), 1
+    depth, depths, num_classes, multilabel = 2, (1, 2), 1, False
 
     def forward(self, image):
         middle = (image.amin(dim=(1, 2, 3), keepdim=True) + image.amax(dim=(1, 2, 3), keepdim=True)) / 2

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from pipelines.cli import build_parser
-from pipelines.predict import find_images, predict
+from pipelines.predict import find_images, predict, read_heads
 from unetpp import NestedUNet, UserError
 from unetpp.inference import Trained
 
@@ -59,6 +59,37 @@ def test_network_trained_on_resized_images_predicts_on_resized_ones(tmp_path, mo
     assert mask.shape == (160, 160)
     agree = ((mask > 0) == (image > 0)).mean()
     assert 0.95 < agree < 1  # right, and no finer than a sixteenth
+
+
+def test_heads_are_averaged_as_the_text_says(tmp_path, model):
+    write(tmp_path / "a.png")
+    for heads in ("mean", "1", "1:0.5"):
+        predict([str(tmp_path / "a.png")], str(model), None, tmp_path / heads, heads)
+        assert (tmp_path / heads / "a.png").is_file()
+    assert read_heads("mean") is None
+    assert read_heads("2, 4:3") == {2: 1.0, 4: 3.0}
+    for wrong in ("all", "1:", "1:-2", "", "L1"):
+        with pytest.raises(UserError, match="expected mean, or depths"):
+            read_heads(wrong)
+    with pytest.raises(UserError, match=r"heads.*expected weights above 0 for some of the depths"):
+        predict([str(tmp_path / "a.png")], str(model), None, tmp_path / "out", "3")
+    with pytest.raises(UserError, match="give one of the two"):
+        predict([str(tmp_path / "a.png")], str(model), 1, tmp_path / "out", "mean")
+
+
+def test_labels_that_lie_over_each_other_are_a_mask_file_each(tmp_path):
+    torch.manual_seed(0)
+    network = NestedUNet((2, 3), in_channels=1, num_classes=2, multilabel=True).eval()
+    with torch.no_grad():
+        network.heads["1"].weight.zero_()
+        network.heads["1"].bias.copy_(torch.tensor([5.0, -5.0]))
+    trained = Trained(network, None, {"classes": ["cell", "nucleus"]})
+    (tmp_path / "model").mkdir()
+    trained.save(tmp_path / "model/model.pt")
+    write(tmp_path / "a.png")
+    predict([str(tmp_path / "a.png")], str(tmp_path / "model"), None, tmp_path / "out")
+    for label, value in (("cell", 255), ("nucleus", 0)):
+        assert np.unique(np.array(Image.open(tmp_path / "out" / label / "a.png"))).tolist() == [value]
 
 
 def test_files_folders_and_patterns_name_images(tmp_path):
