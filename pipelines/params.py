@@ -33,6 +33,7 @@ class Synthetic(Section):
     num_images: PositiveInt
     size_px: Annotated[int, Field(ge=32, le=4096)]
     seed: NonNegativeInt
+    masks: Literal["instances", "classes", "labels"]
 
 
 class S3(Section):
