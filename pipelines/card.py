@@ -35,6 +35,8 @@ class Family:
             # What `unetpp predict` has to know of a registered version.
             "in_channels": str(self.trained.network.in_channels),
             "size_px": json.dumps(self.trained.size),
+            "multilabel": str(self.trained.network.multilabel).lower(),
+            "classes": json.dumps(self.trained.classes),
             "fingerprint": self.fingerprint,
             "data_sha256": self.data_sha256,
             "git_commit": self.commit,
@@ -119,7 +121,12 @@ def _notes(family: Family) -> list[str]:
         if family.trained.size
         else ""
     )
-    out = "the foreground's probability" if network.num_classes == 1 else "a probability for each class"
+    names = ", ".join(family.trained.classes)
+    out = "the foreground's probability"
+    if network.multilabel:
+        out = f"a probability for each label, each from 0 to 1 ({names})"
+    elif network.num_classes > 1:
+        out = f"a probability for each class, together 1 (background, {names})"
     counts = ", ".join(f"{split['num_images']} {name}" for name, split in splits.items())
     return [
         f"**Table:** IoU and Dice: mean over the {splits['test']['num_images']} test images ({kinds}), "

@@ -9,7 +9,7 @@ from pipelines.stage import run_command
 def _predict(arguments: argparse.Namespace) -> None:
     from pipelines.predict import predict
 
-    predict(arguments.images, arguments.model, arguments.depth, arguments.out)
+    predict(arguments.images, arguments.model, arguments.depth, arguments.out, arguments.heads)
 
 
 def _doctor(arguments: argparse.Namespace) -> None:
@@ -41,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("images", nargs="+", help="image files, folders of them, or patterns such as 'scans/*.png'")
     one.add_argument("--model", default="models/train", help="folder of a trained model, or a models:/NAME@ALIAS URI")
     one.add_argument("--depth", type=int, help="prune to this depth (default: the deepest; a URI has its own)")
+    one.add_argument("--heads", help="average heads instead: mean (of all), or depths with weights, such as 2:1,4:3")
     one.add_argument("--out", type=Path, required=True, help="folder for the masks, <image name>.png")
     one.set_defaults(run=_predict)
 

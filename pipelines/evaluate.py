@@ -13,6 +13,7 @@ import platform
 import tempfile
 from collections.abc import Iterable
 from dataclasses import replace
+from math import isnan
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,8 @@ from pipelines.stage import run_command
 from unetpp import cost, metrics
 from unetpp.data import Split, read_manifest
 from unetpp.errors import UserError
-from unetpp.inference import Segmenter, Trained, load_model, scale, to_mask
+from unetpp.inference import Segmenter, Trained, load_model, scale
+from unetpp.masks import to_mask, to_probs
 from unetpp.pruning import prune
 
 MEAN = "mean"  # the name of the ensemble: the mean of the probabilities of all heads
@@ -37,21 +39,8 @@ BATCH_PIXELS = 2**21  # of the images predicted together; large ones go one by o
 def head_probs(segmenter: Segmenter, image: Tensor) -> list[Tensor]:
     """Probabilities (N, num_classes, H, W) of every head, shallowest first, of images (N, C, H, W)."""
     height, width = image.shape[-2:]
-    binary = segmenter.network.num_classes == 1
-    heads = segmenter.logits(image)
-    probs = [logits.sigmoid() if binary else logits.softmax(dim=1) for logits in heads]
-    return [each[..., :height, :width] for each in probs]
-
-
-class MeanOfHeads(nn.Module):
-    """The whole network with all its heads, and the mean of their probabilities (N, num_classes, H, W)."""
-
-    def __init__(self, segmenter: Segmenter):
-        super().__init__()
-        self.segmenter = segmenter
-
-    def forward(self, image: Tensor) -> Tensor:
-        return torch.stack(head_probs(self.segmenter, image)).mean(dim=0)
+    multilabel = segmenter.network.multilabel
+    return [to_probs(logits, multilabel)[..., :height, :width] for logits in segmenter.logits(image)]
 
 
 class Predictor:
@@ -68,11 +57,13 @@ class Predictor:
         with torch.inference_mode():
             probs = head_probs(self.segmenter, batch)
             probs.append(torch.stack(probs).mean(dim=0))
-            return {name: to_mask(each).cpu() for name, each in zip(self.names, probs, strict=False)}
+            multilabel = self.segmenter.network.multilabel
+            return {name: to_mask(each, multilabel).cpu() for name, each in zip(self.names, probs, strict=False)}
 
 
-def count_pixels(predict: Predictor, split: Split, num_classes: int, batch_size: int) -> dict[str, Tensor]:
+def count_pixels(predict: Predictor, split: Split, batch_size: int) -> dict[str, Tensor]:
     """Run the split once; (N, K, 3) counts of each name, in the split's order (see `metrics.confusion`)."""
+    network = predict.segmenter.network
     by_size: dict[tuple[int, ...], list[int]] = {}
     for index in range(len(split)):
         by_size.setdefault(split[index][0].shape, []).append(index)
@@ -83,7 +74,8 @@ def count_pixels(predict: Predictor, split: Split, num_classes: int, batch_size:
             images, masks = zip(*(split[index] for index in group), strict=True)
             mask = torch.from_numpy(np.stack(masks))  # (n, H, W)
             for name, mask_hat in predict(images).items():
-                for index, one in zip(group, metrics.confusion(mask_hat, mask, num_classes), strict=True):
+                each = metrics.confusion(mask_hat, mask, network.num_classes, network.multilabel)
+                for index, one in zip(group, each, strict=True):
                     counts[name][index] = one
     return {name: torch.stack(each) for name, each in counts.items()}
 
@@ -127,7 +119,7 @@ def measure_cost(
     modules: dict[str, nn.Module] = {name: each.segmenter() for name, each in kept.items()}
     if len(trained.depths) > 1:
         kept[MEAN] = trained
-        modules[MEAN] = MeanOfHeads(Segmenter(trained.network).eval())
+        modules[MEAN] = trained.ensemble()
     batch = torch.rand(batch_size, trained.network.in_channels, size_px, size_px, device=device)
     example = batch[:1]
     for module in modules.values():
@@ -245,7 +237,7 @@ def describe_machine(device: torch.device) -> dict[str, str | int]:
 
 def _check(trained: Trained, manifest: dict, prepared: Path, model: Path, digest: str) -> None:
     network = trained.network
-    found = {"channels": network.in_channels, "num_classes": network.num_classes}
+    found = {name: getattr(network, name) for name in ("num_classes", "multilabel")} | {"channels": network.in_channels}
     for key, value in found.items():
         if manifest[key] != value:
             raise UserError(
@@ -291,7 +283,7 @@ def evaluate(prepared: Path, model: Path, out: Path, settings: Evaluate, device:
         raise UserError(f"{prepared}/test.arrow: found no image; raise prepare.shares.test, or bring more images")
 
     predict = Predictor(trained, device)
-    counts = count_pixels(predict, split, trained.network.num_classes, settings.throughput_batch)
+    counts = count_pixels(predict, split, settings.throughput_batch)
     ious = {name: metrics.per_image_iou(each).numpy() for name, each in counts.items()}
     means = bootstrap(ious)
     size_px = settings.latency_size_px or manifest["size"] or 256
@@ -310,6 +302,11 @@ def evaluate(prepared: Path, model: Path, out: Path, settings: Evaluate, device:
         "depths": depths,
         "machine": describe_machine(device) | reading,
         "test": {"sha256": digest, "kinds": manifest["splits"]["test"]["kinds"]},
+        "classes": {
+            # None for a class that is in no test image and that no depth finds.
+            name: {one: None if isnan(iou) else iou for one, iou in zip(trained.classes, found, strict=True)}
+            for name, found in ((name, metrics.per_class_iou(each)) for name, each in counts.items())
+        },
     }
 
     rows: list[dict] = [
@@ -327,7 +324,7 @@ def evaluate(prepared: Path, model: Path, out: Path, settings: Evaluate, device:
         "Test images (test.arrow), sha256": digest,
         "Raw data manifest, sha256": manifest.get("raw_sha256"),
         "Model file (model.pt), sha256": sha256(weights),
-        "Training fingerprint": trained.info.get("fingerprint"),
+        "Training run": trained.info.get("run"),
         "Epoch of the weights": trained.info.get("epoch"),
         "Network": ", ".join(f"{key} {value}" for key, value in trained.network.config().items()),
     }

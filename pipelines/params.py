@@ -35,6 +35,7 @@ class Synthetic(Section):
     num_images: PositiveInt
     size_px: Annotated[int, Field(ge=32, le=4096)]
     seed: NonNegativeInt
+    masks: Literal["instances", "classes", "labels"]
 
 
 class S3(Section):
@@ -167,6 +168,9 @@ class Prepare(Section):
 class Model(Section):
     skips: Literal["dense", "short", "encoder", "plain"]
     deep_supervision: bool
+    norm: Literal["batch", "instance", "group"]
+    upsampling: Literal["bilinear_aligned", "bilinear", "transposed"]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
 
     @model_validator(mode="after")
     def _supervised_nodes_exist(self):
@@ -219,6 +223,8 @@ class Train(Section):
     loader_workers: Annotated[int, Field(ge=0, le=128)]
     foreground_crops: Share
     class_weights: Annotated[Literal["balanced"] | tuple[float, ...] | None, BeforeValidator(_check_weights)]
+    loss: Literal["ce_dice", "focal_dice", "lovasz", "tversky"]
+    head_weights: Literal["mean", "sum"] | Annotated[tuple[PositiveFloat, ...], Field(min_length=1, max_length=6)]
 
     @model_validator(mode="after")
     def _cropped(self):
@@ -306,10 +312,25 @@ class Params(Section):
     @model_validator(mode="after")
     def _a_weight_for_each_class(self):
         weights, num_classes = self.train.class_weights, self.prepare.num_classes
+        if weights is not None and self.train.loss in ("lovasz", "tversky"):
+            raise ValueError(
+                f"train.class_weights weigh a cross-entropy, and train.loss is {self.train.loss}, which has none: set "
+                "one of the two to another value"
+            )
         if isinstance(weights, tuple) and len(weights) != max(2, num_classes):
             raise ValueError(
                 f"train.class_weights has {len(weights)} weights; expected {max(2, num_classes)}, the background's "
                 f"first, as prepare.num_classes is {num_classes}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _heads_weighted(self):
+        weights, deepest = self.train.head_weights, max(len(widths) for widths in self.search.widths) - 1
+        if not isinstance(weights, str) and len(weights) < deepest:
+            raise ValueError(
+                f"train.head_weights has {len(weights)} numbers, and search.widths holds a network of depth {deepest}: "
+                "give one for each depth, the shallowest first"
             )
         return self
 

@@ -2,20 +2,47 @@
 
 import glob
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
 
 from pipelines.files import replacing
 from unetpp.errors import UserError
 from unetpp.images import SUFFIXES, decode_image, resize
-from unetpp.inference import load_model, scale, to_mask
+from unetpp.inference import load_model, scale
+from unetpp.masks import to_mask
 
-# Image (1, C, H, W) in [0, 1] to probabilities; channels; px that images were resized to for training, or None.
-Loaded = tuple[Callable[[torch.Tensor], torch.Tensor], int, int | None]
+
+class Loaded(NamedTuple):
+    """A model that is ready to predict."""
+
+    network: Callable[[Tensor], Tensor]  # image (1, C, H, W) in [0, 1] to probabilities (1, num_classes, H, W)
+    in_channels: int
+    size: int | None  # px that images were resized to for training, or None
+    multilabel: bool
+    classes: list[str]  # names of the foreground classes, or of the labels
+
+
+def read_heads(text: str) -> dict[int, float] | None:
+    """The heads of `--heads`: None for "mean", which is all of them; {2: 1.0, 4: 3.0} for "2,4:3".
+
+    Raises:
+        UserError: neither.
+    """
+    if text == "mean":
+        return None
+    found = [re.fullmatch(r"(\d+)(?::(\d+\.?\d*|\.\d+))?", part.strip()) for part in text.split(",")]
+    if not all(found):
+        raise UserError(
+            f"--heads {text}: expected mean, or depths with a weight where it is not 1, such as 2,3 or 2:1,4:3"
+        )
+    return {int(match[1]): float(match[2] or 1) for match in found if match}
 
 
 def find_images(patterns: list[str]) -> list[Path]:
@@ -39,42 +66,60 @@ def find_images(patterns: list[str]) -> list[Path]:
     return sorted(found)
 
 
-def load(model: str, depth: int | None) -> Loaded:
+def load(model: str, depth: int | None, heads: str | None = None) -> Loaded:
     """A model from a folder or file of the train stage, or from MLflow by `models:/NAME@ALIAS`.
 
+    Args:
+        depth: the depth to prune to, by default the deepest.
+        heads: average these heads instead (`read_heads`).
+
     Raises:
-        UserError: no such model, or a depth that it does not have.
+        UserError: no such model, or a depth or a head that it does not have.
     """
+    if depth is not None and heads is not None:
+        raise UserError(f"--depth {depth} is one head and --heads {heads} are several: give one of the two")
     if not model.startswith("models:/"):
         trained = load_model(model)
-        return trained.segmenter(depth), trained.network.in_channels, trained.size
+        network = trained.segmenter(depth) if heads is None else trained.ensemble(read_heads(heads))
+        return Loaded(network, trained.network.in_channels, trained.size, trained.network.multilabel, trained.classes)
     from pipelines.params import load_params
     from pipelines.tracking import load_segmenter
 
-    if depth is not None:
+    if depth is not None or heads is not None:
+        given = f"--depth {depth}" if heads is None else f"--heads {heads}"
         raise UserError(
-            f"--depth {depth}: a registered version has one depth; name it by its alias, such as models:/NAME@L{depth}"
+            f"{given}: a registered version has one depth and its head; name it by its alias, such as "
+            f"models:/NAME@L{depth or 1}, or give the folder of the whole network, models/train"
         )
-    return load_segmenter(model, load_params().registry.tracking_uri)
+    return Loaded(*load_segmenter(model, load_params().registry.tracking_uri))
 
 
 def predict_mask(loaded: Loaded, image: np.ndarray) -> np.ndarray:
-    """Mask (H, W) uint8 of an image (H, W, C) uint8, uint16 or float32: 0 and 255, or class indices.
+    """Mask (H, W) uint8 of an image (H, W, C) uint8, uint16 or float32: 0 and 255, class indices, or bits of labels.
 
     Where training resized whole images, so does this, by the same geometry; probabilities return to the image's size.
     """
-    network, _, size = loaded
     height, width = image.shape[:2]
-    resized = image if size is None else resize(image, size)
+    resized = image if loaded.size is None else resize(image, loaded.size)
     with torch.inference_mode():
-        probs = network(scale(resized).unsqueeze(0))  # (1, num_classes, h, w)
+        probs = loaded.network(scale(resized).unsqueeze(0))  # (1, num_classes, h, w)
         probs = torch.nn.functional.interpolate(probs, (height, width), mode="bilinear", align_corners=False)
-    mask = to_mask(probs)[0].numpy()
-    return mask * np.uint8(255) if probs.shape[1] == 1 else mask
+    mask = to_mask(probs, loaded.multilabel)[0].numpy()
+    return mask * np.uint8(255) if probs.shape[1] == 1 and not loaded.multilabel else mask
 
 
-def predict(patterns: list[str], model: str, depth: int | None, out: Path) -> None:
+def write_mask(path: Path, mask: np.ndarray) -> None:
+    """Write a mask (H, W) uint8 as PNG, whole or not at all."""
+    with replacing(path) as partial:
+        encoded, data = cv2.imencode(".png", mask)
+        assert encoded
+        partial.write_bytes(data.tobytes())
+
+
+def predict(patterns: list[str], model: str, depth: int | None, out: Path, heads: str | None = None) -> None:
     """Write `out/<image name>.png` for each image; a broken image is named and the others are done.
+
+    Of a model with labels, which may lie over each other, `out/<label>/<image name>.png` for each label, 0 and 255.
 
     Raises:
         UserError: no image, no model, two images of one name, or images that could not be read.
@@ -86,18 +131,19 @@ def predict(patterns: list[str], model: str, depth: int | None, out: Path) -> No
         raise UserError(
             f"images of the same name would overwrite each other's mask: {', '.join(twice[:6])}; predict them apart"
         )
-    loaded = load(model, depth)
+    loaded = load(model, depth, heads)
     broken = []
     for number, image in enumerate(images, start=1):
         try:
-            mask = predict_mask(loaded, decode_image(image, loaded[1]))
+            mask = predict_mask(loaded, decode_image(image, loaded.in_channels))
         except UserError as error:
             broken.append(str(error))
             continue
-        with replacing(out / f"{image.stem}.png") as partial:
-            encoded, data = cv2.imencode(".png", mask)
-            assert encoded
-            partial.write_bytes(data.tobytes())
+        if loaded.multilabel:
+            for bit, label in enumerate(loaded.classes):
+                write_mask(out / label / f"{image.stem}.png", (mask >> bit & 1) * np.uint8(255))
+        else:
+            write_mask(out / f"{image.stem}.png", mask)
         if number % 100 == 0:
             print(f"{number} of {len(images)} images")
     print(f"wrote {len(images) - len(broken)} masks to {out}")

@@ -156,6 +156,8 @@ def prepare(params: Prepare, raw: Path, out: Path) -> dict:
             "size": params.size,
             "channels": params.channels,
             "num_classes": params.num_classes,
+            "multilabel": False,  # of classes that overlap the later one wins
+            "classes": list(params.classes) if params.classes and params.num_classes > 1 else None,
             "splits": {
                 split: {
                     "num_images": sum(number for (where, _), number in counts.items() if where == split),

@@ -19,11 +19,11 @@ from pipelines.files import replacing
 from pipelines.node_cache import share
 from pipelines.params import Params, load_params
 from pipelines.stage import run_command
-from pipelines.worker import epochs, make_settings, run_name, run_on_ray
+from pipelines.worker import build_network, epochs, make_settings, run_name, run_on_ray
 from unetpp.cost import count_parameters
 from unetpp.data import read_manifest
 from unetpp.errors import UserError
-from unetpp.model import MAX_DEPTH, NestedUNet
+from unetpp.model import MAX_DEPTH
 
 
 def trial(space: dict[str, Any], settings: dict[str, Any]) -> None:
@@ -105,12 +105,12 @@ def run_trials(params: Params, prepared: Path, runs: Path) -> list[dict[str, Any
             )
         grid = tuner.fit()
         results = [grid[number] for number in range(len(grid))]
-    in_channels, num_classes = (read_manifest(prepared)[key] for key in ("channels", "num_classes"))
+    manifest = read_manifest(prepared)
     rows = []
     for result in results:
         assert result.config is not None
         widths = result.config["widths"]
-        network = NestedUNet(widths, in_channels, num_classes, params.model.skips, params.model.deep_supervision)
+        network = build_network(params.model, widths, manifest)
         row: dict[str, Any] = {"widths": widths, "parameters": count_parameters(network)}
         if result.error:
             rows.append(row | {"status": f"failed: {str(result.error).strip().splitlines()[-1]}"})

@@ -210,6 +210,28 @@ def _bright_field(rng: Generator, instances: np.ndarray) -> np.ndarray:
     return _expose(rng, light, rng.uniform(300, 1200), rng.uniform(0.008, 0.022))
 
 
+LABELS = ("nucleus", "border")
+BORDER_PX = 2
+
+
+def make_masks(instances: np.ndarray, masks: str) -> dict[str, np.ndarray]:
+    """The mask files of an image, by folder: the instances (H, W) uint16 as they are, or what follows from them.
+
+    Args:
+        masks: "instances"; "classes": one file with 1 inside a nucleus and 2 on its border, the outer 2 px of it, so
+            that touching nuclei come apart; "labels": a file for nuclei and one for their borders, which lie on them.
+    """
+    if masks == "instances":
+        return {"masks": instances}
+    window = np.ones((2 * BORDER_PX + 1,) * 2, np.uint8)
+    alone = cv2.erode(instances, window) == cv2.dilate(instances, window)  # no other number near
+    border = (instances > 0) & ~alone
+    if masks == "classes":
+        return {"masks": (instances > 0).astype(np.uint8) + border}
+    planes = zip(LABELS, (instances > 0, border), strict=True)
+    return {f"masks/{label}": plane * np.uint8(255) for label, plane in planes}
+
+
 # Below so many pixels in all, new processes take longer to start than to draw.
 PARALLEL_PIXELS = 1000 * 128**2
 
@@ -221,6 +243,9 @@ def write_images(params: Synthetic, num_workers: int, out: Path) -> None:
     """
     (out / "images").mkdir()
     (out / "masks").mkdir()
+    if params.masks == "labels":
+        for label in LABELS:
+            (out / "masks" / label).mkdir()
     write = partial(_write_image, params, out)
     num_processes = min(num_workers, num_cores())
     if num_processes == 1 or params.num_images * params.size_px**2 < PARALLEL_PIXELS:
@@ -236,7 +261,7 @@ def _write_image(params: Synthetic, out: Path, index: int) -> None:
     image, instances, _ = make_image(index, params.seed, params.size_px)
     if image.ndim == 3:
         image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)  # OpenCV writes BGR
-    for folder, values in (("images", image), ("masks", instances)):
+    for folder, values in {"images": image, **make_masks(instances, params.masks)}.items():
         path = out / folder / f"nuclei_{index:05d}.png"
         with path.open("wb") as file:  # OpenCV's own writer does not say when a disk is full
             file.write(cv2.imencode(".png", values)[1].tobytes())

@@ -295,14 +295,15 @@ def load_version(name: str, version: str) -> nn.Module:
     return pytorch_flavor.load_model(f"models:/{name}/{version}")
 
 
-def load_segmenter(uri: str, configured: str | None = None) -> tuple[nn.Module, int, int | None]:
+def load_segmenter(uri: str, configured: str | None = None) -> tuple[nn.Module, int, int | None, bool, list[str]]:
     """What is behind `models:/name@alias` or `models:/name/version`.
 
     Args:
         configured: register.tracking_uri, if there are params.
 
     Returns:
-        the module, as `load_version`; channels of its images; px that images were resized to for training, or None.
+        the module, as `load_version`; channels of its images; px that images were resized to for training, or None;
+        whether its classes are labels that may lie over each other; the names of its foreground classes.
 
     Raises:
         UserError: no such model, version or alias (the message names those that exist), or no store.
@@ -324,10 +325,12 @@ def load_segmenter(uri: str, configured: str | None = None) -> tuple[nn.Module, 
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
             raise UserError(f"{uri}: no such model in {shown(store)}; {_existing(client, name)}") from None
-        if not {"in_channels", "size_px"} <= version.tags.keys():
-            raise UserError(f"{uri}: its tags lack in_channels and size_px; expected what the register stage writes")
-        size = json.loads(version.tags["size_px"])
-        return load_version(name, str(version.version)), int(version.tags["in_channels"]), size
+        needed = ("in_channels", "size_px", "multilabel", "classes")
+        lacking = [tag for tag in needed if tag not in version.tags]
+        if lacking:
+            raise UserError(f"{uri}: its tags lack {', '.join(lacking)}; expected what the register stage writes")
+        facts = [json.loads(version.tags[tag]) for tag in needed]
+        return load_version(name, str(version.version)), *facts
 
 
 def _existing(client: MlflowClient, name: str) -> str:

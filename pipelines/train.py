@@ -14,14 +14,13 @@ from pydantic import ValidationError
 from pipelines.cluster import check_fits, cluster
 from pipelines.files import replacing, write_json
 from pipelines.node_cache import share
-from pipelines.params import Architecture, Params, load_params
+from pipelines.params import Architecture, Model, Params, load_params
 from pipelines.stage import run_command
-from pipelines.worker import make_settings, run_name, run_on_ray
+from pipelines.worker import build_network, make_settings, run_name, run_on_ray
 from unetpp.checkpoint import newest_checkpoint
 from unetpp.data import read_manifest
 from unetpp.errors import UserError
 from unetpp.inference import Trained
-from unetpp.model import NestedUNet
 
 
 def read_architecture(path: Path) -> list[int]:
@@ -79,17 +78,11 @@ def train(params: Params, prepared: Path, architecture: Path, runs: Path, out: P
 
 def write_results(state: dict, settings: dict, name: str, manifest: dict, out: Path, reports: Path) -> None:
     """The best weights as a model file, the curves as a table, the best epoch as metrics."""
-    model = settings["params"]["model"]
-    network = NestedUNet(
-        settings["widths"],
-        manifest["channels"],
-        manifest["num_classes"],
-        model["skips"],
-        model["deep_supervision"],
-    )
+    network = build_network(Model.model_validate(settings["params"]["model"]), settings["widths"], manifest)
     network.load_state_dict(state["best"]["weights"])
     best = state["history"][state["best"]["epoch"]]
     info = {"run": name, "epoch": best["epoch"], "val_iou": best["val_iou"], "params": settings["params"]}
+    info["classes"] = manifest["classes"]
     info["data"] = {split: facts["sha256"] for split, facts in manifest["splits"].items()}
     trained = Trained(network, manifest["size"], info)
     with replacing(out) as folder:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -33,6 +34,7 @@ from unetpp.loader import AugmentedSamples, Loader
 from unetpp.loop import (
     choose_precision,
     epoch_order,
+    make_loss,
     make_optimizer,
     plain_batches,
     schedule,
@@ -73,6 +75,12 @@ def open_splits(settings: dict[str, Any]) -> tuple[Split, Split]:
     return Split(paths[0]), Split(paths[1])
 
 
+def build_network(model: Model, widths: list[int], manifest: dict) -> NestedUNet:
+    """The network of section `model`, with these widths, for the prepared data of a manifest."""
+    data = {key: manifest[key] for key in ("num_classes", "multilabel")}
+    return NestedUNet(widths, manifest["channels"], **data, **model.model_dump())
+
+
 def epochs(
     settings: dict[str, Any], device: torch.device, state: dict, rank: int = 0, world: int = 1
 ) -> Iterator[dict]:
@@ -95,13 +103,7 @@ def epochs(
     train_split, val_split = open_splits(settings)
 
     torch.manual_seed(train.seed)
-    network = NestedUNet(
-        settings["widths"],
-        in_channels=manifest["channels"],
-        num_classes=manifest["num_classes"],
-        skips=model.skips,
-        deep_supervision=model.deep_supervision,
-    )
+    network = build_network(model, settings["widths"], manifest)
     network.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer = make_optimizer(network, train.optimizer, train.learning_rate, train.momentum, train.weight_decay)
     history: list[dict] = []
@@ -120,6 +122,7 @@ def epochs(
         )
     weights = settings["class_weights"]
     class_weights = None if weights is None else torch.tensor(weights, device=device)
+    loss = make_loss(train.loss, train.head_weights, network.depths, class_weights, network.multilabel)
     on_device = params["augment"]["on_device"]
     loader = make_loader(train, params["augment"], train_split, manifest["channels"], device)
 
@@ -139,7 +142,9 @@ def epochs(
         batches = begin(len(history)) if len(history) < train.epochs else iter(())
         for epoch in range(len(history), train.epochs):
             began = time.monotonic()
-            done = train_epoch(wrapped, batches, optimizer, rate, epoch * steps, device, dtype, class_weights)
+            # Dropout draws from (seed, epoch, rank), so that a resumed training draws as an uninterrupted one.
+            torch.manual_seed(int(np.random.SeedSequence((train.seed, epoch, rank)).generate_state(1)[0]))
+            done = train_epoch(wrapped, batches, optimizer, rate, epoch * steps, device, dtype, loss)
             if world > 1:
                 average_statistics(network, world)
             trained = time.monotonic() - began
@@ -147,7 +152,8 @@ def epochs(
             if epoch + 1 < train.epochs:
                 batches = begin(epoch + 1)  # while validation runs
             shard = range(rank, len(val_split), world)
-            sums = validate(segmenter, plain_batches(val_split, shard, train.batch_size), dtype, class_weights)
+            whole = plain_batches(val_split, shard, train.batch_size)
+            sums = validate(segmenter, whole, dtype, class_weights, train.loss)
             totals = torch.cat([done.view(1, 2), sums])
             if world > 1:  # Counts are added over the processes first and divided after.
                 dist.all_reduce(totals)

@@ -16,7 +16,7 @@ from .conftest import REPOSITORY
 
 # Lowest first; a file imports only from rows above its own. Within a row, only what is listed in BESIDE.
 LAYERS = (
-    {"unetpp.offline", "unetpp.errors", "unetpp"},
+    {"unetpp.offline", "unetpp.errors", "unetpp.masks", "unetpp"},
     {"unetpp.model", "unetpp.losses", "unetpp.metrics"},
     {
         "unetpp.pruning",
@@ -158,7 +158,8 @@ def test_network_needs_torch_and_numpy_alone():
         "network, cpu = unetpp.NestedUNet((4, 6, 8)), torch.device('cpu')\n"
         "optimizer = unetpp.loop.make_optimizer(network, 'adamw', 1e-3, 0.9, 0.0)\n"
         "batch = (torch.rand(2, 3, 16, 16), torch.zeros(2, 16, 16, dtype=torch.uint8))\n"
-        "unetpp.loop.train_epoch(network, [batch], optimizer, lambda step: 1e-3, 0, cpu, torch.float32)\n"
+        "loss = unetpp.loop.make_loss('ce_dice', 'mean', network.depths)\n"
+        "unetpp.loop.train_epoch(network, [batch], optimizer, lambda step: 1e-3, 0, cpu, torch.float32, loss)\n"
         "print(unetpp.Segmenter(unetpp.prune(network, 1)).eval()(batch[0]).shape)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False)

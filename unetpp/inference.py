@@ -1,5 +1,6 @@
 """From pixels to probabilities: scaling, normalising, padding, and the file that a trained network is kept in."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unetpp.errors import UserError
+from unetpp.masks import to_probs
 from unetpp.model import NestedUNet
 from unetpp.pruning import prune
 
@@ -76,23 +78,30 @@ def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
     return F.pad(image, (0, columns * multiple - width, 0, rows * multiple - height), mode="replicate")
 
 
-def to_mask(probs: Tensor) -> Tensor:
-    """(N, num_classes, H, W) probabilities to the (N, H, W) uint8 mask: at least one half, or the likeliest class."""
-    if probs.shape[1] == 1:
-        return (probs[:, 0] >= 0.5).to(torch.uint8)
-    return probs.argmax(dim=1).to(torch.uint8)
-
-
 class Segmenter(nn.Module):
     """A network with what stands before and after it: images of any size in, probabilities out.
 
     Args:
-        network: its deepest head is the one used; `prune` first for a shallower one.
+        network: by default its deepest head alone is used; `prune` first for a shallower one.
+        heads: weights by depth of the heads whose probabilities are averaged instead, such as {2: 1, 4: 3}; they
+            need not add up to 1.
+
+    Raises:
+        UserError: a depth at which the network has no head, or weights that are not above 0.
     """
 
-    def __init__(self, network: NestedUNet):
+    def __init__(self, network: NestedUNet, heads: Mapping[int, float] | None = None):
         super().__init__()
         self.network = network
+        heads = {network.depth: 1.0} if heads is None else heads
+        strange = sorted(set(heads) - set(network.depths))
+        if strange or not heads or min(heads.values()) <= 0:
+            raise UserError(
+                f"heads: found {dict(heads)}; expected weights above 0 for some of the depths at which the network has "
+                f"a head: {', '.join(map(str, network.depths))}"
+            )
+        total = sum(heads.values())
+        self.shares = {network.depths.index(depth): weight / total for depth, weight in sorted(heads.items())}
 
     def forward(self, image: Tensor) -> Tensor:
         """Probabilities of an image batch.
@@ -101,11 +110,12 @@ class Segmenter(nn.Module):
             image: (N, C, H, W) float in [0, 1], of any height and width.
 
         Returns:
-            (N, num_classes, H, W): the foreground's probability, or one a class.
+            (N, num_classes, H, W): the foreground's probability, one a class, or one a label.
         """
         height, width = image.shape[-2:]
-        logits = self.logits(image)[-1]
-        probs = logits.sigmoid() if self.network.num_classes == 1 else logits.softmax(dim=1)
+        logits = self.logits(image)
+        each = [to_probs(logits[index], self.network.multilabel) * share for index, share in self.shares.items()]
+        probs = each[0] if len(each) == 1 else torch.stack(each).sum(dim=0)
         # A crop, written as negative padding: an export of a slice keeps a guard on whether it was the whole.
         return F.pad(probs, (0, width - probs.shape[-1], 0, height - probs.shape[-2]))
 
@@ -126,6 +136,13 @@ class Trained:
     info: dict[str, Any] = field(default_factory=dict)  # where it comes from: params, hashes, epoch
 
     @property
+    def classes(self) -> list[str]:
+        """Names of the foreground classes, or of the labels; numbers where the data have no names for them."""
+        first = 1 if self.network.num_classes > 1 and not self.network.multilabel else 0
+        count = self.network.num_classes - first
+        return self.info.get("classes") or [str(number) for number in range(1, count + 1)]
+
+    @property
     def depths(self) -> tuple[int, ...]:
         return self.network.depths
 
@@ -137,6 +154,18 @@ class Trained:
         """
         network = prune(self.network, self.network.depth if depth is None else depth)
         return Segmenter(network).eval()
+
+    def ensemble(self, heads: Mapping[int, float] | None = None) -> Segmenter:
+        """The weighted mean of the probabilities of several heads, by default of all alike, in eval mode.
+
+        The network is pruned to the deepest of them, so that it costs no more than that depth and its heads.
+
+        Raises:
+            UserError: a depth at which it has no head, or weights that are not above 0.
+        """
+        heads = dict.fromkeys(self.depths, 1.0) if heads is None else heads
+        Segmenter(self.network, heads)  # refuses what is no set of its heads
+        return Segmenter(prune(self.network, max(heads), keep_heads=len(self.depths) > 1), heads).eval()
 
     def save(self, path: str | Path) -> None:
         """Write the file; the caller sees to it that it appears whole."""

@@ -1,14 +1,15 @@
 """The training loop in plain torch. It knows batches, not where they come from nor how many processes there are."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unetpp.inference import Segmenter, scale, to_mask
-from unetpp.losses import deep_supervision_loss
+from unetpp.inference import Segmenter, scale
+from unetpp.losses import deep_supervision_loss, head_weights
+from unetpp.masks import to_mask, to_probs
 from unetpp.metrics import confusion, per_image_iou
 
 Batch = tuple[Tensor, Tensor]  # image (N, C, H, W) float, mask (N, H, W) uint8
@@ -74,6 +75,29 @@ def plain_batches(split, indices: Iterable[int], batch_size: int) -> Iterator[Ba
         yield torch.stack(images), torch.stack(masks)
 
 
+def make_loss(
+    name: str,
+    weights: str | Sequence[float],
+    depths: Sequence[int],
+    class_weights: Tensor | None = None,
+    multilabel: bool = False,
+) -> Callable[[tuple[Tensor, ...], Tensor], Tensor]:
+    """What training minimises: logits of the heads (N, num_classes, H, W) and mask (N, H, W) to (N,).
+
+    Args:
+        name, weights: see `unetpp.losses.LOSSES` and `head_weights`.
+        depths: of the heads.
+        class_weights, multilabel: see `segmentation_loss`.
+    """
+    each = head_weights(weights, depths)
+
+    def loss(logits: tuple[Tensor, ...], mask: Tensor) -> Tensor:
+        losses = deep_supervision_loss(logits, mask, class_weights, name, multilabel)  # (num_heads, N)
+        return (each.to(losses.device).unsqueeze(1) * losses).sum(dim=0)
+
+    return loss
+
+
 def train_epoch(
     network: nn.Module,
     batches: Iterable[Batch],
@@ -82,7 +106,7 @@ def train_epoch(
     first_step: int,
     device: torch.device,
     dtype: torch.dtype,
-    class_weights: Tensor | None = None,
+    loss: Callable[[tuple[Tensor, ...], Tensor], Tensor],
 ) -> Tensor:
     """One pass over the batches.
 
@@ -96,7 +120,7 @@ def train_epoch(
         first_step: number of optimizer steps made before.
         device: the network's.
         dtype: in which convolutions run.
-        class_weights: see `segmentation_loss`.
+        loss: from the logits of the heads and the mask to the loss of each image (`make_loss`).
 
     Returns:
         (2,) float64: the sum of the losses of the images, and the number of images.
@@ -112,17 +136,21 @@ def train_epoch(
         image, mask = _to_device(image, mask, device)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             logits = network(image)
-        losses = deep_supervision_loss(logits, mask, class_weights)  # (num_heads, N)
+        losses = loss(logits, mask)  # (N,)
         optimizer.zero_grad(set_to_none=True)
         losses.mean().backward()
         optimizer.step()
-        total += torch.stack([losses.detach().mean(dim=0).sum(), torch.tensor(len(mask), device=device)])
+        total += torch.stack([losses.detach().sum(), torch.tensor(len(mask), device=device)])
     return total
 
 
 @torch.inference_mode()
 def validate(
-    segmenter: Segmenter, batches: Iterable[Batch], dtype: torch.dtype, class_weights: Tensor | None = None
+    segmenter: Segmenter,
+    batches: Iterable[Batch],
+    dtype: torch.dtype,
+    class_weights: Tensor | None = None,
+    loss: str = "ce_dice",
 ) -> Tensor:
     """Sums over the images of the batches, to be added over shards and divided after.
 
@@ -139,10 +167,11 @@ def validate(
         height, width = mask.shape[-2:]
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             logits = tuple(one[..., :height, :width] for one in segmenter.logits(image))
-        sums[:-1, 0] += deep_supervision_loss(logits, mask, class_weights).sum(dim=1)
+        sums[:-1, 0] += deep_supervision_loss(logits, mask, class_weights, loss, network.multilabel).sum(dim=1)
         for head, one in enumerate(logits):
-            probs = one.float().sigmoid() if network.num_classes == 1 else one
-            sums[head, 1] += per_image_iou(confusion(to_mask(probs), mask, network.num_classes)).sum()
+            mask_hat = to_mask(to_probs(one.float(), network.multilabel), network.multilabel)
+            counts = confusion(mask_hat, mask, network.num_classes, network.multilabel)
+            sums[head, 1] += per_image_iou(counts).sum()
         sums[-1] += len(mask)
     return sums
 

@@ -16,21 +16,32 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from unetpp.masks import IGNORE, to_planes
 
-def confusion(mask_hat: Tensor, mask: Tensor, num_classes: int) -> Tensor:
+
+def confusion(mask_hat: Tensor, mask: Tensor, num_classes: int, multilabel: bool = False) -> Tensor:
     """True positives, false positives and false negatives of each class of each image.
 
     Args:
         mask_hat: (N, H, W) integers, predicted.
-        mask: (N, H, W) integers, true.
-        num_classes: 1 (values 0 and 1) or the number of classes with the background, class 0.
+        mask: (N, H, W) integers, true; pixels of IGNORE count nowhere (unetpp.masks).
+        num_classes: 1 (values 0 and 1), the number of classes with the background, or the number of labels.
 
     Returns:
-        (N, K, 3) int64 with K = max(2, num_classes); class 0 is the background.
+        (N, K, 3) int64. Class 0 is the background: of labels, the pixels that have none. K is num_classes, and one
+        more where that does not count the background.
     """
-    classes = torch.arange(max(2, num_classes), device=mask.device).view(1, -1, 1, 1)
-    hat, true = mask_hat.unsqueeze(1) == classes, mask.unsqueeze(1) == classes  # (N, K, H, W)
-    return torch.stack([hat & true, hat & ~true, ~hat & true], dim=-1).sum(dim=(2, 3))
+    hat, true = (_with_background(one, num_classes, multilabel) for one in (mask_hat, mask))  # (N, K, H, W)
+    valid = (mask != IGNORE).unsqueeze(1)
+    return torch.stack([hat & true & valid, hat & ~true & valid, ~hat & true & valid], dim=-1).sum(dim=(2, 3))
+
+
+def _with_background(mask: Tensor, num_classes: int, multilabel: bool) -> Tensor:
+    """(N, H, W) integers to (N, K, H, W) bool, the background first."""
+    planes, _ = to_planes(mask, num_classes, multilabel)
+    if num_classes > 1 and not multilabel:
+        return planes
+    return torch.cat([~planes.any(dim=1, keepdim=True), planes], dim=1)
 
 
 def _iou(counts: Tensor) -> Tensor:
@@ -47,6 +58,11 @@ def _dice(counts: Tensor) -> Tensor:
 
 def _over_classes(scores: Tensor) -> Tensor:
     return scores.nanmean(dim=-1).nan_to_num(nan=1.0)
+
+
+def per_class_iou(counts: Tensor) -> list[float]:
+    """(N, K, 3) counts to the foreground classes' IoU, each the mean over the images where it occurs; nan for none."""
+    return _iou(counts[:, 1:]).nanmean(dim=0).tolist()
 
 
 def per_image_iou(counts: Tensor) -> Tensor:

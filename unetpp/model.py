@@ -5,6 +5,8 @@ The diagonal i + j = k is exactly what depth k adds to depth k - 1, so that a ne
 those of every smaller depth (UNet++, arXiv 1807.10165 and 1912.05074).
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,23 +22,67 @@ SKIPS = {
 }
 MAX_DEPTH = 6
 
+# Norm layers of a width. Batch norm needs batches of some size; the others know each image alone.
+NORMS = {
+    # No momentum: the running statistics are plain means since their last reset (`unetpp.loop.train_epoch`).
+    "batch": lambda width: nn.BatchNorm2d(width, momentum=None),
+    "instance": lambda width: nn.InstanceNorm2d(width, affine=True),
+    "group": lambda width: nn.GroupNorm(math.gcd(width, 8), width),  # 8 groups, or as many as divide the width
+}
+
+
+class Interpolate(nn.Module):
+    """Bilinear upsampling to twice the size; it learns nothing and keeps the channels."""
+
+    def __init__(self, align_corners: bool):
+        super().__init__()
+        self.align_corners = align_corners
+
+    def forward(self, x: Tensor, size: torch.Size) -> Tensor:
+        # The size is given, not the factor 2: exact, and an exporter can prove that the sizes agree.
+        return F.interpolate(x, size=size, mode="bilinear", align_corners=self.align_corners)
+
+
+class Deconvolve(nn.Module):
+    """A 2x2 transposed convolution of stride 2 to the channels of the level above, as in the authors' Keras code."""
+
+    def __init__(self, below: int, width: int):
+        super().__init__()
+        self.conv = nn.ConvTranspose2d(below, width, 2, stride=2)
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="linear")
+
+    def forward(self, x: Tensor, size: torch.Size) -> Tensor:
+        return self.conv(x)
+
+
+# What brings a node of the level below, of `below` channels, to the size of level i of `width` channels:
+# the module and its channels.
+UPSAMPLINGS = {
+    "bilinear_aligned": lambda below, width: (Interpolate(align_corners=True), below),  # as the classic code
+    "bilinear": lambda below, width: (Interpolate(align_corners=False), below),
+    "transposed": lambda below, width: (Deconvolve(below, width), width),
+}
+
 
 class Block(nn.Module):
-    """Twice: 3x3 convolution, batch norm, ReLU. Keeps the spatial size."""
+    """Twice: 3x3 convolution, norm, ReLU, dropout. Keeps the spatial size."""
 
-    def __init__(self, in_channels: int, width: int):
+    def __init__(self, in_channels: int, width: int, norm: str = "batch", dropout: float = 0.0):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1)
-        # No momentum: the running statistics are plain means since their last reset (`unetpp.loop.train_epoch`).
-        self.norm1 = nn.BatchNorm2d(width, momentum=None)
+        self.norm1 = NORMS[norm](width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        self.norm2 = nn.BatchNorm2d(width, momentum=None)
+        self.norm2 = NORMS[norm](width)
+        self.dropout = dropout
         for conv in (self.conv1, self.conv2):
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.norm1(self.conv1(x)), inplace=True)
-        return F.relu(self.norm2(self.conv2(x)), inplace=True)
+        for conv, norm in ((self.conv1, self.norm1), (self.conv2, self.norm2)):
+            x = F.relu(norm(conv(x)), inplace=True)
+            if self.dropout > 0:
+                x = F.dropout2d(x, self.dropout, self.training)
+        return x
 
 
 class NestedUNet(nn.Module):
@@ -48,9 +94,14 @@ class NestedUNet(nn.Module):
         num_classes: channels of the logits: 1 for foreground or not, else one a class.
         skips: "dense" (UNet++), "short" (UNet+), "encoder" (UNet^e) or "plain" (U-Net).
         deep_supervision: a head at each depth, else at the deepest alone.
+        norm: "batch", "instance" or "group".
+        upsampling: "bilinear_aligned" (as the classic code), "bilinear" or "transposed".
+        dropout: share of channels that each convolution loses in training.
+        multilabel: what the channels mean to the losses and to `Segmenter`: several classes may hold at one pixel
+            (sigmoid), not one alone (softmax). The network itself applies neither.
 
     Raises:
-        UserError: widths, skips or deep_supervision that make no network of which every parameter learns.
+        UserError: values that make no network, or one of which not every parameter learns.
     """
 
     def __init__(
@@ -60,6 +111,10 @@ class NestedUNet(nn.Module):
         num_classes: int = 1,
         skips: str = "dense",
         deep_supervision: bool = True,
+        norm: str = "batch",
+        upsampling: str = "bilinear_aligned",
+        dropout: float = 0.0,
+        multilabel: bool = False,
     ):
         super().__init__()
         self.widths = tuple(widths)
@@ -68,12 +123,21 @@ class NestedUNet(nn.Module):
         self.num_classes = num_classes
         self.skips = skips
         self.deep_supervision = deep_supervision
+        self.norm = norm
+        self.upsampling = upsampling
+        self.dropout = dropout
+        self.multilabel = multilabel
         self._check()
         self.depths = tuple(range(1, self.depth + 1)) if deep_supervision else (self.depth,)
 
-        self.nodes = nn.ModuleDict()
+        self.nodes, self.ups = nn.ModuleDict(), nn.ModuleDict()
         for i, j in self._order():
-            self.nodes[f"{i}_{j}"] = Block(self._in_channels(i, j), self.widths[i])
+            if j == 0:
+                channels = self.in_channels if i == 0 else self.widths[i - 1]
+            else:
+                self.ups[f"{i}_{j}"], channels = UPSAMPLINGS[upsampling](self.widths[i + 1], self.widths[i])
+                channels += self.widths[i] * len(SKIPS[skips](j))
+            self.nodes[f"{i}_{j}"] = Block(channels, self.widths[i], norm, dropout)
         self.heads = nn.ModuleDict({str(d): nn.Conv2d(self.widths[0], num_classes, 1) for d in self.depths})
 
     def _check(self) -> None:
@@ -86,8 +150,11 @@ class NestedUNet(nn.Module):
             raise UserError(
                 f"in_channels is {self.in_channels} and num_classes is {self.num_classes}; both must be at least 1"
             )
-        if self.skips not in SKIPS:
-            raise UserError(f"skips: found {self.skips!r}; expected one of {', '.join(SKIPS)}")
+        for name, table in (("skips", SKIPS), ("norm", NORMS), ("upsampling", UPSAMPLINGS)):
+            if getattr(self, name) not in table:
+                raise UserError(f"{name}: found {getattr(self, name)!r}; expected one of {', '.join(table)}")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout: found {self.dropout}; expected a share of at least 0 and below 1")
         if self.skips == "plain" and self.deep_supervision and self.depth > 1:
             raise UserError("a plain U-Net has no shallow heads: set deep_supervision to False, or other skips")
         if self.skips == "encoder" and not self.deep_supervision and self.depth > 1:
@@ -103,11 +170,6 @@ class NestedUNet(nn.Module):
             (k - j, j) for k in range(self.depth + 1) for j in range(k + 1) if not plain or j == 0 or k == self.depth
         ]
 
-    def _in_channels(self, i: int, j: int) -> int:
-        if j == 0:
-            return self.in_channels if i == 0 else self.widths[i - 1]
-        return self.widths[i] * len(SKIPS[self.skips](j)) + self.widths[i + 1]
-
     def config(self) -> dict:
         """The keywords that build this network again."""
         return {
@@ -116,6 +178,10 @@ class NestedUNet(nn.Module):
             "num_classes": self.num_classes,
             "skips": self.skips,
             "deep_supervision": self.deep_supervision,
+            "norm": self.norm,
+            "upsampling": self.upsampling,
+            "dropout": self.dropout,
+            "multilabel": self.multilabel,
         }
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -143,8 +209,7 @@ class NestedUNet(nn.Module):
                 inner = image if i == 0 else F.max_pool2d(x[i - 1, 0], 2)  # (N, widths[i-1], H/2^i, W/2^i)
             else:
                 skips = [x[i, s] for s in SKIPS[self.skips](j)]
-                # The size is given, not the factor 2: exact, and an exporter can prove that the sizes agree.
-                up = F.interpolate(x[i + 1, j - 1], size=skips[0].shape[-2:], mode="bilinear", align_corners=True)
+                up = self.ups[f"{i}_{j}"](x[i + 1, j - 1], skips[0].shape[-2:])
                 inner = torch.cat([*skips, up], dim=1)
             x[i, j] = self.nodes[f"{i}_{j}"](inner)  # (N, widths[i], H/2^i, W/2^i)
         return tuple(self.heads[str(d)](x[0, d]) for d in self.depths)

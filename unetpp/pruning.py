@@ -8,10 +8,13 @@ from unetpp.errors import UserError
 from unetpp.model import NestedUNet
 
 
-def prune(model: NestedUNet, depth: int) -> NestedUNet:
+def prune(model: NestedUNet, depth: int, keep_heads: bool = False) -> NestedUNet:
     """The embedded network of a depth: the nodes with i + j <= depth and that depth's head.
 
     In eval mode its logits equal `model`'s own of that depth, bit for bit. The weights are copied.
+
+    Args:
+        keep_heads: keep the heads of the shallower depths too, to average them (`Trained.ensemble`).
 
     Raises:
         UserError: the network has no head at that depth.
@@ -30,10 +33,10 @@ def prune(model: NestedUNet, depth: int) -> NestedUNet:
         )
     config = model.config() | {
         "widths": list(model.widths[: depth + 1]),
-        "deep_supervision": False,
+        "deep_supervision": keep_heads,
         # Below its deepest diagonal an encoder-skip network is a chain, whose nodes off the last diagonal
         # reach no head any more: what remains of UNet^e at one depth is the plain U-Net.
-        "skips": "plain" if model.skips == "encoder" else model.skips,
+        "skips": "plain" if model.skips == "encoder" and not keep_heads else model.skips,
     }
     pruned = NestedUNet(**config)
     weights = model.state_dict()

@@ -77,7 +77,7 @@ def prepare_protocol(data: Path, protocol: dict, params: Prepare, out: Path) -> 
         }
         write_json(
             partial / "manifest.json",
-            {"size": protocol["size"], "channels": params.channels, "num_classes": 1, "splits": splits},
+            {"size": protocol["size"], "channels": params.channels, "num_classes": 1, "multilabel": False, "classes": None, "splits": splits},
         )
 
 
@@ -129,7 +129,7 @@ def measure(settings: dict, device: torch.device) -> dict:
     network = NestedUNet(settings["widths"], read_manifest(prepared)["channels"], 1, **model)
     network.load_state_dict(state["best"]["weights"])
     split = Split(prepared / "test.arrow")
-    counts = count_pixels(Predictor(Trained(network, None), device), split, 1, 16)
+    counts = count_pixels(Predictor(Trained(network, None), device), split, 16)
     names = [f"L{depth}" for depth in network.depths]
     depths = {name: metrics.scores(each) for name, each in counts.items()}
     example = torch.rand(1, network.in_channels, 96, 96)

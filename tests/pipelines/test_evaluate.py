@@ -20,7 +20,8 @@ from pipelines.params import Evaluate
 from unetpp import metrics
 from unetpp.data import Split, SplitWriter
 from unetpp.errors import UserError
-from unetpp.inference import Segmenter, Trained, load_model, pad_to_multiple, scale, standardise, to_mask
+from unetpp.inference import Segmenter, Trained, load_model, pad_to_multiple, scale, standardise
+from unetpp.masks import to_mask
 from unetpp.model import NestedUNet
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +58,7 @@ def write_data(folder, sizes=((16, 16),) * 6, num_classes=1, size=16, change=lam
         "size": size,
         "channels": 3,
         "num_classes": num_classes,
+        "multilabel": False,
         "splits": {"test": test},
         "quarantined": 0,
         "raw_sha256": "00" * 32,
@@ -81,7 +83,7 @@ def run(tmp_path, settings=SETTINGS):
 class Perfect(nn.Module):
     """Knows that whatever is above the middle of its image's range is foreground; as a network, at every head."""
 
-    depth, depths, num_classes = 1, (1, 2), 1
+    depth, depths, num_classes, multilabel = 2, (1, 2), 1, False
 
     def forward(self, image):
         middle = (image.amin(dim=(1, 2, 3), keepdim=True) + image.amax(dim=(1, 2, 3), keepdim=True)) / 2
@@ -91,7 +93,7 @@ class Perfect(nn.Module):
 def test_a_perfect_network_scores_one(tmp_path):
     write_data(tmp_path / "prepared")
     predict = stage.Predictor(Trained(Perfect(), 16), torch.device("cpu"))  # type: ignore[arg-type]
-    counts = stage.count_pixels(predict, Split(tmp_path / "prepared/test.arrow"), 1, 4)
+    counts = stage.count_pixels(predict, Split(tmp_path / "prepared/test.arrow"), 4)
     assert set(counts) == {"L1", "L2", "mean"}
     for each in counts.values():
         assert set(metrics.scores(each).values()) == {1.0}
@@ -121,7 +123,7 @@ def test_one_pass_of_the_whole_equals_each_pruned_network(tmp_path, num_classes)
     write_data(tmp_path / "prepared", sizes, num_classes)
     trained = load_model(write_model(tmp_path / "model", num_classes=num_classes))
     split = Split(tmp_path / "prepared/test.arrow")
-    counts = stage.count_pixels(stage.Predictor(trained, torch.device("cpu")), split, num_classes, 2)
+    counts = stage.count_pixels(stage.Predictor(trained, torch.device("cpu")), split, 2)
     for depth in trained.depths:
         network = trained.segmenter(depth).network
         for index in range(len(split)):
@@ -142,7 +144,7 @@ def test_the_mean_is_of_the_probabilities():
     image = torch.rand(2, 3, 13, 10)
     with torch.no_grad():
         probs = stage.head_probs(segmenter, image)
-        mean = stage.MeanOfHeads(segmenter)(image)
+        mean = Segmenter(segmenter.network, dict.fromkeys(segmenter.network.depths, 1.0)).eval()(image)
         assert torch.equal(probs[-1], segmenter(image))
     assert mean.shape == (2, 1, 13, 10)
     torch.testing.assert_close(mean, (probs[0] + probs[1]) / 2)

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from pipelines.cli import build_parser
-from pipelines.predict import find_images, predict
+from pipelines.predict import find_images, predict, read_heads
 from unetpp import NestedUNet, UserError
 from unetpp.inference import Trained
 
@@ -68,6 +68,37 @@ def test_images_of_floats_are_predicted_as_those_of_8_bits_are(tmp_path, model):
     masks = [np.array(Image.open(tmp_path / f"out/{name}.png")) for name in "ab"]
     assert np.array_equal(masks[0], image)
     assert np.array_equal(*masks)
+
+
+def test_heads_are_averaged_as_the_text_says(tmp_path, model):
+    write(tmp_path / "a.png")
+    for heads in ("mean", "1", "1:0.5"):
+        predict([str(tmp_path / "a.png")], str(model), None, tmp_path / heads, heads)
+        assert (tmp_path / heads / "a.png").is_file()
+    assert read_heads("mean") is None
+    assert read_heads("2, 4:3") == {2: 1.0, 4: 3.0}
+    for wrong in ("all", "1:", "1:-2", "", "L1"):
+        with pytest.raises(UserError, match="expected mean, or depths"):
+            read_heads(wrong)
+    with pytest.raises(UserError, match=r"heads.*expected weights above 0 for some of the depths"):
+        predict([str(tmp_path / "a.png")], str(model), None, tmp_path / "out", "3")
+    with pytest.raises(UserError, match="give one of the two"):
+        predict([str(tmp_path / "a.png")], str(model), 1, tmp_path / "out", "mean")
+
+
+def test_labels_that_lie_over_each_other_are_a_mask_file_each(tmp_path):
+    torch.manual_seed(0)
+    network = NestedUNet((2, 3), in_channels=1, num_classes=2, multilabel=True).eval()
+    with torch.no_grad():
+        network.heads["1"].weight.zero_()
+        network.heads["1"].bias.copy_(torch.tensor([5.0, -5.0]))
+    trained = Trained(network, None, {"classes": ["cell", "nucleus"]})
+    (tmp_path / "model").mkdir()
+    trained.save(tmp_path / "model/model.pt")
+    write(tmp_path / "a.png")
+    predict([str(tmp_path / "a.png")], str(tmp_path / "model"), None, tmp_path / "out")
+    for label, value in (("cell", 255), ("nucleus", 0)):
+        assert np.unique(np.array(Image.open(tmp_path / "out" / label / "a.png"))).tolist() == [value]
 
 
 def test_files_folders_and_patterns_name_images(tmp_path):

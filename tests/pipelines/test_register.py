@@ -115,8 +115,8 @@ def model_of(client, version: int):
 def test_loaded_model_predicts_what_its_network_does_for_any_batch_and_size(home, client, depth):
     folder, _ = home
     uri = f"models:/{NAME}@L{depth}"
-    loaded, channels, size_px = tracking.load_segmenter(uri, f"sqlite:///{folder}/mlflow.db")
-    assert (channels, size_px) == (3, 96)
+    loaded, channels, size_px, multilabel, classes = tracking.load_segmenter(uri, f"sqlite:///{folder}/mlflow.db")
+    assert (channels, size_px, multilabel, classes) == (3, 96, False, ["1"])
     segmenter = load_model(folder / "model").segmenter(depth)
     for size in ((1, 3, 33, 57), (3, 3, 64, 64), (5, 3, 17, 100), (1, 3, 1, 1)):
         image = torch.rand(size)

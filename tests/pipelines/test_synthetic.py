@@ -15,7 +15,7 @@ from pipelines import synthetic
 from pipelines.files import sha256
 from pipelines.params import Synthetic
 from pipelines.prepare import find_kind
-from pipelines.synthetic import KINDS, make_image, write_images
+from pipelines.synthetic import BORDER_PX, KINDS, LABELS, make_image, make_masks, write_images
 
 from ..conftest import REPOSITORY
 
@@ -103,7 +103,7 @@ def test_the_files_are_the_same_bytes_whatever_the_number_of_processes(tmp_path,
 
 def test_a_seed_gives_the_images_of_the_first_release(tmp_path):
     """Written by version 0.1.0: other bytes would be another data set under the same params."""
-    write_images(Synthetic(num_images=3, size_px=64, seed=0), 1, tmp_path)
+    write_images(Synthetic(num_images=3, size_px=64, seed=0, masks="instances"), 1, tmp_path)
     images = [cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in sorted(tmp_path.rglob("*.png"))]
     digests = [hashlib.sha256(image.tobytes()).hexdigest()[:12] for image in images]
     assert digests == DIGESTS
@@ -116,7 +116,7 @@ def test_no_process_outlives_a_killed_run(tmp_path):
         "if __name__ == '__main__':\n"
         "    synthetic.PARALLEL_PIXELS = 0\n"
         "    synthetic.num_cores = lambda: 2\n"
-        "    wanted = synthetic.Synthetic(num_images=10**6, size_px=32, seed=0)\n"
+        "    wanted = synthetic.Synthetic(num_images=10**6, size_px=32, seed=0, masks='instances')\n"
         "    synthetic.write_images(wanted, 2, Path('.'))\n"
     )
     (tmp_path / "draw.py").write_text(code)
@@ -131,3 +131,26 @@ def test_no_process_outlives_a_killed_run(tmp_path):
     process.wait(10)
     _, alive = psutil.wait_procs(children, timeout=10)
     assert alive == []
+
+
+def test_classes_are_the_inside_and_the_border_of_every_nucleus_and_labels_lie_over_each_other():
+    instances = make_image(4, 2, 128)[1]
+    classes = make_masks(instances, "classes")["masks"]
+    labels = make_masks(instances, "labels")
+    assert list(labels) == [f"masks/{label}" for label in LABELS]
+    nucleus, border = (plane > 0 for plane in labels.values())
+    assert np.array_equal(nucleus, instances > 0)
+    assert np.array_equal(classes, np.where(border, 2, nucleus))
+    assert not (border & ~nucleus).any()
+    for number in range(1, int(instances.max()) + 1):
+        padded = np.pad(instances == number, BORDER_PX, mode="edge")
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (2 * BORDER_PX + 1,) * 2)
+        inside = windows.all(axis=(2, 3))  # nothing else within 2 px; what lies beyond the image is not known
+        assert np.array_equal(inside, (instances == number) & (classes == 1))
+
+
+@pytest.mark.parametrize(("masks", "folders"), [("classes", {"masks"}), ("labels", {"masks/nucleus", "masks/border"})])
+def test_masks_of_classes_and_labels_are_written_as_prepare_reads_them(tmp_path, masks, folders):
+    write_images(Synthetic(num_images=2, size_px=48, seed=0, masks=masks), 1, tmp_path)
+    found = {path.parent.relative_to(tmp_path).as_posix() for path in (tmp_path / "masks").rglob("*.png")}
+    assert found == folders

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from unetpp import NestedUNet, Segmenter, UserError
-from unetpp.inference import Trained, load_model, scale, standardise, to_mask
+from unetpp.inference import Trained, load_model, scale, standardise
 
 from .classic import with_lived_in_norms
 
@@ -89,6 +89,19 @@ def test_an_image_of_one_float_value_becomes_zeros(value):
     assert not scale(np.full((4, 5, 3), value, np.float32)).any()
 
 
-def test_mask_is_half_or_the_likeliest_class():
-    assert to_mask(torch.tensor([[[[0.49, 0.5]]]])).tolist() == [[[0, 1]]]
-    assert to_mask(torch.tensor([[[[0.2]], [[0.5]], [[0.3]]]])).tolist() == [[[1]]]
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_ensemble_is_the_weighted_mean_of_the_probabilities_of_its_heads(multilabel):
+    torch.manual_seed(0)
+    network = with_lived_in_norms(NestedUNet((4, 6, 8, 10), num_classes=3, multilabel=multilabel))
+    trained, image = Trained(network, None), torch.rand(2, 3, 16, 24)  # a size that no depth pads
+    each = {depth: trained.segmenter(depth)(image) for depth in trained.depths}
+    torch.testing.assert_close(trained.ensemble()(image), torch.stack(list(each.values())).mean(dim=0))
+    torch.testing.assert_close(trained.ensemble({1: 1, 2: 3})(image), 0.25 * each[1] + 0.75 * each[2])
+    assert trained.ensemble({1: 1, 2: 3}).network.depth == 2  # no deeper than its heads ask for
+    torch.testing.assert_close(trained.ensemble({3: 5})(image), each[3])
+
+
+@pytest.mark.parametrize("heads", [{}, {4: 1.0}, {1: 0.0}, {1: 1.0, 2: -1.0}])
+def test_heads_that_cannot_be_averaged_are_refused_with_those_that_can(heads):
+    with pytest.raises(UserError, match=r"heads.*1, 2"):
+        Trained(NestedUNet((4, 6, 8)), None).ensemble(heads)

@@ -13,13 +13,14 @@ from unetpp.loader import AugmentedSamples, Loader
 from unetpp.loop import (
     choose_precision,
     epoch_order,
+    make_loss,
     make_optimizer,
     plain_batches,
     schedule,
     train_epoch,
     validate,
 )
-from unetpp.losses import segmentation_loss
+from unetpp.losses import LOSSES, segmentation_loss
 from unetpp.metrics import confusion, per_image_iou
 
 
@@ -96,8 +97,10 @@ def test_training_learns_a_mask_that_can_be_seen(name, num_classes):
     network = NestedUNet((4, 6, 8), num_classes=num_classes)
     optimizer = make_optimizer(network, name, rate, 0.9, 0.0)
     cpu = torch.device("cpu")
+    loss = make_loss("ce_dice", "mean", network.depths)
     for step in range(60):
-        sums = train_epoch(network, [(standardise(image), mask)], optimizer, lambda _: rate, step, cpu, torch.float32)
+        batches = [(standardise(image), mask)]
+        sums = train_epoch(network, batches, optimizer, lambda _: rate, step, cpu, torch.float32, loss)
         assert sums[1] == 4
     segmenter = Segmenter(network)
     ious = validate(segmenter, [(image, mask)], torch.float32)
@@ -124,3 +127,24 @@ def test_bf16_is_chosen_only_where_the_processor_computes_in_it():
     assert choose_precision("auto", cpu) == (torch.bfloat16 if native else torch.float32)
     assert choose_precision("bf16", cpu) == torch.bfloat16
     assert choose_precision("fp32", cpu) == torch.float32
+
+
+@pytest.mark.parametrize("weights", ["mean", "sum", (0.1, 1.0, 2.0)])
+@pytest.mark.parametrize("multilabel", [False, True])
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_head_learns_in_every_setting_of_the_loss(name, multilabel, weights):
+    torch.manual_seed(0)
+    network = NestedUNet((4, 6, 8, 10), num_classes=3, multilabel=multilabel)
+    mask = torch.randint(0, 3, (2, 16, 16))
+    make_loss(name, weights, network.depths, multilabel)(network(torch.randn(2, 3, 16, 16)), mask).mean().backward()
+    for head in network.heads.values():
+        assert head.weight.grad.abs().sum() > 0
+
+
+def test_loss_of_weighted_heads_is_the_weighted_sum_of_theirs():
+    logits, mask = tuple(torch.randn(3, 2, 1, 8, 8)), torch.randint(0, 2, (2, 8, 8))
+    each = torch.stack([segmentation_loss(one, mask) for one in logits])
+    torch.testing.assert_close(make_loss("ce_dice", "mean", (1, 2, 3))(logits, mask), each.mean(dim=0))
+    torch.testing.assert_close(make_loss("ce_dice", "sum", (1, 2, 3))(logits, mask), each.sum(dim=0))
+    weighted = 3 * each[0] + 2 * each[1] + each[2]
+    torch.testing.assert_close(make_loss("ce_dice", (3, 2, 1), (1, 2, 3))(logits, mask), weighted)

@@ -3,7 +3,8 @@ import pytest
 import torch
 from sklearn.metrics import f1_score, jaccard_score
 
-from unetpp.metrics import confusion, per_image_iou, scores
+from unetpp.masks import IGNORE
+from unetpp.metrics import confusion, per_class_iou, per_image_iou, scores
 
 
 @pytest.fixture
@@ -51,3 +52,27 @@ def test_empty_mask_rightly_predicted_scores_one_and_wrongly_zero():
 def test_classes_that_do_not_occur_do_not_count():
     true = torch.tensor([[[0, 1, 1, 0]]])
     assert per_image_iou(confusion(true, true, 5)).item() == 1
+
+
+def test_label_scores_equal_those_of_scikit_learn_label_by_label():
+    rng = torch.Generator().manual_seed(2)
+    hat, true = (torch.randint(0, 8, (3, 16, 12), generator=rng) for _ in range(2))
+    counts = confusion(hat, true, 3, multilabel=True)
+    each = [
+        [jaccard_score((t.flatten() >> bit & 1).numpy(), (h.flatten() >> bit & 1).numpy()) for bit in range(3)]
+        for t, h in zip(true, hat, strict=True)
+    ]
+    assert scores(counts)["iou_image"] == pytest.approx(np.mean(each))
+    assert per_class_iou(counts) == pytest.approx(np.mean(each, axis=0).tolist())
+    assert counts.shape == (3, 4, 3)  # the background, and three labels
+
+
+@pytest.mark.parametrize(("num_classes", "multilabel"), [(1, False), (4, False), (3, True)])
+def test_ignored_pixels_are_not_counted(num_classes, multilabel):
+    rng = torch.Generator().manual_seed(3)
+    high = 8 if multilabel else max(2, num_classes)
+    hat, true = (torch.randint(0, high, (2, 16, 12), generator=rng) for _ in range(2))
+    ignored = true.clone()
+    ignored[:, :, 6:] = IGNORE
+    found = confusion(hat, ignored, num_classes, multilabel)
+    assert torch.equal(found, confusion(hat[:, :, :6], true[:, :, :6], num_classes, multilabel))

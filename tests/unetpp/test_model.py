@@ -123,3 +123,73 @@ def test_networks_with_parts_that_never_learn_are_refused():
         NestedUNet((2, 3, 4), skips="encoder", deep_supervision=False)
     with pytest.raises(UserError, match="skips"):
         NestedUNet((2, 3, 4), skips="sparse")
+
+
+DETAILS = [{"norm": "instance"}, {"norm": "group"}, {"upsampling": "bilinear"}, {"upsampling": "transposed"}]
+
+
+@pytest.mark.parametrize("details", DETAILS, ids=str)
+@pytest.mark.parametrize(("skips", "deep_supervision"), PATTERNS)
+def test_every_parameter_of_every_detail_gets_a_gradient(details, skips, deep_supervision):
+    torch.manual_seed(0)
+    network = NestedUNet((4, 6, 8, 10), 2, 3, skips, deep_supervision, **details)
+    logits = network(torch.randn(2, 2, 16, 32))
+    assert all(one.shape == (2, 3, 16, 32) for one in logits)
+    deep_supervision_loss(logits, torch.randint(0, 3, (2, 16, 32))).mean().backward()
+    assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+
+
+def test_transposed_convolutions_have_the_closed_form_count_of_parameters():
+    w, depth = FULL, 4
+    ups = sum(depth - i for i in range(depth))
+    total = dense_parameters(w, heads=4)
+    for i in range(depth):
+        nodes = depth - i
+        total += nodes * (4 * w[i + 1] * w[i] + w[i])  # 2x2 kernels and a bias
+        total -= nodes * 9 * (w[i + 1] - w[i]) * w[i]  # and blocks that see w[i] channels of them, not w[i + 1]
+    network = NestedUNet(w, upsampling="transposed")
+    assert len(network.ups) == ups
+    assert count(network) == total
+
+
+def test_group_norm_groups_divide_every_width():
+    for width in (1, 3, 4, 6, 12, 35, 64):
+        norm = NestedUNet((width, width), norm="group").nodes["0_0"].norm1
+        assert width % norm.num_groups == 0
+        assert norm.num_groups <= 8
+
+
+def test_norms_but_batch_know_each_image_alone():
+    image = torch.randn(4, 3, 8, 8)
+    for norm, alone in (("batch", False), ("instance", True), ("group", True)):
+        torch.manual_seed(0)
+        network = NestedUNet((4, 6), norm=norm).train()
+        same = torch.allclose(network(image)[0][:1], network(image[:1])[0], atol=1e-5)
+        assert same == alone
+
+
+def test_dropout_drops_in_training_alone_and_by_torchs_seed():
+    network = NestedUNet((8, 8), dropout=0.5)
+    image = torch.randn(1, 3, 8, 8)
+
+    def drawn(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return network(image)[0]
+
+    network.train()
+    assert torch.equal(drawn(0), drawn(0))
+    assert not torch.allclose(drawn(0), drawn(1))
+    network.eval()
+    assert torch.equal(drawn(0), drawn(1))
+
+
+def test_weights_begin_with_the_variance_that_relus_keep():
+    torch.manual_seed(0)
+    conv = NestedUNet((64, 128)).nodes["1_0"].conv2
+    assert conv.weight.std().item() == pytest.approx((2 / (9 * 128)) ** 0.5, rel=0.02)
+
+
+@pytest.mark.parametrize("details", [{"norm": "layer"}, {"upsampling": "nearest"}, {"dropout": 1.0}])
+def test_details_that_are_none_are_refused_with_those_that_are(details):
+    with pytest.raises(UserError, match=next(iter(details))):
+        NestedUNet((2, 3), **details)

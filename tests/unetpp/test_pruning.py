@@ -7,11 +7,12 @@ from .classic import with_lived_in_norms
 from .test_model import FULL, count, dense_parameters
 
 
+@pytest.mark.parametrize("details", [{}, {"norm": "group"}, {"norm": "instance", "upsampling": "transposed"}], ids=str)
 @pytest.mark.parametrize("skips", ["dense", "short", "encoder"])
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
-def test_pruned_network_equals_its_head(skips, depth):
+def test_pruned_network_equals_its_head(skips, depth, details):
     torch.manual_seed(0)
-    model = with_lived_in_norms(NestedUNet((4, 6, 8, 10, 12), skips=skips))
+    model = with_lived_in_norms(NestedUNet((4, 6, 8, 10, 12), skips=skips, **details))
     image = torch.randn(2, 3, 32, 48)
     with torch.inference_mode():
         assert torch.equal(prune(model, depth)(image)[0], model(image)[depth - 1])
@@ -48,3 +49,14 @@ def test_network_that_cannot_be_pruned_says_why(skips, deep_supervision, why):
 def test_depth_beyond_the_network_is_refused_with_those_it_has():
     with pytest.raises(UserError, match=r"depth 3.*1, 2"):
         prune(NestedUNet((2, 3, 4)), 3)
+
+
+@pytest.mark.parametrize("skips", ["dense", "short", "encoder"])
+def test_pruned_network_may_keep_its_shallower_heads(skips):
+    torch.manual_seed(0)
+    model = with_lived_in_norms(NestedUNet((4, 6, 8, 10), skips=skips))
+    image = torch.randn(1, 3, 16, 16)
+    with torch.inference_mode():
+        found = prune(model, 2, keep_heads=True)(image)
+        assert len(found) == 2
+        assert all(torch.equal(one, other) for one, other in zip(found, model(image), strict=False))
