@@ -90,7 +90,6 @@ def test_throughput_counts_images_not_batches(monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_peak_memory_on_a_gpu_is_the_most_held_at_once():
     example = torch.zeros(1, 1, 512, 512, device="cuda")
     assert cost.measure_peak_memory_mib(Steps(), example) == pytest.approx(4, abs=0.01)
