@@ -1,8 +1,8 @@
 """Near-duplicates: the same picture under two names, turned, mirrored, dimmed, rescaled or packed again.
 
 Two steps. A perceptual hash of 64 bits finds pairs that may be alike, among 100,000 images in seconds; then the
-correlation of two small pictures decides. Both see the picture without its slow shading and with its contrast evened
-out: dim images are not alike because they are dark, nor empty fields because one lamp lit them, nor eyes because of the
+correlation of two small pictures decides. Both see the picture without its mean, its contrast and all that is smooth:
+dim images are not alike because they are dark, nor empty fields because one lamp lit them, nor eyes because of the
 round stop of the camera, nor cells because each is cut out with itself in the middle.
 
 The hash is the usual one (32x32 pixels, DCT, the 8x8 lowest frequencies above their median), as the library ImageHash
@@ -24,8 +24,6 @@ from pipelines.splits import Joined
 
 SIDE = 64  # px of the small picture
 BLUR = 3  # px: what is smoother is shading
-# The contrast around a pixel is evened out as far as it is above this many times the contrast of the whole.
-EVENED = 2
 HASH_SIDE, FREQUENCIES = 32, 8
 BANDS, BAND_BITS = 4, 16
 # A picture whose small one varies by less than this share of its brightness is blank: no picture at all.
@@ -55,19 +53,14 @@ def look_at(image: np.ndarray) -> Look:
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)  # (H, W); means of 8 bits would lose dim images
     small = cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
     brightness = abs(float(small.mean()))
-    small = small - _blur(small)
+    small = small - cv2.GaussianBlur(small, (0, 0), BLUR, borderType=cv2.BORDER_REFLECT)
     if small.std() <= BLANK * brightness:
         return Look(np.zeros(8, np.uint64), np.zeros(SIDE**2, np.int8), b"")
-    small = small / (np.sqrt(_blur(small**2)) + EVENED * small.std())
     small -= small.mean()
     small = np.rint(small * (127 / np.abs(small).max())).astype(np.int8)
     digest = hashlib.sha256(f"{image.shape} {image.dtype}".encode())
     digest.update(np.ascontiguousarray(image).data)
     return Look(hash_turned(small), small.ravel(), digest.digest()[:16])
-
-
-def _blur(picture: np.ndarray) -> np.ndarray:
-    return cv2.GaussianBlur(picture, (0, 0), BLUR, borderType=cv2.BORDER_REFLECT)
 
 
 def hash_turned(small: np.ndarray) -> np.ndarray:
