@@ -77,7 +77,14 @@ def prepare_protocol(data: Path, protocol: dict, params: Prepare, out: Path) -> 
         }
         write_json(
             partial / "manifest.json",
-            {"size": protocol["size"], "channels": params.channels, "num_classes": 1, "multilabel": False, "classes": None, "splits": splits},
+            {
+                "size": protocol["size"],
+                "channels": params.channels,
+                "num_classes": 1,
+                "multilabel": False,
+                "classes": None,
+                "splits": splits,
+            },
         )
 
 
