@@ -10,8 +10,10 @@ from contextlib import closing
 from pathlib import Path
 
 import boto3
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from pipelines.files import sha256
 from pipelines.ingest import ingest
@@ -144,6 +146,22 @@ def test_doctor_finds_nothing_wrong_with_the_project(clone):
 def test_other_epochs_are_one_override(clone):
     clone.run("dvc", "exp", "run", "-S", "train.epochs=2")
     assert clone.json("reports/train/metrics.json")["epochs"] == 2
+
+
+def test_classes_by_name_go_through_the_whole_pipeline_with_params_alone(clone):
+    changes = ["ingest.synthetic.masks=labels", "prepare.num_classes=3", "prepare.classes=[nucleus,border]"]
+    changes += ["model.norm=group", "model.upsampling=transposed", "train.loss=focal_dice", "train.head_weights=sum"]
+    clone.run("dvc", "exp", "run", *(word for change in changes for word in ("-S", change)))
+    report = clone.json("reports/evaluate/report.json")
+    assert set(report["classes"]["L1"]) == {"nucleus", "border"}
+    page = (clone.folder / "reports/evaluate/report.html").read_text()
+    assert "IoU by class" in page
+    assert "border" in page
+    image = str(sorted((clone.folder / "data/raw/images").iterdir())[0])
+    for way in (("--heads", "mean"), ("--model", "models:/unetpp-nuclei@L1")):
+        clone.run("unetpp", "predict", image, *way, "--out", "classes")
+        mask = np.array(Image.open(next((clone.folder / "classes").iterdir())))
+        assert set(np.unique(mask)) <= {0, 1, 2}
 
 
 @pytest.mark.shared_data
