@@ -230,7 +230,8 @@ def describe_machine() -> str:
         )
     return (
         f"Read on {model}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}, "
-        f"torch {torch.__version__.split('+')[0]}, load average {os.getloadavg()[0]:.1f} before the start (0 is an idle machine)."
+        f"torch {torch.__version__.split('+')[0]}, "
+        f"load average {os.getloadavg()[0]:.1f} before the start (0 is an idle machine)."
     )
 
 
@@ -307,7 +308,7 @@ def main() -> None:
         *loading,
         "## What a step waits",
         "",
-        f"A training of widths {WIDTHS[0]} to {WIDTHS[-1]} with {args.threads} threads, "
+        f"A training of widths {WIDTHS[0]} to {WIDTHS[-1]}, threads: {args.threads}, "
         f"{str(choose_precision('auto', CPU)).removeprefix('torch.')}; the share of its time that it waited for data.",
         "",
         "| images | batches by | images/s of the training | waited |",
