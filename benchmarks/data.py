@@ -93,6 +93,7 @@ def read_epoch(path: Path) -> None:
     result = {
         "rows": len(split),
         "open_s": opened,
+        "again_s": again,
         "epoch_s": time.perf_counter() - began,
         "bytes": path.stat().st_size,
     }
@@ -229,7 +230,8 @@ def describe_machine() -> str:
         )
     return (
         f"Read on {model}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}, "
-        f"torch {torch.__version__}, load average {os.getloadavg()[0]:.1f} before the start (0 is an idle machine)."
+        f"torch {torch.__version__.split('+')[0]}, "
+        f"load average {os.getloadavg()[0]:.1f} before the start (0 is an idle machine)."
     )
 
 
@@ -237,7 +239,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", type=int, default=100_000, help="images of 96x96")
     parser.add_argument("--large", type=int, default=2_000, help="images of 1024x1024")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--scratch", type=Path, help="folder for 12 GB")
     parser.add_argument("--out", type=Path)
@@ -259,11 +261,11 @@ def main() -> None:
             command = [sys.executable, __file__, "--read", str(path)]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             found = json.loads(done.stdout)
-            opening.append(
-                f"| {rows:,} of {size_px}x{size_px} | {found['bytes'] / 2**30:.2f} | {written_s:.0f} "
-                f"| {found['open_s'] * 1e3:.0f} | {found['again_s'] * 1e3:.1f} | {found['open_anon']:.1f} | {found['anon_tenth']:.1f} "
-                f"| {found['anon_end']:.1f} | {found['file_end']:.0f} | {found['epoch_s']:.1f} |"
-            )
+            cells = [f"{rows:,} of {size_px}x{size_px}", f"{found['bytes'] / 2**30:.2f}", f"{written_s:.0f}"]
+            cells += [f"{found['open_s'] * 1e3:.0f}", f"{found['again_s'] * 1e3:.1f}"]
+            cells += [f"{found[key]:.1f}" for key in ("open_anon", "anon_tenth", "anon_end")]
+            cells += [f"{found['file_end']:.0f}", f"{found['epoch_s']:.1f}"]
+            opening.append(f"| {' | '.join(cells)} |")
             for number in range(48):
                 image, mask = pairs[number % len(pairs)]
                 cv2.imwrite(str(folder / f"image{number}.png"), image)
@@ -306,7 +308,7 @@ def main() -> None:
         *loading,
         "## What a step waits",
         "",
-        f"A training of widths {WIDTHS[0]} to {WIDTHS[-1]} with {args.threads} threads, "
+        f"A training of widths {WIDTHS[0]} to {WIDTHS[-1]}, threads: {args.threads}, "
         f"{str(choose_precision('auto', CPU)).removeprefix('torch.')}; the share of its time that it waited for data.",
         "",
         "| images | batches by | images/s of the training | waited |",

@@ -94,7 +94,7 @@ def ask(shared: dict, start, results) -> None:
 def test_four_processes_at_once_are_one_read_of_the_storage(s3_place):
     assert s3_place.bucket is not None
     s3_place.bucket.reads()
-    context = multiprocessing.get_context("forkserver")
+    context = multiprocessing.get_context("spawn")  # a server of before has another environment
     start, results = context.Barrier(4), context.Queue()
     processes = [context.Process(target=ask, args=(s3_place.shared, start, results)) for _ in range(4)]
     for process in processes:
