@@ -22,7 +22,7 @@ from pipelines.params import load_params
 from .conftest import REPOSITORY
 
 SMALL = {
-    "ingest": {"synthetic": {"num_images": 40, "size_px": 64, "seed": 1}},
+    "ingest": {"synthetic": {"num_images": 40, "size_px": 64, "seed": 1, "masks": "instances"}},
     "prepare": {"size": 32},
     "search": {"widths": [[4, 6], [4, 6, 8]], "epochs": 2},
     "train": {"epochs": 4, "batch_size": 8, "warmup_epochs": 1},

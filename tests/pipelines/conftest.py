@@ -20,7 +20,7 @@ SMALL = {
     "ingest": {
         "kind": "synthetic",
         "location": None,
-        "synthetic": {"num_images": 40, "size_px": 64, "seed": 1},
+        "synthetic": {"num_images": 40, "size_px": 64, "seed": 1, "masks": "instances"},
     },
     "prepare": {"size": 32},
     "search": {"widths": [[4, 6, 8]], "epochs": 2},

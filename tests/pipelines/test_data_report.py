@@ -237,7 +237,8 @@ def test_the_command_writes_page_and_metrics_and_prints_the_warnings(hostile, tm
 
     (tmp_path / "params.yaml").write_text((REPOSITORY / "params.yaml").read_text().replace("size: 96 ", "size: 32 "))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["prepare", "--raw", str(hostile / "raw"), "--out", "out", "--reports", "a/b"])
+    arguments = ["--raw", str(hostile / "raw"), "--out", "out", "--split", "split.csv", "--reports", "a/b"]
+    monkeypatch.setattr("sys.argv", ["prepare", *arguments])
     stage.main()
     fingerprint = json.loads((tmp_path / "out/fingerprint.json").read_text())
     printed = capsys.readouterr().out
@@ -256,7 +257,8 @@ def test_too_many_broken_files_make_no_page(tmp_path, monkeypatch):
     (tmp_path / "raw/manifest.json").write_text("{}")
     shutil.copy(REPOSITORY / "params.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["prepare", "--raw", "raw", "--out", "out", "--reports", "reports"])
+    arguments = ["--raw", "raw", "--out", "out", "--split", "split.csv", "--reports", "reports"]
+    monkeypatch.setattr("sys.argv", ["prepare", *arguments])
     with pytest.raises(UserError, match=r"images/a\.png"):
         stage.main()
     assert not (tmp_path / "reports").exists()

@@ -36,6 +36,7 @@ def test_the_manifest_lists_every_file_with_its_size_and_hash(tmp_path):
         "num_images": 4,
         "size_px": 48,
         "seed": 0,
+        "masks": "instances",
     }
     keys = [file["key"] for file in manifest["files"]]
     assert keys == sorted(keys)

@@ -111,7 +111,11 @@ def test_a_resized_mask_lies_where_its_image_lies(height, width, size):
     image = np.repeat(mask[:, :, None] * 255, 3, axis=2)
     small, small_mask = resize_sample(image, mask, size, num_classes=1)
     assert small.shape == (size, size, 3)
-    assert np.array_equal(small_mask, small[:, :, 0] >= 127.5)
+    decided = (
+        np.abs(small[:, :, 0] - 127.5) > 1
+    )  # half a pixel of foreground is rounded in 8 bits, and may go either way
+    assert np.array_equal(small_mask[decided], small[:, :, 0][decided] >= 127.5)
+    assert decided.mean() > 0.9
     flipped = resize_sample(image[:, ::-1], np.ascontiguousarray(mask[:, ::-1]), size, num_classes=1)[1]
     assert np.mean(flipped[:, ::-1] != small_mask) < 0.005
 
@@ -321,7 +325,7 @@ def test_the_result_is_the_same_bytes_on_any_number_of_processes(raw, tmp_path, 
         prepare(PARAMS.model_copy(update={"num_workers": number}), raw, tmp_path / name)
     assert hashes(tmp_path / "one") == hashes(tmp_path / "more")
     assert sorted(hashes(tmp_path / "one")) == [
-        *("duplicates.csv", "manifest.json", "quarantine.csv", "split.csv"),
+        *("duplicates.csv", "fingerprint.json", "manifest.json", "quarantine.csv", "samples.csv", "split.csv"),
         *("test.arrow", "train.arrow", "val.arrow"),
     ]
 
@@ -467,7 +471,7 @@ def test_slices_of_a_volume_stay_together_whatever_the_groups_say(raw, tmp_path,
         copy_as(raw, "nuclei_00000", f"nuclei_{number:05}")
     samples, problems = find_samples(raw)
     samples = [replace(sample, group="v" if sample.id < "nuclei_00012" else None) for sample in samples]
-    monkeypatch.setattr("pipelines.prepare.find_samples", lambda raw: (samples, problems))
+    monkeypatch.setattr("pipelines.prepare.find_samples", lambda *_: (samples, problems))
     for pattern in (None, r"(\d+)$"):
         groups = PARAMS.groups.model_copy(update={"pattern": pattern})
         prepare(PARAMS.model_copy(update={"groups": groups}), raw, tmp_path / "out")
