@@ -512,7 +512,18 @@ def test_folds_divide_what_is_not_test(made, tmp_path):
 
 def test_the_command_writes_split_csv_twice_the_same_and_nothing_to_the_error_stream(raw, tmp_path):
     (tmp_path / "params.yaml").write_text(PARAMS_FILE.read_text().replace("size: 96 ", "size: 32 "))
-    command = ["-m", "pipelines.prepare", "--raw", "raw", "--out", "out", "--split", "reports/split.csv"]
+    command = [
+        "-m",
+        "pipelines.prepare",
+        "--raw",
+        "raw",
+        "--out",
+        "out",
+        "--split",
+        "reports/split.csv",
+        "--reports",
+        "reports",
+    ]
     environment = os.environ | {"PYTHONPATH": str(PARAMS_FILE.parent)}
     done = subprocess.run(
         [sys.executable, "-W", "error", *command],
@@ -536,7 +547,7 @@ def test_a_full_disk_is_named_and_the_old_output_stays(raw, tmp_path):
         "import resource, sys\n"
         "from pipelines import prepare, stage\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
-        "sys.argv[1:] = ['--raw', 'raw', '--out', 'out', '--split', 'split.csv']\n"
+        "sys.argv[1:] = ['--raw', 'raw', '--out', 'out', '--split', 'split.csv', '--reports', 'reports']\n"
         "stage.run_command(prepare.main)\n"
     )
     environment = os.environ | {"PYTHONPATH": str(PARAMS_FILE.parent)}
