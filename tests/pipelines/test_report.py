@@ -28,6 +28,7 @@ def metrics_of(names=("L1", "L2", "mean"), depth: int | None = 1):
         "depths": {name: row | {"latency_ms": 8.3 + index} for index, name in enumerate(names)},
         "machine": machine,
         "test": {"sha256": "0" * 64, "kinds": {"a": 3}},
+        "classes": {name: {HOSTILE: 0.8, "rare": None} for name in names},
     }
 
 

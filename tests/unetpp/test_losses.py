@@ -97,7 +97,7 @@ def expected_loss(name: str, logits: torch.Tensor, mask: torch.Tensor, multilabe
 def test_every_loss_equals_its_definition_for_every_task_and_ignores_what_nobody_annotated(name, task):
     _, num_classes, multilabel = task
     logits, mask = random_case(num_classes, multilabel)
-    found = segmentation_loss(logits, mask, name, multilabel)
+    found = segmentation_loss(logits, mask, None, name, multilabel)
     expected = [expected_loss(name, logits[n], mask[n], multilabel) for n in range(3)]
     np.testing.assert_allclose(found.numpy(), expected, rtol=2e-5, atol=1e-6)
 
@@ -109,7 +109,7 @@ def test_ignored_pixels_get_no_gradient_and_an_image_of_them_alone_is_finite(nam
     logits, mask = random_case(num_classes, multilabel)
     mask[0] = IGNORE
     logits.requires_grad_()
-    loss = segmentation_loss(logits, mask, name, multilabel)
+    loss = segmentation_loss(logits, mask, None, name, multilabel)
     assert loss.isfinite().all()
     loss.sum().backward()
     gradient = logits.grad.abs().sum(dim=1)  # (N, H, W)
@@ -127,7 +127,7 @@ def test_every_loss_falls_when_it_is_followed_down(name, task):
     optimizer = torch.optim.Adam([logits], 0.2)
     losses = []
     for _ in range(150):
-        loss = segmentation_loss(logits, mask, name, multilabel).mean()
+        loss = segmentation_loss(logits, mask, None, name, multilabel).mean()
         losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
@@ -149,7 +149,7 @@ def test_lovasz_of_hard_wrong_pixels_is_one_minus_iou():
     sure = 60.0 * F.one_hot(hat, 3).movedim(-1, 1).float()
     tp, fp, fn = confusion(hat, mask, 3).double().unbind(-1)  # (N, K)
     expected = (1 - tp / (tp + fp + fn)).mean(dim=1)
-    torch.testing.assert_close(segmentation_loss(sure, mask, "lovasz").double(), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(segmentation_loss(sure, mask, loss="lovasz").double(), expected, atol=1e-5, rtol=0)
 
 
 def test_weights_of_the_heads_are_mean_sum_or_numbers_by_depth():
