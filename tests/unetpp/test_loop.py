@@ -136,7 +136,8 @@ def test_every_head_learns_in_every_setting_of_the_loss(name, multilabel, weight
     torch.manual_seed(0)
     network = NestedUNet((4, 6, 8, 10), num_classes=3, multilabel=multilabel)
     mask = torch.randint(0, 3, (2, 16, 16))
-    make_loss(name, weights, network.depths, None, multilabel)(network(torch.randn(2, 3, 16, 16)), mask).mean().backward()
+    loss = make_loss(name, weights, network.depths, None, multilabel)
+    loss(network(torch.randn(2, 3, 16, 16)), mask).mean().backward()
     for head in network.heads.values():
         assert head.weight.grad.abs().sum() > 0
 
