@@ -36,7 +36,7 @@ from unetpp.crops import Crops
 from unetpp.data import Split, SplitWriter
 from unetpp.device_augment import RawSamples, augment_batches
 from unetpp.loader import AHEAD, AugmentedSamples, Loader
-from unetpp.loop import choose_precision, make_optimizer, train_epoch
+from unetpp.loop import choose_precision, make_loss, make_optimizer, train_epoch
 
 LIMITS = {"flips": True, "brightness": 0.2, "hue": 10}
 WIDTHS = (16, 32, 64, 128, 256)
@@ -201,6 +201,7 @@ def stalls(split: Split, crop_px: int | None, batch: int, steps: int, threads: i
         torch.manual_seed(0)
         network = NestedUNet(WIDTHS).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         optimizer = make_optimizer(network, "adamw", 1e-3, 0.9, 0.0)
+        loss = make_loss("ce_dice", "mean", network.depths)
         crops = Crops(crop_px)
         if device:
             samples = RawSamples(split, crops, 0, **LIMITS, channels=3)
@@ -211,9 +212,8 @@ def stalls(split: Split, crop_px: int | None, batch: int, steps: int, threads: i
             shards = [list(range(step * batch, (step + 1) * batch)) for step in range(1 if epoch == 0 else steps)]
             batches = loader.batches(shards, epoch)
             began = time.perf_counter()
-            train_epoch(
-                network, augment_batches(batches, CPU) if device else batches, optimizer, lambda _: 1e-3, 0, CPU, dtype
-            )
+            made = augment_batches(batches, CPU) if device else batches
+            train_epoch(network, made, optimizer, lambda _: 1e-3, 0, CPU, dtype, loss)
             taken = time.perf_counter() - began
         loader.close()
         lines.append(f"| {crop_px or 96} px | {name} | {steps * batch / taken:.1f} | {loader.waited_s / taken:.2%} |")

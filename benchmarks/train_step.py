@@ -1,6 +1,6 @@
 """Images a second of a training step: the classic implementation against ours, interleaved in one process.
 
-    python benchmarks/train_step.py --out benchmarks/train_step.md
+    python -m benchmarks.train_step --out benchmarks/train_step.md
 
 The classic one is the same network written from the definition, as it is commonly run: eager, fp32, NCHW.
 Ours are fp32 and bf16 in channels_last. Ratios are of medians over the interleaved rounds.
@@ -73,7 +73,7 @@ def main() -> None:
     lines = [
         "# A training step, against the classic implementation",
         "",
-        f"`python benchmarks/train_step.py --widths {' '.join(map(str, args.widths))} --size {args.size} "
+        f"`python -m benchmarks.train_step --widths {' '.join(map(str, args.widths))} --size {args.size} "
         f"--batch {args.batch} --rounds {args.rounds} --threads {args.threads}`",
         "",
         f"Read on {where}, {capability}, torch {torch.__version__}; "
