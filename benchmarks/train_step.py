@@ -76,7 +76,7 @@ def main() -> None:
         f"`python -m benchmarks.train_step --widths {' '.join(map(str, args.widths))} --size {args.size} "
         f"--batch {args.batch} --rounds {args.rounds} --threads {args.threads}`",
         "",
-        f"Read on {where}, {capability}, torch {torch.__version__}; "
+        f"Read on {where}, {capability}, torch {torch.__version__.split('+')[0]}; "
         f"`precision: auto` means {str(choose_precision('auto', device)).removeprefix('torch.')} there.",
         "",
         "| step | images/s (median) | slowest to fastest | times the classic |",
