@@ -58,7 +58,7 @@ def head() -> Iterator[dict[str, str]]:
         finally:
             process.terminate()  # with --block, the processes of the node end with it
             try:
-                process.wait(30)
+                process.wait(5)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
