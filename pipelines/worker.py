@@ -119,6 +119,9 @@ def epochs(
             network,
             device_ids=[device.index] if device.type == "cuda" else None,
             gradient_as_bucket_view=True,
+            # Else rank 0's running statistics would replace those of the others before each step, and their mean
+            # (`average_statistics`) would know rank 0's images alone.
+            broadcast_buffers=False,
         )
     weights = settings["class_weights"]
     class_weights = None if weights is None else torch.tensor(weights, device=device)

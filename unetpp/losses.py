@@ -100,7 +100,6 @@ def lovasz(logits: Tensor, truth: Tensor, valid: Tensor, weight: Tensor, exclusi
 
 
 LOSSES = {"ce_dice": ce_dice, "focal_dice": focal_dice, "lovasz": lovasz, "tversky": tversky}
-WEIGHED = ("ce_dice", "focal_dice")  # those with a cross-entropy, which class weights multiply
 
 
 def segmentation_loss(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 IGNORE = 255
-MAX_LABELS = 7  # bits below IGNORE's own
+MAX_LABELS = 7  # all of them at a pixel are 127; with an eighth they could be IGNORE
 
 
 def to_planes(mask: Tensor, num_classes: int, multilabel: bool = False) -> tuple[Tensor, Tensor]:

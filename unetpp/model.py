@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unetpp.errors import UserError
+from unetpp.masks import MAX_LABELS
 
 # Which earlier nodes of its own level node X[i, j] sees, as their positions. The family is this table.
 SKIPS = {
@@ -150,6 +151,8 @@ class NestedUNet(nn.Module):
             raise UserError(
                 f"in_channels is {self.in_channels} and num_classes is {self.num_classes}; both must be at least 1"
             )
+        if self.multilabel and self.num_classes > MAX_LABELS:
+            raise UserError(f"num_classes: found {self.num_classes} labels; expected at most {MAX_LABELS}")
         for name, table in (("skips", SKIPS), ("norm", NORMS), ("upsampling", UPSAMPLINGS)):
             if getattr(self, name) not in table:
                 raise UserError(f"{name}: found {getattr(self, name)!r}; expected one of {', '.join(table)}")

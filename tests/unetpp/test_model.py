@@ -189,6 +189,11 @@ def test_weights_begin_with_the_variance_that_relus_keep():
     assert conv.weight.std().item() == pytest.approx((2 / (9 * 128)) ** 0.5, rel=0.02)
 
 
+def test_more_labels_than_a_mask_can_hold_are_refused():
+    with pytest.raises(UserError, match="at most 7"):
+        NestedUNet((2, 3), num_classes=8, multilabel=True)
+
+
 @pytest.mark.parametrize("details", [{"norm": "layer"}, {"upsampling": "nearest"}, {"dropout": 1.0}])
 def test_details_that_are_none_are_refused_with_those_that_are(details):
     with pytest.raises(UserError, match=next(iter(details))):
