@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from pipelines import report
 from pipelines.files import replacing, sha256, write_json
-from pipelines.params import Evaluate, load_params
+from pipelines.params import load_params
+from pipelines.sections import Evaluate
 from pipelines.stage import run_command
 from unetpp import cost, metrics
 from unetpp.data import Split, read_manifest

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.layouts import Sample
-from pipelines.params import Groups
+from pipelines.sections import Groups
 from unetpp.errors import UserError
 
 

@@ -9,7 +9,8 @@ from tempfile import TemporaryDirectory
 import psutil
 
 from pipelines.files import disk_errors, replacing, sha256, write_json
-from pipelines.params import Ingest, load_params
+from pipelines.params import load_params
+from pipelines.sections import Ingest
 from pipelines.sources import fetch
 from pipelines.stage import run_command
 

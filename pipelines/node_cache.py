@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Protocol
 
 from pipelines.files import check_space, disk_errors, sha256, write_json
-from pipelines.params import S3, Params
+from pipelines.params import Params
+from pipelines.sections import S3
 from pipelines.storage import Store
 from unetpp.errors import UserError
 

@@ -83,7 +83,7 @@ def load(model: str, depth: int | None, heads: str | None = None) -> Loaded:
         network = trained.segmenter(depth) if heads is None else trained.ensemble(read_heads(heads))
         return Loaded(network, trained.network.in_channels, trained.size, trained.network.multilabel, trained.classes)
     from pipelines.params import load_params
-    from pipelines.tracking import load_segmenter
+    from pipelines.registry import load_segmenter
 
     if depth is not None or heads is not None:
         given = f"--depth {depth}" if heads is None else f"--heads {heads}"

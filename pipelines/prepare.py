@@ -21,9 +21,10 @@ from pipelines.files import disk_errors, replacing, sha256, write_json
 from pipelines.groups import find_groups
 from pipelines.labels import read_labels
 from pipelines.layouts import Problem, Sample, find_samples
-from pipelines.params import Prepare, load_params
+from pipelines.params import load_params
 from pipelines.processes import Died, answers, num_cores
 from pipelines.salts import Balance, propose_salt
+from pipelines.sections import Prepare
 from pipelines.splits import SPLITS, Place, check_apart, join, place
 from pipelines.spool import Spool
 from pipelines.stage import run_command

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines import tracking
+from pipelines import registry, tracking
 from pipelines.card import Family, family_description, version_description
 from pipelines.files import sha256, write_json
 from pipelines.params import load_params
@@ -202,14 +202,14 @@ def register_depth(client, run, family: Family, depth: int) -> str:
     segmenter = family.trained.segmenter(depth)
     example = np.full((2, network.in_channels, 2 * 2**depth + 5, 3 * 2**depth + 3), 0.5, np.float32)
     config = flatten(segmenter.network.config() | {"depth": depth})
-    model = tracking.find_or_log_model(client, run, f"L{depth}", segmenter, example, network.num_classes, config, tags)
+    model = registry.find_or_log_model(client, run, f"L{depth}", segmenter, example, network.num_classes, config, tags)
     # The step is the depth, so that the run's charts show each number over the depths.
     metrics = [(key, value, depth) for key, value in _numbers(family.metrics["depths"][f"L{depth}"])]
     test = ("test", family.manifest["splits"]["test"]["sha256"])
     tracking.log_metrics(client, run, metrics, model.model_id, test)
-    version = str(tracking.find_or_create_version(client, name, model, run, tags).version)
-    reason = difference(tracking.load_version(name, version), segmenter)
-    tracking.mark_verified(client, name, version, model.model_id, reason is None)
+    version = str(registry.find_or_create_version(client, name, model, run, tags).version)
+    reason = difference(registry.load_version(name, version), segmenter)
+    registry.mark_verified(client, name, version, model.model_id, reason is None)
     if reason is not None:
         raise UserError(
             f"version {version} of {name} (L{depth}), read back from {tracking.shown(client.tracking_uri)}, {reason}. "

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipelines.params import Prepare
+from pipelines.sections import Prepare
 from pipelines.splits import Place, place
 
 # Below this number of images a kind may well miss a split by chance, and nothing is said.

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from pipelines import downloads, web
 from pipelines.archives import Names, open_archive
 from pipelines.files import check_space, disk_errors, sha256
-from pipelines.params import Ingest
+from pipelines.sections import Ingest
 from pipelines.storage import Object, Store
 from pipelines.synthetic import write_images
 from pipelines.trees import belongs, check_names, find_layout, is_junk, list_names

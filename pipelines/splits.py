@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pipelines.params import Prepare, Shares
+from pipelines.sections import Prepare, Shares
 from unetpp.data import Split
 from unetpp.errors import UserError
 

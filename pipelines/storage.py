@@ -16,7 +16,7 @@ from botocore import UNSIGNED
 from botocore import exceptions as aws
 from botocore.config import Config
 
-from pipelines.params import S3
+from pipelines.sections import S3
 from unetpp.errors import UserError
 
 # Of one request; botocore waits up to 1, 2, 4 and 8 seconds in between (mode "standard").

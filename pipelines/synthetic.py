@@ -11,8 +11,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pipelines.params import Synthetic
 from pipelines.processes import Died, answers, num_cores
+from pipelines.sections import Synthetic
 
 KINDS = ("fluorescence", "tissue", "bright-field")
 Generator = np.random.Generator

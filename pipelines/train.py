@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from pipelines.cluster import check_fits, cluster
 from pipelines.files import replacing, write_json
 from pipelines.node_cache import share
-from pipelines.params import Architecture, Model, Params, load_params
+from pipelines.params import Params, load_params
+from pipelines.sections import Architecture, Model
 from pipelines.stage import run_command
 from pipelines.worker import build_network, make_settings, run_name, run_on_ray
 from unetpp.checkpoint import newest_checkpoint

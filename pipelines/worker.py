@@ -22,7 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 import unetpp
 from pipelines.files import sha256
 from pipelines.node_cache import find_file
-from pipelines.params import Model, Params, Train
+from pipelines.params import Params
+from pipelines.sections import Model, Train
 from unetpp.augment import Augment
 from unetpp.checkpoint import newest_checkpoint, save_checkpoint
 from unetpp.crops import Crops

@@ -40,6 +40,7 @@ LAYERS = (
             for name in (
                 "files",
                 "stage",
+                "sections",
                 "params",
                 "trees",
                 "coco",
@@ -61,6 +62,7 @@ LAYERS = (
                 "cluster",
                 "worker",
                 "tracking",
+                "registry",
                 "page",
                 "objects",
                 "facts",
@@ -102,7 +104,7 @@ HOMES = {  # each outside system has one home file, or the few that the file map
     "pycocotools": {"pipelines.coco"},
     "boto3": {"pipelines.storage"},
     "botocore": {"pipelines.storage"},
-    "mlflow": {"pipelines.tracking", "pipelines.register"},
+    "mlflow": {"pipelines.tracking", "pipelines.registry"},
     "ray": {"pipelines.cluster", "pipelines.worker", "pipelines.search"},
 }
 

@@ -21,8 +21,9 @@ import yaml
 from pipelines.evaluate import Predictor, count_pixels, describe_machine
 from pipelines.files import replacing, sha256, write_json
 from pipelines.layouts import find_samples
-from pipelines.params import Params, Prepare, load_params
+from pipelines.params import Params, load_params
 from pipelines.prepare import load_sample
+from pipelines.sections import Prepare
 from pipelines.splits import find_split, position
 from pipelines.worker import epochs, make_settings
 from unetpp import metrics

@@ -16,7 +16,7 @@ import yaml
 from torch import nn
 
 from pipelines import evaluate as stage
-from pipelines.params import Evaluate
+from pipelines.sections import Evaluate
 from unetpp import metrics
 from unetpp.data import Split, SplitWriter
 from unetpp.errors import UserError

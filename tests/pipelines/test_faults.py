@@ -28,8 +28,9 @@ from PIL import Image
 
 from pipelines import archives, downloads, storage, web
 from pipelines.ingest import ingest
-from pipelines.params import Ingest, Prepare, load_params
+from pipelines.params import load_params
 from pipelines.prepare import prepare
+from pipelines.sections import Ingest, Prepare
 from pipelines.splits import SPLITS, place
 from unetpp.data import Split
 from unetpp.errors import UserError

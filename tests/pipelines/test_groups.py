@@ -6,7 +6,7 @@ import pytest
 
 from pipelines.groups import find_groups
 from pipelines.layouts import Sample
-from pipelines.params import Groups
+from pipelines.sections import Groups
 from unetpp.errors import UserError
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipelines import register as stage
-from pipelines import tracking
+from pipelines import registry, tracking
 from pipelines.files import sha256, write_json
 from pipelines.stage import run_command
 from unetpp.errors import UserError
@@ -115,7 +115,7 @@ def model_of(client, version: int):
 def test_loaded_model_predicts_what_its_network_does_for_any_batch_and_size(home, client, depth):
     folder, _ = home
     uri = f"models:/{NAME}@L{depth}"
-    loaded, channels, size_px, multilabel, classes = tracking.load_segmenter(uri, f"sqlite:///{folder}/mlflow.db")
+    loaded, channels, size_px, multilabel, classes = registry.load_segmenter(uri, f"sqlite:///{folder}/mlflow.db")
     assert (channels, size_px, multilabel, classes) == (3, 96, False, ["1"])
     segmenter = load_model(folder / "model").segmenter(depth)
     for size in ((1, 3, 33, 57), (3, 3, 64, 64), (5, 3, 17, 100), (1, 3, 1, 1)):
@@ -196,9 +196,9 @@ def test_aliases_are_the_depths_and_the_recommended(home, client):
 
 def test_missing_alias_is_a_user_error_that_names_those_that_exist(home):
     with pytest.raises(UserError, match="aliases L1, L2, recommended"):
-        tracking.load_segmenter(f"models:/{NAME}@L7", f"sqlite:///{home[0]}/mlflow.db")
+        registry.load_segmenter(f"models:/{NAME}@L7", f"sqlite:///{home[0]}/mlflow.db")
     with pytest.raises(UserError, match=f"it holds models:/{NAME}"):
-        tracking.load_segmenter("models:/other/1", f"sqlite:///{home[0]}/mlflow.db")
+        registry.load_segmenter("models:/other/1", f"sqlite:///{home[0]}/mlflow.db")
 
 
 def test_registering_again_makes_nothing_new_and_restores_what_is_missing(home, client, run):

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.params import Shares, load_params
+from pipelines.params import load_params
+from pipelines.sections import Shares
 from pipelines.splits import SPLITS, check_apart, find_split, join, place, position
 from unetpp.data import SplitWriter
 from unetpp.errors import UserError

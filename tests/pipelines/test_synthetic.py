@@ -13,8 +13,8 @@ import pytest
 
 from pipelines import synthetic
 from pipelines.files import sha256
-from pipelines.params import Synthetic
 from pipelines.prepare import find_kind
+from pipelines.sections import Synthetic
 from pipelines.synthetic import BORDER_PX, KINDS, LABELS, make_image, make_masks, write_images
 
 from ..conftest import REPOSITORY
