@@ -74,7 +74,7 @@ def home(tmp_path_factory):
     """A project whose family was registered once, at the second attempt: the first was interrupted at L2."""
     folder = tmp_path_factory.mktemp("home") / "a project"
     write_stages(folder)
-    log_model = tracking.pytorch_flavor.log_model
+    log_model = registry.pytorch_flavor.log_model
     calls = []
 
     def interrupted(*args, **kwargs):
@@ -87,7 +87,7 @@ def home(tmp_path_factory):
         patch.chdir(folder)
         (folder / "dvc.lock").write_text("schema: '2.0'\n")
         with patch.context() as first:
-            first.setattr(tracking.pytorch_flavor, "log_model", interrupted)
+            first.setattr(registry.pytorch_flavor, "log_model", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 register(folder)
         client = tracking.connect(f"sqlite:///{folder}/mlflow.db")
@@ -269,7 +269,7 @@ def test_server_that_is_down_ends_with_exit_code_2(home, tmp_path, monkeypatch, 
 def test_broken_version_gets_no_alias_and_the_next_attempt_replaces_it(home, client, monkeypatch):
     folder, _ = home
     with monkeypatch.context() as broken:
-        broken.setattr(tracking, "load_version", lambda name, version: lambda image: image[:, :1])
+        broken.setattr(registry, "load_version", lambda name, version: lambda image: image[:, :1])
         with pytest.raises(UserError, match=r"version 1 of broken \(L1\).*No alias was moved"):
             register(folder, "broken")
     assert client.get_registered_model("broken").aliases == {}
