@@ -32,6 +32,18 @@ def _mlflow(arguments: argparse.Namespace) -> None:
     serve_page(arguments.port, registry.tracking_uri, registry.model_name)
 
 
+def _job(arguments: argparse.Namespace) -> None:
+    from pipelines.jobs import fetch_results, send_archive
+    from pipelines.params import load_params
+    from pipelines.parcel import stage_arguments
+
+    params, paths = load_params(), stage_arguments(arguments.stage)
+    if arguments.action == "pack":
+        send_archive(arguments.stage, params, paths, arguments.out)
+    else:
+        fetch_results(arguments.stage, params, paths)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = argparse.ArgumentParser(prog="unetpp", description="Train, measure and ship UNet++ segmentation models.")
@@ -55,6 +67,16 @@ def build_parser() -> argparse.ArgumentParser:
     one = commands.add_parser("mlflow", help="open the MLflow page on this machine")
     one.add_argument("--port", type=int, default=5000)
     one.set_defaults(run=_mlflow)
+
+    one = commands.add_parser("job", help="a stage for a cluster that this machine does not reach")
+    actions = one.add_subparsers(required=True, dest="action", metavar="ACTION")
+    stages = ("search", "train")
+    action = actions.add_parser("pack", help="its code, params and inputs as a zip; data go to cluster.storage")
+    action.add_argument("stage", choices=stages)
+    action.add_argument("--out", required=True, help="path or s3://bucket/name.zip of the zip")
+    action = actions.add_parser("fetch", help="its results from cluster.storage, verified")
+    action.add_argument("stage", choices=stages)
+    one.set_defaults(run=_job)
     return parser
 
 

@@ -16,6 +16,7 @@ import yaml
 
 from pipelines.cluster import check_fits, cluster
 from pipelines.files import replacing
+from pipelines.jobs import address_of, run_remotely
 from pipelines.node_cache import share
 from pipelines.params import Params, load_params
 from pipelines.stage import run_command
@@ -166,7 +167,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pipelines.search", description=__doc__)
     for name in ("prepared", "runs", "out", "trials"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    search(load_params(), **vars(parser.parse_args()))
+    paths, params = vars(parser.parse_args()), load_params()
+    if address := address_of(params):
+        run_remotely("search", params, address, paths)
+    else:
+        search(params, **paths)
 
 
 if __name__ == "__main__":

@@ -264,6 +264,8 @@ class Register(Section):
 class Cluster(Section):
     storage: Annotated[str, Field(min_length=1)] | None
     cache: Annotated[str, Field(min_length=1)] | None
+    address: Annotated[str, Field(pattern=r"^https?://[^/@\s]+/?$")] | None
+    python: Annotated[str, Field(pattern=r"^\S+$")]
 
     @model_validator(mode="after")
     def _found_everywhere(self):

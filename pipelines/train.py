@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from pipelines.cluster import check_fits, cluster
 from pipelines.files import replacing, write_json
+from pipelines.jobs import address_of, run_remotely
 from pipelines.node_cache import share
 from pipelines.params import Params, load_params
 from pipelines.sections import Architecture, Model
@@ -119,8 +120,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pipelines.train", description=__doc__)
     for name in ("prepared", "architecture", "runs", "out", "reports"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    paths = vars(parser.parse_args())
-    train(load_params(), **paths)
+    paths, params = vars(parser.parse_args()), load_params()
+    if address := address_of(params):
+        run_remotely("train", params, address, paths)
+    else:
+        train(params, **paths)
 
 
 if __name__ == "__main__":

@@ -60,6 +60,8 @@ LAYERS = (
                 "web",
                 "sources",
                 "cluster",
+                "jobs",
+                "parcel",
                 "worker",
                 "tracking",
                 "registry",
@@ -105,7 +107,7 @@ HOMES = {  # each outside system has one home file, or the few that the file map
     "boto3": {"pipelines.storage"},
     "botocore": {"pipelines.storage"},
     "mlflow": {"pipelines.tracking", "pipelines.registry"},
-    "ray": {"pipelines.cluster", "pipelines.worker", "pipelines.search"},
+    "ray": {"pipelines.cluster", "pipelines.jobs", "pipelines.worker", "pipelines.search"},
 }
 
 

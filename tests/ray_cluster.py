@@ -1,0 +1,117 @@
+"""A Ray cluster of several nodes on loopback, as a user would start one: `ray start`, a token, a dashboard."""
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import requests
+
+from unetpp.offline import TELEMETRY_OFF
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class RayCluster:
+    """A head and more nodes, each of some CPUs; ended with all their processes by `close`.
+
+    Attributes:
+        address: http address of the dashboard, where jobs are sent.
+        env: what a client's environment must hold: the token, and no telemetry.
+    """
+
+    def __init__(self, num_nodes: int = 2, cpus: int = 1):
+        # Short: the path of a socket has 107 bytes at most.
+        self._folder = Path(tempfile.mkdtemp(prefix="rc", dir="/tmp"))
+        token = self._folder / "token"
+        token.write_text(secrets.token_hex(16))
+        token.chmod(0o600)
+        self.env = os.environ | TELEMETRY_OFF | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+        self.env |= {"RAY_TMPDIR": str(self._folder), "OMP_NUM_THREADS": "1"}
+        self.env.pop("RAY_ADDRESS", None)
+        self._gcs = free_port()
+        dashboard = free_port()
+        self.address = f"http://127.0.0.1:{dashboard}"
+        self.nodes: list[subprocess.Popen] = []
+        head = ("--head", f"--port={self._gcs}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1")
+        resources = '--resources={"trial_driver": 100}'
+        try:
+            self._start(*head, f"--num-cpus={cpus}", resources, f"--temp-dir={self._folder}")
+            self._wait_for_port(dashboard)
+            for _ in range(num_nodes - 1):
+                self.add_node(cpus)
+            self.wait_for_nodes(num_nodes)
+        except BaseException:
+            self.close()
+            raise
+
+    def add_node(self, cpus: int = 1) -> None:
+        """One more raylet with its own resources."""
+        self._start(f"--address=127.0.0.1:{self._gcs}", f"--num-cpus={cpus}")
+
+    def wait_for_nodes(self, number: int) -> None:
+        """Until so many nodes are alive, as the dashboard says."""
+        headers = {"Authorization": f"Bearer {Path(self.env['RAY_AUTH_TOKEN_PATH']).read_text()}"}
+        alive = 0
+        for _ in range(300):
+            answer = requests.get(f"{self.address}/api/v0/nodes", headers=headers, timeout=10)
+            if answer.ok:
+                alive = sum(node["state"] == "ALIVE" for node in answer.json()["data"]["result"]["result"])
+                if alive == number:
+                    return
+            time.sleep(0.2)
+        raise TimeoutError(f"{alive} of {number} nodes; " + (self._folder / f"node-{number - 1}.log").read_text())
+
+    def _start(self, *arguments: str) -> None:
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
+        command += ["--node-ip-address=127.0.0.1", "--object-store-memory=200000000", *arguments]
+        with open(self._folder / f"node-{len(self.nodes)}.log", "w") as log:
+            self.nodes.append(subprocess.Popen(command, env=self.env, stdout=log, stderr=log, start_new_session=True))
+
+    def _wait_for_port(self, port: int) -> None:
+        for _ in range(600):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    return
+            assert self.nodes[0].poll() is None, (self._folder / "node-0.log").read_text()
+            time.sleep(0.2)
+        raise TimeoutError((self._folder / "node-0.log").read_text())
+
+    def kill_node(self, number: int) -> None:
+        """SIGKILL of a node's raylet and all that runs under it."""
+        for process in _family(self.nodes[number].pid):
+            process.kill()
+
+    def close(self) -> None:
+        """End every process of the cluster, jobs and workers too, and remove its files."""
+        # Their command lines name the session's folder; some leave their parent, which is not waited for.
+        mine = [process for node in self.nodes for process in _family(node.pid)]
+        for process in psutil.process_iter(["cmdline"]):
+            if any(str(self._folder) in part for part in process.info["cmdline"] or ()):
+                mine.append(process)
+        for process in mine:
+            if process.is_running():
+                process.send_signal(signal.SIGKILL)
+        psutil.wait_procs(mine, timeout=10)
+        for node in self.nodes:
+            node.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
