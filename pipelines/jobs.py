@@ -151,17 +151,24 @@ def find_job(client: Any, key: str) -> tuple[str, bool]:
 
 
 def _send(client: Any, job: str, package: Path, python: str) -> None:
-    client.submit_job(
-        entrypoint=f"{python} -m pipelines.parcel",
-        submission_id=job,
-        runtime_env={
-            "working_dir": str(package),
-            "py_executable": python,
-            # No more: Ray refuses a name that the stage itself passes to its workers (cluster.py).
-            "env_vars": {"PYTHONUNBUFFERED": "1"},
-        },
-        metadata={"project": "unetpp"},
-    )
+    for attempt in range(60):
+        try:
+            client.submit_job(
+                entrypoint=f"{python} -m pipelines.parcel",
+                submission_id=job,
+                runtime_env={
+                    "working_dir": str(package),
+                    "py_executable": python,
+                    # No more: Ray refuses a name that the stage itself passes to its workers (cluster.py).
+                    "env_vars": {"PYTHONUNBUFFERED": "1"},
+                },
+                metadata={"project": "unetpp"},
+            )
+            break
+        except RuntimeError as error:  # a cluster that has just started has no agent for jobs yet
+            if "try again later" not in str(error) or attempt == 59:
+                raise
+            time.sleep(1)
     print(f"job {job} was sent", flush=True)
 
 
