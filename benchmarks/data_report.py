@@ -35,7 +35,7 @@ def make(folder: Path, num: int) -> None:
         writer.writerows(zip(*columns.values(), strict=True))
     image, mask = np.zeros((16, 16, 3), np.uint8), np.zeros((16, 16), np.uint8)
     mask[4:9, 4:9] = 1
-    manifest: dict = {"size": 96, "channels": 3, "num_classes": 1, "raw_sha256": "", "splits": {}}
+    manifest: dict = {"size": 96, "channels": 3, "num_classes": 1, "multilabel": False, "raw_sha256": "", "splits": {}}
     for split in SPLITS:
         with SplitWriter(folder / f"{split}.arrow") as arrow:
             for index in np.flatnonzero(columns["split"] == split):

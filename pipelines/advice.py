@@ -144,9 +144,9 @@ def _balance(fingerprint: dict) -> list[Suggestion]:
     found = []
     present = [row for row in fingerprint["classes"] if row["pixels"]]
     rarest = min(present, key=lambda row: row["share"])
-    if len(present) > 1 and rarest["share"] < RARE:
+    if len(present) > 1 and rarest["share"] < RARE and not fingerprint["prepared"]["multilabel"]:
         reason = (
-            f"Class {rarest['class']} has {rarest['share']:.2%} of the pixels; balanced, each class counts the same."
+            f"Class {rarest['name']} has {rarest['share']:.2%} of the pixels; balanced, each class counts the same."
         )
         found.append(Suggestion("Class weights", ("train.class_weights=balanced",), reason))
     share = fingerprint["splits"]["all"]["foreground_share"]

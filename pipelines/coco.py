@@ -6,6 +6,7 @@ lengths are read here: its C code fills a mask from too short a list with whatev
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,18 +42,20 @@ class Annotations:
     problems: list[tuple[str, FileError]] = field(default_factory=list)  # by file name, or by what has none
 
 
-def read_annotations(paths: list[Path], num_classes: int, classes: tuple[str, ...] | None) -> Annotations:
+def read_annotations(
+    paths: list[Path], num_classes: int, classes: tuple[str, ...] | None, multilabel: bool = False
+) -> Annotations:
     """Read annotation files.
 
     Categories are foreground where `num_classes` is 1; else their indices are their places in `classes`, from 1, or
-    without `classes` their places in the order of their ids.
+    without `classes` their places in the order of their ids. With `multilabel` none of `num_classes` is the background.
 
     Raises:
         FileError: a file that is not such a one, or categories that do not fit to `num_classes` and `classes`.
     """
     files = {path: _load(path) for path in paths}
     categories = _categories(files)
-    indices = _class_indices(categories, paths[0], num_classes, classes)
+    indices = _class_indices(categories, paths[0], num_classes, classes, multilabel)
     found = Annotations()
     for path, content in files.items():
         names = {}
@@ -87,10 +90,8 @@ def read_annotations(paths: list[Path], num_classes: int, classes: tuple[str, ..
     return found
 
 
-def draw(drawing: Drawing, image: Path, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Class indices (H, W) uint8 and object numbers (H, W) int32, of which later ones lie on top.
-
-    Where classes overlap, the higher index wins.
+def draw(drawing: Drawing, image: Path, height: int, width: int) -> Iterator[tuple[int, np.ndarray]]:
+    """The class index of each shape, from 1, and what it covers, (H, W) bool.
 
     Raises:
         FileError: annotations made for another size, or a segmentation that is none.
@@ -102,8 +103,7 @@ def draw(drawing: Drawing, image: Path, height: int, width: int) -> tuple[np.nda
             f"found annotations for {found} px of {image.name} of {wanted} px; expected the same size",
             "bring back the image that was annotated, or annotate this one",
         )
-    classes, objects = np.zeros((height, width), np.uint8), np.zeros((height, width), np.int32)
-    for number, shape in enumerate(drawing.shapes, start=1):
+    for shape in drawing.shapes:
         try:
             inside = _rasterise(shape.segmentation, height, width, drawing.file)
         except (ValueError, TypeError, OverflowError, KeyError) as error:
@@ -115,9 +115,7 @@ def draw(drawing: Drawing, image: Path, height: int, width: int) -> tuple[np.nda
                 f"{width}x{height} px, or run lengths",
                 "correct or remove the annotation",
             ) from None
-        np.maximum(classes, np.uint8(shape.class_index), out=classes, where=inside)
-        objects[inside] = number
-    return classes, objects
+        yield shape.class_index, inside
 
 
 def _rasterise(segmentation: list | dict, height: int, width: int, file: Path) -> np.ndarray:
@@ -216,7 +214,7 @@ def _categories(files: dict[Path, dict]) -> dict[int | str, str]:
 
 
 def _class_indices(
-    names: dict[int | str, str], path: Path, num_classes: int, classes: tuple[str, ...] | None
+    names: dict[int | str, str], path: Path, num_classes: int, classes: tuple[str, ...] | None, multilabel: bool
 ) -> dict[int | str, int]:
     twice = [name for name, count in Counter(names.values()).items() if count > 1]
     if twice:
@@ -234,11 +232,14 @@ def _class_indices(
     indices = {id: place for place, id in enumerate(order, start=1)}
     if classes is not None:
         indices = {id: classes.index(name) + 1 for id, name in names.items()}
-    if len(names) != num_classes - 1:
+    background = 0 if multilabel else 1
+    if len(names) != num_classes - background:
+        counted = "counts the background, too" if background else "counts labels alone with prepare.multilabel"
+        other = ", or to 1 for foreground alone" if background else ""
         raise FileError(
             path,
-            f"found {len(names)} categories; expected {num_classes - 1}, as prepare.num_classes = {num_classes} "
-            "counts the background, too",
-            f"set prepare.num_classes to {len(names) + 1}, or to 1 for foreground alone",
+            f"found {len(names)} categories; expected {num_classes - background}, as prepare.num_classes = "
+            f"{num_classes} {counted}",
+            f"set prepare.num_classes to {len(names) + background}{other}",
         )
     return indices

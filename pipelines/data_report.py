@@ -18,12 +18,14 @@ from pipelines.fingerprint import SPLITS, summarise
 from pipelines.objects import BINS_PER_OCTAVE
 from pipelines.page import ACCENT, INK, chart, data_uri, display, render
 from unetpp.data import Split, read_manifest
+from unetpp.masks import IGNORE, find_classes
 
 THUMBNAIL_PX = 160
 PER_CELL = 2  # pictures of each kind in each split
 MOST_KINDS = 4
 # Okabe and Ito's colours for the outlines of classes 1, 2, ...
 OUTLINES = ("#f0e442", "#56b4e9", "#e69f00", "#cc79a7", "#009e73", "#d55e00")
+UNKNOWN = "#ffffff"  # around what nobody annotated
 PATH_BYTES = 24_000  # of the outlines of a picture; finer ones are left out, and that is said
 
 
@@ -62,6 +64,7 @@ def _metrics(fingerprint: dict) -> dict:
     return {
         "num_images": {name: row["num_images"] for name, row in splits.items()},
         "foreground_share": round(splits["all"]["foreground_share"], 4),
+        "ignored_share": round(splits["all"]["ignored_share"], 4),
         "empty_masks": splits["all"]["empty_masks"],
         "objects": objects["num_objects"],
         "object_px": {share: round(objects[share], 2) for share in ("p10", "p50", "p90")},
@@ -79,6 +82,7 @@ def build_page(fingerprint: dict, prepared: Path) -> str:
     wanted = {id for pair in pairs for id in (pair["id"], pair["other"])}
     places = {id: (split, index) for split in splits.values() for index, id in enumerate(split.ids) if id in wanted}
     manifest = read_manifest(prepared)
+    classes = [row["name"] for row in fingerprint["classes"][1:]]
     provenance = {f"{name}.arrow, sha256": manifest["splits"][name]["sha256"] for name in SPLITS}
     return render(
         "data.html.j2",
@@ -90,10 +94,10 @@ def build_page(fingerprint: dict, prepared: Path) -> str:
         sizes_chart=_sizes_chart(fingerprint),
         foreground_chart=_foreground_chart(fingerprint),
         intensity_chart=_intensity_chart(fingerprint),
-        overlays=_overlays(splits),
-        colours=OUTLINES[: max(1, fingerprint["prepared"]["num_classes"] - 1)],
+        overlays=_overlays(splits, fingerprint["prepared"]["multilabel"]),
+        legend=[*_legend(classes), *([("not annotated", UNKNOWN)] if fingerprint["masks"]["ignored"] else [])],
         pairs=[
-            pair | {"pictures": [_picture(id, *places[id], False) for id in (pair["id"], pair["other"])]}
+            pair | {"pictures": [_picture(id, *places[id], False, False) for id in (pair["id"], pair["other"])]}
             for pair in pairs
             if pair["id"] in places and pair["other"] in places
         ],
@@ -176,7 +180,13 @@ def _intensity_chart(fingerprint: dict) -> Markup:
     return made.svg
 
 
-def _overlays(splits: dict[str, Split]) -> list[dict]:
+def _legend(classes: list[str]) -> list[tuple[str, str]]:
+    """Names of the classes and colours of their outlines; none where one class needs no name."""
+    named = [(name, OUTLINES[index % len(OUTLINES)]) for index, name in enumerate(classes)]
+    return named if len(named) > 1 else []
+
+
+def _overlays(splits: dict[str, Split], multilabel: bool) -> list[dict]:
     """Some pictures of each kind in each split: those whose hashed id is smallest, so that data alone decide."""
     totals: dict[str, int] = {}
     for kind in chain.from_iterable(split.kinds for split in splits.values()):
@@ -188,12 +198,12 @@ def _overlays(splits: dict[str, Split]) -> list[dict]:
             indices = [index for index, other in enumerate(split.kinds) if other == kind]
             hashed = sorted(indices, key=lambda index: hashlib.sha256(split.ids[index].encode()).digest())
             for index in hashed[:PER_CELL]:
-                pictures.append(_picture(split.ids[index], split, index, True) | {"split": name})
+                pictures.append(_picture(split.ids[index], split, index, True, multilabel) | {"split": name})
         shown.append({"kind": kind, "num_images": totals[kind], "pictures": pictures})
     return shown
 
 
-def _picture(id: str, split: Split, index: int, outlined: bool) -> dict:
+def _picture(id: str, split: Split, index: int, outlined: bool, multilabel: bool) -> dict:
     """A sample as the template needs it: a small picture, and outlines of its classes as paths over it."""
     image, mask = split[index]
     height, width = mask.shape
@@ -201,9 +211,13 @@ def _picture(id: str, split: Split, index: int, outlined: bool) -> dict:
     size = max(1, round(width * factor)), max(1, round(height * factor))
     small = cv2.resize(display(image), size, interpolation=cv2.INTER_AREA)
     paths = []
-    for value in np.unique(mask[mask > 0]) if outlined else ():
-        inside = cv2.resize((mask == value).astype(np.float32), size, interpolation=cv2.INTER_AREA) >= 0.5
-        paths.append({"d": outline_path(inside), "colour": OUTLINES[(int(value) - 1) % len(OUTLINES)]})
+    # What is unknown first, and the classes in their order, so that a label over another is drawn over it.
+    places = [(UNKNOWN, mask == IGNORE)]
+    places += [(OUTLINES[(number - 1) % len(OUTLINES)], inside) for number, inside in find_classes(mask, multilabel)]
+    for colour, inside in places if outlined else ():
+        shrunk = cv2.resize(inside.astype(np.float32), size, interpolation=cv2.INTER_AREA) >= 0.5
+        if shrunk.any():
+            paths.append({"d": outline_path(shrunk), "colour": colour})
     drawn = sum(len(path["d"]) for path in paths) <= PATH_BYTES
     return {
         "id": id,
@@ -212,7 +226,7 @@ def _picture(id: str, split: Split, index: int, outlined: bool) -> dict:
         "height": size[1],
         "paths": paths if drawn else [],
         "drawn": drawn,
-        "share": float(np.mean(mask > 0)),
+        "share": float(np.mean((mask > 0) & (mask != IGNORE))),
     }
 
 

@@ -9,32 +9,37 @@ from pathlib import Path
 
 import numpy as np
 
+from pipelines.labels import Labels
 from pipelines.objects import count_sizes, diameters_px, find_objects, histogram, join
 from unetpp.images import Header
+from unetpp.masks import IGNORE, find_classes
 
 Samples = dict[str, np.ndarray]  # samples.csv by column
 TEXT = ("id", "split", "kind", "format", "mode", "objects_by", "classes", "sizes", "prepared_sizes")
 
 
 def describe(
-    header: Header, image: np.ndarray, numbers: np.ndarray, mask: np.ndarray, prepared: np.ndarray, one_each: bool
+    header: Header, image: np.ndarray, labels: Labels, prepared: np.ndarray, multilabel: bool = False
 ) -> dict[str, str | int | float]:
     """The facts of a sample, one row of samples.csv but for id, split and kind.
 
     Args:
         header: of the image's file.
         image: (H, W, 3) as decoded, before any resizing.
-        numbers: (H, W) integers: the mask as stored; or a number for each object that came alone.
-        mask: (H, W) uint8 class indices at the size of the image.
+        labels: the mask, at the size of the image.
         prepared: the mask as it is prepared, which may be smaller.
-        one_each: each object came as a file or shape of its own.
+        multilabel: masks hold bits of labels (unetpp.masks).
     """
+    mask = labels.mask
     height, width = mask.shape
-    areas, counted_by = find_objects(numbers, mask, one_each)
+    ignored = int(np.count_nonzero(mask == IGNORE))
+    places = dict(find_classes(mask, multilabel))
+    pixels = {number: int(np.count_nonzero(inside)) for number, inside in places.items()}
+    foreground = int(np.count_nonzero(mask)) - ignored
+    areas, counted_by = _find_objects(labels, places, multilabel)
     diameters = diameters_px(areas)
     scale = float(np.sqrt(prepared.size / mask.size))
     low, p1, median, p99, high = _intensity(image, (0, 0.01, 0.5, 0.99, 1))
-    pixels = histogram(mask)
     return {
         "format": header.format,
         "mode": header.mode,
@@ -48,10 +53,12 @@ def describe(
         "median": median,
         "p99": p99,
         "high": high,
-        "foreground_px": int(pixels[1:].sum()),
-        "foreground_share": rounded(pixels[1:].sum() / mask.size),
-        "prepared_foreground_px": int(np.count_nonzero(prepared)),
-        "classes": join({value: int(count) for value, count in enumerate(pixels) if value and count}),
+        "foreground_px": foreground,
+        "foreground_share": rounded(foreground / max(1, mask.size - ignored)),
+        "prepared_foreground_px": int(np.count_nonzero((prepared > 0) & (prepared != IGNORE))),
+        "ignored_px": ignored,
+        "overlap_px": labels.overlap_px,
+        "classes": join(pixels),
         "num_objects": len(areas),
         "objects_by": counted_by,
         "object_px_min": rounded(diameters.min(initial=np.inf)) if len(areas) else 0.0,
@@ -61,6 +68,20 @@ def describe(
         "sizes": join(count_sizes(diameters)),
         "prepared_sizes": join(count_sizes(diameters * scale)),
     }
+
+
+def _find_objects(labels: Labels, places: dict[int, np.ndarray], multilabel: bool) -> tuple[np.ndarray, str]:
+    """`find_objects` of the mask, or of each label by itself, as those of several may lie over each other."""
+    if not multilabel:
+        mask = labels.mask if labels.mask.max(initial=0) < IGNORE else np.where(labels.mask == IGNORE, 0, labels.mask)
+        return find_objects(labels.numbers, mask, labels.one_each)
+    found = [
+        find_objects(labels.numbers[label - 1], inside.astype(np.uint8), labels.one_each)
+        for label, inside in places.items()
+    ]
+    ways = {way for _, way in found}
+    areas = np.concatenate([np.zeros(0, np.int64), *(areas for areas, _ in found)])
+    return areas, ways.pop() if len(ways) == 1 else "components"
 
 
 def _intensity(image: np.ndarray, shares: tuple[float, ...]) -> list[int | float]:

@@ -5,6 +5,8 @@ SMALL_SHARE = 0.1  # of the objects, below a pixel of the deepest level
 SHRUNK = 0.95  # a resizing by less is not worth a word
 UNLIKE = 1.5  # longer side by shorter
 MANY_EMPTY = 0.5
+MUCH_OVERLAP = 0.01  # of the foreground: two outlines that meet share a pixel here and there
+MUCH_IGNORED = 0.5  # of the pixels
 FAR = 3.0  # standard errors from which on a split differs from the whole
 
 
@@ -19,6 +21,12 @@ def find_what_stands_out(fingerprint: dict) -> dict[str, list[str]]:
     if blank := fingerprint["images"]["blank"]["num"]:
         warnings.append(f"{_count(blank, 'image has', 'images have')} one value in every pixel.")
     warnings += [*_classes(fingerprint["classes"], num), *_splits(fingerprint["balance"])]
+    (warnings if _loses_overlap(fingerprint) else notes).extend(_overlap(fingerprint))
+    if ignored := fingerprint["masks"]["ignored"]:
+        share = fingerprint["splits"]["all"]["ignored_share"]
+        which = _count(ignored, "image has", "images have")
+        text = f"{which} pixels that prepare.ignore leaves out, {share:.1%} of all pixels."
+        (warnings if share > MUCH_IGNORED else notes).append(text)
     duplicates = fingerprint["duplicates"]
     if across := duplicates["across"]:
         warnings.append(f"{_count(across, 'pair', 'pairs')} of near-duplicates stand in different splits.")
@@ -85,12 +93,31 @@ def _classes(classes: list[dict], num: int) -> list[str]:
     lines = []
     for row in classes[1:]:
         if not row["pixels"]:
-            lines.append(f"Class {row['class']} occurs in no mask.")
+            lines.append(f"Class {row['name']} occurs in no mask.")
         elif missing := " and ".join(row["missing_in"]):
             lines.append(
-                f"Class {row['class']} is missing in {missing} ({row['num_images']:,} of {num:,} images have it)."
+                f"Class {row['name']} is missing in {missing} ({row['num_images']:,} of {num:,} images have it)."
             )
     return lines
+
+
+def _loses_overlap(fingerprint: dict) -> bool:
+    lost = not fingerprint["prepared"]["multilabel"]
+    return lost and fingerprint["masks"]["overlap_share"] > MUCH_OVERLAP
+
+
+def _overlap(fingerprint: dict) -> list[str]:
+    masks, prepared = fingerprint["masks"], fingerprint["prepared"]
+    if not masks["overlapping"]:
+        return []
+    which = _count(masks["overlapping"], "image", "images")
+    text = f"In {which} classes lie over each other, on {masks['overlap_share']:.1%} of the foreground"
+    if prepared["multilabel"]:
+        return [f"{text}: such a pixel has all of these labels."]
+    return [
+        f"{text}. Of these the later class was taken; to keep all, set prepare.multilabel=true and "
+        f"prepare.num_classes={prepared['num_classes'] - 1}."
+    ]
 
 
 def _splits(balance: list[dict]) -> list[str]:

@@ -32,13 +32,13 @@ def summarise(samples: Samples, manifest: dict, duplicates: list[dict], quaranti
     within = {split: samples["split"] == split for split in SPLITS}
     within["all"] = np.ones(len(samples["id"]), bool)
     return {
-        "prepared": {key: manifest[key] for key in ("size", "channels", "num_classes")},
+        "prepared": {key: manifest[key] for key in ("size", "channels", "num_classes", "multilabel")},
         "splits": {name: _sums(samples, where) for name, where in within.items()},
         "counts": _counts(samples, within),
         "images": _images(samples),
         "intensity": _intensity(samples),
         "objects": _objects(samples),
-        "classes": _classes(samples, within, manifest["num_classes"]),
+        "classes": _classes(samples, within, manifest),
         "masks": _masks(samples),
         "balance": measure_balance(samples, within),
         "duplicates": _duplicates(samples, duplicates),
@@ -48,12 +48,13 @@ def summarise(samples: Samples, manifest: dict, duplicates: list[dict], quaranti
 
 def _sums(samples: Samples, where: np.ndarray) -> dict:
     pixels = int((samples["height"] * samples["width"])[where].sum())
-    foreground = int(samples["foreground_px"][where].sum())
+    foreground, ignored = (int(samples[name][where].sum()) for name in ("foreground_px", "ignored_px"))
     return {
         "num_images": int(where.sum()),
         "pixels": pixels,
         "foreground_px": foreground,
-        "foreground_share": rounded(foreground / max(1, pixels)),
+        "foreground_share": rounded(foreground / max(1, pixels - ignored)),  # of what was annotated
+        "ignored_share": rounded(ignored / max(1, pixels)),
         "empty_masks": int((samples["foreground_px"][where] == 0).sum()),
         "num_objects": int(samples["num_objects"][where].sum()),
     }
@@ -156,30 +157,41 @@ def _size_facts(sizes: dict[int, int]) -> dict:
     return {"num_objects": sum(sizes.values())} | quantiles
 
 
-def _classes(samples: Samples, within: dict[str, np.ndarray], num_classes: int) -> list[dict]:
-    """Pixels of each class, the images that have it, and the weight that would make all classes count the same."""
-    num_values = max(2, num_classes)
+def _names(manifest: dict) -> list[str]:
+    """What the pages call the background and the classes or labels, in the order of their numbers from 0."""
+    last = manifest["num_classes"] if manifest["multilabel"] else max(2, manifest["num_classes"]) - 1
+    names = manifest.get("classes") or [str(number) for number in range(1, last + 1)]
+    return ["no label" if manifest["multilabel"] else "background", *names]
+
+
+def _classes(samples: Samples, within: dict[str, np.ndarray], manifest: dict) -> list[dict]:
+    """Pixels of each class, the images that have it, and the weight that would make all classes count the same.
+
+    Shares are of the annotated pixels. Labels may overlap, so that theirs add up to more than 1, and have no weight.
+    """
+    names = _names(manifest)
     pixels = {name: add_up(samples["classes"][where]) for name, where in within.items()}
-    total = int((samples["height"] * samples["width"]).sum())
-    pixels["all"][0] = total - sum(pixels["all"].values())
+    total = int((samples["height"] * samples["width"] - samples["ignored_px"]).sum())
+    pixels["all"][0] = total - int(samples["foreground_px"].sum())
     images: Counter[int] = Counter()
     for cell in samples["classes"]:
         images.update(add_up([cell]).keys())
-    sized = samples["height"] * samples["width"]
-    images[0] = int((samples["foreground_px"] < sized).sum())
+    known = samples["height"] * samples["width"] - samples["ignored_px"]
+    images[0] = int((samples["foreground_px"] < known).sum())
     num_present = sum(count > 0 for count in pixels["all"].values())
     rows = []
-    for value in range(num_values):
+    for value, called in enumerate(names):
         count = pixels["all"].get(value, 0)
         share = count / max(1, total)
         rows.append(
             {
                 "class": value,
+                "name": called,
                 "num_images": images[value],
                 "pixels": count,
                 "share": rounded(share),
                 "missing_in": [name for name in SPLITS if value and not pixels[name].get(value)],
-                "weight": rounded(1 / (num_present * share)) if count else None,
+                "weight": rounded(1 / (num_present * share)) if count and not manifest["multilabel"] else None,
             }
         )
     return rows
@@ -193,6 +205,9 @@ def _masks(samples: Samples) -> dict:
         "empty": _named(samples, foreground == 0),
         "lost": _named(samples, (foreground > 0) & (samples["prepared_foreground_px"] == 0)),
         "nearly_full": _named(samples, samples["foreground_share"] > NEARLY_ALL),
+        "ignored": int((samples["ignored_px"] > 0).sum()),
+        "overlapping": int((samples["overlap_px"] > 0).sum()),
+        "overlap_share": rounded(samples["overlap_px"].sum() / max(1, foreground.sum())),  # of the foreground
     }
 
 

@@ -52,11 +52,12 @@ def find_samples(
     classes: tuple[str, ...] | None = None,
     pages: str = "refuse",
     limits: Limits = Limits(),  # noqa: B008  (frozen)
+    multilabel: bool = False,
 ) -> tuple[list[Sample], list[Problem]]:
     """Samples and problems under `root`, each sorted by id.
 
     Args:
-        num_classes, classes, pages: of section `prepare` in params.yaml.
+        num_classes, classes, pages, multilabel: of section `prepare` in params.yaml.
         limits: within which a file's pages are counted.
 
     Raises:
@@ -68,7 +69,7 @@ def find_samples(
     layout = check_names(names, str(root))
     names = [name for name in names if belongs(name, layout)]
     if layout == "coco":
-        samples, problems = _find_coco(root, names, num_classes, classes)
+        samples, problems = _find_coco(root, names, num_classes, classes, multilabel)
     elif layout == "bbbc038":
         samples, problems = _find_bbbc038(root, names)
     else:
@@ -116,7 +117,8 @@ def _class_folders(root: Path, names: list[PurePosixPath], classes: tuple[str, .
         raise UserError(
             f"{root}: found a folder of masks for each of {listed}; expected them in prepare.classes: set "
             f"prepare.classes=[{listed}] in the order of their class indices, and prepare.num_classes to "
-            f"{len(likely) + 1} (or to 1 for foreground alone)"
+            f"{len(likely) + 1} (or to 1 for foreground alone, or to {len(likely)} with prepare.multilabel=true where "
+            "they lie over each other)"
         )
     return ()
 
@@ -185,13 +187,14 @@ def _find_bbbc038(root: Path, names: list[PurePosixPath]) -> tuple[list[Sample],
 
 
 def _find_coco(
-    root: Path, names: list[PurePosixPath], num_classes: int, classes: tuple[str, ...] | None
+    root: Path, names: list[PurePosixPath], num_classes: int, classes: tuple[str, ...] | None, multilabel: bool
 ) -> tuple[list[Sample], list[Problem]]:
     problems: list[Problem] = []
     images = _by_id(names, "images", problems)
     clashing = {problem.file for problem in problems}
     files = {str(name.relative_to("images")) for name in names if name.parts[0] == "images"}
-    annotations = read_annotations([root / name for name in names if is_annotations(name)], num_classes, classes)
+    paths = [root / name for name in names if is_annotations(name)]
+    annotations = read_annotations(paths, num_classes, classes, multilabel)
     problems += [Problem.of(error, id, root) for id, error in annotations.problems]
     drawings: dict[str, Drawing] = {}
     for listed, drawing in annotations.drawings.items():

@@ -81,6 +81,15 @@ class Params(Section):
             raise ValueError("prepare.size is null, so images differ in size: set train.crop_px to the size of a crop")
         return self
 
+    @model_validator(mode="after")
+    def _weights_are_of_classes(self):
+        if self.prepare.multilabel and self.train.class_weights is not None:
+            raise ValueError(
+                "train.class_weights weigh classes of which one holds at a pixel, and prepare.multilabel is true: set "
+                "train.class_weights to null; train.loss=focal_dice or tversky helps rare labels"
+            )
+        return self
+
 
 def _known_keys(model: type[BaseModel], path: tuple) -> list[str]:
     """The keys legal in the section at a dotted path, for the nearest-name hint."""

@@ -116,13 +116,36 @@ def write_mask(path: Path, mask: np.ndarray) -> None:
         partial.write_bytes(data.tobytes())
 
 
+def _check_folders(labels: list[str], model: str) -> None:
+    """Refuse names by which a model that comes from elsewhere would write outside the folder it was given."""
+    wrong = [label for label in labels if not re.fullmatch(r"[^/\\.][^/\\]*", label)]
+    if wrong:
+        raise UserError(
+            f"{model}: found a label named {wrong[0]!r}; expected names that folders of masks can have: a name without "
+            "slashes that does not begin with a dot"
+        )
+
+
+def _describe(num: int, loaded: Loaded, out: Path) -> str:
+    """How many masks were written where, and what their values mean."""
+    if loaded.multilabel:
+        folders = ", ".join(str(out / label) for label in loaded.classes)
+        return f"{num} masks of each label to {folders}: 255 where the label is"
+    if len(loaded.classes) == 1:
+        return f"{num} masks to {out}: foreground where not 0"
+    values = ", ".join(f"{index} {name}" for index, name in enumerate(["background", *loaded.classes]))
+    return f"{num} masks to {out}: {values}"
+
+
 def predict(patterns: list[str], model: str, depth: int | None, out: Path, heads: str | None = None) -> None:
     """Write `out/<image name>.png` for each image; a broken image is named and the others are done.
 
-    Of a model with labels, which may lie over each other, `out/<label>/<image name>.png` for each label, 0 and 255.
+    It holds 0 and 255, or class indices. Of a model with labels, which may lie over each other, it is
+    `out/<label>/<image name>.png` for each label, 0 and 255: the folders that stage prepare reads.
 
     Raises:
-        UserError: no image, no model, two images of one name, or images that could not be read.
+        UserError: no image, no model, two images of one name, labels that are no names of folders, or images that
+            could not be read.
     """
     images = find_images(patterns)
     names = [image.stem for image in images]
@@ -132,6 +155,8 @@ def predict(patterns: list[str], model: str, depth: int | None, out: Path, heads
             f"images of the same name would overwrite each other's mask: {', '.join(twice[:6])}; predict them apart"
         )
     loaded = load(model, depth, heads)
+    if loaded.multilabel:
+        _check_folders(loaded.classes, model)
     broken = []
     for number, image in enumerate(images, start=1):
         try:
@@ -146,6 +171,6 @@ def predict(patterns: list[str], model: str, depth: int | None, out: Path, heads
             write_mask(out / f"{image.stem}.png", mask)
         if number % 100 == 0:
             print(f"{number} of {len(images)} images")
-    print(f"wrote {len(images) - len(broken)} masks to {out}")
+    print(f"wrote {_describe(len(images) - len(broken), loaded, out)}")
     if broken:
         raise UserError(f"{len(broken)} of {len(images)} images could not be read:\n" + "\n".join(broken))

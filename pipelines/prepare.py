@@ -19,7 +19,7 @@ from pipelines.duplicates import Look, Looks, find_duplicates, look_at
 from pipelines.facts import describe, write_samples
 from pipelines.files import disk_errors, replacing, sha256, write_json
 from pipelines.groups import find_groups
-from pipelines.labels import read_labels
+from pipelines.labels import read_labels, resize_mask
 from pipelines.layouts import Problem, Sample, find_samples
 from pipelines.params import load_params
 from pipelines.processes import Died, answers, num_cores
@@ -39,6 +39,7 @@ DARK = 0.35
 COLOURED = 0.03
 # A group of near-duplicates with so many images, and such a share of all, is told.
 LARGE_GROUP, LARGE_SHARE = 10, 0.1
+IGNORED_AND_FOREGROUND = ("ignored_px", "foreground_px")  # facts
 
 
 def find_kind(image: np.ndarray) -> str:
@@ -61,21 +62,13 @@ def find_kind(image: np.ndarray) -> str:
     return "tissue" if chroma.mean() > COLOURED else "bright-field"
 
 
-def resize_sample(image: np.ndarray, mask: np.ndarray, size: int, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Image (H, W, C) and mask (H, W) uint8 to size x size by one geometry.
-
-    OpenCV's nearest neighbour samples the corner of a pixel, and would lay a smaller mask up to half a pixel
-    beside its image. So the mask is resized as its image is, as a share of foreground (or of each class), and
-    then decided: at least one half, or the largest share.
-    """
+def resize_sample(
+    image: np.ndarray, mask: np.ndarray, size: int, num_classes: int, multilabel: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Image (H, W, C) and mask (H, W) uint8 to size x size by one geometry (`labels.resize_mask`)."""
     if mask.shape == (size, size):
         return image, mask
-    small = resize(image, size)
-    if num_classes == 1:
-        return small, (resize(mask.astype(np.float32), size) >= 0.5).astype(np.uint8)
-    present = np.unique(mask)
-    shares = np.stack([resize((mask == value).astype(np.float32), size) for value in present])  # (K, H, W)
-    return small, present[shares.argmax(axis=0)]
+    return resize(image, size), resize_mask(mask, size, num_classes, multilabel)
 
 
 class Loaded(NamedTuple):
@@ -97,12 +90,12 @@ def load_sample(sample: Sample, params: Prepare) -> Loaded:
     limits = Limits(params.max_pixels, params.max_file_mib)
     image = decode_image(sample.image, channels=3, page=sample.page, limits=limits)
     kind, look = find_kind(image), look_at(image)
-    labels = read_labels(sample, image, params.num_classes, limits)
+    labels = read_labels(sample, image, params.num_classes, limits, params.multilabel, params.ignore)
     seen, mask = convert(image, params.channels), labels.mask
     if params.size is not None:
-        seen, mask = resize_sample(seen, mask, params.size, params.num_classes)
+        seen, mask = resize_sample(seen, mask, params.size, params.num_classes, params.multilabel)
     header = read_header(sample.image, sample.page)
-    facts = describe(header, image, labels.numbers, labels.mask, mask, labels.one_each)
+    facts = describe(header, image, labels, mask, params.multilabel)
     return Loaded(kind, seen, mask, facts, look)
 
 
@@ -119,7 +112,8 @@ def prepare(params: Prepare, raw: Path, out: Path) -> dict:
     if not (raw / "manifest.json").is_file():
         raise UserError(f"{raw}: found no manifest.json; expected what stage ingest writes: run `dvc repro ingest`")
     limits = Limits(params.max_pixels, params.max_file_mib)
-    samples, problems = find_samples(raw, params.num_classes, params.classes, params.pages, limits)
+    samples, problems = find_samples(raw, params.num_classes, params.classes, params.pages, limits, params.multilabel)
+    _check_ignore(samples, params)
     groups = find_groups(samples, params.groups)
     facts, names = {}, ()
     with replacing(out) as partial, disk_errors(out.parent):
@@ -137,7 +131,8 @@ def prepare(params: Prepare, raw: Path, out: Path) -> dict:
             _tell_large_groups([members[index] for index in kinds])
             places = dict(zip(kinds, place([members[index] for index in kinds], params), strict=True))
             _check_balance(kinds, members, places, params)
-            class_pixels = _write_splits(partial, samples, kinds, places, spool)
+            train = _write_splits(partial, samples, kinds, places, spool, params.multilabel)
+            _check_foreground(names, facts, params)
         ids = [sample.id for sample in samples]
         described = ((ids[index], places[index].split, kind, *facts[index]) for index, kind in kinds.items())
         write_samples(partial / "samples.csv", names, described)
@@ -157,7 +152,7 @@ def prepare(params: Prepare, raw: Path, out: Path) -> dict:
             "size": params.size,
             "channels": params.channels,
             "num_classes": params.num_classes,
-            "multilabel": False,  # of classes that overlap the later one wins
+            "multilabel": params.multilabel,
             "classes": list(params.classes) if params.classes and params.num_classes > 1 else None,
             "splits": {
                 split: {
@@ -171,8 +166,9 @@ def prepare(params: Prepare, raw: Path, out: Path) -> dict:
             "num_near_duplicates": len(duplicates),
             "quarantined": len(problems),
             "raw_sha256": sha256(raw / "manifest.json"),
-            "foreground_share": 1 - class_pixels[0] / sum(class_pixels),  # of the train pixels
-            "class_pixels": class_pixels,  # of train
+            "foreground_share": 1 - train.class_pixels[0] / max(1, train.known_pixels),  # of the annotated train pixels
+            "ignored_share": train.ignored_pixels / max(1, train.known_pixels + train.ignored_pixels),  # of train
+            "class_pixels": train.class_pixels,  # of train; of labels first the pixels without one
         }
         write_json(partial / "manifest.json", manifest)
         # Late, here and below: the processes that only decode need no charts.
@@ -263,11 +259,11 @@ def _same_volume(samples: Sequence[Sample]) -> list[tuple[int, int]]:
 
 
 def _write_splits(
-    out: Path, samples: list[Sample], kinds: dict[int, str], places: dict[int, Place], spool: Spool
-) -> list[int]:
-    """Write the Arrow files and split.csv, sorted by id; return the number of train pixels of each class."""
+    out: Path, samples: list[Sample], kinds: dict[int, str], places: dict[int, Place], spool: Spool, multilabel: bool
+) -> SplitWriter:
+    """Write the Arrow files and split.csv, sorted by id; return the writer of train, which counted its pixels."""
     with ExitStack() as stack:
-        writers = {split: stack.enter_context(SplitWriter(out / f"{split}.arrow")) for split in SPLITS}
+        writers = {split: stack.enter_context(SplitWriter(out / f"{split}.arrow", multilabel)) for split in SPLITS}
         for index, kind in kinds.items():
             image, mask = spool.take(index, 2)
             writers[places[index].split].add(samples[index].id, kind, image, mask)
@@ -276,7 +272,28 @@ def _write_splits(
         for index, place in places.items()
     ]
     _write_csv(out / "split.csv", ("id", "group", "kind", "split", "fold"), rows)
-    return writers["train"].class_pixels
+    return writers["train"]
+
+
+def _check_ignore(samples: list[Sample], params: Prepare) -> None:
+    """Refuse an ignore value where no mask has values."""
+    drawn = next((sample.drawing for sample in samples if sample.drawing is not None), None)
+    if params.ignore is not None and drawn is not None:
+        raise UserError(
+            f"{drawn.file}: found COCO annotations, and prepare.ignore is {params.ignore}, a value of mask files; "
+            "expected null, as shapes have no values: set prepare.ignore to null, or export masks in place of shapes"
+        )
+
+
+def _check_foreground(names: tuple[str, ...], facts: dict[int, tuple], params: Prepare) -> None:
+    """Refuse a set of which all that was drawn is ignored: the ignore value is the foreground's."""
+    ignored, foreground = (sum(row[names.index(name)] for row in facts.values()) for name in IGNORED_AND_FOREGROUND)
+    if ignored and not foreground:
+        raise UserError(
+            f"prepare.ignore: found the value {params.ignore} in {ignored:,} pixels, and no other foreground in any "
+            "mask, so that nothing is left to learn; expected a value that marks what nobody annotated: set "
+            "prepare.ignore to null where it marks the foreground"
+        )
 
 
 def _check_quarantine(problems: list[Problem], num_good: int, limit: float, raw: Path) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 from markupsafe import Markup
 
 from pipelines.page import ACCENT, INK, chart, data_uri, display, outline, render, short
+from unetpp.masks import IGNORE
 
 SIDE_PX = 288  # overlays are enlarged or reduced to about this, so that a pixel stays visible and the page small
 
@@ -92,7 +93,7 @@ def build_report(
         recommended=recommended(metrics),
         plot=plot(metrics, rule),
         samples=[_panels(sample, names) for sample in samples],
-        confused=any(sample.mask.max() > 1 for sample in samples),
+        confused=any(_known(sample.mask, sample.mask).max() > 1 for sample in samples),
         kinds=_by_kind(rows, names),
         extremes={name: {rank: rows[index] for rank, index in picked.items()} for name, picked in extremes.items()},
         shown=shown,
@@ -176,7 +177,7 @@ def _panels(sample: Sample, names: list[str]) -> dict:
     """A sample as the template needs it: the image and an overlay for each name, as data URIs."""
     base = display(sample.image)  # (H, W, 3)
     outlined = base.copy()
-    outlined[outline(sample.mask)] = COLOURS["extra"]
+    outlined[outline(_known(sample.mask, sample.mask))] = COLOURS["extra"]
     return {
         "rank": sample.rank,
         "row": sample.row,
@@ -186,11 +187,18 @@ def _panels(sample: Sample, names: list[str]) -> dict:
     }
 
 
+def _known(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Values (H, W), 0 where the mask is IGNORE."""
+    return np.where(mask == IGNORE, np.uint8(0), values)
+
+
 def overlay(base: np.ndarray, mask: np.ndarray, mask_hat: np.ndarray) -> np.ndarray:
     """Tint each pixel of (H, W, 3) by what the prediction made of it, enlarged for display.
 
-    Blue is found, yellow is extra (predicted alone), striped orange is missed, pink is another class.
+    Blue is found, yellow is extra (predicted alone), striped orange is missed, pink is another class, or other labels.
+    What nobody annotated is left as it is.
     """
+    mask, mask_hat = _known(mask, mask), _known(mask_hat, mask)
     grey = base.astype(np.float32).mean(axis=2, keepdims=True).repeat(3, axis=2)
     tinted, mask, mask_hat = (enlarge(each) for each in (grey.round().astype(np.uint8), mask, mask_hat))
     rows, columns = np.indices(mask.shape)

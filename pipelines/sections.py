@@ -9,13 +9,15 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from unetpp.masks import MAX_LABELS
+
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-# Of a folder's name or a category; background needs none.
-ClassName = Annotated[str, Field(pattern=r"^[^/\\]+$")]
+# Of a folder's name or a category; background needs none. Predicted labels are written to folders of these names.
+ClassName = Annotated[str, Field(pattern=r"^[^/\\.][^/\\]*$")]
 # Two widths are a network of depth 1, seven one of depth 6.
 Widths = Annotated[tuple[PositiveInt, ...], Field(min_length=2, max_length=7)]
 
@@ -30,7 +32,7 @@ class Synthetic(Section):
     num_images: PositiveInt
     size_px: Annotated[int, Field(ge=32, le=4096)]
     seed: NonNegativeInt
-    masks: Literal["instances", "classes", "labels"]
+    masks: Literal["instances", "classes", "labels", "partial"]
 
 
 class S3(Section):
@@ -137,6 +139,8 @@ class Prepare(Section):
     near_duplicates: NearDuplicates | None
     folds: Annotated[int, Field(ge=2, le=100)] | None
     fold: NonNegativeInt
+    multilabel: bool
+    ignore: Annotated[int, Field(ge=1, le=65535)] | None
 
     @model_validator(mode="after")
     def _classes_counted(self):
@@ -144,10 +148,35 @@ class Prepare(Section):
             return self
         if len({name.casefold() for name in self.classes}) < len(self.classes):
             raise ValueError(f"prepare.classes must differ, found {', '.join(self.classes)}")
-        if self.num_classes not in (1, len(self.classes) + 1):
+        if self.multilabel and self.num_classes != len(self.classes):
+            raise ValueError(
+                f"prepare.num_classes is {self.num_classes} and prepare.classes names {len(self.classes)}: with "
+                f"prepare.multilabel set it to {len(self.classes)}, as the background is no label"
+            )
+        if not self.multilabel and self.num_classes not in (1, len(self.classes) + 1):
             raise ValueError(
                 f"prepare.num_classes is {self.num_classes} and prepare.classes names {len(self.classes)}: set it to "
                 f"{len(self.classes) + 1}, for them and the background, or to 1 for foreground alone"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _labels_fit(self):
+        if self.multilabel and not 2 <= self.num_classes <= MAX_LABELS:
+            what = "one label is foreground, which needs no prepare.multilabel" if self.num_classes == 1 else ""
+            raise ValueError(
+                f"prepare.multilabel takes 2 to {MAX_LABELS} labels, found prepare.num_classes "
+                f"{self.num_classes}: {what or 'train several networks, or set prepare.multilabel to false'}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _ignore_is_no_class(self):
+        highest = self.num_classes if self.multilabel or self.num_classes == 1 else self.num_classes - 1
+        if self.ignore is not None and self.ignore <= highest:
+            raise ValueError(
+                f"prepare.ignore is {self.ignore}, which is a class: masks hold 0 to {highest} by prepare.num_classes; "
+                "set it to the value of what nobody annotated, or to null"
             )
         return self
 

@@ -212,6 +212,8 @@ def _bright_field(rng: Generator, instances: np.ndarray) -> np.ndarray:
 
 LABELS = ("nucleus", "border")
 BORDER_PX = 2
+UNANNOTATED = 128  # the value of "partial" masks where nobody drew; grey to the eye
+UNANNOTATED_SHARE = 0.2  # of an image, at one of its sides
 
 
 def make_masks(instances: np.ndarray, masks: str) -> dict[str, np.ndarray]:
@@ -219,15 +221,20 @@ def make_masks(instances: np.ndarray, masks: str) -> dict[str, np.ndarray]:
 
     Args:
         masks: "instances"; "classes": one file with 1 inside a nucleus and 2 on its border, the outer 2 px of it, so
-            that touching nuclei come apart; "labels": a file for nuclei and one for their borders, which lie on them.
+            that touching nuclei come apart; "partial": the same, with a strip of UNANNOTATED at a side that the
+            nuclei decide; "labels": a file for nuclei and one for their borders, which lie on them.
     """
     if masks == "instances":
         return {"masks": instances}
     window = np.ones((2 * BORDER_PX + 1,) * 2, np.uint8)
     alone = cv2.erode(instances, window) == cv2.dilate(instances, window)  # no other number near
     border = (instances > 0) & ~alone
-    if masks == "classes":
-        return {"masks": (instances > 0).astype(np.uint8) + border}
+    if masks in ("classes", "partial"):
+        classes = (instances > 0).astype(np.uint8) + border
+        if masks == "partial":
+            turned = np.rot90(classes, int(np.count_nonzero(instances)) % 4)  # a view, of any of the four sides
+            turned[: round(UNANNOTATED_SHARE * len(turned))] = UNANNOTATED
+        return {"masks": classes}
     planes = zip(LABELS, (instances > 0, border), strict=True)
     return {f"masks/{label}": plane * np.uint8(255) for label, plane in planes}
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from unetpp.masks import find_classes
+
 Key = tuple[int, int, str]  # seed, epoch, sample id
 NUM_SPOTS = 256  # places kept of each class of an image
 
@@ -30,19 +32,17 @@ def draw_exposure(key: Key, limit: float) -> tuple[float, float]:
     return 1 + stream.uniform(-limit, limit), stream.uniform(-limit, limit)
 
 
-def find_spots(mask: np.ndarray) -> list[np.ndarray]:
+def find_spots(mask: np.ndarray, multilabel: bool = False) -> list[np.ndarray]:
     """Where the foreground of a mask (H, W) uint8 lies: of each class in it, flat indices int32 of at most 256 pixels.
 
     Of more they are evenly spaced in reading order, so that a large object has more of them than a small one.
     """
-    flat = mask.reshape(-1)
     spots = []
-    for value in np.flatnonzero(np.bincount(flat, minlength=1)):
-        if value:
-            places = np.flatnonzero(flat == value)
-            if len(places) > NUM_SPOTS:
-                places = places[(2 * np.arange(NUM_SPOTS) + 1) * len(places) // (2 * NUM_SPOTS)]
-            spots.append(places.astype(np.int32))
+    for _, inside in find_classes(mask, multilabel):
+        places = np.flatnonzero(inside)
+        if len(places) > NUM_SPOTS:
+            places = places[(2 * np.arange(NUM_SPOTS) + 1) * len(places) // (2 * NUM_SPOTS)]
+        spots.append(places.astype(np.int32))
     return spots
 
 

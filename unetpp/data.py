@@ -12,6 +12,7 @@ import pyarrow as pa
 from unetpp.crops import find_spots
 from unetpp.errors import UserError
 from unetpp.inference import find_limits
+from unetpp.masks import IGNORE, find_classes
 
 SCHEMA = pa.schema(
     [
@@ -39,13 +40,20 @@ class SplitWriter:
 
     The same rows in the same order give the same bytes.
 
+    Args:
+        multilabel: masks hold bits of labels (unetpp.masks).
+
     Attributes:
-        class_pixels: how many pixels of each class were added, by class index.
+        class_pixels: how many pixels of each class were added, by class index; of labels first the pixels that have
+            none, then those of each, which may overlap.
+        known_pixels, ignored_pixels: how many were annotated, and how many are IGNORE.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, multilabel: bool = False):
         self.path = Path(path)
-        self.class_pixels: list[int] = []
+        self.multilabel = multilabel
+        self.class_pixels: list[int] = [0]
+        self.known_pixels = self.ignored_pixels = 0
 
     def __enter__(self):
         self._sink = pa.OSFile(str(self.path), "wb")
@@ -59,7 +67,7 @@ class SplitWriter:
         self._sink.close()
 
     def add(self, id: str, kind: str, image: np.ndarray, mask: np.ndarray) -> None:
-        """Append image (H, W, C) uint8, uint16 or float32 with mask (H, W) uint8 class indices, 0 = background.
+        """Append image (H, W, C) uint8, uint16 or float32 with mask (H, W) uint8 (unetpp.masks).
 
         Raises:
             ValueError: another type, or shapes that do not belong together.
@@ -84,17 +92,20 @@ class SplitWriter:
                 "limits": limits,
                 "mean": mean,
                 "std": std,
-                "spots": find_spots(mask),
+                "spots": find_spots(mask, self.multilabel),
             }
         )
         for column, array in (("image", image), ("mask", mask)):
             # The only copy of the pixels on their way to the file.
             self._large[column] += np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
             self._offsets[column].append(len(self._large[column]))
-        counts = np.bincount(mask.reshape(-1)).tolist()
-        self.class_pixels += [0] * (len(counts) - len(self.class_pixels))
-        for index, count in enumerate(counts):
-            self.class_pixels[index] += count
+        ignored = int(np.count_nonzero(mask == IGNORE))
+        self.ignored_pixels += ignored
+        self.known_pixels += mask.size - ignored
+        self.class_pixels[0] += int(np.count_nonzero(mask == 0))
+        for number, inside in find_classes(mask, self.multilabel):
+            self.class_pixels += [0] * (number + 1 - len(self.class_pixels))
+            self.class_pixels[number] += int(np.count_nonzero(inside))
         if sum(map(len, self._large.values())) >= BATCH_BYTES:
             self._flush()
 

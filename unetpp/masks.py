@@ -8,14 +8,46 @@
 IGNORE, in all three, is a pixel that nobody annotated: it counts in no loss and in no metric.
 """
 
-import torch
-from torch import Tensor
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 IGNORE = 255
 MAX_LABELS = 7  # all of them at a pixel are 127; with an eighth they could be IGNORE
 
 
-def to_planes(mask: Tensor, num_classes: int, multilabel: bool = False) -> tuple[Tensor, Tensor]:
+def find_values(mask: np.ndarray) -> np.ndarray:
+    """The values that occur in a mask of uint8, sorted."""
+    flat = mask.reshape(-1)
+    present = np.zeros(256, bool)
+    for start in range(0, len(flat), 2**20):  # bincount makes eight bytes of each
+        present |= np.bincount(flat[start : start + 2**20], minlength=256) > 0
+    return np.flatnonzero(present)
+
+
+def find_classes(mask: np.ndarray, multilabel: bool = False) -> Iterator[tuple[int, np.ndarray]]:
+    """What a mask (H, W) uint8 holds: each foreground class or label that occurs in it, counted from 1, with its place.
+
+    Yields:
+        number, and (H, W) bool. Places of labels may overlap; IGNORE is in none.
+    """
+    present = find_values(mask)
+    present = present[(present > 0) & (present != IGNORE)]
+    if not multilabel:
+        for value in present:
+            yield int(value), mask == value
+        return
+    for bit in range(MAX_LABELS):
+        if (present >> bit & 1).any():
+            yield bit + 1, (mask >> bit & 1 == 1) & (mask != IGNORE)
+
+
+# torch is imported where it is used: params are checked against MAX_LABELS in processes that need no torch.
+def to_planes(mask: "Tensor", num_classes: int, multilabel: bool = False) -> "tuple[Tensor, Tensor]":
     """A mask as one plane a channel of the logits.
 
     Args:
@@ -24,6 +56,8 @@ def to_planes(mask: Tensor, num_classes: int, multilabel: bool = False) -> tuple
     Returns:
         truth (N, num_classes, H, W) bool, and valid (N, 1, H, W) bool: False where the mask is IGNORE.
     """
+    import torch
+
     valid = (mask != IGNORE).unsqueeze(1)  # (N, 1, H, W)
     known = mask.unsqueeze(1) * valid  # (N, 1, H, W)
     if num_classes == 1 and not multilabel:
@@ -34,16 +68,18 @@ def to_planes(mask: Tensor, num_classes: int, multilabel: bool = False) -> tuple
     return (known == numbers) & valid, valid
 
 
-def to_probs(logits: Tensor, multilabel: bool = False) -> Tensor:
+def to_probs(logits: "Tensor", multilabel: bool = False) -> "Tensor":
     """Probabilities of each channel, (N, num_classes, H, W)."""
     return logits.sigmoid() if logits.shape[1] == 1 or multilabel else logits.softmax(dim=1)
 
 
-def to_mask(probs: Tensor, multilabel: bool = False) -> Tensor:
+def to_mask(probs: "Tensor", multilabel: bool = False) -> "Tensor":
     """(N, num_classes, H, W) probabilities to the (N, H, W) uint8 mask.
 
     At least one half is foreground, or a label; of several classes it is the likeliest.
     """
+    import torch
+
     if multilabel:
         bits = 2 ** torch.arange(probs.shape[1], device=probs.device).view(1, -1, 1, 1)
         return ((probs >= 0.5) * bits).sum(dim=1).to(torch.uint8)

@@ -47,6 +47,8 @@ def make_samples(
                 "foreground_px": int(areas.sum()),
                 "foreground_share": areas.sum() / (height * width),
                 "prepared_foreground_px": int(areas.sum() * scale**2),
+                "ignored_px": 0,
+                "overlap_px": 0,
                 "classes": join(pixels),
                 "num_objects": len(areas),
                 "objects_by": "values",
@@ -72,7 +74,7 @@ def make_fingerprint(
     quarantined: list[dict] | None = None,
 ) -> dict:
     """The whole fingerprint of samples, with advice and findings."""
-    manifest = {"size": size, "channels": 3, "num_classes": num_classes}
+    manifest = {"size": size, "channels": 3, "num_classes": num_classes, "multilabel": False}
     fingerprint = summarise(samples, manifest, duplicates or [], quarantined or [])
     fingerprint["advice"] = advise(fingerprint)
     fingerprint["findings"] = find_what_stands_out(fingerprint)

@@ -37,7 +37,8 @@ def written(tmp_path, content, name="annotations.json"):
 
 def drawn(segmentation, tmp_path, size=(WIDTH, HEIGHT)):
     drawing = Drawing(tmp_path / "annotations.json", size, (Shape("1", 1, segmentation),))
-    return draw(drawing, tmp_path / "a.png", HEIGHT, WIDTH)[0] > 0
+    [(_, inside)] = draw(drawing, tmp_path / "a.png", HEIGHT, WIDTH)
+    return inside
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools' decode
@@ -63,10 +64,7 @@ def test_run_lengths_are_read_as_cocos_own_tools_read_them_packed_or_not(tmp_pat
 
 def test_an_image_without_annotations_is_an_empty_mask(tmp_path):
     drawing = read_annotations([written(tmp_path, coco())], 1, None).drawings["b.png"]
-    mask, objects = draw(drawing, tmp_path / "b.png", HEIGHT, WIDTH)
-    assert mask.shape == objects.shape == (HEIGHT, WIDTH)
-    assert not mask.any()
-    assert not objects.any()
+    assert list(draw(drawing, tmp_path / "b.png", HEIGHT, WIDTH)) == []
 
 
 @pytest.mark.parametrize(
@@ -84,17 +82,12 @@ def test_categories_are_foreground_or_class_indices_by_name_or_by_id(tmp_path, n
     assert [shape.class_index for shape in drawing.shapes] == indices
 
 
-def test_where_classes_overlap_the_higher_index_wins_in_whatever_order_they_stand(tmp_path):
-    content = coco()
-    masks = []
-    for _ in range(2):
-        content["annotations"].reverse()
-        drawing = read_annotations([written(tmp_path, content)], 3, ("nucleus", "membrane")).drawings["a.png"]
-        mask, objects = draw(drawing, tmp_path / "a.png", HEIGHT, WIDTH)
-        masks.append(mask)
-        assert mask[15, 15] == 2
-        assert set(np.unique(objects)) == {0, 1, 2}
-    assert np.array_equal(*masks)
+def test_labels_take_the_places_of_class_indices_and_the_background_is_none_of_them(tmp_path):
+    path = written(tmp_path, coco())
+    drawing = read_annotations([path], 2, ("nucleus", "membrane"), multilabel=True).drawings["a.png"]
+    assert [shape.class_index for shape in drawing.shapes] == [1, 2]
+    with pytest.raises(FileError, match=r"found 2 categories; expected 3, as prepare\.num_classes = 3 counts labels"):
+        read_annotations([path], 3, None, multilabel=True)
 
 
 def test_a_crowd_region_is_of_its_class_as_any_other(tmp_path):
@@ -102,7 +95,8 @@ def test_a_crowd_region_is_of_its_class_as_any_other(tmp_path):
     region = {"size": [HEIGHT, WIDTH], "counts": [100, 300, HEIGHT * WIDTH - 400]}
     content["annotations"] = [{"id": 1, "image_id": 7, "category_id": 3, "iscrowd": 1, "segmentation": region}]
     drawing = read_annotations([written(tmp_path, content)], 1, None).drawings["a.png"]
-    assert draw(drawing, tmp_path / "a.png", HEIGHT, WIDTH)[0].sum() == 300
+    [(_, inside)] = draw(drawing, tmp_path / "a.png", HEIGHT, WIDTH)
+    assert inside.sum() == 300
 
 
 def test_several_files_are_one_set(tmp_path):

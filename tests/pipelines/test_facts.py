@@ -6,6 +6,7 @@ from PIL import Image
 
 from pipelines.facts import describe, read_samples, write_samples
 from pipelines.ingest import ingest
+from pipelines.labels import Labels
 from pipelines.layouts import Sample, find_samples
 from pipelines.params import load_params
 from pipelines.prepare import load_sample
@@ -20,7 +21,7 @@ HEADER = Header("PNG", "L", 8, 1)
 
 def facts_of(image, mask=None, prepared=None):
     mask = np.zeros(image.shape[:2], np.uint8) if mask is None else mask
-    return describe(HEADER, image, mask, mask, mask if prepared is None else prepared, one_each=False)
+    return describe(HEADER, image, Labels(mask, mask, one_each=False), mask if prepared is None else prepared)
 
 
 @pytest.mark.parametrize(("kind", "limit"), [(np.uint8, 256), (np.uint16, 4096), (np.float32, 1000)])

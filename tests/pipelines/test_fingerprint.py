@@ -11,7 +11,7 @@ from pipelines.fingerprint import SPLITS, summarise
 
 from .made import make_fingerprint, make_samples
 
-MANIFEST = {"size": 96, "channels": 3, "num_classes": 4}
+MANIFEST = {"size": 96, "channels": 3, "num_classes": 4, "multilabel": False}
 SUMS = ("num_images", "pixels", "foreground_px", "empty_masks", "num_objects")
 
 

@@ -86,7 +86,7 @@ def test_heads_are_averaged_as_the_text_says(tmp_path, model):
         predict([str(tmp_path / "a.png")], str(model), 1, tmp_path / "out", "mean")
 
 
-def test_labels_that_lie_over_each_other_are_a_mask_file_each(tmp_path):
+def test_labels_that_lie_over_each_other_are_a_mask_file_each(tmp_path, capsys):
     torch.manual_seed(0)
     network = NestedUNet((2, 3), in_channels=1, num_classes=2, multilabel=True).eval()
     with torch.no_grad():
@@ -99,6 +99,37 @@ def test_labels_that_lie_over_each_other_are_a_mask_file_each(tmp_path):
     predict([str(tmp_path / "a.png")], str(tmp_path / "model"), None, tmp_path / "out")
     for label, value in (("cell", 255), ("nucleus", 0)):
         assert np.unique(np.array(Image.open(tmp_path / "out" / label / "a.png"))).tolist() == [value]
+    assert f"wrote 1 masks of each label to {tmp_path / 'out/cell'}, " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "..", ".hidden", "", "a\\b"])
+def test_a_strangers_model_writes_no_label_outside_the_folder_that_it_was_given(tmp_path, name):
+    network = NestedUNet((2, 3), in_channels=1, num_classes=2, multilabel=True).eval()
+    (tmp_path / "model").mkdir()
+    Trained(network, None, {"classes": ["cell", name]}).save(tmp_path / "model/model.pt")
+    write(tmp_path / "a.png")
+    with pytest.raises(UserError, match="found a label named"):
+        predict([str(tmp_path / "a.png")], str(tmp_path / "model"), None, tmp_path / "out/deep")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "classes", "told"),
+    [(3, ["cell", "rim"], "0 background, 1 cell, 2 rim"), (2, None, "foreground where not 0")],
+)
+def test_masks_of_classes_hold_their_indices_and_the_command_says_which_is_which(
+    tmp_path, capsys, num_classes, classes, told
+):
+    network = NestedUNet((2, 3), in_channels=1, num_classes=num_classes).eval()
+    with torch.no_grad():
+        network.heads["1"].weight.zero_()
+        network.heads["1"].bias.copy_(torch.arange(float(num_classes)))
+    (tmp_path / "model").mkdir()
+    Trained(network, None, {"classes": classes}).save(tmp_path / "model/model.pt")
+    write(tmp_path / "a.png")
+    predict([str(tmp_path / "a.png")], str(tmp_path / "model"), None, tmp_path / "out")
+    assert (np.array(Image.open(tmp_path / "out/a.png")) == num_classes - 1).all()
+    assert told in capsys.readouterr().out
 
 
 def test_files_folders_and_patterns_name_images(tmp_path):

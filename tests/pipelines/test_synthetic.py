@@ -15,7 +15,7 @@ from pipelines import synthetic
 from pipelines.files import sha256
 from pipelines.prepare import find_kind
 from pipelines.sections import Synthetic
-from pipelines.synthetic import BORDER_PX, KINDS, LABELS, make_image, make_masks, write_images
+from pipelines.synthetic import BORDER_PX, KINDS, LABELS, UNANNOTATED, make_image, make_masks, write_images
 
 from ..conftest import REPOSITORY
 
@@ -147,6 +147,20 @@ def test_classes_are_the_inside_and_the_border_of_every_nucleus_and_labels_lie_o
         windows = np.lib.stride_tricks.sliding_window_view(padded, (2 * BORDER_PX + 1,) * 2)
         inside = windows.all(axis=(2, 3))  # nothing else within 2 px; what lies beyond the image is not known
         assert np.array_equal(inside, (instances == number) & (classes == 1))
+
+
+def test_partial_masks_are_classes_of_which_a_side_is_unannotated():
+    sides = set()
+    for index in range(8):
+        instances = make_image(index, 2, 50)[1]
+        classes, partial = (make_masks(instances, masks)["masks"] for masks in ("classes", "partial"))
+        unknown = partial == UNANNOTATED
+        assert np.array_equal(partial[~unknown], classes[~unknown])
+        assert unknown.sum() == 10 * 50
+        corners = (unknown[:10].all(), unknown[-10:].all(), unknown[:, :10].all(), unknown[:, -10:].all())
+        assert sum(corners) == 1
+        sides.add(corners)
+    assert len(sides) > 2
 
 
 @pytest.mark.parametrize(("masks", "folders"), [("classes", {"masks"}), ("labels", {"masks/nucleus", "masks/border"})])

@@ -164,3 +164,16 @@ def test_a_draw_does_not_depend_on_what_was_drawn_before(key, other):
     used(image, mask, (other, other, "another"))
     for one, same in zip(fresh(image, mask, key), used(image, mask, key), strict=True):
         assert np.array_equal(one, same)
+
+
+@pytest.mark.parametrize("crop_px", [None, 24, 64])
+def test_every_label_of_a_mask_moves_as_a_mask_of_its_own_and_what_is_ignored_stays_so(crop_px):
+    rng = np.random.default_rng(0)
+    mask = np.where(rng.random((40, 40)) < 0.1, 255, rng.integers(0, 128, (40, 40))).astype(np.uint8)
+    image, augment = sample()[0], Augment(Crops(crop_px), **FULL, channels=3)
+    for epoch in range(8):
+        key = (0, epoch, "x")
+        moved = augment(image, mask, key)[1]
+        for bit in range(8):
+            assert np.array_equal(moved >> bit & 1, augment(image, mask >> bit & 1, key)[1])
+        assert np.array_equal(moved == 255, augment(image, (mask == 255).astype(np.uint8), key)[1])

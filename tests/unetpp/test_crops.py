@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unetpp.crops import NUM_SPOTS, Crops, draw_seeds, find_spots
+from unetpp.masks import IGNORE
 
 sides = st.integers(1, 60)
 
@@ -133,3 +134,14 @@ def test_without_a_size_the_whole_image_is_given(foreground):
     whole = Crops(None, foreground)(image, mask, (0, 0, "x"), find_spots(mask))
     assert whole[0] is image
     assert whole[1] is mask
+
+
+def test_spots_of_labels_are_those_of_each_label_and_nothing_that_is_ignored_is_one():
+    rng = np.random.default_rng(0)
+    mask = rng.integers(0, 8, (12, 15)).astype(np.uint8)
+    mask[rng.random(mask.shape) < 0.2] = IGNORE
+    spots = find_spots(mask, multilabel=True)
+    for bit, places in enumerate(spots):
+        assert places.tolist() == np.flatnonzero((mask >> bit & 1 == 1) & (mask != IGNORE)).tolist()
+    assert len(spots) == 3
+    assert [mask.reshape(-1)[places[0]] for places in find_spots(mask)] == [1, 2, 3, 4, 5, 6, 7]

@@ -95,6 +95,22 @@ def test_a_writer_counts_the_pixels_of_each_class(tmp_path):
     assert writer.class_pixels == [sum(int((row[3] == value).sum()) for row in rows) for value in range(3)]
 
 
+def test_a_writer_counts_each_label_by_itself_and_what_is_ignored_apart(tmp_path):
+    rng = np.random.default_rng(0)
+    mask = rng.integers(0, 8, (20, 30)).astype(np.uint8)
+    mask[:4] = 255
+    image = np.zeros((20, 30, 3), np.uint8)
+    for multilabel in (True, False):
+        with SplitWriter(tmp_path / "a.arrow", multilabel) as writer:
+            writer.add("x", "kind", image, mask)
+            writer.add("y", "kind", image, np.full((20, 30), 255, np.uint8))
+        known = mask[4:]
+        labels = [int((known == 0).sum()), *(int((known >> bit & 1).sum()) for bit in range(3))]
+        assert writer.class_pixels == (labels if multilabel else np.bincount(known.ravel()).tolist())
+        assert (writer.known_pixels, writer.ignored_pixels) == (480, 720)
+        assert np.array_equal(Split(tmp_path / "a.arrow")[0][1], mask)
+
+
 def pixels_of(split, index):
     return split[index][0].tobytes(), split.id(index)
 

@@ -1,3 +1,4 @@
+import itertools
 from itertools import pairwise
 
 import numpy as np
@@ -22,6 +23,7 @@ from unetpp.loop import (
 )
 from unetpp.losses import LOSSES, segmentation_loss
 from unetpp.metrics import confusion, per_image_iou
+from unetpp.model import NORMS, SKIPS, UPSAMPLINGS
 
 
 class Listed:
@@ -127,6 +129,26 @@ def test_bf16_is_chosen_only_where_the_processor_computes_in_it():
     assert choose_precision("auto", cpu) == (torch.bfloat16 if native else torch.float32)
     assert choose_precision("bf16", cpu) == torch.bfloat16
     assert choose_precision("fp32", cpu) == torch.float32
+
+
+@pytest.mark.parametrize("upsampling", UPSAMPLINGS)
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("skips", SKIPS)
+def test_every_parameter_and_head_learns_in_every_network_with_every_loss_and_weights(skips, norm, upsampling):
+    torch.manual_seed(0)
+    # A plain U-Net has one head, whatever the weights.
+    network = NestedUNet((4, 6, 8), 2, 3, skips, skips != "plain", norm=norm, upsampling=upsampling)
+    mask = torch.randint(0, 3, (2, 16, 16))
+    logits = network(torch.randn(2, 2, 16, 16))
+    names, parameters = zip(*network.named_parameters(), strict=True)
+    for name, weights in itertools.product(LOSSES, ("mean", "sum", (0.1, 2.0))):
+        each = make_loss(name, weights, network.depths)(logits, mask).mean()
+        gradients = torch.autograd.grad(each, parameters, retain_graph=True)  # fails where one is in no way of it
+        by_name = dict(zip(names, gradients, strict=True))
+        assert all(gradient.isfinite().all() for gradient in gradients)
+        for depth in network.depths:
+            assert by_name[f"heads.{depth}.weight"].abs().sum() > 0, (name, weights, depth)
+    assert network.depths == ((2,) if skips == "plain" else (1, 2))
 
 
 @pytest.mark.parametrize("weights", ["mean", "sum", (0.1, 1.0, 2.0)])

@@ -120,6 +120,24 @@ def test_ignored_pixels_get_no_gradient_and_an_image_of_them_alone_is_finite(nam
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task[0])
 @pytest.mark.parametrize("name", LOSSES)
+def test_what_a_network_says_of_ignored_pixels_changes_neither_loss_nor_gradient_by_a_bit(name, task):
+    _, num_classes, multilabel = task
+    logits, mask = random_case(num_classes, multilabel)
+    unknown = (mask == IGNORE).unsqueeze(1)
+    weighted = not multilabel and name in ("ce_dice", "focal_dice")
+    weights = torch.arange(1.0, 1 + max(2, num_classes)) if weighted else None
+    found = []
+    for other in (logits, torch.where(unknown, -9 * logits + 30, logits)):
+        other = other.clone().requires_grad_()
+        loss = segmentation_loss(other, mask, weights, name, multilabel)
+        loss.sum().backward()
+        found.append((loss.detach(), other.grad))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task[0])
+@pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_falls_when_it_is_followed_down(name, task):
     _, num_classes, multilabel = task
     logits, mask = random_case(num_classes, multilabel)

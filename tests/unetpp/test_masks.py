@@ -1,7 +1,8 @@
+import numpy as np
 import pytest
 import torch
 
-from unetpp.masks import IGNORE, to_mask, to_planes, to_probs
+from unetpp.masks import IGNORE, find_classes, find_values, to_mask, to_planes, to_probs
 
 
 def test_mask_is_half_or_the_likeliest_class_or_every_label_of_half():
@@ -34,3 +35,18 @@ def test_probabilities_of_classes_add_up_to_one_and_those_of_labels_need_not():
     torch.testing.assert_close(to_probs(logits).sum(dim=1), torch.ones(2, 4, 4))
     assert torch.equal(to_probs(logits, multilabel=True), logits.sigmoid())
     assert torch.equal(to_probs(logits[:, :1]), logits[:, :1].sigmoid())
+
+
+@pytest.mark.parametrize(("num_classes", "multilabel", "values"), [(1, False, 2), (5, False, 5), (7, True, 128)])
+def test_classes_found_in_an_array_are_the_planes_of_the_tensor(num_classes, multilabel, values):
+    mask = np.random.default_rng(0).integers(0, values, (30, 20)).astype(np.uint8)
+    mask[::7] = IGNORE
+    found = dict(find_classes(mask, multilabel))
+    planes = to_planes(torch.from_numpy(mask)[None], num_classes, multilabel)[0][0].numpy()
+    if num_classes > 1 and not multilabel:
+        planes = planes[1:]  # without the background
+    assert sorted(found) == list(range(1, len(planes) + 1))
+    for number, plane in enumerate(planes, start=1):
+        assert np.array_equal(found[number], plane)
+    assert dict(find_classes(np.full((3, 3), IGNORE, np.uint8), multilabel)) == {}
+    assert find_values(np.zeros((0, 4), np.uint8)).tolist() == []

@@ -2,8 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from unetpp import NestedUNet, UserError, from_classic
-from unetpp.losses import deep_supervision_loss
+from unetpp import NestedUNet, UserError, from_classic, prune
+from unetpp.loop import make_loss
+from unetpp.losses import LOSSES, deep_supervision_loss
+from unetpp.model import NORMS, SKIPS, UPSAMPLINGS
 
 from .classic import ClassicNestedUNet, ClassicUNet, with_lived_in_norms
 
@@ -198,3 +200,31 @@ def test_more_labels_than_a_mask_can_hold_are_refused():
 def test_details_that_are_none_are_refused_with_those_that_are(details):
     with pytest.raises(UserError, match=next(iter(details))):
         NestedUNet((2, 3), **details)
+
+
+def test_a_row_more_in_a_table_is_all_that_a_new_pattern_norm_upsampling_or_loss_takes(monkeypatch):
+    """Without another line of code it is built, trained with every head, pruned and saved as the others."""
+    monkeypatch.setitem(SKIPS, "two", lambda j: range(max(0, j - 2), j))
+    monkeypatch.setitem(NORMS, "none", lambda width: nn.Identity())
+    monkeypatch.setitem(UPSAMPLINGS, "nearest", lambda below, width: (Nearest(), below))
+    monkeypatch.setitem(LOSSES, "l1", lambda logits, truth, valid, weight, exclusive: l1(logits, truth * valid))
+    torch.manual_seed(0)
+    network = NestedUNet((2, 3, 4, 5), skips="two", norm="none", upsampling="nearest")
+    image, mask = torch.randn(2, 3, 16, 16), torch.randint(0, 2, (2, 16, 16))
+    make_loss("l1", "mean", network.depths)(network(image), mask).mean().backward()
+    assert [name for name, p in network.named_parameters() if p.grad is None] == []
+    network.eval()
+    with torch.inference_mode():
+        assert torch.equal(prune(network, 2)(image)[-1], network(image)[1])
+        again = NestedUNet(**network.config())
+        again.load_state_dict(network.state_dict())
+        assert torch.equal(again.eval()(image)[-1], network(image)[-1])
+
+
+class Nearest(nn.Module):
+    def forward(self, x: torch.Tensor, size: torch.Size) -> torch.Tensor:
+        return nn.functional.interpolate(x, size=size)
+
+
+def l1(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    return (logits.sigmoid() - truth).abs().mean(dim=(1, 2, 3))

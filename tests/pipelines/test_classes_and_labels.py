@@ -1,0 +1,213 @@
+"""Whole runs of a set of classes with pixels that nobody annotated, and of one of labels that lie over each other."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from pipelines.data_report import write_data_report
+from pipelines.evaluate import evaluate
+from pipelines.ingest import ingest
+from pipelines.params import Params
+from pipelines.predict import predict
+from pipelines.prepare import prepare
+from pipelines.synthetic import UNANNOTATED
+from pipelines.train import write_results
+from pipelines.worker import epochs, make_settings
+from unetpp.data import Split, read_manifest
+from unetpp.errors import UserError
+from unetpp.masks import IGNORE
+
+from ..conftest import REPOSITORY
+from ..pages import Outline
+
+NAMES = ("nucleus", "border")
+SIZE_PX = 64
+# All that a user changes.
+TASKS = {
+    "classes": {
+        "ingest": {"masks": "partial"},
+        "prepare": {"num_classes": 3, "classes": NAMES, "ignore": UNANNOTATED},
+    },
+    "labels": {
+        "ingest": {"masks": "labels"},
+        "prepare": {"num_classes": 2, "classes": NAMES, "multilabel": True},
+    },
+}
+
+
+def params_of(changes: dict, **ours) -> Params:
+    """params.yaml with a task's changes, and small numbers for the sake of time."""
+    values = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    values["ingest"]["synthetic"] |= {"num_images": 30, "size_px": SIZE_PX} | changes["ingest"]
+    values["prepare"] |= {"size": SIZE_PX, "num_workers": 1} | changes["prepare"] | ours
+    values["train"] |= {"epochs": 10, "batch_size": 4, "num_workers": 1, "learning_rate": 5e-3, "warmup_epochs": 1}
+    values["train"] |= {"precision": "fp32"}
+    values["evaluate"] |= {"latency_rounds": 3, "throughput_batch": 2}
+    return Params.model_validate(values)
+
+
+class Run(NamedTuple):
+    folder: Path
+    task: str
+    report: dict
+
+
+@pytest.fixture(scope="module", params=TASKS)
+def run(request, tmp_path_factory):
+    """From images to a report, as the stages do it, in this one process."""
+    folder, params, cpu = tmp_path_factory.mktemp(request.param), params_of(TASKS[request.param]), torch.device("cpu")
+    ingest(params.ingest, folder / "raw")
+    manifest = prepare(params.prepare, folder / "raw", folder / "prepared")
+    write_data_report(folder / "prepared", folder)
+    settings = make_settings(params, [8, 12, 16], folder / "prepared")
+    state: dict = {}
+    for state in epochs(settings, cpu, {}):  # noqa: B007
+        pass
+    write_results(state, settings, "test", manifest, folder / "model", folder / "train")
+    report = evaluate(folder / "prepared", folder / "model", folder / "evaluate", params.evaluate, cpu)
+    return Run(folder, request.param, report)
+
+
+def planes_of(folder: Path, task: str, id: str) -> np.ndarray:
+    """Of the files of an image's masks, read by themselves: where each name is, (2, H, W) bool."""
+    if task == "labels":
+        return np.stack([np.array(Image.open(folder / name / f"{id}.png")) == 255 for name in NAMES])
+    mask = np.array(Image.open(folder / f"{id}.png"))
+    return np.stack([mask == 1, mask == 2])
+
+
+def test_every_class_is_found_far_above_chance(run):
+    manifest = read_manifest(run.folder / "prepared")
+    found = run.report["classes"]["L2"]
+    assert tuple(found) == NAMES
+    assert manifest["multilabel"] == (run.task == "labels")
+    known = (1 - manifest["ignored_share"]) * SIZE_PX**2 * manifest["splits"]["train"]["num_images"]
+    for name, pixels in zip(NAMES, manifest["class_pixels"][1:], strict=True):
+        share = pixels / known
+        by_chance = share / (2 - share)  # of a guess that takes so many pixels anywhere
+        assert found[name] > 3 * by_chance, name
+
+
+def test_predicted_files_are_those_that_the_report_scored(run, tmp_path):
+    """Scores computed from the files on disk alone: predicted ones against those that were ingested."""
+    test = Split(run.folder / "prepared/test.arrow")
+    images = [str(run.folder / f"raw/images/{id}.png") for id in test.ids]
+    predict(images, str(run.folder / "model"), None, tmp_path / "out")
+    scores = []
+    for id in test.ids:
+        true, hat = planes_of(run.folder / "raw/masks", run.task, id), planes_of(tmp_path / "out", run.task, id)
+        assert hat.shape == (2, SIZE_PX, SIZE_PX)
+        if run.task == "classes":
+            hat &= np.array(Image.open(run.folder / f"raw/masks/{id}.png")) != UNANNOTATED
+        union = (true | hat).sum(axis=(1, 2))
+        scores.append(np.where(union > 0, (true & hat).sum(axis=(1, 2)) / np.maximum(1, union), np.nan))
+    expected = [run.report["classes"]["L2"][name] for name in NAMES]
+    np.testing.assert_allclose(np.nanmean(scores, axis=0), expected, atol=2e-3)  # images in batches there, alone here
+
+
+def test_labels_are_predicted_over_each_other_and_classes_never(run, tmp_path, capsys):
+    image = next((run.folder / "raw/images").iterdir())
+    predict([str(image)], str(run.folder / "model"), None, tmp_path)
+    printed = capsys.readouterr().out
+    planes = planes_of(tmp_path, run.task, image.stem)
+    assert planes.any(axis=(1, 2)).all()
+    assert planes.all(axis=0).any() == (run.task == "labels")
+    if run.task == "classes":
+        assert "0 background, 1 nucleus, 2 border" in printed
+    else:
+        assert f"{tmp_path / 'nucleus'}, {tmp_path / 'border'}: 255 where the label is" in printed
+
+
+def test_prepared_masks_are_the_files_in_the_projects_own_numbers(run):
+    for split in ("train", "val", "test"):
+        prepared = Split(run.folder / f"prepared/{split}.arrow")
+        for index, id in enumerate(prepared.ids):
+            mask = prepared[index][1]
+            nucleus, border = planes_of(run.folder / "raw/masks", run.task, id)
+            if run.task == "labels":
+                assert np.array_equal(mask, nucleus + 2 * border)
+            else:
+                raw = np.array(Image.open(run.folder / f"raw/masks/{id}.png"))
+                assert np.array_equal(mask, np.where(raw == UNANNOTATED, IGNORE, raw))
+                assert (mask == IGNORE).any()
+
+
+def test_both_pages_name_the_classes(run):
+    for page in ("data.html", "evaluate/report.html"):
+        outline = Outline((run.folder / page).read_text())
+        assert outline.open == []
+        for name in NAMES:
+            assert name in outline.text
+    assert "IoU by class" in outline.text
+    data = Outline((run.folder / "data.html").read_text()).text
+    assert ("Not annotated, % of pixels" in data) == (run.task == "classes")
+    assert ("Labels may lie over each other" in data) == (run.task == "labels")
+    assert ("train.class_weights" in data) <= (run.task == "classes")  # labels have none
+
+
+def test_the_fingerprint_adds_up_what_overlaps_and_what_nobody_annotated(run):
+    found = json.loads((run.folder / "prepared/fingerprint.json").read_text())
+    background, nucleus, border = found["classes"]
+    assert [row["name"] for row in (nucleus, border)] == list(NAMES)
+    everything = found["splits"]["all"]
+    known = everything["pixels"] * (1 - everything["ignored_share"])
+    assert background["pixels"] + everything["foreground_px"] == pytest.approx(known, rel=1e-5)
+    if run.task == "labels":
+        assert nucleus["pixels"] == everything["foreground_px"]  # a border lies on its nucleus
+        assert found["masks"]["overlap_share"] == pytest.approx(border["pixels"] / nucleus["pixels"], rel=1e-5)
+        assert [row["weight"] for row in found["classes"]] == [None] * 3
+    else:
+        assert nucleus["pixels"] + border["pixels"] == everything["foreground_px"]
+        assert everything["ignored_share"] == pytest.approx(0.2, abs=0.01)
+        assert found["masks"]["overlap_share"] == 0
+
+
+def test_folders_that_overlap_are_told_where_labels_were_not_asked_for(tmp_path):
+    params = params_of(TASKS["labels"], num_classes=3, multilabel=False)
+    ingest(params.ingest, tmp_path / "raw")
+    manifest = prepare(params.prepare, tmp_path / "raw", tmp_path / "prepared")
+    assert not manifest["multilabel"]
+    warnings = json.loads((tmp_path / "prepared/fingerprint.json").read_text())["findings"]["warnings"]
+    (line,) = [line for line in warnings if "lie over each other" in line]
+    assert line.startswith("In 30 images classes lie over each other, on ")
+    assert line.endswith("to keep all, set prepare.multilabel=true and prepare.num_classes=2.")
+
+
+def small_set(folder: Path, masks: list[np.ndarray]) -> Path:
+    rng = np.random.default_rng(0)
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    for number, mask in enumerate(masks):
+        Image.fromarray(rng.integers(0, 256, (*mask.shape, 3), np.uint8)).save(folder / f"images/{number}.png")
+        Image.fromarray(mask).save(folder / f"masks/{number}.png")
+    (folder / "manifest.json").write_text("{}")
+    return folder
+
+
+def test_an_ignore_value_that_is_the_foregrounds_is_refused(tmp_path):
+    mask = np.zeros((32, 32), np.uint8)
+    mask[8:20, 8:20] = 255
+    raw = small_set(tmp_path / "raw", [mask] * 30)
+    params = params_of({"ingest": {}, "prepare": {"ignore": 255, "size": 32}}).prepare
+    with pytest.raises(UserError, match=r"prepare\.ignore: found the value 255 in 4,320 pixels, and no other"):
+        prepare(params, raw, tmp_path / "prepared")
+    assert not (tmp_path / "prepared").exists()
+
+
+def test_an_ignore_value_of_shapes_which_have_none_is_refused(tmp_path):
+    raw = small_set(tmp_path / "raw", [np.zeros((32, 32), np.uint8)] * 3)
+    for path in (raw / "masks").iterdir():
+        path.unlink()
+    (raw / "masks").rmdir()
+    images = [{"id": n, "file_name": f"{n}.png"} for n in range(3)]
+    content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "cell"}]}
+    (raw / "annotations.json").write_text(json.dumps(content))
+    params = params_of({"ingest": {}, "prepare": {"ignore": 255}}).prepare
+    with pytest.raises(UserError, match=r"annotations\.json: found COCO annotations, and prepare\.ignore is 255"):
+        prepare(params, raw, tmp_path / "prepared")
