@@ -220,6 +220,7 @@ class Train(Section):
     class_weights: Annotated[Literal["balanced"] | tuple[float, ...] | None, BeforeValidator(_check_weights)]
     loss: Literal["ce_dice", "focal_dice", "lovasz", "tversky"]
     head_weights: Literal["mean", "sum"] | Annotated[tuple[PositiveFloat, ...], Field(min_length=1, max_length=6)]
+    ema: Annotated[float, Field(gt=0, lt=1)] | None
 
     @model_validator(mode="after")
     def _cropped(self):

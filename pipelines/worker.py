@@ -29,6 +29,7 @@ from unetpp.checkpoint import newest_checkpoint, save_checkpoint
 from unetpp.crops import Crops
 from unetpp.data import Split, read_manifest
 from unetpp.device_augment import RawSamples, augment_batches
+from unetpp.ema import STATISTICS_IMAGES, Ema, find_batch_norms, recompute_statistics
 from unetpp.errors import UserError
 from unetpp.inference import Segmenter
 from unetpp.loader import AugmentedSamples, Loader
@@ -93,7 +94,8 @@ def epochs(
         rank, world: this process's number, and how many there are; torch.distributed is set up if several.
 
     Yields:
-        {"epoch", "weights", "optimizer", "history": a row an epoch, "best": {"epoch", "val_iou", "weights"}}.
+        {"epoch", "weights", "optimizer", "history": a row an epoch, "best": {"epoch", "val_iou", "weights"}}, and
+        "ema", the averaged weights, where `train.ema` asks for them: these are what is validated and kept as best.
         When the loss is no longer finite, a last one that also has "diverged": the epoch.
     """
     params = settings["params"]
@@ -112,8 +114,12 @@ def epochs(
     if state:
         network.load_state_dict(state["weights"])
         optimizer.load_state_dict(state["optimizer"])
-        history, best = state["history"], state["best"]
-    segmenter = Segmenter(network)
+        history, best = list(state["history"]), state["best"]
+    ema = None if train.ema is None else Ema(network, train.ema)
+    if ema and state:
+        ema.network.load_state_dict(state["ema"])
+    result = ema.network if ema else network  # what is validated, and what the best epoch keeps
+    segmenter = Segmenter(result)
     wrapped = network
     if world > 1:
         wrapped = DistributedDataParallel(
@@ -135,10 +141,10 @@ def epochs(
     steps = len(train_split) // batch_size
     rate = schedule(train.learning_rate, train.warmup_epochs * steps, train.epochs * steps)
 
-    def begin(epoch: int) -> Iterator:
-        """The batches of an epoch, the first ones on their way."""
+    def begin(epoch: int, last: int | None = None) -> Iterator:
+        """The batches of an epoch, or its first `last` ones, the first of them on their way."""
         order = epoch_order(len(train_split), train.seed, epoch)
-        shards = [order[s * batch_size : (s + 1) * batch_size][rank::world] for s in range(steps)]
+        shards = [order[s * batch_size : (s + 1) * batch_size][rank::world] for s in range(steps)][:last]
         batches = loader.batches(shards, epoch)
         return augment_batches(batches, device) if on_device else batches
 
@@ -148,11 +154,13 @@ def epochs(
             began = time.monotonic()
             # Dropout draws from (seed, epoch, rank), so that a resumed training draws as an uninterrupted one.
             torch.manual_seed(int(np.random.SeedSequence((train.seed, epoch, rank)).generate_state(1)[0]))
-            done = train_epoch(wrapped, batches, optimizer, rate, epoch * steps, device, dtype, loss)
-            if world > 1:
-                average_statistics(network, world)
+            done = train_epoch(wrapped, batches, optimizer, rate, epoch * steps, device, dtype, loss, ema)
             trained = time.monotonic() - began
             waited_s = loader.waited_s
+            if ema and find_batch_norms(result):
+                recompute_statistics(result, begin(epoch, -(-STATISTICS_IMAGES // batch_size)), device, dtype)
+            if world > 1:
+                average_statistics(result, world)
             if epoch + 1 < train.epochs:
                 batches = begin(epoch + 1)  # while validation runs
             shard = range(rank, len(val_split), world)
@@ -166,12 +174,13 @@ def epochs(
             row["data_wait_share"] = round(waited_s / trained, 4)  # of this process, see Loader
             history.append(row)
             if row["val_iou"] > best["val_iou"]:
-                best = {"epoch": epoch, "val_iou": row["val_iou"], "weights": _on_cpu(network.state_dict())}
+                best = {"epoch": epoch, "val_iou": row["val_iou"], "weights": _on_cpu(result.state_dict())}
             state = {"epoch": epoch + 1, "history": history, "best": best}
             if not torch.isfinite(totals).all():  # the same totals everywhere, so that all processes stop together
                 yield state | {"diverged": epoch}
                 return
-            yield state | {"weights": network.state_dict(), "optimizer": optimizer.state_dict()}
+            state |= {"weights": network.state_dict(), "optimizer": optimizer.state_dict()}
+            yield state | ({"ema": ema.network.state_dict()} if ema else {})
     finally:
         loader.close()
 

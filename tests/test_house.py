@@ -30,6 +30,7 @@ LAYERS = (
         "unetpp.augment",
         "unetpp.device_augment",
         "unetpp.loader",
+        "unetpp.ema",
         "unetpp.loop",
         "unetpp.checkpoint",
     },

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from unetpp.ema import Ema
 from unetpp.inference import Segmenter, scale
 from unetpp.losses import deep_supervision_loss, head_weights
 from unetpp.masks import to_mask, to_probs
@@ -107,6 +108,7 @@ def train_epoch(
     device: torch.device,
     dtype: torch.dtype,
     loss: Callable[[tuple[Tensor, ...], Tensor], Tensor],
+    ema: Ema | None = None,
 ) -> Tensor:
     """One pass over the batches.
 
@@ -121,6 +123,7 @@ def train_epoch(
         device: the network's.
         dtype: in which convolutions run.
         loss: from the logits of the heads and the mask to the loss of each image (`make_loss`).
+        ema: takes in the weights after each step.
 
     Returns:
         (2,) float64: the sum of the losses of the images, and the number of images.
@@ -140,6 +143,8 @@ def train_epoch(
         optimizer.zero_grad(set_to_none=True)
         losses.mean().backward()
         optimizer.step()
+        if ema:
+            ema.update(step)
         total += torch.stack([losses.detach().sum(), torch.tensor(len(mask), device=device)])
     return total
 
