@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 from unetpp import NestedUNet
-from unetpp.ema import Ema, recompute_statistics
+from unetpp.batch_norm import recompute_statistics
+from unetpp.ema import Ema
 
 CPU = torch.device("cpu")
 
