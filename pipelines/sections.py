@@ -252,7 +252,7 @@ class Train(Section):
         return self
 
     @model_validator(mode="after")
-    def _accumulated(self):
+    def _parts_and_exchanges(self):
         if self.accumulate * self.num_workers > self.batch_size:
             raise ValueError(
                 f"train.accumulate is {self.accumulate}, and a process has {self.batch_size // self.num_workers} "
@@ -262,6 +262,10 @@ class Train(Section):
             raise ValueError(
                 "train.static_graph expects every pass to exchange gradients, and train.accumulate has passes that do "
                 "not: set train.static_graph to false, or train.accumulate to 1"
+            )
+        if self.compress_gradients and not self.use_gpu:
+            raise ValueError(
+                "train.compress_gradients is for NCCL, between GPUs: set it to null, or train.use_gpu to true"
             )
         return self
 

@@ -97,19 +97,21 @@ class SyncBatchNorm(nn.BatchNorm2d):
         mean = total / count
         variance = (squares / count - mean.square()).clamp(min=0)
         if self.track_running_stats:
-            self._track(mean.detach(), (variance * count / (count - 1)).detach())
+            self._track(mean.detach(), variance.detach(), count)
         scale = torch.rsqrt(variance + self.eps).float() * self.weight
         shift = self.bias - mean.float() * scale
         return (x * scale[:, None, None] + shift[:, None, None]).to(input.dtype)
 
-    def _track(self, mean: Tensor, variance: Tensor) -> None:
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
         assert self.num_batches_tracked is not None
         assert self.running_mean is not None
         assert self.running_var is not None
         self.num_batches_tracked.add_(1)
-        share = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean.float(), torch.as_tensor(share, device=mean.device).float())
-        self.running_var.lerp_(variance.float(), torch.as_tensor(share, device=mean.device).float())
+        share = 1 / self.num_batches_tracked if self.momentum is None else torch.tensor(self.momentum)
+        share = share.to(self.running_mean)
+        self.running_mean.lerp_(mean.float(), share)
+        self.running_var.lerp_((variance * count / (count - 1)).float(), share)  # the unbiased one
 
 
 def _square_sums(x: Tensor) -> Tensor:

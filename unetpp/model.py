@@ -239,13 +239,17 @@ class NestedUNet(nn.Module):
 
         @contextmanager
         def counted_already():
+            # Copies take in the batch again, and are forgotten.
             norms = [one for one in self.nodes[f"{i}_{j}"].modules() if isinstance(one, _BatchNorm)]
-            for norm in norms:
-                norm.track_running_stats = False
+            kept = [dict(norm.named_buffers()) for norm in norms]
+            for norm, buffers in zip(norms, kept, strict=True):
+                for name, buffer in buffers.items():
+                    setattr(norm, name, buffer.clone())
             try:
                 yield
             finally:
-                for norm in norms:
-                    norm.track_running_stats = True
+                for norm, buffers in zip(norms, kept, strict=True):
+                    for name, buffer in buffers.items():
+                        setattr(norm, name, buffer)
 
         return nullcontext(), counted_already()

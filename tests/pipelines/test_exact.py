@@ -145,6 +145,7 @@ def run_processes(world: int, jobs: dict, folder: Path) -> dict[str, list[list[d
     }
 
 
+@pytest.mark.slow
 def test_several_processes_equal_one_on_the_joint_batch(params, prepared, tmp_path):
     """Of uneven batches, and of a validation split that they divide unevenly."""
     group, sync = {"norm": "group"}, {"sync_batchnorm": True}
@@ -153,25 +154,20 @@ def test_several_processes_equal_one_on_the_joint_batch(params, prepared, tmp_pa
         "group": (settings_of(params, prepared, group, **many, num_workers=3, accumulate=2, ema=0.9), "cut"),
         "sync": (settings_of(params, prepared, **many, num_workers=3, checkpoint_levels=2, **sync), "cut"),
         "batch": (settings_of(params, prepared, **many, num_workers=3), "cut"),
-        "compressed": (
-            settings_of(params, prepared, group, **many, num_workers=3, compress_gradients="bf16", static_graph=True),
-            "",
-        ),
+        "static": (settings_of(params, prepared, group, **many, num_workers=3, static_graph=True), ""),
     }
     states = run_processes(3, jobs, tmp_path)
-    for name, model in (("group", group), ("sync", {}), ("compressed", group)):
+    for name, model in (("group", group), ("sync", {}), ("static", group)):
         ema = {"ema": 0.9} if name == "group" else {}
         alone = last(epochs(settings_of(params, prepared, model, **many, **ema), CPU, {}))
         for of_rank in states[name]:
-            tolerance = {"atol": 2e-2, "rtol": 2e-2} if name == "compressed" else {"atol": 2e-5, "rtol": 1e-4}
             for key, value in of_rank[-1]["weights"].items():
-                torch.testing.assert_close(value, alone["weights"][key], **tolerance, msg=f"{name} {key}")
+                torch.testing.assert_close(value, alone["weights"][key], atol=2e-5, rtol=1e-3, msg=f"{name} {key}")
             for row, one in zip(of_rank[-1]["history"], alone["history"], strict=True):
-                assert row["val_iou"] == pytest.approx(one["val_iou"], abs=2e-2 if name == "compressed" else 1e-4)
-                assert row["train_loss"] == pytest.approx(one["train_loss"], rel=2e-2 if name == "compressed" else 1e-4)
-    for name in ("group", "sync", "batch"):  # cut inside of an epoch: the same bits, though each has its own statistics
-        for of_rank in states[name]:
-            assert_same(of_rank[-2], of_rank[-1])
+                assert row["val_iou"] == pytest.approx(one["val_iou"], abs=1e-4)
+                assert row["train_loss"] == pytest.approx(one["train_loss"], rel=1e-4)
+    for of_rank in (one for name in ("group", "sync", "batch") for one in states[name]):
+        assert_same(of_rank[-2], of_rank[-1])  # cut inside of an epoch, where each process has its own statistics
     # Statistics of batch norm at the end of an epoch are the same everywhere: the means over all processes.
     for first, second in zip(*[states["batch"][rank][-1]["weights"].items() for rank in (0, 1)], strict=True):
         assert torch.equal(first[1], second[1]), first[0]
