@@ -237,7 +237,7 @@ class Train(Section):
     momentum: Annotated[float, Field(ge=0, lt=1)]
     weight_decay: NonNegativeFloat
     warmup_epochs: NonNegativeInt
-    precision: Literal["auto", "bf16", "fp32"]
+    precision: Literal["auto", "bf16", "fp16", "fp32"]
     num_workers: PositiveInt
     cpus_per_worker: PositiveInt
     use_gpu: bool
@@ -249,6 +249,18 @@ class Train(Section):
     class_weights: Annotated[Literal["balanced"] | tuple[float, ...] | None, BeforeValidator(_check_weights)]
     loss: Literal["ce_dice", "focal_dice", "lovasz", "tversky"]
     head_weights: Literal["mean", "sum"] | Annotated[tuple[PositiveFloat, ...], Field(min_length=1, max_length=6)]
+    ema: Annotated[float, Field(gt=0, lt=1)] | None
+    accumulate: PositiveInt
+    clip_norm: PositiveFloat | None
+    checkpoint_levels: Annotated[int, Field(ge=0, le=7)]
+    sync_batchnorm: bool
+    checkpoint_every_steps: PositiveInt | None
+    compile: Literal["default", "reduce-overhead", "max-autotune"] | None
+    static_graph: bool
+    compress_gradients: Literal["bf16"] | None
+    deterministic: bool
+    nonfinite: Literal["stop", "skip"]
+    on_oom: Literal["stop", "halve"]
 
     @model_validator(mode="after")
     def _cropped(self):
@@ -265,6 +277,24 @@ class Train(Section):
             raise ValueError(
                 f"train.batch_size is {self.batch_size} over all workers and must be a multiple of "
                 f"train.num_workers, which is {self.num_workers}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _parts_and_exchanges(self):
+        if self.accumulate * self.num_workers > self.batch_size:
+            raise ValueError(
+                f"train.accumulate is {self.accumulate}, and a process has {self.batch_size // self.num_workers} "
+                "image(s) of a batch: there can be no more parts than that"
+            )
+        if self.static_graph and self.accumulate > 1:
+            raise ValueError(
+                "train.static_graph expects every pass to exchange gradients, and train.accumulate has passes that do "
+                "not: set train.static_graph to false, or train.accumulate to 1"
+            )
+        if self.compress_gradients and not self.use_gpu:
+            raise ValueError(
+                "train.compress_gradients is for NCCL, between GPUs: set it to null, or train.use_gpu to true"
             )
         return self
 

@@ -1,16 +1,22 @@
-"""The train stage: the chosen network, trained by Ray Train; the best checkpoint by validation IoU is its result.
+"""The train stage: the chosen network, trained; the best checkpoint by validation IoU is its result.
 
-A run that was cut goes on from its last checkpoint when the same command is given again.
+One worker trains in this process, several as processes of Ray Train, and where RAY_ADDRESS names a cluster all do.
+A run that was cut goes on from its last checkpoint when the same command is given again. SIGTERM stops it with a
+checkpoint and exit code 143.
 """
 
 import argparse
 import csv
 import json
+import os
+import signal
+import sys
 from pathlib import Path
 
 import yaml
 from pydantic import ValidationError
 
+from pipelines.alone import run_alone
 from pipelines.cluster import check_fits, cluster
 from pipelines.files import replacing, write_json
 from pipelines.jobs import address_of, run_remotely
@@ -18,11 +24,13 @@ from pipelines.node_cache import share
 from pipelines.params import Params, load_params
 from pipelines.sections import Architecture, Model
 from pipelines.stage import run_command
-from pipelines.worker import build_network, make_settings, run_name, run_on_ray
+from pipelines.worker import STOPPED, build_network, make_settings, run_name, run_on_ray
 from unetpp.checkpoint import newest_checkpoint
 from unetpp.data import read_manifest
 from unetpp.errors import UserError
 from unetpp.inference import Trained
+
+TERMINATED = 128 + signal.SIGTERM  # the exit code of what SIGTERM has stopped, 143
 
 
 def read_architecture(path: Path) -> list[int]:
@@ -56,26 +64,45 @@ def train(params: Params, prepared: Path, architecture: Path, runs: Path, out: P
             f"{params.train.num_workers} workers; set train.num_workers to 1, or bring more images"
         )
     state, _ = newest_checkpoint(runs / name)
-    if state.get("epoch") == params.train.epochs:
+    if _finished(state, params):
         print(f"{runs / name}: this very training is finished already; its result is taken")
     else:
         if state:
-            print(f"{runs / name}: goes on after epoch {state['epoch']} of {params.train.epochs}")
-        with cluster():
-            check_fits(
-                "train.num_workers",
-                params.train.num_workers,
-                params.train.cpus_per_worker,
-                params.train.use_gpu,
-                "lower train.num_workers or train.cpus_per_worker",
+            inside = f", in epoch {state['epoch'] + 1} after step {state['step']}" if "step" in state else ""
+            print(f"{runs / name}: goes on after epoch {state['epoch']} of {params.train.epochs}{inside}")
+        if not _run(params, settings, runs, name, prepared, manifest):
+            print(
+                f"{runs / name}: stopped by SIGTERM with a checkpoint; the same command goes on from it",
+                file=sys.stderr,
             )
-            stopped = run_on_ray(settings | {"shared": share(params, prepared, manifest)}, name, runs)
-        if stopped:
-            raise UserError(f"training stopped: {stopped}")
+            raise SystemExit(TERMINATED)
         state, passed_over = newest_checkpoint(runs / name)
-        if state.get("epoch") != params.train.epochs:
+        if not _finished(state, params):
             raise RuntimeError(f"{runs / name}: no whole checkpoint of the last epoch: {passed_over}")
     write_results(state, settings, name, manifest, out, reports)
+
+
+def _finished(state: dict, params: Params) -> bool:
+    return state.get("epoch") == params.train.epochs and "step" not in state
+
+
+def _run(params: Params, settings: dict, runs: Path, name: str, prepared: Path, manifest: dict) -> bool:
+    """Train to the end, here or on Ray; False where SIGTERM stopped it."""
+    train = params.train
+    if train.num_workers == 1 and not os.environ.get("RAY_ADDRESS"):
+        cores = os.cpu_count() or 1
+        if train.cpus_per_worker > cores:
+            raise UserError(
+                f"train.cpus_per_worker: found {train.cpus_per_worker}, and this machine has {cores} cores; lower it"
+            )
+        return run_alone(settings, runs / name)
+    with cluster():
+        advice = "lower train.num_workers or train.cpus_per_worker"
+        check_fits("train.num_workers", train.num_workers, train.cpus_per_worker, train.use_gpu, advice)
+        stopped = run_on_ray(settings | {"shared": share(params, prepared, manifest)}, name, runs)
+    if stopped and stopped != STOPPED:
+        raise UserError(f"training stopped: {stopped}")
+    return not stopped
 
 
 def write_results(state: dict, settings: dict, name: str, manifest: dict, out: Path, reports: Path) -> None:

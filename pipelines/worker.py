@@ -1,241 +1,26 @@
-"""What every training process runs: the loop, told which shard of each batch is its own.
+"""The training as Ray Train runs it: one process of several, and the run of them all.
 
-`epochs` is the training itself, for one process or for one of several; `train_worker` is its form for
-Ray Train. This is the one file that imports ray.train.
+This is the one file that imports ray.train; the training itself is `pipelines.training`.
 """
 
-import hashlib
-import json
 import logging
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+import traceback
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 import torch.distributed as dist
-from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
-import unetpp
-from pipelines.files import sha256
-from pipelines.node_cache import find_file
-from pipelines.params import Params
-from pipelines.sections import Model, Train
-from unetpp.augment import Augment
+from pipelines.files import check_space, disk_errors
+from pipelines.settings import build_network, make_settings, open_splits, run_name
+from pipelines.training import describe, epochs
 from unetpp.checkpoint import newest_checkpoint, save_checkpoint
-from unetpp.crops import Crops
-from unetpp.data import Split, read_manifest
-from unetpp.device_augment import RawSamples, augment_batches
 from unetpp.errors import UserError
-from unetpp.inference import Segmenter
-from unetpp.loader import AugmentedSamples, Loader
-from unetpp.loop import (
-    choose_precision,
-    epoch_order,
-    make_loss,
-    make_optimizer,
-    plain_batches,
-    schedule,
-    train_epoch,
-    validate,
-)
-from unetpp.losses import balanced_weights
-from unetpp.model import NestedUNet
+from unetpp.memory import is_out_of_memory
 
-
-def make_settings(params: Params, widths: Sequence[int], prepared: Path, shared: dict | None = None) -> dict[str, Any]:
-    """All that decides a training, as plain values: the sections of params that it reads, widths, prepared data.
-
-    Args:
-        shared: where other machines find the data (`pipelines.node_cache.share`); None reads them in `prepared`.
-
-    Raises:
-        UserError: no prepared data, or ones whose class weights are asked for and not known.
-    """
-    used = params.model_dump(mode="json", include={"model", "train", "augment"})
-    manifest = read_manifest(prepared)
-    return {
-        "params": used,
-        "widths": list(widths),
-        "prepared": str(prepared.absolute()),
-        "manifest": manifest,
-        "class_weights": find_class_weights(params.train.class_weights, manifest, prepared),
-        "shared": shared,
-    }
-
-
-def open_splits(settings: dict[str, Any]) -> tuple[Split, Split]:
-    """The splits train and val: of the prepared folder, or of this node's cache."""
-    if settings["shared"] is None:
-        paths = [Path(settings["prepared"]) / f"{split}.arrow" for split in ("train", "val")]
-    else:
-        paths = [find_file(settings["shared"], split) for split in ("train", "val")]
-    return Split(paths[0]), Split(paths[1])
-
-
-def build_network(model: Model, widths: list[int], manifest: dict) -> NestedUNet:
-    """The network of section `model`, with these widths, for the prepared data of a manifest."""
-    data = {key: manifest[key] for key in ("num_classes", "multilabel")}
-    return NestedUNet(widths, manifest["channels"], **data, **model.model_dump())
-
-
-def epochs(
-    settings: dict[str, Any], device: torch.device, state: dict, rank: int = 0, world: int = 1
-) -> Iterator[dict]:
-    """Train, and yield the state after each epoch; it is all that a later call needs to go on from there.
-
-    Args:
-        settings: what `make_settings` returns.
-        state: {} to begin, or one that was yielded before.
-        rank, world: this process's number, and how many there are; torch.distributed is set up if several.
-
-    Yields:
-        {"epoch", "weights", "optimizer", "history": a row an epoch, "best": {"epoch", "val_iou", "weights"}}.
-        When the loss is no longer finite, a last one that also has "diverged": the epoch.
-    """
-    params = settings["params"]
-    model, train = Model.model_validate(params["model"]), Train.model_validate(params["train"])
-    manifest = settings["manifest"]
-    torch.set_num_threads(train.cpus_per_worker)
-    dtype = choose_precision(train.precision, device)
-    train_split, val_split = open_splits(settings)
-
-    torch.manual_seed(train.seed)
-    network = build_network(model, settings["widths"], manifest)
-    network.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    optimizer = make_optimizer(network, train.optimizer, train.learning_rate, train.momentum, train.weight_decay)
-    history: list[dict] = []
-    best: dict[str, Any] = {"epoch": 0, "val_iou": -1.0, "weights": {}}
-    if state:
-        network.load_state_dict(state["weights"])
-        optimizer.load_state_dict(state["optimizer"])
-        history, best = state["history"], state["best"]
-    segmenter = Segmenter(network)
-    wrapped = network
-    if world > 1:
-        wrapped = DistributedDataParallel(
-            network,
-            device_ids=[device.index] if device.type == "cuda" else None,
-            gradient_as_bucket_view=True,
-            # Else rank 0's running statistics would replace those of the others before each step, and their mean
-            # (`average_statistics`) would know rank 0's images alone.
-            broadcast_buffers=False,
-        )
-    weights = settings["class_weights"]
-    class_weights = None if weights is None else torch.tensor(weights, device=device)
-    loss = make_loss(train.loss, train.head_weights, network.depths, class_weights, network.multilabel)
-    on_device = params["augment"]["on_device"]
-    loader = make_loader(train, params["augment"], train_split, manifest["channels"], device)
-
-    # Few images: one batch holds them all, in shards of equal size.
-    batch_size = min(train.batch_size, len(train_split) // world * world)
-    steps = len(train_split) // batch_size
-    rate = schedule(train.learning_rate, train.warmup_epochs * steps, train.epochs * steps)
-
-    def begin(epoch: int) -> Iterator:
-        """The batches of an epoch, the first ones on their way."""
-        order = epoch_order(len(train_split), train.seed, epoch)
-        shards = [order[s * batch_size : (s + 1) * batch_size][rank::world] for s in range(steps)]
-        batches = loader.batches(shards, epoch)
-        return augment_batches(batches, device) if on_device else batches
-
-    try:
-        batches = begin(len(history)) if len(history) < train.epochs else iter(())
-        for epoch in range(len(history), train.epochs):
-            began = time.monotonic()
-            # Dropout draws from (seed, epoch, rank), so that a resumed training draws as an uninterrupted one.
-            torch.manual_seed(int(np.random.SeedSequence((train.seed, epoch, rank)).generate_state(1)[0]))
-            done = train_epoch(wrapped, batches, optimizer, rate, epoch * steps, device, dtype, loss)
-            if world > 1:
-                average_statistics(network, world)
-            trained = time.monotonic() - began
-            waited_s = loader.waited_s
-            if epoch + 1 < train.epochs:
-                batches = begin(epoch + 1)  # while validation runs
-            shard = range(rank, len(val_split), world)
-            whole = plain_batches(val_split, shard, train.batch_size)
-            sums = validate(segmenter, whole, dtype, class_weights, train.loss)
-            totals = torch.cat([done.view(1, 2), sums])
-            if world > 1:  # Counts are added over the processes first and divided after.
-                dist.all_reduce(totals)
-            row = _row(epoch, totals, network.depths, rate(epoch * steps + steps - 1))
-            row["images_per_s"] = round(steps * batch_size / trained, 2)
-            row["data_wait_share"] = round(waited_s / trained, 4)  # of this process, see Loader
-            history.append(row)
-            if row["val_iou"] > best["val_iou"]:
-                best = {"epoch": epoch, "val_iou": row["val_iou"], "weights": _on_cpu(network.state_dict())}
-            state = {"epoch": epoch + 1, "history": history, "best": best}
-            if not torch.isfinite(totals).all():  # the same totals everywhere, so that all processes stop together
-                yield state | {"diverged": epoch}
-                return
-            yield state | {"weights": network.state_dict(), "optimizer": optimizer.state_dict()}
-    finally:
-        loader.close()
-
-
-def average_statistics(network: NestedUNet, world: int) -> None:
-    """Make the running statistics of batch norm, of which each process has its own, the mean over all processes."""
-    for name, buffer in network.named_buffers():
-        if name.endswith(("running_mean", "running_var")):
-            dist.all_reduce(buffer)
-            buffer /= world
-
-
-def find_class_weights(wanted: str | Sequence[float] | None, manifest: dict, prepared: Path) -> list[float] | None:
-    """What `train.class_weights` asks for: max(2, num_classes) weights, or None.
-
-    Raises:
-        UserError: the manifest of the prepared data does not say how many pixels each class has.
-    """
-    if wanted is None:
-        return None
-    if wanted != "balanced":
-        return [float(one) for one in wanted]
-    if "class_pixels" not in manifest:
-        raise UserError(
-            f"{prepared}/manifest.json: found no class_pixels, by which train.class_weights=balanced weighs; run "
-            "`dvc repro prepare` with this version, or give the weights themselves"
-        )
-    pixels = list(manifest["class_pixels"])
-    return balanced_weights(pixels + [0] * (max(2, manifest["num_classes"]) - len(pixels)))
-
-
-def make_loader(train: Train, augment: dict[str, Any], split: Split, channels: int, device: torch.device) -> Loader:
-    """The training batches of a split, as the sections `train` and `augment` of params want them."""
-    limits = {key: augment[key] for key in ("flips", "brightness", "hue")} | {"channels": channels}
-    crops = Crops(train.crop_px, train.foreground_crops)
-    if augment["on_device"]:
-        samples = RawSamples(split, crops, train.seed, **limits)
-    else:
-        samples = AugmentedSamples(split, Augment(crops, **limits), train.seed)
-    return Loader(samples, train.loader_workers, pin_memory=device.type == "cuda")
-
-
-def _row(epoch: int, totals: Tensor, depths: tuple[int, ...], learning_rate: float) -> dict[str, Any]:
-    """The numbers of an epoch, from the sums over all processes: (2 + num_heads, 2), see `train_epoch`, `validate`."""
-    train_loss = (totals[0, 0] / totals[0, 1]).item()
-    means = (totals[1:-1] / totals[-1]).tolist()
-    row: dict[str, Any] = {"epoch": epoch + 1, "train_loss": train_loss, "learning_rate": learning_rate}
-    for depth, (loss, iou) in zip(depths, means, strict=True):
-        row[f"val_loss_L{depth}"], row[f"val_iou_L{depth}"] = loss, iou
-    row["val_iou"] = sum(iou for _, iou in means) / len(means)  # every depth is to be good
-    return row
-
-
-def _on_cpu(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value.detach().cpu().clone() for key, value in weights.items()}
-
-
-def describe(row: dict[str, Any], num_epochs: int) -> str:
-    """An epoch in one line."""
-    ious = "  ".join(f"{key.removeprefix('val_iou_')} {value:.4f}" for key, value in row.items() if "iou_L" in key)
-    return (
-        f"epoch {row['epoch']}/{num_epochs}  loss {row['train_loss']:.4f}  val IoU {ious}  "
-        f"{row['images_per_s']:.0f} images/s  waited for data {row['data_wait_share']:.1%}"
-    )
+__all__ = ["build_network", "epochs", "make_settings", "run_name", "run_on_ray", "train_worker"]
+STOPPED = "stopped"  # what a training returns that was asked to stop
+STOP_FILE = "stop"  # in a run's folder: asks it to stop
 
 
 def train_worker(settings: dict[str, Any]) -> str | None:
@@ -245,11 +30,12 @@ def train_worker(settings: dict[str, Any]) -> str | None:
         None, or why the training stopped for good; an exception would be tried again by Ray.
     """
     import ray.train
-    import ray.train.torch
+    from ray.exceptions import RayError
 
     logging.getLogger().setLevel("WARNING")  # else every report is printed whole, by every rank
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
+    store = _Notes(world)
     checkpoint = ray.train.get_checkpoint()
     state: dict = {}
     if checkpoint:
@@ -258,25 +44,89 @@ def train_worker(settings: dict[str, Any]) -> str | None:
         if rank == 0:
             for line in passed_over:
                 print(f"passed over: {line}", flush=True)
-            print(f"goes on after epoch {state.get('epoch', 0)}", flush=True)
+            print(f"goes on after epoch {state.get('epoch', 0)}{_inside(state)}", flush=True)
     if problem := _any_problem(settings, world):
         return problem
-    num_epochs = settings["params"]["train"]["epochs"]
-    for after in epochs(settings, ray.train.torch.get_device(), state, rank, world):
-        row = after["history"][-1]
-        if "diverged" in after:
-            return (
-                f"the loss is not finite any more in epoch {row['epoch']}: {json.dumps(row)}; a lower "
-                "train.learning_rate or a longer warm-up may help"
-            )
+    try:
+        return _train(settings, state, rank, world)
+    except Exception as error:
+        if isinstance(error, RayError):
+            raise
+        if _may_pass(error):
+            # Another process's end shows as an error here: should it have left a note, that is the cause.
+            if note := store.read():
+                return note
+            raise
+        note = str(error) if isinstance(error, UserError) else "".join(traceback.format_exception(error))
+        note = f"{note} (process {rank} of {world})" if world > 1 else note
+        store.write(note)
+        return note
+
+
+def _train(settings: dict[str, Any], state: dict, rank: int, world: int) -> str | None:
+    import ray.train
+    import ray.train.torch
+
+    num_epochs, run = settings["params"]["train"]["epochs"], settings.get("run")
+    stop_file = Path(run, STOP_FILE) if run else None
+    for after in epochs(
+        settings, ray.train.torch.get_device(), state, rank, world, lambda: bool(stop_file and stop_file.exists())
+    ):
+        inside = "step" in after
+        row = {"epoch": after["epoch"], "step": after["step"]} if inside else after["history"][-1]
         if rank > 0:
             ray.train.report(row)
-            continue
-        print(describe(row, num_epochs), flush=True)
-        with tempfile.TemporaryDirectory() as folder:
-            save_checkpoint(Path(folder), after)
-            ray.train.report(row, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        else:
+            print(f"checkpoint{_inside(after)}" if inside else describe(row, num_epochs), flush=True)
+            with tempfile.TemporaryDirectory() as folder:
+                with disk_errors(folder):
+                    save_checkpoint(Path(folder), after)
+                if run and Path(run).is_dir():  # Ray would copy a part of it, and try the same again
+                    check_space(run, sum(file.stat().st_size for file in Path(folder).iterdir()))
+                ray.train.report(row, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        if "stopped" in after:
+            return STOPPED
     return None
+
+
+def _inside(state: dict) -> str:
+    return f" in epoch {state['epoch'] + 1}, step {state['step']}" if "step" in state else ""
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether an error may not come again: a process or a machine that is gone, and no bug, sample or memory."""
+    if isinstance(error, UserError) or is_out_of_memory(error):
+        return False
+    if isinstance(error, dist.DistError | ConnectionError | EOFError):
+        return True
+    # gloo's errors have no type of their own; nor have those of a loader whose process was killed.
+    text = str(error).casefold()
+    return isinstance(error, RuntimeError) and any(
+        sign in text for sign in ("gloo", "nccl", "connection", "timed out", "ended unexpectedly")
+    )
+
+
+class _Notes:
+    """Why a process gave up, for the others, which else would only see that it is gone."""
+
+    def __init__(self, world: int):
+        # Held here, for the store to outlive the process group.
+        self._store = dist.distributed_c10d._get_default_store() if world > 1 else None
+
+    def write(self, note: str) -> None:
+        """Leave the note and the group: the others' exchange fails now, and not after a time-out."""
+        if self._store is None:
+            return
+        self._store.set("why", note)
+        dist.destroy_process_group()
+
+    def read(self) -> str | None:
+        if self._store is None:
+            return None
+        try:
+            return self._store.get("why").decode() if self._store.check(["why"]) else None
+        except RuntimeError:  # the process that keeps the store is gone
+            return None
 
 
 def _any_problem(settings: dict[str, Any], world: int) -> str | None:
@@ -307,7 +157,7 @@ def run_on_ray(settings: dict[str, Any], name: str, runs: Path, callbacks: list 
     train = settings["params"]["train"]
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config=settings,
+        train_loop_config=settings | {"run": str((runs / name).absolute())},
         scaling_config=ScalingConfig(
             num_workers=train["num_workers"],
             use_gpu=train["use_gpu"],
@@ -324,13 +174,3 @@ def run_on_ray(settings: dict[str, Any], name: str, runs: Path, callbacks: list 
         torch_config=TorchConfig(backend="nccl" if train["use_gpu"] else "gloo", timeout_s=train["timeout_s"]),
     )
     return trainer.fit().return_value
-
-
-def run_name(stage: str, settings: dict[str, Any]) -> str:
-    """A run's name: a hash of params, widths, data and code, so that only the very same training is ever resumed."""
-    manifest = settings["manifest"]
-    package = Path(unetpp.__file__).parent
-    code = [sha256(file) for file in (*sorted(package.glob("*.py")), Path(__file__))]
-    facts = [settings["params"], settings["widths"], manifest["splits"], code]
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    return f"{stage}-{digest[:16]}"

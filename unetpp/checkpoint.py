@@ -1,7 +1,10 @@
 """Checkpoints of a training that are whole or refused: a state file beside a manifest of its size and hash."""
 
 import hashlib
+import io
 import json
+import os
+import shutil
 from pathlib import Path
 
 import torch
@@ -23,9 +26,44 @@ def _seal(file: Path) -> dict:
 
 
 def save_checkpoint(folder: Path, state: dict) -> None:
-    """Write `state` (tensors and plain values) and its manifest into an existing folder, the manifest last."""
-    torch.save(state, folder / STATE)
-    (folder / MANIFEST).write_text(json.dumps({"epoch": state["epoch"]} | _seal(folder / STATE)))
+    """Write `state` (tensors and plain values) and its manifest into an existing folder, the manifest last.
+
+    Raises:
+        OSError: the disk is full, as its own error and not as one of torch's.
+    """
+    content = io.BytesIO()
+    torch.save(state, content)
+    with open(folder / STATE, "wb") as file:
+        file.write(content.getbuffer())
+        file.flush()
+        os.fsync(file.fileno())  # a manifest never stands beside bytes that a power cut takes
+    place = {"epoch": state["epoch"], "step": state.get("step", 0)}
+    (folder / MANIFEST).write_text(json.dumps(place | _seal(folder / STATE)))
+
+
+def add_checkpoint(run: Path, state: dict, keep: int = 2) -> Path:
+    """Write `state` as the newest checkpoint of a run, by rename, and then remove all but the newest `keep`.
+
+    Raises:
+        OSError: what stood before is as it was.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    target = run / f"checkpoint_{state['epoch']:06}_{state.get('step', 0):08}"
+    partial = run / f".{target.name}.partial"
+    for killed in run.glob(".checkpoint_*.partial"):
+        shutil.rmtree(killed, ignore_errors=True)
+    try:
+        partial.mkdir()
+        save_checkpoint(partial, state)
+        shutil.rmtree(target, ignore_errors=True)  # a damaged one that was passed over
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    folders = sorted(run.glob("checkpoint_*"), key=_place)
+    for folder in folders[: max(0, len(folders) - max(1, keep))]:
+        if folder != target:
+            shutil.rmtree(folder, ignore_errors=True)
+    return target
 
 
 def load_checkpoint(folder: Path) -> dict:
@@ -36,7 +74,7 @@ def load_checkpoint(folder: Path) -> dict:
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        manifest.pop("epoch")
+        del manifest["epoch"], manifest["step"]
         found = _seal(folder / STATE)
     except (OSError, ValueError, KeyError) as error:
         raise DamagedCheckpointError(f"{folder}: torn checkpoint ({error})") from None
@@ -45,21 +83,27 @@ def load_checkpoint(folder: Path) -> dict:
     return torch.load(folder / STATE, map_location="cpu", weights_only=True)
 
 
+def _place(folder: Path) -> tuple[int, int]:
+    """How far a checkpoint is: epochs done, and steps of the next."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        return int(manifest["epoch"]), int(manifest["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return -1, 0  # torn before its manifest was written
+
+
 def newest_checkpoint(run: Path) -> tuple[dict, list[str]]:
     """The state of the furthest whole checkpoint among a run's `checkpoint_*` folders.
 
     Returns:
-        the state, empty when there is none; and a line for each damaged one that was passed over.
+        the state, empty when there is none; and a line for each damaged one.
     """
-
-    def epoch(folder: Path) -> int:
-        try:
-            return int(json.loads((folder / MANIFEST).read_text())["epoch"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return -1  # torn before its manifest was written
-
     passed_over = []
-    for folder in sorted(run.glob("checkpoint_*"), key=epoch, reverse=True):
+    folders = sorted(run.glob("checkpoint_*"), key=_place, reverse=True)
+    passed_over += [f"{folder}: torn checkpoint (no whole manifest)" for folder in folders if _place(folder)[0] < 0]
+    for folder in folders:
+        if _place(folder)[0] < 0:
+            break
         try:
             return load_checkpoint(folder), passed_over
         except DamagedCheckpointError as error:

@@ -7,39 +7,48 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from unetpp.batch_norm import reset_statistics
 from unetpp.inference import Segmenter, scale
 from unetpp.losses import deep_supervision_loss, head_weights
 from unetpp.masks import to_mask, to_probs
 from unetpp.metrics import confusion, per_image_iou
+from unetpp.step import TrainStep
 
 Batch = tuple[Tensor, Tensor]  # image (N, C, H, W) float, mask (N, H, W) uint8
 
 
 def choose_precision(precision: str, device: torch.device) -> torch.dtype:
-    """The type in which convolutions run: "fp32", "bf16", or for "auto" bf16 where the hardware computes in it.
+    """The type in which convolutions run: "fp32", "bf16", "fp16", or for "auto" bf16 where the hardware computes in it.
 
-    Where it does not, bf16 is emulated: ten times slower than fp32 on a processor without AVX-512 BF16
-    or AMX (benchmarks/train_step.py).
+    Where it does not, a GPU takes fp16, with a scaled loss (`make_scaler`), and a processor fp32: there bf16 is
+    emulated, ten times slower than fp32 without AVX-512 BF16 or AMX (benchmarks/train.py).
     """
     if precision == "auto":
         if device.type == "cuda":
-            native = torch.cuda.is_bf16_supported(including_emulation=False)
+            precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
         else:
             native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        precision = "bf16" if native else "fp32"
-    return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+            precision = "bf16" if native else "fp32"
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+
+
+def make_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler | None:
+    """What keeps small gradients from vanishing in fp16; the other types need none."""
+    return torch.amp.GradScaler(device.type) if dtype == torch.float16 else None
 
 
 def make_optimizer(
     network: nn.Module, name: str, learning_rate: float, momentum: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum ("sgd"), "adam" or "adamw"."""
+    """SGD with Nesterov momentum ("sgd"), "adam" or "adamw", in one kernel where the device has one."""
+    parameters = list(network.parameters())
+    fused = all(one.device.type in ("cpu", "cuda") for one in parameters)
     if name == "sgd":
         return torch.optim.SGD(
-            network.parameters(), learning_rate, momentum, weight_decay=weight_decay, nesterov=momentum > 0
+            parameters, learning_rate, momentum, weight_decay=weight_decay, nesterov=momentum > 0, fused=fused
         )
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
-    return kind(network.parameters(), learning_rate, weight_decay=weight_decay)
+    return kind(parameters, learning_rate, weight_decay=weight_decay, fused=fused)
 
 
 def schedule(peak: float, warmup_steps: int, total_steps: int) -> Callable[[int], float]:
@@ -57,6 +66,22 @@ def schedule(peak: float, warmup_steps: int, total_steps: int) -> Callable[[int]
 def epoch_order(num: int, seed: int, epoch: int) -> list[int]:
     """The order of `num` samples in an epoch, from (seed, epoch) alone."""
     return np.random.default_rng((seed, epoch)).permutation(num).tolist()
+
+
+def cut_epoch(num: int, batch_size: int, world: int = 1) -> list[int]:
+    """How many samples each batch of an epoch has: every sample counts once, and sizes differ by one at most.
+
+    A rest of a few samples would be a step of its own with a noisy gradient, and leave processes without any. So the
+    samples are dealt out evenly over as many batches as `batch_size` asks for. Every process has a sample in every
+    batch; where `batch_size` is one a process and `world` does not divide `num`, some batches hold more than that.
+    """
+    batches = max(1, min(-(-num // batch_size), num // world))
+    return [num // batches + (number < num % batches) for number in range(batches)]
+
+
+def step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
+    """What dropout draws from, so that a training draws the same wherever it was cut."""
+    return int(np.random.SeedSequence((seed, epoch, step, rank)).generate_state(1)[0])
 
 
 def plain_batches(split, indices: Iterable[int], batch_size: int) -> Iterator[Batch]:
@@ -98,6 +123,33 @@ def make_loss(
     return loss
 
 
+def train_steps(
+    step: TrainStep,
+    batches: Iterable[Batch],
+    rate: Callable[[int], float],
+    first_step: int,
+    sizes: Iterable[int] | None = None,
+    seeds: Callable[[int], int] = lambda number: number,
+) -> Iterator[Tensor]:
+    """Step after step over the batches.
+
+    Args:
+        batches: standardised (`unetpp.loader`), this process's part of each.
+        rate: learning rate of a step (`schedule`).
+        first_step: number of steps made before.
+        sizes: images in each batch of all processes; None where this process has them all.
+        seeds: of what dropout draws in a step.
+
+    Yields:
+        after each step (2,) float64: the sum of the losses of its images, and their number.
+    """
+    step.network.train()
+    pairs = ((batch, len(batch[1])) for batch in batches) if sizes is None else zip(batches, sizes, strict=True)
+    for number, ((image, mask), size) in enumerate(pairs, start=first_step):
+        yield step(image, mask, size, rate(number), number, seeds(number))
+    step.look()
+
+
 def train_epoch(
     network: nn.Module,
     batches: Iterable[Batch],
@@ -108,39 +160,19 @@ def train_epoch(
     dtype: torch.dtype,
     loss: Callable[[tuple[Tensor, ...], Tensor], Tensor],
 ) -> Tensor:
-    """One pass over the batches.
+    """One pass over the batches in one process, for who needs no checkpoints: see `train_steps` and `TrainStep`.
 
     The running statistics of batch norm are the mean over the batches of this pass: the usual moving average knows
     the last few dozen images alone, of whatever kind these were (Wu and Johnson 2021).
 
-    Args:
-        network: a NestedUNet, or what wraps one.
-        batches: standardised (`unetpp.loader`).
-        rate: learning rate of a step (`schedule`).
-        first_step: number of optimizer steps made before.
-        device: the network's.
-        dtype: in which convolutions run.
-        loss: from the logits of the heads and the mask to the loss of each image (`make_loss`).
-
     Returns:
         (2,) float64: the sum of the losses of the images, and the number of images.
     """
-    network.train()
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.reset_running_stats()
+    reset_statistics(network)
+    step = TrainStep(network, optimizer, loss, device, dtype)
     total = torch.zeros(2, dtype=torch.float64, device=device)
-    for step, (image, mask) in enumerate(batches, start=first_step):
-        for group in optimizer.param_groups:
-            group["lr"] = rate(step)
-        image, mask = _to_device(image, mask, device)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            logits = network(image)
-        losses = loss(logits, mask)  # (N,)
-        optimizer.zero_grad(set_to_none=True)
-        losses.mean().backward()
-        optimizer.step()
-        total += torch.stack([losses.detach().sum(), torch.tensor(len(mask), device=device)])
+    for sums in train_steps(step, batches, rate, first_step):
+        total += sums
     return total
 
 

@@ -6,10 +6,13 @@ those of every smaller depth (UNet++, arXiv 1807.10165 and 1912.05074).
 """
 
 import math
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from unetpp.errors import UserError
 from unetpp.masks import MAX_LABELS
@@ -131,6 +134,10 @@ class NestedUNet(nn.Module):
         self._check()
         self.depths = tuple(range(1, self.depth + 1)) if deep_supervision else (self.depth,)
 
+        # Training alone: nodes of so many top levels, which hold most of the memory, keep their inputs and are
+        # computed again for the gradient.
+        self.checkpoint_levels = 0
+
         self.nodes, self.ups = nn.ModuleDict(), nn.ModuleDict()
         for i, j in self._order():
             if j == 0:
@@ -209,10 +216,40 @@ class NestedUNet(nn.Module):
         x: dict[tuple[int, int], Tensor] = {}
         for i, j in self._order():
             if j == 0:
-                inner = image if i == 0 else F.max_pool2d(x[i - 1, 0], 2)  # (N, widths[i-1], H/2^i, W/2^i)
+                inputs = [image if i == 0 else F.max_pool2d(x[i - 1, 0], 2)]  # (N, widths[i-1], H/2^i, W/2^i)
             else:
-                skips = [x[i, s] for s in SKIPS[self.skips](j)]
-                up = self.ups[f"{i}_{j}"](x[i + 1, j - 1], skips[0].shape[-2:])
-                inner = torch.cat([*skips, up], dim=1)
-            x[i, j] = self.nodes[f"{i}_{j}"](inner)  # (N, widths[i], H/2^i, W/2^i)
+                inputs = [*(x[i, s] for s in SKIPS[self.skips](j)), x[i + 1, j - 1]]
+            if self.training and i < self.checkpoint_levels:
+                x[i, j] = checkpoint(
+                    self._node, i, j, *inputs, use_reentrant=False, context_fn=lambda i=i, j=j: self._contexts(i, j)
+                )
+            else:
+                x[i, j] = self._node(i, j, *inputs)  # (N, widths[i], H/2^i, W/2^i)
         return tuple(self.heads[str(d)](x[0, d]) for d in self.depths)
+
+    def _node(self, i: int, j: int, *inputs: Tensor) -> Tensor:
+        """X[i, j] of its skips and the node below, which is brought to their size; of one input for j = 0."""
+        if j > 0:
+            *skips, below = inputs
+            inputs = (torch.cat([*skips, self.ups[f"{i}_{j}"](below, skips[0].shape[-2:])], dim=1),)
+        return self.nodes[f"{i}_{j}"](*inputs)
+
+    def _contexts(self, i: int, j: int) -> tuple[AbstractContextManager, AbstractContextManager]:
+        """Of a node's two computations: in the second its batch is not counted into the running statistics again."""
+
+        @contextmanager
+        def counted_already():
+            # Copies take in the batch again, and are forgotten.
+            norms = [one for one in self.nodes[f"{i}_{j}"].modules() if isinstance(one, _BatchNorm)]
+            kept = [dict(norm.named_buffers()) for norm in norms]
+            for norm, buffers in zip(norms, kept, strict=True):
+                for name, buffer in buffers.items():
+                    setattr(norm, name, buffer.clone())
+            try:
+                yield
+            finally:
+                for norm, buffers in zip(norms, kept, strict=True):
+                    for name, buffer in buffers.items():
+                        setattr(norm, name, buffer)
+
+        return nullcontext(), counted_already()

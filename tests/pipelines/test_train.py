@@ -1,5 +1,6 @@
 """The train stage with real Ray Train processes."""
 
+import copy
 import csv
 import json
 import os
@@ -11,7 +12,8 @@ import pytest
 import torch
 
 from pipelines.params import Params
-from pipelines.worker import epochs, make_settings, run_name
+from pipelines.settings import make_settings, run_name
+from pipelines.training import epochs
 from unetpp.data import Split
 from unetpp.errors import UserError
 from unetpp.inference import load_model
@@ -47,17 +49,32 @@ def on_device(params: Params, value: bool) -> Params:
 
 
 @pytest.mark.parametrize(
-    ("train", "device"), [({}, False), (CROPS | {"loader_workers": 1}, False), (CROPS, True)], ids=str
+    ("train", "device"),
+    [({}, False), (CROPS | {"loader_workers": 1}, False), (CROPS | {"ema": 0.9}, True), ({"ema": 0.9}, False)],
+    ids=str,
 )
 def test_resumed_training_equals_an_uninterrupted_one_bit_for_bit(params, prepared, train, device):
     settings, cpu = settings_of(on_device(params, device), prepared, **train), torch.device("cpu")
     whole = last(epochs(settings, cpu, {}))
     cut = next(epochs(settings, cpu, {}))
-    cut = {**cut, "weights": {key: value.clone() for key, value in cut["weights"].items()}}
+    cut = copy.deepcopy(cut)
     resumed = last(epochs(settings, cpu, cut))
     assert all(torch.equal(whole["weights"][key], resumed["weights"][key]) for key in whole["weights"])
+    kept = whole["best"]["weights"]
+    assert all(torch.equal(kept[key], resumed["best"]["weights"][key]) for key in kept)
     for key in ("val_iou", "train_loss"):
         assert [row[key] for row in whole["history"]] == [row[key] for row in resumed["history"]]
+
+
+def test_averaged_weights_are_what_is_validated_and_kept(params, prepared):
+    settings, cpu = settings_of(params, prepared, ema=0.9), torch.device("cpu")
+    state = last(epochs(settings, cpu, {}))
+    plain = last(epochs(settings_of(params, prepared), cpu, {}))
+    assert all(torch.equal(value, plain["weights"][key]) for key, value in state["weights"].items())
+    if state["best"]["epoch"] == 2:
+        assert all(torch.equal(value, state["ema"][key]) for key, value in state["best"]["weights"].items())
+    assert state["history"][-1]["val_iou"] != plain["history"][-1]["val_iou"]
+    assert [row["train_loss"] for row in state["history"]] == [row["train_loss"] for row in plain["history"]]
 
 
 @pytest.mark.parametrize("device", [False, True])
@@ -99,10 +116,9 @@ def test_finished_training_yields_nothing_more(params, prepared):
 
 
 def test_loss_that_is_not_finite_any_more_ends_the_training(params, prepared):
-    settings = settings_of(params, prepared, learning_rate=1e30, optimizer="sgd")
-    states = list(epochs(settings, torch.device("cpu"), {}))
-    assert "diverged" in states[-1]
-    assert len(states) < 3 or states[-1]["diverged"] == 2
+    settings = settings_of(params, prepared, learning_rate=1e30, optimizer="sgd", warmup_epochs=0)
+    with pytest.raises(UserError, match=r"not finite any more .* in epoch 1, step \d of 4; the\s+batch: \S+, \S+"):
+        list(epochs(settings, torch.device("cpu"), {}))
 
 
 def test_name_of_a_run_changes_with_params_widths_and_data(params, prepared, tmp_path):

@@ -1,0 +1,56 @@
+"""A training of one process, in this very process: no cluster, no group of processes, the same checkpoints.
+
+It is the training that Ray would run, so that a run may begin here and go on there, and the other way round.
+"""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.files import disk_errors
+from pipelines.training import describe, epochs
+from unetpp.checkpoint import add_checkpoint, newest_checkpoint
+from unetpp.errors import UserError
+
+
+def run_alone(settings: dict[str, Any], run: Path) -> bool:
+    """Train, with the newest two checkpoints in `run`; one that was cut goes on.
+
+    Returns:
+        False where SIGTERM stopped it, with a checkpoint of the step that it was in.
+
+    Raises:
+        UserError: no such GPU, the disk is full, or what `epochs` raises.
+    """
+    train = settings["params"]["train"]
+    if train["use_gpu"] and not torch.cuda.is_available():
+        raise UserError("train.use_gpu is true, and torch finds no GPU here; set it to false, or run `unetpp doctor`")
+    device = torch.device("cuda" if train["use_gpu"] else "cpu")
+    state, passed_over = newest_checkpoint(run)
+    for line in passed_over:
+        print(f"passed over: {line}", flush=True)
+    with terminated() as stop:
+        for after in epochs(settings, device, state, stop=stop.is_set):
+            with disk_errors(run):
+                add_checkpoint(run, after)
+            if "stopped" in after:
+                return False
+            if "step" not in after:
+                print(describe(after["history"][-1], train["epochs"]), flush=True)
+    return True
+
+
+@contextmanager
+def terminated() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets while the block lasts; it would end the process else."""
+    event = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, before)

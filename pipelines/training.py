@@ -1,0 +1,374 @@
+"""A training, for one process or for one of several: which samples are its own, what is yielded, how it goes on.
+
+It knows torch.distributed and nothing of Ray: whoever sets the processes up calls `epochs` in each.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils import deterministic
+
+from pipelines.sections import Model, Train
+from pipelines.settings import build_network, open_splits
+from unetpp.augment import Augment
+from unetpp.batch_norm import (
+    STATISTICS_IMAGES,
+    Statistics,
+    average_statistics,
+    find_batch_norms,
+    recompute_statistics,
+    reset_statistics,
+    synchronise,
+)
+from unetpp.crops import Crops
+from unetpp.data import Split
+from unetpp.device_augment import RawSamples, augment_batches
+from unetpp.ema import Ema
+from unetpp.errors import UserError
+from unetpp.inference import Segmenter
+from unetpp.loader import AugmentedSamples, Loader
+from unetpp.loop import (
+    choose_precision,
+    cut_epoch,
+    epoch_order,
+    make_loss,
+    make_optimizer,
+    make_scaler,
+    plain_batches,
+    schedule,
+    step_seed,
+    train_steps,
+    validate,
+)
+from unetpp.step import NonFiniteError, TrainStep
+
+# Several processes must stop at the same step, and agree on it so often: each time costs an exchange.
+AGREE_EVERY = 8
+
+
+def epochs(
+    settings: dict[str, Any],
+    device: torch.device,
+    state: dict,
+    rank: int = 0,
+    world: int = 1,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[dict]:
+    """Train, and yield the state after each epoch; it is all that a later call needs to go on from there.
+
+    Args:
+        settings: what `make_settings` returns.
+        state: {} to begin, or one that was yielded before.
+        rank, world: this process's number, and how many there are; torch.distributed is set up if several.
+        stop: asked after steps; where it says yes in any process, one more state is yielded, the last.
+
+    Yields:
+        {"epoch": epochs done, "weights", "optimizer", "history": a row an epoch, "best": {"epoch", "val_iou",
+        "weights"}}, and "ema", the averaged weights, where `train.ema` asks for them: these are what is validated and
+        kept as best. Inside of an epoch, after each `train.checkpoint_every_steps`, one that also has "step", the
+        steps done of the epoch, and no new row; one that was stopped also has "stopped".
+
+    Raises:
+        UserError: the loss is not finite any more, or a batch does not fit.
+    """
+    training = Training(settings, device, state, rank, world, stop)
+    try:
+        yield from training.run()
+    finally:
+        training.loader.close()
+
+
+class Training:
+    """See `epochs`."""
+
+    def __init__(
+        self,
+        settings: dict[str, Any],
+        device: torch.device,
+        state: dict,
+        rank: int,
+        world: int,
+        stop: Callable[[], bool],
+    ):
+        params, manifest = settings["params"], settings["manifest"]
+        train = self.train = Train.model_validate(params["train"])
+        self.device, self.rank, self.world, self.stop = device, rank, world, stop
+        torch.set_num_threads(train.cpus_per_worker)
+        _set_determinism(train.deterministic)
+        self.dtype = choose_precision(train.precision, device)
+        self.train_split, self.val_split = open_splits(settings)
+
+        torch.manual_seed(train.seed)
+        network = build_network(Model.model_validate(params["model"]), settings["widths"], manifest)
+        network.checkpoint_levels = train.checkpoint_levels
+        network.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        if train.sync_batchnorm and world > 1:
+            synchronise(network, device)
+        self.network = network
+        self.optimizer = make_optimizer(
+            network, train.optimizer, train.learning_rate, train.momentum, train.weight_decay
+        )
+        scaler = make_scaler(device, self.dtype)
+        self.ema = None if train.ema is None else Ema(network, train.ema)
+        self.history: list[dict] = list(state.get("history", ()))
+        self.best = state.get("best", {"epoch": 0, "val_iou": -1.0, "weights": {}})
+        if state:
+            network.load_state_dict(state["weights"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.ema:
+                self.ema.network.load_state_dict(state["ema"])
+            if scaler:
+                scaler.load_state_dict(state["scaler"])
+        self.statistics = Statistics(network)
+        weights = settings["class_weights"]
+        self.class_weights = None if weights is None else torch.tensor(weights, device=device)
+        self.step = TrainStep(
+            wrap(network, train, device, world),
+            self.optimizer,
+            make_loss(train.loss, train.head_weights, network.depths, self.class_weights, network.multilabel),
+            device,
+            self.dtype,
+            world=world,
+            accumulate=max(train.accumulate, state.get("accumulate", 1)),
+            clip_norm=train.clip_norm,
+            nonfinite=train.nonfinite,
+            on_oom=train.on_oom,
+            ema=self.ema,
+            scaler=scaler,
+        )
+        self.step.skipped = state.get("skipped", 0)
+        self.on_device = params["augment"]["on_device"]
+        self.loader = make_loader(train, params["augment"], self.train_split, manifest["channels"], device)
+        self.sizes = cut_epoch(len(self.train_split), train.batch_size, world)
+        self.rate = schedule(train.learning_rate, train.warmup_epochs * len(self.sizes), train.epochs * len(self.sizes))
+        self.resumed = state
+
+    @property
+    def result(self) -> nn.Module:
+        """The network that is validated, and that the best epoch keeps."""
+        return self.ema.network if self.ema else self.network
+
+    def shards(self, epoch: int) -> list[list[int]]:
+        """This process's samples of each batch of an epoch."""
+        order, first, shards = epoch_order(len(self.train_split), self.train.seed, epoch), 0, []
+        for size in self.sizes:
+            shards.append(order[first : first + size][self.rank :: self.world])
+            first += size
+        return shards
+
+    def begin(self, epoch: int, first: int = 0, last: int | None = None) -> Iterator:
+        """The batches of an epoch from `first` to before `last`, the first of them on their way."""
+        batches = self.loader.batches(self.shards(epoch)[first:last], epoch)
+        return augment_batches(batches, self.device) if self.on_device else batches
+
+    def run(self) -> Iterator[dict]:
+        """See `epochs`."""
+        done, first = len(self.history), self.resumed.get("step", 0)
+        if done == self.train.epochs:
+            return
+        batches = self.begin(done, first)
+        for epoch in range(done, self.train.epochs):
+            began = time.monotonic()
+            sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+            if first:
+                sums += self.resumed["sums"][self.rank].to(self.device)
+                self.statistics.restore_flat(self.resumed["statistics"][self.rank].to(self.device))
+            else:
+                reset_statistics(self.network)
+            for number, state in self._steps(epoch, first, batches, sums):
+                yield state | {"step": number}
+                if "stopped" in state:
+                    return
+            trained, waited_s = time.monotonic() - began, self.loader.waited_s
+            self._finish_statistics(epoch)
+            if epoch + 1 < self.train.epochs:
+                batches = self.begin(epoch + 1)  # while validation runs
+            row = self._validate(epoch, sums)
+            row["images_per_s"] = round(sum(self.sizes[first:]) / trained, 2)
+            row["data_wait_share"] = round(waited_s / trained, 4)  # of this process, see Loader
+            if self.step.skipped:
+                row["skipped_steps"] = self.step.skipped
+            self.history.append(row)
+            if row["val_iou"] > self.best["val_iou"]:
+                weights = {key: value.detach().cpu().clone() for key, value in self.result.state_dict().items()}
+                self.best = {"epoch": epoch, "val_iou": row["val_iou"], "weights": weights}
+            first = 0
+            yield self._state()
+
+    def _steps(self, epoch: int, first: int, batches: Iterator, sums: Tensor) -> Iterator[tuple[int, dict]]:
+        """Make the steps of an epoch from `first` on, adding to `sums`; yields the states inside of it."""
+        every, before = self.train.checkpoint_every_steps, epoch * len(self.sizes)
+        steps = train_steps(
+            self.step,
+            batches,
+            self.rate,
+            before + first,
+            self.sizes[first:],
+            lambda number: step_seed(self.train.seed, epoch, number - before, self.rank),
+        )
+        number = first
+        try:
+            for number, done in enumerate(steps, start=first + 1):
+                sums += done
+                stopped = self._stops(number)
+                if stopped or (every and (before + number) % every == 0 and number < len(self.sizes)):
+                    self.step.look()  # nothing that is not finite is kept
+                    yield number, self._state(sums) | ({"stopped": True} if stopped else {})
+        except NonFiniteError as error:
+            raise self._explain(error, epoch, error.step - before) from None
+        except Exception as error:
+            ids = [self.train_split.id(index) for index in self.shards(epoch)[min(number, len(self.sizes) - 1)]]
+            error.add_note(f"in epoch {epoch + 1}, step {number + 1} of {len(self.sizes)}, of {', '.join(ids)}")
+            raise
+
+    def _stops(self, number: int) -> bool:
+        """Whether all processes stop after this step of the epoch."""
+        if self.world == 1:
+            return self.stop()
+        if number % AGREE_EVERY and number < len(self.sizes):
+            return False
+        wanted = torch.tensor([float(self.stop())], device=self.device)
+        dist.all_reduce(wanted)
+        return wanted.item() > 0
+
+    def _state(self, sums: Tensor | None = None) -> dict:
+        """What `epochs` yields; with the sums of a part of an epoch also what each process knows of it alone."""
+        state: dict[str, Any] = {"epoch": len(self.history), "history": list(self.history), "best": self.best}
+        state |= {"weights": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state |= {"accumulate": self.step.accumulate, "skipped": self.step.skipped}
+        if self.ema:
+            state["ema"] = self.ema.network.state_dict()
+        if self.step.scaler:
+            state["scaler"] = self.step.scaler.state_dict()
+        if sums is not None:
+            own = torch.cat([sums, self.statistics.flat().to(self.device)])
+            rows = [own]
+            if self.world > 1:
+                rows = [torch.empty_like(own) for _ in range(self.world)]
+                dist.all_gather(rows, own)
+            state |= {"sums": torch.stack(rows)[:, :2].cpu(), "statistics": torch.stack(rows)[:, 2:].cpu()}
+        return state
+
+    def _finish_statistics(self, epoch: int) -> None:
+        """Statistics of batch norm that belong to the weights which are validated, the same in all processes."""
+        if self.ema and find_batch_norms(self.ema.network):
+            enough = -(-STATISTICS_IMAGES // self.train.batch_size)
+            recompute_statistics(self.ema.network, self.begin(epoch, last=enough), self.device, self.dtype)
+        if self.world > 1:
+            average_statistics(self.result, self.world)
+
+    def _validate(self, epoch: int, sums: Tensor) -> dict[str, Any]:
+        """The row of an epoch."""
+        shard = range(self.rank, len(self.val_split), self.world)
+        whole = plain_batches(self.val_split, shard, self.train.batch_size)
+        found = validate(Segmenter(self.result), whole, self.dtype, self.class_weights, self.train.loss)
+        totals = torch.cat([sums.view(1, 2), found])
+        if self.world > 1:  # Counts are added over the processes first and divided after.
+            dist.all_reduce(totals)
+        row = make_row(epoch, totals, self.network.depths, self.rate((epoch + 1) * len(self.sizes) - 1))
+        if not torch.isfinite(totals).all() or not totals[0, 1]:  # the same everywhere: all processes stop together
+            raise UserError(
+                f"the loss is not finite any more in epoch {epoch + 1}: {row}; a lower train.learning_rate or a "
+                "longer train.warmup_epochs may help"
+            )
+        return row
+
+    def _explain(self, error: NonFiniteError, epoch: int, number: int) -> UserError:
+        """The samples of the batch, and those whose loss is not finite: the same message in all processes."""
+        batch = [self.train_split.id(index) for index in self.shards(epoch)[number]]
+        found = [(batch, [batch[place] for place in error.images])]
+        if self.world > 1:
+            every: list[Any] = [None] * self.world
+            dist.all_gather_object(every, found[0])
+            found = every
+        bad = [id for _, some in found for id in some]
+        what = f"of the sample(s) {', '.join(bad)}" if bad else "(of no one sample, but of their gradient)"
+        return UserError(
+            f"the loss is not finite any more {what} in epoch {epoch + 1}, step {number + 1} of {len(self.sizes)}; the "
+            f"batch: {', '.join(id for ids, _ in found for id in ids)}. If these images are sound, a lower "
+            "train.learning_rate, a longer train.warmup_epochs or train.clip_norm may help; train.nonfinite=skip drops "
+            "such steps"
+        )
+
+
+def wrap(network: nn.Module, train: Train, device: torch.device, world: int) -> nn.Module:
+    """The network as a step calls it: compiled if wanted, and with gradients that are the mean over processes."""
+    called: Any = torch.compile(network, mode=train.compile) if train.compile else network
+    if world == 1:
+        return called
+    wrapped = DistributedDataParallel(
+        called,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+        static_graph=train.static_graph,
+        # Else rank 0's running statistics would replace those of the others before each step, and their mean
+        # (`average_statistics`) would know rank 0's images alone.
+        broadcast_buffers=False,
+    )
+    if train.compress_gradients == "bf16":
+        wrapped.register_comm_hook(None, bf16_compress_hook)
+    _settle_buckets(wrapped, network, device, world)
+    return wrapped
+
+
+def _settle_buckets(wrapped: nn.Module, network: nn.Module, device: torch.device, world: int) -> None:
+    """Let DistributedDataParallel put its gradients in their final order before the first step.
+
+    It does so after the first pass of a process's life. The order in which more than two addends are added depends on
+    it, so that else the first step after a restart would round otherwise than that of an uninterrupted training.
+    """
+    if world <= 2:
+        return
+    statistics = Statistics(network)
+    kept, side = statistics.keep(), 2 ** (len(network.widths) + 1)  # pyright: ignore[reportArgumentType]
+    image = torch.zeros(2, network.in_channels, side, side, device=device)  # pyright: ignore[reportArgumentType]
+    torch.stack([logits.sum() for logits in wrapped(image)]).sum().backward()
+    network.zero_grad(set_to_none=True)
+    statistics.restore(kept)
+
+
+def _set_determinism(wanted: bool) -> None:
+    """Kernels that give the same bits again, or the fastest ones found by trying."""
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(wanted)
+    deterministic.fill_uninitialized_memory = False  # nothing here reads what it did not write
+    torch.backends.cudnn.benchmark = not wanted
+
+
+def make_loader(train: Train, augment: dict[str, Any], split: Split, channels: int, device: torch.device) -> Loader:
+    """The training batches of a split, as the sections `train` and `augment` of params want them."""
+    limits = {key: augment[key] for key in ("flips", "brightness", "hue")} | {"channels": channels}
+    crops = Crops(train.crop_px, train.foreground_crops)
+    if augment["on_device"]:
+        samples = RawSamples(split, crops, train.seed, **limits)
+    else:
+        samples = AugmentedSamples(split, Augment(crops, **limits), train.seed)
+    return Loader(samples, train.loader_workers, pin_memory=device.type == "cuda")
+
+
+def make_row(epoch: int, totals: Tensor, depths: tuple[int, ...], learning_rate: float) -> dict[str, Any]:
+    """The numbers of an epoch, from the sums over all processes: (2 + num_heads, 2), see `train_epoch`, `validate`."""
+    train_loss = (totals[0, 0] / totals[0, 1]).item()
+    means = (totals[1:-1] / totals[-1]).tolist()
+    row: dict[str, Any] = {"epoch": epoch + 1, "train_loss": train_loss, "learning_rate": learning_rate}
+    for depth, (loss, iou) in zip(depths, means, strict=True):
+        row[f"val_loss_L{depth}"], row[f"val_iou_L{depth}"] = loss, iou
+    row["val_iou"] = sum(iou for _, iou in means) / len(means)  # every depth is to be good
+    return row
+
+
+def describe(row: dict[str, Any], num_epochs: int) -> str:
+    """An epoch in one line."""
+    ious = "  ".join(f"{key.removeprefix('val_iou_')} {value:.4f}" for key, value in row.items() if "iou_L" in key)
+    return (
+        f"epoch {row['epoch']}/{num_epochs}  loss {row['train_loss']:.4f}  val IoU {ious}  "
+        f"{row['images_per_s']:.0f} images/s  waited for data {row['data_wait_share']:.1%}"
+    )

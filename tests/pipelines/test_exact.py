@@ -1,0 +1,185 @@
+"""A training gives the same bits wherever it was cut, and the same numbers in however many processes."""
+
+import copy
+import multiprocessing
+import pickle
+import socket
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from pipelines.params import Params
+from pipelines.settings import make_settings
+from pipelines.training import Training, epochs
+from unetpp import NestedUNet
+from unetpp.batch_norm import average_statistics, find_batch_norms
+from unetpp.checkpoint import add_checkpoint, newest_checkpoint
+from unetpp.loop import cut_epoch
+
+CPU = torch.device("cpu")
+EVERYTHING = {"ema": 0.9, "accumulate": 2, "clip_norm": 0.5, "nonfinite": "skip"}
+
+
+def settings_of(params: Params, prepared: Path, model: dict | None = None, **train) -> dict:
+    small = {"epochs": 2, "batch_size": 8, "warmup_epochs": 1, "num_workers": 1, "precision": "fp32"} | train
+    changes = {"train": params.train.model_copy(update=small), "model": params.model.model_copy(update=model or {})}
+    return make_settings(params.model_copy(update=changes), (4, 6, 8), prepared)
+
+
+def last(iterator) -> dict:
+    return list(iterator)[-1]
+
+
+def assert_same(one: dict, other: dict) -> None:
+    for key in ("weights", "ema"):
+        for name, value in one.get(key, {}).items():
+            assert torch.equal(value, other[key][name]), name
+    for name, value in one["best"]["weights"].items():
+        assert torch.equal(value, other["best"]["weights"][name]), name
+    for row, again in zip(one["history"], other["history"], strict=True):
+        for key in row.keys() - {"images_per_s", "data_wait_share"}:
+            assert row[key] == again[key], key
+
+
+@pytest.mark.parametrize(("model", "train"), [({}, {}), ({"dropout": 0.2}, EVERYTHING)], ids=["plain", "everything"])
+def test_training_cut_at_any_step_equals_an_uninterrupted_one_bit_for_bit(params, prepared, tmp_path, model, train):
+    settings = settings_of(params, prepared, model, checkpoint_every_steps=1, **train)
+    cuts = []
+    for state in epochs(settings, CPU, {}):
+        folder = add_checkpoint(tmp_path / str(len(cuts)), state)
+        cuts.append(folder.parent)
+    whole, _ = newest_checkpoint(cuts[-1])
+    steps = len(cut_epoch(settings["manifest"]["splits"]["train"]["num_images"], 8))
+    assert len(cuts) == 2 * steps
+    # At the first step, inside of each epoch, between them, and at the last step.
+    for number in {0, steps - 2, steps - 1, steps, 2 * steps - 2}:
+        state, _ = newest_checkpoint(cuts[number])
+        assert ("step" in state) == ((number + 1) % steps != 0)
+        assert_same(last(epochs(settings, CPU, state)), whole)
+
+
+def test_checkpoints_inside_of_an_epoch_change_nothing(params, prepared):
+    rare = last(epochs(settings_of(params, prepared), CPU, {}))
+    assert_same(rare, last(epochs(settings_of(params, prepared, checkpoint_every_steps=2), CPU, {})))
+
+
+def test_training_that_was_asked_to_stop_goes_on_from_the_step_it_was_in(params, prepared):
+    settings = settings_of(params, prepared, {"dropout": 0.2}, ema=0.9)
+    whole = last(epochs(settings, CPU, {}))
+    asked = iter([False, False, True])
+    states = list(epochs(settings, CPU, {}, stop=lambda: next(asked)))
+    assert len(states) == 1
+    assert (states[0]["epoch"], states[0]["step"]) == (0, 3)
+    assert_same(last(epochs(settings, CPU, copy.deepcopy(states[0]))), whole)
+
+
+@pytest.mark.parametrize(("num", "batch_size", "world"), [(28, 8, 1), (29, 8, 2), (5, 8, 2), (3, 2, 2), (64, 8, 4)])
+def test_every_sample_counts_once_in_an_epoch(num, batch_size, world):
+    sizes = cut_epoch(num, batch_size, world)
+    assert sum(sizes) == num
+    assert max(sizes) - min(sizes) <= 1
+    assert min(sizes) >= min(num, world)
+    assert max(sizes) <= max(batch_size, world + 1)
+    assert cut_epoch(64, 8) == [8] * 8
+
+
+def test_shards_of_all_processes_are_the_epoch(params, prepared):
+    settings = settings_of(params, prepared, num_workers=1)
+    parts = [Training(settings, CPU, {}, rank, 1, lambda: False) for rank in range(1)]
+    parts[0].world = 3
+    parts[0].sizes = cut_epoch(len(parts[0].train_split), 6, 3)
+    seen: Counter = Counter()
+    for rank in range(3):
+        parts[0].rank = rank
+        shards = parts[0].shards(epoch=1)
+        assert [len(shard) >= 1 for shard in shards] == [True] * len(parts[0].sizes)
+        seen.update(index for shard in shards for index in shard)
+    assert seen == Counter(range(len(parts[0].train_split)))
+
+
+# Several processes.
+
+
+def _process(rank: int, world: int, port: int, folder: Path) -> None:
+    """Run what lies in job.pkl: settings and states by name; write the last states and what statistics there were."""
+    torch.set_num_threads(1)
+    store = dist.TCPStore("127.0.0.1", port, world, rank == 0)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    jobs = pickle.loads((folder / "job.pkl").read_bytes())
+    for name, (settings, how) in jobs.items():
+        states = [copy.deepcopy(state) for state in epochs(settings, CPU, {}, rank, world)]
+        if how == "cut":
+            cut = next(state for state in states if state["epoch"] == 1 and "step" in state)
+            states.append(list(epochs(settings, CPU, cut, rank, world))[-1])
+        torch.save(states, folder / f"{name}-{rank}.pt")
+    network = NestedUNet((4, 6))
+    for norm in find_batch_norms(network):
+        norm.running_mean.fill_(rank)
+        norm.running_var.fill_(10 * rank)
+    average_statistics(network, world)
+    for norm in find_batch_norms(network):
+        assert torch.equal(norm.running_mean, torch.full_like(norm.running_mean, (world - 1) / 2))
+        assert torch.equal(norm.running_var, torch.full_like(norm.running_var, 10 * (world - 1) / 2))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def run_processes(world: int, jobs: dict, folder: Path) -> dict[str, list[list[dict]]]:
+    """The states that each process yielded, by the name of the job."""
+    (folder / "job.pkl").write_bytes(pickle.dumps(jobs))
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_process, args=(rank, world, port, folder)) for rank in range(world)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    return {
+        name: [torch.load(folder / f"{name}-{rank}.pt", weights_only=True) for rank in range(world)] for name in jobs
+    }
+
+
+@pytest.mark.slow
+def test_several_processes_equal_one_on_the_joint_batch(params, prepared, tmp_path):
+    """Of uneven batches, and of a validation split that they divide unevenly."""
+    group, sync = {"norm": "group"}, {"sync_batchnorm": True}
+    many = {"batch_size": 6, "checkpoint_every_steps": 2, "optimizer": "sgd", "learning_rate": 0.05}
+    jobs = {
+        "group": (settings_of(params, prepared, group, **many, num_workers=3, accumulate=2, ema=0.9), "cut"),
+        "sync": (settings_of(params, prepared, **many, num_workers=3, checkpoint_levels=2, **sync), "cut"),
+        "batch": (settings_of(params, prepared, **many, num_workers=3), "cut"),
+        "static": (settings_of(params, prepared, group, **many, num_workers=3, static_graph=True), ""),
+    }
+    states = run_processes(3, jobs, tmp_path)
+    for name, model in (("group", group), ("sync", {}), ("static", group)):
+        ema = {"ema": 0.9} if name == "group" else {}
+        alone = last(epochs(settings_of(params, prepared, model, **many, **ema), CPU, {}))
+        for of_rank in states[name]:
+            for key, value in of_rank[-1]["weights"].items():
+                torch.testing.assert_close(value, alone["weights"][key], atol=2e-5, rtol=1e-3, msg=f"{name} {key}")
+            for row, one in zip(of_rank[-1]["history"], alone["history"], strict=True):
+                assert row["val_iou"] == pytest.approx(one["val_iou"], abs=1e-4)
+                assert row["train_loss"] == pytest.approx(one["train_loss"], rel=1e-4)
+    for of_rank in (one for name in ("group", "sync", "batch") for one in states[name]):
+        assert_same(of_rank[-2], of_rank[-1])  # cut inside of an epoch, where each process has its own statistics
+    # Statistics of batch norm at the end of an epoch are the same everywhere: the means over all processes.
+    for first, second in zip(*[states["batch"][rank][-1]["weights"].items() for rank in (0, 1)], strict=True):
+        assert torch.equal(first[1], second[1]), first[0]
+
+
+def test_statistics_of_a_part_of_an_epoch_are_each_process_own(params, prepared):
+    training = Training(settings_of(params, prepared), CPU, {}, 0, 1, lambda: False)
+    assert find_batch_norms(training.network)
+    row = training.statistics.flat()
+    kept = training.statistics.keep()
+    list(training.run())
+    training.statistics.restore_flat(row)
+    for buffer, value in zip(training.statistics.keep(), kept, strict=True):
+        assert torch.equal(buffer, value)
+    training.loader.close()
