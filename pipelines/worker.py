@@ -88,7 +88,8 @@ def epochs(
     """Train, and yield the state after each epoch; it is all that a later call needs to go on from there.
 
     Args:
-        settings: what `make_settings` returns.
+        settings: what `make_settings` returns; with "init" ({"file", "sha256"}) a training begins with the weights of
+            that file.
         state: {} to begin, or one that was yielded before.
         rank, world: this process's number, and how many there are; torch.distributed is set up if several.
 
@@ -113,6 +114,8 @@ def epochs(
         network.load_state_dict(state["weights"])
         optimizer.load_state_dict(state["optimizer"])
         history, best = state["history"], state["best"]
+    elif settings.get("init"):
+        network.load_state_dict(torch.load(settings["init"]["file"], map_location="cpu", weights_only=True))
     segmenter = Segmenter(network)
     wrapped = network
     if world > 1:
@@ -229,6 +232,13 @@ def _on_cpu(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: value.detach().cpu().clone() for key, value in weights.items()}
 
 
+def best_so_far(history: list[dict]) -> dict[str, float]:
+    """The best val IoU of each depth over the epochs, and that of the best depth, named "best_val_iou"."""
+    names = [key for key in history[0] if key.startswith("val_iou_L")]
+    best = {f"best_{name}": max(row[name] for row in history) for name in names}
+    return best | {"best_val_iou": max(best.values())}
+
+
 def describe(row: dict[str, Any], num_epochs: int) -> str:
     """An epoch in one line."""
     ious = "  ".join(f"{key.removeprefix('val_iou_')} {value:.4f}" for key, value in row.items() if "iou_L" in key)
@@ -269,13 +279,14 @@ def train_worker(settings: dict[str, Any]) -> str | None:
                 f"the loss is not finite any more in epoch {row['epoch']}: {json.dumps(row)}; a lower "
                 "train.learning_rate or a longer warm-up may help"
             )
+        reported = row | best_so_far(after["history"])
         if rank > 0:
-            ray.train.report(row)
+            ray.train.report(reported)
             continue
         print(describe(row, num_epochs), flush=True)
         with tempfile.TemporaryDirectory() as folder:
             save_checkpoint(Path(folder), after)
-            ray.train.report(row, checkpoint=ray.train.Checkpoint.from_directory(folder))
+            ray.train.report(reported, checkpoint=ray.train.Checkpoint.from_directory(folder))
     return None
 
 
@@ -332,5 +343,7 @@ def run_name(stage: str, settings: dict[str, Any]) -> str:
     package = Path(unetpp.__file__).parent
     code = [sha256(file) for file in (*sorted(package.glob("*.py")), Path(__file__))]
     facts = [settings["params"], settings["widths"], manifest["splits"], code]
+    if settings.get("init"):
+        facts.append(settings["init"]["sha256"])
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return f"{stage}-{digest[:16]}"

@@ -61,6 +61,13 @@ LAYERS = (
                 "sources",
                 "cluster",
                 "worker",
+                "space",
+                "costs",
+                "front",
+                "trials",
+                "probe",
+                "tuning",
+                "search_page",
                 "tracking",
                 "registry",
                 "page",
@@ -105,7 +112,8 @@ HOMES = {  # each outside system has one home file, or the few that the file map
     "boto3": {"pipelines.storage"},
     "botocore": {"pipelines.storage"},
     "mlflow": {"pipelines.tracking", "pipelines.registry"},
-    "ray": {"pipelines.cluster", "pipelines.worker", "pipelines.search"},
+    "ray": {"pipelines.cluster", "pipelines.worker", "pipelines.trials", "pipelines.tuning", "pipelines.search"},
+    "optuna": {"pipelines.tuning"},
 }
 
 
