@@ -90,7 +90,11 @@ def run_search(space: Space, prepared: Path, manifest: dict, costs: Costs, runs:
     params, search = space.params, space.params.search
     settings = make_settings(params, [], prepared)
     settings["shared"] = share(params, prepared, settings["manifest"])
-    search_name = run_name("search", settings | {"widths": search.model_dump(mode="json")})
+    # Its name holds what decides which trials there are and how they end: another budget chooses anew among the same.
+    unused = {"widths", "grow", "space", "budget", "tolerance_iou", "size_px"}
+    unused |= {"objective", "cost"} if search.searcher in ("grid", "random") else set()
+    decisive = [space.dimensions, search.model_dump(mode="json", exclude=unused)]
+    search_name = run_name("search", settings | {"widths": decisive})
     at_once = min(search.max_concurrent, space.num_trials())
     with cluster():
         check_fits(
