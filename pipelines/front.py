@@ -31,8 +31,8 @@ class Trial:
 
 
 def measured(points: list[Point]) -> list[Point]:
-    """Those with a val IoU, of whatever trial."""
-    return [point for point in points if point["val_iou"] is not None]
+    """Those with a val IoU, of trials that did not die: what diverged would diverge in train as well."""
+    return [point for point in points if point["val_iou"] is not None and point["status"] != "failed"]
 
 
 def mark_front(points: list[Point], cost: str) -> None:
@@ -80,9 +80,14 @@ def amount(point: Point, cost: str) -> str:
     return f"{point[cost]:.1f}" if cost in ("latency_ms", "memory_mib") else short(point[cost])
 
 
+def say(value: Any) -> str:
+    """A searched value; a drawn number in three digits."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
 def name(point: Point) -> str:
     """A point in words: depth, widths, and what else was searched."""
-    others = ", ".join(f"{key} {value}" for key, value in point["params"].items())
+    others = ", ".join(f"{key} {say(value)}" for key, value in point["params"].items())
     return f"{point['depth']} of {point['widths']}" + (f" ({others})" if others else "")
 
 

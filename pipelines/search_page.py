@@ -5,13 +5,14 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
 
-from pipelines.front import SHOWN, Point, Trial, importance, measured, name
-from pipelines.page import ACCENT, INK, chart, render
+from pipelines.front import SHOWN, Point, Trial, importance, measured, name, say
+from pipelines.page import ACCENT, INK, chart, render, short
 from pipelines.space import Space
 
 # Okabe and Ito's colours, by depth.
 COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#d55e00", "#0072b2", "#cc79a7")
 MOST_LABELLED = 14  # lines that carry their trial's number
+MOST_POINTS = 24  # in the table: the chosen one, the front, then the most accurate
 
 
 def build_page(
@@ -39,7 +40,9 @@ def build_page(
     ordered = sorted(there, key=lambda point: (-point["chosen"], -point["on_front"], -point["val_iou"]))
     return render(
         "search.html.j2",
-        points=ordered + [point for point in points if point["val_iou"] is None],
+        points=(ordered or points)[:MOST_POINTS],
+        num_points=len(points),
+        say=say,
         trials=[{"trial": trial, "name": _config(trial.config)} for trial in trials],
         chosen=chosen,
         chosen_name=name(chosen),
@@ -59,8 +62,8 @@ def build_page(
 
 
 def _config(config: dict[str, Any]) -> str:
-    others = [f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in config.items()]
-    return ", ".join([" ".join(map(str, config["widths"])), *others[1:]])
+    others = [f"{key} {say(value)}" for key, value in config.items() if key != "widths"]
+    return ", ".join([" ".join(map(str, config["widths"])), *others])
 
 
 def front_chart(points: list[Point], chosen: Point, cost: str, limit: float | None) -> Markup:
@@ -102,9 +105,17 @@ def front_chart(points: list[Point], chosen: Point, cost: str, limit: float | No
             axes.axvline(limit, color=INK, alpha=0.6, linewidth=1, linestyle=(0, (1, 2)))
         axes.set_xscale("log")
         axes.margins(0.08, 0.14)
+        low, high = axes.get_xlim()
+        last = front[-1]
+        axes.plot([last[cost], high], [last["val_iou"]] * 2, color=INK, linewidth=1.2, zorder=1)
+        axes.set_xlim(low, high)
+        ticks = [digit * 10.0**power for power in range(-3, 13) for digit in (1, 2, 5)]
+        ticks = [tick for tick in ticks if low <= tick <= high] or [last[cost]]
+        axes.set_xticks(ticks, labels=[short(tick) for tick in ticks])
+        axes.minorticks_off()
         axes.set_xlabel(SHOWN[cost])
         axes.set_ylabel("val IoU")
-        axes.legend(frameon=False, loc="lower right", ncols=2)
+        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=7, handletextpad=0.3, columnspacing=1)
     return made.svg
 
 
@@ -134,7 +145,7 @@ def parallel_chart(points: list[Point], chosen: Point, cost: str) -> Markup:
         labels = [label.replace(".", ".\n", 1) for label in columns]
         axes.set_xticks(range(len(columns)), labels=labels, parse_math=False)
         axes.set_yticks([])
-        axes.set_xlim(-0.1, len(columns) - 0.5)
+        axes.set_xlim(-0.4, len(columns) - 0.5)
         axes.spines[["left", "bottom"]].set_visible(False)
     return made.svg
 
@@ -144,7 +155,8 @@ def _axis(values: list) -> tuple[list[float], list[tuple[float, str]]]:
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         low, high = min(values), max(values)
         spread = (high - low) or 1
-        return [(value - low) / spread for value in values], [(0, f"{low:.3g}"), (1, f"{high:.3g}")]
+        said = [short(one) if one >= 1000 else f"{one:.3g}" for one in (low, high)]
+        return [(value - low) / spread for value in values], [(0, said[0]), *([(1, said[1])] if high > low else [])]
     labels = list(dict.fromkeys(str(value) for value in values))
     places = {label: index / max(1, len(labels) - 1) for index, label in enumerate(labels)}
     shown = labels if len(labels) <= 8 else [labels[0], labels[-1]]

@@ -84,9 +84,10 @@ def test_the_choice_is_on_the_front_and_keeps_its_rule(pairs, limit, tolerance):
 
 
 def test_points_of_trials_that_died_are_on_no_front():
-    points = points_of([(4, 2), (None, 1)])
+    points = points_of([(4, 2), (None, 1), (8, 1)])
+    points[2]["status"] = "failed"  # after some good epochs
     mark_front(points, "macs")
-    assert [point["on_front"] for point in points] == [1, 0]
+    assert [point["on_front"] for point in points] == [1, 0, 0]
     assert len(measured(points)) == 1
 
 
