@@ -6,8 +6,9 @@ dotted path and, for an unknown one, the nearest that exists.
 
 import difflib
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -67,10 +68,10 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _heads_weighted(self):
-        weights, deepest = self.train.head_weights, max(len(widths) for widths in self.search.widths) - 1
+        weights, deepest = self.train.head_weights, self.search.deepest
         if not isinstance(weights, str) and len(weights) < deepest:
             raise ValueError(
-                f"train.head_weights has {len(weights)} numbers, and search.widths holds a network of depth {deepest}: "
+                f"train.head_weights has {len(weights)} numbers, and search holds a network of depth {deepest}: "
                 "give one for each depth, the shallowest first"
             )
         return self
@@ -89,6 +90,38 @@ class Params(Section):
                 "train.class_weights to null; train.loss=focal_dice or tversky helps rare labels"
             )
         return self
+
+
+def override(params: Params, changes: dict[str, Any]) -> Params:
+    """The params with other values, by dotted key: {"train.learning_rate": 1e-3}.
+
+    Raises:
+        UserError: a key that does not exist, with the nearest that does, or a value that is not legal there.
+    """
+    values = params.model_dump(mode="json", by_alias=True)
+    for key, value in changes.items():
+        *path, last = key.split(".")
+        section = values
+        for name in path:
+            section = section.get(name) if isinstance(section, dict) else None
+        if not isinstance(section, dict) or last not in section:
+            known = list(_dotted(values))
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            near = near or [one for one in known if one.rpartition(".")[2] == last][:1]
+            hint = f"did you mean {near[0]}?" if near else "expected a key of params.yaml such as train.learning_rate"
+            raise UserError(f"{key}: unknown key; {hint}")
+        section[last] = value
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        raise UserError("\n".join(_explain(dict(one)) for one in error.errors())) from None
+
+
+def _dotted(values: dict, prefix: str = "") -> Iterator[str]:
+    for name, value in values.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{prefix}{name}.")
 
 
 def _known_keys(model: type[BaseModel], path: tuple) -> list[str]:

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 JOB = "job.json"
 KEY = "key"  # the file by which a job knows under which name its results are expected
 # What a stage reads and what it writes, by its options; the third kind is `runs`, where checkpoints are.
-STAGES = {"search": (("prepared",), ("out", "trials")), "train": (("prepared", "architecture"), ("out", "reports"))}
+STAGES = {"search": (("prepared",), ("out", "reports")), "train": (("prepared", "architecture"), ("out", "reports"))}
 CARRIED = (".json", ".csv", ".yaml")  # of a folder that a stage reads; the data themselves lie in the storage
 # What decides the numbers of a training, so that it must be the same there as in the lock here.
 PINNED = ("torch", "numpy", "ray", "albumentations", "opencv-python-headless", "pyarrow", "pydantic")
@@ -78,6 +78,8 @@ def pack(package: Path, stage: str, params: Params, arguments: dict[str, Path]) 
                         shutil.copy(file, target)
             elif path.exists():
                 shutil.copy(path, target)
+                for weights in path.parent.glob("*.pt"):  # what train.init=search begins with
+                    shutil.copy(weights, target.parent)
         else:
             paths[name] = f"{(params.cluster.storage or '').rstrip('/')}/runs"
     write_json(

@@ -1,79 +1,102 @@
-"""The search stage: short trials of each candidate by Ray Tune; the winner flows to train as a file.
+"""The search stage: which widths, which depth, and what else section search declares; the choice flows to train.
 
-Each trial is the training of the train stage with fewer epochs: one plain process, or a Ray Train run where
-`search.num_workers` asks for several. A deeply supervised trial of depth D shows the accuracy of D depths.
-This is the one file that imports ray.tune.
+A deeply supervised trial of depth D measures D networks, so that depth costs no trial of its own. What each costs to
+run is known before, what the search will take is said before, and a command that was cut goes on.
 """
 
 import argparse
 import csv
+import json
 import os
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
+import torch
 import yaml
 
 from pipelines.cluster import check_fits, cluster
+from pipelines.costs import Costs, check_budget, check_memory, count_costs, describe, key_of, measure_costs
 from pipelines.files import replacing
+from pipelines.front import Point, Trial, choose, mark_front, measured, name
 from pipelines.jobs import address_of, run_remotely
 from pipelines.node_cache import share
 from pipelines.params import Params, load_params
+from pipelines.probe import estimate, probe
+from pipelines.search_page import build_page
+from pipelines.settings import make_settings, run_name
+from pipelines.space import Space, decode, read_space
 from pipelines.stage import run_command
-from pipelines.worker import build_network, epochs, make_settings, run_name, run_on_ray
-from unetpp.cost import count_parameters
 from unetpp.data import read_manifest
 from unetpp.errors import UserError
-from unetpp.model import MAX_DEPTH
+
+INIT = "init.pt"
+COLUMNS = ("trial", "widths", "depth", "val_iou", "parameters", "macs", "latency_ms", "memory_mib")
+COLUMNS += ("status", "reason", "seconds", "epochs", "on_front", "chosen")
 
 
-def trial(space: dict[str, Any], settings: dict[str, Any]) -> None:
-    """One candidate as one plain process; a row of metrics to Ray Tune after each epoch."""
-    import torch
-    from ray import tune
-
-    gpu = settings["params"]["train"]["use_gpu"]
-    for state in epochs(settings | space, torch.device("cuda" if gpu else "cpu"), state={}):
-        if "diverged" in state:
-            raise ValueError(f"the loss is not finite any more in epoch {state['epoch']}")
-        tune.report(state["history"][-1])
-
-
-def distributed_trial(space: dict[str, Any], settings: dict[str, Any], runs: str) -> None:
-    """One candidate as a Ray Train run of several processes, whose rows go on to Ray Tune."""
-    from ray.tune.integration.ray_train import TuneReportCallback
-
-    settings = settings | space
-    stopped = run_on_ray(settings, run_name("trial", settings), Path(runs), callbacks=[TuneReportCallback()])
-    if stopped:
-        raise ValueError(stopped)
-
-
-def run_trials(params: Params, prepared: Path, runs: Path) -> list[dict[str, Any]]:
-    """Train every candidate briefly; an interrupted search goes on, and finished trials are not run again.
-
-    Returns:
-        a row a candidate: widths, parameters, status, seconds, best_depth, best_iou, val_iou_L1 ...
+def search(params: Params, prepared: Path, runs: Path, out: Path, reports: Path) -> None:
+    """Write `out` (architecture.yaml; init.pt where train asks for it) and `reports` (two tables and the page).
 
     Raises:
-        UserError: the cluster is too small for the trials at once, or every trial failed.
+        UserError: the space is empty or has a value that is not legal, a budget that no candidate meets, widths that
+            cannot fit the memory, a cluster that is too small, or every trial failed.
     """
-    # Trials' working folders are Ray's business; theirs is the path that Ray keeps results under.
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    from ray import tune
+    began = time.monotonic()
+    space, manifest = read_space(params), read_manifest(prepared)
+    if "RAY_ADDRESS" not in os.environ and not params.train.use_gpu:
+        check_memory(space, manifest, psutil.virtual_memory().available / 2**20, "this machine")
+    size_px = params.search.size_px or manifest["size"] or 256
+    costs = count_costs(space, manifest, size_px)
+    fitting = check_budget(space, costs)
+    if space.is_single:
+        if params.train.init == "search":
+            raise UserError(
+                "train.init is search, and the space has one candidate, so that no trial has weights to begin with: "
+                "set train.init=null, or add a candidate"
+            )
+        points, trials = _points_of([Trial(1, _only(space), "none", "the only candidate: no trial")], space, costs), []
+        chosen, reason, others = points[-1], "the only candidate in params.yaml: no trial", []
+        weights = None
+    else:
+        device = torch.device("cuda" if params.train.use_gpu and torch.cuda.is_available() else "cpu")
+        costs = measure_costs(fitting, costs, manifest, size_px, device, runs / "costs.json")
+        fitting = check_budget(fitting, costs)
+        trials, weights_of = run_search(fitting, prepared, manifest, costs, runs)
+        trials += _left_out(space, fitting, len(trials))
+        points = _points_of(trials, space, costs)
+        mark_front(points, params.search.cost)
+        if not measured(points):
+            raise UserError("every trial failed: " + "; ".join(f"{one.config}: {one.reason}" for one in trials))
+        chosen, reason, others = choose(points, params.search)
+        weights = weights_of(chosen["trial"]) if params.train.init == "search" else None
+    chosen["chosen"] = 1
+    write_tables(points, trials, space, reports)
+    with replacing(reports / "search.html") as partial:
+        page = build_page(points, trials, chosen, reason, others, space, manifest, size_px)
+        partial.write_text(page, encoding="utf-8")
+    write_architecture(out, chosen, reason, others, params, weights)
+    for point in points:
+        said = f"val IoU {point['val_iou']:.4f}" if point["val_iou"] is not None else point["status"]
+        said += f" ({point['status']} {point['reason']})" if point["reason"] else ""
+        print(f"trial {point['trial']}: {name(point)}: {said}, {describe(point)}")
+    print(f"chosen: {name(chosen)}, {reason} ({time.monotonic() - began:.0f} s); wrote {out}, {reports}")
 
-    search = params.search
-    short = {
-        "epochs": search.epochs,
-        "num_workers": search.num_workers,
-        "cpus_per_worker": search.cpus_per_worker,
-        "warmup_epochs": min(params.train.warmup_epochs, search.epochs // 2),
-    }
-    params = params.model_copy(update={"train": params.train.model_copy(update=short)})
+
+def run_search(space: Space, prepared: Path, manifest: dict, costs: Costs, runs: Path) -> tuple[list[Trial], Any]:
+    """The trials of the space, and what gives the weights of one of them by its number."""
+    from pipelines.tuning import best_weights, run_trials
+
+    params, search = space.params, space.params.search
     settings = make_settings(params, [], prepared)
     settings["shared"] = share(params, prepared, settings["manifest"])
-    name = run_name("search", settings | {"widths": search.widths})
-    at_once = min(search.max_concurrent, len(search.widths))
+    # Its name holds what decides which trials there are and how they end: another budget chooses anew among the same.
+    unused = {"widths", "grow", "space", "budget", "tolerance_iou", "size_px"}
+    unused |= {"objective", "cost"} if search.searcher in ("grid", "random") else set()
+    decisive = [space.dimensions, search.model_dump(mode="json", exclude=unused)]
+    search_name = run_name("search", settings | {"widths": decisive})
+    at_once = min(search.max_concurrent, space.num_trials())
     with cluster():
         check_fits(
             f"search.max_concurrent = {at_once} trials at once",
@@ -82,91 +105,123 @@ def run_trials(params: Params, prepared: Path, runs: Path) -> list[dict[str, Any
             params.train.use_gpu,
             "lower search.max_concurrent, search.num_workers or search.cpus_per_worker",
         )
-        if search.num_workers == 1:
-            resources: Any = {"CPU": search.cpus_per_worker} | ({"GPU": 1} if params.train.use_gpu else {})
-            trainable: Any = tune.with_parameters(trial, settings=settings)
-        else:
-            # The driver only waits for its workers. A share of a core for it could starve them for ever.
-            resources = {"trial_driver": 1}
-            trainable = tune.with_parameters(distributed_trial, settings=settings, runs=str(runs.absolute()))
-        trainable = tune.with_resources(trainable, resources)
-        folder = runs.absolute() / name
-        if tune.Tuner.can_restore(str(folder)):
-            print(f"{runs / name}: the search goes on; finished trials are not run again")
-            tuner = tune.Tuner.restore(str(folder), trainable, resume_unfinished=True, resume_errored=True)
-        else:
-            tuner = tune.Tuner(
-                trainable,
-                param_space={"widths": tune.grid_search([list(widths) for widths in search.widths])},
-                tune_config=tune.TuneConfig(
-                    max_concurrent_trials=at_once,
-                    trial_dirname_creator=lambda one: f"trial-{one.trial_id}",
-                ),
-                run_config=tune.RunConfig(name=name, storage_path=str(runs.absolute()), verbose=0),
-            )
-        grid = tuner.fit()
-        results = [grid[number] for number in range(len(grid))]
-    manifest = read_manifest(prepared)
-    rows = []
-    for result in results:
-        assert result.config is not None
-        widths = result.config["widths"]
-        network = build_network(params.model, widths, manifest)
-        row: dict[str, Any] = {"widths": widths, "parameters": count_parameters(network)}
-        if result.error:
-            rows.append(row | {"status": f"failed: {str(result.error).strip().splitlines()[-1]}"})
-            continue
-        metrics = result.metrics or {}
-        ious = {f"L{d}": metrics[f"val_iou_L{d}"] for d in network.depths}
-        best = max(ious, key=lambda depth: ious[depth])
-        row |= {"status": "done", "seconds": round(metrics["time_total_s"], 1), "best_depth": best}
-        rows.append(row | {"best_iou": ious[best]} | {f"val_iou_{depth}": iou for depth, iou in ious.items()})
-    rows.sort(key=lambda row: search.widths.index(tuple(row["widths"])))  # a restored search has another order
-    if all(row["status"] != "done" for row in rows):
-        raise UserError("every trial failed: " + "; ".join(f"{row['widths']} {row['status']}" for row in rows))
-    return rows
+        if not (runs / search_name).exists():
+            said = announce(space, settings, manifest, costs, at_once)
+            print(said, flush=True)
+        trials = run_trials(space, settings, costs, runs, search_name)
+    return trials, lambda number: best_weights(trials[number - 1], space, settings, runs)
 
 
-def choose(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The candidate with the highest val IoU at any of its depths; of equals, the one with fewer parameters."""
-    done = [row for row in rows if row["status"] == "done"]
-    return max(done, key=lambda row: (row["best_iou"], -row["parameters"]))
+def announce(space: Space, settings: dict, manifest: dict, costs: Costs, at_once: int) -> str:
+    """What the search will take; refuses one that the memory of the machines cannot hold.
 
+    Raises:
+        UserError: with what it needs and what there is.
+    """
+    import ray
 
-def search(params: Params, prepared: Path, runs: Path, out: Path, trials: Path) -> None:
-    """Write `out` (the winner's widths) and `trials` (a row a candidate)."""
-    candidates = list(dict.fromkeys(params.search.widths))
-    params = params.model_copy(update={"search": params.search.model_copy(update={"widths": tuple(candidates)})})
-    began = time.monotonic()
-    if len(candidates) == 1:
-        rows: list[dict[str, Any]] = [{"widths": list(candidates[0]), "status": "the only candidate: no trial"}]
-        winner, why = rows[0], "the only candidate in params.yaml"
+    elsewhere = "RAY_ADDRESS" in os.environ or space.params.train.use_gpu
+    if not elsewhere:
+        run = probe
+        there = psutil.virtual_memory().available / 2**20
     else:
-        rows = run_trials(params, prepared, runs)
-        winner = choose(rows)
-        why = (
-            f"the best of {len(rows)} candidates after {params.search.epochs} epochs: "
-            f"val IoU {winner['best_iou']:.4f} at depth {winner['best_depth']}"
+        search = space.params.search
+        remote = ray.remote(num_cpus=search.cpus_per_worker, num_gpus=int(space.params.train.use_gpu))(probe)
+
+        def run(settings: dict) -> dict[str, float]:
+            return ray.get(remote.remote(settings))
+
+        nodes = [node["Resources"].get("memory", 0) / 2**20 for node in ray.nodes() if node["Alive"]]
+        there = sum(nodes)
+        if not space.params.train.use_gpu:
+            check_memory(space, manifest, max(nodes), "the largest machine of the cluster")
+    found = estimate(space, settings, costs, at_once, run)
+    processes = at_once * space.params.search.num_workers
+    if not space.params.train.use_gpu and found.memory_mib * processes > there:
+        raise UserError(
+            f"search.max_concurrent = {at_once}: {processes} processes of {found.memory_mib:,.0f} MiB, as a probe of "
+            f"the largest took, need more than the {there:,.0f} MiB that are free: lower search.max_concurrent"
         )
-    columns = ["widths", "parameters", "status", "seconds", "best_depth", "best_iou"]
-    columns += [f"val_iou_L{d}" for d in range(1, MAX_DEPTH + 1) if any(f"val_iou_L{d}" in row for row in rows)]
-    with replacing(trials) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, columns, restval="")
+    hours = space.params.search.max_hours
+    limit = f"; search.max_hours ends it after {hours:g} h with the best so far" if hours else ""
+    return f"search: {found}{limit}"
+
+
+def _only(space: Space) -> dict[str, Any]:
+    return {key: json.loads(one[0]) for key, one in space.dimensions.items() if isinstance(one, list)}
+
+
+def _left_out(space: Space, fitting: Space, after: int) -> list[Trial]:
+    """Networks that got no trial, since no depth of them is within the budget."""
+    why = "no depth is within search.budget: no trial"
+    configs = [decode(one) for one in space.networks() if tuple(decode(one)["widths"]) not in fitting.widths]
+    return [Trial(after + number, config, "left out", why) for number, config in enumerate(configs, start=1)]
+
+
+def _points_of(trials: list[Trial], space: Space, costs: Costs) -> list[Point]:
+    """A point for each trial and depth."""
+    points = []
+    for trial in trials:
+        config = {key: json.dumps(value) for key, value in trial.config.items()}
+        searched = {key: trial.config[key] for key in space.searched if key in trial.config}
+        shared = {"trial": trial.number, "widths": " ".join(map(str, trial.config["widths"])), "params": searched}
+        for depth, cost in costs[key_of(space, config)].items():
+            points.append(
+                shared
+                | {"depth": depth, "val_iou": trial.best.get(depth), "latency_ms": None, "memory_mib": None}
+                | cost
+                | {"status": trial.status, "reason": trial.reason, "seconds": round(trial.seconds, 1)}
+                | {"epochs": len(trial.curve), "on_front": 0, "chosen": 0}
+            )
+    return points
+
+
+def write_tables(points: list[Point], trials: list[Trial], space: Space, reports: Path) -> None:
+    """search.csv with a row a trial and depth, curves.csv with a row a trial, epoch and depth."""
+    with replacing(reports / "search.csv") as partial, open(partial, "w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, [*COLUMNS, *space.searched], restval="", extrasaction="ignore")
         table.writeheader()
-        for row in rows:
-            table.writerow(row | {"widths": " ".join(map(str, row["widths"]))})
-    with replacing(out) as partial:
-        partial.write_text(f"# {why}\n" + yaml.safe_dump({"widths": list(winner["widths"])}, default_flow_style=None))
-    for row in rows:
-        shown = f"best val IoU {row['best_iou']:.4f} at {row['best_depth']}" if "best_iou" in row else row["status"]
-        print(f"widths {row['widths']}: {shown}")
-    print(f"chosen: {winner['widths']}, {why} ({time.monotonic() - began:.0f} s); wrote {out}, {trials}")
+        for point in points:
+            iou = {} if point["val_iou"] is None else {"val_iou": f"{point['val_iou']:.6f}"}
+            table.writerow(point | iou | point["params"])
+    with replacing(reports / "curves.csv") as partial, open(partial, "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["trial", "epoch", "depth", "val_iou"])
+        for trial in trials:
+            for row in trial.curve:
+                for depth in trial.best:
+                    table.writerow([trial.number, int(row["epoch"]), depth, f"{row[f'val_iou_{depth}']:.6f}"])
+
+
+def write_architecture(
+    out: Path, chosen: Point, reason: str, others: list[str], params: Params, weights: dict | None
+) -> None:
+    """architecture.yaml, in which the reason and the runners-up are comments, and the weights beside it."""
+    depth = int(chosen["depth"][1:])
+    widths = [int(width) for width in chosen["widths"].split()]
+    lines = [f"chosen: {name(chosen)}: {reason}"]
+    if depth < len(widths) - 1:
+        lines.append(
+            f"Train takes the whole widths and not the first {depth + 1}: the accuracy of {chosen['depth']} was "
+            "measured inside this network, and evaluate and register cut every depth out of it."
+        )
+    lines += [f"runner-up: {other}" for other in others]
+    values: dict[str, Any] = {"widths": widths, "params": chosen["params"]}
+    with replacing(out) as folder:
+        folder.mkdir()
+        if weights is not None:
+            torch.save(weights, folder / INIT)
+            values["init"] = INIT
+        text = "".join(f"# {line}\n" for line in lines) + yaml.safe_dump(
+            values, default_flow_style=None, sort_keys=False
+        )
+        (folder / "architecture.yaml").write_text(text, encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pipelines.search", description=__doc__)
-    for name in ("prepared", "runs", "out", "trials"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
+    for one in ("prepared", "runs", "out", "reports"):
+        parser.add_argument(f"--{one}", type=Path, required=True)
     paths, params = vars(parser.parse_args()), load_params()
     if address := address_of(params):
         run_remotely("search", params, address, paths)

@@ -79,5 +79,7 @@ def run_name(stage: str, settings: dict[str, Any]) -> str:
     files = [*sorted(Path(unetpp.__file__).parent.glob("*.py")), here, here.with_name("training.py")]
     code = [sha256(file) for file in files]
     facts = [settings["params"], settings["widths"], manifest["splits"], code]
+    if settings.get("init"):
+        facts.append(settings["init"]["sha256"])
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return f"{stage}-{digest[:16]}"

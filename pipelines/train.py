@@ -18,10 +18,10 @@ from pydantic import ValidationError
 
 from pipelines.alone import run_alone
 from pipelines.cluster import check_fits, cluster
-from pipelines.files import replacing, write_json
+from pipelines.files import replacing, sha256, write_json
 from pipelines.jobs import address_of, run_remotely
 from pipelines.node_cache import share
-from pipelines.params import Params, load_params
+from pipelines.params import Params, load_params, override
 from pipelines.sections import Architecture, Model
 from pipelines.stage import run_command
 from pipelines.worker import STOPPED, build_network, make_settings, run_name, run_on_ray
@@ -33,19 +33,39 @@ from unetpp.inference import Trained
 TERMINATED = 128 + signal.SIGTERM  # the exit code of what SIGTERM has stopped, 143
 
 
-def read_architecture(path: Path) -> list[int]:
-    """The widths that search wrote.
+def read_architecture(path: Path) -> Architecture:
+    """What search chose: widths, other values of params by dotted key, and perhaps weights to begin with.
 
     Raises:
-        UserError: no such file, or not a list of widths.
+        UserError: no such file, or not an architecture.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; `dvc repro search` writes it")
     found = yaml.safe_load(path.read_text(encoding="utf-8"))
     try:
-        return list(Architecture.model_validate(found).widths)
+        return Architecture.model_validate(found)
     except ValidationError:
-        raise UserError(f"{path}: found {found!r}; expected `widths:` with 2 to 7 positive whole numbers") from None
+        raise UserError(
+            f"{path}: found {found!r}; expected `widths:` with 2 to 7 positive whole numbers, and perhaps `params:` "
+            "with values by dotted key and `init:` with a file of weights"
+        ) from None
+
+
+def find_init(path: Path, chosen: Architecture, params: Params) -> dict[str, str] | None:
+    """The weights that train.init asks for: {"file", "sha256"}; None where it asks for none.
+
+    Raises:
+        UserError: search kept none.
+    """
+    if params.train.init is None:
+        return None
+    file = path.parent / (chosen.init or "init.pt")
+    if chosen.init is None or not file.is_file():
+        raise UserError(
+            f"{path}: train.init is search, and there are no weights beside it ({file.name}): run `dvc repro search`, "
+            "or set train.init=null"
+        )
+    return {"file": str(file.absolute()), "sha256": sha256(file)}
 
 
 def train(params: Params, prepared: Path, architecture: Path, runs: Path, out: Path, reports: Path) -> None:
@@ -54,9 +74,10 @@ def train(params: Params, prepared: Path, architecture: Path, runs: Path, out: P
     Raises:
         UserError: the data or the architecture are missing, the cluster is too small, or the loss diverged.
     """
-    widths = read_architecture(architecture)
+    chosen = read_architecture(architecture)
+    params = override(params, chosen.params)  # what was searched beside widths
     manifest = read_manifest(prepared)
-    settings = make_settings(params, widths, prepared)
+    settings = make_settings(params, chosen.widths, prepared) | {"init": find_init(architecture, chosen, params)}
     name = run_name("train", settings)  # whatever storage the data are in
     if manifest["splits"]["train"]["num_images"] < params.train.num_workers:
         raise UserError(

@@ -64,7 +64,8 @@ def epochs(
     """Train, and yield the state after each epoch; it is all that a later call needs to go on from there.
 
     Args:
-        settings: what `make_settings` returns.
+        settings: what `make_settings` returns; with "init" ({"file", "sha256"}) a training begins with the weights of
+            that file.
         state: {} to begin, or one that was yielded before.
         rank, world: this process's number, and how many there are; torch.distributed is set up if several.
         stop: asked after steps; where it says yes in any process, one more state is yielded, the last.
@@ -126,6 +127,10 @@ class Training:
                 self.ema.network.load_state_dict(state["ema"])
             if scaler:
                 scaler.load_state_dict(state["scaler"])
+        elif settings.get("init"):
+            network.load_state_dict(torch.load(settings["init"]["file"], map_location="cpu", weights_only=True))
+            if self.ema:
+                self.ema.network.load_state_dict(network.state_dict())
         self.statistics = Statistics(network)
         weights = settings["class_weights"]
         self.class_weights = None if weights is None else torch.tensor(weights, device=device)
@@ -363,6 +368,13 @@ def make_row(epoch: int, totals: Tensor, depths: tuple[int, ...], learning_rate:
         row[f"val_loss_L{depth}"], row[f"val_iou_L{depth}"] = loss, iou
     row["val_iou"] = sum(iou for _, iou in means) / len(means)  # every depth is to be good
     return row
+
+
+def best_so_far(history: list[dict]) -> dict[str, float]:
+    """The best val IoU of each depth over the epochs, and that of the best depth, named "best_val_iou"."""
+    names = [key for key in history[0] if key.startswith("val_iou_L")]
+    best = {f"best_{name}": max(row[name] for row in history) for name in names}
+    return best | {"best_val_iou": max(best.values())}
 
 
 def describe(row: dict[str, Any], num_epochs: int) -> str:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from pipelines.files import check_space, disk_errors
 from pipelines.settings import build_network, make_settings, open_splits, run_name
-from pipelines.training import describe, epochs
+from pipelines.training import best_so_far, describe, epochs
 from unetpp.checkpoint import newest_checkpoint, save_checkpoint
 from unetpp.errors import UserError
 from unetpp.memory import is_out_of_memory
@@ -74,6 +74,8 @@ def _train(settings: dict[str, Any], state: dict, rank: int, world: int) -> str 
     ):
         inside = "step" in after
         row = {"epoch": after["epoch"], "step": after["step"]} if inside else after["history"][-1]
+        if after["history"]:
+            row = row | best_so_far(after["history"])  # what a search compares
         if rank > 0:
             ray.train.report(row)
         else:

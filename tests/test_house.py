@@ -70,6 +70,13 @@ LAYERS = (
                 "training",
                 "alone",
                 "worker",
+                "space",
+                "costs",
+                "front",
+                "trials",
+                "probe",
+                "tuning",
+                "search_page",
                 "tracking",
                 "registry",
                 "page",
@@ -115,6 +122,8 @@ HOMES = {  # each outside system has one home file, or the few that the file map
     "botocore": {"pipelines.storage"},
     "mlflow": {"pipelines.tracking", "pipelines.registry"},
     "ray": {"pipelines.cluster", "pipelines.jobs", "pipelines.worker", "pipelines.search"},
+    "ray": {"pipelines.cluster", "pipelines.worker", "pipelines.trials", "pipelines.tuning", "pipelines.search"},
+    "optuna": {"pipelines.tuning"},
 }
 
 

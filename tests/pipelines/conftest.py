@@ -34,6 +34,7 @@ class Project:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.environment: dict[str, str] = {}  # beside this process's own
         self.params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
         self.set(SMALL)
 
@@ -46,6 +47,7 @@ class Project:
     def start(self, stage: str, *arguments: str) -> subprocess.Popen:
         """`python -m pipelines.<stage> ...` in a session of its own; its output in <stage>.log."""
         environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+        environment |= self.environment
         with open(self.folder / f"{stage}.log", "w") as log:
             return subprocess.Popen(
                 [sys.executable, "-u", "-m", f"pipelines.{stage}", *arguments],

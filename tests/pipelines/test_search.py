@@ -1,68 +1,343 @@
-"""The search stage with real Ray Tune trials."""
+"""The search stage: one trial by hand, then whole searches with real processes on Ray Tune."""
 
 import csv
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
-from pipelines.search import choose
+from pipelines.front import Trial
+from pipelines.params import load_params
+from pipelines.search import search
+from pipelines.space import decode, read_space
+from pipelines.train import find_init, read_architecture
+from pipelines.trials import settings_of, trial_rows
+from pipelines.tuning import Deadline, in_order, rungs, spent_s, why_failed
+from pipelines.worker import best_so_far, epochs, make_settings
+from unetpp.checkpoint import load_checkpoint, save_checkpoint
+from unetpp.errors import UserError
 
-ARGUMENTS = ("--runs", "runs", "--out", "architecture.yaml", "--trials", "trials.csv")
+from ..servers import TwoNodes
+from .test_space import declared
+
+ARGUMENTS = ("--runs", "runs", "--out", "models/search", "--reports", "reports")
+NONE = dict.fromkeys(("latency_ms", "macs", "parameters", "memory_mib"))
 
 
-def results(project) -> tuple[list[int], list[dict]]:
-    with open(project.folder / "trials.csv") as file:
-        rows = list(csv.DictReader(file))
-    return yaml.safe_load((project.folder / "architecture.yaml").read_text())["widths"], rows
+def command(prepared: Path) -> tuple[str, ...]:
+    return ("--prepared", str(prepared), *ARGUMENTS)
 
 
-def test_one_candidate_needs_no_trial_and_no_ray(project, prepared):
-    printed = project.run("search", "--prepared", str(prepared), *ARGUMENTS)
-    widths, rows = results(project)
-    assert widths == [4, 6, 8]
-    assert "no trial" in rows[0]["status"]
-    assert "the only candidate" in printed
+def table(project, name: str = "search") -> list[dict]:
+    with open(project.folder / f"reports/{name}.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def architecture(project) -> dict:
+    return yaml.safe_load((project.folder / "models/search/architecture.yaml").read_text())
+
+
+def settings_for(prepared, config=None, **search):
+    space = read_space(declared(**search))
+    return settings_of(make_settings(space.params, [], prepared), space.params, config or next(space.grid()))
+
+
+# One trial, in this process.
+
+
+def test_a_trial_reports_every_depth_at_each_epoch_and_the_best_so_far(prepared):
+    rows = [row for row, _ in trial_rows(settings_for(prepared, widths=[[4, 6, 8]], epochs=3), {})]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    for depth in ("L1", "L2"):
+        seen = [row[f"val_iou_{depth}"] for row in rows]
+        assert [row[f"best_val_iou_{depth}"] for row in rows] == [max(seen[:n]) for n in (1, 2, 3)]
+    assert rows[-1]["best_val_iou"] == max(rows[-1]["best_val_iou_L1"], rows[-1]["best_val_iou_L2"])
+
+
+def test_a_trial_that_goes_on_from_its_checkpoint_ends_as_one_that_was_never_cut(prepared, tmp_path):
+    settings = settings_for(prepared, epochs=3)
+    whole = list(trial_rows(settings, {}))
+    first = trial_rows(settings, {})
+    _, state = next(first)
+    assert state is not None
+    save_checkpoint(tmp_path, state)
+    first.close()
+    rest = list(trial_rows(settings, load_checkpoint(tmp_path)))
+    timeless = [{key: row[key] for key in row if "iou" in key} for row, _ in whole]
+    assert [{key: row[key] for key in row if "iou" in key} for row, _ in rest] == timeless[1:]
+
+
+def test_a_trial_whose_loss_is_not_finite_ends_with_the_reason_and_raises_nothing(prepared):
+    space = {"train.learning_rate": [1e30], "train.optimizer": ["sgd"]}
+    rows = list(trial_rows(settings_for(prepared, space=space, epochs=3), {}))
+    row, kept = rows[-1]
+    assert "not finite any more in epoch" in row["dead"]
+    assert kept is None
+    assert row["best_val_iou"] >= 0
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory"), MemoryError()]
+)
+def test_a_trial_without_memory_ends_with_the_reason_and_a_bug_stays_a_bug(prepared, monkeypatch, error):
+    def fail(*arguments, **keywords):
+        yield from ()
+        raise error
+
+    monkeypatch.setattr("pipelines.trials.epochs", fail)
+    (row, _), *_ = trial_rows(settings_for(prepared), {})
+    assert row["dead"].startswith("out of memory in epoch 1")
+    error = RuntimeError("a bug")
+    with pytest.raises(RuntimeError, match="a bug"):
+        list(trial_rows(settings_for(prepared), {}))
+
+
+def test_train_begins_with_the_weights_of_the_search_where_it_is_told_to(prepared, tmp_path):
+    settings = settings_for(prepared, widths=[[4, 6, 8]], epochs=1)
+    state = list(epochs(settings, torch.device("cpu"), {}))[-1]
+    torch.save(state["best"]["weights"], tmp_path / "init.pt")
+    still = settings | {"init": {"file": str(tmp_path / "init.pt"), "sha256": "0" * 64}}
+    still["params"] = settings["params"] | {"train": settings["params"]["train"] | {"learning_rate": 1e-12}}
+    warm = list(epochs(still, torch.device("cpu"), {}))[-1]
+    for key, value in state["best"]["weights"].items():
+        if key.endswith(("weight", "bias")):
+            assert torch.allclose(warm["weights"][key], value, atol=1e-6)
+
+
+# What is read of trials, without any.
+
+
+def test_hours_of_earlier_commands_count(tmp_path):
+    file = tmp_path / "hours.json"
+    assert spent_s(file) == 0
+    assert not Deadline(1, file).stop_all()
+    file.write_text(json.dumps({"spent_s": 3601}))
+    assert Deadline(1, file).stop_all()
+    assert not Deadline(2, file).stop_all()
+
+
+def test_asha_compares_at_the_epochs_of_its_rungs():
+    assert rungs(read_space(declared(epochs=9, scheduler="asha", reduction=3))) == {1, 3, 9}
+
+
+def test_reasons_are_one_line():
+    assert why_failed(RuntimeError("Traceback ...\nValueError: the reason")) == "ValueError: the reason"
+    assert "killed" in why_failed(RuntimeError("The actor died unexpectedly before finishing this task."))
+    assert "out of memory" in why_failed(RuntimeError("Task was killed: ray.exceptions.OutOfMemoryError"))
+
+
+def test_trials_are_numbered_as_the_space_has_them_whatever_order_they_ended_in():
+    space = read_space(declared(space={"train.learning_rate": [0.1, 0.2]}))
+    trials = [Trial(0, decode(config), "done", "") for config in space.grid()]
+    numbered = in_order(trials[::-1], space)
+    assert [one.config for one in numbered] == [one.config for one in trials]
+    assert [one.number for one in numbered] == [1, 2, 3, 4]
+
+
+def test_best_so_far_is_of_each_depth_by_itself():
+    history = [{"val_iou_L1": 0.5, "val_iou_L2": 0.1, "val_iou": 0.3}, {"val_iou_L1": 0.4, "val_iou_L2": 0.6}]
+    assert best_so_far(history) == {"best_val_iou_L1": 0.5, "best_val_iou_L2": 0.6, "best_val_iou": 0.6}
+
+
+# The stage, without a trial.
+
+
+def run_here(project, prepared: Path) -> None:
+    """The stage in this process, which starts no Ray where there is no trial."""
+    folder = project.folder
+    params = load_params(folder / "params.yaml")
+    search(params, prepared, folder / "runs", folder / "models/search", folder / "reports")
+
+
+def test_one_candidate_needs_no_trial_and_no_ray(project, prepared, capsys):
+    run_here(project, prepared)
+    assert architecture(project) == {"widths": [4, 6, 8], "params": {}}
+    assert "the only candidate" in capsys.readouterr().out
     assert not (project.folder / "runs").exists()
+    rows = table(project)
+    assert [row["depth"] for row in rows] == ["L1", "L2"]
+    assert rows[-1]["chosen"] == "1"
+    assert "no trial" in rows[0]["reason"]
+    assert "is chosen" in (project.folder / "reports/search.html").read_text()
 
 
-def test_best_candidate_wins_and_of_equals_the_smaller():
-    rows = [
-        {"widths": [8, 16], "status": "done", "best_iou": 0.8, "parameters": 900},
-        {"widths": [4, 8], "status": "done", "best_iou": 0.8, "parameters": 300},
-        {"widths": [2, 4], "status": "done", "best_iou": 0.7, "parameters": 100},
-        {"widths": [1, 2], "status": "failed: killed", "parameters": 10},
-    ]
-    assert choose(rows)["widths"] == [4, 8]
+@pytest.mark.parametrize(
+    ("search", "message"),
+    [
+        ({"space": {"train.lerning_rate": [1]}}, "did you mean train.learning_rate"),
+        ({"budget": NONE | {"parameters": 10}}, r"the nearest is L1 of \[4, 6\] with"),
+        ({"widths": [[4, 6], [30000, 60000]]}, r"training of \[30000, 60000\] needs about"),
+    ],
+    ids=str,
+)
+def test_bad_input_is_refused_before_the_first_trial(project, prepared, search, message):
+    project.set({"search": {"widths": [[4, 6], [4, 6, 8]]} | search})
+    with pytest.raises(UserError, match=rf"^search\..*{message}"):
+        run_here(project, prepared)
+    assert not (project.folder / "runs").exists()
+    assert not (project.folder / "models").exists()
+
+
+def test_weights_to_begin_with_need_a_trial(project, prepared):
+    project.set({"train": {"init": "search"}})
+    with pytest.raises(UserError, match="one candidate"):
+        run_here(project, prepared)
+    params = load_params(project.folder / "params.yaml")
+    (project.folder / "architecture.yaml").write_text("widths: [4, 6, 8]\n")
+    found = read_architecture(project.folder / "architecture.yaml")
+    with pytest.raises(UserError, match="there are no weights beside it"):
+        find_init(project.folder / "architecture.yaml", found, params)
+
+
+# Whole searches.
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[TwoNodes]:
+    """A cluster of two nodes of one core each on this machine."""
+    nodes = TwoNodes()
+    nodes.start()
+    yield nodes
+    nodes.close()
+
+
+@pytest.fixture
+def two_nodes(cluster, project) -> TwoNodes:
+    """The project's stages run on two nodes."""
+    project.environment = cluster.environment
+    return cluster
 
 
 @pytest.mark.slow
-def test_trials_of_one_process_each_choose_by_accuracy(project, prepared):
-    project.set({"search": {"widths": [[4, 6], [4, 6, 8], [4, 6]], "epochs": 3, "max_concurrent": 2}})
-    printed = project.run("search", "--prepared", str(prepared), *ARGUMENTS)
-    widths, rows = results(project)
-    assert [row["widths"] for row in rows] == ["4 6", "4 6 8"], printed  # the same candidate twice is one
-    assert all(row["status"] == "done" for row in rows)
-    assert rows[0]["val_iou_L2"] == "" != rows[1]["val_iou_L2"]
-    best = max(rows, key=lambda row: float(row["best_iou"]))
-    assert widths == [int(width) for width in best["widths"].split()]
-    # The same command again restores the trials and does not run them.
-    project.run("search", "--prepared", str(prepared), *ARGUMENTS)
-    assert results(project) == (widths, rows)
+def test_a_killed_search_goes_on_and_ends_as_one_that_was_not(project, prepared):
+    space = {"train.learning_rate": [0.003, 1e30], "train.optimizer": ["sgd"]}
+    project.set({"search": {"widths": [[4, 6], [4, 6, 8]], "epochs": 12, "max_concurrent": 2, "space": space}})
+    project.set({"train": {"init": "search"}})
+    killed = project.start("search", *command(prepared))
+    give_up = time.monotonic() + 400
+    # One trial has died by its loss by then; another is in its midst.
+    while not ("not finite" in project.log("search") and re.search(r"epoch [2-9], val", project.log("search"))):
+        assert killed.poll() is None, project.log("search")
+        assert time.monotonic() < give_up, project.log("search")
+        time.sleep(0.02)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    before = project.log("search")
+    assert "about" in before.splitlines()[0]  # it said what it would take
+    assert not (project.folder / "models").exists()
+    finished = set(re.findall(r"trial (\S+): epoch 12,", before)) | set(re.findall(r"trial (\S+):.*not finite", before))
+    begun = {one: int(n) for one, n in re.findall(r"trial (\S+): epoch (\d+), val", before)}
+
+    printed = project.run("search", *command(prepared))
+    assert "the search goes on" in printed
+    for one in finished:
+        assert f"trial {one}: epoch" not in printed  # not run again
+    cut = {one: epoch for one, epoch in begun.items() if one not in finished}
+    assert cut
+    for one, epoch in cut.items():
+        assert f"trial {one}: epoch {max(1, epoch - 1)}," not in printed or epoch <= 2, printed
+    rows = table(project)
+    assert [row["status"] for row in rows] == ["done", "failed", "done", "done", "failed", "failed"], printed
+    assert all("not finite" in row["reason"] for row in rows if row["status"] == "failed")
+    curves = table(project, "curves")
+    assert [int(row["epoch"]) for row in curves if row["trial"] == "1"] == list(range(1, 13))
+    assert {row["depth"] for row in curves if row["trial"] == "3"} == {"L1", "L2"}
+    chosen = [row for row in rows if row["chosen"] == "1"]
+    assert len(chosen) == 1
+    assert float(chosen[0]["val_iou"]) == max(float(row["val_iou"]) for row in rows if row["status"] == "done")
+    found = architecture(project)
+    assert found["params"] == {"train.learning_rate": 0.003, "train.optimizer": "sgd"}
+    weights = torch.load(project.folder / "models/search" / found["init"], weights_only=True)
+    assert weights["nodes.0_0.conv1.weight"].shape[0] == found["widths"][0]
+
+    # Another budget chooses anew among the same trials, and the rest says the same.
+    project.set({"search": {"budget": NONE | {"parameters": 1500}}})
+    again = project.run("search", *command(prepared))
+    assert "epoch 1," not in again
+    assert next(row for row in table(project) if row["chosen"] == "1")["depth"] == "L1"
+    assert table(project, "curves") == curves
 
 
 @pytest.mark.slow
-def test_trials_of_several_processes_are_ray_train_runs(project, prepared):
-    project.set({"search": {"widths": [[4, 6], [4, 6, 8]], "num_workers": 2, "max_concurrent": 1}})
-    printed = project.run("search", "--prepared", str(prepared), *ARGUMENTS)
-    _, rows = results(project)
-    assert [row["status"] for row in rows] == ["done", "done"], printed
-    assert all(float(row["best_iou"]) >= 0 for row in rows)
-
-
-@pytest.mark.slow
-def test_more_trials_at_once_than_cores_are_refused_with_the_numbers(project, prepared):
-    project.set({"search": {"widths": [[4, 6], [4, 6, 8]], "cpus_per_worker": 500, "max_concurrent": 2}})
-    printed = project.run("search", "--prepared", str(prepared), *ARGUMENTS, expect=2)
-    assert "need 1000 cores" in printed
-    assert "search.max_concurrent" in printed
+@pytest.mark.usefixtures("two_nodes")
+def test_a_search_runs_on_two_nodes_and_one_that_cannot_fit_them_is_refused(project, prepared):
+    project.set({"search": {"widths": [[4, 6], [4, 6, 8]], "cpus_per_worker": 2, "max_concurrent": 2}})
+    printed = project.run("search", *command(prepared), expect=2)
+    assert "need 4 cores, and the cluster has 2; lower search.max_concurrent" in printed
     assert "Traceback" not in printed
+    project.set({"search": {"cpus_per_worker": 1, "num_workers": 2, "max_concurrent": 1, "epochs": 2}})
+    printed = project.run("search", *command(prepared))  # each trial has a worker on each node
+    assert [row["status"] for row in table(project)] == ["done"] * 3, printed
+    assert len(table(project, "curves")) == 2 + 2 * 2
+
+
+@pytest.mark.slow
+def test_asha_ends_weak_trials_early_and_a_process_that_is_killed_is_one_dead_trial(two_nodes, project, prepared):
+    space = {"train.learning_rate": {"log": [1e-7, 1e-2]}}
+    asha = {"scheduler": "asha", "reduction": 2, "epochs": 8, "searcher": "random", "num_trials": 6, "space": space}
+    project.set({"search": {"widths": [[4, 6]], "max_concurrent": 1} | asha})
+    started = project.start("search", *command(prepared))
+    give_up = time.monotonic() + 400
+    while "epoch 2," not in project.log("search"):
+        assert started.poll() is None, project.log("search")
+        assert time.monotonic() < give_up, project.log("search")
+        time.sleep(0.02)
+    os.kill(two_nodes.trials()[0], signal.SIGKILL)
+    assert started.wait(400) == 0, project.log("search")
+    rows = table(project)
+    assert len(rows) == 6
+    by_status = {status: [row for row in rows if row["status"] == status] for status in ("done", "stopped", "failed")}
+    assert len(by_status["failed"]) == 1, project.log("search")
+    assert "killed" in by_status["failed"][0]["reason"]
+    assert by_status["stopped"], rows
+    assert all("early by ASHA" in row["reason"] for row in by_status["stopped"])
+    assert sum(int(row["epochs"]) for row in rows) < 6 * 8
+    assert [row["train.learning_rate"] for row in rows] == [
+        str(decode(one)["train.learning_rate"])
+        for one in read_space(declared(widths=[[4, 6]], **{key: asha[key] for key in asha})).configs() or []
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("two_nodes")
+def test_nsga2_looks_for_a_front_and_the_same_seed_gives_the_same_trials(project, prepared):
+    space = {"train.learning_rate": {"log": [1e-4, 1e-2]}}
+    drawn = {"searcher": "nsga2", "num_trials": 4, "objective": "front", "space": space, "epochs": 1}
+    project.set({"search": {"widths": [[4, 6], [4, 6, 8], [8, 12]], "max_concurrent": 2} | drawn})
+    printed = project.run("search", *command(prepared))
+    rows = table(project)
+    assert len({row["trial"] for row in rows}) == 4, printed
+    assert any(row["on_front"] == "1" for row in rows)
+    chosen = next(row for row in rows if row["chosen"] == "1")
+    best = max(float(row["val_iou"]) for row in rows)
+    assert float(chosen["val_iou"]) >= best - 0.01
+    keys = ("widths", "depth", "val_iou", "train.learning_rate")
+    first = sorted(tuple(row[key] for key in keys) for row in rows)
+    arguments = [one.replace("runs", "other runs") if one == "runs" else one for one in command(prepared)]
+    project.run("search", *arguments)
+    assert sorted(tuple(row[key] for key in keys) for row in table(project)) == first
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("two_nodes")
+def test_pbt_lets_weak_trials_go_on_from_strong_ones(project, prepared):
+    space = {"train.learning_rate": {"log": [1e-9, 1e-2]}}
+    drawn = {"searcher": "random", "num_trials": 4, "scheduler": "pbt", "space": space, "epochs": 4, "seed": 3}
+    project.set({"search": {"widths": [[4, 6]], "max_concurrent": 2} | drawn})
+    printed = project.run("search", *command(prepared))
+    rows = table(project)
+    assert [row["status"] for row in rows] == ["done"] * 4, printed
+    began = {
+        decode(one)["train.learning_rate"] for one in read_space(declared(widths=[[4, 6]], **drawn)).configs() or []
+    }
+    ended = {float(row["train.learning_rate"]) for row in rows}
+    assert ended != began  # at least one took over another's weights with a changed rate
+    assert all(1e-9 <= rate <= 1e-2 for rate in ended)
+    assert {row["epochs"] for row in rows} == {"4"}

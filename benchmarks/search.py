@@ -1,0 +1,301 @@
+"""What it costs to know how accurate each depth is: one deeply supervised training a width, or a training a network.
+
+    python -m benchmarks.search --data /path/to/dsb2018 --out benchmarks/search.md
+
+Trains on DSB2018 at 96x96: at three widths the deeply supervised network of depth 4, and each of its four depths alone
+with its one head; then more learning rates for ASHA to drop, and trainings that begin with a trial's weights or anew.
+Each training's row is saved when it ends, so that the same command goes on after a cut; a row names its machine.
+Cost is CPU time of one process with one thread, which other programs on the machine hardly change.
+"""
+
+import argparse
+import heapq
+import itertools
+import json
+import platform
+import time
+from pathlib import Path
+from statistics import mean
+from types import SimpleNamespace
+
+import torch
+from scipy.stats import spearmanr
+
+from pipelines.files import write_json
+from pipelines.ingest import ingest
+from pipelines.params import Params, load_params
+from pipelines.prepare import prepare
+from pipelines.worker import epochs, make_settings
+
+RESULTS = Path(__file__).with_suffix(".json")
+BASES, DEPTH, EPOCHS, LONGER = (4, 8, 12), 4, 6, 10
+RATES = (5e-4, 4.5e-3)  # beside that of params.yaml
+
+
+def widths_of(base: int, depth: int) -> list[int]:
+    return [base * 2**level for level in range(depth + 1)]
+
+
+def plan(seeds: int) -> list[dict]:
+    """The trainings, in the order in which they tell most if the time is short."""
+    rows = []
+    for seed in range(seeds):
+        for base in BASES:
+            rows.append({"what": "supervised", "base": base, "depth": DEPTH, "seed": seed})
+            rows += [{"what": "alone", "base": base, "depth": depth, "seed": seed} for depth in range(1, DEPTH + 1)]
+        rows += [{"what": init, "base": BASES[0], "depth": DEPTH, "seed": seed} for init in ("anew", "warm")]
+        if seed == 0:
+            rows += [
+                {"what": "supervised", "base": base, "depth": DEPTH, "seed": seed, "rate": rate}
+                for rate, base in itertools.product(RATES, BASES)
+            ]
+    return rows
+
+
+def params_of(row: dict) -> Params:
+    """params.yaml with what this training changes."""
+    values = load_params().model_dump(by_alias=True, mode="json")
+    longer = row["what"] in ("anew", "warm")
+    values["train"] |= {"epochs": LONGER if longer else EPOCHS, "seed": row["seed"], "num_workers": 1}
+    values["train"] |= {"cpus_per_worker": 1, "use_gpu": False, "loader_workers": 0}
+    values["train"] |= {"learning_rate": row["rate"]} if "rate" in row else {}
+    values["model"]["deep_supervision"] = row["what"] != "alone"
+    return Params.model_validate(values)
+
+
+def train(row: dict, prepared: Path, weights: Path) -> dict:
+    """The row with `curve` (a list an epoch of IoU by depth) and `cpu_s` (seconds until that epoch's end)."""
+    settings = make_settings(params_of(row), widths_of(row["base"], row["depth"]), prepared)
+    if row["what"] == "warm":
+        settings["init"] = {"file": str(weights / f"{row['base']}-{row['seed']}.pt")}
+    began, cpu_s, state = time.process_time(), [], {}
+    for state in epochs(settings, torch.device("cpu"), {}):
+        if "weights" in state and "step" not in state:
+            cpu_s.append(round(time.process_time() - began, 2))
+    if row["what"] == "supervised" and "rate" not in row:
+        torch.save(state["best"]["weights"], weights / f"{row['base']}-{row['seed']}.pt")
+    curve = [{key[8:]: round(iou, 5) for key, iou in one.items() if "iou_L" in key} for one in state["history"]]
+    return row | {"curve": curve, "cpu_s": cpu_s}
+
+
+def prepare_data(data: Path, out: Path) -> Path:
+    """DSB2018 at 96x96 as the stages ingest and prepare make it."""
+    if not out.is_dir():
+        params = load_params()
+        source = params.ingest.model_copy(update={"kind": "folder", "location": str(data)})
+        ingest(source, out.with_name("raw"))
+        prepare(params.prepare.model_copy(update={"size": 96}), out.with_name("raw"), out)
+    return out
+
+
+def best(row: dict) -> dict[str, float]:
+    """IoU of each depth at its best epoch."""
+    return {depth: max(one[depth] for one in row["curve"]) for depth in row["curve"][0]}
+
+
+def select(rows: list[dict], **facts) -> list[dict]:
+    """The rows with these facts; those of another learning rate only where it is asked for."""
+    wanted = [row for row in rows if facts.items() <= row.items()]
+    return [row for row in wanted if "rate" in facts or "rate" not in row]
+
+
+def measured_depths(rows: list[dict], what: str, base: int, seed: int) -> dict[str, float] | None:
+    """IoU by depth of one width, as this way of training knows it; None where a training is missing."""
+    found: dict[str, float] = {}
+    for row in select(rows, what=what, base=base, seed=seed):
+        found |= best(row)
+    return found if len(found) == DEPTH else None
+
+
+def whole_seeds(rows: list[dict]) -> list[int]:
+    """The seeds of which every training of the claim is there."""
+    ways = itertools.product(("supervised", "alone"), BASES)
+    cells = list(ways)
+    seeds = sorted({row["seed"] for row in rows})
+    return [seed for seed in seeds if all(measured_depths(rows, *cell, seed) for cell in cells)]
+
+
+def agree(one: dict[str, float], other: dict[str, float]) -> float:
+    """Spearman's rank correlation of two measurements of the same networks."""
+    keys = sorted(one)
+    return float(spearmanr([one[key] for key in keys], [other[key] for key in keys]).statistic)
+
+
+def networks(rows: list[dict], what: str, seed: int) -> dict[str, float]:
+    """IoU of all twelve networks."""
+    return {
+        f"{base} {depth}": iou
+        for base in BASES
+        for depth, iou in (measured_depths(rows, what, base, seed) or {}).items()
+    }
+
+
+def claim(rows: list[dict], seeds: list[int]) -> list[str]:
+    """Cost and ranking of the two ways, as lines of the page."""
+    lines = ["| seed | three supervised, CPU s | twelve alone, CPU s | times |", "| --- | ---: | ---: | ---: |"]
+    for seed in seeds:
+        spent = {
+            way: sum(row["cpu_s"][-1] for row in select(rows, what=way, seed=seed)) for way in ("supervised", "alone")
+        }
+        supervised, alone = spent["supervised"], spent["alone"]
+        lines.append(f"| {seed} | {supervised:.0f} | {alone:.0f} | {alone / supervised:.2f} |")
+    lines += ["", "Val IoU at the best epoch, mean over the seeds (supervised / alone):", ""]
+    depths = [f"L{depth}" for depth in range(1, DEPTH + 1)]
+    lines += [f"| base width | {' | '.join(depths)} |", "| --- |" + " ---: |" * DEPTH]
+    for base in BASES:
+        cells = []
+        for depth in depths:
+            pair = [mean((measured_depths(rows, way, base, s) or {})[depth] for s in seeds) for way in WAYS]
+            cells.append(" / ".join(f"{iou:.3f}" for iou in pair))
+        lines.append(f"| {base} | {' | '.join(cells)} |")
+    lines += ["", "Spearman's rank correlation:", ""]
+    lines += [
+        "| compared | of the four depths, mean over the widths | of the twelve networks |",
+        "| --- | ---: | ---: |",
+    ]
+    pairs = [(f"supervised and alone, seed {seed}", ("supervised", seed), ("alone", seed)) for seed in seeds]
+    for way in WAYS:
+        pairs += [(f"{way}, seeds {a} and {b}", (way, a), (way, b)) for a, b in itertools.combinations(seeds, 2)]
+    for said, one, other in pairs:
+        by_width = [
+            agree(
+                measured_depths(rows, one[0], base, one[1]) or {}, measured_depths(rows, other[0], base, other[1]) or {}
+            )
+            for base in BASES
+        ]
+        over_all = agree(networks(rows, *one), networks(rows, *other))
+        lines.append(f"| {said} | {mean(by_width):.2f} ({', '.join(f'{r:.2f}' for r in by_width)}) | {over_all:.2f} |")
+    return lines
+
+
+WAYS = ("supervised", "alone")
+
+
+def replay_asha(rows: list[dict], reduction: int, at_once: int = 2) -> dict:
+    """Which of the recorded trainings Ray's own ASHA would have ended when, had they run `at_once` at a time."""
+    from ray.tune.schedulers import ASHAScheduler
+
+    scheduler = ASHAScheduler("epoch", "best", "max", max_t=EPOCHS, grace_period=1, reduction_factor=reduction)
+    trials = [SimpleNamespace(trial_id=str(number)) for number in range(len(rows))]
+    queue, running, ran = list(range(len(rows))), [], [0] * len(rows)
+
+    def start(now: float) -> None:
+        if queue:
+            number = queue.pop(0)
+            scheduler.on_trial_add(None, trials[number])
+            heapq.heappush(running, (now + rows[number]["cpu_s"][0], number, now))
+
+    for _ in range(at_once):
+        start(0.0)
+    while running:
+        now, number, began = heapq.heappop(running)
+        ran[number] += 1
+        seen = rows[number]["curve"][: ran[number]]
+        result = {"epoch": ran[number], "best": max(max(one.values()) for one in seen)}
+        decision = scheduler.on_trial_result(None, trials[number], result)
+        if ran[number] < EPOCHS and decision == "CONTINUE":
+            heapq.heappush(running, (began + rows[number]["cpu_s"][ran[number]], number, began))
+        else:
+            start(now)
+    cost = sum(row["cpu_s"][num - 1] for row, num in zip(rows, ran, strict=True))
+    whole = [max(best(row).values()) for row in rows]
+    found = [max(max(one.values()) for one in row["curve"][:num]) for row, num in zip(rows, ran, strict=True)]
+    chosen = found.index(max(found))
+    return {
+        "cpu_s": cost,
+        "all_s": sum(row["cpu_s"][-1] for row in rows),
+        "ended": sum(num < EPOCHS for num in ran),
+        "loss": max(whole) - whole[chosen],
+    }
+
+
+def asha(rows: list[dict]) -> list[str]:
+    """ASHA's saving on top, as lines of the page."""
+    trials = [
+        row for row in rows if row["what"] == "supervised" and row["seed"] == 0 and row["depth"] == DEPTH
+    ]  # three widths at three learning rates
+    if len(trials) < len(BASES) * (1 + len(RATES)):
+        return [f"{len(trials)} of {len(BASES) * (1 + len(RATES))} trainings are there; the same command goes on."]
+    lines = ["| reduction | CPU s | of | share | ended early | val IoU lost by the choice |"]
+    lines.append("| ---: | ---: | ---: | ---: | ---: | ---: |")
+    for reduction in (2, 3):
+        said = replay_asha(trials, reduction)
+        lines.append(
+            f"| {reduction} | {said['cpu_s']:.0f} | {said['all_s']:.0f} | {said['cpu_s'] / said['all_s']:.0%} | "
+            f"{said['ended']} of {len(trials)} | {said['loss']:.4f} |"
+        )
+    return lines
+
+
+def init(rows: list[dict]) -> list[str]:
+    """Training anew against training from the trial's weights, as lines of the page."""
+    lines = ["| seed | begins | val IoU after 2 epochs | after 5 | best of 10 |", "| --- | --- | ---: | ---: | ---: |"]
+    for row in sorted((row for row in rows if row["what"] in ("anew", "warm")), key=lambda one: one["seed"]):
+        means = [mean(one.values()) for one in row["curve"]]
+        begins = "anew" if row["what"] == "anew" else "with the trial's weights"
+        lines.append(f"| {row['seed']} | {begins} | {means[1]:.3f} | {means[4]:.3f} | {max(means):.3f} |")
+    return lines
+
+
+def build_page(results: dict) -> str:
+    rows = results["rows"]
+    seeds = whole_seeds(rows)
+    machines = ", ".join(sorted({row["machine"] for row in rows}))
+    parts = [
+        "# Depth for nothing",
+        "",
+        "`python -m benchmarks.search --data /path/to/dsb2018 --out benchmarks/search.md`",
+        "",
+        f"DSB2018 at 96x96 (383 images to train on, 54 to validate), base widths {', '.join(map(str, BASES))}, doubled",
+        f"by level, depth {DEPTH}, {EPOCHS} epochs of the shipped params. Alone: the network of a depth with its one",
+        "head. CPU seconds of one process with one thread, of the lowest priority on a machine that others used.",
+        f"Read on {machines}. Whole seeds: {', '.join(map(str, seeds)) or 'none yet'}.",
+        "",
+        "## To know the accuracy of depths 1 to 4 at three widths",
+        "",
+        *(claim(rows, seeds) if seeds else ["No seed is whole yet."]),
+        "",
+        "## ASHA on top",
+        "",
+        "Nine supervised trainings, three widths at three learning rates, replayed from their records through Ray's",
+        "own ASHA, two at a time, grace of one epoch, the best depth so far compared:",
+        "",
+        *asha(rows),
+        "",
+        "## Train from the trial's weights, or anew",
+        "",
+        f"Base width {BASES[0]}, depth {DEPTH}, {LONGER} epochs; the trial had {EPOCHS}. Val IoU, mean of the depths:",
+        "",
+        *init(rows),
+        "",
+    ]
+    return "\n".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder of DSB2018; without it only the page is written anew")
+    parser.add_argument("--work", type=Path, default=Path("runs/benchmark"), help="prepared data and weights")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    results = json.loads(args.results.read_text()) if args.results.is_file() else {"rows": []}
+    if args.data:
+        args.work.mkdir(parents=True, exist_ok=True)
+        prepared = prepare_data(args.data, args.work / "prepared")
+        machine = f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__[:6]}"
+        for row in plan(args.seeds):
+            if any(row.items() <= one.items() and ("rate" in one) == ("rate" in row) for one in results["rows"]):
+                continue
+            results["rows"].append(train(row, prepared, args.work) | {"machine": machine})
+            write_json(args.results, results)
+            print(json.dumps(results["rows"][-1]), flush=True)
+    page = build_page(results)
+    print(page)
+    if args.out:
+        args.out.write_text(page)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""One trial of a search: the training of the train stage with fewer epochs, as one plain process or as a Ray Train run.
+
+After each epoch it reports the IoU of every depth, the best so far of each, and keeps a checkpoint.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.costs import Costs, network_key
+from pipelines.params import Params
+from pipelines.sections import Model
+from pipelines.settings import find_class_weights, run_name
+from pipelines.space import Config, decode, trial_params
+from pipelines.training import best_so_far, epochs
+from pipelines.worker import run_on_ray
+from unetpp.checkpoint import DamagedCheckpointError, load_checkpoint, newest_checkpoint, save_checkpoint
+from unetpp.errors import UserError
+
+METRIC = "best_val_iou"  # of the best depth so far: what schedulers and searchers compare
+COST = "cost"  # of that depth, for a searcher of a front
+
+
+def settings_of(settings: dict[str, Any], params: Params, config: Config) -> dict[str, Any]:
+    """The settings of one trial from those of the search (`worker.make_settings`)."""
+    params = trial_params(params, config)
+    weights = find_class_weights(params.train.class_weights, settings["manifest"], Path(settings["prepared"]))
+    used = params.model_dump(mode="json", include={"model", "train", "augment"})
+    return settings | {"params": used, "widths": decode(config)["widths"], "class_weights": weights}
+
+
+def with_cost(row: dict[str, Any], settings: dict[str, Any], costs: Costs, cost: str) -> dict[str, Any]:
+    """A row with the cost of the depth that is the best so far."""
+    depths = costs[network_key(Model.model_validate(settings["params"]["model"]), settings["widths"])]
+    best = max(depths, key=lambda name: row.get(f"best_val_iou_{name}", 0.0))
+    return row | {COST: depths[best][cost]}
+
+
+def trial_rows(settings: dict[str, Any], begin: dict) -> Iterator[tuple[dict[str, Any], dict | None]]:
+    """(row, state to keep) after each epoch; a training that dies of itself ends with a row that has "dead", the why.
+
+    Such an end is a result: it would come again, so the trial is not run again.
+    """
+    gpu = settings["params"]["train"]["use_gpu"]
+    history: list[dict] = begin.get("history", [])
+    try:
+        for state in epochs(settings, torch.device("cuda" if gpu else "cpu"), begin):
+            history = state["history"]
+            if "step" not in state:
+                yield history[-1] | best_so_far(history), state
+    except UserError as error:  # a loss that is not finite any more, a batch that does not fit
+        yield _dead(history, str(error)), None
+    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+        yield _dead(history, f"out of memory in epoch {len(history) + 1}: {reason}"), None
+
+
+def _dead(history: list[dict], why: str) -> dict[str, Any]:
+    best = best_so_far(history) if history else {METRIC: 0.0}
+    return best | {"epoch": len(history), "dead": why}
+
+
+def trial(config: Config, settings: dict[str, Any], params: Params, costs: Costs) -> None:
+    """One candidate as one plain process."""
+    from ray import tune
+
+    settings = settings_of(settings, params, config)
+    state: dict = {}
+    checkpoint = tune.get_checkpoint()
+    if checkpoint:
+        try:
+            with checkpoint.as_directory() as folder:
+                state = load_checkpoint(Path(folder))
+            print(f"goes on after epoch {state['epoch']}", flush=True)
+        except DamagedCheckpointError as error:
+            print(f"begins anew: {error}", flush=True)  # the same seed, so the same training
+    for row, kept in trial_rows(settings, state):
+        row = with_cost(row, settings, costs, params.search.cost)
+        with tempfile.TemporaryDirectory() as folder:
+            if kept is not None:
+                save_checkpoint(Path(folder), kept)
+            tune.report(row, checkpoint=tune.Checkpoint.from_directory(folder) if kept is not None else None)
+
+
+def distributed_trial(config: Config, settings: dict[str, Any], params: Params, costs: Costs, runs: str) -> None:
+    """One candidate as a Ray Train run of several processes, whose rows go on to Ray Tune.
+
+    The run keeps its own checkpoints and goes on from them by its name.
+    """
+    from ray import tune
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    settings = settings_of(settings, params, config)
+
+    class Report(TuneReportCallback):
+        def after_report(self, run_context, metrics, checkpoint):
+            metrics = [with_cost(metrics[0], settings, costs, params.search.cost)]
+            super().after_report(run_context, metrics, checkpoint)
+
+    name = run_name("trial", settings)
+    stopped = run_on_ray(settings, name, Path(runs), callbacks=[Report()])
+    # Once more what the run ended with: one that had ended before the search was cut reports nothing by itself.
+    state, _ = newest_checkpoint(Path(runs) / name)
+    history = state.get("history", [])
+    row = _dead(history, stopped) if stopped else history[-1] | best_so_far(history)
+    tune.report(with_cost(row, settings, costs, params.search.cost))
