@@ -25,7 +25,8 @@ from pipelines.files import write_json
 from pipelines.ingest import ingest
 from pipelines.params import Params, load_params
 from pipelines.prepare import prepare
-from pipelines.worker import epochs, make_settings
+from pipelines.settings import make_settings
+from pipelines.training import epochs
 
 RESULTS = Path(__file__).with_suffix(".json")
 BASES, DEPTH, EPOCHS, LONGER = (4, 8, 12), 4, 6, 10

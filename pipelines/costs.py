@@ -16,8 +16,8 @@ import torch
 from pipelines.files import write_json
 from pipelines.page import short
 from pipelines.sections import Budget, Model
+from pipelines.settings import build_network
 from pipelines.space import Config, Space, Widths, decode, trial_params
-from pipelines.worker import build_network
 from unetpp.cost import count_macs, count_parameters, estimate_training_mib, measure_latency, measure_peak_memory_mib
 from unetpp.errors import UserError
 from unetpp.inference import Segmenter

@@ -23,8 +23,9 @@ from pipelines.jobs import address_of, run_remotely
 from pipelines.node_cache import share
 from pipelines.params import Params, load_params, override
 from pipelines.sections import Architecture, Model
+from pipelines.settings import build_network, make_settings, run_name
 from pipelines.stage import run_command
-from pipelines.worker import STOPPED, build_network, make_settings, run_name, run_on_ray
+from pipelines.worker import STOPPED, run_on_ray
 from unetpp.checkpoint import newest_checkpoint
 from unetpp.data import read_manifest
 from unetpp.errors import UserError

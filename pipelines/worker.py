@@ -12,13 +12,12 @@ from typing import Any
 import torch.distributed as dist
 
 from pipelines.files import check_space, disk_errors
-from pipelines.settings import build_network, make_settings, open_splits, run_name
+from pipelines.settings import open_splits
 from pipelines.training import best_so_far, describe, epochs
 from unetpp.checkpoint import newest_checkpoint, save_checkpoint
 from unetpp.errors import UserError
 from unetpp.memory import is_out_of_memory
 
-__all__ = ["build_network", "epochs", "make_settings", "run_name", "run_on_ray", "train_worker"]
 STOPPED = "stopped"  # what a training returns that was asked to stop
 STOP_FILE = "stop"  # in a run's folder: asks it to stop
 

@@ -121,8 +121,14 @@ HOMES = {  # each outside system has one home file, or the few that the file map
     "boto3": {"pipelines.storage"},
     "botocore": {"pipelines.storage"},
     "mlflow": {"pipelines.tracking", "pipelines.registry"},
-    "ray": {"pipelines.cluster", "pipelines.jobs", "pipelines.worker", "pipelines.search"},
-    "ray": {"pipelines.cluster", "pipelines.worker", "pipelines.trials", "pipelines.tuning", "pipelines.search"},
+    "ray": {
+        "pipelines.cluster",
+        "pipelines.jobs",
+        "pipelines.worker",
+        "pipelines.trials",
+        "pipelines.tuning",
+        "pipelines.search",
+    },
     "optuna": {"pipelines.tuning"},
 }
 

@@ -24,8 +24,9 @@ from pipelines.layouts import find_samples
 from pipelines.params import Params, load_params
 from pipelines.prepare import load_sample
 from pipelines.sections import Prepare
+from pipelines.settings import make_settings
 from pipelines.splits import find_split, position
-from pipelines.worker import epochs, make_settings
+from pipelines.training import epochs
 from unetpp import metrics
 from unetpp.cost import count_macs, count_parameters
 from unetpp.data import Split, SplitWriter, read_manifest

@@ -16,9 +16,10 @@ from pipelines.ingest import ingest
 from pipelines.params import Params
 from pipelines.predict import predict
 from pipelines.prepare import prepare
+from pipelines.settings import make_settings
 from pipelines.synthetic import UNANNOTATED
 from pipelines.train import write_results
-from pipelines.worker import epochs, make_settings
+from pipelines.training import epochs
 from unetpp.data import Split, read_manifest
 from unetpp.errors import UserError
 from unetpp.masks import IGNORE
