@@ -21,6 +21,8 @@ LAYERS = (
     {
         "unetpp.pruning",
         "unetpp.inference",
+        "unetpp.folding",
+        "unetpp.export",
         "unetpp.cost",
         "unetpp.images",
         "unetpp.pictures",
@@ -102,6 +104,7 @@ HOMES = {  # each outside system has one home file, or the few that the file map
     "pyarrow": {"unetpp.data"},
     "PIL": {"unetpp.pictures", "pipelines.page"},
     "pycocotools": {"pipelines.coco"},
+    "safetensors": {"unetpp.export"},
     "boto3": {"pipelines.storage"},
     "botocore": {"pipelines.storage"},
     "mlflow": {"pipelines.tracking", "pipelines.registry"},
