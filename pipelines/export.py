@@ -22,12 +22,13 @@ from unetpp.data import Split
 from unetpp.errors import UserError
 from unetpp.export import WEIGHTS, folded, save_safetensors
 from unetpp.graphs import capture, missing_for_onnx, save_onnx, save_pt2
-from unetpp.inference import Trained, load_model, scaled
+from unetpp.inference import Segmenter, Trained, load_model, scaled
 from unetpp.quantisation import quantise
 from unetpp.runtimes import missing
-from unetpp.verification import Comparison, verify
+from unetpp.verification import Comparison, Verification
 
 SCHEMA = 1
+CALIBRATION_IMAGES = 32  # of `unetpp export`, which has no params.yaml
 SAFETENSORS = "safetensors"
 FILES = {SAFETENSORS: WEIGHTS, "pt2": "model.pt2", "onnx": "model.onnx", "onnx-int8": "model-int8.onnx"}
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino")
@@ -122,10 +123,12 @@ def export(
     print("".join(f"{line}\n" for line in left_out), end="")
     with replacing(out) as partial:
         partial.mkdir(parents=True)
-        for depth in depths or trained.depths:
-            write_depth(trained, depth, formats, partial / f"L{depth}", opset, images)
         written = [Exported(depth, name) for depth in depths or trained.depths for name in formats]
-        found = verify(partial, trained, {one.file: one.depth for one in written}, images)
+        with Verification(partial, trained, images) as verification:
+            for depth in sorted(depths or trained.depths, reverse=True):  # what is compared last is the quickest
+                write_depth(trained, depth, formats, partial / f"L{depth}", opset, images)
+                verification.add({one.file: depth for one in written if one.depth == depth})
+            found = verification.results()
         check(written, found, tolerance)
         result = {
             "schema": SCHEMA,
@@ -181,7 +184,10 @@ def describe(one: Exported, folder: Path, found: Iterable[Comparison], opset: in
 
 def describe_machine() -> dict[str, str | None]:
     """What the exports were made with."""
-    found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
+    found: dict[str, str | None] = {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
@@ -197,6 +203,49 @@ def describe_exports(result: dict) -> str:
         differences = ", ".join(f"{value:.1e} in {name}" for name, value in one["max_differences"].items())
         lines.append(f"  {one['file']:20}{one['bytes'] / 2**20:8.2f}  {differences}")
     return "\n".join(lines)
+
+
+def load(model: str) -> Trained:
+    """A model from a folder or file of the train stage, or from MLflow by `models:/NAME@ALIAS`.
+
+    Raises:
+        UserError: no such model, or a version that holds a graph and no weights.
+    """
+    if not model.startswith("models:/"):
+        return load_model(model)
+    from pipelines.registry import load_segmenter
+
+    segmenter, _, size, _, classes = load_segmenter(model, load_params().registry.tracking_uri)
+    if not isinstance(segmenter, Segmenter):
+        raise UserError(
+            f"{model}: found a version without weights of its own, registered by an earlier unetpp; expected one that "
+            "this version registered: run `dvc repro register`, or give the folder models/train"
+        )
+    return Trained(segmenter.network, size, {"source": model, "classes": classes})
+
+
+def export_model(
+    model: str,
+    out: Path,
+    depth: int | None,
+    formats: Sequence[str],
+    opset: int,
+    tolerance: float,
+    prepared: Path | None,
+) -> None:
+    """`unetpp export`: of one depth, or of all, with no more than a model; onnx-int8 alone needs prepared data.
+
+    Raises:
+        UserError: as `load` and `export`; onnx-int8 without prepared data.
+    """
+    if "onnx-int8" in formats and prepared is None:
+        raise UserError(
+            "--formats onnx-int8: int8 is scaled by images of the kind that the model will see: give --prepared, the "
+            "folder that the prepare stage wrote, or leave onnx-int8 out"
+        )
+    images = [] if prepared is None else calibration_images(prepared, CALIBRATION_IMAGES)
+    result = export(load(model), out, formats, opset, tolerance, images, None if depth is None else [depth])
+    print(f"{describe_exports(result)}\nwrote {out}")
 
 
 def run(model: Path, prepared: Path, out: Path, settings: Export) -> dict:

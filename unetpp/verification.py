@@ -1,8 +1,11 @@
 """Exported files, opened again in a process that knows nothing but them, against the eager network they were made of.
 
-    verify(folder, trained, {"L1/model.onnx": 1, ...})
+One process opens all files, since importing torch takes longer than comparing, and does so while the next are written:
 
-starts one such process for all files, since importing torch takes longer than comparing.
+    with Verification(folder, trained) as verification:
+        ...                                          # write L1/model.onnx
+        verification.add({"L1/model.onnx": 1})
+        found = verification.results()
 """
 
 import json
@@ -11,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -72,41 +76,75 @@ def _difference(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(found - expected).max())
 
 
-def verify(
-    folder: Path, trained: Trained, files: Mapping[str, int], images: Sequence[np.ndarray] = ()
-) -> list[Comparison]:
-    """`compare` in a clean process.
+class Verification:
+    """`compare` in a clean process, of files that are named as they are written.
 
-    Raises:
-        RuntimeError: the process ended with an error; the message holds what it wrote.
+    Args:
+        folder: where the files are written.
+        trained: the network that they are made of.
+        images: see `make_examples`.
     """
-    with tempfile.TemporaryDirectory() as place:
-        trained.save(Path(place, "model.pt"))
-        np.savez(Path(place, "images.npz"), *images)
-        request = {"folder": str(folder.resolve()), "files": dict(files), "place": place}
+
+    def __init__(self, folder: Path, trained: Trained, images: Sequence[np.ndarray] = ()):
+        self.folder, self.trained, self.images = folder, trained, images
+
+    def __enter__(self) -> "Verification":
+        self._place = tempfile.TemporaryDirectory()
+        place = Path(self._place.name)
+        self.trained.save(place / "model.pt")
+        np.savez(place / "images.npz", *self.images)
         # The package is found where this one lies, also where it is not installed.
         path = os.pathsep.join([str(Path(unetpp.__file__).parent.parent), *filter(None, [os.getenv("PYTHONPATH")])])
-        done = subprocess.run(
-            [sys.executable, "-m", "unetpp.verification"],
-            input=json.dumps(request),
-            capture_output=True,
-            text=True,
-            env=os.environ | {"PYTHONPATH": path},
-            check=False,
-        )
-        if done.returncode != 0:
-            raise RuntimeError(f"the process that opens the exports again failed:\n{done.stderr[-4000:]}")
-        return [Comparison(**one) for one in json.loads(Path(place, "comparisons.json").read_text())]
+        with open(place / "stderr", "wb") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "unetpp.verification", str(self.folder.resolve()), str(place)],
+                stdin=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env=os.environ | {"PYTHONPATH": path},
+            )
+        return self
+
+    def add(self, files: Mapping[str, int]) -> None:
+        """Files that are whole now: name in the folder, and depth."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # it has ended; `results` says why
+            self._process.stdin.write(json.dumps(dict(files)) + "\n")
+            self._process.stdin.flush()
+
+    def results(self) -> list[Comparison]:
+        """Every file that was added, in every runtime that is installed; waits for the last.
+
+        Raises:
+            RuntimeError: the process ended with an error; the message holds what it wrote.
+        """
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        place = Path(self._place.name)
+        if self._process.wait() != 0:
+            raise RuntimeError(
+                f"the process that opens the exports again ended with {self._process.returncode}:\n"
+                + (place / "stderr").read_text(errors="replace")[-4000:]
+            )
+        return [Comparison(**one) for one in json.loads((place / "comparisons.json").read_text())]
+
+    def __exit__(self, *_) -> None:
+        self._process.kill()  # nothing where it has ended
+        self._process.wait()
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._place.cleanup()
 
 
-def _main() -> None:
-    request = json.loads(sys.stdin.read())
-    place = Path(request["place"])
+def _main(folder: Path, place: Path) -> None:
+    trained = load_model(place)
     with np.load(place / "images.npz") as archive:
         images = [archive[f"arr_{index}"] for index in range(len(archive.files))]
-    found = compare(Path(request["folder"]), load_model(place), request["files"], images)
-    (place / "comparisons.json").write_text(json.dumps([asdict(one) for one in found]))
+    found = [asdict(one) for line in sys.stdin for one in compare(folder, trained, json.loads(line), images)]
+    (place / "comparisons.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
-    _main()
+    _main(*map(Path, sys.argv[1:]))
