@@ -101,10 +101,9 @@ def open_export(file: str | Path, runtime: str | None = None, threads: int | Non
     readers = runtimes_of(file)
     if not readers or (runtime and runtime not in readers):
         known = sorted({suffix for openers in RUNTIMES.values() for suffix in openers})
-        raise UserError(
-            f"{file}: {runtime or 'no runtime'} reads {file.suffix or 'such files'}; expected "
-            + (f"{' or '.join(readers)}" if readers else f"a file ending in {', '.join(known)}")
-        )
+        expected = " or ".join(readers) or f"a file ending in {', '.join(known)}"
+        reads = f"{runtime} does not read" if readers else "no runtime reads"
+        raise UserError(f"{file}: {reads} {file.suffix or 'such files'}; expected {expected}")
     installed = [name for name in readers if not missing(name)]
     if not installed or (runtime and runtime not in installed):
         raise UserError(
