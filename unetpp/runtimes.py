@@ -111,9 +111,21 @@ def open_export(file: str | Path, runtime: str | None = None, threads: int | Non
         )
     runtime = runtime or installed[0]
     try:
-        return RUNTIMES[runtime][file.suffix](file, threads or torch.get_num_threads())
+        opened = RUNTIMES[runtime][file.suffix](file, threads or torch.get_num_threads())
     except UserError:
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
         raise UserError(f"{file}: {runtime} cannot read it ({reason}); export again, or copy the file again") from None
+
+    def predict(image: np.ndarray) -> np.ndarray:
+        probs = opened(image)
+        if probs.shape[:1] + probs.shape[2:] != image.shape[:1] + image.shape[2:]:
+            # OpenVINO 2026.4 does so where a side is one pixel and a transposed convolution follows.
+            raise UserError(
+                f"{file}: {runtime} answers images {tuple(image.shape)} with shape {tuple(probs.shape)}; use another "
+                f"runtime for such images: {', '.join(name for name in readers if name != runtime) or 'none reads it'}"
+            )
+        return probs
+
+    return predict
