@@ -12,6 +12,20 @@ def _predict(arguments: argparse.Namespace) -> None:
     predict(arguments.images, arguments.model, arguments.depth, arguments.out, arguments.heads)
 
 
+def _export(arguments: argparse.Namespace) -> None:
+    from pipelines.export import export_model
+
+    export_model(
+        arguments.model,
+        arguments.out,
+        arguments.depth,
+        arguments.formats,
+        arguments.opset,
+        arguments.tolerance,
+        arguments.prepared,
+    )
+
+
 def _doctor(arguments: argparse.Namespace) -> None:
     from pipelines.doctor import doctor
 
@@ -51,11 +65,25 @@ def build_parser() -> argparse.ArgumentParser:
 
     one = commands.add_parser("predict", help="write a mask for each image")
     one.add_argument("images", nargs="+", help="image files, folders of them, or patterns such as 'scans/*.png'")
-    one.add_argument("--model", default="models/train", help="folder of a trained model, or a models:/NAME@ALIAS URI")
+    one.add_argument(
+        "--model", default="models/train", help="folder of a trained or exported model, an .onnx, or models:/NAME@ALIAS"
+    )
     one.add_argument("--depth", type=int, help="prune to this depth (default: the deepest; a URI has its own)")
     one.add_argument("--heads", help="average heads instead: mean (of all), or depths with weights, such as 2:1,4:3")
     one.add_argument("--out", type=Path, required=True, help="folder for the masks, <image name>.png")
     one.set_defaults(run=_predict)
+
+    one = commands.add_parser("export", help="write a model for other programs: safetensors, and pt2, ONNX, int8")
+    one.add_argument("--model", default="models/train", help="folder of a trained model, or a models:/NAME@ALIAS URI")
+    one.add_argument("--out", type=Path, required=True, help="folder for L1/model.onnx ..., which is replaced")
+    one.add_argument("--depth", type=int, help="this depth alone (default: all that the model has)")
+    one.add_argument(
+        "--formats", nargs="*", default=["onnx"], choices=["onnx", "pt2", "onnx-int8"], help="(default: onnx)"
+    )
+    one.add_argument("--opset", type=int, default=20, choices=range(18, 24), help="of ONNX (default: 20)")
+    one.add_argument("--tolerance", type=float, default=1e-4, help="largest difference allowed (default: 1e-4)")
+    one.add_argument("--prepared", type=Path, help="folder of the prepare stage; onnx-int8 is scaled by its val images")
+    one.set_defaults(run=_export)
 
     one = commands.add_parser("doctor", help="versions, devices, and what to do about what is wrong")
     one.set_defaults(run=_doctor)

@@ -17,6 +17,7 @@ from pipelines.sections import (
     Augment,
     Cluster,
     Evaluate,
+    Export,
     Ingest,
     Model,
     Prepare,
@@ -37,6 +38,7 @@ class Params(Section):
     search: Search
     train: Train
     augment: Augment
+    export: Export
     evaluate: Evaluate
     # `register` itself is a method of every Python class, so the attribute has another name than the section.
     registry: Annotated[Register, Field(alias="register")]

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from pipelines.files import replacing
 from unetpp.errors import UserError
+from unetpp.export import CONFIG, read_safetensors
 from unetpp.images import SUFFIXES, decode_image, resize
 from unetpp.inference import load_model, scale
 from unetpp.masks import to_mask
+from unetpp.runtimes import open_export
 
 
 class Loaded(NamedTuple):
@@ -67,7 +69,7 @@ def find_images(patterns: list[str]) -> list[Path]:
 
 
 def load(model: str, depth: int | None, heads: str | None = None) -> Loaded:
-    """A model from a folder or file of the train stage, or from MLflow by `models:/NAME@ALIAS`.
+    """A model from a folder or file of the train stage or of an export, or from MLflow by `models:/NAME@ALIAS`.
 
     Args:
         depth: the depth to prune to, by default the deepest.
@@ -78,8 +80,10 @@ def load(model: str, depth: int | None, heads: str | None = None) -> Loaded:
     """
     if depth is not None and heads is not None:
         raise UserError(f"--depth {depth} is one head and --heads {heads} are several: give one of the two")
+    if Path(model).suffix in (".onnx", ".pt2", ".safetensors"):
+        return load_file(Path(model), depth, heads)
     if not model.startswith("models:/"):
-        trained = load_model(model)
+        trained = read_safetensors(model) if Path(model, CONFIG).is_file() else load_model(model)
         network = trained.segmenter(depth) if heads is None else trained.ensemble(read_heads(heads))
         return Loaded(network, trained.network.in_channels, trained.size, trained.network.multilabel, trained.classes)
     from pipelines.params import load_params
@@ -92,6 +96,25 @@ def load(model: str, depth: int | None, heads: str | None = None) -> Loaded:
             f"models:/NAME@L{depth or 1}, or give the folder of the whole network, models/train"
         )
     return Loaded(*load_segmenter(model, load_params().registry.tracking_uri))
+
+
+def load_file(path: Path, depth: int | None, heads: str | None) -> Loaded:
+    """One file of an export, with config.json beside it.
+
+    Raises:
+        UserError: a .pt2, which runs code of its author when it is opened; a depth or heads; no such export.
+    """
+    if path.suffix == ".pt2":
+        raise UserError(f"{path}: opening a .pt2 can run its author's code; give its folder, {path.parent}, instead")
+    if depth is not None or heads is not None:
+        raise UserError(f"{path}: an exported file is one depth and its head: leave --depth and --heads out")
+    open_file = open_export(path)
+    trained = read_safetensors(path.parent)
+
+    def network(image: Tensor) -> Tensor:
+        return torch.from_numpy(open_file(image.numpy()))
+
+    return Loaded(network, trained.network.in_channels, trained.size, trained.network.multilabel, trained.classes)
 
 
 def predict_mask(loaded: Loaded, image: np.ndarray) -> np.ndarray:

@@ -395,6 +395,13 @@ class Augment(Section):
     on_device: bool
 
 
+class Export(Section):
+    formats: tuple[Literal["pt2", "onnx", "onnx-int8"], ...]
+    opset: Annotated[int, Field(ge=18, le=23)]
+    calibration_images: PositiveInt
+    tolerance: PositiveFloat
+
+
 class Evaluate(Section):
     tolerance_iou: Annotated[float, Field(ge=0, le=1)]
     max_latency_ms: PositiveFloat | None
