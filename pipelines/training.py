@@ -47,6 +47,7 @@ from unetpp.loop import (
     train_steps,
     validate,
 )
+from unetpp.model import NestedUNet
 from unetpp.step import NonFiniteError, TrainStep
 
 # Several processes must stop at the same step, and agree on it so often: each time costs an exchange.
@@ -156,7 +157,7 @@ class Training:
         self.resumed = state
 
     @property
-    def result(self) -> nn.Module:
+    def result(self) -> NestedUNet:
         """The network that is validated, and that the best epoch keeps."""
         return self.ema.network if self.ema else self.network
 
@@ -344,7 +345,7 @@ def _set_determinism(wanted: bool) -> None:
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(wanted)
-    deterministic.fill_uninitialized_memory = False  # nothing here reads what it did not write
+    setattr(deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - a property that its stub lacks
     torch.backends.cudnn.benchmark = not wanted
 
 

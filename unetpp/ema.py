@@ -3,7 +3,9 @@
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from unetpp.model import NestedUNet
 
 
 class Ema:
@@ -21,7 +23,7 @@ class Ema:
         network: the average, on the same device.
     """
 
-    def __init__(self, network: nn.Module, decay: float):
+    def __init__(self, network: NestedUNet, decay: float):
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self.decay = decay
         self._own: list[Tensor] = list(self.network.parameters())
