@@ -29,6 +29,7 @@ NORMS = {
     "batch": lambda width: nn.BatchNorm2d(width, momentum=None),
     "instance": lambda width: nn.InstanceNorm2d(width, affine=True),
     "group": lambda width: nn.GroupNorm(math.gcd(width, 8), width),  # 8 groups, or as many as divide the width
+    "none": lambda width: nn.Identity(),  # of an exported network: the convolutions hold it (`unetpp.folding`)
 }
 
 
@@ -95,7 +96,7 @@ class NestedUNet(nn.Module):
         num_classes: channels of the logits: 1 for foreground or not, else one a class.
         skips: "dense" (UNet++), "short" (UNet+), "encoder" (UNet^e) or "plain" (U-Net).
         deep_supervision: a head at each depth, else at the deepest alone.
-        norm: "batch", "instance" or "group".
+        norm: "batch", "instance" or "group"; "none" for a network whose batch norm was folded away.
         upsampling: "bilinear_aligned" (as the classic code), "bilinear" or "transposed".
         dropout: share of channels that each convolution loses in training.
         multilabel: what the channels mean to the losses and to `Segmenter`: several classes may hold at one pixel
