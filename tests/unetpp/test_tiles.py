@@ -43,15 +43,13 @@ def test_tiles_give_what_the_whole_image_gives(widths, options, size):
     [(0.02, {"upsampling": "bilinear_aligned"}), (0.05, {"upsampling": "bilinear", "norm": "group"})],
     ids=["aligned", "group"],
 )
-def test_what_looks_at_the_whole_differs_within_the_stated_bound_and_has_no_seams(bound, options):
+def test_what_looks_at_the_whole_differs_within_the_stated_bound_and_without_seams(bound, options):
     one, image = segmenter((4, 6, 8), **options), picture(333, 290)
     with torch.inference_mode():
         tiled, whole = predict_tiled(one, image, tile_px=160), one(image)
-    difference = (tiled - whole).abs()
-    assert 1e-6 < difference.mean() < bound
-    # No step between neighbours that the whole image does not have: fading hides where tiles meet.
-    step = (tiled.diff(dim=-1) - whole.diff(dim=-1)).abs().amax()
-    assert step < 0.25
+    assert 1e-6 < (tiled - whole).abs().mean() < bound
+    steps = (tiled - whole).diff(dim=-1).abs().mean(dim=(0, 1, 2))  # from each column to the next
+    assert steps.max() < 3 * steps.median()  # none stands out, not where tiles meet either
 
 
 def test_an_image_that_fits_is_not_cut():
