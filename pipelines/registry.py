@@ -1,50 +1,66 @@
 """Models and versions in MLflow's registry: logging, finding again, reading back and loading.
 
-A model or version that is there already is found by its tags and taken; nothing is made twice.
+A model or version that is there already is found by its tags and taken; nothing is made twice. What is logged is
+weights as safetensors, numbers as JSON and SHA256SUMS over all of it: no pickle, no code.
 """
 
+import base64
 import json
+import os
+import subprocess
+import sys
+import tempfile
 import warnings
+from importlib.metadata import version as installed
+from pathlib import Path
 
+import cv2
 import numpy as np
-import torch
-from torch import nn
 
+from pipelines.files import sha256
+from pipelines.seals import SUMS, check_seal, seal, sealed_files
 from pipelines.tracking import connect, explained, shown, tracking_uri
 from unetpp.errors import UserError
+from unetpp.export import read_safetensors, save_safetensors
+from unetpp.inference import Segmenter, Trained
+from unetpp.tiles import predict_image
 
 with warnings.catch_warnings():
     # While they are imported, mlflow and sqlalchemy warn of each other (deprecated loaders, type hints).
     warnings.simplefilter("ignore")
     import mlflow
-    import mlflow.pyfunc.model
+    import mlflow.pyfunc
     from mlflow import MlflowClient
-    from mlflow import pytorch as pytorch_flavor
-    from mlflow.entities import LoggedModel, LoggedModelStatus, Run
+    from mlflow.artifacts import download_artifacts
+    from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Run
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.exceptions import MlflowException
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
+    from mlflow.models import Model, ModelSignature
+
+    from pipelines.served import params_schema
 
 # Model metrics of a run's step are copied into a model that is logged "at" that step. Nothing is logged at -1.
 NO_STEP = -1
+# What a machine that serves needs, besides this package: it is installed from its own source, and never from a name
+# in an index that a stranger may hold.
+SERVED_WITH = ("mlflow", "torch", "numpy", "opencv-python-headless", "pillow", "safetensors")
+TOLERANCE = 1e-5
+SIZES = ((33, 57), (64, 48), (130, 71))  # H x W of the images that a version is compared with its network on
 
 
 def find_or_log_model(
     client: MlflowClient,
     run: Run,
     name: str,
-    segmenter: nn.Module,
-    example: np.ndarray,
-    num_classes: int,
+    trained: Trained,
+    depth: int,
     params: dict[str, str],
     tags: dict[str, str],
 ) -> LoggedModel:
-    """The run's model with these tags, exported by torch.export where it is missing.
+    """The run's model with these tags, logged where it is missing: a pyfunc that `pipelines.served` answers for.
 
     Args:
-        segmenter: (N, C, H, W) float32 to (N, num_classes, H, W), any N, H and W.
-        example: such an input whose sizes all differ from 1, and H from W: an export freezes what it cannot tell apart.
+        depth: what the network is pruned to; the heads of the shallower depths stay.
         params, tags: of a new one; fingerprint and depth are what it is found by again.
     """
     experiment = run.info.experiment_id
@@ -59,26 +75,47 @@ def find_or_log_model(
         return ready[0]
     # One that an interrupted run left behind is filled again.
     model = found[0] if found else client.create_logged_model(experiment, name, run.info.run_id, tags, params)
-    signature = ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, example.shape[1], -1, -1))]),
-        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, num_classes, -1, -1))]),
-    )
-    pytorch_flavor.log_model(
-        segmenter,
-        model_id=model.model_id,
-        # In a tuple, so that it is not kept as JSON of many MB; the model still serves numpy by mlflow.pyfunc.
-        input_example=(example,),
-        signature=signature,
-        pip_requirements=[
-            f"mlflow=={mlflow.__version__}",
-            f"torch=={torch.__version__.split('+')[0]}",
-            "numpy",
-        ],
-        serialization_format="pt2",
-        step=NO_STEP,
-        run_id=run.info.run_id,
-    )
-    return client.get_logged_model(model.model_id)
+    with tempfile.TemporaryDirectory(prefix="unetpp-") as parent:
+        folder = Path(parent) / "model"
+        digest = write_model(folder, trained, depth, model)
+        client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step=NO_STEP)])
+        # In the database, and the files in the artifact store: who can write to one cannot fool a reader of both.
+        client.set_logged_model_tags(model.model_id, {"sha256sums": digest})
+        upload_model(client, model.model_id, folder)
+    return client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+
+
+def upload_model(client: MlflowClient, model_id: str, folder: Path) -> None:
+    """Copy a model's folder into the artifact store."""
+    client.log_model_artifacts(model_id, str(folder))
+
+
+def write_model(folder: Path, trained: Trained, depth: int, model: LoggedModel | None = None) -> str:
+    """Write what is registered of a depth as a folder that MLflow serves; returns the sha256 of its SHA256SUMS."""
+    described = Model(artifact_path=None)
+    if model is not None:
+        described = Model(
+            artifact_path=model.artifact_location,
+            model_uuid=model.model_id,
+            model_id=model.model_id,
+            run_id=model.source_run_id,
+        )
+    side = 32
+    ramp = np.linspace(0, 255, side * side, dtype=np.uint8).reshape(side, side)
+    example = base64.b64encode(cv2.imencode(".png", ramp)[1].tobytes()).decode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of an input that has no schema: it is any of many forms (docs/serving.md)
+        mlflow.pyfunc.save_model(
+            folder,
+            # Not `python_model`: that would be code, or a pickle, in the model's folder.
+            loader_module="pipelines.served",
+            mlflow_model=described,
+            signature=ModelSignature(params=params_schema(depth)),
+            input_example=([example], {"mode": "single"}),
+            pip_requirements=[f"{package}=={installed(package).split('+')[0]}" for package in SERVED_WITH],
+        )
+    save_safetensors(trained, depth, folder, keep_heads=True)
+    return seal(folder)
 
 
 def find_or_create_version(
@@ -104,12 +141,140 @@ def mark_verified(client: MlflowClient, name: str, version: str, model_id: str, 
     client.set_logged_model_tags(model_id, {"verified": value})
 
 
-def load_version(name: str, version: str) -> nn.Module:
-    """A registered version as a module: (N, C, H, W) float32 in [0, 1] to (N, num_classes, H, W) probabilities."""
-    return pytorch_flavor.load_model(f"models:/{name}/{version}")
+def load_version(name: str, version: str) -> Segmenter:
+    """A registered version as a module: (N, C, H, W) float32 in [0, 1] to (N, num_classes, H, W) probabilities.
+
+    Only what SHA256SUMS lists is fetched, and its hashes are compared, before a weight is read; no code of the model's
+    folder runs.
+
+    Raises:
+        UserError: a file is missing or has other bytes than when it was logged, or it was not logged by `register`.
+    """
+    return fetch_version(name, version).segmenter()
 
 
-def load_segmenter(uri: str, configured: str | None = None) -> tuple[nn.Module, int, int | None, bool, list[str]]:
+def fetch_version(name: str, version: str) -> Trained:
+    """`load_version` with the heads of all depths that the version holds."""
+    model_id = logged_model_id(MlflowClient(), name, version)
+    with tempfile.TemporaryDirectory(prefix="unetpp-") as parent:
+        folder = Path(parent)
+        try:
+            download_model(model_id, folder)
+            return read_safetensors(folder)
+        except UserError as error:
+            raise UserError(f"models:/{name}/{version}: {str(error).replace(f'{folder}/', '')}") from None
+
+
+def load_served(name: str, version: str) -> mlflow.pyfunc.PyFuncModel:
+    """A version as `mlflow models serve` has it."""
+    return mlflow.pyfunc.load_model(f"models:/{name}/{version}")
+
+
+def download_model(model_id: str, folder: Path) -> None:
+    """Fetch the files of a logged model that its SHA256SUMS lists, and compare them.
+
+    Raises:
+        UserError: see `load_version`.
+    """
+    model = MlflowClient().get_logged_model(model_id)
+    expected, location = model.tags.get("sha256sums"), model.artifact_location.rstrip("/")
+    _download(f"{location}/{SUMS}", folder)
+    if expected is None or sha256(folder / SUMS) != expected:
+        raise UserError(
+            f"{SUMS}: its bytes are not those that the registry's tag sha256sums names ({str(expected)[:12]}): the "
+            "model is damaged, or was changed after it was registered, or was not registered by this pipeline; it is "
+            "not loaded: run `dvc repro --force --single-item register` to register it again"
+        )
+    for name in sealed_files(folder):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        _download(f"{location}/{name}", (folder / name).parent)
+    check_seal(folder)
+
+
+def _download(uri: str, folder: Path) -> None:
+    try:
+        download_artifacts(uri, dst_path=str(folder))
+    except (MlflowException, OSError) as error:
+        missing = isinstance(error, FileNotFoundError) or "No such" in str(error) or "not found" in str(error).lower()
+        if not missing:
+            raise
+        raise UserError(
+            f"{uri.rpartition('/')[2]}: no such file in the artifact store; expected what the register stage uploads: "
+            "register it again"
+        ) from None
+
+
+def logged_model_id(client: MlflowClient, name: str, version: str) -> str:
+    """The model behind a version; of a copied version the one behind its original."""
+    source = str(client.get_model_version(name, version).source)
+    for _ in range(10):
+        inner = source.removeprefix("models:/")
+        if "/" not in inner:
+            return inner
+        source = str(client.get_model_version(*inner.rsplit("/", 1)).source)
+    raise UserError(f"models:/{name}/{version}: found the source {source}; expected a logged model")
+
+
+def check_in_clean_process(name: str, versions: dict[int, str], trained: Trained) -> dict[int, str]:
+    """Load versions in one new process, by their URIs, and compare what they predict with the network's own.
+
+    Both ways in are tried: `load_version`, and the pyfunc that MLflow serves, which may not unpickle anything.
+
+    Args:
+        versions: version by depth.
+        trained: the network that they were made from.
+
+    Returns:
+        for each depth that failed, why.
+
+    Raises:
+        UserError: the process itself did not end well.
+    """
+    random = np.random.default_rng(0)
+    shapes = [(*size, trained.network.in_channels) for size in SIZES]
+    images = {f"image{i}": random.integers(0, 256, shape, np.uint8) for i, shape in enumerate(shapes)}
+    answers = {
+        f"L{depth}/{key}": predict_image(trained.segmenter(depth), image, trained.size).numpy()
+        for depth in versions
+        for key, image in images.items()
+    }
+    with tempfile.TemporaryDirectory(prefix="unetpp-") as folder:
+        np.savez(Path(folder) / "expected.npz", **images, **answers)
+        environment = os.environ | {
+            "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),  # it may hold a password, and `ps` shows arguments
+            "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])),
+        }
+        command = [sys.executable, "-m", "pipelines.reload", "--name", name, "--expected", f"{folder}/expected.npz"]
+        command += [f"{depth}={version}" for depth, version in versions.items()]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = "\n".join(done.stderr.strip().splitlines()[-5:])
+        raise UserError(
+            f"{name}: a new process could not load the versions {', '.join(versions.values())} "
+            f"(exit code {done.returncode}):\n{said}\nNo alias was moved; the same command tries again"
+        )
+    return {int(depth): reason for depth, reason in json.loads(done.stdout.splitlines()[-1]).items()}
+
+
+def differing(loaded: Trained, served: mlflow.pyfunc.PyFuncModel, expected: dict[str, np.ndarray], depth: int) -> str:
+    """Why a version is not the network that answered `expected` (see `check_in_clean_process`); "" where it is."""
+    segmenter = loaded.segmenter()
+    for key in (key for key in expected if key.startswith("image")):
+        answer = expected[f"L{depth}/{key}"]
+        ways = {
+            "load_version": predict_image(segmenter, expected[key], loaded.size)[0].numpy(),
+            "the pyfunc": served.predict(expected[key], {"mode": "probabilities"}),
+        }
+        for way, found in ways.items():
+            if found.shape != answer[0].shape:
+                return f"by {way} gives shape {found.shape} where its network gives {answer[0].shape}"
+            if not np.allclose(found, answer[0], atol=TOLERANCE, rtol=0):
+                return f"by {way} differs from its network by up to {np.abs(found - answer[0]).max():.2g}"
+    return ""
+
+
+def load_segmenter(uri: str, configured: str | None = None) -> tuple[Segmenter, int, int | None, bool, list[str]]:
     """What is behind `models:/name@alias` or `models:/name/version`.
 
     Args:
