@@ -6,6 +6,7 @@ weights as safetensors, numbers as JSON and SHA256SUMS over all of it: no pickle
 
 import base64
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -39,6 +40,8 @@ with warnings.catch_warnings():
 
     from pipelines.served import params_schema
 
+logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)  # it tells of each example that it checks
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one for each of many small files
 # Model metrics of a run's step are copied into a model that is logged "at" that step. Nothing is logged at -1.
 NO_STEP = -1
 # What a machine that serves needs, besides this package: it is installed from its own source, and never from a name
@@ -78,7 +81,9 @@ def find_or_log_model(
     with tempfile.TemporaryDirectory(prefix="unetpp-") as parent:
         folder = Path(parent) / "model"
         digest = write_model(folder, trained, depth, model)
-        client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step=NO_STEP)])
+        outputs = client.get_run(run.info.run_id).outputs
+        if model.model_id not in {one.model_id for one in (outputs.model_outputs if outputs else [])}:
+            client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step=NO_STEP)])
         # In the database, and the files in the artifact store: who can write to one cannot fool a reader of both.
         client.set_logged_model_tags(model.model_id, {"sha256sums": digest})
         upload_model(client, model.model_id, folder)

@@ -97,7 +97,7 @@ class Served:
         except Exception as error:
             logging.getLogger(__name__).exception("a request failed")
             raise RequestError(
-                f"the server failed ({type(error).__name__}); its log says more", INTERNAL_ERROR
+                f"the server failed ({type(error).__name__}); see its log", INTERNAL_ERROR
             ) from None
         if single:
             return answers[0]
