@@ -8,8 +8,6 @@ import base64
 import json
 import logging
 import os
-import subprocess
-import sys
 import tempfile
 import warnings
 from importlib.metadata import version as installed
@@ -24,7 +22,6 @@ from pipelines.tracking import connect, explained, shown, tracking_uri
 from unetpp.errors import UserError
 from unetpp.export import read_safetensors, save_safetensors
 from unetpp.inference import Segmenter, Trained
-from unetpp.tiles import predict_image
 
 with warnings.catch_warnings():
     # While they are imported, mlflow and sqlalchemy warn of each other (deprecated loaders, type hints).
@@ -37,6 +34,7 @@ with warnings.catch_warnings():
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.exceptions import MlflowException
     from mlflow.models import Model, ModelSignature
+    from mlflow.pyfunc import PyFuncModel
 
     from pipelines.served import params_schema
 
@@ -47,8 +45,6 @@ NO_STEP = -1
 # What a machine that serves needs, besides this package: it is installed from its own source, and never from a name
 # in an index that a stranger may hold.
 SERVED_WITH = ("mlflow", "torch", "numpy", "opencv-python-headless", "pillow", "safetensors")
-TOLERANCE = 1e-5
-SIZES = ((33, 57), (64, 48), (130, 71))  # H x W of the images that a version is compared with its network on
 
 
 def find_or_log_model(
@@ -170,7 +166,7 @@ def fetch_version(name: str, version: str) -> Trained:
             raise UserError(f"models:/{name}/{version}: {str(error).replace(f'{folder}/', '')}") from None
 
 
-def load_served(name: str, version: str) -> mlflow.pyfunc.PyFuncModel:
+def load_served(name: str, version: str) -> PyFuncModel:
     """A version as `mlflow models serve` has it."""
     return mlflow.pyfunc.load_model(f"models:/{name}/{version}")
 
@@ -220,65 +216,6 @@ def logged_model_id(client: MlflowClient, name: str, version: str) -> str:
     raise UserError(f"models:/{name}/{version}: found the source {source}; expected a logged model")
 
 
-def check_in_clean_process(name: str, versions: dict[int, str], trained: Trained) -> dict[int, str]:
-    """Load versions in one new process, by their URIs, and compare what they predict with the network's own.
-
-    Both ways in are tried: `load_version`, and the pyfunc that MLflow serves, which may not unpickle anything.
-
-    Args:
-        versions: version by depth.
-        trained: the network that they were made from.
-
-    Returns:
-        for each depth that failed, why.
-
-    Raises:
-        UserError: the process itself did not end well.
-    """
-    random = np.random.default_rng(0)
-    shapes = [(*size, trained.network.in_channels) for size in SIZES]
-    images = {f"image{i}": random.integers(0, 256, shape, np.uint8) for i, shape in enumerate(shapes)}
-    answers = {
-        f"L{depth}/{key}": predict_image(trained.segmenter(depth), image, trained.size).numpy()
-        for depth in versions
-        for key, image in images.items()
-    }
-    with tempfile.TemporaryDirectory(prefix="unetpp-") as folder:
-        np.savez(Path(folder) / "expected.npz", **images, **answers)
-        environment = os.environ | {
-            "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),  # it may hold a password, and `ps` shows arguments
-            "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])),
-        }
-        command = [sys.executable, "-m", "pipelines.reload", "--name", name, "--expected", f"{folder}/expected.npz"]
-        command += [f"{depth}={version}" for depth, version in versions.items()]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = "\n".join(done.stderr.strip().splitlines()[-5:])
-        raise UserError(
-            f"{name}: a new process could not load the versions {', '.join(versions.values())} "
-            f"(exit code {done.returncode}):\n{said}\nNo alias was moved; the same command tries again"
-        )
-    return {int(depth): reason for depth, reason in json.loads(done.stdout.splitlines()[-1]).items()}
-
-
-def differing(loaded: Trained, served: mlflow.pyfunc.PyFuncModel, expected: dict[str, np.ndarray], depth: int) -> str:
-    """Why a version is not the network that answered `expected` (see `check_in_clean_process`); "" where it is."""
-    segmenter = loaded.segmenter()
-    for key in (key for key in expected if key.startswith("image")):
-        answer = expected[f"L{depth}/{key}"]
-        ways = {
-            "load_version": predict_image(segmenter, expected[key], loaded.size)[0].numpy(),
-            "the pyfunc": served.predict(expected[key], {"mode": "probabilities"}),
-        }
-        for way, found in ways.items():
-            if found.shape != answer[0].shape:
-                return f"by {way} gives shape {found.shape} where its network gives {answer[0].shape}"
-            if not np.allclose(found, answer[0], atol=TOLERANCE, rtol=0):
-                return f"by {way} differs from its network by up to {np.abs(found - answer[0]).max():.2g}"
-    return ""
-
-
 def load_segmenter(uri: str, configured: str | None = None) -> tuple[Segmenter, int, int | None, bool, list[str]]:
     """What is behind `models:/name@alias` or `models:/name/version`.
 
@@ -292,29 +229,35 @@ def load_segmenter(uri: str, configured: str | None = None) -> tuple[Segmenter, 
     Raises:
         UserError: no such model, version or alias (the message names those that exist), or no store.
     """
-    name, mark, alias = uri.removeprefix("models:/").partition("@")
-    if not mark:
-        name, _, alias = name.partition("/")
-    if not uri.startswith("models:/") or not name or not alias:
-        raise UserError(f"found model {uri!r}; expected models:/NAME@ALIAS or models:/NAME/VERSION")
     store = tracking_uri(configured)
     with explained(store):
-        client = connect(store)
-        try:
-            if mark:
-                version = client.get_model_version_by_alias(name, alias)
-            else:
-                version = client.get_model_version(name, alias)
-        except MlflowException as error:
-            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                raise
-            raise UserError(f"{uri}: no such model in {shown(store)}; {_existing(client, name)}") from None
+        version = find_version(connect(store), uri)
         needed = ("in_channels", "size_px", "multilabel", "classes")
         lacking = [tag for tag in needed if tag not in version.tags]
         if lacking:
             raise UserError(f"{uri}: its tags lack {', '.join(lacking)}; expected what the register stage writes")
         facts = [json.loads(version.tags[tag]) for tag in needed]
-        return load_version(name, str(version.version)), *facts
+        return load_version(version.name, str(version.version)), *facts
+
+
+def find_version(client: MlflowClient, uri: str) -> ModelVersion:
+    """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names.
+
+    Raises:
+        UserError: no such model, version or alias; the message names those that exist.
+    """
+    name, mark, alias = uri.removeprefix("models:/").partition("@")
+    if not mark:
+        name, _, alias = name.partition("/")
+    if not uri.startswith("models:/") or not name or not alias:
+        raise UserError(f"found model {uri!r}; expected models:/NAME@ALIAS or models:/NAME/VERSION")
+    try:
+        return client.get_model_version_by_alias(name, alias) if mark else client.get_model_version(name, alias)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        store = shown(mlflow.get_tracking_uri())
+        raise UserError(f"{uri}: no such model in {store}; {_existing(client, name)}") from None
 
 
 def _existing(client: MlflowClient, name: str) -> str:

@@ -96,9 +96,7 @@ class Served:
             raise
         except Exception as error:
             logging.getLogger(__name__).exception("a request failed")
-            raise RequestError(
-                f"the server failed ({type(error).__name__}); see its log", INTERNAL_ERROR
-            ) from None
+            raise RequestError(f"the server failed ({type(error).__name__}); see its log", INTERNAL_ERROR) from None
         if single:
             return answers[0]
         arrays = [one for one in answers if isinstance(one, np.ndarray)]

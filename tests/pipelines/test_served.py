@@ -167,9 +167,9 @@ def test_classes_are_indices_and_labels_are_bits(tmp_path):
     assert (status, "the likeliest is taken" in answer["message"]) == (400, True)
     model = load_model(str(tmp_path / "labels"))
     probs = predict_image(labels.segmenter(2), image, None)[0].numpy()
-    bits = (probs[0] >= 0.4) * 1 + (probs[1] >= 0.4) * 2
+    bits = (probs[0] >= 0.499) * 1 + (probs[1] >= 0.499) * 2
     assert len(np.unique(bits)) > 2
-    assert np.array_equal(model.predict(image, {"threshold": 0.4}), bits)
+    assert np.array_equal(model.predict(image, {"threshold": 0.499}), bits)
 
 
 def test_images_are_resized_as_for_training_and_masks_return_to_their_size(tmp_path):
