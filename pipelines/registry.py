@@ -177,19 +177,32 @@ def download_model(model_id: str, folder: Path) -> None:
     Raises:
         UserError: see `load_version`.
     """
-    model = MlflowClient().get_logged_model(model_id)
-    expected, location = model.tags.get("sha256sums"), model.artifact_location.rstrip("/")
-    _download(f"{location}/{SUMS}", folder)
+    location = _location(model_id)
+    for name in download_sums(model_id, folder):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        _download(f"{location}/{name}", (folder / name).parent)
+    check_seal(folder)
+
+
+def download_sums(model_id: str, folder: Path) -> dict[str, str]:
+    """Fetch SHA256SUMS of a logged model, compare it with the registry's tag, and return sha256 by name.
+
+    Raises:
+        UserError: see `load_version`.
+    """
+    expected = MlflowClient().get_logged_model(model_id).tags.get("sha256sums")
+    _download(f"{_location(model_id)}/{SUMS}", folder)
     if expected is None or sha256(folder / SUMS) != expected:
         raise UserError(
             f"{SUMS}: its bytes are not those that the registry's tag sha256sums names ({str(expected)[:12]}): the "
             "model is damaged, or was changed after it was registered, or was not registered by this pipeline; it is "
             "not loaded: run `dvc repro --force --single-item register` to register it again"
         )
-    for name in sealed_files(folder):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        _download(f"{location}/{name}", (folder / name).parent)
-    check_seal(folder)
+    return sealed_files(folder)
+
+
+def _location(model_id: str) -> str:
+    return MlflowClient().get_logged_model(model_id).artifact_location.rstrip("/")
 
 
 def _download(uri: str, folder: Path) -> None:
