@@ -95,8 +95,8 @@ def find_lineage(model: str, folder: Path, configured: str | None = None) -> Lin
         aliases = client.get_registered_model(name).aliases
         run = _run(client, version.run_id)
         if run is not None:
-            for part in {one.path for one in client.list_artifacts(version.run_id)} & set(RECORDED):
-                client.download_artifacts(version.run_id, part, str(folder))
+            for part in {one.path for one in client.list_artifacts(run.info.run_id)} & set(RECORDED):
+                client.download_artifacts(run.info.run_id, part, str(folder))
         return Lineage(
             uri=f"models:/{name}/{version.version}",
             aliases=sorted(alias for alias, number in aliases.items() if str(number) == str(version.version)),

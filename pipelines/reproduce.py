@@ -6,7 +6,6 @@ run, by force and without DVC's memory of former runs; `register` is not, so tha
 """
 
 import json
-import math
 import os
 import shutil
 import subprocess
@@ -30,8 +29,8 @@ RAW = "data/raw"
 RECORDED = ("params.yaml", "dvc.yaml", "dvc.lock")
 REPORT, MODEL = "reports/evaluate/report.json", "models/train/model.pt"
 SPLIT = ("data/prepared", "reports/prepare/split.csv", "models/search/architecture.yaml")
-# A time is another one each time; these numbers are a function of data and weights.
-EXACT = ("iou_image", "iou_pooled", "dice_image")
+# What the machine decides. All other numbers of a report are a function of data and weights.
+MEASURED = ("latency", "images_per_s", "best_batch", "peak_memory", "cold_start")
 
 
 @dataclass(frozen=True)
@@ -186,13 +185,10 @@ def _compare_metrics(then: Path | None, now: Path) -> list[Compared]:
     found = []
     for depth, values in old["depths"].items():
         others = new["depths"].get(depth, {})
-        for key in (key for key in EXACT if key in values):
-            a, b = values[key], others.get(key)
-            equal = a == b or (isinstance(b, float) and math.isclose(a, b, rel_tol=0, abs_tol=0))
-            detail = (
-                f"{b}" if equal else f"{b}, then {a}" + (f" ({b - a:+.2g})" if b is not None and a is not None else "")
-            )
-            found.append(Compared(f"{key} of {depth}", equal, detail))
+        keys = [key for key in values if not key.startswith(MEASURED)]
+        differ = [key for key in keys if values[key] != others.get(key)]
+        detail = ", ".join(f"{key} {others.get(key)}, then {values[key]}" for key in differ)
+        found.append(Compared(f"metrics of {depth}", not differ, detail or f"{len(keys)} numbers"))
     return found
 
 
