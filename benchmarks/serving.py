@@ -14,7 +14,6 @@ import http.client
 import json
 import os
 import platform
-import signal
 import socket
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import psutil
 
 START_S = 180
 
@@ -45,9 +45,7 @@ def serving(model: str, log: Path, port: int | None = None) -> Iterator[tuple[st
     }
     command = ["mlflow", "models", "serve", "-m", model, "--env-manager", "local", "-h", "127.0.0.1", "-p", str(port)]
     with log.open("w") as file:
-        process = subprocess.Popen(
-            command, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-        )
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
     try:
         deadline = time.monotonic() + START_S
         while not _answers(port):
@@ -56,13 +54,15 @@ def serving(model: str, log: Path, port: int | None = None) -> Iterator[tuple[st
             time.sleep(0.2)
         yield "127.0.0.1", port
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)  # the command and the uvicorn that it starts
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        # The command and the uvicorn that it starts.
+        root = psutil.Process(process.pid)
+        tree = [root, *root.children(recursive=True)]
+        for one in tree:
+            with suppress(psutil.NoSuchProcess):
+                one.terminate()
+        for one in psutil.wait_procs(tree, timeout=20)[1]:
+            one.kill()
+        process.wait()
 
 
 def _answers(port: int) -> bool:

@@ -14,8 +14,10 @@ import torch
 from PIL import Image
 
 from pipelines import registry, seals
+from pipelines.reload import differing
 from pipelines.served import Served
 from unetpp import NestedUNet, UserError
+from unetpp.export import read_safetensors
 from unetpp.inference import Trained
 from unetpp.tiles import predict_image
 
@@ -296,3 +298,18 @@ def test_a_missing_file_is_named(folder, tmp_path):
     (tmp_path / "model/model.safetensors").unlink()
     with pytest.raises(UserError, match=r"model\.safetensors: no such file"):
         seals.check_seal(tmp_path / "model")
+
+
+def test_a_version_of_another_network_is_told_by_how_much_it_differs(folder):
+    image = picture()
+    right = predict_image(make().segmenter(2), image, None).numpy()
+    loaded, served = read_safetensors(folder), load_model(str(folder))
+    assert differing(loaded, served, {"image0": image, "L2/image0": right}, 2) == ""
+    wrong = right + 0.25
+    assert differing(loaded, served, {"image0": image, "L2/image0": wrong}, 2) == (
+        "by load_version differs from its network by up to 0.25"
+    )
+    other = load_model(str(folder))
+    other.predict = lambda *_: right[0] * np.nan
+    assert "by the pyfunc differs" in differing(loaded, other, {"image0": image, "L2/image0": right}, 2)
+    assert "gives shape" in differing(loaded, served, {"image0": image, "L2/image0": right[..., 1:]}, 2)
