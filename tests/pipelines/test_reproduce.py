@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 
+from pipelines.cli import build_parser
 from pipelines.files import sha256, write_json
 from pipelines.lineage import Lineage, read_hashes, rows
 from pipelines.reproduce import check_out, compare, stages_to_run
@@ -186,3 +187,11 @@ def test_a_file_that_is_no_dvc_lock_is_refused_by_name(tmp_path):
     (tmp_path / "dvc.lock").write_text("stages: 3")
     with pytest.raises(UserError, match=r"dvc\.lock: not a dvc\.lock"):
         read_hashes(tmp_path / "dvc.lock")
+
+
+def test_the_commands_say_how_a_model_is_named(capsys):
+    for command in ("lineage", "reproduce"):
+        with pytest.raises(SystemExit) as end:
+            build_parser().parse_args([command, "--help"])
+        assert end.value.code == 0
+        assert "NAME, NAME@ALIAS or NAME/VERSION" in capsys.readouterr().out
