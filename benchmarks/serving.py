@@ -174,7 +174,8 @@ def main() -> None:
     lines = [
         "# `mlflow models serve` on loopback",
         "",
-        f"`python benchmarks/serving.py --model {arguments.model} --out benchmarks/serving.md`",
+        f"`python benchmarks/serving.py --model {arguments.model} --requests {arguments.requests} "
+        "--out benchmarks/serving.md`",
         "",
         f"Read on {platform.machine()}, {os.cpu_count()} cores, one worker, clients on the same cores. A request is "
         "one PNG file in base64, the answer a mask as PNG. `alone` is the same network's predict of the pixels in a "
