@@ -3,16 +3,19 @@
 import glob
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
+import torch
+from torch import Tensor
 
 from pipelines.files import replacing
 from unetpp.errors import UserError
 from unetpp.images import SUFFIXES, decode_image
-from unetpp.inference import Segmenter, load_model
+from unetpp.inference import load_model
 from unetpp.masks import to_mask
 from unetpp.tiles import predict_image
 
@@ -20,7 +23,7 @@ from unetpp.tiles import predict_image
 class Loaded(NamedTuple):
     """A model that is ready to predict."""
 
-    network: Segmenter
+    network: Callable[[Tensor], Tensor]  # image (1, C, H, W) in [0, 1] to probabilities (1, num_classes, H, W)
     in_channels: int
     size: int | None  # px that images were resized to for training, or None
     multilabel: bool
@@ -97,7 +100,8 @@ def predict_mask(loaded: Loaded, image: np.ndarray) -> np.ndarray:
 
     Where training resized whole images, so does this, by the same geometry; a large image is predicted by tiles.
     """
-    probs = predict_image(loaded.network, image, loaded.size)
+    with torch.inference_mode():
+        probs = predict_image(loaded.network, image, loaded.size)
     mask = to_mask(probs, loaded.multilabel)[0].numpy()
     return mask * np.uint8(255) if probs.shape[1] == 1 and not loaded.multilabel else mask
 

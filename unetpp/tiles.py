@@ -12,6 +12,7 @@ There the fading keeps seams away. docs/serving.md says how much was measured.
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -85,17 +86,21 @@ def predict_tiled(segmenter: Segmenter, image: Tensor, tile_px: int = TILE_PX) -
 
 
 @torch.inference_mode()
-def predict_image(segmenter: Segmenter, image: np.ndarray, size: int | None) -> Tensor:
+def predict_image(network: Callable[[Tensor], Tensor], image: np.ndarray, size: int | None) -> Tensor:
     """Probabilities (1, num_classes, H, W) of an image (H, W, C) uint8, uint16 or float32, by tiles where it is large.
 
     Args:
+        network: a `Segmenter`, or what else makes probabilities of images (1, C, H, W) in [0, 1], such as an exported
+            model; that one gets the image as a whole, since what it does to the brightness of a tile is not known.
         size: px that whole images were resized to for training, or None. Where they were, so is this one, by the same
             geometry, and the probabilities return to its own size.
     """
-    if size is None:
-        return predict_tiled(segmenter, scale(image).unsqueeze(0))
-    # Only resizing needs Pillow's neighbours, and the rest of this file runs with torch and numpy alone.
-    from unetpp.images import resize
+    pixels = image
+    if size is not None:
+        # Only resizing needs OpenCV, and the rest of this file runs with torch and numpy alone.
+        from unetpp.images import resize
 
-    probs = predict_tiled(segmenter, scale(resize(image, size)).unsqueeze(0))  # (1, num_classes, size, size)
+        pixels = resize(image, size)
+    scaled = scale(pixels).unsqueeze(0)
+    probs = predict_tiled(network, scaled) if isinstance(network, Segmenter) else network(scaled)
     return F.interpolate(probs, image.shape[:2], mode="bilinear", align_corners=False)

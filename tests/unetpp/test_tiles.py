@@ -89,3 +89,9 @@ def test_probabilities_have_the_images_size_whether_it_was_resized_or_not(size, 
     probs = predict_image(segmenter((4, 6, 8), num_classes=3), image, size)
     assert probs.shape == (1, 3, *shape)
     torch.testing.assert_close(probs.sum(dim=1), torch.ones(1, *shape))
+
+
+def test_what_is_no_segmenter_gets_the_image_as_a_whole():
+    image = np.random.default_rng(0).integers(0, 256, (40, 70, 3), np.uint8)
+    one = segmenter()
+    assert torch.equal(predict_image(lambda pixels: one(pixels), image, None), predict_image(one, image, None))
