@@ -41,11 +41,13 @@ def store(tmp_path_factory, trained):
         patch.chdir(folder)
         patch.setenv("MLFLOW_TRACKING_URI", uri)
         client = tracking.connect(uri)
-        with tracking.open_run(client, tracking.experiment_id(client, "tests"), "one", "f") as run:
-            for depth in trained.depths:
-                tags = {"fingerprint": "f", "depth": str(depth)}
-                model = registry.find_or_log_model(client, run, f"L{depth}", trained, depth, {}, tags)
-                version = registry.find_or_create_version(client, NAME, model, run, tags)
+        client.create_registered_model(NAME)
+        experiment = client.create_experiment("tests")
+        run = client.create_run(experiment, run_name="one")
+        for depth in trained.depths:
+            tags = {"fingerprint": "f", "depth": str(depth)}
+            model = registry.find_or_log_model(client, run, f"L{depth}", trained, depth, {}, tags)
+            version = registry.find_or_create_version(client, NAME, model, run, tags)
         client.set_registered_model_alias(NAME, "champion", version.version)
         yield client
 
