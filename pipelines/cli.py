@@ -58,6 +58,26 @@ def _job(arguments: argparse.Namespace) -> None:
         fetch_results(arguments.stage, params, paths)
 
 
+def _lineage(arguments: argparse.Namespace) -> None:
+    from pipelines.lineage import show_lineage
+
+    print(show_lineage(arguments.model, _store()))
+
+
+def _reproduce(arguments: argparse.Namespace) -> None:
+    from pipelines.reproduce import reproduce
+
+    if not reproduce(arguments.model, arguments.out, arguments.again, _store()):
+        raise SystemExit(1)
+
+
+def _store() -> str | None:
+    """register.tracking_uri where there are params."""
+    from pipelines.params import load_params
+
+    return load_params().registry.tracking_uri if Path("params.yaml").is_file() else None
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = argparse.ArgumentParser(prog="unetpp", description="Train, measure and ship UNet++ segmentation models.")
@@ -91,6 +111,16 @@ def build_parser() -> argparse.ArgumentParser:
     one = commands.add_parser("summary", help="the depth table of the last evaluation, and where to look")
     one.add_argument("--reports", type=Path, default=Path("reports"), help="folder of reports (default: reports)")
     one.set_defaults(run=_summary)
+
+    one = commands.add_parser("lineage", help="what a registered version was made from")
+    one.add_argument("model", help="NAME, NAME@ALIAS or NAME/VERSION")
+    one.set_defaults(run=_lineage)
+
+    one = commands.add_parser("reproduce", help="check out what a registered version was made from, and run it again")
+    one.add_argument("model", help="NAME, NAME@ALIAS or NAME/VERSION")
+    one.add_argument("--out", type=Path, required=True, help="the new folder")
+    one.add_argument("--run", dest="again", action="store_true", help="run the pipeline there, and compare")
+    one.set_defaults(run=_reproduce)
 
     one = commands.add_parser("mlflow", help="open the MLflow page on this machine")
     one.add_argument("--port", type=int, default=5000)

@@ -15,10 +15,11 @@ from torch import Tensor
 from pipelines.files import replacing
 from unetpp.errors import UserError
 from unetpp.export import CONFIG, read_safetensors
-from unetpp.images import SUFFIXES, decode_image, resize
-from unetpp.inference import load_model, scale
+from unetpp.images import SUFFIXES, decode_image
+from unetpp.inference import load_model
 from unetpp.masks import to_mask
 from unetpp.runtimes import open_export
+from unetpp.tiles import predict_image
 
 
 class Loaded(NamedTuple):
@@ -120,13 +121,10 @@ def load_file(path: Path, depth: int | None, heads: str | None) -> Loaded:
 def predict_mask(loaded: Loaded, image: np.ndarray) -> np.ndarray:
     """Mask (H, W) uint8 of an image (H, W, C) uint8, uint16 or float32: 0 and 255, class indices, or bits of labels.
 
-    Where training resized whole images, so does this, by the same geometry; probabilities return to the image's size.
+    Where training resized whole images, so does this, by the same geometry; a large image is predicted by tiles.
     """
-    height, width = image.shape[:2]
-    resized = image if loaded.size is None else resize(image, loaded.size)
     with torch.inference_mode():
-        probs = loaded.network(scale(resized).unsqueeze(0))  # (1, num_classes, h, w)
-        probs = torch.nn.functional.interpolate(probs, (height, width), mode="bilinear", align_corners=False)
+        probs = predict_image(loaded.network, image, loaded.size)
     mask = to_mask(probs, loaded.multilabel)[0].numpy()
     return mask * np.uint8(255) if probs.shape[1] == 1 and not loaded.multilabel else mask
 

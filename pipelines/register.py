@@ -12,7 +12,6 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -198,11 +197,9 @@ def _numbers(values: dict) -> list[tuple[str, float]]:
 def register_depth(client, run, family: Family, depth: int) -> str:
     """Log, measure, register and read back one depth; returns its version."""
     name, tags = family.name, family.tags(depth)
-    network = family.trained.network
     segmenter = family.trained.segmenter(depth)
-    example = np.full((2, network.in_channels, 2 * 2**depth + 5, 3 * 2**depth + 3), 0.5, np.float32)
     config = flatten(segmenter.network.config() | {"depth": depth})
-    model = registry.find_or_log_model(client, run, f"L{depth}", segmenter, example, network.num_classes, config, tags)
+    model = registry.find_or_log_model(client, run, f"L{depth}", family.trained, depth, config, tags)
     # The step is the depth, so that the run's charts show each number over the depths.
     metrics = [(key, value, depth) for key, value in _numbers(family.metrics["depths"][f"L{depth}"])]
     test = ("test", family.manifest["splits"]["test"]["sha256"])

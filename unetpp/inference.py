@@ -112,8 +112,12 @@ class Segmenter(nn.Module):
         Returns:
             (N, num_classes, H, W): the foreground's probability, one a class, or one a label.
         """
-        height, width = image.shape[-2:]
-        logits = self.logits(image)
+        return self.probs(standardise(image))
+
+    def probs(self, standardised: Tensor) -> Tensor:
+        """`forward` of an image that `standardise` has seen, or of a part of one (`unetpp.tiles`)."""
+        height, width = standardised.shape[-2:]
+        logits = self.network(pad_to_multiple(standardised, 2**self.network.depth))
         each = [to_probs(logits[index], self.network.multilabel) * share for index, share in self.shares.items()]
         probs = each[0] if len(each) == 1 else torch.stack(each).sum(dim=0)
         # A crop, written as negative padding: an export of a slice keeps a guard on whether it was the whole.

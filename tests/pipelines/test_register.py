@@ -74,20 +74,20 @@ def home(tmp_path_factory):
     """A project whose family was registered once, at the second attempt: the first was interrupted at L2."""
     folder = tmp_path_factory.mktemp("home") / "a project"
     write_stages(folder)
-    log_model = registry.pytorch_flavor.log_model
+    upload_model = registry.upload_model
     calls = []
 
     def interrupted(*args, **kwargs):
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return log_model(*args, **kwargs)
+        return upload_model(*args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         (folder / "dvc.lock").write_text("schema: '2.0'\n")
         with patch.context() as first:
-            first.setattr(registry.pytorch_flavor, "log_model", interrupted)
+            first.setattr(registry, "upload_model", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 register(folder)
         client = tracking.connect(f"sqlite:///{folder}/mlflow.db")

@@ -1,0 +1,315 @@
+"""What a registered version answers, asked as MLflow's server asks it, and what is refused."""
+
+import base64
+import io
+import json
+import shutil
+import subprocess
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from pipelines import registry, seals
+from pipelines.reload import differing
+from pipelines.served import Served
+from unetpp import NestedUNet, UserError
+from unetpp.export import read_safetensors
+from unetpp.inference import Trained
+from unetpp.tiles import predict_image
+
+load_model = registry.mlflow.pyfunc.load_model
+
+
+def make(num_classes: int = 1, multilabel: bool = False, size: int | None = None, **options) -> Trained:
+    torch.manual_seed(0)
+    network = NestedUNet((4, 6, 8), num_classes=num_classes, multilabel=multilabel, **options).eval()
+    with torch.no_grad():  # half of all pixels are on either side of every threshold
+        for depth, logits in zip(network.depths, network(torch.randn(1, 3, 64, 64)), strict=True):
+            network.heads[str(depth)].bias -= logits[0].flatten(1).median(dim=1).values
+    return Trained(network, size)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("a model") / "L2"
+    registry.write_model(folder, make(), 2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return load_model(str(folder))
+
+
+def picture(height: int = 40, width: int = 56, channels: int = 3) -> np.ndarray:
+    return np.random.default_rng(height).integers(0, 256, (height, width, channels), np.uint8)
+
+
+def encoded(image: np.ndarray, kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image.squeeze()).save(file, kind)
+    return file.getvalue()
+
+
+def text(image: np.ndarray, kind: str = "PNG") -> str:
+    return base64.b64encode(encoded(image, kind)).decode()
+
+
+def ask(model, body, kind: str = "application/json") -> tuple[int, dict]:
+    """Status and answer of MLflow's server, without a network."""
+    # Not above: mlflow warns while it is imported, and `registry` imports it without its warnings.
+    from mlflow.pyfunc import scoring_server
+
+    data = body if isinstance(body, str | bytes) else json.dumps(body)
+    try:
+        done = scoring_server.invocations(data, kind, model, model.metadata.get_input_schema())
+    except registry.MlflowException as error:
+        return error.get_http_status_code(), json.loads(error.serialize_as_json())
+    return done.status, json.loads(done.response)
+
+
+def expected(image: np.ndarray, depth: int = 2, threshold: float = 0.5, trained: Trained | None = None) -> np.ndarray:
+    trained = trained or make()
+    return (predict_image(trained.segmenter(depth), image, trained.size)[0, 0] >= threshold).numpy().astype(np.uint8)
+
+
+def test_every_form_of_arrays_gives_the_same_mask(model):
+    image, grey = picture(), picture(channels=1)[:, :, 0]
+    mask = expected(image)
+    assert 0.02 < mask.mean() < 0.98
+    assert np.array_equal(model.predict(image), mask)
+    assert np.array_equal(model.predict(image[None]), mask[None])
+    assert np.array_equal(model.predict(np.stack([image, image])), np.stack([mask, mask]))
+    assert np.array_equal(model.predict([image]), mask[None])
+    mask = expected(np.repeat(grey[:, :, None], 3, axis=2))
+    assert np.array_equal(model.predict(grey), mask)
+    assert np.array_equal(model.predict(np.stack([grey] * 5)), np.stack([mask] * 5))
+    assert np.array_equal(model.predict(np.dstack([grey] * 3 + [grey * 0])), mask)  # alpha is dropped
+    assert np.array_equal(model.predict(grey.astype(np.uint16) * 257), mask)
+
+
+def test_images_of_different_sizes_are_a_list_of_masks(model):
+    images = [picture(40, 56), picture(33, 17), picture(1, 1)]
+    found = model.predict(images)
+    assert isinstance(found, list)
+    for one, image in zip(found, images, strict=True):
+        assert np.array_equal(one, expected(image))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "JPEG"])
+def test_files_are_read_as_the_pipeline_reads_them(model, kind):
+    image = picture()
+    content = encoded(image, kind)
+    pixels = np.array(Image.open(io.BytesIO(content)))
+    assert np.array_equal(model.predict(content), expected(pixels))
+    table = pd.DataFrame({"image": [content, content], "id": [1, 2]})
+    assert np.array_equal(model.predict(table), np.stack([expected(pixels)] * 2))
+
+
+def test_every_form_of_json_gives_the_same_mask(model):
+    image = picture()
+    mask, pixels, file = expected(image).tolist(), image.tolist(), text(image)
+    wrapped = "\n".join(file[i : i + 76] for i in range(0, len(file), 76))  # as the command base64 writes it
+    for body in (
+        {"inputs": [pixels]},
+        {"instances": [pixels]},
+        {"inputs": [file]},
+        {"instances": [file]},
+        {"inputs": [wrapped]},
+        {"inputs": [{"image": file}]},
+        {"instances": [{"image": file}]},
+        {"instances": [{"b64": file}]},
+        {"instances": [{"image": pixels}]},
+        {"dataframe_split": {"columns": ["image"], "data": [[file]]}},
+        {"dataframe_split": {"columns": ["image"], "data": [[pixels]]}},
+        {"dataframe_records": [{"image": file}]},
+    ):
+        assert ask(model, body) == (200, {"predictions": [mask]}), body.keys()
+    for body in ({"inputs": pixels}, {"inputs": file}):
+        assert ask(model, body) == (200, {"predictions": mask})
+    other = picture(20, 31)
+    both = [mask, expected(other).tolist()]
+    assert ask(model, {"inputs": [file, text(other)]}) == (200, {"predictions": both})
+    assert ask(model, {"inputs": [{"image": pixels}, {"image": other.tolist()}]}) == (200, {"predictions": both})
+    assert ask(model, f"image\n{file}\n", "text/csv") == (200, {"predictions": [mask]})
+
+
+def test_params_choose_depth_threshold_and_what_is_answered(model):
+    image, trained = picture(), make()
+
+    def probs(segmenter) -> np.ndarray:
+        return predict_image(segmenter, image, None)[0].numpy()
+
+    found = model.predict(image, {"mode": "probabilities"})
+    np.testing.assert_allclose(found, probs(trained.segmenter(2)), atol=1e-5)
+    assert (found.dtype, found.shape) == (np.float32, (1, 40, 56))
+    found = model.predict(image, {"mode": "probabilities", "depth": 1})
+    np.testing.assert_allclose(found, probs(trained.segmenter(1)), atol=1e-5)
+    assert np.array_equal(model.predict(image, {"depth": 1, "threshold": 0.45}), expected(image, 1, 0.45))
+    assert np.array_equal(model.predict(image, {"mode": "mean"}), probs(trained.ensemble())[0] >= 0.5)
+    answer = ask(model, {"inputs": [text(image)], "params": {"encoding": "png", "depth": 1}})[1]["predictions"]
+    png = cv2.imdecode(np.frombuffer(base64.b64decode(answer[0]), np.uint8), cv2.IMREAD_UNCHANGED)
+    assert np.array_equal(png, expected(image, 1) * 255)
+
+
+def test_classes_are_indices_and_labels_are_bits(tmp_path):
+    image = picture()
+    classes, labels = make(3), make(2, multilabel=True, upsampling="bilinear")
+    for name, trained in (("classes", classes), ("labels", labels)):
+        registry.write_model(tmp_path / name, trained, 2)
+    model = load_model(str(tmp_path / "classes"))
+    probs = predict_image(classes.segmenter(2), image, None)[0].numpy()
+    assert np.array_equal(model.predict(image), probs.argmax(axis=0))
+    np.testing.assert_allclose(model.predict([image], {"mode": "probabilities"})[0], probs, atol=1e-5)
+    status, answer = ask(model, {"inputs": [text(image)], "params": {"threshold": 0.4}})
+    assert (status, "the likeliest is taken" in answer["message"]) == (400, True)
+    model = load_model(str(tmp_path / "labels"))
+    probs = predict_image(labels.segmenter(2), image, None)[0].numpy()
+    bits = (probs[0] >= 0.499) * 1 + (probs[1] >= 0.499) * 2
+    assert len(np.unique(bits)) > 2
+    assert np.array_equal(model.predict(image, {"threshold": 0.499}), bits)
+
+
+def test_images_are_resized_as_for_training_and_masks_return_to_their_size(tmp_path):
+    trained = make(size=32)
+    registry.write_model(tmp_path / "model", trained, 2)
+    image = picture(70, 90)
+    found = load_model(str(tmp_path / "model")).predict(image)
+    assert np.array_equal(found, expected(image, trained=trained))
+
+
+def test_a_network_without_shallow_heads_answers_at_its_own_depth(tmp_path):
+    registry.write_model(tmp_path / "model", make(skips="plain", deep_supervision=False), 2)
+    model = load_model(str(tmp_path / "model"))
+    assert model.predict(picture(), {"mode": "mean"}).shape == (40, 56)
+    assert "answers at 2" in ask(model, {"inputs": [text(picture())], "params": {"depth": 1}})[1]["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"inputs": ["no image!"]}, "image 1 of 1: found text that is not base64"),
+        ({"inputs": [text(picture()), base64.b64encode(b"hello").decode()]}, "image 2 of 2: found no image but a file"),
+        ({"inputs": [text(picture())[:200]]}, "image 1 of 1: found"),
+        ({"inputs": [[[300, 2], [3, 4]]]}, "found values from 2 to 300; expected whole numbers from 0 to 255"),
+        ({"inputs": [[[-1, 2], [3, 4]]]}, "found values from -1 to 4"),
+        ({"inputs": [[[0.5, 0.2], [0.1, 0.3]]]}, "found float64; expected whole numbers from 0 to 255"),
+        ({"inputs": [1, 2, 3]}, "found an array of shape (3,)"),
+        ({"inputs": []}, "found no image; expected at least one"),
+        ({"inputs": [{"picture": [[1]]}]}, "found the keys picture; expected image alone"),
+        ({"inputs": [[[[[1]]]]]}, "expected (H, W), (H, W, C), (N, H, W) or (N, H, W, C)"),
+        ({"inputs": [[[1, 2], [3]]]}, "inhomogeneous"),
+        ({"images": []}, "exactly one of the input fields"),
+        ("{", "valid JSON"),
+        ({"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2]]}}, "found the columns a, b; expected a column"),
+        ({"inputs": [[[1, 2], [3, 4]]], "params": {"depth": 3}}, "depth: found 3; this version answers at 1, 2"),
+        ({"inputs": [[[1, 2], [3, 4]]], "params": {"depth": "two"}}, "depth"),
+        ({"inputs": [[[1, 2], [3, 4]]], "params": {"threshold": 2}}, "between 0 and 1"),
+        ({"inputs": [[[1, 2], [3, 4]]], "params": {"mode": "best"}}, "expected one of single, mean, probabilities"),
+        (
+            {"inputs": [[[1, 2], [3, 4]]], "params": {"mode": "probabilities", "encoding": "png"}},
+            "probabilities are no picture",
+        ),
+    ],
+    ids=lambda value: None if isinstance(value, str) else str(value)[:40],
+)
+def test_a_bad_request_is_answered_with_400_and_the_reason(model, body, message):
+    status, answer = ask(model, body)
+    assert status == 400, answer
+    assert message in answer["message"]
+    assert "Traceback" not in str(answer)
+
+
+def test_a_small_file_of_very_many_pixels_is_refused_before_it_is_decoded(model):
+    status, answer = ask(model, {"inputs": [text(np.zeros((20_000, 6_000), np.uint8))]})
+    assert status == 400
+    assert "found too many pixels (6000x20000 px); expected at most this server's limit" in answer["message"]
+
+
+def test_a_refusal_does_not_repeat_the_request(model):
+    status, answer = ask(model, {"inputs": [text(picture(300, 300)) + "!"]})
+    assert status == 400
+    assert len(json.dumps(answer)) < 300
+
+
+def test_a_fault_of_the_server_is_a_500_without_its_traceback(model, monkeypatch, caplog):
+    monkeypatch.setattr(Served, "_answer", lambda *_: 1 / 0)
+    status, answer = ask(model, {"inputs": [text(picture())]})
+    assert (status, answer["message"]) == (500, "the server failed (ZeroDivisionError); see its log")
+    assert "ZeroDivisionError: division by zero" in caplog.text
+
+
+def test_a_model_is_files_without_code_or_pickle(folder, monkeypatch):
+    names = {path.name for path in folder.rglob("*") if path.is_file()}
+    assert names == {
+        *("MLmodel", "model.safetensors", "config.json", "SHA256SUMS", "requirements.txt", "conda.yaml"),
+        *("python_env.yaml", "input_example.json", "serving_input_example.json"),
+    }
+    for path in folder.iterdir():
+        assert not path.read_bytes().startswith((b"\x80", b"PK"))  # a pickle, or a zip that may hold one
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    with monkeypatch.context() as patch:
+        patch.setattr("pickle.load", None)
+        patch.setattr("pickle.loads", None)
+        load_model(str(folder))
+
+
+def test_sums_are_those_of_sha256sum(folder):
+    done = subprocess.run(["sha256sum", "--check", "--strict", seals.SUMS], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count(": OK") == 8
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "MLmodel", "requirements.txt"])
+def test_a_model_of_other_bytes_is_refused_by_the_files_name(folder, tmp_path, name):
+    shutil.copytree(folder, tmp_path / "model")
+    changed = bytearray((tmp_path / "model" / name).read_bytes())
+    changed[-2] ^= 1
+    (tmp_path / "model" / name).write_bytes(changed)
+    with pytest.raises(UserError, match=rf"{name}: found sha256 \w+; expected \w+, as SHA256SUMS says"):
+        seals.check_seal(tmp_path / "model")
+    if name != "MLmodel":  # which MLflow itself reads first
+        with pytest.raises(UserError, match=f"{name}: found"):
+            load_model(str(tmp_path / "model"))
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (None, "cannot be read"),
+        ("", "it lacks MLmodel, config.json, model.safetensors"),
+        ("a  MLmodel\nb  config.json\nc  model.safetensors\nd  ../x\n", r"it names '\.\./x'"),
+        ("a  MLmodel\nb  config.json\nc  model.safetensors\nd  /etc/x\n", "it names '/etc/x'"),
+    ],
+)
+def test_sums_that_are_none_are_refused(tmp_path, lines, message):
+    if lines is not None:
+        (tmp_path / seals.SUMS).write_text(lines)
+    with pytest.raises(UserError, match=message):
+        seals.check_seal(tmp_path)
+
+
+def test_a_missing_file_is_named(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "model")
+    (tmp_path / "model/model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"model\.safetensors: no such file"):
+        seals.check_seal(tmp_path / "model")
+
+
+def test_a_version_of_another_network_is_told_by_how_much_it_differs(folder):
+    image = picture()
+    right = predict_image(make().segmenter(2), image, None).numpy()
+    loaded, served = read_safetensors(folder), load_model(str(folder))
+    assert differing(loaded, served, {"image0": image, "L2/image0": right}, 2) == ""
+    wrong = right + 0.25
+    assert differing(loaded, served, {"image0": image, "L2/image0": wrong}, 2) == (
+        "by load_version differs from its network by up to 0.25"
+    )
+    other = load_model(str(folder))
+    other.predict = lambda *_: right[0] * np.nan
+    assert "by the pyfunc differs" in differing(loaded, other, {"image0": image, "L2/image0": right}, 2)
+    assert "gives shape" in differing(loaded, served, {"image0": image, "L2/image0": right[..., 1:]}, 2)
