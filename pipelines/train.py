@@ -17,6 +17,7 @@ from pipelines.node_cache import share
 from pipelines.params import Params, load_params
 from pipelines.sections import Architecture, Model
 from pipelines.stage import run_command
+from pipelines.system import sampled
 from pipelines.worker import build_network, make_settings, run_name, run_on_ray
 from unetpp.checkpoint import newest_checkpoint
 from unetpp.data import read_manifest
@@ -120,7 +121,8 @@ def main() -> None:
     for name in ("prepared", "architecture", "runs", "out", "reports"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     paths = vars(parser.parse_args())
-    train(load_params(), **paths)
+    with sampled(paths["reports"] / "system.csv"):
+        train(load_params(), **paths)
 
 
 if __name__ == "__main__":
