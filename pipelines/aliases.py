@@ -38,10 +38,10 @@ def find_aliases(client, name: str) -> dict[str, str]:
 def read_scored(client, name: str, version: str) -> Scored | str:
     """A version with its scores on every test image; why they cannot be read, where they cannot."""
     tags = client.get_model_version(name, version).tags
-    if "model_id" not in tags or "test_sha256" not in tags:
+    if "depth" not in tags or "test_sha256" not in tags:
         return f"version {version} was not registered by this stage"
     with tempfile.TemporaryDirectory() as folder:
-        path = tracking.download(tags["model_id"], "evidence/images.csv", Path(folder))
+        path = tracking.download(name, version, "evidence/images.csv", Path(folder))
         if path is None:
             return f"version {version} has no evidence/images.csv"
         try:

@@ -76,14 +76,14 @@ def difference(found: list[np.ndarray], segmenter: Segmenter) -> str | None:
     return None
 
 
-def check_evidence(model_id: str, expected: str) -> str | None:
-    """What is wrong with the evidence of a logged model, read back from the store; None where it is whole.
+def check_evidence(name: str, version: str, expected: str) -> str | None:
+    """What is wrong with the evidence of a version, read back from the store; None where it is whole.
 
     Args:
         expected: sha256 of its SHA256SUMS, from what was uploaded.
     """
     with tempfile.TemporaryDirectory() as parent:
-        folder = tracking.download(model_id, "evidence", Path(parent))
+        folder = tracking.download(name, version, "evidence", Path(parent))
         if folder is None or not (folder / evidence.SUMS).is_file():
             return f"lacks evidence/{evidence.SUMS}"
         if sha256(folder / evidence.SUMS) != expected:

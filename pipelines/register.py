@@ -156,10 +156,11 @@ def check_versions(client, family: Family, versions: dict[int, str]) -> None:
     """
     models = {depth: client.get_model_version(family.name, version).tags for depth, version in versions.items()}
     models = {depth: client.get_logged_model(tags["model_id"]) for depth, tags in models.items()}
-    found = {
-        depth: readback.check_evidence(model.model_id, model.tags["evidence_sha256"]) for depth, model in models.items()
-    }
-    reasons = {depth: reason for depth, reason in found.items() if reason}
+    reasons = {}
+    for depth, model in models.items():
+        expected = model.tags["evidence_sha256"]
+        if reason := readback.check_evidence(family.name, versions[depth], expected):
+            reasons[depth] = reason
     reasons = readback.check_in_clean_process(family.name, versions, family.trained) | reasons
     for depth, version in versions.items():
         registry.mark_verified(client, family.name, version, models[depth].model_id, depth not in reasons)

@@ -20,6 +20,7 @@ silence()  # mlflow reads its switches while it is imported
 # A server that went away shows after about 15 seconds, not after 4 minutes; the same command goes on later.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 # A model file is a graph and its tensors. One with pickled code inside is refused.
 os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
 
@@ -154,10 +155,11 @@ def create_once(create: Callable, name: str, **fields) -> None:
             raise
 
 
-def download(model_id: str, path: str, folder: Path) -> Path | None:
-    """Fetch a file or folder of a logged model into `folder`; None where the model has none of this name."""
+def download(name: str, version: str, path: str, folder: Path) -> Path | None:
+    """Fetch a file or folder of a registered version into `folder`; None where it has none of this name."""
     try:
-        return Path(mlflow.artifacts.download_artifacts(f"models:/{model_id}/{path}", dst_path=str(folder)))
+        fetched = Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{version}/{path}", dst_path=str(folder)))
+        return fetched if fetched.exists() else None
     except FileNotFoundError:
         return None
     except MlflowException as error:
