@@ -17,13 +17,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
 
+from unetpp.errors import UserError
+
 TAG = "registering"
 SETTLE_S = 2.0  # from reading that the turn is free to having written one's name takes less, or it does not count
 BEAT_S = 5.0
 STALE_S = 60.0
 
 
-class TurnLostError(Exception):
+class TurnLostError(UserError):
     """Another has taken the turn, because this process did not renew it for a minute; trying again is safe."""
 
 
@@ -73,7 +75,10 @@ class _Turn:
 
     def _check(self) -> None:
         if not self._is_mine():
-            raise TurnLostError(f"the turn to register {self._name} went to another process")
+            raise TurnLostError(
+                f"the turn to register {self._name} went to another process, as this one stood still for "
+                f"{STALE_S:.0f} s; give the same command again"
+            )
 
     @contextmanager
     def held(self) -> Iterator[Callable[[], None]]:
