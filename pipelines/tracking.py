@@ -52,6 +52,11 @@ def tracking_uri(configured: str | None = None) -> str:
     return configured or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
 
 
+def with_driver(uri: str) -> str:
+    """The URI as sqlalchemy wants it: without a driver's name it takes psycopg, and this project brings psycopg2."""
+    return uri.replace("postgresql://", "postgresql+psycopg2://", 1)
+
+
 def shown(uri: str) -> str:
     """The URI as it may be printed and stored: without its password."""
     password = urlsplit(uri).password
@@ -133,8 +138,8 @@ def connect(uri: str) -> MlflowClient:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     try:
-        mlflow.set_tracking_uri(uri)
-        client = MlflowClient(uri)
+        mlflow.set_tracking_uri(with_driver(uri))
+        client = MlflowClient(with_driver(uri))
         client.search_experiments(max_results=1)
     except (MlflowException, OSError, DBAPIError) as error:
         if isinstance(error, MlflowException) and error.error_code in (
@@ -191,7 +196,7 @@ def serve_page(port: int, configured: str | None = None, model_name: str | None 
     print(f"MLflow opens at http://127.0.0.1:{port}{page} in some seconds; Ctrl-C ends it", flush=True)
     # By the environment, not as an argument: the URI of a database may hold a password, and `ps` shows arguments.
     environment = os.environ | {
-        "MLFLOW_BACKEND_STORE_URI": store,
+        "MLFLOW_BACKEND_STORE_URI": with_driver(store),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
     command = [

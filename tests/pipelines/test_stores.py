@@ -111,7 +111,7 @@ def test_server_with_log_in_over_postgresql_and_s3_needs_its_address_alone(
         )
         server = MlflowServer(
             tmp_path / "server",
-            postgres.create("server"),
+            tracking.with_driver(postgres.create("server")),
             "s3://mlflow/artifacts",
             "--app-name",
             "basic-auth",
