@@ -88,7 +88,8 @@ def family_description(family: Family, versions: dict[int, str]) -> str:
             _table(family, versions, best),
             f"**Load it**\n\n{_snippet(family, '@recommended' if best is not None else f'@L{max(versions)}')}\n\n"
             f"The aliases {', '.join(f'`L{depth}`' for depth in versions)} "
-            "are the depths of the family registered last.",
+            f"are the depths of the family registered last. Production loads `models:/{family.name}@champion`: which "
+            "version that is, since when and why, stands in the history below.",
             *_notes(family),
         ]
     )

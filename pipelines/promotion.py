@@ -61,6 +61,8 @@ def judge(
         f"IoU {found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}] beside the champion, version {champion.version} "
         f"(L{champion.depth}), on {which} in {found.num_groups} groups"
     )
+    if found.low > 0:
+        return Verdict(True, f"better: {compared}; {gates}")
     if found.low >= -tolerance_iou:
         return Verdict(True, f"not worse: {compared}, within the tolerance of {tolerance_iou:g}; {gates}")
     worse = "worse" if found.high < 0 else "it may be worse"
