@@ -147,7 +147,7 @@ def roll_back(client, name: str, why: str) -> tuple[str, str]:
             f"`unetpp promote {name}/VERSION --why ...` makes another version the champion"
         )
     former = stack[-1]
-    record(client, name, present, f"rolled back to version {former}", why)
+    record(client, name, present, f"no champion any more, rolled back to version {former}", why)
     record(client, name, former, f"champion again, rolled back from version {present}", why)
     client.set_registered_model_alias(name, CHAMPION, former)
     client.set_registered_model_tag(name, STACK, " ".join(stack))

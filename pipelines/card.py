@@ -1,6 +1,7 @@
 """What a registered version says of itself in MLflow: its tags, and the markdown that a person decides from."""
 
 import json
+import re
 from dataclasses import dataclass
 
 from unetpp.inference import Trained
@@ -78,7 +79,7 @@ def family_description(family: Family, versions: dict[int, str]) -> str:
     """Markdown of the registered model: the same for the family that its aliases point to."""
     best = family.recommended
     title = (
-        f"**Deploy `models:/{family.name}@recommended`: L{best}, version {versions[best]}.**"
+        f"**Of the run registered last, deploy L{best}, version {versions[best]} (`recommended`).**"
         if best is not None
         else f"**No depth is recommended{_nearest(family)}.**"
     )
@@ -101,9 +102,9 @@ def _decision(family: Family, versions: dict[int, str], depth: int) -> str:
     if best is None:
         title = f"L{depth}: no depth is recommended{_nearest(family)}."
     elif depth == best:
-        title = f"L{depth}: deploy this one."
+        title = f"L{depth}: the depth to deploy of this run."
     else:
-        title = f"L{depth}: deploy L{best}, version {versions[best]}, instead."
+        title = f"L{depth}: of this run deploy L{best}, version {versions[best]}, instead."
     return f"{title} {family.metrics['recommendation']}"
 
 
@@ -181,9 +182,12 @@ def _notes(family: Family) -> list[str]:
 
 def with_history(description: str, events: list[dict]) -> str:
     """A description with what happened to the version, or the model, as its last section."""
-    body = description.partition(f"\n\n{HISTORY}")[0]
+    body = re.sub(r"\n\n\*\*Now:\*\*.*", "", description.partition(f"\n\n{HISTORY}")[0])
     if not events:
         return body
+    # Second, below the decision, what came of it: who looks at a challenger need not read to the end.
+    first, _, rest = body.partition("\n\n")
+    body = f"{first}\n\n**Now:** version {events[-1]['version']} is {events[-1]['what']}.\n\n{rest}"
     # A reason is what somebody typed: it stays in its line.
     lines = [
         f"- {one['when']}, {one['who']}: version {one['version']}: **{one['what']}**. {' '.join(one['why'].split())}"
