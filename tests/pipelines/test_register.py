@@ -168,11 +168,15 @@ def test_evidence_of_a_version_is_fetched_by_alias_and_whole(client, tmp_path):
 def test_description_opens_with_the_decision(home, client):
     _, result = home
     first, second = (client.get_model_version(NAME, str(result["versions"][depth])) for depth in ("L1", "L2"))
-    assert first.description.startswith(f"L1: the depth to deploy of this run. {SENTENCE}\n\n**Now:** version 1 is champion.")
+    assert first.description.startswith(
+        f"L1: the depth to deploy of this run. {SENTENCE}\n\n**Now:** version 1 is champion."
+    )
     assert second.description.startswith("L2: of this run deploy L1, version 1, instead. ")
     assert "| **L2**&nbsp;&nbsp;&nbsp; | **2**" in second.description
     assert f"models:/{NAME}/2" in second.description
-    assert client.get_registered_model(NAME).description.startswith("**Of the run registered last, deploy L1, version 1")
+    assert client.get_registered_model(NAME).description.startswith(
+        "**Of the run registered last, deploy L1, version 1"
+    )
 
 
 def test_versions_say_what_they_are_in_tags(home, client):
