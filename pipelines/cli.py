@@ -78,6 +78,22 @@ def _store() -> str | None:
     return load_params().registry.tracking_uri if Path("params.yaml").is_file() else None
 
 
+def _promote(arguments: argparse.Namespace) -> None:
+    from pipelines.params import load_params
+    from pipelines.promote import promote
+    from pipelines.tracking import tracking_uri
+
+    print(promote(tracking_uri(load_params().registry.tracking_uri), arguments.model, arguments.why))
+
+
+def _rollback(arguments: argparse.Namespace) -> None:
+    from pipelines.params import load_params
+    from pipelines.promote import rollback
+    from pipelines.tracking import tracking_uri
+
+    print(rollback(tracking_uri(load_params().registry.tracking_uri), arguments.model, arguments.why))
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = argparse.ArgumentParser(prog="unetpp", description="Train, measure and ship UNet++ segmentation models.")
@@ -135,6 +151,16 @@ def build_parser() -> argparse.ArgumentParser:
     action = actions.add_parser("fetch", help="its results from cluster.storage, verified")
     action.add_argument("stage", choices=stages)
     one.set_defaults(run=_job)
+
+    one = commands.add_parser("promote", help="make a registered version the champion, which production loads")
+    one.add_argument("model", help="NAME@ALIAS or NAME/VERSION; NAME alone is its challenger")
+    one.add_argument("--why", required=True, help="the reason, kept beside the version")
+    one.set_defaults(run=_promote)
+
+    one = commands.add_parser("rollback", help="make the former champion the champion again")
+    one.add_argument("model", metavar="NAME", help="the registered model")
+    one.add_argument("--why", required=True, help="the reason, kept beside both versions")
+    one.set_defaults(run=_rollback)
     return parser
 
 

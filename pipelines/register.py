@@ -1,67 +1,63 @@
 """The register stage: a run, a model and a registered version for every depth, and the aliases that deploy them.
 
-Aliases move last, after every version was read back from the registry and predicts what the network itself
-does. The same model and metrics registered again are the same run and the same versions.
+The order is: upload, read back, compare hashes, load in a clean process, predict the same; only then aliases move.
+The same model and metrics registered again are the same run and the same versions. A store that goes away in the
+middle leaves the aliases on the former family, and the same command completes what was begun.
 """
 
 import argparse
-import csv
 import hashlib
 import json
-import subprocess
-from collections.abc import Callable
+import tempfile
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from pipelines import registry, tracking
-from pipelines.card import Family, family_description, version_description
+from pipelines import aliases, evidence, registry, reload, run_log, runs, tracking
+from pipelines.card import Family, family_description, version_description, with_history
+from pipelines.exclusive import exclusive
 from pipelines.files import sha256, write_json
 from pipelines.params import load_params
+from pipelines.promotion import Scored, Verdict, judge
+from pipelines.run_log import Inputs, flatten, git_commit
+from pipelines.sections import Register
 from unetpp.errors import UserError
-from unetpp.inference import Segmenter, load_model
-
-# What the pipeline itself rewrites while it runs does not make the code another one.
-REWRITTEN = ("dvc.lock", "reports")
-TOLERANCE = 1e-5
+from unetpp.inference import load_model
 
 
-def register(
-    prepared: Path,
-    model: Path,
-    curves: Path,
-    evaluation: Path,
-    params: dict,
-    experiment: str,
-    name: str,
-    uri: str,
-) -> dict:
+def register(inputs: Inputs, params: dict, settings: Register, uri: str) -> dict:
     """Log and register the family; returns what stands in versions.json.
+
+    Args:
+        params: all of params.yaml, to be logged.
 
     Raises:
         UserError: files that do not belong together, a store that is away, or a version that does not predict
             what its network does.
     """
-    family = read_family(prepared, model, evaluation, name)
-    with tracking.explained(uri):
-        client = tracking.connect(uri)
-        where = tracking.experiment_id(client, experiment)
-        with tracking.open_run(client, where, f"{name} {family.fingerprint[:8]}", family.fingerprint) as run:
+    family = read_family(inputs, settings)
+    return tracking.persistent(uri, lambda: register_family(family, inputs, params, settings, uri))
+
+
+def register_family(family: Family, inputs: Inputs, params: dict, settings: Register, uri: str) -> dict:
+    """One attempt; another one goes on where it ended."""
+    name, client = family.name, tracking.connect(uri)
+    where = runs.experiment_id(client, settings.experiment)
+    tracking.create_once(client.create_registered_model, name)
+    with exclusive(client, name) as check_turn:
+        with runs.open_run(client, where, f"{name} {family.fingerprint[:8]}", family.fingerprint) as run:
             if run.info.status != "FINISHED":
                 print(f"logging run {run.info.run_name}: params, curves, data sets, report", flush=True)
-                log_run(client, run, family, prepared, model, curves, evaluation, params)
-            versions = {}
-            for depth in family.trained.depths:
-                versions[depth] = register_depth(client, run, family, depth)
-                print(f"L{depth} is version {versions[depth]}: read back, predicts the same", flush=True)
+                with tempfile.TemporaryDirectory() as folder:
+                    run_log.log_run(client, run, family, inputs, params, Path(folder))
+            versions = {depth: register_depth(client, run, family, inputs, depth) for depth in family.trained.depths}
+            check_versions(client, family, versions)
         describe(client, run, family, versions)
-        # Last, and `recommended` after the depths: until here whoever loads by alias gets the former family.
-        aliases = {f"L{depth}": version for depth, version in versions.items()}
-        if family.recommended is not None:
-            aliases["recommended"] = versions[family.recommended]
-        for alias, version in aliases.items():
-            client.set_registered_model_alias(name, alias, version)
+        candidate = versions[family.candidate]
+        verdict = decide(client, family, inputs, candidate, settings)
+        # Last of all: until here whoever loads by alias gets the former family.
+        check_turn()
+        aliases.deploy(client, family, versions, candidate, verdict)
+        found = aliases.find_aliases(client, name)
+    promotion = client.get_model_version(name, candidate).tags
     return {
         "model_name": name,
         "tracking_uri": tracking.shown(uri),
@@ -69,34 +65,56 @@ def register(
         "experiment_id": where,
         "versions": {f"L{depth}": int(version) for depth, version in versions.items()},
         "recommended": None if family.recommended is None else f"L{family.recommended}",
+        "candidate": int(candidate),
+        "promotion": promotion.get("promotion"),
+        "promotion_reason": promotion.get("promotion_reason"),
+        "champion": int(found[aliases.CHAMPION]) if aliases.CHAMPION in found else None,
     }
 
 
-def read_family(prepared: Path, model: Path, evaluation: Path, name: str) -> Family:
+def read_family(inputs: Inputs, settings: Register) -> Family:
     """Read and check the files of the earlier stages."""
-    trained = load_model(model)
-    metrics = _read_json(evaluation / "report.json", "evaluate")
-    manifest = _read_json(prepared / "manifest.json", "prepare")
+    trained = load_model(inputs.model)
+    report, manifest_path = inputs.evaluation / "report.json", inputs.prepared / "manifest.json"
+    metrics, manifest = _read_json(report, "evaluate"), _read_json(manifest_path, "prepare")
     expected = [f"L{depth}" for depth in trained.depths]
     found = [depth for depth in metrics["depths"] if depth != "mean"]
     recommended = metrics["recommended_depth"]
     if sorted(found) != sorted(expected) or (recommended is not None and f"L{recommended}" not in expected):
         raise UserError(
-            f"{evaluation / 'report.json'}: found the depths {', '.join(found)}, recommended {recommended}; "
-            f"{model} has {', '.join(expected)}. It was measured on another model: run `dvc repro evaluate`"
+            f"{report}: found the depths {', '.join(found)}, recommended {recommended}; "
+            f"{inputs.model} has {', '.join(expected)}. It was measured on another model: run `dvc repro evaluate`"
         )
-    hashes = sha256(model / "model.pt") + sha256(evaluation / "report.json")
+    hashes = sha256(inputs.model / "model.pt") + sha256(report)
     commit, dirty = git_commit(Path.cwd())
     return Family(
-        name=name,
+        name=settings.model_name,
         trained=trained,
         metrics=metrics,
         manifest=manifest,
-        data_sha256=sha256(prepared / "manifest.json"),
+        data_sha256=sha256(manifest_path),
         fingerprint=hashlib.sha256(hashes.encode()).hexdigest(),
         commit=commit,
         dirty=dirty,
+        licence=settings.licence,
+        intended_use=settings.intended_use,
+        leak_check=read_leak_check(inputs.prepared, manifest),
     )
+
+
+def read_leak_check(prepared: Path, manifest: dict) -> str:
+    """Whether something that belongs together stands in two splits, by what stage prepare found in what it wrote.
+
+    Its gate lets no such data pass; data that were prepared by other means have no fingerprint.
+    """
+    path = prepared / "fingerprint.json"
+    if "num_groups" not in manifest or not path.is_file():
+        return "not known: the data have no fingerprint of stage prepare"
+    found = _read_json(path, "prepare")["duplicates"]
+    what = f"{manifest['num_groups']} groups and {found['num_pairs']} pairs of near-duplicates"
+    if found["across"]:
+        return f"failed: of {what}, {found['across']} pairs stand in two splits"
+    return f"passed: of {what}, none stands in two splits"
 
 
 def _read_json(path: Path, stage: str) -> dict:
@@ -106,135 +124,84 @@ def _read_json(path: Path, stage: str) -> dict:
         raise UserError(f"{path}: cannot be read ({error}); run `dvc repro {stage}`, which writes it") from None
 
 
-def git_commit(folder: Path) -> tuple[str, bool]:
-    """The commit that is checked out, and whether files differ from it; ("none", False) without git or a repository."""
-    try:
-        commit = _git(folder, "rev-parse", "HEAD")
-        changes = _git(folder, "status", "--porcelain", "--", ".", *(f":!{path}" for path in REWRITTEN))
-    except (OSError, subprocess.CalledProcessError):
-        return "none", False
-    return commit, bool(changes)
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, text=True)
-    return done.stdout.strip()
-
-
-def log_run(
-    client, run, family: Family, prepared: Path, model: Path, curves: Path, evaluation: Path, params: dict
-) -> None:
-    """Log what belongs to the whole family."""
-    tags = {
-        "data_sha256": family.data_sha256,
-        "model_name": family.name,
-        "git_dirty": str(family.dirty).lower(),
-        "mlflow.source.name": "pipelines/register.py",
-        "mlflow.source.git.commit": family.commit,  # the name that MLflow's page shows as the source version
-    }
-    tracking.log_params(client, run, flatten(params), tags)
-    splits = family.manifest["splits"]
-    datasets = {
-        name: {
-            "path": prepared / f"{name}.arrow",
-            "sha256": split["sha256"],
-            "profile": {"num_images": split["num_images"], "kinds": split["kinds"]},
-        }
-        for name, split in splits.items()
-    }
-    tracking.log_datasets(client, run, datasets)
-    tracking.log_metrics(client, run, read_curves(curves))
-    if "mean" in family.metrics["depths"]:
-        values = family.metrics["depths"]["mean"]
-        mean = [(f"{key}_mean_of_heads", values[key], 0) for key in ("iou_image", "dice_image", "latency_ms")]
-        tracking.log_metrics(client, run, mean, dataset=("test", splits["test"]["sha256"]))
-    files = {"report": [], "pipeline": [Path("dvc.lock"), Path("dvc.yaml"), Path("params.yaml")]}
-    files["report"] = [evaluation / file for file in ("report.html", "depths.csv", "images.csv", "report.json")] + [
-        curves
-    ]
-    files["model"] = [model / "model.pt"]  # all heads in one file: what further training and pruning start from
-    for folder, paths in files.items():
-        for path in paths:
-            if path.is_file():  # dvc.lock is missing when the stage is run by hand
-                client.log_artifact(run.info.run_id, str(path), folder)
-
-
-def flatten(values: dict, prefix: str = "") -> dict[str, str]:
-    """Nested sections as dotted keys; lists and null as JSON."""
-    flat = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        elif f"{prefix}{key}" == "register.tracking_uri" and value:
-            flat[f"{prefix}{key}"] = tracking.shown(value)
-        else:
-            flat[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value)
-    return flat
-
-
-def read_curves(path: Path) -> list[tuple[str, float, int]]:
-    """curves.csv as (key, value, epoch): `val_iou/L1` ... of each depth, `train_loss` and `learning_rate` once."""
-    metrics = {}
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                epoch = int(row["epoch"])
-                for key in ("val_iou", "val_loss"):
-                    metrics[f"{key}/{row['depth']}", epoch] = float(row[key])
-                for key in ("train_loss", "learning_rate"):
-                    metrics[key, epoch] = float(row[key])
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path}: not the training curves ({error!r}); run `dvc repro train`, which writes them"
-        ) from None
-    return [(key, value, epoch) for (key, epoch), value in metrics.items()]
-
-
-def _numbers(values: dict) -> list[tuple[str, float]]:
-    return [(key, float(value)) for key, value in values.items() if isinstance(value, int | float)]
-
-
-def register_depth(client, run, family: Family, depth: int) -> str:
-    """Log, measure, register and read back one depth; returns its version."""
-    name, tags = family.name, family.tags(depth)
+def register_depth(client, run, family: Family, inputs: Inputs, depth: int) -> str:
+    """Log, measure and register one depth with its evidence; returns its version."""
+    tags = family.tags(depth) | {"run_id": run.info.run_id}
     segmenter = family.trained.segmenter(depth)
     config = flatten(segmenter.network.config() | {"depth": depth})
     model = registry.find_or_log_model(client, run, f"L{depth}", family.trained, depth, config, tags)
     # The step is the depth, so that the run's charts show each number over the depths.
-    metrics = [(key, value, depth) for key, value in _numbers(family.metrics["depths"][f"L{depth}"])]
+    metrics = [(key, value, depth) for key, value in run_log.numbers(family.metrics["depths"][f"L{depth}"])]
     test = ("test", family.manifest["splits"]["test"]["sha256"])
-    tracking.log_metrics(client, run, metrics, model.model_id, test)
-    version = str(registry.find_or_create_version(client, name, model, run, tags).version)
-    reason = difference(registry.load_version(name, version), segmenter)
-    registry.mark_verified(client, name, version, model.model_id, reason is None)
-    if reason is not None:
+    runs.log_metrics(client, run, metrics, model.model_id, test)
+    if "evidence_sha256" not in model.tags:
+        with tempfile.TemporaryDirectory() as parent:
+            folder = Path(parent)
+            evidence.gather(folder, inputs.evaluation, inputs.exports, inputs.prepared, segmenter, depth)
+            client.log_model_artifacts(model.model_id, str(folder), "evidence")
+            client.set_logged_model_tags(model.model_id, {"evidence_sha256": sha256(folder / evidence.SUMS)})
+    tags |= {"model_id": model.model_id}
+    return str(registry.find_or_create_version(client, family.name, model, run, tags).version)
+
+
+def check_versions(client, family: Family, versions: dict[int, str]) -> None:
+    """Read every version back: its files by their hashes, its predictions in a clean process.
+
+    Raises:
+        UserError: names the versions that are broken; they are tagged, and never taken again.
+    """
+    models = {depth: client.get_model_version(family.name, version).tags for depth, version in versions.items()}
+    models = {depth: client.get_logged_model(tags["model_id"]) for depth, tags in models.items()}
+    reasons = {}
+    for depth, model in models.items():
+        expected = model.tags["evidence_sha256"]
+        if reason := reload.check_evidence(family.name, versions[depth], expected):
+            reasons[depth] = reason
+    reasons = reload.check_in_clean_process(family.name, versions, family.trained) | reasons
+    for depth, version in versions.items():
+        registry.mark_verified(client, family.name, version, models[depth].model_id, depth not in reasons)
+        if depth not in reasons:
+            print(f"L{depth} is version {version}: read back, predicts the same", flush=True)
+    if reasons:
+        lines = [
+            f"version {versions[depth]} of {family.name} (L{depth}), read back from "
+            f"{tracking.shown(client.tracking_uri)}, {reason}"
+            for depth, reason in sorted(reasons.items())
+        ]
         raise UserError(
-            f"version {version} of {name} (L{depth}), read back from {tracking.shown(client.tracking_uri)}, {reason}. "
-            "No alias was moved. The version is tagged verified = false; the same command registers a new one"
+            "; ".join(lines)
+            + ". No alias was moved. Each is tagged verified = false; the same command registers a new one"
         )
-    return version
 
 
-def difference(loaded: Callable[[Tensor], Tensor], segmenter: Segmenter) -> str | None:
-    """Why a module is not the segmenter, found on sizes that the export did not see; None where it is."""
-    random = torch.Generator().manual_seed(0)
-    for size in ((1, 33, 57), (3, 64, 48)):
-        image = torch.rand((size[0], segmenter.network.in_channels, *size[1:]), generator=random)  # (N, C, H, W)
-        with torch.inference_mode():
-            found, expected = loaded(image), segmenter(image)
-        if found.shape != expected.shape:
-            return f"gives shape {tuple(found.shape)} where its network gives {tuple(expected.shape)}"
-        if not torch.allclose(found, expected, atol=TOLERANCE, rtol=0):
-            return f"differs from its network by up to {(found - expected).abs().max().item():.2g}"
-    return None
+def decide(client, family: Family, inputs: Inputs, candidate: str, settings: Register) -> Verdict | None:
+    """Whether the candidate becomes champion; None where that was decided before, by this stage or by a person."""
+    champion = aliases.find_aliases(client, family.name).get(aliases.CHAMPION)
+    tags = client.get_model_version(family.name, candidate).tags
+    if champion is not None and "promotion" in tags:
+        return None
+    if champion == candidate:  # an attempt before this one ended between the alias and its tags
+        return Verdict(True, aliases.read_history(tags)[-1]["why"])
+    ious, groups = evidence.read_ious(inputs.evaluation / "images.csv", family.candidate)
+    test = family.manifest["splits"]["test"]["sha256"]
+    return judge(
+        family.metrics,
+        Scored(candidate, family.candidate, test, ious, groups),
+        None if champion is None else aliases.read_scored(client, family.name, champion),
+        settings.promotion_tolerance_iou,
+        settings.promotion_min_images,
+    )
 
 
 def describe(client, run, family: Family, versions: dict[int, str]) -> None:
-    """Write the descriptions: of every version, of the registered model, and of the run."""
+    """Write the descriptions: of every version, of the registered model, and of the run; what happened stays."""
     for depth, version in versions.items():
-        client.update_model_version(family.name, version, version_description(family, versions, depth))
+        history = aliases.read_history(client.get_model_version(family.name, version).tags)
+        text = with_history(version_description(family, versions, depth), history)
+        client.update_model_version(family.name, version, text)
     text = family_description(family, versions)
-    client.update_registered_model(family.name, text)
+    history = aliases.read_history(client.get_registered_model(family.name).tags)
+    client.update_registered_model(family.name, with_history(text, history))
     client.set_tag(run.info.run_id, "mlflow.note.content", text)
 
 
@@ -244,22 +211,18 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="folder of the train stage")
     parser.add_argument("--curves", type=Path, required=True, help="curves.csv of the train stage")
     parser.add_argument("--evaluation", type=Path, required=True, help="folder of the evaluate stage")
+    parser.add_argument("--search", type=Path, help="folder of search.csv and curves.csv of the search stage")
+    parser.add_argument("--exports", type=Path, help="folder of the export stage")
     parser.add_argument("--out", type=Path, required=True, help="versions.json to write")
-    arguments = parser.parse_args()
+    arguments = vars(parser.parse_args())
+    out = arguments.pop("out")
     params = load_params()
-    versions = register(
-        arguments.prepared,
-        arguments.model,
-        arguments.curves,
-        arguments.evaluation,
-        params=params.model_dump(by_alias=True, mode="json"),
-        experiment=params.registry.experiment,
-        name=params.registry.model_name,
-        uri=tracking.tracking_uri(params.registry.tracking_uri),
-    )
-    write_json(arguments.out, versions)
-    chosen = versions["recommended"]
-    print(f"aliases moved: {', '.join(versions['versions'])}" + (f"; recommended is {chosen}" if chosen else ""))
+    uri = tracking.tracking_uri(params.registry.tracking_uri)
+    found = register(Inputs(**arguments), params.model_dump(by_alias=True, mode="json"), params.registry, uri)
+    write_json(out, found)
+    chosen = found["recommended"]
+    print(f"aliases moved: {', '.join(found['versions'])}" + (f"; recommended is {chosen}" if chosen else ""))
+    print(f"version {found['candidate']} is {found['promotion']}: {found['promotion_reason']}")
     print("`unetpp mlflow` opens the page")
 
 

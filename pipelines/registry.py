@@ -122,17 +122,21 @@ def write_model(folder: Path, trained: Trained, depth: int, model: LoggedModel |
 def find_or_create_version(
     client: MlflowClient, name: str, model: LoggedModel, run: Run, tags: dict[str, str]
 ) -> ModelVersion:
-    """The registered version of a logged model, made where it is missing; so is the registered model."""
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
+    """The version of a logged model in a registered model that exists, made where it is missing.
+
+    Of several it is the first, and the others go: an answer may be lost on its way after the version was made, and
+    a process that lost its turn may have made one. Numbers are given out in order, so whoever has made one finds
+    every lower one.
+    """
     source = f"models:/{model.model_id}"
-    for version in client.search_model_versions(f"name = '{name}' and run_id = '{run.info.run_id}'"):
-        if version.source == source:
-            return version
-    return client.create_model_version(name, source, run.info.run_id, tags, model_id=model.model_id)
+    where = f"name = '{name}' and run_id = '{run.info.run_id}'"
+    if not any(version.source == source for version in client.search_model_versions(where)):
+        client.create_model_version(name, source, run.info.run_id, tags, model_id=model.model_id)
+    found = [version for version in client.search_model_versions(where) if version.source == source]
+    first, *others = sorted(found, key=lambda version: int(version.version))
+    for version in others:
+        client.delete_model_version(name, version.version)
+    return first
 
 
 def mark_verified(client: MlflowClient, name: str, version: str, model_id: str, verified: bool) -> None:

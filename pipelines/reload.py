@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines import registry, tracking
+from pipelines import evidence, registry, tracking
+from pipelines.files import sha256
 from unetpp.errors import UserError
 from unetpp.inference import Trained
 from unetpp.tiles import predict_image
@@ -61,11 +62,29 @@ def check_in_clean_process(name: str, versions: dict[int, str], trained: Trained
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         said = "\n".join(done.stderr.strip().splitlines()[-5:])
-        raise UserError(
+        # As `tracking.explained` words it: the stage tries again what may pass.
+        kind = tracking.StoreLostError if "cannot be reached" in said else UserError
+        raise kind(
             f"{name}: a new process could not load the versions {', '.join(versions.values())} "
             f"(exit code {done.returncode}):\n{said}\nNo alias was moved; the same command tries again"
         )
     return {int(depth): reason for depth, reason in json.loads(done.stdout.splitlines()[-1]).items()}
+
+
+def check_evidence(name: str, version: str, expected: str) -> str | None:
+    """What is wrong with the evidence of a version, read back from the store; None where it is whole.
+
+    Args:
+        expected: sha256 of its SHA256SUMS, from what was uploaded.
+    """
+    with tempfile.TemporaryDirectory() as parent:
+        folder = tracking.download(name, version, "evidence", Path(parent))
+        if folder is None or not (folder / evidence.SUMS).is_file():
+            return f"lacks evidence/{evidence.SUMS}"
+        if sha256(folder / evidence.SUMS) != expected:
+            return f"is damaged: the bytes of evidence/{evidence.SUMS} are not those that were uploaded"
+        wrong = evidence.check_sums(folder)
+        return f"is damaged: evidence: {wrong}" if wrong else None
 
 
 def differing(loaded: Trained, served, expected: dict[str, np.ndarray], depth: int) -> str:

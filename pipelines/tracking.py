@@ -1,26 +1,26 @@
-"""MLflow: where the store is, runs, params, metrics, data sets, the page. `registry` has models and versions.
+"""MLflow: where the store is, what its loss means, the page. `runs` has runs, `registry` models and versions."""
 
-What is logged twice is the same thing once: runs, models and versions are found again by their tags, params
-that are there stay, metrics carry the run's own start as their time.
-"""
-
-import json
 import logging
 import os
 import socket
 import sys
+import time
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
+from pipelines.exclusive import TurnLostError
 from unetpp.errors import UserError
 from unetpp.offline import silence
 
 silence()  # mlflow reads its switches while it is imported
 # A server that went away shows after about 15 seconds, not after 4 minutes; the same command goes on later.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 # A model file is a graph and its tensors. One with pickled code inside is refused.
 os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
 
@@ -28,28 +28,33 @@ with warnings.catch_warnings():
     # While they are imported, mlflow and sqlalchemy warn of each other (deprecated loaders, type hints).
     warnings.simplefilter("ignore")
     import mlflow
+    import mlflow.artifacts
     import mlflow.store.model_registry.sqlalchemy_store
     import mlflow.store.tracking.sqlalchemy_store
     import requests
     from mlflow import MlflowClient
-    from mlflow.entities import (
-        Dataset,
-        DatasetInput,
-        InputTag,
-        Metric,
-        Param,
-        Run,
-        RunTag,
-    )
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import DBAPIError
 
+Result = TypeVar("Result")
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+# What a store answers that may answer otherwise in a moment.
+PASSING = {"TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "ABORTED"}
+RETRY_AFTER_S = (2, 10)
+
+
+class StoreLostError(UserError):
+    """The store is away, or went away: the same command completes what was begun when it is back."""
 
 
 def tracking_uri(configured: str | None = None) -> str:
     """Where runs and models are kept: `configured`, else $MLFLOW_TRACKING_URI, else mlflow.db in this folder."""
     return configured or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+
+
+def with_driver(uri: str) -> str:
+    """The URI as sqlalchemy wants it: without a driver's name it takes psycopg, and this project brings psycopg2."""
+    return uri.replace("postgresql://", "postgresql+psycopg2://", 1)
 
 
 def shown(uri: str) -> str:
@@ -60,26 +65,54 @@ def shown(uri: str) -> str:
 
 @contextmanager
 def explained(uri: str) -> Iterator[None]:
-    """Turn the loss of the store, in the block, into a `UserError`; every other error passes."""
+    """Turn the loss of the store, in the block, into a `StoreLostError`; every other error passes."""
     try:
         yield
-    except (MlflowException, OSError, DBAPIError) as error:
+    except UserError:
+        raise
+    except Exception as error:
         causes, cause = [], error
         while cause is not None:
             causes.append(cause)
             cause = cause.__cause__ or cause.__context__
-        lost = next(
-            (c for c in causes if isinstance(c, requests.RequestException | ConnectionError | DBAPIError)),
-            None,
-        )
+        lost = next((cause for cause in causes if _is_loss(cause)), None)
         if lost is None:
             raise
         raise _unreachable(uri, lost) from None
 
 
-def _unreachable(uri: str, error: Exception) -> UserError:
+def _is_loss(error: BaseException) -> bool:
+    if isinstance(error, MlflowException):
+        return error.error_code in PASSING
+    if isinstance(error, requests.RequestException | ConnectionError | DBAPIError | TimeoutError):
+        return True
+    # Of a bucket that holds the artifacts; storage.py is the home of boto3, and all of its errors come from there.
+    return type(error).__module__.split(".")[0] in ("botocore", "boto3")
+
+
+def persistent(uri: str, attempt: Callable[[], Result]) -> Result:
+    """The result of `attempt`, which is made again after some seconds where the store was lost, and then once more.
+
+    What it does must be no harm when done twice.
+
+    Raises:
+        StoreLostError: the store is away for longer.
+    """
+    for wait_s in (*RETRY_AFTER_S, None):
+        try:
+            with explained(uri):
+                return attempt()
+        except (StoreLostError, TurnLostError) as error:
+            if wait_s is None:
+                raise
+            print(f"{str(error).splitlines()[0]}\ntrying again in {wait_s} seconds", flush=True)
+            time.sleep(wait_s)
+    raise AssertionError
+
+
+def _unreachable(uri: str, error: BaseException) -> StoreLostError:
     reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-    return UserError(
+    return StoreLostError(
         f"the MLflow store {shown(uri)} cannot be reached ({reason}). Start it, or set register.tracking_uri or "
         "MLFLOW_TRACKING_URI to one that runs, and give the same command again: it goes on from here. "
         "No alias was moved"
@@ -105,8 +138,8 @@ def connect(uri: str) -> MlflowClient:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     try:
-        mlflow.set_tracking_uri(uri)
-        client = MlflowClient(uri)
+        mlflow.set_tracking_uri(with_driver(uri))
+        client = MlflowClient(with_driver(uri))
         client.search_experiments(max_results=1)
     except (MlflowException, OSError, DBAPIError) as error:
         if isinstance(error, MlflowException) and error.error_code in (
@@ -118,89 +151,26 @@ def connect(uri: str) -> MlflowClient:
     return client
 
 
-def experiment_id(client: MlflowClient, name: str) -> str:
-    """The experiment's id; the experiment is made where it is missing."""
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        # Without this tag the page takes the project for one of language models and hides runs and models.
-        return client.create_experiment(name, tags={"mlflow.experimentKind": "custom_model_development"})
-    if found.lifecycle_stage == "deleted":
-        raise UserError(
-            f"the MLflow experiment {name!r} is deleted: restore it (mlflow experiments restore "
-            f"--experiment-id {found.experiment_id}), or set another register.experiment"
-        )
-    return found.experiment_id
-
-
-@contextmanager
-def open_run(client: MlflowClient, experiment: str, name: str, fingerprint: str) -> Iterator[Run]:
-    """The run with this fingerprint, made where it is missing.
-
-    It is finished when the block was left without an error; a finished one is not touched.
-    """
-    found = client.search_runs([experiment], f"tags.fingerprint = '{fingerprint}'", max_results=1)
-    run = found[0] if found else client.create_run(experiment, run_name=name, tags={"fingerprint": fingerprint})
-    run_id = run.info.run_id
-    if run.info.status == "FINISHED":
-        yield run
-        return
-    client.update_run(run_id, status="RUNNING")
+def create_once(create: Callable, name: str, **fields) -> None:
+    """Create what has a unique name, unless another process was faster."""
     try:
-        yield run
-    except BaseException:
-        with suppress(Exception):  # the store may be what failed; the first error is the one to see
-            client.set_terminated(run_id, "FAILED")
-        raise
-    client.set_terminated(run_id)
+        create(name, **fields)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
 
 
-def log_params(client: MlflowClient, run: Run, params: dict[str, str], tags: dict[str, str]) -> None:
-    """Log params that the run has not got yet, and tags."""
-    new = [Param(key, value) for key, value in params.items() if key not in run.data.params]
-    for start in range(0, max(1, len(new)), 100):  # a batch holds at most 100
-        client.log_batch(run.info.run_id, params=new[start : start + 100])
-    client.log_batch(run.info.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-
-
-def log_datasets(client: MlflowClient, run: Run, datasets: dict[str, dict]) -> None:
-    """Log dataset inputs, by context: {"train": {"path": ..., "sha256": ..., "profile": {...}}, ...}."""
-    inputs = [
-        DatasetInput(
-            Dataset(
-                name=context,
-                digest=digest(dataset["sha256"]),
-                source_type="local",
-                source=json.dumps({"uri": str(Path(dataset["path"]).absolute())}),
-                profile=json.dumps(dataset["profile"] | {"sha256": dataset["sha256"]}),
-            ),
-            [InputTag("mlflow.data.context", context)],
-        )
-        for context, dataset in datasets.items()
-    ]
-    client.log_inputs(run.info.run_id, inputs)
-
-
-def digest(sha256: str) -> str:
-    """A hash, short enough for MLflow's 36 characters."""
-    return sha256[:32]
-
-
-def log_metrics(
-    client: MlflowClient,
-    run: Run,
-    values: Iterable[tuple[str, float, int]],
-    model_id: str | None = None,
-    dataset: tuple[str, str] | None = None,
-) -> None:
-    """Log (key, value, step) triples, of a model and on a dataset (name, sha256) if given."""
-    name, sha = dataset or (None, None)
-    time = run.info.start_time
-    metrics = [
-        Metric(key, value, time, step, model_id, name, digest(sha) if sha else None, run.info.run_id)
-        for key, value, step in values
-    ]
-    for start in range(0, len(metrics), 1000):  # a batch holds at most 1000
-        client.log_batch(run.info.run_id, metrics=metrics[start : start + 1000])
+def download(name: str, version: str, path: str, folder: Path) -> Path | None:
+    """Fetch a file or folder of a registered version into `folder`; None where it has none of this name."""
+    try:
+        fetched = Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{version}/{path}", dst_path=str(folder)))
+        return fetched if fetched.exists() else None
+    except FileNotFoundError:
+        return None
+    except MlflowException as error:
+        if not any(word in str(error) for word in ("No such", "not found", "404")):
+            raise
+        return None
 
 
 def serve_page(port: int, configured: str | None = None, model_name: str | None = None) -> None:
@@ -226,7 +196,7 @@ def serve_page(port: int, configured: str | None = None, model_name: str | None 
     print(f"MLflow opens at http://127.0.0.1:{port}{page} in some seconds; Ctrl-C ends it", flush=True)
     # By the environment, not as an argument: the URI of a database may hold a password, and `ps` shows arguments.
     environment = os.environ | {
-        "MLFLOW_BACKEND_STORE_URI": store,
+        "MLFLOW_BACKEND_STORE_URI": with_driver(store),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
     command = [

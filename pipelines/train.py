@@ -25,6 +25,7 @@ from pipelines.params import Params, load_params, override
 from pipelines.sections import Architecture, Model
 from pipelines.settings import build_network, make_settings, run_name
 from pipelines.stage import run_command
+from pipelines.system import sampled
 from pipelines.worker import STOPPED, run_on_ray
 from unetpp.checkpoint import newest_checkpoint
 from unetpp.data import read_manifest
@@ -172,7 +173,8 @@ def main() -> None:
     paths, params = vars(parser.parse_args()), load_params()
     if address := address_of(params):
         run_remotely("train", params, address, paths)
-    else:
+        return
+    with sampled(paths["reports"] / "system.csv"):
         train(params, **paths)
 
 

@@ -8,6 +8,8 @@ import pytest
 
 from .browser import HELP, Browser, find_chromium
 from .servers import Moto
+from .stores import HELP as NO_POSTGRES
+from .stores import Postgres, find_postgres
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
@@ -30,6 +32,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         missing["shared_data"] = "UNETPP_SHARED_DATA does not point to the folder of real images"
     if not find_chromium():
         missing["browser"] = HELP
+    if not find_postgres():
+        missing["postgres"] = NO_POSTGRES
     _mark_skipped(items, missing)
 
 
@@ -75,6 +79,14 @@ def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of an S3 store."""
     server = Moto(tmp_path_factory.mktemp("moto") / "moto.log")
     yield server.url
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server of its own, for tests marked `postgres`."""
+    server = Postgres()
+    yield server
     server.close()
 
 

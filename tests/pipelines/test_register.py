@@ -3,70 +3,26 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
-import torch
 
 from pipelines import register as stage
-from pipelines import registry, tracking
+from pipelines import registry, reload, tracking
 from pipelines.files import sha256, write_json
+from pipelines.run_log import git_commit
 from pipelines.stage import run_command
 from unetpp.errors import UserError
 from unetpp.inference import Trained, load_model
 from unetpp.model import NestedUNet
+from unetpp.tiles import predict_image
 
-NAME = "nuclei"
+from .family import NAME, SENTENCE, inputs, measured, register, settings, write_lock, write_stages
+
 ROOT = Path(__file__).parents[2]
-PARAMS = {"train": {"epochs": 2, "learning_rate": 0.002}, "search": {"widths": [[4, 8, 16]]}, "prepare": {"size": None}}
-SENTENCE = "L1 is the smallest depth within 0.010 IoU of the best."
-
-
-def measured(depth: int) -> dict:
-    values = {"iou_image": 0.80 + depth / 100, "iou_image_low": 0.78, "iou_image_high": 0.85, "dice_image": 0.9}
-    values |= {"latency_ms": 2.0 * depth, "latency_p95_ms": 2.5 * depth, "images_per_s": 300 / depth}
-    return values | {"parameters": 1000 * depth, "macs": 10**6, "peak_memory_mib": 10.0, "size_mib": 0.1}
-
-
-def write_stages(folder: Path) -> None:
-    """What the earlier stages would have written."""
-    torch.manual_seed(0)
-    (folder / "model").mkdir(parents=True)
-    Trained(NestedUNet([4, 8, 16]).eval(), 96).save(folder / "model/model.pt")
-    splits = {}
-    for split in ("train", "val", "test"):
-        path = folder / f"prepared/{split}.arrow"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(split)
-        splits[split] = {"num_images": 4, "sha256": sha256(path), "kinds": {"tissue": 4}}
-    write_json(folder / "prepared/manifest.json", {"splits": splits})
-    rows = [f"{epoch},L{depth},0.{epoch}{depth},0.5,0.7,0.002" for epoch in range(3) for depth in (1, 2)]
-    (folder / "curves.csv").write_text(
-        "\n".join(["epoch,depth,val_iou,val_loss,train_loss,learning_rate", *rows]) + "\n"
-    )
-    depths = {"L1": measured(1), "L2": measured(2), "mean": measured(2)}
-    metrics = {
-        "recommended_depth": 1,
-        "recommendation": SENTENCE,
-        "num_images": 4,
-        "depths": depths,
-        "machine": {"cores": 2},
-    }
-    write_json(folder / "evaluation/report.json", metrics)
-    (folder / "evaluation/report.html").write_text("<h1>report</h1>")
-
-
-def register(folder: Path, name: str = NAME) -> dict:
-    return stage.register(
-        folder / "prepared",
-        folder / "model",
-        folder / "curves.csv",
-        folder / "evaluation",
-        PARAMS,
-        "tests",
-        name,
-        f"sqlite:///{folder}/mlflow.db",
-    )
 
 
 @pytest.fixture(scope="module")
@@ -85,14 +41,14 @@ def home(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        (folder / "dvc.lock").write_text("schema: '2.0'\n")
+        write_lock(folder)
         with patch.context() as first:
             first.setattr(registry, "upload_model", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 register(folder)
         client = tracking.connect(f"sqlite:///{folder}/mlflow.db")
         assert client.get_registered_model(NAME).aliases == {}
-        assert [run.info.status for run in client.search_runs(["1"])] == ["FAILED"]
+        assert [run.info.status for run in client.search_runs(["1"], "tags.model_name = 'nuclei'")] == ["FAILED"]
         yield folder, register(folder)
 
 
@@ -128,7 +84,7 @@ def test_each_model_has_the_metrics_of_its_depth_and_no_others(home, client):
     for depth, version in ((1, home[1]["versions"]["L1"]), (2, home[1]["versions"]["L2"])):
         model = model_of(client, version)
         found = sorted((metric.key, metric.value) for metric in model.metrics)
-        assert found == sorted((key, float(value)) for key, value in measured(depth).items())
+        assert found == sorted((key, float(value)) for key, value in measured(depth).items())  # hd95_px is null
         assert {metric.dataset_name for metric in model.metrics} == {"test"}
 
 
@@ -141,6 +97,8 @@ def test_run_has_curves_by_epoch_and_depth(client, run):
 
 def test_run_has_params_commit_files_and_is_finished(client, run):
     assert run.data.params == {
+        "ingest.kind": "s3",
+        "ingest.location": "s3://images/set",
         "train.epochs": "2",
         "train.learning_rate": "0.002",
         "search.widths": "[[4, 8, 16]]",
@@ -150,14 +108,17 @@ def test_run_has_params_commit_files_and_is_finished(client, run):
     assert run.info.status == "FINISHED"
     found = {
         file.path
-        for folder in ("report", "pipeline", "model")
+        for folder in ("report", "pipeline", "model", "search")
         for file in client.list_artifacts(run.info.run_id, folder)
     }
     assert found >= {
         "report/report.html",
         "report/report.json",
         "report/curves.csv",
+        "report/system.csv",
         "pipeline/dvc.lock",
+        "pipeline/requirements.lock",
+        "search/search.csv",
         "model/model.pt",
     }
 
@@ -167,17 +128,57 @@ def test_run_names_its_data_sets_by_hash(home, run):
     found = {one.tags[0].value: one.dataset for one in run.inputs.dataset_inputs}
     for split in ("train", "val", "test"):
         assert found[split].digest == sha256(folder / f"prepared/{split}.arrow")[:32]
-        assert json.loads(found[split].source)["uri"] == str(folder / f"prepared/{split}.arrow")
+        assert found[split].source_type == "s3"
+        assert json.loads(found[split].source)["uri"] == "s3://images/set"
+        profile = json.loads(found[split].profile)
+        assert profile["dvc"] == {"data/raw": "md5:aa.dir", "data/prepared": "md5:bb.dir"}
+        assert profile["num_images"] == 8
+
+
+def test_run_has_the_machines_load_over_time(client, run):
+    history = client.get_metric_history(run.info.run_id, "system/cpu_utilization_percentage")
+    assert [(metric.value, metric.timestamp) for metric in history] == [(50, 1700000000000), (51, 1700000002000)]
+    assert not [key for key in run.data.metrics if "gpu" in key]  # that machine had none
+
+
+def test_search_trials_are_runs_within_the_run(client, run):
+    inside = f"tags.`mlflow.parentRunId` = '{run.info.run_id}'"
+    found = {one.info.run_name: one for one in client.search_runs([run.info.experiment_id], inside)}
+    assert sorted(found) == ["trial 0", "trial 1", "trial 2"]
+    assert {one.info.status for one in found.values()} == {"FINISHED"}
+    assert found["trial 1"].data.params == {"widths": "4 8 12", "train.learning_rate": "0.01"}
+    assert found["trial 2"].data.tags["reason"] == "no memory"
+    assert found["trial 0"].data.tags["chosen"] == "1"
+    assert found["trial 0"].data.metrics["parameters"] == 200
+    by_depth = client.get_metric_history(found["trial 0"].info.run_id, "val_iou")
+    assert [(one.step, one.value) for one in by_depth] == [(1, 0.6), (2, 0.7)]
+    by_epoch = client.get_metric_history(found["trial 0"].info.run_id, "val_iou/L2")
+    assert [(one.step, one.value) for one in by_epoch] == [(0, 0.2), (1, 0.4)]
+
+
+def test_evidence_of_a_version_is_fetched_by_alias_and_whole(client, tmp_path):
+    fetched = Path(tracking.mlflow.artifacts.download_artifacts(f"models:/{NAME}@L1/evidence", dst_path=str(tmp_path)))
+    names = {path.relative_to(fetched).as_posix() for path in fetched.rglob("*") if path.is_file()}
+    assert names >= {"report.html", "report.json", "images.csv", "exports/model.onnx", "exports/openvino/model.xml"}
+    assert {name.split("-")[0] for name in names if "overlays" in name} == {
+        f"overlays/{r}" for r in ("best", "median", "worst")
+    }
+    subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=fetched, check=True)
+    assert len((fetched / "SHA256SUMS").read_text().splitlines()) == len(names) - 1
 
 
 def test_description_opens_with_the_decision(home, client):
     _, result = home
     first, second = (client.get_model_version(NAME, str(result["versions"][depth])) for depth in ("L1", "L2"))
-    assert first.description.startswith(f"L1: deploy this one. {SENTENCE}")
-    assert second.description.startswith("L2: deploy L1, version 1, instead. ")
+    assert first.description.startswith(
+        f"L1: the depth to deploy of this run. {SENTENCE}\n\n**Now:** version 1 is champion."
+    )
+    assert second.description.startswith("L2: of this run deploy L1, version 1, instead. ")
     assert "| **L2**&nbsp;&nbsp;&nbsp; | **2**" in second.description
     assert f"models:/{NAME}/2" in second.description
-    assert client.get_registered_model(NAME).description.startswith(f"**Deploy `models:/{NAME}@recommended`: L1")
+    assert client.get_registered_model(NAME).description.startswith(
+        "**Of the run registered last, deploy L1, version 1"
+    )
 
 
 def test_versions_say_what_they_are_in_tags(home, client):
@@ -185,17 +186,21 @@ def test_versions_say_what_they_are_in_tags(home, client):
     assert (tags["depth"], tags["widths"], tags["recommended"], tags["verified"]) == ("2", "4, 8, 16", "false", "true")
     assert tags["data_sha256"] == sha256(home[0] / "prepared/manifest.json")
     assert client.get_model_version(NAME, "1").tags["recommended"] == "true"
+    expected = {"seed": "0", "precision": "fp32", "licence": "CC-BY-4.0", "intended_use": "to count nuclei"}
+    expected |= {"run_id": home[1]["run_id"], "promotion": "champion"}
+    assert {key: client.get_model_version(NAME, "1").tags[key] for key in expected} == expected
+    assert tags["leak_check"] == "passed: of 9 groups and 2 pairs of near-duplicates, none stands in two splits"
 
 
 def test_aliases_are_the_depths_and_the_recommended(home, client):
     aliases = {alias: int(version) for alias, version in client.get_registered_model(NAME).aliases.items()}
-    assert aliases == {"L1": 1, "L2": 2, "recommended": 1}
+    assert aliases == {"L1": 1, "L2": 2, "recommended": 1, "champion": 1}
     assert home[1]["versions"] == {"L1": 1, "L2": 2}
     assert home[1]["recommended"] == "L1"
 
 
 def test_missing_alias_is_a_user_error_that_names_those_that_exist(home):
-    with pytest.raises(UserError, match="aliases L1, L2, recommended"):
+    with pytest.raises(UserError, match="aliases L1, L2, champion, recommended"):
         registry.load_segmenter(f"models:/{NAME}@L7", f"sqlite:///{home[0]}/mlflow.db")
     with pytest.raises(UserError, match=f"it holds models:/{NAME}"):
         registry.load_segmenter("models:/other/1", f"sqlite:///{home[0]}/mlflow.db")
@@ -209,7 +214,7 @@ def test_registering_again_makes_nothing_new_and_restores_what_is_missing(home, 
     assert register(folder) == result
     assert client.get_model_version_by_alias(NAME, "L2").version == client.get_model_version(NAME, "2").version
     assert client.get_model_version(NAME, "2").description.startswith("L2")
-    assert len(client.search_runs([result["experiment_id"]])) == 1
+    assert len(client.search_runs([result["experiment_id"]])) == 1 + 3
     assert len(client.search_logged_models([result["experiment_id"]])) == 2
     assert len(client.search_model_versions(f"name = '{NAME}'")) == 2
     assert len(model_of(client, 1).metrics) == metrics
@@ -221,16 +226,16 @@ def test_metrics_of_another_model_are_refused(home, tmp_path):
     del metrics["depths"]["L2"]
     write_json(tmp_path / "report.json", metrics)
     with pytest.raises(UserError, match="dvc repro evaluate"):
-        stage.read_family(folder / "prepared", folder / "model", tmp_path, NAME)
+        stage.read_family(replace(inputs(folder), evaluation=tmp_path), settings())
 
 
 def test_missing_metrics_name_the_stage_that_writes_them(home, tmp_path):
     with pytest.raises(UserError, match="dvc repro evaluate"):
-        stage.read_family(home[0] / "prepared", home[0] / "model", tmp_path, NAME)
+        stage.read_family(replace(inputs(home[0]), evaluation=tmp_path), settings())
 
 
 def test_commit_is_none_without_a_repository(tmp_path):
-    assert stage.git_commit(tmp_path) == ("none", False)
+    assert git_commit(tmp_path) == ("none", False)
 
 
 def test_changed_code_makes_a_commit_dirty_and_pipeline_outputs_do_not(tmp_path):
@@ -238,40 +243,75 @@ def test_changed_code_makes_a_commit_dirty_and_pipeline_outputs_do_not(tmp_path)
     for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
         subprocess.run([*git, *command], cwd=tmp_path, check=True)
     (tmp_path / "dvc.lock").write_text("")
-    commit, dirty = stage.git_commit(tmp_path)
+    commit, dirty = git_commit(tmp_path)
     assert len(commit) == 40
     assert not dirty
     (tmp_path / "code.py").write_text("")
-    assert stage.git_commit(tmp_path) == (commit, True)
+    assert git_commit(tmp_path) == (commit, True)
 
 
-def test_nan_is_a_difference():
-    segmenter = Trained(NestedUNet([4, 8]).eval(), None).segmenter(1)
-    assert stage.difference(segmenter, segmenter) is None
-    assert stage.difference(lambda image: segmenter(image) * float("nan"), segmenter) is not None
+def test_nan_and_another_shape_are_differences():
+    trained = Trained(NestedUNet([4, 8]).eval(), None)
+    image = np.zeros((20, 12, 3), np.uint8)
+    probs = predict_image(trained.segmenter(1), image, None).numpy()
+
+    def difference(change) -> str:
+        served = SimpleNamespace(predict=lambda image, params: change(probs[0]))
+        return reload.differing(trained, served, {"image0": image, "L1/image0": probs}, 1)
+
+    assert difference(lambda probs: probs) == ""
+    assert "differs" in difference(lambda probs: probs * float("nan"))
+    assert "shape" in difference(lambda probs: probs[:, 1:])
 
 
 def test_server_that_is_down_ends_with_exit_code_2(home, tmp_path, monkeypatch, capsys):
     folder, _ = home
     text = (ROOT / "params.yaml").read_text().replace("tracking_uri: null", "tracking_uri: http://127.0.0.1:9")
     (tmp_path / "params.yaml").write_text(text)
-    arguments = ["--prepared", folder / "prepared", "--model", folder / "model", "--curves", folder / "curves.csv"]
+    arguments = [
+        "--prepared",
+        folder / "prepared",
+        "--model",
+        folder / "model",
+        "--curves",
+        folder / "train/curves.csv",
+    ]
     arguments += ["--evaluation", folder / "evaluation", "--out", tmp_path / "versions.json"]
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tracking, "RETRY_AFTER_S", (0,))
     monkeypatch.setattr(sys, "argv", ["register", *map(str, arguments)])
     with pytest.raises(SystemExit) as end:
         run_command(stage.main)
     assert end.value.code == 2
-    assert "error: the MLflow store http://127.0.0.1:9 cannot be reached" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "error: the MLflow store http://127.0.0.1:9 cannot be reached" in printed.err
+    assert printed.out.count("trying again in 0 seconds") == 1
     assert not (tmp_path / "versions.json").exists()
 
 
-def test_broken_version_gets_no_alias_and_the_next_attempt_replaces_it(home, client, monkeypatch):
+def test_version_that_predicts_something_else_gets_no_alias_and_the_next_attempt_replaces_it(home, client, monkeypatch):
     folder, _ = home
     with monkeypatch.context() as broken:
-        broken.setattr(registry, "load_version", lambda name, version: lambda image: image[:, :1])
+        broken.setattr(reload, "check_in_clean_process", lambda *_: {1: "differs from its network by up to 0.5"})
         with pytest.raises(UserError, match=r"version 1 of broken \(L1\).*No alias was moved"):
             register(folder, "broken")
     assert client.get_registered_model("broken").aliases == {}
     assert client.get_model_version("broken", "1").tags["verified"] == "false"
-    assert register(folder, "broken")["versions"] == {"L1": 2, "L2": 3}
+    assert register(folder, "broken")["versions"] == {"L1": 3, "L2": 2}
+
+
+def test_version_of_which_a_byte_was_lost_in_the_store_gets_no_alias(home, client, monkeypatch):
+    """For real: the file is damaged where MLflow keeps it, between the upload and the reading back."""
+    folder, _ = home
+
+    def damage(client_, family, versions):
+        model = client_.get_logged_model(client_.get_model_version("damaged", versions[2]).tags["model_id"])
+        path = Path(model.artifact_location.removeprefix("file://")) / "evidence/images.csv"
+        path.write_bytes(path.read_bytes()[:-1])
+        check(client_, family, versions)
+
+    check = stage.check_versions
+    monkeypatch.setattr(stage, "check_versions", damage)
+    with pytest.raises(UserError, match=r"version 2 of damaged \(L2\).*the bytes of images\.csv differ"):
+        register(folder, "damaged")
+    assert client.get_registered_model("damaged").aliases == {}

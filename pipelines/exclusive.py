@@ -1,0 +1,128 @@
+"""One registration of a model at a time: MLflow has no compare-and-set, so two would both find nothing and both create.
+
+A store in a local file is locked as a file; the lock goes with its process. On a database or a server the turn is a
+tag of the registered model, taken by Fischer's rule: write your name where none stands, wait longer than any write
+that was begun before yours takes, and go on if your name still stands there. Whoever holds it renews it; where it
+was not renewed for a minute its holder is taken for dead.
+"""
+
+import fcntl
+import os
+import random
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from urllib.parse import urlsplit
+
+from unetpp.errors import UserError
+
+TAG = "registering"
+SETTLE_S = 2.0  # from reading that the turn is free to having written one's name takes less, or it does not count
+BEAT_S = 5.0
+STALE_S = 60.0
+
+
+class TurnLostError(UserError):
+    """Another has taken the turn, because this process did not renew it for a minute; trying again is safe."""
+
+
+@contextmanager
+def exclusive(client, name: str) -> Iterator[Callable[[], None]]:
+    """Wait for the turn to change the registered model `name`, which exists; no other has it during the block.
+
+    Yields:
+        a check to make before what must not happen twice: it raises `TurnLostError` where the turn was taken away.
+    """
+    parts = urlsplit(client.tracking_uri)
+    if parts.scheme.startswith("sqlite"):
+        with _file_locked(f"{parts.path.removeprefix('/')}.lock"):
+            yield lambda: None
+    else:
+        with _Turn(client, name).held() as check:
+            yield check
+
+
+@contextmanager
+def _file_locked(path: str) -> Iterator[None]:
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            print("another registration is at work in this store; waiting for it", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+class _Turn:
+    """The turn as a tag: who has it, and how often it was renewed."""
+
+    def __init__(self, client, name: str):
+        self._client, self._name = client, name
+        self._mine = f"{socket.gethostname()} {os.getpid()} {uuid.uuid4().hex[:12]}"
+        self._ended = threading.Event()
+
+    def _read(self) -> str:
+        return self._client.get_registered_model(self._name).tags.get(TAG, "")
+
+    def _write(self, beat: int) -> None:
+        self._client.set_registered_model_tag(self._name, TAG, f"{self._mine} {beat}")
+
+    def _is_mine(self) -> bool:
+        return self._read().startswith(self._mine)
+
+    def _check(self) -> None:
+        if not self._is_mine():
+            raise TurnLostError(
+                f"the turn to register {self._name} went to another process, as this one stood still for "
+                f"{STALE_S:.0f} s; give the same command again"
+            )
+
+    @contextmanager
+    def held(self) -> Iterator[Callable[[], None]]:
+        self._acquire()
+        thread = threading.Thread(target=self._renew, daemon=True)
+        thread.start()
+        try:
+            yield self._check
+        finally:
+            self._ended.set()
+            thread.join()
+            # Where the store is away the next one waits until the turn is stale.
+            with suppress(Exception):
+                self._release()
+
+    def _acquire(self) -> None:
+        seen, since, told = "", time.monotonic(), False
+        while True:
+            begun = time.monotonic()
+            found = self._read()
+            if found != seen:
+                seen, since = found, begun
+            if found and begun - since < STALE_S:
+                if not told:
+                    print(f"another registration is at work ({found.rsplit(' ', 2)[0]}); waiting for it", flush=True)
+                told = True
+                time.sleep(random.uniform(0.5, 1.5))
+                continue
+            self._write(0)
+            if time.monotonic() - begun > SETTLE_S:
+                self._release()  # so slow that another may have the turn already; it will see that its name is gone
+                continue
+            time.sleep(SETTLE_S)
+            if self._is_mine():
+                return
+
+    def _release(self) -> None:
+        if self._is_mine():
+            self._client.delete_registered_model_tag(self._name, TAG)
+
+    def _renew(self) -> None:
+        beat = 0
+        while not self._ended.wait(BEAT_S):
+            beat += 1
+            with suppress(Exception):  # the store may come back; the holder's own calls say so if not
+                if self._is_mine():
+                    self._write(beat)
