@@ -1,6 +1,6 @@
 """The labels of a sample: its mask files or shapes brought to one mask (unetpp.masks), and what cannot be meant."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from pipelines.coco import draw
 from pipelines.layouts import Sample
-from unetpp.errors import FileError
+from unetpp.errors import FileError, UserError
 from unetpp.images import Limits, decode_image, decode_mask, resize
 from unetpp.masks import IGNORE, MAX_LABELS, find_classes, find_values
 
@@ -173,6 +173,34 @@ def resize_mask(mask: np.ndarray, size: int, num_classes: int, multilabel: bool 
         small = np.zeros((size, size), np.uint8)
     small[unknown >= 0.5] = IGNORE
     return small
+
+
+def check_ignore(samples: Iterable[Sample], ignore: int | None) -> None:
+    """Refuse an ignore value where masks are shapes, which have no values.
+
+    Raises:
+        UserError: with the file of the shapes.
+    """
+    drawn = next((sample.drawing for sample in samples if sample.drawing is not None), None)
+    if ignore is not None and drawn is not None:
+        raise UserError(
+            f"{drawn.file}: found COCO annotations, and prepare.ignore is {ignore}, a value of mask files; expected "
+            "null, as shapes have no values: set prepare.ignore to null, or export masks in place of shapes"
+        )
+
+
+def check_foreground(ignored_px: int, foreground_px: int, ignore: int | None) -> None:
+    """Refuse a set of which all that was drawn is ignored: that value is the foreground's.
+
+    Raises:
+        UserError: there are ignored pixels, and none of foreground.
+    """
+    if ignored_px and not foreground_px:
+        raise UserError(
+            f"prepare.ignore: found the value {ignore} in {ignored_px:,} pixels, and no other foreground in any mask, "
+            "so that nothing is left to learn; expected a value that marks what nobody annotated: set prepare.ignore "
+            "to null where it marks the foreground"
+        )
 
 
 def _check_swapped(sample: Sample, image: np.ndarray, limits: Limits) -> None:

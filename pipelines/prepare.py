@@ -19,7 +19,7 @@ from pipelines.duplicates import Look, Looks, find_duplicates, look_at
 from pipelines.facts import describe, write_samples
 from pipelines.files import disk_errors, replacing, sha256, write_json
 from pipelines.groups import find_groups
-from pipelines.labels import read_labels, resize_mask
+from pipelines.labels import check_foreground, check_ignore, read_labels, resize_mask
 from pipelines.layouts import Problem, Sample, find_samples
 from pipelines.params import load_params
 from pipelines.processes import Died, answers, num_cores
@@ -39,7 +39,7 @@ DARK = 0.35
 COLOURED = 0.03
 # A group of near-duplicates with so many images, and such a share of all, is told.
 LARGE_GROUP, LARGE_SHARE = 10, 0.1
-IGNORED_AND_FOREGROUND = ("ignored_px", "foreground_px")  # facts
+DRAWN = ("ignored_px", "foreground_px")  # facts of what is not background
 
 
 def find_kind(image: np.ndarray) -> str:
@@ -113,7 +113,7 @@ def prepare(params: Prepare, raw: Path, out: Path) -> dict:
         raise UserError(f"{raw}: found no manifest.json; expected what stage ingest writes: run `dvc repro ingest`")
     limits = Limits(params.max_pixels, params.max_file_mib)
     samples, problems = find_samples(raw, params.num_classes, params.classes, params.pages, limits, params.multilabel)
-    _check_ignore(samples, params)
+    check_ignore(samples, params.ignore)
     groups = find_groups(samples, params.groups)
     facts, names = {}, ()
     with replacing(out) as partial, disk_errors(out.parent):
@@ -132,7 +132,8 @@ def prepare(params: Prepare, raw: Path, out: Path) -> dict:
             places = dict(zip(kinds, place([members[index] for index in kinds], params), strict=True))
             _check_balance(kinds, members, places, params)
             train = _write_splits(partial, samples, kinds, places, spool, params.multilabel)
-            _check_foreground(names, facts, params)
+            ignored, foreground = (sum(row[names.index(name)] for row in facts.values()) for name in DRAWN)
+            check_foreground(ignored, foreground, params.ignore)
         ids = [sample.id for sample in samples]
         described = ((ids[index], places[index].split, kind, *facts[index]) for index, kind in kinds.items())
         write_samples(partial / "samples.csv", names, described)
@@ -275,27 +276,6 @@ def _write_splits(
     return writers["train"]
 
 
-def _check_ignore(samples: list[Sample], params: Prepare) -> None:
-    """Refuse an ignore value where no mask has values."""
-    drawn = next((sample.drawing for sample in samples if sample.drawing is not None), None)
-    if params.ignore is not None and drawn is not None:
-        raise UserError(
-            f"{drawn.file}: found COCO annotations, and prepare.ignore is {params.ignore}, a value of mask files; "
-            "expected null, as shapes have no values: set prepare.ignore to null, or export masks in place of shapes"
-        )
-
-
-def _check_foreground(names: tuple[str, ...], facts: dict[int, tuple], params: Prepare) -> None:
-    """Refuse a set of which all that was drawn is ignored: the ignore value is the foreground's."""
-    ignored, foreground = (sum(row[names.index(name)] for row in facts.values()) for name in IGNORED_AND_FOREGROUND)
-    if ignored and not foreground:
-        raise UserError(
-            f"prepare.ignore: found the value {params.ignore} in {ignored:,} pixels, and no other foreground in any "
-            "mask, so that nothing is left to learn; expected a value that marks what nobody annotated: set "
-            "prepare.ignore to null where it marks the foreground"
-        )
-
-
 def _check_quarantine(problems: list[Problem], num_good: int, limit: float, raw: Path) -> None:
     # A sample counts once, however many of its files are broken.
     num_broken = len({problem.id for problem in problems})
@@ -363,7 +343,10 @@ def main() -> None:
         f"{arguments.out / 'duplicates.csv'}"
     )
     print(f"prepare: {manifest['quarantined']} files set aside, see {arguments.out / 'quarantine.csv'}")
-    print(f"prepare: {manifest['foreground_share']:.1%} of the train pixels are foreground")
+    if manifest["ignored_share"]:
+        print(f"prepare: {manifest['ignored_share']:.1%} of the train pixels are ignored")
+    which = "other train pixels" if manifest["ignored_share"] else "train pixels"
+    print(f"prepare: {manifest['foreground_share']:.1%} of the {which} are foreground")
     from pipelines.data_report import write_data_report
 
     for warning in write_data_report(arguments.out, arguments.reports):
