@@ -213,14 +213,13 @@ def test_sample_that_one_worker_cannot_use_stops_all_at_once_with_its_id(project
     for name in ("val.arrow", "manifest.json"):
         (folder / name).write_bytes((prepared / name).read_bytes())
     (project.folder / "architecture.yaml").write_text("widths: [4, 6, 8]\n")
-    began = time.monotonic()
     printed = project.run("train", "--prepared", str(folder), *ARGUMENTS, expect=2)
     assert "error: training stopped:" in printed
     assert f"'{split.id(2)}'" in printed
     assert "in epoch 1" in printed
     assert "of 2)" in printed  # which process
-    assert printed.count("Traceback") <= 2  # the cause, once
-    assert time.monotonic() - began < project.params["train"]["timeout_s"] + 60
+    assert printed.count("stack expects each tensor to be equal size") == 1  # the cause, of one attempt
+    assert "goes on after" not in printed
 
 
 @pytest.mark.slow
