@@ -47,6 +47,7 @@ from unetpp.loop import (
     train_steps,
     validate,
 )
+from unetpp.model import NestedUNet
 from unetpp.step import NonFiniteError, TrainStep
 
 # Several processes must stop at the same step, and agree on it so often: each time costs an exchange.
@@ -151,9 +152,9 @@ class Training:
         self.resumed = state
 
     @property
-    def result(self) -> nn.Module:
+    def result(self) -> NestedUNet:
         """The network that is validated, and that the best epoch keeps."""
-        return self.ema.network if self.ema else self.network
+        return self.ema.network if self.ema else self.network  # pyright: ignore[reportReturnType]
 
     def shards(self, epoch: int) -> list[list[int]]:
         """This process's samples of each batch of an epoch."""
@@ -339,7 +340,8 @@ def _set_determinism(wanted: bool) -> None:
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(wanted)
-    deterministic.fill_uninitialized_memory = False  # nothing here reads what it did not write
+    # Nothing here reads what it did not write.
+    deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     torch.backends.cudnn.benchmark = not wanted
 
 
