@@ -12,8 +12,9 @@ from typing import Any
 import torch.distributed as dist
 
 from pipelines.files import check_space, disk_errors
+from pipelines.rows import describe
 from pipelines.settings import build_network, make_settings, open_splits, run_name
-from pipelines.training import describe, epochs
+from pipelines.training import epochs
 from unetpp.checkpoint import newest_checkpoint, save_checkpoint
 from unetpp.errors import UserError
 from unetpp.memory import is_out_of_memory

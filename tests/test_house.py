@@ -65,6 +65,8 @@ LAYERS = (
                 "sources",
                 "cluster",
                 "settings",
+                "rows",
+                "wrapping",
                 "training",
                 "alone",
                 "worker",
