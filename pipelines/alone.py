@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from pipelines.files import disk_errors
-from pipelines.training import describe, epochs
+from pipelines.rows import describe
+from pipelines.training import epochs
 from unetpp.checkpoint import add_checkpoint, newest_checkpoint
 from unetpp.errors import UserError
 

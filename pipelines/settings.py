@@ -76,7 +76,12 @@ def run_name(stage: str, settings: dict[str, Any]) -> str:
     """A run's name: a hash of params, widths, data and code, so that only the very same training is ever resumed."""
     manifest = settings["manifest"]
     here = Path(__file__)
-    files = [*sorted(Path(unetpp.__file__).parent.glob("*.py")), here, here.with_name("training.py")]
+    files = [
+        *sorted(Path(unetpp.__file__).parent.glob("*.py")),
+        here,
+        here.with_name("training.py"),
+        here.with_name("wrapping.py"),
+    ]
     code = [sha256(file) for file in files]
     facts = [settings["params"], settings["widths"], manifest["splits"], code]
     if settings.get("init"):

@@ -3,20 +3,18 @@
 It knows torch.distributed and nothing of Ray: whoever sets the processes up calls `epochs` in each.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
-from torch.nn.parallel import DistributedDataParallel
-from torch.utils import deterministic
+from torch import Tensor
 
+from pipelines.rows import make_row
 from pipelines.sections import Model, Train
 from pipelines.settings import build_network, open_splits
+from pipelines.wrapping import set_determinism, wrap
 from unetpp.augment import Augment
 from unetpp.batch_norm import (
     STATISTICS_IMAGES,
@@ -103,7 +101,7 @@ class Training:
         train = self.train = Train.model_validate(params["train"])
         self.device, self.rank, self.world, self.stop = device, rank, world, stop
         torch.set_num_threads(train.cpus_per_worker)
-        _set_determinism(train.deterministic)
+        set_determinism(train.deterministic)
         self.dtype = choose_precision(train.precision, device)
         self.train_split, self.val_split = open_splits(settings)
 
@@ -159,7 +157,7 @@ class Training:
     @property
     def result(self) -> NestedUNet:
         """The network that is validated, and that the best epoch keeps."""
-        return self.ema.network if self.ema else self.network
+        return self.ema.network if self.ema else self.network  # pyright: ignore[reportReturnType]
 
     def shards(self, epoch: int) -> list[list[int]]:
         """This process's samples of each batch of an epoch."""
@@ -304,51 +302,6 @@ class Training:
         )
 
 
-def wrap(network: nn.Module, train: Train, device: torch.device, world: int) -> nn.Module:
-    """The network as a step calls it: compiled if wanted, and with gradients that are the mean over processes."""
-    called: Any = torch.compile(network, mode=train.compile) if train.compile else network
-    if world == 1:
-        return called
-    wrapped = DistributedDataParallel(
-        called,
-        device_ids=[device.index] if device.type == "cuda" else None,
-        gradient_as_bucket_view=True,
-        static_graph=train.static_graph,
-        # Else rank 0's running statistics would replace those of the others before each step, and their mean
-        # (`average_statistics`) would know rank 0's images alone.
-        broadcast_buffers=False,
-    )
-    if train.compress_gradients == "bf16":
-        wrapped.register_comm_hook(None, bf16_compress_hook)
-    _settle_buckets(wrapped, network, device, world)
-    return wrapped
-
-
-def _settle_buckets(wrapped: nn.Module, network: nn.Module, device: torch.device, world: int) -> None:
-    """Let DistributedDataParallel put its gradients in their final order before the first step.
-
-    It does so after the first pass of a process's life. The order in which more than two addends are added depends on
-    it, so that else the first step after a restart would round otherwise than that of an uninterrupted training.
-    """
-    if world <= 2:
-        return
-    statistics = Statistics(network)
-    kept, side = statistics.keep(), 2 ** (len(network.widths) + 1)  # pyright: ignore[reportArgumentType]
-    image = torch.zeros(2, network.in_channels, side, side, device=device)  # pyright: ignore[reportArgumentType]
-    torch.stack([logits.sum() for logits in wrapped(image)]).sum().backward()
-    network.zero_grad(set_to_none=True)
-    statistics.restore(kept)
-
-
-def _set_determinism(wanted: bool) -> None:
-    """Kernels that give the same bits again, or the fastest ones found by trying."""
-    if wanted:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(wanted)
-    setattr(deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - a property that its stub lacks
-    torch.backends.cudnn.benchmark = not wanted
-
-
 def make_loader(train: Train, augment: dict[str, Any], split: Split, channels: int, device: torch.device) -> Loader:
     """The training batches of a split, as the sections `train` and `augment` of params want them."""
     limits = {key: augment[key] for key in ("flips", "brightness", "hue")} | {"channels": channels}
@@ -358,30 +311,3 @@ def make_loader(train: Train, augment: dict[str, Any], split: Split, channels: i
     else:
         samples = AugmentedSamples(split, Augment(crops, **limits), train.seed)
     return Loader(samples, train.loader_workers, pin_memory=device.type == "cuda")
-
-
-def make_row(epoch: int, totals: Tensor, depths: tuple[int, ...], learning_rate: float) -> dict[str, Any]:
-    """The numbers of an epoch, from the sums over all processes: (2 + num_heads, 2), see `train_epoch`, `validate`."""
-    train_loss = (totals[0, 0] / totals[0, 1]).item()
-    means = (totals[1:-1] / totals[-1]).tolist()
-    row: dict[str, Any] = {"epoch": epoch + 1, "train_loss": train_loss, "learning_rate": learning_rate}
-    for depth, (loss, iou) in zip(depths, means, strict=True):
-        row[f"val_loss_L{depth}"], row[f"val_iou_L{depth}"] = loss, iou
-    row["val_iou"] = sum(iou for _, iou in means) / len(means)  # every depth is to be good
-    return row
-
-
-def best_so_far(history: list[dict]) -> dict[str, float]:
-    """The best val IoU of each depth over the epochs, and that of the best depth, named "best_val_iou"."""
-    names = [key for key in history[0] if key.startswith("val_iou_L")]
-    best = {f"best_{name}": max(row[name] for row in history) for name in names}
-    return best | {"best_val_iou": max(best.values())}
-
-
-def describe(row: dict[str, Any], num_epochs: int) -> str:
-    """An epoch in one line."""
-    ious = "  ".join(f"{key.removeprefix('val_iou_')} {value:.4f}" for key, value in row.items() if "iou_L" in key)
-    return (
-        f"epoch {row['epoch']}/{num_epochs}  loss {row['train_loss']:.4f}  val IoU {ious}  "
-        f"{row['images_per_s']:.0f} images/s  waited for data {row['data_wait_share']:.1%}"
-    )

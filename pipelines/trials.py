@@ -12,10 +12,11 @@ import torch
 
 from pipelines.costs import Costs, network_key
 from pipelines.params import Params
+from pipelines.rows import best_so_far
 from pipelines.sections import Model
 from pipelines.settings import find_class_weights, run_name
 from pipelines.space import Config, decode, trial_params
-from pipelines.training import best_so_far, epochs
+from pipelines.training import epochs
 from pipelines.worker import run_on_ray
 from unetpp.checkpoint import DamagedCheckpointError, load_checkpoint, newest_checkpoint, save_checkpoint
 from unetpp.errors import UserError

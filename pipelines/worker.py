@@ -12,8 +12,9 @@ from typing import Any
 import torch.distributed as dist
 
 from pipelines.files import check_space, disk_errors
+from pipelines.rows import best_so_far, describe
 from pipelines.settings import open_splits
-from pipelines.training import best_so_far, describe, epochs
+from pipelines.training import epochs
 from unetpp.checkpoint import newest_checkpoint, save_checkpoint
 from unetpp.errors import UserError
 from unetpp.memory import is_out_of_memory

@@ -74,6 +74,8 @@ LAYERS = (
                 "jobs",
                 "parcel",
                 "settings",
+                "rows",
+                "wrapping",
                 "training",
                 "alone",
                 "worker",

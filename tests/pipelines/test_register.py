@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from pipelines import register as stage
 from pipelines import registry, reload, tracking

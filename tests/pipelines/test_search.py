@@ -15,11 +15,12 @@ import yaml
 
 from pipelines.front import Trial
 from pipelines.params import load_params
+from pipelines.rows import best_so_far
 from pipelines.search import search
 from pipelines.settings import make_settings
 from pipelines.space import decode, read_space
 from pipelines.train import find_init, read_architecture
-from pipelines.training import best_so_far, epochs
+from pipelines.training import epochs
 from pipelines.trials import settings_of, trial_rows
 from pipelines.tuning import Deadline, in_order, rungs, spent_s, why_failed
 from unetpp.checkpoint import load_checkpoint, save_checkpoint

@@ -14,7 +14,7 @@ import torch
 from pipelines.params import Params
 from pipelines.settings import make_settings, run_name
 from pipelines.training import epochs
-from unetpp.data import Split
+from unetpp.data import Split, SplitWriter
 from unetpp.errors import UserError
 from unetpp.inference import load_model
 
@@ -197,6 +197,29 @@ def test_workers_train_from_their_nodes_cache_with_loaders_of_their_own(project,
     assert "error: training stopped:" in printed
     assert "found the sha256" in printed
     assert "Traceback" not in printed
+
+
+@pytest.mark.slow
+def test_sample_that_one_worker_cannot_use_stops_all_at_once_with_its_id(project, prepared, tmp_path):
+    """And the other worker, which only sees that its peer is gone, says the same; nothing is tried again."""
+    folder = tmp_path / "prepared"
+    folder.mkdir()
+    split = Split(prepared / "train.arrow")
+    with SplitWriter(folder / "train.arrow") as writer:
+        for index in range(len(split)):
+            image, mask = split[index]
+            side = 16 if index == 2 else 32
+            writer.add(split.id(index), "kind", image[:side].copy(), mask[:side].copy())
+    for name in ("val.arrow", "manifest.json"):
+        (folder / name).write_bytes((prepared / name).read_bytes())
+    (project.folder / "architecture.yaml").write_text("widths: [4, 6, 8]\n")
+    printed = project.run("train", "--prepared", str(folder), *ARGUMENTS, expect=2)
+    assert "error: training stopped:" in printed
+    assert f"'{split.id(2)}'" in printed
+    assert "in epoch 1" in printed
+    assert "of 2)" in printed  # which process
+    assert printed.count("stack expects each tensor to be equal size") == 1  # the cause, of one attempt
+    assert "goes on after" not in printed
 
 
 @pytest.mark.slow

@@ -1,0 +1,32 @@
+"""The numbers of an epoch: as a row, and in one line."""
+
+from typing import Any
+
+from torch import Tensor
+
+
+def make_row(epoch: int, totals: Tensor, depths: tuple[int, ...], learning_rate: float) -> dict[str, Any]:
+    """The numbers of an epoch, from the sums over all processes: (2 + num_heads, 2), see `train_epoch`, `validate`."""
+    train_loss = (totals[0, 0] / totals[0, 1]).item()
+    means = (totals[1:-1] / totals[-1]).tolist()
+    row: dict[str, Any] = {"epoch": epoch + 1, "train_loss": train_loss, "learning_rate": learning_rate}
+    for depth, (loss, iou) in zip(depths, means, strict=True):
+        row[f"val_loss_L{depth}"], row[f"val_iou_L{depth}"] = loss, iou
+    row["val_iou"] = sum(iou for _, iou in means) / len(means)  # every depth is to be good
+    return row
+
+
+def best_so_far(history: list[dict]) -> dict[str, float]:
+    """The best val IoU of each depth over the epochs, and that of the best depth, named "best_val_iou"."""
+    names = [key for key in history[0] if key.startswith("val_iou_L")]
+    best = {f"best_{name}": max(row[name] for row in history) for name in names}
+    return best | {"best_val_iou": max(best.values())}
+
+
+def describe(row: dict[str, Any], num_epochs: int) -> str:
+    """An epoch in one line."""
+    ious = "  ".join(f"{key.removeprefix('val_iou_')} {value:.4f}" for key, value in row.items() if "iou_L" in key)
+    return (
+        f"epoch {row['epoch']}/{num_epochs}  loss {row['train_loss']:.4f}  val IoU {ious}  "
+        f"{row['images_per_s']:.0f} images/s  waited for data {row['data_wait_share']:.1%}"
+    )
