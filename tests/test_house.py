@@ -146,7 +146,7 @@ HOMES = {  # each outside system has one home file, or the few that the file map
     "PIL": {"unetpp.pictures", "pipelines.page"},
     "pycocotools": {"pipelines.coco"},
     "safetensors": {"unetpp.export"},
-    "onnx": {"unetpp.quantisation"},
+    "onnx": {"unetpp.graphs", "unetpp.quantisation"},
     "onnxruntime": {"unetpp.quantisation", "unetpp.runtimes"},
     "openvino": {"unetpp.runtimes"},
     "boto3": {"pipelines.storage"},

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.export import Dim, ExportedProgram
 
@@ -72,7 +73,37 @@ def save_onnx(program: ExportedProgram, path: str | Path, opset: int) -> None:
         value.metadata_props.clear()
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
-    exported.save(str(path), external_data=False)
+    proto = exported.model_proto
+    _crop_by_slice(proto.graph)
+    Path(path).write_bytes(proto.SerializeToString())
+
+
+def _crop_by_slice(graph) -> None:
+    """Replace the last node, the crop that torch wrote as a negative Pad, by a Slice to the sides of the image.
+
+    OpenVINO 2026.4 answers such a Pad with an empty array where more than half is cut off (images smaller than a step
+    of the deepest level, with transposed upsampling). What computed the pads is taken out.
+    """
+    from onnx import helper, numpy_helper
+
+    pad = graph.node.pop()
+    assert pad.op_type == "Pad"
+    assert pad.output[0] == OUTPUT
+    constants = {"crop_starts": [0, 0], "crop_axes": [2, 3]}
+    graph.initializer.extend(numpy_helper.from_array(np.array(value), name) for name, value in constants.items())
+    graph.node.append(helper.make_node("Shape", [INPUT], ["crop_ends"], "crop_sides", start=2, end=4))
+    sources = [pad.input[0], "crop_starts", "crop_ends", "crop_axes"]
+    graph.node.append(helper.make_node("Slice", sources, [OUTPUT], "crop"))
+    used = {OUTPUT}
+    for node in reversed(list(graph.node)):
+        if used.isdisjoint(node.output):
+            graph.node.remove(node)
+        else:
+            used.update(node.input)
+    for name in ("initializer", "value_info"):
+        kept = [one for one in getattr(graph, name) if one.name in used]
+        graph.ClearField(name)
+        getattr(graph, name).extend(kept)
 
 
 @contextmanager

@@ -121,7 +121,6 @@ def open_export(file: str | Path, runtime: str | None = None, threads: int | Non
     def predict(image: np.ndarray) -> np.ndarray:
         probs = opened(image)
         if probs.shape[:1] + probs.shape[2:] != image.shape[:1] + image.shape[2:]:
-            # OpenVINO 2026.4 does so where a side is one pixel and a transposed convolution follows.
             raise UserError(
                 f"{file}: {runtime} answers images {tuple(image.shape)} with shape {tuple(probs.shape)}; use another "
                 f"runtime for such images: {', '.join(name for name in readers if name != runtime) or 'none reads it'}"
