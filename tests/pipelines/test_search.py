@@ -13,9 +13,11 @@ import pytest
 import torch
 import yaml
 
+from pipelines.costs import count_costs, network_key
 from pipelines.front import Trial
 from pipelines.params import load_params
-from pipelines.search import search
+from pipelines.probe import estimate, probe
+from pipelines.search import announce, search
 from pipelines.space import decode, read_space
 from pipelines.train import find_init, read_architecture
 from pipelines.trials import settings_of, trial_rows
@@ -109,6 +111,65 @@ def test_train_begins_with_the_weights_of_the_search_where_it_is_told_to(prepare
     for key, value in state["best"]["weights"].items():
         if key.endswith(("weight", "bias")):
             assert torch.allclose(warm["weights"][key], value, atol=1e-6)
+
+
+def test_a_plain_u_net_has_one_depth_a_trial(prepared):
+    params = declared(widths=[], grow={"max_depth": 2, "base": [4], "growth": [1.5]}, epochs=1)
+    model = params.model.model_copy(update={"skips": "plain", "deep_supervision": False})
+    space = read_space(params.model_copy(update={"model": model}))
+    settings = make_settings(space.params, [], prepared)
+    seen = []
+    for config in space.grid():
+        (row, _), *_ = trial_rows(settings_of(settings, space.params, config), {})
+        seen.append([key for key in row if key.startswith("best_val_iou_L")])
+    assert seen == [["best_val_iou_L1"], ["best_val_iou_L2"]]
+    costs = count_costs(space, settings["manifest"], 32)
+    assert [list(rows) for rows in costs.values()] == [["L1"], ["L2"]]
+
+
+# What it will take.
+
+
+def test_time_of_the_search_is_the_sum_over_its_trials_by_the_probe_of_its_extremes(prepared):
+    space = read_space(declared(widths=[[4, 6], [4, 6, 8], [8, 12]], epochs=5, max_concurrent=2))
+    settings = make_settings(space.params, [], prepared)
+    costs = count_costs(space, settings["manifest"], 32)
+    work = [max(row["macs"] for row in rows.values()) for rows in costs.values()]
+    probed = []
+
+    def run(settings):
+        probed.append(tuple(settings["widths"]))
+        macs = max(row["macs"] for row in costs[network_key(space.params.model, settings["widths"])].values())
+        return {"step_s": macs * 1e-6, "image_s": macs * 1e-7, "memory_mib": macs * 1e-3}
+
+    found = estimate(space, settings, costs, 2, run)
+    assert len(probed) == 2
+    splits = settings["manifest"]["splits"]
+    steps, images = splits["train"]["num_images"] // space.params.train.batch_size, splits["val"]["num_images"]
+    assert found.seconds == pytest.approx(sum(5 * (steps * 1e-6 + images * 1e-7) * one for one in work) / 2)
+    assert found.memory_mib == pytest.approx(max(work) * 1e-3)
+    assert str(found).startswith("3 trials, 2 at once: about")
+
+
+def test_a_probe_measures_this_process(prepared):
+    found = probe(settings_for(prepared))
+    assert found["step_s"] > 0
+    assert found["image_s"] > 0
+    assert 50 < found["memory_mib"] < 20_000
+
+
+def test_trials_that_the_memory_cannot_hold_at_once_are_refused_with_the_numbers(prepared, monkeypatch):
+    space = read_space(declared())
+    settings = make_settings(space.params, [], prepared)
+    costs = count_costs(space, settings["manifest"], 32)
+    monkeypatch.setattr("pipelines.search.probe", lambda settings: dict.fromkeys(("step_s", "image_s"), 1.0) | MEMORY)
+    assert "search: 2 trials, 2 at once" in announce(space, settings, settings["manifest"], costs, 2)
+    MEMORY["memory_mib"] = 1e9
+    with pytest.raises(UserError, match=r"max_concurrent = 2: 2 processes of 1,000,000,000 MiB.* lower search"):
+        announce(space, settings, settings["manifest"], costs, 2)
+
+
+MEMORY = {"memory_mib": 1.0}
 
 
 # What is read of trials, without any.
