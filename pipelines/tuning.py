@@ -25,6 +25,8 @@ from unetpp.errors import UserError
 
 # Trials' working folders are Ray's business; theirs is the path that Ray keeps results under.
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+# Seconds between what Tune writes down of the search: after a kill, trials that began since are not known.
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
 
 from ray import tune
 
