@@ -49,10 +49,11 @@ class Deadline(tune.Stopper):
         if self._began is None:
             self._began = now - spent_s(self._file)
             self._noted = 0.0
-        if now - self._noted > 1:
+        over = now - self._began >= self._seconds
+        if over or now - self._noted > 1:
             self._noted = now
-            write_json(self._file, {"spent_s": round(now - self._began, 1)})
-        return now - self._began >= self._seconds
+            write_json(self._file, {"spent_s": now - self._began})
+        return over
 
 
 def spent_s(file: Path) -> float:
