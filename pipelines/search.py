@@ -78,8 +78,8 @@ def search(params: Params, prepared: Path, runs: Path, out: Path, reports: Path)
         partial.write_text(page, encoding="utf-8")
     write_architecture(out, chosen, reason, others, params, weights)
     for point in points:
-        said = f"val IoU {point['val_iou']:.4f}" if point["val_iou"] is not None else point["status"]
-        said += f" ({point['status']} {point['reason']})" if point["reason"] else ""
+        said = f"val IoU {point['val_iou']:.4f}" if point["val_iou"] is not None else "no val IoU"
+        said += f" ({point['status']}: {point['reason']})" if point["reason"] else ""
         print(f"trial {point['trial']}: {name(point)}: {said}, {describe(point)}")
     print(f"chosen: {name(chosen)}, {reason} ({time.monotonic() - began:.0f} s); wrote {out}, {reports}")
 

@@ -113,6 +113,7 @@ def trial_params(params: Params, config: Config) -> Params:
         "cpus_per_worker": search.cpus_per_worker,
         "warmup_epochs": min(params.train.warmup_epochs, search.epochs // 2),
         "init": None,
+        "checkpoint_every_steps": None,  # trials are short, and compared at the ends of epochs
     }
     return params.model_copy(update={"train": params.train.model_copy(update=short)})
 

@@ -40,25 +40,32 @@ def with_cost(row: dict[str, Any], settings: dict[str, Any], costs: Costs, cost:
     return row | {COST: depths[best][cost]}
 
 
-def trial_rows(settings: dict[str, Any], begin: dict) -> Iterator[tuple[dict[str, Any], dict | None]]:
+def trial_rows(settings: dict[str, Any], begin: dict) -> Iterator[tuple[dict[str, Any], dict]]:
     """(row, state to keep) after each epoch; a training that dies of itself ends with a row that has "dead", the why.
 
-    Such an end is a result: it would come again, so the trial is not run again.
+    Such an end is a result and is kept like one: it would come again. From a state in which all is done, the last row
+    comes once more and nothing is trained.
     """
     gpu = settings["params"]["train"]["use_gpu"]
     history: list[dict] = begin.get("history", [])
+    if "dead" in begin or begin.get("epoch") == settings["params"]["train"]["epochs"]:
+        yield _dead(history, begin["dead"]) if "dead" in begin else history[-1] | best_so_far(history), begin
+        return
+    why = None
     try:
         for state in epochs(settings, torch.device("cuda" if gpu else "cpu"), begin):
             history = state["history"]
             if "step" not in state:
                 yield history[-1] | best_so_far(history), state
     except UserError as error:  # a loss that is not finite any more, a batch that does not fit
-        yield _dead(history, str(error)), None
+        why = str(error)
     except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
         reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
-        yield _dead(history, f"out of memory in epoch {len(history) + 1}: {reason}"), None
+        why = f"out of memory in epoch {len(history) + 1}: {reason}"
+    if why:
+        yield _dead(history, why), {"epoch": len(history), "history": history, "dead": why}
 
 
 def _dead(history: list[dict], why: str) -> dict[str, Any]:
@@ -83,9 +90,8 @@ def trial(config: Config, settings: dict[str, Any], params: Params, costs: Costs
     for row, kept in trial_rows(settings, state):
         row = with_cost(row, settings, costs, params.search.cost)
         with tempfile.TemporaryDirectory() as folder:
-            if kept is not None:
-                save_checkpoint(Path(folder), kept)
-            tune.report(row, checkpoint=tune.Checkpoint.from_directory(folder) if kept is not None else None)
+            save_checkpoint(Path(folder), kept)
+            tune.report(row, checkpoint=tune.Checkpoint.from_directory(folder))
 
 
 def distributed_trial(config: Config, settings: dict[str, Any], params: Params, costs: Costs, runs: str) -> None:

@@ -25,6 +25,8 @@ from unetpp.errors import UserError
 
 # Trials' working folders are Ray's business; theirs is the path that Ray keeps results under.
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+# Seconds between what Tune writes down of the search: after a kill, trials that began since are not known.
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
 
 from ray import tune
 
@@ -47,10 +49,11 @@ class Deadline(tune.Stopper):
         if self._began is None:
             self._began = now - spent_s(self._file)
             self._noted = 0.0
-        if now - self._noted > 1:
+        over = now - self._began >= self._seconds
+        if over or now - self._noted > 1:
             self._noted = now
-            write_json(self._file, {"spent_s": round(now - self._began, 1)})
-        return now - self._began >= self._seconds
+            write_json(self._file, {"spent_s": now - self._began})
+        return over
 
 
 def spent_s(file: Path) -> float:

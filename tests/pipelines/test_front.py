@@ -1,13 +1,18 @@
 """The front, the choice and what explains it, as laws over points that were never trained."""
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.front import choose, importance, mark_front, measured, name
+from pipelines.front import Trial, choose, importance, mark_front, measured, name
+from pipelines.params import override
+from pipelines.search import write_architecture
 from pipelines.search_page import build_page
 from pipelines.sections import Search
 from pipelines.space import read_space
+from pipelines.train import find_init, read_architecture
+from unetpp.data import read_manifest
 
 from ..pages import Outline
 from .test_space import declared
@@ -112,8 +117,6 @@ def test_a_range_is_judged_by_its_thirds():
 
 
 def test_the_page_is_whole_and_escapes(prepared):
-    from unetpp.data import read_manifest
-
     space = read_space(declared(space={"train.loss": ["ce_dice", "lovasz"]}, budget=limits(macs=5000)))
     points = points_of([(3, 2), (5, 4), (None, 3), (2, 7)], **{"train.loss": "<b>$x$ & y</b>"})
     mark_front(points, "macs")
@@ -129,10 +132,51 @@ def test_the_page_is_whole_and_escapes(prepared):
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 
+def test_what_search_writes_train_reads(tmp_path):
+    params = declared()
+    points = points_of([(3, 2), (5, 4)], **{"train.learning_rate": 0.002, "train.class_weights": [1.0, 2.0]})
+    points[1] |= {"widths": "4 6 8", "depth": "L1"}
+    mark_front(points, "macs")
+    chosen, reason, others = choose(points, params.search)
+    weights = {"a": torch.ones(2)}
+    write_architecture(tmp_path / "search", chosen, reason, others, params, weights)
+    found = read_architecture(tmp_path / "search/architecture.yaml")
+    assert found.widths == (4, 6, 8)
+    assert found.params == {"train.learning_rate": 0.002, "train.class_weights": [1.0, 2.0]}
+    assert override(params, found.params).train.class_weights == (1.0, 2.0)
+    text = (tmp_path / "search/architecture.yaml").read_text()
+    assert "Train takes the whole widths" in text  # the chosen depth is not the deepest
+    assert text.count("# runner-up:") == 1
+    warm = params.model_copy(update={"train": params.train.model_copy(update={"init": "search"})})
+    init = find_init(tmp_path / "search/architecture.yaml", found, warm)
+    assert init is not None
+    assert torch.equal(torch.load(init["file"], weights_only=True)["a"], weights["a"])
+    assert find_init(tmp_path / "search/architecture.yaml", found, params) is None
+
+
+def test_the_page_tells_what_became_of_every_trial(prepared):
+    space = read_space(declared(scheduler="asha", epochs=3))
+    curve = [{"epoch": n, "val_iou_L1": 0.1 * n, "val_iou_L2": 0.2 * n} for n in (1, 2, 3)]
+    trials = [
+        Trial(1, {"widths": [4, 6, 8]}, "done", "", 9.0, curve, {"L1": 0.3, "L2": 0.6}),
+        Trial(2, {"widths": [5, 6, 8]}, "stopped", "early by ASHA after 1 epochs", 3.0, curve[:1], {"L1": 0.1}),
+        Trial(3, {"widths": [6, 6]}, "failed", "out of memory in epoch 1: none left", 1.0),
+        Trial(4, {"widths": [90, 99]}, "left out", "no depth is within search.budget: no trial"),
+    ]
+    points = points_of([(3, 2), (1, 4), (None, 3), (None, 9)])
+    mark_front(points, "macs")
+    chosen, reason, others = choose(points, space.params.search)
+    chosen["chosen"] = 1
+    outline = Outline(build_page(points, trials, chosen, reason, others, space, read_manifest(prepared), 32))
+    assert outline.open == []
+    for trial in trials:
+        assert f"{trial.status}: {trial.reason}" in outline.text or not trial.reason
+    assert "L2 of trial 1" in outline.text  # its curves
+    assert "4 trials, 4 points" in outline.text
+
+
 @pytest.mark.browser
 def test_the_page_fits_a_phone_and_a_desk_and_asks_for_nothing(browser, prepared, tmp_path):
-    from unetpp.data import read_manifest
-
     space = read_space(declared(space={"train.learning_rate": [0.1, 0.2], "train.loss": ["ce_dice", "lovasz"]}))
     points = points_of([(n % 7, n) for n in range(1, 13)], **{"train.learning_rate": 0.1, "train.loss": "lovasz"})
     mark_front(points, "macs")
