@@ -57,8 +57,10 @@ def find_or_log_model(
     ready = [model for model in found if model.status == LoggedModelStatus.READY]
     if ready:
         return ready[0]
-    # One that an interrupted run left behind is filled again.
-    model = found[0] if found else client.create_logged_model(experiment, name, run.info.run_id, tags, params)
+    # What an interrupted run left behind goes: a model can be linked to its run once, and that may be done already.
+    for left in found:
+        client.delete_logged_model(left.model_id)
+    model = client.create_logged_model(experiment, name, run.info.run_id, tags, params)
     signature = ModelSignature(
         inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, example.shape[1], -1, -1))]),
         outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, num_classes, -1, -1))]),
