@@ -21,7 +21,19 @@ def describe(report: dict) -> str:
 
 
 _QUALITY = ("depth", "iou_image", "95 %", "to deepest", "95 %", "dice", "boundary", "object", "DSB AP", "ECE")
-_COST = ("depth", "params", "MACs", "latency ms", "p95", "p99", "images/s", "batch", "memory MiB", "file MiB", "start s")
+_COST = (
+    "depth",
+    "params",
+    "MACs",
+    "latency ms",
+    "p95",
+    "p99",
+    "images/s",
+    "batch",
+    "memory MiB",
+    "file MiB",
+    "start s",
+)
 
 
 def _quality(name: str, row: dict) -> tuple[str, ...]:
@@ -87,5 +99,5 @@ def _notes(report: dict) -> list[str]:
         )
     spread = report["machine"]["spread"]
     if spread > NOISY:
-        notes.append(f"the machine was busy: the middle half of the latencies spreads over {spread:.0%} of their median")
+        notes.append(f"the machine was busy: the middle half of the latencies spreads over {spread:.0%} of the median")
     return notes

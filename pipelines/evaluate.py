@@ -22,6 +22,7 @@ from pipelines.files import replacing, sha256, write_json
 from pipelines.gates import check_gates
 from pipelines.intervals import LEVEL, RESAMPLES
 from pipelines.params import load_params
+from pipelines.picks import find_extremes, pick
 from pipelines.predictor import Predictor
 from pipelines.quality import Quality, choose_thresholds, measure_quality
 from pipelines.report_schema import Report
@@ -33,6 +34,7 @@ from unetpp.calibration import reliability
 from unetpp.data import Split, read_manifest
 from unetpp.errors import UserError
 from unetpp.inference import Trained, load_model
+
 
 def read_groups(prepared: Path, ids: list[str]) -> list[str]:
     """The group of each image, from split.csv of a prepared folder.
@@ -70,33 +72,6 @@ def _check(trained: Trained, manifest: dict, prepared: Path, model: Path, digest
         )
 
 
-def _rank(rows: list[dict], name: str) -> list[int]:
-    """The indices in `rows` from the best image of a name to the worst; ties go by id."""
-    return sorted(range(len(rows)), key=lambda index: (-rows[index][f"iou_{name}"], rows[index]["id"]))
-
-
-def _extremes(order: list[int]) -> dict[str, int]:
-    return {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
-
-
-def pick(rows: list[dict], name: str, number: int) -> list[tuple[str | None, int]]:
-    """(rank, index in `rows`) of the images to show, from the best to the worst of a name.
-
-    They are the best, the median and the worst, and others: the worst two in five of them, for errors teach more
-    than successes, the rest spread evenly. An image is shown once, but where there are fewer than three it has
-    several ranks.
-    """
-    order = _rank(rows, name)
-    extremes = _extremes(order)
-    others = [index for index in order if index not in extremes.values()]
-    free = max(0, min(number - len(extremes), len(others)))
-    bad = round(0.4 * free)
-    spread = np.linspace(0, len(others) - bad - 1, free - bad).round().astype(int).tolist()
-    chosen = [others[place] for place in spread] + others[len(others) - bad :]
-    ranked = [(rank, index) for rank, index in extremes.items()] + [(None, index) for index in chosen]
-    return sorted(ranked, key=lambda one: order.index(one[1]))
-
-
 def _write_csv(path: Path, rows: list[dict]) -> None:
     with replacing(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
@@ -131,8 +106,7 @@ def _classes(quality: dict[str, Quality], names: list[str]) -> dict[str, dict[st
     """IoU of each class by name; None for a class that is in no test image and that no depth finds."""
     return {
         name: {
-            one: None if isnan(iou) else iou
-            for one, iou in zip(names, metrics.per_class_iou(each.counts), strict=True)
+            one: None if isnan(iou) else iou for one, iou in zip(names, metrics.per_class_iou(each.counts), strict=True)
         }
         for name, each in quality.items()
     }
@@ -220,7 +194,7 @@ def evaluate(
         "Network": ", ".join(f"{key} {value}" for key, value in trained.network.config().items()),
     }
     rule = {"tolerance_iou": settings.tolerance_iou, "max_latency_ms": settings.max_latency_ms, "resamples": RESAMPLES}
-    extremes = {name: _extremes(_rank(rows, name)) for name in quality}
+    extremes = {name: find_extremes(rows, name) for name in quality}
     page = report.build_report(result, rows, samples, extremes, shown, rule, provenance)
     write_json(out / "report.json", result)
     compared = {key: {name: round(row[key], 4) for name, row in depths.items()} for key in ("iou_image", "latency_ms")}
@@ -238,9 +212,15 @@ def _rule(settings: Evaluate, decision: Decision) -> dict:
 
 
 def _measure_runtimes(
-    exports: Path | None, prepared: Path, settings: Evaluate, size_px: int, scores: dict[str, dict]
+    exports: Path | None, prepared: Path, settings: Evaluate, size_px: int, depths: dict[str, dict]
 ) -> list[dict]:
-    return []
+    """A row for each exported model; none without exports."""
+    if exports is None:
+        return []
+    from pipelines.runtimes import measure_runtimes  # pyright: ignore[reportMissingImports] - late: they are extras
+
+    ious = {name: row["iou_image"] for name, row in depths.items()}
+    return measure_runtimes(exports, prepared, settings, size_px, ious)
 
 
 def main() -> None:
@@ -256,9 +236,7 @@ def main() -> None:
             "train.use_gpu is true, and torch finds no CUDA device here: set it to false, or use a machine with a GPU"
         )
     device = torch.device("cuda" if params.train.use_gpu else "cpu")
-    result = evaluate(
-        arguments.prepared, arguments.model, arguments.out, params.evaluate, device, arguments.exports
-    )
+    result = evaluate(arguments.prepared, arguments.model, arguments.out, params.evaluate, device, arguments.exports)
     print(describe(result))
     print(f"\nreport: {arguments.out / 'report.html'}")
 

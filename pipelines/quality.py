@@ -11,7 +11,7 @@ from unetpp import metrics
 from unetpp.boundaries import Boundary, compare_boundaries
 from unetpp.calibration import choose_threshold, count_bins, count_by_threshold
 from unetpp.data import Split
-from unetpp.masks import IGNORE, to_mask, to_planes
+from unetpp.masks import to_mask, to_planes
 from unetpp.objects import Objects, match_objects
 
 # What an image scores of which no class occurs in mask or prediction: it has nothing, and nothing was found.
@@ -102,7 +102,7 @@ class _Planes:
         """Of (n, F, H, W) and (n, 1, H, W) bool."""
         self.ignored = [each[0] if each.any() else None for each in ignored]
         self.shape, self.tolerance_px = truth.shape[:2], tolerance_px
-        self.present = truth.any(axis=(2, 3))
+        self.present: np.ndarray = truth.any(axis=(2, 3))
         self.boundaries = [Boundary.of(truth[at], self.ignored[at[0]]) for at in np.ndindex(*self.shape)]
         self.objects = [Objects.of(truth[at]) for at in np.ndindex(*self.shape)]
 

@@ -83,8 +83,8 @@ def by_class(quality: Mapping[str, Quality], classes: Sequence[str]) -> dict[str
         }
         columns |= {score: [_mean(column) for column in values.T] for score, values in each.shapes.items()}
         for index, one in enumerate(classes):
-            values = {score: column[index] for score, column in columns.items()}
-            result[one][name] = {score: None if value is None or isnan(value) else value for score, value in values.items()}
+            values = ((score, column[index]) for score, column in columns.items())
+            result[one][name] = {score: None if isnan(value) else value for score, value in values}
     return result
 
 
@@ -140,8 +140,10 @@ def image_rows(
     columns = (("iou", "iou_image"), ("boundary_f1", "boundary_f1"), ("object_f1", "object_f1"))
     return [
         {"id": id_, "kind": kind, "group": group}
-        | {
-            f"{column}_{name}": round(float(images[name][score][index]), 6) for column, score in columns for name in images
-        }
+        | {f"{column}_{name}": _rounded(images[name][score][index]) for column, score in columns for name in images}
         for index, (id_, kind, group) in enumerate(zip(ids, kinds, groups, strict=True))
     ]
+
+
+def _rounded(value: float) -> float:
+    return round(float(value), 6)

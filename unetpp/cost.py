@@ -77,7 +77,7 @@ def _summarise(ms: np.ndarray) -> Latency:
 
 
 def find_best_batch(
-    modules: Mapping[str, nn.Module], example: Tensor, max_batch: int, rounds: int = 5
+    modules: Mapping[str, nn.Module], example: Tensor, max_batch: int, rounds: int = 3
 ) -> dict[str, Throughput]:
     """The best throughput of each module over batches of 1, 2, 4 ... `max_batch` copies of `example` (1, C, H, W).
 
