@@ -102,7 +102,7 @@ class _Planes:
         """Of (n, F, H, W) and (n, 1, H, W) bool."""
         self.ignored = [each[0] if each.any() else None for each in ignored]
         self.shape, self.tolerance_px = truth.shape[:2], tolerance_px
-        self.present: np.ndarray = truth.any(axis=(2, 3))
+        self.present = np.asarray(truth.any(axis=(2, 3)))
         self.boundaries = [Boundary.of(truth[at], self.ignored[at[0]]) for at in np.ndindex(*self.shape)]
         self.objects = [Objects.of(truth[at]) for at in np.ndindex(*self.shape)]
 
