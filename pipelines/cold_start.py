@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
@@ -72,7 +73,10 @@ def _time_in_a_copy(work: Callable[[], None]) -> float:
         try:
             work()
             code = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
+            sys.stderr.flush()
             os._exit(code)  # nothing of the parent's is ended twice
     _, status = os.waitpid(pid, 0)
     if status:

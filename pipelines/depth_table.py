@@ -10,11 +10,12 @@ NOISY = 0.25  # a spread of latency above which the machine was too busy to be r
 
 def describe(report: dict) -> str:
     """What report.json holds, as text: sentence, tables, and what to be careful about."""
+    depth = report["recommended_depth"]
     parts = [
         textwrap.fill(report["recommendation"], COLUMNS, break_on_hyphens=False),
-        _align([_QUALITY, *(_quality(name, row) for name, row in report["depths"].items())], report),
-        _align([_COST, *(_cost(name, row) for name, row in report["depths"].items())], report),
-        _gates(report["gates"]),
+        _align([_QUALITY, *(_quality(name, row) for name, row in report["depths"].items())], depth),
+        _align([_COST, *(_cost(name, row) for name, row in report["depths"].items())], depth),
+        _gates(report),
         *(textwrap.fill(f"note: {note}", COLUMNS) for note in _notes(report)),
     ]
     return "\n\n".join(parts)
@@ -67,27 +68,27 @@ def _cost(name: str, row: dict) -> tuple[str, ...]:
     )
 
 
-def _align(rows: list[tuple[str, ...]], report: dict) -> str:
-    """Columns aligned, '>' at the recommended depth."""
-    chosen = None if report["recommended_depth"] is None else f"L{report['recommended_depth']}"
+def _align(rows: list[tuple[str, ...]], depth: int | None) -> str:
+    """Columns aligned, '>' at a depth."""
+    chosen = f"L{depth}"
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for name, *cells in rows:
         aligned = [name.ljust(widths[0])] + [one.rjust(width) for one, width in zip(cells, widths[1:], strict=True)]
-        lines.append(("> " if name == chosen else "  ") + "  ".join(aligned))
+        lines.append(("> " if name == chosen else "  ") + "  ".join(aligned).rstrip())
     return "\n".join(lines)
 
 
-def _gates(gates: dict[str, list[dict]]) -> str:
-    """A line a gate: its limit, and what each depth has; what fails is marked."""
-    lines = []
+def _gates(report: dict) -> str:
+    """A row a gate: its limit, and what each name has; what fails is marked."""
+    gates = report["gates"]
+    rows = [("gate", "limit", *gates)]
     for number, gate in enumerate(next(iter(gates.values()))):
-        values = []
-        for name, rows in gates.items():
-            row = rows[number]
-            values.append(f"{name} {row['value']:.3f}{'' if row['passed'] else ' FAILS'}")
-        lines.append(f"  {gate['name']:<10} {gate['direction']:<8} {gate['limit']:<5g} {', '.join(values)}")
-    return "\n".join(["gates", *lines])
+        found = [one[number] for one in gates.values()]
+        cells = [f"{one['value']:.3f}{' ' if one['passed'] else '!'}" for one in found]
+        rows.append((gate["name"], f"{gate['direction']} {gate['limit']:g}", *cells))
+    failed = any(not one["passed"] for each in gates.values() for one in each)
+    return _align(rows, None) + ("\n  ! beyond its limit" if failed else "")
 
 
 def _notes(report: dict) -> list[str]:
