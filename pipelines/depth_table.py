@@ -26,12 +26,12 @@ _COST = (
     "depth",
     "params",
     "MACs",
-    "latency ms",
+    "ms (p50)",
     "p95",
     "p99",
     "images/s",
     "batch",
-    "memory MiB",
+    "pass MiB",
     "file MiB",
     "start s",
 )
@@ -86,7 +86,7 @@ def _gates(report: dict) -> str:
     for number, gate in enumerate(next(iter(gates.values()))):
         found = [one[number] for one in gates.values()]
         cells = [f"{one['value']:.3f}{' ' if one['passed'] else '!'}" for one in found]
-        rows.append((gate["name"], f"{gate['direction']} {gate['limit']:g}", *cells))
+        rows.append((gate["name"], f"{'<=' if gate['direction'] == 'at most' else '>='} {gate['limit']:g}", *cells))
     failed = any(not one["passed"] for each in gates.values() for one in each)
     return _align(rows, None) + ("\n  ! beyond its limit" if failed else "")
 

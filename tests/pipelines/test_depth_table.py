@@ -1,10 +1,13 @@
 """Laws of the report in a terminal."""
 
+import json
 import re
 
 import pytest
 
 from pipelines.depth_table import describe
+from pipelines.summary import summary
+from unetpp.errors import UserError
 
 ROW = {
     "iou_image": 0.8711, "iou_image_low": 0.85, "iou_image_high": 0.89, "difference_iou": -0.004,
@@ -64,3 +67,18 @@ def test_what_could_not_be_computed_is_a_dash(report):
     report["depths"] = {"L4": ROW | {"ece": None}}
     report["gates"] = {"L4": report["gates"]["L4"]}
     assert re.search(r"0\.400 +-$", describe(report), re.MULTILINE)
+
+
+def test_the_summary_says_where_to_look_and_what_to_run_before(report, tmp_path):
+    with pytest.raises(UserError, match="report.json: no such file; `dvc repro evaluate` writes it"):
+        summary(tmp_path)
+    for stage, name, values in (
+        ("evaluate", "report", report),
+        ("register", "versions", {"model_name": "nuclei", "versions": {"L1": "4", "L2": "5"}}),
+    ):
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / f"{name}.json").write_text(json.dumps(values))
+    found = summary(tmp_path)
+    assert describe(report) in found
+    assert "nuclei: L1 is version 4, L2 is version 5" in found
+    assert str(tmp_path / "evaluate/report.html") in found
