@@ -11,9 +11,11 @@ NOISY = 0.25  # a spread of latency above which the machine was too busy to be r
 def describe(report: dict) -> str:
     """What report.json holds, as text: sentence, tables, and what to be careful about."""
     depth = report["recommended_depth"]
+    deepest = [name for name in report["depths"] if name != "mean"][-1]
+    head = ("depth", "iou_image", "95 %", f"to {deepest}", "95 %", *_QUALITY)
     parts = [
         textwrap.fill(report["recommendation"], COLUMNS, break_on_hyphens=False),
-        _align([_QUALITY, *(_quality(name, row) for name, row in report["depths"].items())], depth),
+        _align([head, *(_quality(name, row) for name, row in report["depths"].items())], depth),
         _align([_COST, *(_cost(name, row) for name, row in report["depths"].items())], depth),
         _gates(report),
         *(textwrap.fill(f"note: {note}", COLUMNS) for note in _notes(report)),
@@ -21,7 +23,7 @@ def describe(report: dict) -> str:
     return "\n\n".join(parts)
 
 
-_QUALITY = ("depth", "iou_image", "95 %", "to deepest", "95 %", "dice", "boundary", "object", "DSB AP", "ECE")
+_QUALITY = ("dice", "boundary", "object", "DSB AP", "ECE")
 _COST = (
     "depth",
     "params",
@@ -82,7 +84,7 @@ def _align(rows: list[tuple[str, ...]], depth: int | None) -> str:
 def _gates(report: dict) -> str:
     """A row a gate: its limit, and what each name has; what fails is marked."""
     gates = report["gates"]
-    rows = [("gate", "limit", *gates)]
+    rows: list[tuple[str, ...]] = [("gate", "limit", *gates)]
     for number, gate in enumerate(next(iter(gates.values()))):
         found = [one[number] for one in gates.values()]
         cells = [f"{one['value']:.3f}{' ' if one['passed'] else '!'}" for one in found]
