@@ -168,7 +168,7 @@ def evaluate(
         },
         "reliability": {name: reliability(each.bins) for name, each in quality.items()},
         "gates": check_gates(predict, split, settings.gates, size_px, batch),
-        "runtimes": _measure_runtimes(exports, prepared, settings, size_px, scores),
+        "runtimes": _measure_runtimes(exports, prepared, settings, size_px, quality),
         "samples": [
             {"rank": rank} | {key: rows[index][key] for key in ("id", "kind", "group")} for rank, index in picked
         ],
@@ -212,14 +212,14 @@ def _rule(settings: Evaluate, decision: Decision) -> dict:
 
 
 def _measure_runtimes(
-    exports: Path | None, prepared: Path, settings: Evaluate, size_px: int, depths: dict[str, dict]
+    exports: Path | None, prepared: Path, settings: Evaluate, size_px: int, quality: dict[str, Quality]
 ) -> list[dict]:
     """A row for each exported model; none without exports."""
     if exports is None:
         return []
     from pipelines.runtimes import measure_runtimes  # pyright: ignore[reportMissingImports] - late: they are extras
 
-    ious = {name: row["iou_image"] for name, row in depths.items()}
+    ious = {name: metrics.per_image_iou(each.counts).numpy() for name, each in quality.items()}
     return measure_runtimes(exports, prepared, settings, size_px, ious)
 
 
