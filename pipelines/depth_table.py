@@ -83,7 +83,7 @@ def _align(rows: list[tuple[str, ...]], depth: int | None) -> str:
 
 def _gates(report: dict) -> str:
     """A row a gate: its limit, and what each name has; what fails is marked."""
-    gates = report["gates"]
+    gates: dict[str, list[dict]] = report["gates"]
     rows: list[tuple[str, ...]] = [("gate", "limit", *gates)]
     for number, gate in enumerate(next(iter(gates.values()))):
         found = [one[number] for one in gates.values()]
