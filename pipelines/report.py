@@ -23,7 +23,7 @@ COLOURS = {
 class Sample:
     """One test image to show: its rank among all, its row of images.csv, and the masks of every depth."""
 
-    rank: str
+    rank: str | None  # best, median, worst, or None for one in between
     row: dict
     image: np.ndarray  # (H, W, C) uint8, uint16 or float32
     mask: np.ndarray  # (H, W)

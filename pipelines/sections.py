@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from unetpp.masks import MAX_LABELS
 
@@ -402,12 +402,33 @@ class Export(Section):
     tolerance: PositiveFloat
 
 
+class Gates(Section):
+    num_images: PositiveInt
+    flips: Share
+    shift_px: PositiveInt
+    shift: Share
+    brightness: Share
+    empty: Share
+
+
+def _check_sizes(sizes):
+    if sizes is not None and sizes[0] >= sizes[1]:
+        raise ValueError(f"expected two diameters, the smaller first, or null, found {list(sizes)}")
+    return sizes
+
+
 class Evaluate(Section):
     tolerance_iou: Annotated[float, Field(ge=0, le=1)]
     max_latency_ms: PositiveFloat | None
     latency_rounds: Annotated[int, Field(ge=3)]
     latency_size_px: PositiveInt | None
     throughput_batch: PositiveInt
+    max_memory_mib: PositiveFloat | None
+    max_parameters: PositiveInt | None
+    boundary_tolerance_px: PositiveFloat
+    object_sizes_px: Annotated[tuple[PositiveFloat, PositiveFloat] | None, AfterValidator(_check_sizes)]
+    page_images: Annotated[int, Field(ge=3)]
+    gates: Gates
 
 
 class Register(Section):

@@ -1,9 +1,9 @@
-"""`unetpp summary`: the last evaluation's depth table, the recommendation, and where to look."""
+"""`unetpp summary`: the last evaluation's decision, depth table and gates, and where to look."""
 
 import json
 from pathlib import Path
 
-from pipelines.report import depth_table
+from pipelines.depth_table import describe
 from unetpp.errors import UserError
 
 
@@ -26,9 +26,7 @@ def summary(reports: Path) -> str:
     return "\n".join(
         (
             "",
-            depth_table(metrics),
-            "",
-            metrics["recommendation"],
+            describe(metrics),
             "",
             f"report:    {(reports / 'evaluate' / 'report.html').absolute()}",
             f"registry:  {versions['model_name']}: {registered}",

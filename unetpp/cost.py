@@ -25,6 +25,16 @@ class Latency:
 
     median_ms: float
     p95_ms: float
+    p99_ms: float
+    spread: float  # the middle half of the rounds, as a share of the median: how noisy the machine was
+
+
+@dataclass(frozen=True, order=True)
+class Throughput:
+    """The most images a second, and the batch size that gave them."""
+
+    images_per_s: float
+    batch: int
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -58,13 +68,36 @@ def measure_latency(
             for name, module in modules.items():
                 seconds[name].append(_time(module, example))
     counted = {name: np.array(times[warmup:]) * 1000 for name, times in seconds.items()}
-    return {name: Latency(float(np.median(ms)), float(np.percentile(ms, 95))) for name, ms in counted.items()}
+    return {name: _summarise(ms) for name, ms in counted.items()}
 
 
-def measure_throughput(module: nn.Module, batch: Tensor, rounds: int = 5, warmup: int = 1) -> float:
-    """Images a second on a batch (N, C, H, W): N by the median time of a forward pass."""
-    latency = measure_latency({"": module}, batch, rounds, warmup)[""]
-    return len(batch) / latency.median_ms * 1000
+def _summarise(ms: np.ndarray) -> Latency:
+    low, median, high, p95, p99 = np.percentile(ms, [25, 50, 75, 95, 99]).tolist()
+    return Latency(median, p95, p99, (high - low) / median)
+
+
+def find_best_batch(
+    modules: Mapping[str, nn.Module], example: Tensor, max_batch: int, rounds: int = 3
+) -> dict[str, Throughput]:
+    """The best throughput of each module over batches of 1, 2, 4 ... `max_batch` copies of `example` (1, C, H, W).
+
+    Images a second are the batch size by the median time of a pass, with the modules interleaved. The search ends
+    where a batch is faster for none of them, or does not fit into a GPU's memory.
+    """
+    best: dict[str, Throughput] = {}
+    size = 1
+    while size <= max_batch:
+        try:
+            latency = measure_latency(modules, example.repeat(size, 1, 1, 1), rounds, warmup=1)
+        except torch.cuda.OutOfMemoryError:
+            break
+        found = {name: Throughput(size / each.median_ms * 1000, size) for name, each in latency.items()}
+        better = {name: one for name, one in found.items() if name not in best or one > best[name]}
+        if not better:
+            break
+        best |= better
+        size *= 2
+    return best
 
 
 def measure_peak_memory_mib(module: nn.Module, example: Tensor) -> float:

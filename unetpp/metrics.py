@@ -1,4 +1,4 @@
-"""IoU and Dice, from counts of pixels, each named for what it averages over.
+"""IoU, Dice, precision and recall, from counts of pixels, each named for what it averages over.
 
 Published numbers differ by how they average more than by architecture, so there are three of each:
 
@@ -65,9 +65,33 @@ def per_class_iou(counts: Tensor) -> list[float]:
     return _iou(counts[:, 1:]).nanmean(dim=0).tolist()
 
 
+def foreground_iou(counts: Tensor) -> Tensor:
+    """(..., K, 3) counts of foreground classes alone to their (...) mean IoU."""
+    return _over_classes(_iou(counts))
+
+
 def per_image_iou(counts: Tensor) -> Tensor:
     """(N, K, 3) counts to the (N,) foreground IoU of each image."""
-    return _over_classes(_iou(counts[:, 1:]))
+    return foreground_iou(counts[:, 1:])
+
+
+def per_image_dice(counts: Tensor) -> Tensor:
+    """(N, K, 3) counts to the (N,) foreground Dice of each image."""
+    return _over_classes(_dice(counts[:, 1:]))
+
+
+def per_class_dice(counts: Tensor) -> list[float]:
+    """As `per_class_iou`, of Dice."""
+    return _dice(counts[:, 1:]).nanmean(dim=0).tolist()
+
+
+def precision_recall(counts: Tensor) -> tuple[list[float], list[float]]:
+    """(N, K, 3) counts to precision and recall of each foreground class, over the pixels of all images together.
+
+    nan: a class that is predicted nowhere has no precision, one that is nowhere has no recall.
+    """
+    tp, fp, fn = counts[:, 1:].sum(dim=0).double().unbind(dim=-1)  # (K - 1,) each
+    return (tp / (tp + fp)).tolist(), (tp / (tp + fn)).tolist()
 
 
 def scores(counts: Tensor) -> dict[str, float]:

@@ -5,7 +5,7 @@ python -m studies.paper.cost
 
 import torch
 
-from pipelines.evaluate import describe_machine, measure_cost
+from pipelines.depth_costs import describe_machine, measure_cost
 from pipelines.files import write_json
 from studies.paper.run import RESULTS, network_of, read_study
 from unetpp.inference import Trained

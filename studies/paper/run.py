@@ -18,10 +18,11 @@ import numpy as np
 import torch
 import yaml
 
-from pipelines.evaluate import Predictor, count_pixels, describe_machine
+from pipelines.depth_costs import describe_machine
 from pipelines.files import replacing, sha256, write_json
 from pipelines.layouts import find_samples
 from pipelines.params import Params, load_params
+from pipelines.predictor import Predictor, count_pixels
 from pipelines.prepare import load_sample
 from pipelines.sections import Prepare
 from pipelines.settings import make_settings

@@ -16,18 +16,45 @@ import yaml
 from torch import nn
 
 from pipelines import evaluate as stage
-from pipelines.sections import Evaluate
+from pipelines.params import load_params
+from pipelines.picks import pick
+from pipelines.predictor import Predictor, count_pixels
+from pipelines.report_schema import Depth, Report
 from unetpp import metrics
 from unetpp.data import Split, SplitWriter
 from unetpp.errors import UserError
-from unetpp.inference import Segmenter, Trained, load_model, pad_to_multiple, scale, standardise
+from unetpp.inference import Trained, load_model, pad_to_multiple, scale, standardise
 from unetpp.masks import to_mask
 from unetpp.model import NestedUNet
 
 ROOT = Path(__file__).parents[2]
 FILES = {"metrics.json", "report.json", "depths.csv", "images.csv", "report.html"}
 HOSTILE = "<script>alert(1)</script>"
-SETTINGS = Evaluate(tolerance_iou=0.01, max_latency_ms=None, latency_rounds=3, latency_size_px=None, throughput_batch=4)
+SETTINGS = load_params(ROOT / "params.yaml").evaluate.model_copy(update={"latency_rounds": 3, "throughput_batch": 4})
+
+
+@pytest.fixture(autouse=True)
+def _no_process(request, monkeypatch):
+    """A fresh process imports torch, which takes seconds; the test of the command has a real one."""
+    if "real_cold_start" not in request.fixturenames:
+        monkeypatch.setattr("pipelines.depth_costs.measure_cold_start", lambda files, *_: dict.fromkeys(files, 1.0))
+
+
+@pytest.fixture
+def real_cold_start():
+    """Asked for by a test that starts the process."""
+
+
+@pytest.fixture(autouse=True)
+def _no_page(request, monkeypatch):
+    """The page is the slowest part of so small an evaluation; tests that look at it ask for it."""
+    if "page" not in request.fixturenames:
+        monkeypatch.setattr("pipelines.report.build_report", lambda *_: "a page")
+
+
+@pytest.fixture
+def page():
+    """Asked for by a test that looks at the page."""
 
 
 @pytest.fixture(autouse=True)
@@ -39,27 +66,29 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
-def write_data(folder, sizes=((16, 16),) * 6, num_classes=1, size=16, change=lambda image: image):
-    """A prepared folder whose test split holds bright squares on dark ground; the value gives the class."""
+def write_data(folder, sizes=((16, 16),) * 6, num_classes=1, size=16, change=lambda image: image, multilabel=False):
+    """A prepared folder whose test and val splits hold bright squares on dark ground; the value gives the class."""
     folder.mkdir()
     rng = np.random.default_rng(0)
-    with SplitWriter(folder / "test.arrow") as writer:
-        for index, (height, width) in enumerate(sizes):
-            mask = np.zeros((height, width), np.uint8)
-            mask[2:9, 3:10] = 1 + index % max(1, num_classes - 1)
-            image = (mask[..., None] * 100 + rng.integers(0, 40, (height, width, 3))).astype(np.uint8)
-            writer.add(HOSTILE if index == 0 else f"image_{index}", "ab"[index % 2], change(image), mask)
-    test = {
-        "num_images": len(sizes),
-        "sha256": hashlib.sha256((folder / "test.arrow").read_bytes()).hexdigest(),
-        "kinds": {"a": 3, "b": 3},
-    }
+    splits, rows = {}, ["id,group,kind,split,fold"]
+    for split in ("val", "test"):
+        with SplitWriter(folder / f"{split}.arrow") as writer:
+            for index, (height, width) in enumerate(sizes):
+                mask = np.zeros((height, width), np.uint8)
+                mask[2:9, 3:10] = 1 + index % max(1, num_classes - 1)
+                image = (mask[..., None] * 100 + rng.integers(0, 40, (height, width, 3))).astype(np.uint8)
+                id = f"{split}_{index}" if index or split == "val" else HOSTILE
+                writer.add(id, "ab"[index % 2], change(image), mask)
+                rows.append(f"{id},group {index // 2},{'ab'[index % 2]},{split},")
+        digest = hashlib.sha256((folder / f"{split}.arrow").read_bytes()).hexdigest()
+        splits[split] = {"num_images": len(sizes), "sha256": digest, "kinds": {"a": 3, "b": 3}}
+    (folder / "split.csv").write_text("\n".join(rows) + "\n")
     manifest = {
         "size": size,
         "channels": 3,
         "num_classes": num_classes,
-        "multilabel": False,
-        "splits": {"test": test},
+        "multilabel": multilabel,
+        "splits": splits,
         "quarantined": 0,
         "raw_sha256": "00" * 32,
         "foreground_share": 0.2,
@@ -92,8 +121,8 @@ class Perfect(nn.Module):
 
 def test_a_perfect_network_scores_one(tmp_path):
     write_data(tmp_path / "prepared")
-    predict = stage.Predictor(Trained(Perfect(), 16), torch.device("cpu"))  # type: ignore[arg-type]
-    counts = stage.count_pixels(predict, Split(tmp_path / "prepared/test.arrow"), 4)
+    predict = Predictor(Trained(Perfect(), 16), torch.device("cpu"))  # type: ignore[arg-type]
+    counts = count_pixels(predict, Split(tmp_path / "prepared/test.arrow"), 4)
     assert set(counts) == {"L1", "L2", "mean"}
     for each in counts.values():
         assert set(metrics.scores(each).values()) == {1.0}
@@ -123,7 +152,7 @@ def test_one_pass_of_the_whole_equals_each_pruned_network(tmp_path, num_classes)
     write_data(tmp_path / "prepared", sizes, num_classes)
     trained = load_model(write_model(tmp_path / "model", num_classes=num_classes))
     split = Split(tmp_path / "prepared/test.arrow")
-    counts = stage.count_pixels(stage.Predictor(trained, torch.device("cpu")), split, 2)
+    counts = count_pixels(Predictor(trained, torch.device("cpu")), split, 2)
     for depth in trained.depths:
         network = trained.segmenter(depth).network
         for index in range(len(split)):
@@ -138,104 +167,32 @@ def test_one_pass_of_the_whole_equals_each_pruned_network(tmp_path, num_classes)
             assert torch.equal(counts[f"L{depth}"][index], expected)
 
 
-def test_the_mean_is_of_the_probabilities():
-    network = NestedUNet([2, 4, 8]).eval()
-    segmenter = Segmenter(network)
-    image = torch.rand(2, 3, 13, 10)
-    with torch.no_grad():
-        probs = stage.head_probs(segmenter, image)
-        mean = Segmenter(segmenter.network, dict.fromkeys(segmenter.network.depths, 1.0)).eval()(image)
-        assert torch.equal(probs[-1], segmenter(image))
-    assert mean.shape == (2, 1, 13, 10)
-    torch.testing.assert_close(mean, (probs[0] + probs[1]) / 2)
-
-
-def test_resamples_are_paired():
-    iou = np.random.default_rng(1).random(30)
-    means = stage.bootstrap({"L1": iou - 0.25, "L2": iou})
-    np.testing.assert_allclose(means["L2"] - means["L1"], 0.25)
-    low, high = stage.interval(means["L2"])
-    assert low < iou.mean() < high
-    # The normal approximation of the same interval.
-    half = 1.96 * iou.std() / np.sqrt(30)
-    assert high - low == pytest.approx(2 * half, rel=0.1)
-
-
-def depths_of(iou, latency):
-    names = [f"L{depth}" for depth in range(1, len(iou) + 1)]
-    depths = {name: {"iou_image": i, "latency_ms": l} for name, i, l in zip(names, iou, latency, strict=True)}
-    means = {name: np.full(10, i) + np.linspace(-0.001, 0.001, 10) for name, i in zip(names, iou, strict=True)}
-    return depths | {"mean": {"iou_image": 0.999, "latency_ms": 99.0}}, means
-
-
-@pytest.mark.parametrize(
-    ("iou", "tolerance", "budget", "expected"),
-    [
-        ([0.850, 0.871, 0.874, 0.875], 0.01, None, 2),  # the smallest within the tolerance
-        ([0.870, 0.871, 0.874, 0.875], 0.01, None, 1),
-        ([0.850, 0.871, 0.874, 0.875], 0.0, None, 4),  # no tolerance: the best
-        ([0.865, 0.871, 0.874, 0.875], 0.01, None, 1),  # exactly the tolerance is within it
-        ([0.850, 0.875, 0.874, 0.871], 0.0, None, 2),  # the best need not be the deepest
-        ([0.850, 0.871, 0.874, 0.875], 0.01, 2.5, 2),  # within the budget too
-        ([0.850, 0.871, 0.874, 0.875], 0.01, 0.5, None),  # no depth meets the budget
-        ([0.850, 0.871, 0.874, 0.875], 0.01, 1.5, None),  # the one that does is outside the tolerance
-    ],
-)
-def test_the_smallest_depth_within_tolerance_and_budget_is_recommended(iou, tolerance, budget, expected):
-    depth, sentence = stage.recommend(*depths_of(iou, [1.0, 2.0, 3.0, 4.0]), tolerance, budget)
-    assert depth == expected
-    assert sentence.startswith("No depth is recommended" if expected is None else f"L{expected} is recommended")
-    assert sentence.endswith(".")
-    assert "mean of" not in sentence
-
-
-def test_the_sentence_explains_a_shallower_depth():
-    _, sentence = stage.recommend(*depths_of([0.85, 0.871, 0.874, 0.875], [1.0, 2.0, 3.0, 7.8]), 0.01, None)
-    assert sentence == (
-        "L2 is recommended: iou_image 0.871, 0.4 points below L4 (95 % interval of the paired difference "
-        "0.4 to 0.4 points), within the tolerance of 1.0 point, and 3.9 times as fast."
-    )
-
-
-def test_the_sentence_names_the_nearest_when_none_is_fast_enough():
-    _, sentence = stage.recommend(*depths_of([0.85, 0.871], [6.0, 9.0]), 0.01, 5)
-    assert sentence == (
-        "No depth is recommended: none is within the limit of 5 ms; the nearest is L1 with 6.0 ms and iou_image 0.850."
-    )
-
-
-def test_a_slow_shallow_depth_is_passed_over():
-    depth, sentence = stage.recommend(*depths_of([0.874, 0.875], [9.0, 4.0]), 0.01, 5)
-    assert depth == 2
-    assert "too slow" in sentence
-
-
-def test_the_only_depth_is_recommended():
-    depths = {"L4": {"iou_image": 0.8, "latency_ms": 3.0}}
-    depth, sentence = stage.recommend(depths, {"L4": np.full(10, 0.8)}, 0.01, None)
-    assert depth == 4
-    assert "the only depth" in sentence
-
-
 @pytest.mark.parametrize(
     ("keywords", "num_classes", "names"),
     [
         ({}, 1, ["L1", "L2", "mean"]),
         ({"num_classes": 3}, 3, ["L1", "L2", "mean"]),
+        ({"num_classes": 3, "multilabel": True}, 3, ["L1", "L2", "mean"]),
         ({"deep_supervision": False}, 1, ["L2"]),
         ({"skips": "plain", "deep_supervision": False}, 1, ["L2"]),
         ({"skips": "encoder"}, 1, ["L1", "L2", "mean"]),
     ],
 )
-def test_every_kind_of_network_gets_its_four_files(tmp_path, keywords, num_classes, names):
-    write_data(tmp_path / "prepared", [(16, 16), (19, 22), (16, 16), (12, 40), (19, 22), (16, 16)], num_classes)
+@pytest.mark.usefixtures("page")
+def test_every_kind_of_network_gets_its_files(tmp_path, keywords, num_classes, names):
+    write_data(
+        tmp_path / "prepared",
+        [(16, 16), (19, 22), (16, 16), (12, 40), (19, 22), (16, 16)],
+        num_classes,
+        multilabel=keywords.get("multilabel", False),
+    )
     write_model(tmp_path / "model", **keywords)
     result = run(tmp_path)
     out = tmp_path / "out"
     assert {path.name for path in out.iterdir()} == FILES
     assert json.loads((out / "report.json").read_text()) == result
     assert list(result["depths"]) == names
-    assert result["num_images"] == 6
+    assert (result["num_images"], result["num_groups"]) == (6, 3)
     assert result["recommended_depth"] in load_model(tmp_path / "model").depths
 
     with open(out / "depths.csv", newline="") as file:
@@ -244,7 +201,9 @@ def test_every_kind_of_network_gets_its_four_files(tmp_path, keywords, num_class
     assert list(rows[0])[1:] == list(result["depths"][names[0]])
     with open(out / "images.csv", newline="") as file:
         images = list(csv.DictReader(file))
-    assert list(images[0]) == ["id", "kind"] + [f"iou_{name}" for name in names]
+    scores = ("iou", "boundary_f1", "object_f1")
+    assert list(images[0]) == ["id", "kind", "group"] + [f"{score}_{name}" for score in scores for name in names]
+    assert {image["group"] for image in images} == {"group 0", "group 1", "group 2"}
     for name in names:
         row = result["depths"][name]
         mean = np.mean([float(image[f"iou_{name}"]) for image in images])
@@ -253,6 +212,13 @@ def test_every_kind_of_network_gets_its_four_files(tmp_path, keywords, num_class
         assert row["parameters"] > 0
         assert row["macs"] > 0
         assert row["peak_memory_mib"] > 0
+    assert set(result["devices"][0]["depths"]) == set(names)
+    assert [device["main"] for device in result["devices"]].count(True) == 1
+    assert all(len(rows) == 10 for rows in result["reliability"].values())
+    assert [row["name"] for row in result["gates"][names[0]]] == ["flips", "shift", "brightness", "empty"]
+    assert list(result["groups"]["class"]) == load_model(tmp_path / "model").classes
+    assert {sample["rank"] for sample in result["samples"]} == {"best", "median", "worst", None}
+    assert len(result["samples"]) == 6
     page = (out / "report.html").read_text()
     assert HOSTILE not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
@@ -261,34 +227,113 @@ def test_every_kind_of_network_gets_its_four_files(tmp_path, keywords, num_class
 def test_quality_is_the_same_in_every_run(tmp_path):
     write_data(tmp_path / "prepared")
     write_model(tmp_path / "model")
-    keys = (
-        "iou_image",
-        "iou_image_low",
-        "iou_image_high",
-        "iou_pixels",
-        "iou_paper",
-        "dice_image",
-        "dice_pixels",
-    )
-    keys += ("dice_paper", "parameters", "macs", "size_mib")
+    timed = {"latency_ms", "latency_p95_ms", "latency_p99_ms", "latency_spread", "images_per_s", "best_batch"}
     first, second = run(tmp_path), run(tmp_path)
     for name, row in first["depths"].items():
-        assert {key: row[key] for key in keys} == {key: second["depths"][name][key] for key in keys}
+        assert {key: row[key] for key in set(row) - timed} == {
+            key: second["depths"][name][key] for key in set(row) - timed
+        }
+    for key in ("groups", "reliability", "gates", "samples", "classes"):
+        assert first[key] == second[key]
+    for key in ("parameters", "macs", "size_mib"):  # and a shallower depth costs less
+        L1, L2, mean = (row[key] for row in first["depths"].values())
+        assert L1 < L2 <= mean
 
 
-def test_a_shallower_depth_costs_less(tmp_path):
+@pytest.mark.parametrize("keywords", [{}, {"skips": "plain", "deep_supervision": False}])
+def test_a_single_image_makes_a_report_whose_intervals_have_no_width(tmp_path, keywords):
+    write_data(tmp_path / "prepared", sizes=((16, 16),))
+    write_model(tmp_path / "model", **keywords)
+    result = run(tmp_path)
+    assert (result["num_images"], result["num_groups"]) == (1, 1)
+    for row in result["depths"].values():
+        assert row["iou_image_low"] == row["iou_image"] == row["iou_image_high"]
+        assert row["difference_iou_low"] == row["difference_iou_high"]
+    assert [sample["rank"] for sample in result["samples"]] == ["best"]
+
+
+def test_images_without_any_object_make_a_report(tmp_path):
+    def erase(folder):
+        for split in ("val", "test"):
+            with SplitWriter(folder / f"{split}.arrow") as writer:
+                for number in range(3):
+                    id = f"{split}_{number}" if number or split == "val" else HOSTILE
+                    writer.add(id, "a", np.full((16, 16, 3), 7, np.uint8), np.zeros((16, 16), np.uint8))
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest["splits"]["test"]["sha256"] = hashlib.sha256((folder / "test.arrow").read_bytes()).hexdigest()
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+
+    erase(write_data(tmp_path / "prepared", sizes=((16, 16),) * 3))
+    write_model(tmp_path / "model")
+    result = run(tmp_path)
+    assert result["groups"]["size"]["small"]["num_objects"] == 0
+    assert json.loads((tmp_path / "out/report.json").read_text(), parse_constant=pytest.fail) == result
+
+
+def test_the_report_is_what_the_schema_says_and_the_page_of_the_method_names_every_key(tmp_path):
     write_data(tmp_path / "prepared")
     write_model(tmp_path / "model")
-    depths = run(tmp_path)["depths"]
-    for key in ("parameters", "macs", "size_mib"):
-        assert depths["L1"][key] < depths["L2"][key] <= depths["mean"][key]
+    run(tmp_path)
+    found = json.loads((tmp_path / "out/report.json").read_text())
+    Report.model_validate(found)
+    with pytest.raises(ValueError, match="finite"):
+        Report.model_validate(found | {"classes": {"L1": {"1": float("nan")}}})
+    with pytest.raises(ValueError, match="surprise"):
+        Report.model_validate(found | {"surprise": 1})
+    method = (ROOT / "docs/measurements.md").read_text()
+    keys = {field.alias or name for model in (Report, Depth) for name, field in model.model_fields.items()}
+    assert [key for key in sorted(keys) if f"`{key}`" not in method] == []
 
 
-def test_latency_is_read_at_the_size_asked_for(tmp_path):
+def test_no_depth_within_the_budget_is_null_and_names_the_nearest(tmp_path):
+    write_data(tmp_path / "prepared")
+    write_model(tmp_path / "model")
+    result = run(tmp_path, SETTINGS.model_copy(update={"max_parameters": 10}))
+    assert (result["recommended_depth"], result["nearest_depth"]) == (None, 1)
+    assert result["decision"]["max_parameters"] == 10
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["recommended_depth"] is None
+
+
+def test_images_to_show_are_the_extremes_and_each_once():
+    rows = [{"id": f"{number:02}", "iou_L1": number / 50} for number in range(50)]
+    found = pick(rows, "L1", 12)
+    assert len({index for _, index in found}) == len(found) == 12
+    ranks = {rank: index for rank, index in found if rank}
+    assert ranks == {"best": 49, "median": 24, "worst": 0}
+    assert [index for _, index in found] == sorted((index for _, index in found), reverse=True)
+    assert {0, 1, 2, 3, 4} <= {index for _, index in found}  # the worst ones
+    assert [rank for rank, _ in pick(rows[:2], "L1", 12)] == ["best", "worst"]
+    assert len(pick(rows[:5], "L1", 12)) == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [(None, "no such file.*prepare"), ("id,group\nx,y\n", "found no column or image")]
+)
+def test_groups_that_are_missing_are_refused(tmp_path, text, message):
+    prepared = write_data(tmp_path / "prepared")
+    write_model(tmp_path / "model")
+    (prepared / "split.csv").unlink()
+    if text:
+        (prepared / "split.csv").write_text(text)
+    with pytest.raises(UserError, match=f"split.csv: {message}"):
+        run(tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_latency_is_read_at_the_size_asked_for(tmp_path, monkeypatch):
     write_data(tmp_path / "prepared", size=None)
     write_model(tmp_path / "model")
-    assert run(tmp_path)["machine"]["size_px"] == 256
-    assert run(tmp_path, SETTINGS.model_copy(update={"latency_size_px": 40}))["machine"]["size_px"] == 40
+    sizes = []
+
+    def measure(trained, size_px, *_):
+        sizes.append(size_px)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stage, "measure_cost", measure)
+    for size in (None, 40):
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, SETTINGS.model_copy(update={"latency_size_px": size}))
+    assert sizes == [256, 40]
 
 
 def test_a_model_of_other_data_is_refused(tmp_path):
@@ -307,6 +352,23 @@ def test_a_changed_test_split_is_refused(tmp_path):
     (prepared / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"test.arrow: found sha256 .* expected 1111"):
         run(tmp_path)
+
+
+@pytest.mark.usefixtures("real_cold_start")
+def test_the_command_measures_a_cold_start_too_and_prints_the_decision(tmp_path, monkeypatch, capsys):
+    write_data(tmp_path / "prepared")
+    write_model(tmp_path / "model")
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["evaluate"] |= {"latency_rounds": 3, "throughput_batch": 2}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["evaluate", "--prepared", "prepared", "--model", "model", "--out", "out"])
+    stage.main()
+    depths = json.loads((tmp_path / "out/report.json").read_text())["depths"]
+    assert all(depths[name]["cold_start_ms"] > 100 for name in ("L1", "L2", "mean"))  # torch alone takes longer
+    printed = capsys.readouterr().out
+    assert "is recommended: " in printed
+    assert "gate" in printed
 
 
 def test_the_command_without_a_model_exits_with_2_and_a_message(tmp_path):

@@ -35,6 +35,9 @@ def test_shipped_params_are_legal_and_frozen(params):
     ("change", "message"),
     [
         (lambda v: v["train"].update(epoch=3), "train.epoch: unknown key; did you mean epochs?"),
+        (lambda v: v["evaluate"].update(object_sizes_px=[9, 3]), "evaluate.object_sizes_px: expected two diameters"),
+        (lambda v: v["evaluate"]["gates"].update(flip=0.9), "evaluate.gates.flip: unknown key; did you mean flips?"),
+        (lambda v: v["evaluate"]["gates"].update(shift=1.5), "evaluate.gates.shift: "),
         (lambda v: v.update(trian=1), "trian: unknown key; did you mean train?"),
         (
             lambda v: v["ingest"]["synthetic"].update(sede=1),

@@ -84,9 +84,33 @@ def test_each_round_runs_each_module_once_in_turn():
     assert all(0 < each.median_ms <= each.p95_ms for each in latency.values())
 
 
-def test_throughput_counts_images_not_batches(monkeypatch):
-    monkeypatch.setattr(cost, "_time", lambda module, example: 0.5)
-    assert cost.measure_throughput(nn.Identity(), torch.rand(6, 1, 2, 2)) == pytest.approx(12)
+def test_noise_is_the_middle_half_of_the_rounds_by_their_median(monkeypatch):
+    times = iter([9.0, 1.0, 2.0, 3.0, 4.0, 5.0])
+    monkeypatch.setattr(cost, "_time", lambda module, example: next(times))
+    found = cost.measure_latency({"": nn.Identity()}, torch.rand(1), rounds=5, warmup=1)[""]
+    assert found.median_ms == 3000
+    assert found.spread == pytest.approx(2 / 3)
+    assert found.median_ms < found.p95_ms < found.p99_ms <= 5000
+
+
+def test_the_best_batch_is_the_one_of_most_images_a_second(monkeypatch):
+    seconds = {1: 1.0, 2: 1.5, 4: 2.0, 8: 8.0, 16: 0.001}  # the search ends at 8, where nothing is gained
+    monkeypatch.setattr(cost, "_time", lambda module, example: seconds[len(example)])
+    found = cost.find_best_batch({"a": nn.Identity()}, torch.rand(1, 1, 2, 2), max_batch=16)
+    assert (found["a"].batch, found["a"].images_per_s) == (4, pytest.approx(2))
+
+
+@pytest.mark.parametrize(("max_batch", "tried"), [(1, [1]), (3, [1, 2]), (4, [1, 2, 4])])
+def test_no_batch_is_larger_than_allowed(monkeypatch, max_batch, tried):
+    sizes = []
+
+    def time(module, example):
+        sizes.append(len(example))
+        return 1.0
+
+    monkeypatch.setattr(cost, "_time", time)
+    cost.find_best_batch({"a": nn.Identity()}, torch.rand(1, 1, 2, 2), max_batch)
+    assert sorted(set(sizes)) == tried
 
 
 @pytest.mark.gpu

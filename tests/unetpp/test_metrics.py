@@ -1,10 +1,18 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import f1_score, jaccard_score
+from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
 
 from unetpp.masks import IGNORE
-from unetpp.metrics import confusion, per_class_iou, per_image_iou, scores
+from unetpp.metrics import (
+    confusion,
+    per_class_dice,
+    per_class_iou,
+    per_image_dice,
+    per_image_iou,
+    precision_recall,
+    scores,
+)
 
 
 @pytest.fixture
@@ -90,3 +98,28 @@ def test_what_is_predicted_in_ignored_pixels_changes_no_count(num_classes, multi
     assert torch.equal(counts, confusion(changed, true, num_classes, multilabel))
     assert counts[2].sum() == 0
     assert per_image_iou(counts)[2] == 1  # nothing was asked of this image
+
+
+def test_precision_and_recall_of_classes_equal_those_of_scikit_learn():
+    rng = torch.Generator().manual_seed(4)
+    hat, true = (torch.randint(0, 4, (3, 16, 12), generator=rng) for _ in range(2))
+    precision, recall = precision_recall(confusion(hat, true, 4))
+    flat = (true.flatten().numpy(), hat.flatten().numpy())
+    assert precision == pytest.approx(precision_score(*flat, labels=[1, 2, 3], average=None).tolist())
+    assert recall == pytest.approx(recall_score(*flat, labels=[1, 2, 3], average=None).tolist())
+
+
+def test_what_is_nowhere_predicted_has_no_precision_and_what_is_nowhere_has_no_recall():
+    empty, full = torch.zeros(1, 4, 4, dtype=torch.int64), torch.ones(1, 4, 4, dtype=torch.int64)
+    (precision,), (recall,) = precision_recall(confusion(empty, full, 1))
+    assert np.isnan(precision)
+    assert recall == 0
+    (precision,), (recall,) = precision_recall(confusion(full, empty, 1))
+    assert precision == 0
+    assert np.isnan(recall)
+
+
+def test_dice_of_images_and_classes_average_to_dice_image(masks):
+    counts = confusion(*masks, 1)
+    assert per_image_dice(counts).mean().item() == pytest.approx(scores(counts)["dice_image"])
+    assert per_class_dice(counts) == [pytest.approx(scores(counts)["dice_image"])]

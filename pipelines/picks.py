@@ -1,0 +1,35 @@
+"""Which test images the report shows: the best, the median, the worst, and others between."""
+
+import numpy as np
+
+BAD = 0.4  # of the others, the share that are the worst ones: errors teach more than successes
+
+
+def _order(rows: list[dict], name: str) -> list[int]:
+    """The indices in `rows` from the best image of a name to the worst; ties go by id."""
+    return sorted(range(len(rows)), key=lambda index: (-rows[index][f"iou_{name}"], rows[index]["id"]))
+
+
+def find_extremes(rows: list[dict], name: str) -> dict[str, int]:
+    """The indices in `rows` (of images.csv) of the best, the median and the worst image of a name."""
+    order = _order(rows, name)
+    return {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
+
+
+def pick(rows: list[dict], name: str, number: int) -> list[tuple[str | None, int]]:
+    """(rank, index in `rows`) of up to `number` images, each once, from the best to the worst of a name.
+
+    Beside the best, the median and the worst (rank None for the others) they are more of the worst, and the rest
+    spread evenly.
+    """
+    order, extremes = _order(rows, name), find_extremes(rows, name)
+    rank_of: dict[int, str | None] = {}
+    for rank in ("best", "worst", "median"):  # of a single image the first
+        rank_of.setdefault(extremes[rank], rank)
+    others = [index for index in order if index not in rank_of]
+    free = min(number - len(rank_of), len(others))
+    bad = round(BAD * free)
+    spread = np.linspace(0, len(others) - bad - 1, free - bad).round().astype(int).tolist()
+    chosen = [others[place] for place in spread] + others[len(others) - bad :]
+    rank_of |= dict.fromkeys(chosen)
+    return [(rank_of[index], index) for index in order if index in rank_of]

@@ -1,0 +1,198 @@
+"""report.json, schema 2: every key that evaluate writes and others read; docs/measurements.md says what each means.
+
+None stands for what cannot be computed; NaN and infinity are refused, since JSON has neither.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Number = float | None
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Part(BaseModel):
+    """A part of the report: no key but these."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
+
+
+class Cost(Part):
+    """What a depth costs on one device."""
+
+    parameters: int
+    macs: int
+    latency_ms: float
+    latency_p95_ms: float
+    latency_p99_ms: float
+    latency_spread: float
+    images_per_s: float
+    best_batch: int
+    peak_memory_mib: float
+    cold_start_ms: float
+    size_mib: float
+
+
+class Depth(Cost):
+    """All numbers of a depth, or of the mean of heads; its costs are those of the main device."""
+
+    iou_image: Share
+    iou_image_low: Share
+    iou_image_high: Share
+    iou_pixels: Share
+    iou_paper: Share
+    dice_image: Share
+    dice_image_low: Share
+    dice_image_high: Share
+    dice_pixels: Share
+    dice_paper: Share
+    object_f1: Share
+    object_f1_low: Share
+    object_f1_high: Share
+    boundary_f1: Share
+    boundary_f1_low: Share
+    boundary_f1_high: Share
+    difference_iou: float
+    difference_iou_low: float
+    difference_iou_high: float
+    precision: Share | None
+    recall: Share | None
+    hd95_px: float
+    dsb_ap: Share
+    ece: Share | None
+    threshold: Share | None
+    iou_image_at_threshold: Share | None
+
+
+class Candidate(Part):
+    name: str
+    below_best: float
+    below_best_low: float
+    below_best_high: float
+    within_tolerance: bool
+    within_budget: bool
+    why: str
+
+
+class Decision(Part):
+    tolerance_iou: float
+    max_latency_ms: Number
+    max_memory_mib: Number
+    max_parameters: int | None
+    candidates: list[Candidate]
+
+
+class Intervals(Part):
+    level: Share
+    resamples: int
+    over: Literal["groups"]
+
+
+class ByClass(Part):
+    iou_image: Share | None
+    dice_image: Share | None
+    precision: Share | None
+    recall: Share | None
+    boundary_f1: Share | None
+    hd95_px: Number
+    object_f1: Share | None
+    dsb_ap: Share | None
+
+
+class BySize(Part):
+    object_recall: Share | None
+    object_iou: Share | None
+
+
+class ByKind(Part):
+    iou_image: Share
+    dice_image: Share
+    boundary_f1: Share
+    object_f1: Share
+
+
+class Size(BaseModel):
+    """Objects of a size; the other keys are names of depths."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+    __pydantic_extra__: dict[str, BySize]
+
+    num_objects: int
+    from_px: Number
+    to_px: Number
+
+
+class Kind(BaseModel):
+    """Images of a kind; the other keys are names of depths."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+    __pydantic_extra__: dict[str, ByKind]
+
+    num_images: int
+
+
+class Groups(Part):
+    class_: Annotated[dict[str, dict[str, ByClass]], Field(alias="class")]
+    size: dict[Literal["small", "medium", "large"], Size]
+    kind: dict[str, Kind]
+
+
+class Bin(Part):
+    confidence: Share | None
+    accuracy: Share | None
+    share: Share
+
+
+class Gate(Part):
+    name: Literal["flips", "shift", "brightness", "empty"]
+    value: Share
+    limit: Share
+    direction: Literal["at least", "at most"]
+    passed: bool
+    what: str
+
+
+class Device(Part):
+    """The costs on one of the devices present."""
+
+    device: Literal["cpu", "cuda"]
+    main: bool
+    machine: dict[str, str | int | float]
+    depths: dict[str, Cost]
+
+
+class Sample(Part):
+    """One of the images in the page's viewer."""
+
+    id: str
+    kind: str
+    group: str
+    rank: Literal["best", "median", "worst"] | None
+
+
+class Test(Part):
+    sha256: str
+    kinds: dict[str, int]
+
+
+class Report(Part):
+    """The whole file."""
+
+    schema_: Annotated[Literal[2], Field(alias="schema")]
+    recommended_depth: int | None
+    nearest_depth: int | None
+    recommendation: str
+    num_images: int
+    num_groups: int
+    intervals: Intervals
+    decision: Decision
+    depths: dict[str, Depth]
+    groups: Groups
+    reliability: dict[str, Annotated[list[Bin], Field(min_length=10, max_length=10)]]
+    gates: dict[str, list[Gate]]
+    runtimes: list[dict[str, Any]]
+    samples: list[Sample]
+    machine: dict[str, str | int | float]
+    devices: list[Device]
+    test: Test
+    classes: dict[str, dict[str, Number]]
