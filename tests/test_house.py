@@ -72,6 +72,7 @@ LAYERS = (
                 "findings",
                 "data_report",
                 "report",
+                "compare",
                 "card",
             )
         ),
