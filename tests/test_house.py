@@ -71,6 +71,8 @@ LAYERS = (
                 "advice",
                 "findings",
                 "data_report",
+                "viewer",
+                "report_charts",
                 "report",
                 "compare",
                 "card",
