@@ -347,6 +347,7 @@ def evaluate(prepared: Path, model: Path, out: Path, settings: Evaluate, device:
     write_json(out / "metrics.json", {"recommended_depth": depth} | compared)
     _write_csv(out / "depths.csv", [{"depth": name} | row for name, row in depths.items()])
     _write_csv(out / "images.csv", rows)
+    _write_csv(out / "reliability.csv", report.reliability_rows(result))
     with replacing(out / "report.html") as partial:
         partial.write_text(page, encoding="utf-8")
     return result

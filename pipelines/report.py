@@ -6,7 +6,7 @@ from pipelines.page import fixed, points, render, short
 from pipelines.report_charts import accuracy_against_latency, differences, reliability
 from pipelines.viewer import Sample, picture
 
-__all__ = ["Sample", "build_report", "depth_table", "recommended"]
+__all__ = ["Sample", "build_report", "depth_table", "recommended", "reliability_rows"]
 
 # The scores of a depth, in the order of the page: key, what it is called, what it says. Each may be missing.
 SCORES = (
@@ -27,13 +27,14 @@ LOWER_IS_BETTER = {"hd95_px"}
 # What a group of images, a class or a size of objects was scored by, in this order, and how many of it there are.
 GROUP_SCORES = {
     "iou_image": "IoU per image",
-    "recall": "Recall",
     "object_recall": "Recall of objects",
     "object_f1": "Object F1",
-    "boundary_f1": "Boundary F1",
+    "object_iou": "IoU of objects",
+    "recall": "Recall",
 }
+BUDGET = ("max_latency_ms", "max_memory_mib", "max_parameters")
 GROUP_COUNTS = ("num_images", "num_objects")
-GROUPS = {"class": "class", "size": "size of objects", "kind": "kind of image"}
+GROUPS = {"class": "class", "size": "size", "kind": "kind of image"}
 
 
 def depth_table(metrics: dict) -> str:
@@ -71,6 +72,13 @@ def recommended(metrics: dict) -> str | None:
     return None if depth is None else f"L{depth}"
 
 
+def reliability_rows(metrics: dict) -> list[dict]:
+    """What `dvc plots` draws: a row for each depth and bin of probabilities; an empty one where there are none."""
+    empty = {"confidence": None, "accuracy": None, "share": None}
+    bins = metrics.get("reliability") or {name: [empty] for name in metrics["depths"]}
+    return [{"depth": name} | empty | one for name, found in bins.items() for one in found]
+
+
 def build_report(
     metrics: dict,
     rows: list[dict],
@@ -102,6 +110,7 @@ def build_report(
         metrics=metrics,
         names=names,
         recommended=chosen,
+        budget=any(decision.get(key) is not None for key in BUDGET),
         nearest=f"L{metrics['nearest_depth']}" if metrics.get("nearest_depth") else None,
         decision=decision,
         other=other,
@@ -118,9 +127,10 @@ def build_report(
         extremes={name: {rank: rows[index] for rank, index in picked.items()} for name, picked in extremes.items()},
         shown=shown,
         scores=_scores(metrics["depths"]),
+        devices=metrics.get("devices") or [{"machine": metrics.get("machine", {}), "depths": metrics["depths"]}],
         measured=lambda key: any(row.get(key) is not None for row in metrics["depths"].values()),
         groups=_groups(metrics, rows, names),
-        gates=_gates(metrics.get("gates") or {}),
+        gates=_gates(metrics.get("gates") or {}, chosen),
         intervals=metrics.get("intervals", {}),
         rule=rule,
         provenance={key: value for key, value in provenance.items() if value is not None},
@@ -236,12 +246,13 @@ def _by_kind(rows: list[dict], names: list[str]) -> dict[str, dict]:
     }
 
 
-def _gates(gates: dict[str, list[dict]]) -> list[dict]:
+def _gates(gates: dict[str, list[dict]], chosen: str | None) -> list[dict]:
     """A row for each gate: what it asks, its limit, and what each depth gave."""
     found: dict[str, dict] = {}
     for name, each in gates.items():
         for gate in each:
-            row = found.setdefault(gate["name"], {"name": gate["name"], "what": gate.get("what", ""), "depths": {}})
-            row["limit"] = gate["limit"]
+            row = found.setdefault(gate["name"], gate | {"depths": {}})
             row["depths"][name] = gate
+            if name == chosen:
+                row["what"] = gate["what"]
     return list(found.values())

@@ -75,6 +75,8 @@ LAYERS = (
                 "report_charts",
                 "report",
                 "compare",
+                "compare_page",
+                "evaluations",
                 "card",
             )
         ),

@@ -1,10 +1,19 @@
 """Laws of comparing two models: pairs, groups, and intervals that hold what they promise."""
 
+import csv
+import re
+
 import numpy as np
 import pytest
 
-from pipelines.compare import paired_difference
+from pipelines.compare import Scored, compare, paired_difference
+from pipelines.compare_page import build_page, comparison_text, conclusion
+from pipelines.evaluations import read_evaluation
+from pipelines.files import write_json
 from unetpp.errors import UserError
+
+from ..pages import Outline
+from .reports import HOSTILE, whole
 
 
 def scores(values):
@@ -66,3 +75,111 @@ def test_a_group_called_as_an_image_is_not_that_image():
 def test_models_without_a_common_image_are_refused():
     with pytest.raises(UserError, match="no image in common among the 1 of the one and the 0 of the other"):
         paired_difference({"a": 0.5}, {}, {})
+
+
+IDS = [f"{HOSTILE}{number:02}" for number in range(40)]
+
+
+def evaluation(folder, shift=0.0, ids=IDS, depth: int | None = 1, sha="0" * 64, names=("L1", "L2", "mean")):
+    """What evaluate writes: L1 scores 0.5, L2 0.6 and the mean 0.7 on average, and `shift` more."""
+    rng = np.random.default_rng(0)
+    hard = dict(zip(IDS, rng.normal(0, 0.05, len(IDS)), strict=True))
+    metrics = whole(names, depth=depth)
+    metrics["test"]["sha256"] = sha
+    write_json(folder / "report.json", metrics)
+    with (folder / "images.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "kind", "group", *(f"iou_{name}" for name in names), *(f"object_f1_{n}" for n in names)])
+        for number, id_ in enumerate(ids):
+            ious = [0.5 + 0.1 * index + hard[id_] + shift for index in range(len(names))]
+            writer.writerow([id_, "k", f"group {number // 2}", *ious, *("" if number == 0 else 0.5 for _ in names)])
+    return folder
+
+
+@pytest.fixture
+def two(tmp_path):
+    """Two empty folders."""
+    folders = tmp_path / "one", tmp_path / "other"
+    for folder in folders:
+        folder.mkdir()
+    return folders
+
+
+def test_a_model_that_is_better_by_two_points_is_shown_to_be(two):
+    found = compare(read_evaluation(evaluation(two[0])), read_evaluation(evaluation(two[1], 0.02)))
+    assert [row.names for row in found.tables["iou"]] == [("L1", "L1"), ("L2", "L2"), ("mean", "mean")]
+    for row in found.tables["iou"]:
+        assert (row.difference.mean, row.difference.low) == pytest.approx((0.02, 0.02))
+        assert (row.difference.num_images, row.difference.num_groups) == (40, 20)
+        assert row.verdict == "B is better"
+    assert found.remark == "Both were scored on the same 40 test images."
+    turned = compare(read_evaluation(two[1]), read_evaluation(two[0]))
+    assert {row.verdict for row in turned.tables["iou"]} == {"A is better"}
+
+
+def test_the_recommended_depths_are_compared_also_where_they_differ(two):
+    found = compare(read_evaluation(evaluation(two[0])), read_evaluation(evaluation(two[1], depth=2)))
+    assert found.recommended is not None
+    assert found.recommended.names == ("L1", "L2")
+    assert found.recommended.difference.mean == pytest.approx(0.1)
+    text = comparison_text(found, ("first", "second"))
+    assert "> L1:L2" in text
+    assert "L2 of B against L1 of A, the recommended ones: +10.0 IoU points [+10.0, +10.0] on 40 images" in text
+    assert {row.verdict for row in found.tables["iou"]} == {"no difference shown"}
+
+
+def test_where_a_model_recommends_no_depth_that_is_said(two):
+    found = compare(read_evaluation(evaluation(two[0], depth=None)), read_evaluation(evaluation(two[1])))
+    assert found.recommended is None
+    assert conclusion(found) == "A recommends no depth to compare."
+    assert Outline(build_page(found, ("a", "b"))).open == []
+
+
+def test_only_common_images_count_and_other_data_are_pointed_out(two):
+    one = read_evaluation(evaluation(two[0], ids=IDS[:30]))
+    other = read_evaluation(evaluation(two[1], ids=IDS[10:], sha="1" * 64))
+    found = compare(one, other)
+    assert found.tables["iou"][0].difference.num_images == len(found.common) == 20
+    assert "The test splits differ: 20 test images are in both, of 30 of A and 30 of B" in found.remark
+    del other[0]["test"]
+    assert "the reports do not say whether they are the same pictures" in compare(one, other).remark
+
+
+def test_an_image_without_a_score_is_left_out_of_that_score_alone(two):
+    found = compare(read_evaluation(evaluation(two[0])), read_evaluation(evaluation(two[1])))
+    assert found.tables["object_f1"][0].difference.num_images == 39
+    assert "boundary_f1" not in found.tables
+
+
+def test_models_of_other_depths_are_compared_by_what_they_share(two):
+    one = read_evaluation(evaluation(two[0], names=("L1",)))
+    found = compare(one, read_evaluation(evaluation(two[1])))
+    assert [row.names for row in found.tables["iou"]] == [("L1", "L1")]
+    with pytest.raises(UserError, match=r"found the depths L1 in A and L3 in B"):
+        compare(one, read_evaluation(evaluation(two[1], names=("L3",), depth=3)))
+
+
+@pytest.mark.parametrize(("text", "why"), [("", "no column iou_L1"), ("id,iou_L1\na,much\n", "cannot be read")])
+def test_a_table_that_is_none_is_refused_by_name(tmp_path, text, why):
+    (tmp_path / "images.csv").write_text(text)
+    with pytest.raises(UserError, match=rf"images\.csv: .*{why}"):
+        Scored.read(tmp_path / "images.csv")
+    with pytest.raises(UserError, match=r"report\.json: cannot be read"):
+        read_evaluation(tmp_path)
+
+
+@pytest.mark.browser
+def test_the_page_shows_hostile_names_and_runs_none(two, browser, tmp_path):
+    found = compare(read_evaluation(evaluation(two[0])), read_evaluation(evaluation(two[1], 0.02, depth=2)))
+    text = build_page(found, (HOSTILE, "n" * 200))
+    outline = Outline(text)
+    assert outline.open == []
+    assert "<script" not in text
+    assert HOSTILE in outline.text
+    assert set(IDS) & set(re.findall(re.escape(HOSTILE) + r"\d\d", outline.text))
+    assert "B is better" in outline.text
+    (tmp_path / "compare.html").write_text(text, encoding="utf-8")
+    for width in (390, 1280):
+        browser.open(tmp_path / "compare.html", width)
+        assert browser.errors == []
+        assert browser.overflowing() == []

@@ -25,7 +25,7 @@ from unetpp.masks import to_mask
 from unetpp.model import NestedUNet
 
 ROOT = Path(__file__).parents[2]
-FILES = {"metrics.json", "report.json", "depths.csv", "images.csv", "report.html"}
+FILES = {"metrics.json", "report.json", "depths.csv", "images.csv", "reliability.csv", "report.html"}
 HOSTILE = "<script>alert(1)</script>"
 SETTINGS = Evaluate(tolerance_iou=0.01, max_latency_ms=None, latency_rounds=3, latency_size_px=None, throughput_batch=4)
 

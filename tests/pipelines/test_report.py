@@ -4,10 +4,12 @@
 import base64
 import hashlib
 import io
+import json
 import re
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from pipelines import page, report, viewer
@@ -201,3 +203,24 @@ def test_counts_are_shortened_to_three_digits(number, text):
 @pytest.mark.parametrize(("iou", "text"), [(-0.004, "−0.4"), (0.0123, "+1.2"), (-0.0004, "0.0"), (None, "–")])
 def test_differences_are_in_points_with_their_sign(iou, text):
     assert page.points(iou) == text
+
+
+def test_each_plot_of_dvc_has_its_template_and_the_columns_that_it_draws(repository):
+    evaluate = whole()
+    columns = {
+        "reports/evaluate/depths.csv": {"depth", *evaluate["depths"]["L1"]},
+        "reports/evaluate/reliability.csv": set(report.reliability_rows(evaluate)[0]),
+        "reports/train/curves.csv": {"depth", "epoch", "val_iou"},
+    }
+    plots = yaml.safe_load((repository / "dvc.yaml").read_text())["plots"]
+    drawn = {path: plot for each in plots for path, plot in each.items() if path in columns}
+    assert set(drawn) == set(columns)
+    for path, plot in drawn.items():
+        template = (repository / f".dvc/plots/{plot['template']}.json").read_text()
+        fields = set(re.findall(r'"field": "([a-z_]+)"', template)) - {"rev", "p"} | {plot["x"], plot["y"]}
+        assert fields <= columns[path]
+        assert json.loads(template)["data"] == {"values": "<DVC_METRIC_DATA>"}
+
+
+def test_a_report_without_bins_has_a_row_for_each_depth_of_the_plot():
+    assert report.reliability_rows(smallest()) == [{"depth": "L1", "confidence": None, "accuracy": None, "share": None}]
