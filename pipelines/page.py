@@ -110,7 +110,9 @@ def chart(caption_id: str, size: tuple[float, float] = (5.4, 3.4)) -> Iterator[C
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    svg = (
+        svg[svg.index("<svg") :].replace(INK, "currentColor").replace(ACCENT, "var(--accent)")
+    )  # lighter on dark paper
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(?<= id=")|(?<=url\(#)|(?<=href="#)', f"{caption_id}-", svg)  # ids are the whole page's
     made.svg = Markup(svg.replace("<svg ", f'<svg role="img" aria-labelledby="{caption_id}" ', 1))

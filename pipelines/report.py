@@ -4,7 +4,8 @@ import numpy as np
 
 from pipelines.page import fixed, points, render, short
 from pipelines.report_charts import accuracy_against_latency, differences, reliability
-from pipelines.viewer import Sample, picture
+from pipelines.viewer import Sample, class_colour, picture
+from unetpp.masks import IGNORE
 
 __all__ = ["Sample", "build_report", "depth_table", "recommended", "reliability_rows"]
 
@@ -122,8 +123,9 @@ def build_report(
         difference_chart=differences(compared, other, chosen, decision["tolerance_iou"]),
         reliability_chart=reliability(metrics.get("reliability", {}), chosen),
         pictures=_in_order([picture(sample, names) for sample in samples], shown),
-        confused=any((sample.mask > 1).any() for sample in samples),
-        ignored=any((sample.mask == 255).any() for sample in samples),
+        confused=any(((sample.mask > 1) & (sample.mask != IGNORE)).any() for sample in samples),
+        ignored=any((sample.mask == IGNORE).any() for sample in samples),
+        classes=_class_colours(metrics, names),
         extremes={name: {rank: rows[index] for rank, index in picked.items()} for name, picked in extremes.items()},
         shown=shown,
         scores=_scores(metrics["depths"]),
@@ -179,6 +181,14 @@ def _headline(metrics: dict, other: str, compared: dict) -> list[dict[str, str]]
         facts.append({"what": "gates passed", "value": f"{len(gates) - len(failed)} of {len(gates)}"})
         facts[-1]["note"] = f"not passed: {', '.join(failed)}" if failed else ""
     return facts
+
+
+def _class_colours(metrics: dict, names: list[str]) -> list[tuple[str, str]]:
+    """Each class and its colour in masks; none for one class, nor for labels, whose masks hold their combinations."""
+    classes = list((metrics.get("classes") or {}).get(names[0], {}))
+    if len(classes) < 2 or metrics.get("multilabel", True):
+        return []
+    return [(name, class_colour(number)) for number, name in enumerate(classes, 1)]
 
 
 def _in_order(pictures: list[dict], shown: str) -> list[dict]:

@@ -37,6 +37,7 @@ CLASSES = (
     (213, 94, 0, 165),
     (128, 128, 128, 150),
 )
+NUM_COLOURS = len(CLASSES) - 2
 
 
 @dataclass(frozen=True)
@@ -105,9 +106,14 @@ def stripe(errors: np.ndarray) -> np.ndarray:
     return np.where(pale, _CODES["stripe"], errors).astype(np.uint8)
 
 
+def class_colour(value: int) -> str:
+    """The colour of a class in masks, as CSS writes it; after the sixth they begin anew."""
+    return "rgb({}, {}, {})".format(*CLASSES[1 + (value - 1) % NUM_COLOURS][:3])
+
+
 def _mask_layer(mask: np.ndarray) -> str:
-    last = len(CLASSES) - 1
-    indices = np.where(mask == IGNORE, last, np.where(mask == 0, 0, 1 + (mask.astype(np.int64) - 1) % (last - 1)))
+    cycled = 1 + (mask.astype(np.int64) - 1) % NUM_COLOURS
+    indices = np.where(mask == IGNORE, len(CLASSES) - 1, np.where(mask == 0, 0, cycled))
     return indexed_uri(indices.astype(np.uint8), CLASSES)
 
 

@@ -170,6 +170,14 @@ def test_error_map_tells_found_extra_missed_confused_and_ignored_apart():
     assert found == ["right", "extra", "missed", "found", "confused", "ignored", "ignored"]
 
 
+def test_classes_have_their_colours_named_and_labels_and_a_single_class_need_none():
+    many = whole() | {"multilabel": False}
+    assert re.findall(r'background: (rgb[^"]*)"></span>rare, in masks', page_of(many)) == [viewer.class_colour(2)]
+    one = many | {"classes": {name: {"1": 0.8} for name in many["depths"]}}
+    for metrics in (one, many | {"multilabel": True}):
+        assert ", in masks" not in page_of(metrics)
+
+
 def test_what_was_missed_is_striped_as_well():
     missed = viewer.error_map(np.ones((8, 8), np.uint8), np.zeros((8, 8), np.uint8))
     assert len(np.unique(missed)) == 1
