@@ -38,6 +38,29 @@ def _summary(arguments: argparse.Namespace) -> None:
     print(summary(arguments.reports))
 
 
+def _report(arguments: argparse.Namespace) -> None:
+    from pipelines.evaluations import find_evaluation, open_page
+
+    page = find_evaluation(arguments.evaluation) / "report.html"
+    open_page(page, arguments.browser)
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from pipelines.compare import compare
+    from pipelines.compare_page import build_page, comparison_text
+    from pipelines.evaluations import find_evaluation, read_evaluation
+    from pipelines.files import replacing
+
+    names = (arguments.a, arguments.b)
+    one, other = (read_evaluation(find_evaluation(name)) for name in names)
+    found = compare(one, other)
+    print(comparison_text(found, names))
+    if arguments.out:
+        with replacing(arguments.out) as partial:
+            partial.write_text(build_page(found, names), encoding="utf-8")
+        print(f"\npage: {arguments.out}")
+
+
 def _mlflow(arguments: argparse.Namespace) -> None:
     from pipelines.params import load_params
     from pipelines.tracking import serve_page
@@ -137,6 +160,22 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--out", type=Path, required=True, help="the new folder")
     one.add_argument("--run", dest="again", action="store_true", help="run the pipeline there, and compare")
     one.set_defaults(run=_reproduce)
+
+    one = commands.add_parser("report", help="open the depth report of a folder, a revision, a run or a model")
+    one.add_argument(
+        "evaluation",
+        nargs="?",
+        default="reports/evaluate",
+        help="folder, git revision, DVC experiment, MLflow run or models:/NAME@ALIAS (default: reports/evaluate)",
+    )
+    one.add_argument("--no-browser", dest="browser", action="store_false", help="print where it is, and open nothing")
+    one.set_defaults(run=_report)
+
+    one = commands.add_parser("compare", help="two models side by side on their common test images")
+    one.add_argument("a", help="as of report: folder, git revision, DVC experiment, MLflow run or models:/NAME@ALIAS")
+    one.add_argument("b", help="the other one; differences are B minus A")
+    one.add_argument("--out", type=Path, help="write a page as well, such as compare.html")
+    one.set_defaults(run=_compare)
 
     one = commands.add_parser("mlflow", help="open the MLflow page on this machine")
     one.add_argument("--port", type=int, default=5000)

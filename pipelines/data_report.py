@@ -16,7 +16,7 @@ from pipelines.files import replacing, write_json
 from pipelines.findings import find_what_stands_out
 from pipelines.fingerprint import SPLITS, summarise
 from pipelines.objects import BINS_PER_OCTAVE
-from pipelines.page import ACCENT, INK, chart, data_uri, display, render
+from pipelines.page import ACCENT, INK, chart, data_uri, display, outline_path, render
 from unetpp.data import Split, read_manifest
 from unetpp.masks import IGNORE, find_classes
 
@@ -228,15 +228,3 @@ def _picture(id: str, split: Split, index: int, outlined: bool, multilabel: bool
         "drawn": drawn,
         "share": float(np.mean((mask > 0) & (mask != IGNORE))),
     }
-
-
-def outline_path(inside: np.ndarray) -> str:
-    """The edges between pixels inside and outside of (H, W) bool as the `d` of an SVG path, in px."""
-    parts = []
-    forms = ((inside[1:] != inside[:-1], "M{1} {0}h{2}"), ((inside[:, 1:] != inside[:, :-1]).T, "M{0} {1}v{2}"))
-    for edges, form in forms:
-        steps = np.diff(np.pad(edges, ((0, 0), (1, 1))).astype(np.int8), axis=1)
-        lines, starts = np.nonzero(steps == 1)  # in the same order as the ends
-        runs = zip(lines, starts, np.nonzero(steps == -1)[1], strict=True)
-        parts += [form.format(line + 1, start, end - start) for line, start, end in runs]
-    return "".join(parts)

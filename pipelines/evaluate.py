@@ -201,6 +201,7 @@ def evaluate(
     write_json(out / "metrics.json", {"recommended_depth": decision.depth} | compared)
     _write_csv(out / "depths.csv", [{"depth": name} | row for name, row in depths.items()])
     _write_csv(out / "images.csv", rows)
+    _write_csv(out / "reliability.csv", report.reliability_rows(result))
     with replacing(out / "report.html") as partial:
         partial.write_text(page, encoding="utf-8")
     return result
@@ -217,7 +218,7 @@ def _measure_runtimes(
     """A row for each exported model; none without exports."""
     if exports is None:
         return []
-    from pipelines.runtimes import measure_runtimes  # pyright: ignore[reportMissingImports] - late: they are extras
+    from pipelines.runtimes import measure_runtimes  # late: they are extras
 
     ious = {name: metrics.per_image_iou(each.counts).numpy() for name, each in quality.items()}
     return measure_runtimes(exports, prepared, settings, size_px, ious)

@@ -1,13 +1,16 @@
 """What the HTML pages share: templates that escape, charts as inline SVG, pictures as data URIs.
 
-A page is one file: it fetches nothing and runs nothing, and the same data give the same bytes.
+A page is one file: it fetches nothing, runs nothing but a script of ours whose hash its policy names, and the same
+data give the same bytes.
 """
 
 import base64
+import hashlib
 import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from PIL import Image
 TEMPLATES = Path(__file__).parent / "templates"
 INK = "#010203"  # stands for currentColor, which matplotlib does not know
 ACCENT = "#0072b2"  # Okabe and Ito's blue
+NOTHING = "–"  # noqa: RUF001 - what stands in a table where there is no number
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "unetpp",
@@ -30,8 +34,19 @@ STYLE: dict[Any, Any] = {
 } | dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
 
 
-def render(template: str, **values: Any) -> str:
-    """A page from one of the templates; each value is escaped unless it is `Markup`."""
+def render(template: str, script: str | None = None, **values: Any) -> str:
+    """A page from one of the templates; each value is escaped unless it is `Markup`.
+
+    Args:
+        script: the file beside the templates that the page may run, and no other script; None: none at all.
+    """
+    code = Markup((TEMPLATES / script).read_text(encoding="utf-8")) if script else None
+    allowed = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode() if code else None
+    return _environment().get_template(template).render(**values, script=code, script_sha256=allowed)
+
+
+@cache
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,  # ids and kinds are names of a stranger's files
@@ -39,17 +54,34 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["short"] = short
-    return environment.get_template(template).render(**values)
+    words = {"short": short, "fixed": fixed, "points": points}
+    environment.filters |= words
+    environment.globals |= words  # to be handed to a macro
+    return environment
 
 
-def short(number: float) -> str:
-    """A count in three digits: 33009 is '33.0 k'."""
+def short(number: float | None) -> str:
+    """A count in three digits: 33009 is '33.0 k'; None is a dash."""
+    if number is None:
+        return NOTHING
     for limit, suffix in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if number >= limit:
             value = number / limit
             return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f}{suffix}"
     return f"{number:g}"
+
+
+def fixed(number: float | None, digits: int = 3) -> str:
+    """A number with so many digits after the point; None, which was not or cannot be measured, is a dash."""
+    return NOTHING if number is None else f"{number:.{digits}f}"
+
+
+def points(iou: float | None) -> str:
+    """A difference of scores in points, hundredths, with its sign: -0.004 is '−0.4'; None is a dash."""
+    if iou is None:
+        return NOTHING
+    text = f"{abs(iou) * 100:.1f}"
+    return text if text == "0.0" else f"{'−' if iou < 0 else '+'}{text}"  # noqa: RUF001 - the sign that screen readers say
 
 
 class Chart:
@@ -78,7 +110,9 @@ def chart(caption_id: str, size: tuple[float, float] = (5.4, 3.4)) -> Iterator[C
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    svg = (
+        svg[svg.index("<svg") :].replace(INK, "currentColor").replace(ACCENT, "var(--accent)")
+    )  # lighter on dark paper
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(?<= id=")|(?<=url\(#)|(?<=href="#)', f"{caption_id}-", svg)  # ids are the whole page's
     made.svg = Markup(svg.replace("<svg ", f'<svg role="img" aria-labelledby="{caption_id}" ', 1))
@@ -107,3 +141,28 @@ def data_uri(image: np.ndarray, kind: str = "PNG") -> str:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, kind, **options)
     return f"data:image/{kind.lower()};base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def indexed_uri(indices: np.ndarray, colours: tuple[tuple[int, int, int, int], ...]) -> str:
+    """(H, W) uint8 indices into RGBA colours as a PNG that the page itself holds: some hundred bytes for a mask."""
+    picture = Image.fromarray(indices)
+    picture.putpalette([level for colour in colours for level in colour[:3]])
+    buffer = io.BytesIO()
+    transparency = bytes(colour[3] for colour in colours)
+    bits = max(1, (len(colours) - 1).bit_length())
+    picture.save(
+        buffer, "PNG", optimize=True, transparency=transparency, bits=next(b for b in (1, 2, 4, 8) if b >= bits)
+    )
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def outline_path(inside: np.ndarray) -> str:
+    """The edges between pixels inside and outside of (H, W) bool as the `d` of an SVG path, in px."""
+    parts = []
+    forms = ((inside[1:] != inside[:-1], "M{1} {0}h{2}"), ((inside[:, 1:] != inside[:, :-1]).T, "M{0} {1}v{2}"))
+    for edges, form in forms:
+        steps = np.diff(np.pad(edges, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+        lines, starts = np.nonzero(steps == 1)  # in the same order as the ends
+        runs = zip(lines, starts, np.nonzero(steps == -1)[1], strict=True)
+        parts += [form.format(line + 1, start, end - start) for line, start, end in runs]
+    return "".join(parts)

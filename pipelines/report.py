@@ -1,68 +1,54 @@
 """The depth report: what evaluate measured, as one self-contained page and as a table for the terminal."""
 
-from dataclasses import dataclass
-
 import numpy as np
-from markupsafe import Markup
 
-from pipelines.page import ACCENT, INK, chart, data_uri, display, outline, render, short
+from pipelines.page import fixed, points, render
+from pipelines.report_charts import accuracy_against_latency, differences, reliability
+from pipelines.viewer import Sample, class_colour, picture
 from unetpp.masks import IGNORE
 
-SIDE_PX = 288  # overlays are enlarged or reduced to about this, so that a pixel stays visible and the page small
+__all__ = ["Sample", "build_report", "recommended", "reliability_rows"]
 
-# Okabe and Ito's colours, told apart by colour-blind readers; what was missed is striped as well.
-COLOURS = {
-    "found": (0, 114, 178),
-    "extra": (240, 228, 66),
-    "missed": (213, 94, 0),
-    "confused": (204, 121, 167),
+# The scores of a depth, in the order of the page: key, what it is called, what it says. Each may be missing.
+SCORES = (
+    ("iou_image", "IoU per image", "foreground IoU, mean over images"),
+    ("iou_pixels", "IoU of all pixels", "of the pixels of all images together"),
+    ("iou_paper", "IoU as in the paper", "mean of background and foreground, as the paper's released code has it"),
+    ("dice_image", "Dice per image", "foreground Dice, mean over images"),
+    ("dice_pixels", "Dice of all pixels", "of the pixels of all images together"),
+    ("dice_paper", "Dice as in the paper", "mean of background and foreground"),
+    ("precision", "Precision", "share of what was predicted that is there"),
+    ("recall", "Recall", "share of what is there that was predicted"),
+    ("boundary_f1", "Boundary F1", "outlines that lie on each other, within some pixels"),
+    ("hd95_px", "Hausdorff distance, px", "95 % of both outlines lie nearer than this to the other; lower is better"),
+    ("object_f1", "Object F1", "objects found one to one, at an IoU of at least 0.5"),
+    ("dsb_ap", "Average precision", "of the Data Science Bowl 2018: objects at IoU 0.5 to 0.95, the mean"),
+)
+LOWER_IS_BETTER = {"hd95_px"}
+# What a group of images, a class or a size of objects was scored by, in this order, and how many of it there are.
+GROUP_SCORES = {
+    "iou_image": "IoU per image",
+    "object_recall": "Recall of objects",
+    "object_f1": "Object F1",
+    "object_iou": "IoU of objects",
+    "recall": "Recall",
 }
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One test image to show: its rank among all, its row of images.csv, and the masks of every depth."""
-
-    rank: str | None  # best, median, worst, or None for one in between
-    row: dict
-    image: np.ndarray  # (H, W, C) uint8, uint16 or float32
-    mask: np.ndarray  # (H, W)
-    masks_hat: dict[str, np.ndarray]  # (H, W) by name
-
-
-def depth_table(metrics: dict) -> str:
-    """What report.json holds, as aligned text: a row a depth, '>' at the recommended one."""
-    head: tuple[str, ...] = ("depth", "iou_image", "95 % interval", "dice_image", "params", "MACs")
-    head += ("latency ms", "p95", "images/s", "memory MiB", "file MiB")
-    rows: list[tuple[str, ...]] = [head]
-    for name, row in metrics["depths"].items():
-        rows.append(
-            (
-                name,
-                f"{row['iou_image']:.3f}",
-                f"{row['iou_image_low']:.3f} to {row['iou_image_high']:.3f}",
-                f"{row['dice_image']:.3f}",
-                short(row["parameters"]),
-                short(row["macs"]),
-                f"{row['latency_ms']:.1f}",
-                f"{row['latency_p95_ms']:.1f}",
-                f"{row['images_per_s']:.0f}",
-                f"{row['peak_memory_mib']:.1f}",
-                f"{row['size_mib']:.2f}",
-            )
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    lines = []
-    for row in rows:
-        cells = [row[0].ljust(widths[0])] + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append(("> " if row[0] == recommended(metrics) else "  ") + "  ".join(cells))
-    return "\n".join(lines)
+BUDGET = ("max_latency_ms", "max_memory_mib", "max_parameters")
+GROUP_COUNTS = ("num_images", "num_objects")
+GROUPS = {"class": "class", "size": "size", "kind": "kind of image"}
 
 
 def recommended(metrics: dict) -> str | None:
     """The name of the recommended depth, such as L2, or None."""
     depth = metrics["recommended_depth"]
     return None if depth is None else f"L{depth}"
+
+
+def reliability_rows(metrics: dict) -> list[dict]:
+    """What `dvc plots` draws: a row for each depth and bin of probabilities; an empty one where there are none."""
+    empty = {"confidence": None, "accuracy": None, "share": None}
+    bins = metrics.get("reliability") or {name: [empty] for name in metrics["depths"]}
+    return [{"depth": name} | empty | one for name, found in bins.items() for one in found]
 
 
 def build_report(
@@ -77,7 +63,7 @@ def build_report(
     """The page, self-contained.
 
     Args:
-        metrics: what report.json holds.
+        metrics: what report.json holds (docs/measurements.md); what it lacks, the page leaves out.
         rows: what images.csv holds.
         samples: the images to show.
         extremes: for each name, the index in `rows` of its best, median and worst image.
@@ -86,139 +72,168 @@ def build_report(
         provenance: what the numbers come from, by what it is called.
     """
     names = list(metrics["depths"])
+    chosen = recommended(metrics)
+    decision = {key: rule.get(key) for key in ("tolerance_iou", "max_latency_ms")} | metrics.get("decision", {})
+    decision["candidates"] = {one["name"]: one for one in decision.get("candidates", [])}
+    other, compared = _compare_depths(metrics, decision["candidates"])
     return render(
         "report.html.j2",
+        script="viewer.js",
         metrics=metrics,
         names=names,
-        recommended=recommended(metrics),
-        plot=plot(metrics, rule),
-        samples=[_panels(sample, names) for sample in samples],
-        confused=any(_known(sample.mask, sample.mask).max() > 1 for sample in samples),
-        kinds=_by_kind(rows, names),
+        recommended=chosen,
+        budget=any(decision.get(key) is not None for key in BUDGET),
+        nearest=f"L{metrics['nearest_depth']}" if metrics.get("nearest_depth") else None,
+        decision=decision,
+        other=other,
+        compared=compared,
+        headline=_headline(metrics, other, compared),
+        latency_chart=accuracy_against_latency(
+            metrics["depths"], chosen, decision["tolerance_iou"], decision["max_latency_ms"]
+        ),
+        difference_chart=differences(compared, other, chosen, decision["tolerance_iou"]),
+        reliability_chart=reliability(metrics.get("reliability", {}), chosen),
+        pictures=_in_order([picture(sample, names) for sample in samples], shown),
+        confused=any(((sample.mask > 1) & (sample.mask != IGNORE)).any() for sample in samples),
+        ignored=any((sample.mask == IGNORE).any() for sample in samples),
+        classes=_class_colours(metrics, names),
         extremes={name: {rank: rows[index] for rank, index in picked.items()} for name, picked in extremes.items()},
         shown=shown,
+        scores=_scores(metrics["depths"]),
+        devices=metrics.get("devices") or [{"machine": metrics.get("machine", {}), "depths": metrics["depths"]}],
+        measured=lambda key: any(row.get(key) is not None for row in metrics["depths"].values()),
+        groups=_groups(metrics, rows, names),
+        gates=_gates(metrics.get("gates") or {}, chosen),
+        intervals=metrics.get("intervals", {}),
         rule=rule,
         provenance={key: value for key, value in provenance.items() if value is not None},
     )
 
 
-def _by_kind(rows: list[dict], names: list[str]) -> list[dict]:
+def _compare_depths(metrics: dict, candidates: dict[str, dict]) -> tuple[str, dict[str, tuple[float, float, float]]]:
+    """What the depths are compared with, and each one's paired difference from it: mean, low, high.
+
+    It is the best depth, which the decision compares with; the deepest where only those differences are known.
+    """
+    below = ("below_best", "below_best_low", "below_best_high")
+    if candidates and all(one.get(key) is not None for one in candidates.values() for key in below):
+        rows = {name: (-one[below[0]], -one[below[2]], -one[below[1]]) for name, one in candidates.items()}
+        best = min(candidates, key=lambda name: candidates[name]["below_best"])
+        return f"{best}, the best", rows
+    keys = ("difference_iou", "difference_iou_low", "difference_iou_high")
+    depths = metrics["depths"].items()
+    rows = {name: tuple(row[key] for key in keys) for name, row in depths if all(row.get(k) is not None for k in keys)}
+    deepest = max((name for name in metrics["depths"] if name != "mean"), key=lambda name: int(name[1:]))
+    return f"{deepest}, the deepest", rows
+
+
+def _headline(metrics: dict, other: str, compared: dict) -> list[dict[str, str]]:
+    """The few numbers that one decides by, of the depth that is recommended or nearest."""
+    depth = metrics["recommended_depth"] or metrics.get("nearest_depth")
+    if depth is None or f"L{depth}" not in metrics["depths"]:
+        return []
+    name = f"L{depth}"
+    row, against = metrics["depths"][name], other.split(",")[0]
+    facts = [{"what": f"IoU per image of {name}", "value": fixed(row["iou_image"])}]
+    if row.get("iou_image_low") is not None:
+        facts[0]["note"] = f"{fixed(row['iou_image_low'])} to {fixed(row['iou_image_high'])}"
+    if name in compared and name != against:
+        mean, low, high = compared[name]
+        facts.append({"what": f"points against {against}", "value": points(mean)})
+        facts[-1]["note"] = f"{points(low)} to {points(high)}"
+    if row.get("latency_ms") is not None:
+        facts.append({"what": "an image, median", "value": f"{fixed(row['latency_ms'], 1)} ms"})
+        slower = metrics["depths"][against].get("latency_ms") if against != name else None
+        if slower and slower / row["latency_ms"] >= 1.05:
+            facts[-1]["note"] = f"{against} takes {slower / row['latency_ms']:.1f} times as long"
+    gates = (metrics.get("gates") or {}).get(name) or []
+    if gates:
+        failed = [gate["name"] for gate in gates if not gate["passed"]]
+        facts.append({"what": "gates passed", "value": f"{len(gates) - len(failed)} of {len(gates)}"})
+        facts[-1]["note"] = f"not passed: {', '.join(failed)}" if failed else ""
+    return facts
+
+
+def _class_colours(metrics: dict, names: list[str]) -> list[tuple[str, str]]:
+    """Each class and its colour in masks; none for one class, nor for labels, whose masks hold their combinations."""
+    classes = list((metrics.get("classes") or {}).get(names[0], {}))
+    if len(classes) < 2 or metrics.get("multilabel", True):
+        return []
+    return [(name, class_colour(number)) for number, name in enumerate(classes, 1)]
+
+
+def _in_order(pictures: list[dict], shown: str) -> list[dict]:
+    """From the best to the worst image of the name that is shown."""
+    return sorted(pictures, key=lambda one: (-(one["row"].get(f"iou_{shown}") or 0), one["row"]["id"]))
+
+
+def _scores(depths: dict[str, dict]) -> list[dict]:
+    """A row for each score that any depth has: its numbers, intervals, and the best of them."""
+    found = []
+    for key, label, what in SCORES:
+        values = {name: row.get(key) for name, row in depths.items()}
+        known = [value for value in values.values() if value is not None]
+        if not known:
+            continue
+        best = min(known) if key in LOWER_IS_BETTER else max(known)
+        digits = 1 if key.endswith("_px") else 3
+        cells = {
+            name: {
+                "value": fixed(value, digits),
+                "low": fixed(depths[name].get(f"{key}_low"), digits),
+                "high": fixed(depths[name].get(f"{key}_high"), digits),
+                "interval": depths[name].get(f"{key}_low") is not None,
+                "best": value == best and min(known) < max(known),
+            }
+            for name, value in values.items()
+        }
+        found.append({"key": key, "label": label, "what": what, "cells": cells})
+    return found
+
+
+def _groups(metrics: dict, images: list[dict], names: list[str]) -> list[dict]:
+    """A table for each way to divide the test split: its parts, how many there are of each, their scores by name."""
+    groups = metrics.get("groups") or {}
+    if not groups.get("kind"):
+        groups = groups | {"kind": _by_kind(images, names)}
+    if not groups.get("class"):
+        classes = metrics.get("classes") or {}
+        parts = classes.get(names[0], {})
+        groups = groups | {"class": {one: {n: {"iou_image": classes[n].get(one)} for n in classes} for one in parts}}
+    tables = []
+    for way, title in GROUPS.items():
+        parts = groups.get(way) or {}
+        if len(parts) < 2 and way != "size":
+            continue  # one class or one kind is what the other tables say already
+        rows = [part.get(name) or {} for part in parts.values() for name in names]
+        scored = [score for score in GROUP_SCORES if any(score in row for row in rows)]
+        counts = next((key for key in GROUP_COUNTS if any(key in part for part in parts.values())), None)
+        for score in scored[:2]:
+            label = f"{GROUP_SCORES[score]} by {title}"
+            tables.append({"label": label, "by": title, "score": score, "counts": counts, "parts": parts})
+    return tables
+
+
+def _by_kind(rows: list[dict], names: list[str]) -> dict[str, dict]:
     """Number of images and mean IoU by kind of image, the commonest first."""
     kinds: dict[str, list[dict]] = {}
     for row in rows:
         kinds.setdefault(row["kind"], []).append(row)
     ordered = sorted(kinds.items(), key=lambda item: (-len(item[1]), item[0]))
-    return [
-        {
-            "kind": kind,
-            "num_images": len(group),
-            "iou": {name: float(np.mean([row[f"iou_{name}"] for row in group])) for name in names},
-        }
-        for kind, group in ordered
-    ]
-
-
-def plot(metrics: dict, rule: dict) -> Markup:
-    """Accuracy against latency."""
-    with chart("plot-caption") as drawn:
-        axes = drawn.axes
-        single = {name: row for name, row in metrics["depths"].items() if name != "mean"}
-        for name, row in metrics["depths"].items():
-            iou = row["iou_image"]
-            spread = [[max(0.0, iou - row["iou_image_low"])], [max(0.0, row["iou_image_high"] - iou)]]
-            chosen = name == recommended(metrics)
-            axes.errorbar(
-                row["latency_ms"],
-                iou,
-                yerr=spread,
-                fmt="D" if name == "mean" else "o",
-                color=ACCENT if chosen else INK,
-                markerfacecolor=ACCENT if chosen else "none",
-                markersize=9 if chosen else 6,
-                elinewidth=1.2,
-                capsize=3,
-            )
-            axes.annotate(
-                f"{name} (recommended)" if chosen else name,
-                (row["latency_ms"], iou),
-                xytext=(8, -14 if name == "mean" else 6),  # the mean stands close to the deepest depth
-                textcoords="offset points",
-                weight="bold" if chosen else "normal",
-            )
-        axes.plot(
-            [row["latency_ms"] for row in single.values()],
-            [row["iou_image"] for row in single.values()],
-            color=INK,
-            alpha=0.35,
-            linewidth=1,
-            zorder=0,
-        )
-        floor = max(row["iou_image"] for row in single.values()) - rule["tolerance_iou"]
-        axes.axhline(floor, color=INK, alpha=0.6, linewidth=1, linestyle=(0, (5, 4)))
-        axes.annotate(
-            "tolerance",
-            (1, floor),
-            xycoords=("axes fraction", "data"),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            size=9,
-            annotation_clip=False,
-        )
-        if rule["max_latency_ms"] is not None:
-            axes.axvline(rule["max_latency_ms"], color=INK, alpha=0.6, linewidth=1, linestyle=(0, (1, 2)))
-        axes.set_xlim(0, 1.25 * max([row["latency_ms"] for row in metrics["depths"].values()]))
-        axes.set_xlabel("median latency of one image, ms")
-        axes.set_ylabel("iou_image")
-    return drawn.svg
-
-
-def _panels(sample: Sample, names: list[str]) -> dict:
-    """A sample as the template needs it: the image and an overlay for each name, as data URIs."""
-    base = display(sample.image)  # (H, W, 3)
-    outlined = base.copy()
-    outlined[outline(_known(sample.mask, sample.mask))] = COLOURS["extra"]
     return {
-        "rank": sample.rank,
-        "row": sample.row,
-        "image": data_uri(enlarge(base)),
-        "truth": data_uri(enlarge(outlined)),
-        "overlays": {name: data_uri(overlay(base, sample.mask, sample.masks_hat[name])) for name in names},
+        kind: {"num_images": len(group)}
+        | {name: {"iou_image": float(np.mean([row[f"iou_{name}"] for row in group]))} for name in names}
+        for kind, group in ordered
     }
 
 
-def _known(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Values (H, W), 0 where the mask is IGNORE."""
-    return np.where(mask == IGNORE, np.uint8(0), values)
-
-
-def overlay(base: np.ndarray, mask: np.ndarray, mask_hat: np.ndarray) -> np.ndarray:
-    """Tint each pixel of (H, W, 3) by what the prediction made of it, enlarged for display.
-
-    Blue is found, yellow is extra (predicted alone), striped orange is missed, pink is another class, or other labels.
-    What nobody annotated is left as it is.
-    """
-    mask, mask_hat = _known(mask, mask), _known(mask_hat, mask)
-    grey = base.astype(np.float32).mean(axis=2, keepdims=True).repeat(3, axis=2)
-    tinted, mask, mask_hat = (enlarge(each) for each in (grey.round().astype(np.uint8), mask, mask_hat))
-    rows, columns = np.indices(mask.shape)
-    stripes = (rows + columns) % 8 < 4
-    regions = {
-        "found": ((mask > 0) & (mask_hat == mask), 0.45),
-        "extra": ((mask == 0) & (mask_hat > 0), 0.75),
-        "missed": ((mask > 0) & (mask_hat == 0), np.where(stripes, 0.95, 0.45)),
-        "confused": ((mask > 0) & (mask_hat > 0) & (mask != mask_hat), 0.8),
-    }
-    result = tinted.astype(np.float32)
-    for name, (where, strength) in regions.items():
-        alpha = (where * strength)[..., None]
-        result = result * (1 - alpha) + np.array(COLOURS[name], dtype=np.float32) * alpha
-    return result.round().astype(np.uint8)
-
-
-def enlarge(array: np.ndarray) -> np.ndarray:
-    """(H, W) or (H, W, 3) uint8 by whole factors to a longer side of about SIDE_PX, by the nearest pixel."""
-    longer = max(array.shape[:2])
-    factor = max(1, round(SIDE_PX / longer))
-    step = max(1, longer // (2 * SIDE_PX))
-    return array[::step, ::step].repeat(factor, axis=0).repeat(factor, axis=1)
+def _gates(gates: dict[str, list[dict]], chosen: str | None) -> list[dict]:
+    """A row for each gate: what it asks, its limit, and what each depth gave."""
+    found: dict[str, dict] = {}
+    for name, each in gates.items():
+        for gate in each:
+            row = found.setdefault(gate["name"], gate | {"depths": {}})
+            row["depths"][name] = gate
+            if name == chosen:
+                row["what"] = gate["what"]
+    return list(found.values())

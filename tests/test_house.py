@@ -114,6 +114,8 @@ LAYERS = (
                 "advice",
                 "findings",
                 "data_report",
+                "viewer",
+                "report_charts",
                 "report",
                 "runtimes",
                 "report_schema",
@@ -127,6 +129,8 @@ LAYERS = (
                 "gates",
                 "depth_costs",
                 "cold_start",
+                "compare_page",
+                "evaluations",
                 "card",
             )
         ),

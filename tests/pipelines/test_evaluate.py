@@ -28,7 +28,7 @@ from unetpp.masks import to_mask
 from unetpp.model import NestedUNet
 
 ROOT = Path(__file__).parents[2]
-FILES = {"metrics.json", "report.json", "depths.csv", "images.csv", "report.html"}
+FILES = {"metrics.json", "report.json", "depths.csv", "images.csv", "reliability.csv", "report.html"}
 HOSTILE = "<script>alert(1)</script>"
 SETTINGS = load_params(ROOT / "params.yaml").evaluate.model_copy(update={"latency_rounds": 3, "throughput_batch": 4})
 
