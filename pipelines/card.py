@@ -169,8 +169,8 @@ def _notes(family: Family) -> list[str]:
         f"**Table:** IoU and Dice: mean over the {splits['test']['num_images']} test images ({kinds}), "
         "foreground alone. ms: one image at a time, median (95th percentile); images/s: in batches; "
         f"both on {machine}.",
-        f"**In:** float32 `(N, {network.in_channels}, H, W)` in [0, 1], any N, H and W{resized}. "
-        f"**Out:** float32 `(N, {network.num_classes}, H, W)`, {out}.",
+        f"**In:** images of any size and number, as uint8 arrays `(H, W, C)` or as bytes of PNG, JPEG or TIFF{resized}. "
+        f'**Out:** masks `(H, W)` uint8; with `{{"mode": "probabilities"}}` float32 `({network.num_classes}, H, W)`, {out}.',
         f"**Data:** {counts} images; manifest `{family.data_sha256[:12]}`. "
         f"**Code:** commit `{family.commit[:12]}`{', with changes that were not committed' if family.dirty else ''}. "
         "**Run:** the source run of this version has the report, the curves, `dvc.lock` and `params.yaml`; "
@@ -199,8 +199,8 @@ def with_history(description: str, events: list[dict]) -> str:
 def _snippet(family: Family, version: str) -> str:
     uri = f"models:/{family.name}{version if version.startswith('@') else f'/{version}'}"
     return (
-        "```python\nimport mlflow, torch\n\n"
-        f'model = mlflow.pytorch.load_model("{uri}")\n'
-        f"probs = model(torch.rand(1, {family.trained.network.in_channels}, 200, 300))\n```\n\n"
-        f"or `unetpp predict IMAGES --model {uri} --out masks`"
+        "```python\nimport mlflow\nfrom pathlib import Path\n\n"
+        f'model = mlflow.pyfunc.load_model("{uri}")\n'
+        'mask = model.predict(Path("image.png").read_bytes())  # (H, W) uint8; or an array, or a list of either\n```\n\n'
+        f"or `unetpp predict IMAGES --model {uri} --out masks`, or `mlflow models serve -m {uri} --env-manager local`"
     )

@@ -25,7 +25,9 @@ def best_so_far(history: list[dict]) -> dict[str, float]:
 
 def describe(row: dict[str, Any], num_epochs: int) -> str:
     """An epoch in one line."""
-    ious = "  ".join(f"{key.removeprefix('val_iou_')} {value:.4f}" for key, value in row.items() if "iou_L" in key)
+    ious = "  ".join(
+        f"{key.removeprefix('val_iou_')} {value:.4f}" for key, value in row.items() if key[:9] == "val_iou_L"
+    )
     return (
         f"epoch {row['epoch']}/{num_epochs}  loss {row['train_loss']:.4f}  val IoU {ious}  "
         f"{row['images_per_s']:.0f} images/s  waited for data {row['data_wait_share']:.1%}"

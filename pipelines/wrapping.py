@@ -25,7 +25,7 @@ def wrap(network: nn.Module, train: Train, device: torch.device, world: int) -> 
         static_graph=train.static_graph,
         # Else rank 0's running statistics would replace those of the others before each step, and their mean
         # (`average_statistics`) would know rank 0's images alone.
-        broadcast_buffers=False,
+        forward_sync_buffers=False,
     )
     if train.compress_gradients == "bf16":
         wrapped.register_comm_hook(None, bf16_compress_hook)
