@@ -38,7 +38,7 @@ def exclusive(client, name: str) -> Iterator[Callable[[], None]]:
     """
     parts = urlsplit(client.tracking_uri)
     if parts.scheme.startswith("sqlite"):
-        with _file_locked(f"{parts.path.removeprefix('/')}.lock"):
+        with file_locked(f"{parts.path.removeprefix('/')}.lock", "another registration is at work in this store"):
             yield lambda: None
     else:
         with _Turn(client, name).held() as check:
@@ -46,12 +46,26 @@ def exclusive(client, name: str) -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
-def _file_locked(path: str) -> Iterator[None]:
+def opening(uri: str) -> Iterator[None]:
+    """One process at a time opens a store in a local file: two that create its tables at once break them."""
+    parts = urlsplit(uri)
+    path = f"{parts.path.removeprefix('/')}.opening"
+    if parts.scheme.startswith("sqlite") and os.access(os.path.dirname(path) or ".", os.W_OK):
+        with file_locked(path):
+            yield
+    else:  # who may not write there creates no tables either
+        yield
+
+
+@contextmanager
+def file_locked(path: str, waits_for: str | None = None) -> Iterator[None]:
+    """Hold the lock on a file, which is made; `waits_for` is printed where another process has it."""
     with open(path, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            print("another registration is at work in this store; waiting for it", flush=True)
+            if waits_for:
+                print(f"{waits_for}; waiting for it", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from pipelines.exclusive import TurnLostError
+from pipelines.exclusive import TurnLostError, opening
 from unetpp.errors import UserError
 from unetpp.offline import silence
 
@@ -139,8 +139,9 @@ def connect(uri: str) -> MlflowClient:
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     try:
         mlflow.set_tracking_uri(with_driver(uri))
-        client = MlflowClient(with_driver(uri))
-        client.search_experiments(max_results=1)
+        with opening(uri):
+            client = MlflowClient(with_driver(uri))
+            client.search_experiments(max_results=1)
     except (MlflowException, OSError, DBAPIError) as error:
         if isinstance(error, MlflowException) and error.error_code in (
             "UNAUTHENTICATED",

@@ -138,7 +138,9 @@ def test_server_with_log_in_over_postgresql_and_s3_needs_its_address_alone(
             assert PASSWORD not in str(found)
             keys = [one["Key"] for one in s3.list_objects_v2(Bucket="mlflow")["Contents"]]
             assert [key for key in keys if key.endswith("evidence/exports/model.onnx")]
-            strange = requests.get(f"{server.url}/health", headers={"Host": "evil.example"}, timeout=10)
+            # /health and /version answer to any name.
+            asked = f"{server.url}/api/2.0/mlflow/experiments/get-by-name?experiment_name=tests"
+            strange = requests.get(asked, headers={"Host": "evil.example"}, auth=("admin", PASSWORD), timeout=10)
             assert strange.status_code == 403
         finally:
             server.close()
