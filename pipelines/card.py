@@ -169,8 +169,9 @@ def _notes(family: Family) -> list[str]:
         f"**Table:** IoU and Dice: mean over the {splits['test']['num_images']} test images ({kinds}), "
         "foreground alone. ms: one image at a time, median (95th percentile); images/s: in batches; "
         f"both on {machine}.",
-        f"**In:** images of any size and number, as uint8 arrays `(H, W, C)` or as bytes of PNG, JPEG or TIFF{resized}. "
-        f'**Out:** masks `(H, W)` uint8; with `{{"mode": "probabilities"}}` float32 `({network.num_classes}, H, W)`, {out}.',
+        f"**In:** images of any size and number, uint8 arrays `(H, W, C)` or bytes of PNG, JPEG or TIFF{resized}. "
+        '**Out:** masks `(H, W)` uint8; with `{"mode": "probabilities"}` float32 '
+        f"`({network.num_classes}, H, W)`, {out}.",
         f"**Data:** {counts} images; manifest `{family.data_sha256[:12]}`. "
         f"**Code:** commit `{family.commit[:12]}`{', with changes that were not committed' if family.dirty else ''}. "
         "**Run:** the source run of this version has the report, the curves, `dvc.lock` and `params.yaml`; "
@@ -201,6 +202,6 @@ def _snippet(family: Family, version: str) -> str:
     return (
         "```python\nimport mlflow\nfrom pathlib import Path\n\n"
         f'model = mlflow.pyfunc.load_model("{uri}")\n'
-        'mask = model.predict(Path("image.png").read_bytes())  # (H, W) uint8; or an array, or a list of either\n```\n\n'
+        'mask = model.predict(Path("image.png").read_bytes())  # (H, W) uint8; or an array, or a list\n```\n\n'
         f"or `unetpp predict IMAGES --model {uri} --out masks`, or `mlflow models serve -m {uri} --env-manager local`"
     )
