@@ -8,6 +8,7 @@ memory are of this machine, on this day. What each number means: docs/measuremen
 
 import argparse
 import csv
+import json
 from math import isnan
 from pathlib import Path
 
@@ -176,6 +177,7 @@ def evaluate(
         "devices": devices,
         "test": {"sha256": digest, "kinds": manifest["splits"]["test"]["kinds"]},
         "classes": _classes(quality, trained.classes),
+        "multilabel": trained.network.multilabel,
     }
     Report.model_validate(result)  # what others read is what the schema says, or it is not written
 
@@ -191,6 +193,7 @@ def evaluate(
         "Model file (model.pt), sha256": sha256(weights),
         "Training run": trained.info.get("run"),
         "Epoch of the weights": trained.info.get("epoch"),
+        "Params of the training": json.dumps(trained.info.get("params"), sort_keys=True),
         "Network": ", ".join(f"{key} {value}" for key, value in trained.network.config().items()),
     }
     rule = {"tolerance_iou": settings.tolerance_iou, "max_latency_ms": settings.max_latency_ms, "resamples": RESAMPLES}

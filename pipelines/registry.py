@@ -246,6 +246,7 @@ def load_segmenter(uri: str, configured: str | None = None) -> tuple[Segmenter, 
     Raises:
         UserError: no such model, version or alias (the message names those that exist), or no store.
     """
+    parse_uri(uri)  # what is no address is refused before anybody is asked
     store = tracking_uri(configured)
     with explained(store):
         version = find_version(connect(store), uri)
@@ -257,19 +258,29 @@ def load_segmenter(uri: str, configured: str | None = None) -> tuple[Segmenter, 
         return load_version(version.name, str(version.version)), *facts
 
 
-def find_version(client: MlflowClient, uri: str) -> ModelVersion:
-    """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names.
+def parse_uri(uri: str) -> tuple[str, str | None, str | None]:
+    """`models:/NAME@ALIAS` as (NAME, ALIAS, None), `models:/NAME/VERSION` as (NAME, None, VERSION).
 
     Raises:
-        UserError: no such model, version or alias; the message names those that exist.
+        UserError: neither.
     """
     name, mark, alias = uri.removeprefix("models:/").partition("@")
     if not mark:
         name, _, alias = name.partition("/")
     if not uri.startswith("models:/") or not name or not alias:
         raise UserError(f"found model {uri!r}; expected models:/NAME@ALIAS or models:/NAME/VERSION")
+    return (name, alias, None) if mark else (name, None, alias)
+
+
+def find_version(client: MlflowClient, uri: str) -> ModelVersion:
+    """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names.
+
+    Raises:
+        UserError: no such model, version or alias; the message names those that exist.
+    """
+    name, alias, version = parse_uri(uri)
     try:
-        return client.get_model_version_by_alias(name, alias) if mark else client.get_model_version(name, alias)
+        return client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise

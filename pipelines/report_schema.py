@@ -196,3 +196,4 @@ class Report(Part):
     devices: list[Device]
     test: Test
     classes: dict[str, dict[str, Number]]
+    multilabel: bool  # the classes are labels that may lie over each other

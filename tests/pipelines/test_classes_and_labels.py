@@ -146,7 +146,7 @@ def test_both_pages_name_the_classes(run):
         assert outline.open == []
         for name in NAMES:
             assert name in outline.text
-    assert "IoU by class" in outline.text
+    assert "IoU per image by class" in outline.text
     data = Outline((run.folder / "data.html").read_text()).text
     assert ("Not annotated, % of pixels" in data) == (run.task == "classes")
     assert ("Labels may lie over each other" in data) == (run.task == "labels")
@@ -213,17 +213,3 @@ def test_an_ignore_value_of_shapes_which_have_none_is_refused(tmp_path):
     params = params_of({"ingest": {}, "prepare": {"ignore": 255}}).prepare
     with pytest.raises(UserError, match=r"annotations\.json: found COCO annotations, and prepare\.ignore is 255"):
         prepare(params, raw, tmp_path / "prepared")
-
-
-def test_an_overlay_leaves_what_nobody_annotated_as_it_is_whatever_was_predicted_there():
-    rng = np.random.default_rng(0)
-    base = rng.integers(0, 256, (report.SIDE_PX, report.SIDE_PX, 1), np.uint8).repeat(3, axis=2)
-    mask = rng.integers(0, 4, base.shape[:2]).astype(np.uint8)  # bits of two labels
-    mask[:, 100:150] = IGNORE
-    mask_hat = rng.integers(0, 4, base.shape[:2]).astype(np.uint8)
-    tinted = report.overlay(base, mask, mask_hat)
-    assert np.array_equal(tinted[:, 100:150], base[:, 100:150])
-    others = np.ones(base.shape[:2], bool)
-    others[:, 100:150] = False
-    changed = (tinted != base).any(axis=2)
-    assert np.array_equal(changed[others], ((mask > 0) | (mask_hat > 0))[others])
