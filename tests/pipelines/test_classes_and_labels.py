@@ -10,7 +10,6 @@ import torch
 import yaml
 from PIL import Image
 
-from pipelines import report
 from pipelines.data_report import write_data_report
 from pipelines.evaluate import evaluate
 from pipelines.ingest import ingest
