@@ -8,6 +8,8 @@ from unetpp.errors import UserError
 
 from .family import NAME, change_report, register, write_stages
 
+pytestmark = pytest.mark.slow  # each registration reads its versions back in a process of its own
+
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):

@@ -25,6 +25,8 @@ from .family import NAME, SENTENCE, inputs, measured, register, settings, write_
 
 ROOT = Path(__file__).parents[2]
 
+pytestmark = pytest.mark.slow  # each registration reads its versions back in a process of its own
+
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
