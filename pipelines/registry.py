@@ -258,8 +258,8 @@ def load_segmenter(uri: str, configured: str | None = None) -> tuple[Segmenter, 
         return load_version(version.name, str(version.version)), *facts
 
 
-def parse_uri(uri: str) -> tuple[str, str | None, str | None]:
-    """`models:/NAME@ALIAS` as (NAME, ALIAS, None), `models:/NAME/VERSION` as (NAME, None, VERSION).
+def parse_uri(uri: str) -> tuple[str, str, bool]:
+    """`models:/NAME@ALIAS` as (NAME, ALIAS, True), `models:/NAME/VERSION` as (NAME, VERSION, False).
 
     Raises:
         UserError: neither.
@@ -269,7 +269,7 @@ def parse_uri(uri: str) -> tuple[str, str | None, str | None]:
         name, _, alias = name.partition("/")
     if not uri.startswith("models:/") or not name or not alias:
         raise UserError(f"found model {uri!r}; expected models:/NAME@ALIAS or models:/NAME/VERSION")
-    return (name, alias, None) if mark else (name, None, alias)
+    return name, alias, bool(mark)
 
 
 def find_version(client: MlflowClient, uri: str) -> ModelVersion:
@@ -278,9 +278,9 @@ def find_version(client: MlflowClient, uri: str) -> ModelVersion:
     Raises:
         UserError: no such model, version or alias; the message names those that exist.
     """
-    name, alias, version = parse_uri(uri)
+    name, which, is_alias = parse_uri(uri)
     try:
-        return client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
+        return client.get_model_version_by_alias(name, which) if is_alias else client.get_model_version(name, which)
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise

@@ -26,6 +26,7 @@ LAYERS = (
         "unetpp.graphs",
         "unetpp.quantisation",
         "unetpp.runtimes",
+        "unetpp.signal_stack",
         "unetpp.verification",
         "unetpp.tiles",
         "unetpp.cost",

@@ -14,6 +14,7 @@ from unetpp.errors import UserError
 from unetpp.export import WEIGHTS, load_safetensors
 from unetpp.graphs import INPUT
 from unetpp.inference import Segmenter
+from unetpp.signal_stack import kept_signal_stack
 
 Predict = Callable[[np.ndarray], np.ndarray]
 
@@ -61,7 +62,8 @@ def _open_openvino(file: Path, threads: int) -> Predict:
         "NUM_STREAMS": 1,
         "INFERENCE_PRECISION_HINT": "f32",  # or it takes bf16 where the processor has it
     }
-    compiled = core.compile_model(core.read_model(str(file)), "CPU", settings)
+    with kept_signal_stack():
+        compiled = core.compile_model(core.read_model(str(file)), "CPU", settings)
     return lambda image: np.array(compiled(image)[0])  # a copy: the next pass writes into the same memory
 
 

@@ -1,0 +1,34 @@
+"""The stack on which a thread's signals are handled, kept as it was by whom it is lent to."""
+
+import ctypes
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+ON_STACK = 1  # a flag that the system reports and does not take
+
+
+class _Stack(ctypes.Structure):
+    """`stack_t` of Linux."""
+
+    _fields_ = (("memory", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@contextmanager
+def kept_signal_stack() -> Iterator[None]:
+    """Put this thread's alternative signal stack back after the block.
+
+    OpenVINO 2026.4 sets one when it compiles a model, and frees its memory some time later. The next signal that is
+    handled there then ends the process by SIGSEGV: the end of a child is enough, once torch's loader has set its
+    handler.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    libc, before = ctypes.CDLL(None), _Stack()
+    libc.sigaltstack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        before.flags &= ~ON_STACK
+        libc.sigaltstack(ctypes.byref(before), None)
