@@ -53,9 +53,6 @@ def run_remotely(stage: str, params: Params, address: str, arguments: dict[str, 
             client = _connect(address)
             job, known = find_job(client, key)
             if not known:
-                # Another attempt is another package: Ray removes that of a job which was stopped some time after it,
-                # also from under one that was sent meanwhile.
-                (package / "attempt").write_text(job)
                 _send(client, job, package, params.cluster.python)
             follow(client, job, address)
     fetch(storage, key, outputs_of(stage, arguments))

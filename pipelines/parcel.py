@@ -7,6 +7,7 @@ file is what the job runs: the stage, and then its outputs into `cluster.storage
 import hashlib
 import itertools
 import json
+import os
 import runpy
 import shutil
 import sys
@@ -182,6 +183,15 @@ def check_versions(pinned: dict[str, str]) -> None:
 
 def run_job() -> None:
     """What the job runs, in its working directory: the stage, and then its outputs into the storage."""
+    with tempfile.TemporaryDirectory(prefix="unetpp-job-") as folder:
+        # Ray removes a job's working directory when the stage leaves the cluster, with its results still to be written.
+        shutil.copytree(".", folder, dirs_exist_ok=True)
+        sys.path[:] = [folder if path in ("", os.getcwd()) else path for path in sys.path]
+        os.chdir(folder)
+        _run_stage()
+
+
+def _run_stage() -> None:
     job = json.loads(Path(JOB).read_text(encoding="utf-8"))
     check_versions(job["pinned"])
     arguments = job["arguments"]
