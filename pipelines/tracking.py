@@ -39,6 +39,14 @@ with warnings.catch_warnings():
 Result = TypeVar("Result")
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 # What a store answers that may answer otherwise in a moment.
+LOST = (
+    "Max retries exceeded",
+    "Connection aborted",
+    "Connection broken",
+    "IncompleteRead",
+    "Connection refused",
+    "Read timed out",
+)
 PASSING = {"TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "ABORTED"}
 RETRY_AFTER_S = (2, 10)
 
@@ -83,7 +91,8 @@ def explained(uri: str) -> Iterator[None]:
 
 def _is_loss(error: BaseException) -> bool:
     if isinstance(error, MlflowException):
-        return error.error_code in PASSING
+        # A download of several files tells what happened to each in its text alone.
+        return error.error_code in PASSING or any(sign in str(error) for sign in LOST)
     if isinstance(error, requests.RequestException | ConnectionError | DBAPIError | TimeoutError):
         return True
     # Of a bucket that holds the artifacts; storage.py is the home of boto3, and all of its errors come from there.
