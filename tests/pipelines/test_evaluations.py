@@ -112,8 +112,8 @@ def test_a_run_a_version_and_an_alias_name_what_was_logged_with_them(elsewhere, 
     uri = f"sqlite:///{elsewhere / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     client = tracking.connect(uri)
-    experiment = tracking.experiment_id(client, "test")
-    with tracking.open_run(client, experiment, "a run", "f") as run:
+    experiment = runs.experiment_id(client, "test")
+    with runs.open_run(client, experiment, "a run", "f") as run:
         run_id = run.info.run_id
         client.log_artifacts(run_id, str(write_files(elsewhere / "made")), "report")
     client.create_registered_model("nuclei")
@@ -129,7 +129,7 @@ def test_a_run_a_version_and_an_alias_name_what_was_logged_with_them(elsewhere, 
     ):
         with pytest.raises(UserError, match=answer):
             find_evaluation(name)
-    with tracking.open_run(client, experiment, "bare", "g") as bare:
+    with runs.open_run(client, experiment, "bare", "g") as bare:
         pass
     with pytest.raises(UserError, match="no such run with a folder `report`"):
         find_evaluation(bare.info.run_id)

@@ -19,7 +19,7 @@ BOTH = [
 ]
 KINDS = [
     {"skips": "short", "upsampling": "transposed"},
-    {"skips": "encoder", "norm": "instance", "upsampling": "bilinear"},
+    {"skips": "encoder", "norm": "batch", "upsampling": "bilinear"},
     {"skips": "dense", "deep_supervision": False},
     {"num_classes": 2, "multilabel": True, "dropout": 0.3, "norm": "group"},
 ]
