@@ -107,7 +107,7 @@ def test_a_commit_and_an_experiment_name_what_they_made(elsewhere):
 
 @pytest.mark.slow
 def test_a_run_a_version_and_an_alias_name_what_was_logged_with_them(elsewhere, monkeypatch):
-    from pipelines import tracking
+    from pipelines import runs, tracking
 
     uri = f"sqlite:///{elsewhere / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
