@@ -11,10 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from pipelines.intervals import bootstrap, interval
 from unetpp.errors import UserError
 
-RESAMPLES = 2000
-LEVEL = 0.95
 SCORES = {"iou": "IoU", "boundary_f1": "Boundary F1", "object_f1": "Object F1"}  # columns of images.csv, then _L1 ...
 
 
@@ -52,14 +51,9 @@ def paired_difference(candidate: dict[str, float], other: dict[str, float], grou
     differences = np.array([candidate[id_] - other[id_] for id_ in ids])
     # A tuple, so that an image without a group shares none with a group that is called as it is.
     names = [("group", groups[id_]) if groups.get(id_) else ("image", id_) for id_ in ids]
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    belongs = np.array([numbers[name] for name in names])
-    sums, sizes = np.bincount(belongs, differences), np.bincount(belongs)
-    rng, num_groups = np.random.default_rng(0), len(sizes)
-    draws = (rng.integers(num_groups, size=num_groups) for _ in range(RESAMPLES))
-    means = [sums[drawn].sum() / sizes[drawn].sum() for drawn in draws]
-    low, high = np.percentile(means, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
-    return Difference(float(differences.mean()), float(low), float(high), len(ids), num_groups)
+    numbers = {name: str(number) for number, name in enumerate(dict.fromkeys(names))}
+    means = bootstrap({"difference": differences}, [numbers[name] for name in names])["difference"]
+    return Difference(float(differences.mean()), *interval(means), len(ids), len(numbers))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ BOTH = [
 ]
 KINDS = [
     {"skips": "short", "upsampling": "transposed"},
-    {"skips": "encoder", "norm": "batch", "upsampling": "bilinear"},
+    {"skips": "encoder", "norm": "instance", "upsampling": "bilinear"},
     {"skips": "dense", "deep_supervision": False},
     {"num_classes": 2, "multilabel": True, "dropout": 0.3, "norm": "group"},
 ]
@@ -53,7 +53,10 @@ def test_every_format_in_every_runtime_gives_the_probabilities_of_the_network(ki
     assert all(one.max_difference < 1e-5 for one in found), found
 
     channels = trained.network.in_channels
-    for least in ((1, channels, 2, 3), (2, channels, 1, 1)):
+    least_sizes = [(1, channels, 2, 3)]
+    if trained.network.norm != "instance":  # of one pixel an instance has no variance: the answer is rounding alone
+        least_sizes.append((2, channels, 1, 1))
+    for least in least_sizes:
         image = np.random.default_rng(0).random(least, dtype=np.float32)
         expected = of_segmenter(trained.segmenter())(image)
         # A norm over pixels that are all alike divides what rounding left of their variance by nearly nothing.
