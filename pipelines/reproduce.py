@@ -28,7 +28,7 @@ from unetpp.inference import load_model
 RAW = "data/raw"
 RECORDED = ("params.yaml", "dvc.yaml", "dvc.lock")
 REPORT, MODEL = "reports/evaluate/report.json", "models/train/model.pt"
-SPLIT = ("data/prepared", "reports/prepare/split.csv", "models/search/architecture.yaml")
+SPLIT = ("data/prepared", "reports/prepare/split.csv", "models/search")
 # What the machine decides. All other numbers of a report are a function of data and weights.
 MEASURED = ("latency", "images_per_s", "best_batch", "peak_memory", "cold_start")
 
