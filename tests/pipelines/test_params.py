@@ -136,9 +136,10 @@ TABLES = {
 def test_params_and_docs_name_every_row_of_a_table_and_no_other_value(repository, section, key):
     """The code is the table alone (tests/unetpp/test_model.py); this fails until a new row can be chosen."""
     table, legal = TABLES[section, key], Params.model_fields[section].annotation.model_fields[key].annotation
-    assert set(get_args(legal)) == set(table)
+    folded = {"none"} if key == "norm" else set()  # what an export is made with: nobody trains it by a param
+    assert set(get_args(legal)) == set(table) - folded
     documented = (repository / "docs/networks.md").read_text()
-    assert [name for name in table if f"`{name}`" not in documented] == []
+    assert [name for name in table if name not in folded and f"`{name}`" not in documented] == []
 
 
 SECRETS = {
