@@ -127,7 +127,7 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--model", default="models/train", help="folder of a trained or exported model, an .onnx, or models:/NAME@ALIAS"
     )
-    one.add_argument("--depth", type=int, help="prune to this depth (default: the deepest; a URI has its own)")
+    one.add_argument("--depth", type=int, help="prune to this depth (default: the deepest it has)")
     one.add_argument("--heads", help="average heads instead: mean (of all), or depths with weights, such as 2:1,4:3")
     one.add_argument("--out", type=Path, required=True, help="folder for the masks, <image name>.png")
     one.set_defaults(run=_predict)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from pipelines import report
+from pipelines.commit import git_commit
 from pipelines.decision import Decision, decide
 from pipelines.depth_costs import describe_machine, measure_cost
 from pipelines.depth_table import describe
@@ -186,6 +187,7 @@ def evaluate(
         image, mask = split[index]
         masks_hat = {name: mask_hat[0].numpy() for name, mask_hat in predict([image]).items()}
         samples.append(report.Sample(rank, rows[index], image, mask, masks_hat))
+    commit, dirty = git_commit(Path.cwd())
     weights = model / "model.pt" if model.is_dir() else model
     provenance = {
         "Test images (test.arrow), sha256": digest,
@@ -195,6 +197,7 @@ def evaluate(
         "Epoch of the weights": trained.info.get("epoch"),
         "Params of the training": json.dumps(trained.info.get("params"), sort_keys=True),
         "Network": ", ".join(f"{key} {value}" for key, value in trained.network.config().items()),
+        "Commit of the evaluating code": commit + (" with changed files" if dirty else ""),
     }
     rule = {"tolerance_iou": settings.tolerance_iou, "max_latency_ms": settings.max_latency_ms, "resamples": RESAMPLES}
     extremes = {name: find_extremes(rows, name) for name in quality}

@@ -22,7 +22,7 @@ from unetpp.data import Split
 from unetpp.errors import UserError
 from unetpp.export import WEIGHTS, folded, save_safetensors
 from unetpp.graphs import capture, missing_for_onnx, save_onnx, save_pt2
-from unetpp.inference import Segmenter, Trained, load_model, scaled
+from unetpp.inference import Trained, load_model, scaled
 from unetpp.quantisation import quantise
 from unetpp.runtimes import missing
 from unetpp.verification import Comparison, Verification
@@ -209,19 +209,13 @@ def load(model: str) -> Trained:
     """A model from a folder or file of the train stage, or from MLflow by `models:/NAME@ALIAS`.
 
     Raises:
-        UserError: no such model, or a version that holds a graph and no weights.
+        UserError: no such model.
     """
     if not model.startswith("models:/"):
         return load_model(model)
-    from pipelines.registry import load_segmenter
+    from pipelines.registry import load_trained
 
-    segmenter, _, size, _, classes = load_segmenter(model, load_params().registry.tracking_uri)
-    if not isinstance(segmenter, Segmenter):
-        raise UserError(
-            f"{model}: found a version without weights of its own, registered by an earlier unetpp; expected one that "
-            "this version registered: run `dvc repro register`, or give the folder models/train"
-        )
-    return Trained(segmenter.network, size, {"source": model, "classes": classes})
+    return load_trained(model, load_params().registry.tracking_uri)
 
 
 def export_model(

@@ -85,18 +85,13 @@ def load(model: str, depth: int | None, heads: str | None = None) -> Loaded:
         return load_file(Path(model), depth, heads)
     if not model.startswith("models:/"):
         trained = read_safetensors(model) if Path(model, CONFIG).is_file() else load_model(model)
-        network = trained.segmenter(depth) if heads is None else trained.ensemble(read_heads(heads))
-        return Loaded(network, trained.network.in_channels, trained.size, trained.network.multilabel, trained.classes)
-    from pipelines.params import load_params
-    from pipelines.registry import load_segmenter
+    else:
+        from pipelines.params import load_params
+        from pipelines.registry import load_trained
 
-    if depth is not None or heads is not None:
-        given = f"--depth {depth}" if heads is None else f"--heads {heads}"
-        raise UserError(
-            f"{given}: a registered version has one depth and its head; name it by its alias, such as "
-            f"models:/NAME@L{depth or 1}, or give the folder of the whole network, models/train"
-        )
-    return Loaded(*load_segmenter(model, load_params().registry.tracking_uri))
+        trained = load_trained(model, load_params().registry.tracking_uri)
+    network = trained.segmenter(depth) if heads is None else trained.ensemble(read_heads(heads))
+    return Loaded(network, trained.network.in_channels, trained.size, trained.network.multilabel, trained.classes)
 
 
 def load_file(path: Path, depth: int | None, heads: str | None) -> Loaded:

@@ -13,11 +13,12 @@ from pathlib import Path
 
 from pipelines import aliases, evidence, registry, reload, run_log, runs, tracking
 from pipelines.card import Family, family_description, version_description, with_history
+from pipelines.commit import git_commit
 from pipelines.exclusive import exclusive
 from pipelines.files import sha256, write_json
 from pipelines.params import load_params
 from pipelines.promotion import Scored, Verdict, judge
-from pipelines.run_log import Inputs, flatten, git_commit
+from pipelines.run_log import Inputs, flatten
 from pipelines.sections import Register
 from unetpp.errors import UserError
 from unetpp.inference import load_model

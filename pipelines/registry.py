@@ -5,7 +5,6 @@ weights as safetensors, numbers as JSON and SHA256SUMS over all of it: no pickle
 """
 
 import base64
-import json
 import logging
 import os
 import tempfile
@@ -233,15 +232,11 @@ def logged_model_id(client: MlflowClient, name: str, version: str) -> str:
     raise UserError(f"models:/{name}/{version}: found the source {source}; expected a logged model")
 
 
-def load_segmenter(uri: str, configured: str | None = None) -> tuple[Segmenter, int, int | None, bool, list[str]]:
-    """What is behind `models:/name@alias` or `models:/name/version`.
+def load_trained(uri: str, configured: str | None = None) -> Trained:
+    """What is behind `models:/name@alias` or `models:/name/version`: the network of its depth, and its shallower heads.
 
     Args:
         configured: register.tracking_uri, if there are params.
-
-    Returns:
-        the module, as `load_version`; channels of its images; px that images were resized to for training, or None;
-        whether its classes are labels that may lie over each other; the names of its foreground classes.
 
     Raises:
         UserError: no such model, version or alias (the message names those that exist), or no store.
@@ -250,12 +245,7 @@ def load_segmenter(uri: str, configured: str | None = None) -> tuple[Segmenter, 
     store = tracking_uri(configured)
     with explained(store):
         version = find_version(connect(store), uri)
-        needed = ("in_channels", "size_px", "multilabel", "classes")
-        lacking = [tag for tag in needed if tag not in version.tags]
-        if lacking:
-            raise UserError(f"{uri}: its tags lack {', '.join(lacking)}; expected what the register stage writes")
-        facts = [json.loads(version.tags[tag]) for tag in needed]
-        return load_version(version.name, str(version.version)), *facts
+        return fetch_version(version.name, str(version.version))
 
 
 def parse_uri(uri: str) -> tuple[str, str, bool]:

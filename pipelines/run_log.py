@@ -3,7 +3,6 @@
 import csv
 import itertools
 import json
-import subprocess
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,8 +16,6 @@ from pipelines.card import Family
 from pipelines.evidence import write_sums
 from unetpp.errors import UserError
 
-# What the pipeline itself rewrites while it runs does not make the code another one.
-REWRITTEN = ("dvc.lock", "reports")
 # What says where the numbers come from, beside the commit; those that are there are kept.
 PIPELINE_FILES = ("dvc.lock", "dvc.yaml", "params.yaml", "requirements.lock")
 REPORT_FILES = ("report.html", "report.json", "depths.csv", "images.csv")
@@ -39,21 +36,6 @@ class Inputs:
     def system(self) -> Path:
         """How busy the machine was while it trained: beside the curves, which training wrote as well."""
         return self.curves.with_name("system.csv")
-
-
-def git_commit(folder: Path) -> tuple[str, bool]:
-    """The commit that is checked out, and whether files differ from it; ("none", False) without git or a repository."""
-    try:
-        commit = _git(folder, "rev-parse", "HEAD")
-        changes = _git(folder, "status", "--porcelain", "--", ".", *(f":!{path}" for path in REWRITTEN))
-    except (OSError, subprocess.CalledProcessError):
-        return "none", False
-    return commit, bool(changes)
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, text=True)
-    return done.stdout.strip()
 
 
 def log_run(client, run, family: Family, inputs: Inputs, params: dict, folder: Path) -> None:

@@ -54,6 +54,7 @@ LAYERS = (
             f"pipelines.{name}"
             for name in (
                 "files",
+                "commit",
                 "stage",
                 "sections",
                 "params",

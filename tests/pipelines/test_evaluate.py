@@ -16,6 +16,7 @@ import yaml
 from torch import nn
 
 from pipelines import evaluate as stage
+from pipelines.commit import git_commit
 from pipelines.params import load_params
 from pipelines.picks import pick
 from pipelines.predictor import Predictor, count_pixels
@@ -222,6 +223,7 @@ def test_every_kind_of_network_gets_its_files(tmp_path, keywords, num_classes, n
     page = (out / "report.html").read_text()
     assert HOSTILE not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert git_commit(Path.cwd())[0] in page
 
 
 def test_quality_is_the_same_in_every_run(tmp_path):

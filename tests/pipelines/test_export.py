@@ -20,7 +20,7 @@ from pipelines.runtimes import image_ious, measure_runtimes
 from pipelines.sections import Export
 from unetpp.data import Split, SplitWriter
 from unetpp.errors import UserError
-from unetpp.inference import Segmenter, Trained
+from unetpp.inference import Trained
 from unetpp.model import NestedUNet
 from unetpp.offline import TELEMETRY_OFF
 from unetpp.runtimes import of_segmenter
@@ -211,20 +211,6 @@ def test_exported_models_predict_the_masks_of_the_network(made, tmp_path):
         mask(made.exports / "L1/model.pt2")
     with pytest.raises(UserError, match="an exported file is one depth and its head"):
         predict([str(tmp_path / "a.png")], str(made.exports / "L1/model.onnx"), 1, tmp_path / "out")
-
-
-def test_a_registered_version_is_exported_by_its_weights(made, monkeypatch):
-    segmenter = made.trained.segmenter()
-    facts = (3, 96, False, ["nucleus"])
-    monkeypatch.setattr("pipelines.registry.load_segmenter", lambda uri, configured: (segmenter, *facts))
-    loaded = stage.load("models:/nuclei@L1")
-    assert loaded.network is segmenter.network
-    assert (loaded.size, loaded.classes) == (96, ["nucleus"])
-    graph = torch.nn.Identity()
-    monkeypatch.setattr("pipelines.registry.load_segmenter", lambda uri, configured: (graph, *facts))
-    with pytest.raises(UserError, match="without weights of its own"):
-        stage.load("models:/nuclei@L1")
-    assert isinstance(segmenter, Segmenter)
 
 
 def test_snippets_of_the_docs_run_and_agree(made, monkeypatch):

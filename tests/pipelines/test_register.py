@@ -14,7 +14,6 @@ import torch
 from pipelines import register as stage
 from pipelines import registry, reload, tracking
 from pipelines.files import sha256, write_json
-from pipelines.run_log import git_commit
 from pipelines.stage import run_command
 from unetpp.errors import UserError
 from unetpp.inference import Trained, load_model
@@ -74,8 +73,10 @@ def model_of(client, version: int):
 def test_loaded_model_predicts_what_its_network_does_for_any_batch_and_size(home, client, depth):
     folder, _ = home
     uri = f"models:/{NAME}@L{depth}"
-    loaded, channels, size_px, multilabel, classes = registry.load_segmenter(uri, f"sqlite:///{folder}/mlflow.db")
-    assert (channels, size_px, multilabel, classes) == (3, 96, False, ["1"])
+    trained = registry.load_trained(uri, f"sqlite:///{folder}/mlflow.db")
+    found = (trained.network.in_channels, trained.size, trained.network.multilabel, trained.classes, trained.depths)
+    assert found == (3, 96, False, ["1"], tuple(range(1, depth + 1)))
+    loaded = trained.segmenter()
     segmenter = load_model(folder / "model").segmenter(depth)
     for size in ((1, 3, 33, 57), (3, 3, 64, 64), (5, 3, 17, 100), (1, 3, 1, 1)):
         image = torch.rand(size)
@@ -204,9 +205,9 @@ def test_aliases_are_the_depths_and_the_recommended(home, client):
 
 def test_missing_alias_is_a_user_error_that_names_those_that_exist(home):
     with pytest.raises(UserError, match="aliases L1, L2, champion, recommended"):
-        registry.load_segmenter(f"models:/{NAME}@L7", f"sqlite:///{home[0]}/mlflow.db")
+        registry.load_trained(f"models:/{NAME}@L7", f"sqlite:///{home[0]}/mlflow.db")
     with pytest.raises(UserError, match=f"it holds models:/{NAME}"):
-        registry.load_segmenter("models:/other/1", f"sqlite:///{home[0]}/mlflow.db")
+        registry.load_trained("models:/other/1", f"sqlite:///{home[0]}/mlflow.db")
 
 
 def test_registering_again_makes_nothing_new_and_restores_what_is_missing(home, client, run):
@@ -235,22 +236,6 @@ def test_metrics_of_another_model_are_refused(home, tmp_path):
 def test_missing_metrics_name_the_stage_that_writes_them(home, tmp_path):
     with pytest.raises(UserError, match="dvc repro evaluate"):
         stage.read_family(replace(inputs(home[0]), evaluation=tmp_path), settings())
-
-
-def test_commit_is_none_without_a_repository(tmp_path):
-    assert git_commit(tmp_path) == ("none", False)
-
-
-def test_changed_code_makes_a_commit_dirty_and_pipeline_outputs_do_not(tmp_path):
-    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
-    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
-        subprocess.run([*git, *command], cwd=tmp_path, check=True)
-    (tmp_path / "dvc.lock").write_text("")
-    commit, dirty = git_commit(tmp_path)
-    assert len(commit) == 40
-    assert not dirty
-    (tmp_path / "code.py").write_text("")
-    assert git_commit(tmp_path) == (commit, True)
 
 
 def test_nan_and_another_shape_are_differences():

@@ -61,12 +61,12 @@ def test_other_errors_pass_unchanged():
 @pytest.mark.parametrize("uri", ["models:/", "models:/name", "models:/name@", "runs:/1/L1", "name@L1"])
 def test_malformed_model_uri_is_a_user_error(uri):
     with pytest.raises(UserError, match="expected models:/NAME@ALIAS"):
-        registry.load_segmenter(uri)
+        registry.load_trained(uri)
 
 
 def test_empty_registry_says_how_to_fill_it(store):
     with pytest.raises(UserError, match="dvc repro register"):
-        registry.load_segmenter("models:/nuclei@L1")
+        registry.load_trained("models:/nuclei@L1")
 
 
 def test_page_on_a_taken_port_is_a_user_error_with_the_fix(store):
