@@ -197,7 +197,7 @@ def run_trials(space: Space, settings: dict[str, Any], costs: Costs, runs: Path,
     grid = tuner.fit()
     over = bool(search.max_hours) and spent_s(hours_file) >= (search.max_hours or 0) * 3600
     trials = [read_trial(grid[number], space, over) for number in range(len(grid))]
-    return in_order(trials, space)
+    return in_order([one for one in trials if one.config], space)  # without: it never began
 
 
 def _as_domain(dimension):
@@ -220,7 +220,7 @@ def read_trial(result, space: Space, over: bool) -> Trial:
         known = {key[13:]: value for key, value in row.items() if key.startswith("best_val_iou_L")}
         best |= {name: float(value) for name, value in known.items() if value == value}
     epochs = max(curve, default=0)
-    config = decode({key: value for key, value in (result.config or {}).items() if key in space.dimensions})
+    config = decode({key: value for key, value in _config_of(result).items() if key in space.dimensions})
     status, reason = "done", ""
     dead = metrics.get("dead")
     if result.error:
@@ -235,6 +235,14 @@ def read_trial(result, space: Space, over: bool) -> Trial:
     began = rows[0].get("timestamp", 0.0) if rows else float("inf")
     seconds = max((float(row.get("time_total_s", 0.0)) for row in rows), default=0.0)
     return Trial(0, config, status, reason, seconds, [curve[key] for key in sorted(curve)], best, began, checkpoint)
+
+
+def _config_of(result) -> dict[str, Any]:
+    """What a trial was to train. Ray has it from its reports; of one that made none, the file that it began with has it."""
+    if result.config:
+        return result.config
+    file = Path(result.path, "params.json")
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def rungs(space: Space) -> set[int]:

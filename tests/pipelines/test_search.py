@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from pipelines.space import decode, read_space
 from pipelines.train import find_init, read_architecture
 from pipelines.training import epochs
 from pipelines.trials import settings_of, trial_rows
-from pipelines.tuning import Deadline, in_order, rungs, spent_s, why_failed
+from pipelines.tuning import Deadline, in_order, read_trial, rungs, spent_s, why_failed
 from unetpp.checkpoint import load_checkpoint, save_checkpoint
 from unetpp.errors import UserError
 
@@ -200,6 +201,18 @@ def test_reasons_are_one_line():
     assert why_failed(RuntimeError("Traceback ...\nValueError: the reason")) == "ValueError: the reason"
     assert "killed" in why_failed(RuntimeError("The actor died unexpectedly before finishing this task."))
     assert "out of memory" in why_failed(RuntimeError("Task was killed: ray.exceptions.OutOfMemoryError"))
+
+
+def test_a_trial_that_died_before_its_first_report_is_known_by_the_file_it_began_with(tmp_path):
+    space = read_space(declared())
+    config = next(space.grid())
+    (tmp_path / "params.json").write_text(json.dumps(config))
+    silent = {"config": None, "metrics": None, "metrics_dataframe": None, "checkpoint": None, "path": str(tmp_path)}
+    found = read_trial(SimpleNamespace(error=RuntimeError("The actor died"), **silent), space, over=False)
+    assert found.config == decode(config)
+    assert found.status == "failed"
+    silent["path"] = str(tmp_path / "never began")
+    assert read_trial(SimpleNamespace(error=None, **silent), space, over=True).config == {}
 
 
 def test_trials_are_numbered_as_the_space_has_them_whatever_order_they_ended_in():
@@ -393,6 +406,27 @@ def test_nsga2_looks_for_a_front_and_the_same_seed_gives_the_same_trials(project
     arguments = [one.replace("runs", "other runs") if one == "runs" else one for one in command(prepared)]
     project.run("search", *arguments)
     assert sorted(tuple(row[key] for key in keys) for row in table(project)) == first
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("two_nodes")
+def test_tpe_searches_until_the_hours_are_over_and_keeps_the_best_so_far(project, prepared):
+    space = {"train.learning_rate": {"log": [1e-4, 1e-2]}}
+    drawn = {"searcher": "tpe", "num_trials": 1000, "epochs": 3, "max_hours": 25 / 3600, "space": space}
+    project.set({"search": {"widths": [[4, 6], [4, 6, 8]], "max_concurrent": 2} | drawn})
+    printed = project.run("search", *command(prepared))
+    rows = table(project)
+    done = [row for row in rows if row["status"] == "done"]
+    assert done, printed
+    assert len({row["trial"] for row in rows}) < 1000
+    assert {row["status"] for row in rows} <= {"done", "stopped"}
+    assert all("search.max_hours" in row["reason"] for row in rows if row["status"] == "stopped")
+    chosen = next(row for row in rows if row["chosen"] == "1")
+    assert float(chosen["val_iou"]) == max(float(row["val_iou"]) for row in rows if row["val_iou"])
+    assert architecture(project)["params"] == {"train.learning_rate": float(chosen["train.learning_rate"])}
+    again = project.run("search", *command(prepared))  # the hours are over: nothing is trained
+    assert "epoch 3, val IoU" not in again
+    assert table(project) == rows
 
 
 @pytest.mark.slow
