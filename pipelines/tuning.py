@@ -238,7 +238,7 @@ def read_trial(result, space: Space, over: bool) -> Trial:
 
 
 def _config_of(result) -> dict[str, Any]:
-    """What a trial was to train. Ray has it from its reports; of one that made none, the file that it began with has it."""
+    """What a trial was to train: in its reports, or in the file that it began with where it made none."""
     if result.config:
         return result.config
     file = Path(result.path, "params.json")
