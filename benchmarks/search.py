@@ -30,7 +30,7 @@ from pipelines.training import epochs
 
 RESULTS = Path(__file__).with_suffix(".json")
 BASES, DEPTH, EPOCHS, LONGER = (4, 8, 12), 4, 6, 10
-RATES = (5e-4, 4.5e-3)  # beside that of params.yaml
+RATE, RATES = 1.5e-3, (5e-4, 4.5e-3)  # the last for ASHA to choose among
 
 
 def widths_of(base: int, depth: int) -> list[int]:
@@ -59,7 +59,7 @@ def params_of(row: dict) -> Params:
     longer = row["what"] in ("anew", "warm")
     values["train"] |= {"epochs": LONGER if longer else EPOCHS, "seed": row["seed"], "num_workers": 1}
     values["train"] |= {"cpus_per_worker": 1, "use_gpu": False, "loader_workers": 0}
-    values["train"] |= {"learning_rate": row["rate"]} if "rate" in row else {}
+    values["train"] |= {"learning_rate": row.get("rate", RATE)}
     values["model"]["deep_supervision"] = row["what"] != "alone"
     return Params.model_validate(values)
 
@@ -244,7 +244,8 @@ def build_page(results: dict) -> str:
         "`python -m benchmarks.search --data /path/to/dsb2018 --out benchmarks/search.md`",
         "",
         f"DSB2018 at 96x96 (383 images to train on, 54 to validate), base widths {', '.join(map(str, BASES))}, doubled",
-        f"by level, depth {DEPTH}, {EPOCHS} epochs of the shipped params. Alone: the network of a depth with its one",
+        f"by level, depth {DEPTH}, {EPOCHS} epochs of the shipped params at learning rate {RATE:g}. Alone: the",
+        "network of a depth with its one",
         "head. CPU seconds of one process with one thread, of the lowest priority on a machine that others used.",
         f"Read on {machines}. {len(rows)} of {len(plan(3))} trainings are there; the same command goes on with the",
         "rest, and what is not there is not claimed.",
