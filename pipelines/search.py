@@ -51,11 +51,6 @@ def search(params: Params, prepared: Path, runs: Path, out: Path, reports: Path)
     costs = count_costs(space, manifest, size_px)
     fitting = check_budget(space, costs)
     if space.is_single:
-        if params.train.init == "search":
-            raise UserError(
-                "train.init is search, and the space has one candidate, so that no trial has weights to begin with: "
-                "set train.init=null, or add a candidate"
-            )
         points, trials = _points_of([Trial(1, _only(space), "none", "the only candidate: no trial")], space, costs), []
         chosen, reason, others = points[-1], "the only candidate in params.yaml: no trial", []
         weights = None

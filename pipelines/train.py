@@ -54,18 +54,18 @@ def read_architecture(path: Path) -> Architecture:
 
 
 def find_init(path: Path, chosen: Architecture, params: Params) -> dict[str, str] | None:
-    """The weights that train.init asks for: {"file", "sha256"}; None where it asks for none.
+    """The weights that train.init asks for: {"file", "sha256"}; None where it asks for none, or search had no trial.
 
     Raises:
-        UserError: search kept none.
+        UserError: the file that the search kept is gone.
     """
-    if params.train.init is None:
+    if params.train.init is None or chosen.init is None:
         return None
-    file = path.parent / (chosen.init or "init.pt")
-    if chosen.init is None or not file.is_file():
+    file = path.parent / chosen.init
+    if not file.is_file():
         raise UserError(
-            f"{path}: train.init is search, and there are no weights beside it ({file.name}): run `dvc repro search`, "
-            "or set train.init=null"
+            f"{path}: there is no {file.name} beside it, the weights to begin with: run `dvc repro search`, or set "
+            "train.init=null"
         )
     return {"file": str(file.absolute()), "sha256": sha256(file)}
 

@@ -267,15 +267,16 @@ def test_bad_input_is_refused_before_the_first_trial(project, prepared, search, 
     assert not (project.folder / "models").exists()
 
 
-def test_weights_to_begin_with_need_a_trial(project, prepared):
+def test_train_begins_anew_where_there_was_no_trial_and_not_where_its_weights_are_gone(project, prepared):
     project.set({"train": {"init": "search"}})
-    with pytest.raises(UserError, match="one candidate"):
-        run_here(project, prepared)
-    params = load_params(project.folder / "params.yaml")
-    (project.folder / "architecture.yaml").write_text("widths: [4, 6, 8]\n")
-    found = read_architecture(project.folder / "architecture.yaml")
-    with pytest.raises(UserError, match="there are no weights beside it"):
-        find_init(project.folder / "architecture.yaml", found, params)
+    run_here(project, prepared)  # one candidate
+    params, path = load_params(project.folder / "params.yaml"), project.folder / "models/search/architecture.yaml"
+    assert find_init(path, read_architecture(path), params) is None
+    path.write_text("widths: [4, 6, 8]\ninit: init.pt\n")
+    with pytest.raises(UserError, match=r"no init\.pt beside it"):
+        find_init(path, read_architecture(path), params)
+    path.with_name("init.pt").write_bytes(b"weights")
+    assert (find_init(path, read_architecture(path), params) or {})["file"] == str(path.with_name("init.pt"))
 
 
 # Whole searches.
