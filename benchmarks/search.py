@@ -180,7 +180,7 @@ def summary(rows: list[dict], seeds: list[int]) -> list[str]:
         f"One deeply supervised training a width costs {mean(times):.1f} times less than a training for each depth.",
         f"Its ranking of all the networks agrees with theirs by {mean(across):.2f} ({min(across):.2f} to",
         f"{max(across):.2f}); theirs agrees with itself, from one seed to another, by {mean(again):.2f}",
-        f"({min(again):.2f} to {max(again):.2f}). Among the four depths of one width, after so short a training, neither",
+        f"({min(again):.2f} to {max(again):.2f}). Among the four depths of one width, so shortly trained, neither",
         "says much: two seeds of one way rank them about as differently as the two ways do.",
         "",
     ]
