@@ -62,8 +62,8 @@ def measure_runtimes(
         network = read_safetensors(exports / depth).network
         for name, (one, runtime, predict) in opened.items():
             found = image_ious(predict, split, network.num_classes, network.multilabel, settings.throughput_batch)
-            difference = float(np.mean(np.asarray(ious[depth]) - found))
-            offered = difference <= settings.tolerance_iou + 1e-12
+            difference = float(np.mean(found - np.asarray(ious[depth])))  # below 0 is worse
+            offered = -difference <= settings.tolerance_iou + 1e-12
             rows.append(
                 {
                     "depth": depth,
@@ -77,7 +77,7 @@ def measure_runtimes(
                     "iou_image": float(found.mean()),
                     "difference_iou": difference,
                     "offered": offered,
-                    "why": _why(difference, settings.tolerance_iou, offered),
+                    "why": _why(-difference, settings.tolerance_iou, offered),
                 }
             )
     return rows

@@ -172,7 +172,7 @@ def test_runtimes_are_measured_on_the_test_split_beside_the_eager_network(made):
         assert row["latency_p95_ms"] >= row["latency_ms"] > 0
         assert row["images_per_s"] > 0
         assert row["size_mib"] > 0
-        assert row["difference_iou"] == pytest.approx(eager.mean() - row["iou_image"])
+        assert row["difference_iou"] == pytest.approx(row["iou_image"] - eager.mean())
         if row["precision"] == "fp32":
             assert row["iou_image"] == pytest.approx(eager.mean(), abs=1e-6)
             assert row["offered"]
