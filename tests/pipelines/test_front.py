@@ -147,11 +147,14 @@ def test_what_search_writes_train_reads(tmp_path):
     text = (tmp_path / "search/architecture.yaml").read_text()
     assert "Train takes the whole widths" in text  # the chosen depth is not the deepest
     assert text.count("# runner-up:") == 1
-    warm = params.model_copy(update={"train": params.train.model_copy(update={"init": "search"})})
-    init = find_init(tmp_path / "search/architecture.yaml", found, warm)
+    begins = {
+        init: params.model_copy(update={"train": params.train.model_copy(update={"init": init})})
+        for init in ("search", None)
+    }
+    init = find_init(tmp_path / "search/architecture.yaml", found, begins["search"])
     assert init is not None
     assert torch.equal(torch.load(init["file"], weights_only=True)["a"], weights["a"])
-    assert find_init(tmp_path / "search/architecture.yaml", found, params) is None
+    assert find_init(tmp_path / "search/architecture.yaml", found, begins[None]) is None
 
 
 def test_the_page_tells_what_became_of_every_trial(prepared):
