@@ -153,6 +153,15 @@ def in_process_ms(model: str, images: list[np.ndarray]) -> float:
     return float(np.median(times[len(images) :]))  # the first round warms up
 
 
+def describe(model: str) -> str:
+    """The network behind a registered version, in a sentence."""
+    from pipelines.registry import load_trained
+
+    trained = load_trained(model)
+    resized = f"; images are resized to {trained.size}x{trained.size}" if trained.size else ""
+    return f"The network: depth {trained.network.depth}, widths {', '.join(map(str, trained.network.widths))}{resized}."
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="models:/NAME@ALIAS")
@@ -181,6 +190,8 @@ def main() -> None:
         "one PNG file in base64, the answer a mask as PNG. `alone` is the same network's predict of the pixels in a "
         "process of its own: what is more is HTTP, JSON and PNG. `lost` counts requests without the answer that the "
         "same request gets alone.",
+        "",
+        describe(arguments.model),
         "",
         "| image | clients | median ms | p95 ms | p99 ms | requests/s | lost | alone, ms |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines import export, predict, registry, reload, tracking
 from pipelines import register as stage
-from pipelines import registry, reload, tracking
 from pipelines.files import sha256, write_json
 from pipelines.stage import run_command
 from unetpp.errors import UserError
@@ -82,6 +82,22 @@ def test_loaded_model_predicts_what_its_network_does_for_any_batch_and_size(home
         image = torch.rand(size)
         with torch.inference_mode():
             torch.testing.assert_close(loaded(image), segmenter(image), atol=1e-5, rtol=0)
+
+
+def test_a_registered_version_is_exported_and_predicted_by_at_any_depth_up_to_its_own(home, repository, monkeypatch):
+    monkeypatch.chdir(repository)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home[0]}/mlflow.db")
+    uri, image = f"models:/{NAME}@L2", torch.rand(1, 3, 32, 32)
+    trained = load_model(home[0] / "model")
+    assert export.load(uri).depths == (1, 2)
+    with torch.inference_mode():
+        for depth in (1, 2, None):
+            expected = trained.segmenter(depth or 2)(image)
+            torch.testing.assert_close(predict.load(uri, depth).network(image), expected, atol=1e-5, rtol=0)
+        mean = predict.load(uri, None, "mean").network(image)
+        torch.testing.assert_close(mean, trained.ensemble({1: 1.0, 2: 1.0})(image), atol=1e-5, rtol=0)
+    with pytest.raises(UserError, match="cannot prune to depth 3"):
+        predict.load(uri, 3)
 
 
 def test_each_model_has_the_metrics_of_its_depth_and_no_others(home, client):
