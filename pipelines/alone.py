@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from pipelines.files import disk_errors
-from pipelines.rows import describe
+from pipelines.progress import Progress, Terminal
 from pipelines.training import epochs
 from unetpp.checkpoint import add_checkpoint, newest_checkpoint
 from unetpp.errors import UserError
@@ -35,14 +35,15 @@ def run_alone(settings: dict[str, Any], run: Path) -> bool:
     state, passed_over = newest_checkpoint(run)
     for line in passed_over:
         print(f"passed over: {line}", flush=True)
+    progress = Progress(train["epochs"], Terminal(), state.get("history", ()))
     with terminated() as stop:
-        for after in epochs(settings, device, state, stop=stop.is_set):
+        for after in epochs(settings, device, state, stop=stop.is_set, watch=progress.step):
             with disk_errors(run):
                 add_checkpoint(run, after)
             if "stopped" in after:
                 return False
             if "step" not in after:
-                print(describe(after["history"][-1], train["epochs"]), flush=True)
+                progress.epoch(after["history"][-1])
     return True
 
 

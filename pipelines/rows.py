@@ -23,12 +23,16 @@ def best_so_far(history: list[dict]) -> dict[str, float]:
     return best | {"best_val_iou": max(best.values())}
 
 
-def describe(row: dict[str, Any], num_epochs: int) -> str:
-    """An epoch in one line."""
-    ious = "  ".join(
+def describe_ious(row: dict[str, Any]) -> str:
+    """The val IoU of each depth."""
+    return "  ".join(
         f"{key.removeprefix('val_iou_')} {value:.4f}" for key, value in row.items() if key[:9] == "val_iou_L"
     )
+
+
+def describe(row: dict[str, Any], num_epochs: int) -> str:
+    """An epoch in one line."""
     return (
-        f"epoch {row['epoch']}/{num_epochs}  loss {row['train_loss']:.4f}  val IoU {ious}  "
+        f"epoch {row['epoch']}/{num_epochs}  loss {row['train_loss']:.4f}  val IoU {describe_ious(row)}  "
         f"{row['images_per_s']:.0f} images/s  waited for data {row['data_wait_share']:.1%}"
     )

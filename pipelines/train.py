@@ -22,6 +22,7 @@ from pipelines.files import replacing, sha256, write_json
 from pipelines.jobs import address_of, run_remotely
 from pipelines.node_cache import share
 from pipelines.params import Params, load_params, override
+from pipelines.progress import relayed
 from pipelines.sections import Architecture, Model
 from pipelines.settings import build_network, make_settings, run_name
 from pipelines.stage import run_command
@@ -119,10 +120,11 @@ def _run(params: Params, settings: dict, runs: Path, name: str, prepared: Path, 
                 f"train.cpus_per_worker: found {train.cpus_per_worker}, and this machine has {cores} cores; lower it"
             )
         return run_alone(settings, runs / name)
-    with cluster():
+    here = not os.environ.get("RAY_ADDRESS")
+    with cluster(), relayed(here) as screen:
         advice = "lower train.num_workers or train.cpus_per_worker"
         check_fits("train.num_workers", train.num_workers, train.cpus_per_worker, train.use_gpu, advice)
-        stopped = run_on_ray(settings | {"shared": share(params, prepared, manifest)}, name, runs)
+        stopped = run_on_ray(settings | screen | {"shared": share(params, prepared, manifest)}, name, runs)
     if stopped and stopped != STOPPED:
         raise UserError(f"training stopped: {stopped}")
     return not stopped

@@ -59,6 +59,7 @@ def epochs(
     rank: int = 0,
     world: int = 1,
     stop: Callable[[], bool] = lambda: False,
+    watch: Callable[[int, int, list[int]], None] = lambda *_: None,
 ) -> Iterator[dict]:
     """Train, and yield the state after each epoch; it is all that a later call needs to go on from there.
 
@@ -68,6 +69,7 @@ def epochs(
         state: {} to begin, or one that was yielded before.
         rank, world: this process's number, and how many there are; torch.distributed is set up if several.
         stop: asked after steps; where it says yes in any process, one more state is yielded, the last.
+        watch: told after each step: the epoch, the steps done of it, the images in each of its steps.
 
     Yields:
         {"epoch": epochs done, "weights", "optimizer", "history": a row an epoch, "best": {"epoch", "val_iou",
@@ -78,7 +80,7 @@ def epochs(
     Raises:
         UserError: the loss is not finite any more, or a batch does not fit.
     """
-    training = Training(settings, device, state, rank, world, stop)
+    training = Training(settings, device, state, rank, world, stop, watch)
     try:
         yield from training.run()
     finally:
@@ -96,10 +98,11 @@ class Training:
         rank: int,
         world: int,
         stop: Callable[[], bool],
+        watch: Callable[[int, int, list[int]], None] = lambda *_: None,
     ):
         params, manifest = settings["params"], settings["manifest"]
         train = self.train = Train.model_validate(params["train"])
-        self.device, self.rank, self.world, self.stop = device, rank, world, stop
+        self.device, self.rank, self.world, self.stop, self.watch = device, rank, world, stop, watch
         torch.set_num_threads(train.cpus_per_worker)
         set_determinism(train.deterministic)
         self.dtype = choose_precision(train.precision, device)
@@ -221,6 +224,7 @@ class Training:
         try:
             for number, done in enumerate(steps, start=first + 1):
                 sums += done
+                self.watch(epoch, number, self.sizes)
                 stopped = self._stops(number)
                 if stopped or (every and (before + number) % every == 0 and number < len(self.sizes)):
                     self.step.look()  # nothing that is not finite is kept

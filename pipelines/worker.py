@@ -12,7 +12,8 @@ from typing import Any
 import torch.distributed as dist
 
 from pipelines.files import check_space, disk_errors
-from pipelines.rows import best_so_far, describe
+from pipelines.progress import Progress, screen_of
+from pipelines.rows import best_so_far
 from pipelines.settings import open_splits
 from pipelines.training import epochs
 from unetpp.checkpoint import newest_checkpoint, save_checkpoint
@@ -69,8 +70,17 @@ def _train(settings: dict[str, Any], state: dict, rank: int, world: int) -> str 
 
     num_epochs, run = settings["params"]["train"]["epochs"], settings.get("run")
     stop_file = Path(run, STOP_FILE) if run else None
+    screen = screen_of(settings)
+    progress = Progress(num_epochs, screen, state.get("history", ()))
+    watch = progress.step if rank == 0 else lambda *_: None
     for after in epochs(
-        settings, ray.train.torch.get_device(), state, rank, world, lambda: bool(stop_file and stop_file.exists())
+        settings,
+        ray.train.torch.get_device(),
+        state,
+        rank,
+        world,
+        lambda: bool(stop_file and stop_file.exists()),
+        watch,
     ):
         inside = "step" in after
         row = {"epoch": after["epoch"], "step": after["step"]} if inside else after["history"][-1]
@@ -79,7 +89,7 @@ def _train(settings: dict[str, Any], state: dict, rank: int, world: int) -> str 
         if rank > 0:
             ray.train.report(row)
         else:
-            print(f"checkpoint{_inside(after)}" if inside else describe(row, num_epochs), flush=True)
+            screen.say(f"checkpoint{_inside(after)}") if inside else progress.epoch(row)
             with tempfile.TemporaryDirectory() as folder:
                 with disk_errors(folder):
                     save_checkpoint(Path(folder), after)

@@ -80,6 +80,7 @@ LAYERS = (
                 "parcel",
                 "settings",
                 "rows",
+                "progress",
                 "wrapping",
                 "training",
                 "alone",
