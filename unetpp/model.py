@@ -36,6 +36,25 @@ NORMS = {
 }
 
 
+class _DenseGradient(torch.autograd.Function):
+    """The same tensor, whose gradient is brought into its own memory format.
+
+    The gradient of one input of a `torch.cat` is a slice of the whole one, and on processors the kernel for the
+    gradient of an upsampling takes such a slice apart by channels, six times slower than one copy and its fast path:
+    a quarter of the whole step at 256x256.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.channels_last = x.is_contiguous(memory_format=torch.channels_last)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor) -> Tensor:
+        wanted = torch.channels_last if ctx.channels_last else torch.contiguous_format
+        return gradients[0].contiguous(memory_format=wanted)
+
+
 class Interpolate(nn.Module):
     """Bilinear upsampling to twice the size; it learns nothing and keeps the channels."""
 
@@ -45,7 +64,8 @@ class Interpolate(nn.Module):
 
     def forward(self, x: Tensor, size: torch.Size) -> Tensor:
         # The size is given, not the factor 2: exact, and an exporter can prove that the sizes agree.
-        return F.interpolate(x, size=size, mode="bilinear", align_corners=self.align_corners)
+        x = F.interpolate(x, size=size, mode="bilinear", align_corners=self.align_corners)
+        return _DenseGradient.apply(x) if self.training else x  # pyright: ignore
 
 
 class Deconvolve(nn.Module):

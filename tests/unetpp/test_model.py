@@ -228,3 +228,17 @@ class Nearest(nn.Module):
 
 def l1(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     return (logits.sigmoid() - truth).abs().mean(dim=(1, 2, 3))
+
+
+@pytest.mark.parametrize("form", [torch.channels_last, torch.contiguous_format])
+def test_dense_gradients_of_upsamplings_change_no_bit(form):
+    torch.manual_seed(0)
+    network = NestedUNet((4, 6, 8)).train().to(memory_format=form)  # pyright: ignore[reportCallIssue]
+    image, found = torch.randn(2, 3, 16, 16).to(memory_format=form), []
+    for dense in (True, False):
+        for up in network.ups.values():
+            up.training = dense
+        network.zero_grad()
+        torch.stack([logits.square().sum() for logits in network(image)]).sum().backward()
+        found.append([one.grad for one in network.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
