@@ -5,6 +5,7 @@ It knows torch.distributed and nothing of Ray: whoever sets the processes up cal
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from unetpp.data import Split
 from unetpp.device_augment import RawSamples, augment_batches
 from unetpp.ema import Ema
 from unetpp.errors import UserError
+from unetpp.failures import FailedError, blank_images, describe, raise_any
 from unetpp.inference import Segmenter
 from unetpp.loader import AugmentedSamples, Loader
 from unetpp.loop import (
@@ -156,17 +158,19 @@ class Training:
         self.sizes = cut_epoch(len(self.train_split), train.batch_size, world)
         self.rate = schedule(train.learning_rate, train.warmup_epochs * len(self.sizes), train.epochs * len(self.sizes))
         self.resumed = state
+        self.failed: Exception | None = None  # in this process, and not known to the others yet
 
     @property
     def result(self) -> NestedUNet:
         """The network that is validated, and that the best epoch keeps."""
         return self.ema.network if self.ema else self.network  # pyright: ignore[reportReturnType]
 
-    def shards(self, epoch: int) -> list[list[int]]:
-        """This process's samples of each batch of an epoch."""
+    def shards(self, epoch: int, rank: int | None = None) -> list[list[int]]:
+        """The samples of this process, or of another one, in each batch of an epoch."""
+        rank = self.rank if rank is None else rank
         order, first, shards = epoch_order(len(self.train_split), self.train.seed, epoch), 0, []
         for size in self.sizes:
-            shards.append(order[first : first + size][self.rank :: self.world])
+            shards.append(order[first : first + size][rank :: self.world])
             first += size
         return shards
 
@@ -180,7 +184,9 @@ class Training:
         done, first = len(self.history), self.resumed.get("step", 0)
         if done == self.train.epochs:
             return
-        batches = self.begin(done, first)
+        batches = iter(())
+        with self._told():
+            batches = self.begin(done, first)
         for epoch in range(done, self.train.epochs):
             began = time.monotonic()
             sums = torch.zeros(2, dtype=torch.float64, device=self.device)
@@ -196,7 +202,8 @@ class Training:
             trained, waited_s = time.monotonic() - began, self.loader.waited_s
             self._finish_statistics(epoch)
             if epoch + 1 < self.train.epochs:
-                batches = self.begin(epoch + 1)  # while validation runs
+                with self._told():
+                    batches = self.begin(epoch + 1)  # while validation runs
             row = self._validate(epoch, sums)
             row["images_per_s"] = round(sum(self.sizes[first:]) / trained, 2)
             row["data_wait_share"] = round(waited_s / trained, 4)  # of this process, see Loader
@@ -214,7 +221,7 @@ class Training:
         every, before = self.train.checkpoint_every_steps, epoch * len(self.sizes)
         steps = train_steps(
             self.step,
-            batches,
+            self._announced(batches, len(self.sizes) - first) if self.world > 1 else batches,
             self.rate,
             before + first,
             self.sizes[first:],
@@ -231,10 +238,32 @@ class Training:
                     yield number, self._state(sums) | ({"stopped": True} if stopped else {})
         except NonFiniteError as error:
             raise self._explain(error, epoch, error.step - before) from None
+        except FailedError as error:
+            place = self._place(epoch, error.step - before, error.rank)
+            raise UserError(f"{error}\n{place}") from None
         except Exception as error:
-            ids = [self.train_split.id(index) for index in self.shards(epoch)[min(number, len(self.sizes) - 1)]]
-            error.add_note(f"in epoch {epoch + 1}, step {number + 1} of {len(self.sizes)}, of {', '.join(ids)}")
+            error.add_note(self._place(epoch, min(number, len(self.sizes) - 1), self.rank))
             raise
+
+    def _announced(self, batches: Iterator, num: int) -> Iterator:
+        """The batches; where one cannot be made, blank ones instead: the step tells all processes why."""
+        made = 0
+        try:
+            if self.failed:
+                raise self.failed
+            for batch in batches:
+                made += 1
+                yield batch
+        except Exception as error:
+            self.step.absent = error
+            blank = blank_images(self.network)[:0]
+            yield from [(blank, blank[:, 0])] * (num - made)
+
+    def _place(self, epoch: int, number: int, rank: int) -> str:
+        """The epoch, the step, and the samples that a process had there."""
+        ids = [self.train_split.id(index) for index in self.shards(epoch, rank)[number]]
+        who = f" (process {rank} of {self.world})" if self.world > 1 else ""
+        return f"in epoch {epoch + 1}, step {number + 1} of {len(self.sizes)}, of {', '.join(ids)}{who}"
 
     def _stops(self, number: int) -> bool:
         """Whether all processes stop after this step of the epoch."""
@@ -264,22 +293,39 @@ class Training:
             state |= {"sums": torch.stack(rows)[:, :2].cpu(), "statistics": torch.stack(rows)[:, 2:].cpu()}
         return state
 
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """An error in the block, where there are several processes, is kept until all learn of it together."""
+        try:
+            yield
+        except Exception as error:
+            if self.world == 1 or isinstance(error, dist.DistError):
+                raise
+            self.failed = self.failed or error
+
     def _finish_statistics(self, epoch: int) -> None:
         """Statistics of batch norm that belong to the weights which are validated, the same in all processes."""
         if self.ema and find_batch_norms(self.ema.network):
             enough = -(-STATISTICS_IMAGES // self.train.batch_size)
-            recompute_statistics(self.ema.network, self.begin(epoch, last=enough), self.device, self.dtype)
+            with self._told():
+                recompute_statistics(self.ema.network, self.begin(epoch, last=enough), self.device, self.dtype)
         if self.world > 1:
             average_statistics(self.result, self.world)
 
     def _validate(self, epoch: int, sums: Tensor) -> dict[str, Any]:
         """The row of an epoch."""
         shard = range(self.rank, len(self.val_split), self.world)
-        whole = plain_batches(self.val_split, shard, self.train.batch_size)
-        found = validate(Segmenter(self.result), whole, self.dtype, self.class_weights, self.train.loss)
+        found = torch.full((len(self.network.depths) + 1, 2), torch.nan, dtype=torch.float64, device=self.device)
+        with self._told():
+            whole = plain_batches(self.val_split, shard, self.train.batch_size)
+            found = validate(Segmenter(self.result), whole, self.dtype, self.class_weights, self.train.loss)
+        if self.failed:
+            found.fill_(torch.nan)  # which shows in all processes
         totals = torch.cat([sums.view(1, 2), found])
         if self.world > 1:  # Counts are added over the processes first and divided after.
             dist.all_reduce(totals)
+            if not torch.isfinite(totals).all():
+                self._raise_any(epoch)
         row = make_row(epoch, totals, self.network.depths, self.rate((epoch + 1) * len(self.sizes) - 1))
         if not torch.isfinite(totals).all() or not totals[0, 1]:  # the same everywhere: all processes stop together
             raise UserError(
@@ -287,6 +333,15 @@ class Training:
                 "longer train.warmup_epochs may help"
             )
         return row
+
+    def _raise_any(self, epoch: int) -> None:
+        """Raise what went wrong in any process since the last step, in all of them."""
+        try:
+            raise_any(describe(self.failed) if self.failed else None, self.world)
+        except FailedError as error:
+            raise UserError(
+                f"{error}\nat the end of epoch {epoch + 1} (process {error.rank} of {self.world})"
+            ) from None
 
     def _explain(self, error: NonFiniteError, epoch: int, number: int) -> UserError:
         """The samples of the batch, and those whose loss is not finite: the same message in all processes."""

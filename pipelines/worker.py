@@ -58,8 +58,9 @@ def train_worker(settings: dict[str, Any]) -> str | None:
             if note := store.read():
                 return note
             raise
-        note = str(error) if isinstance(error, UserError) else "".join(traceback.format_exception(error))
-        note = f"{note} (process {rank} of {world})" if world > 1 else note
+        note = str(error)
+        if not isinstance(error, UserError):
+            note = "".join(traceback.format_exception(error)) + f" (process {rank} of {world})"
         store.write(note)
         return note
 
@@ -86,18 +87,27 @@ def _train(settings: dict[str, Any], state: dict, rank: int, world: int) -> str 
         row = {"epoch": after["epoch"], "step": after["step"]} if inside else after["history"][-1]
         if after["history"]:
             row = row | best_so_far(after["history"])  # what a search compares
-        if rank > 0:
-            ray.train.report(row)
-        else:
+        if rank == 0:
             screen.say(f"checkpoint{_inside(after)}") if inside else progress.epoch(row)
-            with tempfile.TemporaryDirectory() as folder:
-                with disk_errors(folder):
-                    save_checkpoint(Path(folder), after)
-                if run and Path(run).is_dir():  # Ray would copy a part of it, and try the same again
-                    check_space(run, sum(file.stat().st_size for file in Path(folder).iterdir()))
-                ray.train.report(row, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        with tempfile.TemporaryDirectory() as folder:
+            problem = _save(after, Path(folder), run) if rank == 0 else None
+            if problem := _first(problem, world):  # all stop: the others would wait for this one's report
+                return problem
+            ray.train.report(row, checkpoint=ray.train.Checkpoint.from_directory(folder) if rank == 0 else None)
         if "stopped" in after:
             return STOPPED
+    return None
+
+
+def _save(state: dict, folder: Path, run: str | None) -> str | None:
+    """Write a checkpoint for Ray to copy into the run's folder; the answer is why that cannot be."""
+    try:
+        with disk_errors(folder):
+            save_checkpoint(folder, state)
+        if run and Path(run).is_dir():  # Ray would copy a part of it, and try the same again
+            check_space(run, sum(file.stat().st_size for file in folder.iterdir()))
+    except UserError as error:
+        return str(error)
     return None
 
 
@@ -148,6 +158,11 @@ def _any_problem(settings: dict[str, Any], world: int) -> str | None:
         open_splits(settings)
     except UserError as error:
         problem = str(error)
+    return _first(problem, world)
+
+
+def _first(problem: str | None, world: int) -> str | None:
+    """The first problem that any process has, for all of them."""
     problems = [problem]
     if world > 1:
         problems = [None] * world

@@ -44,6 +44,7 @@ LAYERS = (
         "unetpp.batch_norm",
         "unetpp.ema",
         "unetpp.memory",
+        "unetpp.failures",
         "unetpp.step",
         "unetpp.loop",
         "unetpp.checkpoint",

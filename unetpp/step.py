@@ -1,15 +1,18 @@
 """One step of the optimizer: micro-batches, clipping, and what is done when numbers or memory run out."""
 
+import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from unetpp.batch_norm import Statistics
 from unetpp.ema import Ema
 from unetpp.errors import UserError
+from unetpp.failures import Exchange, FailedError, Failure, describe, gather_failures
 from unetpp.memory import free_memory, is_out_of_memory, peak_memory_mib
 
 # A look at the norms of gradients makes a GPU wait, so that there several steps are looked at together.
@@ -27,14 +30,6 @@ class NonFiniteError(UserError):
     def __init__(self, step: int, images: list[int]):
         super().__init__(f"the loss or its gradient is not finite in step {step}")
         self.step, self.images = step, images
-
-
-class OutOfMemoryError(UserError):
-    """A batch that does not fit; the message says how much does. `parts`: in how many it would be tried next."""
-
-    def __init__(self, message: str, parts: int):
-        super().__init__(message)
-        self.parts = parts
 
 
 class TrainStep:
@@ -56,6 +51,7 @@ class TrainStep:
     Attributes:
         accumulate: as it is now.
         skipped: steps that were dropped.
+        absent: why this process has no batch for the steps to come, if so; the others learn it in the step.
     """
 
     def __init__(
@@ -80,9 +76,14 @@ class TrainStep:
         self.nonfinite, self.on_oom = nonfinite, on_oom
         self.ema, self.scaler = ema, scaler
         self.skipped = 0
+        self.absent: Exception | None = None
+        self._exchange = Exchange(network) if isinstance(network, DistributedDataParallel) else None
+        # What leads to another step than the next one is looked at before anything is changed.
+        self._looks_first = nonfinite == "skip" or (world > 1 and (on_oom == "halve" or scaler is not None))
         self._parameters = [one for group in optimizer.param_groups for one in group["params"]]
         self._statistics = Statistics(network)
-        self._seen: list[tuple[int, Tensor, Tensor]] = []  # steps, norms and losses that were not looked at yet
+        # Steps, norms, losses and failures that were not looked at yet.
+        self._seen: list[tuple[int, Tensor, Tensor, Failure | None]] = []
 
     def __call__(self, image: Tensor, mask: Tensor, size: int, rate: float, number: int, seed: int) -> Tensor:
         """One step.
@@ -102,14 +103,16 @@ class TrainStep:
         # Channels last: the layout in which convolutions are fastest on processors and GPUs alike.
         image = image.to(self.device, non_blocking=True, memory_format=torch.channels_last)
         mask = mask.to(self.device, non_blocking=True)
-        can_repeat = self.nonfinite == "skip" or self.on_oom == "halve"
-        kept = self._statistics.keep() if can_repeat else []
-        while (losses := self._try(image, mask, size, seed)) is None:
-            self._make_smaller(image, mask, size, seed)
+        kept = self._statistics.keep() if self.nonfinite == "skip" or self.on_oom == "halve" else []
+        while True:
+            losses, failure = self._try(image, mask, size, seed)
+            norm = self._clip()
+            looks = self._looks_first or (failure and self._exchange is None)
+            if not looks or torch.isfinite(norm) or not self._repeats(failure, number):
+                break
             self._statistics.restore(kept)
-        if self.scaler:
-            self.scaler.unscale_(self.optimizer)
-        norm = self._clip()
+            if self.scaler and self._exchange:  # it has seen that no gradient is finite
+                self.scaler.update()
         if self.nonfinite == "skip" and not self.scaler and not torch.isfinite(norm):
             self.skipped += 1
             self._statistics.restore(kept)
@@ -119,7 +122,7 @@ class TrainStep:
             self.scaler.update()
         else:
             self.optimizer.step()
-            self._seen.append((number, norm, losses))
+            self._seen.append((number, norm, losses, failure))
             if len(self._seen) >= LOOK_EVERY.get(self.device.type, 1):
                 self.look()
         if self.ema:
@@ -127,37 +130,81 @@ class TrainStep:
         return torch.stack([losses.sum(), torch.tensor(len(mask), device=self.device)]).double()
 
     def look(self) -> None:
-        """Raise `NonFiniteError` if any step since the last look had no finite gradient; the same in all processes."""
+        """See to the steps since the last look; the same happens in all processes.
+
+        Raises:
+            NonFiniteError: one had no finite gradient.
+            FailedError: that was because a process could not compute its own.
+        """
         seen, self._seen = self._seen, []
-        for number, norm, losses in seen:
+        for number, norm, losses, failure in seen:
             if not torch.isfinite(norm):
+                self._repeats(failure, number)
                 raise NonFiniteError(number, (~losses.isfinite()).nonzero()[:, 0].tolist())
 
-    def _try(self, image: Tensor, mask: Tensor, size: int, seed: int) -> Tensor | None:
-        """The losses of the images, with the gradients left in the parameters; None where memory is short.
+    def _repeats(self, own: Failure | None, number: int) -> bool:
+        """Whether a gradient that is not finite comes of a lack of memory, after which smaller parts are tried.
 
-        The error goes with its frames, which hold the very memory that is short.
+        Raises:
+            FailedError: it comes of another failure, in any process.
         """
-        try:
-            return self._compute_gradients(image, mask, size, seed)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-        self.optimizer.zero_grad(set_to_none=True)
-        free_memory(self.device)
-        return None
+        failures = gather_failures(own, self.world)
+        for rank, failure in enumerate(failures):
+            if failure and failure.parts is None:
+                raise FailedError(failure, rank, number)
+        parts = [failure.parts for failure in failures if failure and failure.parts]
+        self.accumulate = max([self.accumulate, *parts])
+        return bool(parts)
 
-    def _compute_gradients(self, image: Tensor, mask: Tensor, size: int, seed: int) -> Tensor:
+    def _try(self, image: Tensor, mask: Tensor, size: int, seed: int) -> tuple[Tensor, Failure | None]:
+        """The losses of the images, with the gradients left in the parameters.
+
+        Or why there are none: memory is short. One of several processes answers with any error, and leaves gradients
+        that are not finite in all.
+        """
+        if self._exchange:
+            self._exchange.begin()
+        try:
+            if self.absent:
+                raise self.absent
+            return self._compute_gradients(image, mask, size, seed), None
+        except dist.DistError:
+            raise  # another process is gone
+        except Exception as error:
+            failure, short = describe(error), is_out_of_memory(error)
+            if self._exchange is None and not short:
+                raise
+            traceback.clear_frames(error.__traceback__)  # which hold the very memory that is short
+            if self._exchange:
+                try:
+                    with self._autocast():
+                        self._exchange.give_nothing(self._parts(size))
+                except RuntimeError as late:
+                    error.add_note(f"the other processes see it by a time-out: {late}")
+                    raise error from None
+        if short:
+            failure = self._answer_to_lack(image, mask, size, seed)
+        return torch.zeros(0, device=self.device), failure
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def _parts(self, size: int) -> int:
+        """In how many parts a batch is computed: the same number in every process."""
+        return min(self.accumulate, max(1, size // self.world))
+
+    def _compute_gradients(self, image: Tensor, mask: Tensor, size: int, seed: int, exchange: bool = True) -> Tensor:
         torch.manual_seed(seed)
         self.optimizer.zero_grad(set_to_none=True)
-        parts = min(self.accumulate, max(1, size // self.world))  # the same number in every process
-        losses = []
+        parts, losses = self._parts(size), []
         for number, (some, some_mask) in enumerate(
             zip(image.tensor_split(parts), mask.tensor_split(parts), strict=True), start=1
         ):
-            alone = number < parts and isinstance(self.network, DistributedDataParallel)
-            with self.network.no_sync() if alone else nullcontext():  # pyright: ignore[reportCallIssue]
-                with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            last = number == parts and exchange
+            if self._exchange and exchange:
+                self._exchange.begin_part(last)
+            with nullcontext() if last or not self._exchange else self.network.no_sync():  # pyright: ignore[reportCallIssue]
+                with self._autocast():
                     logits = self.network(some)
                 each = self.loss(logits, some_mask)  # (n,)
                 # DistributedDataParallel takes the mean over processes; this makes it the mean over images.
@@ -167,13 +214,21 @@ class TrainStep:
         return torch.cat(losses)
 
     def _clip(self) -> Tensor:
-        """The norm of the gradient before it was shortened."""
+        """The norm of the gradient before it was shortened; not finite where there is none."""
+        gradients = [one.grad for one in self._parameters if one.grad is not None]
+        if not gradients:
+            return torch.full((), torch.nan)
+        if self.scaler:
+            self.scaler.unscale_(self.optimizer)
         if self.clip_norm is not None:
             return nn.utils.clip_grad_norm_(self._parameters, self.clip_norm)
-        return nn.utils.get_total_norm([one.grad for one in self._parameters if one.grad is not None])
+        return nn.utils.get_total_norm(gradients)
 
-    def _make_smaller(self, image: Tensor, mask: Tensor, size: int, seed: int) -> None:
-        """After a batch that did not fit: take more and smaller parts, or say how many would do."""
+    def _answer_to_lack(self, image: Tensor, mask: Tensor, size: int, seed: int) -> Failure:
+        """After a batch that did not fit: in how many parts to try again, or what is to be said."""
+        if self._exchange is None:  # else these are what tells the others
+            self.optimizer.zero_grad(set_to_none=True)
+        free_memory(self.device)
         own, peak = len(image), peak_memory_mib(self.device)
         tried = min(self.accumulate, own)
         found = (
@@ -182,26 +237,39 @@ class TrainStep:
         )
         smaller = "nothing smaller is left: lower train.crop_px, prepare.size or the widths"
         if tried >= own:
-            raise OutOfMemoryError(f"{found}; {smaller}", tried)
-        if self.world > 1:  # nothing can be tried: the other processes wait for this one's gradients
-            raise OutOfMemoryError(
-                f"{found}; half of it may fit: set train.accumulate={2 * tried}, train.batch_size={size // 2} or "
-                "train.checkpoint_levels",
-                2 * tried,
-            )
+            return Failure(f"{found}; {smaller}")
         if self.on_oom == "halve":
-            self.accumulate = 2 * tried
-            print(f"{found}; goes on in {self.accumulate} parts (train.on_oom=halve)", flush=True)
-            return
-        parts = 2 * tried
-        while parts < 2 * own:
-            self.accumulate = parts
-            if self._try(image, mask, size, seed) is not None:
-                fits = -(-own // min(parts, own))
-                raise OutOfMemoryError(
-                    f"{found}; {fits} image(s) at once fit: set train.accumulate={parts}, train.batch_size={fits}, "
-                    "train.checkpoint_levels, or train.on_oom=halve",
-                    parts,
-                )
-            parts *= 2
-        raise OutOfMemoryError(f"{found}, and one image alone did not fit either; {smaller}", own)
+            print(f"{found}; goes on in {2 * tried} parts (train.on_oom=halve)", flush=True)
+            return Failure(found, parts=2 * tried)
+        if self._exchange and self._exchange.in_passes:  # nothing can be tried without the others
+            how = f"train.accumulate={2 * tried}, train.batch_size={size // 2}"
+            return Failure(f"{found}; half of it may fit: set {how} or train.checkpoint_levels")
+        parts = self._find_parts(image, mask, size, seed, 2 * tried)
+        if parts is None:
+            return Failure(f"{found}, and one image alone did not fit either; {smaller}")
+        fits = -(-own // min(parts, own))
+        return Failure(
+            f"{found}; {fits} image(s) at once fit: set train.accumulate={parts}, train.batch_size="
+            f"{fits * self.world}, train.checkpoint_levels, or train.on_oom=halve"
+        )
+
+    def _find_parts(self, image: Tensor, mask: Tensor, size: int, seed: int, parts: int) -> int | None:
+        """The first number of parts from `parts` on, doubled each time, in which the batch fits."""
+        before = self.accumulate
+        try:
+            while parts < 2 * len(image):
+                self.accumulate = parts
+                try:
+                    self._compute_gradients(image, mask, size, seed, exchange=False)
+                    return parts
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    traceback.clear_frames(error.__traceback__)
+                self.optimizer.zero_grad(set_to_none=True)
+                free_memory(self.device)
+                parts *= 2
+        finally:
+            self.accumulate = before
+            self.optimizer.zero_grad(set_to_none=True)
+        return None

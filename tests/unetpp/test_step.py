@@ -6,8 +6,9 @@ import torch
 from unetpp import NestedUNet
 from unetpp.batch_norm import Statistics
 from unetpp.ema import Ema
+from unetpp.failures import FailedError
 from unetpp.loop import make_loss, make_optimizer, make_scaler
-from unetpp.step import NonFiniteError, OutOfMemoryError, TrainStep
+from unetpp.step import NonFiniteError, TrainStep
 
 CPU = torch.device("cpu")
 
@@ -136,10 +137,10 @@ def test_batch_that_does_not_fit_is_refused_with_the_peak_and_what_fits(error):
     words = (
         r"batch of 5 image\(s\) of 16x16 px .*the peak was \d+ MiB; 2 image\(s\) at once fit: set train.accumulate=4"
     )
-    with pytest.raises(OutOfMemoryError, match=words):
+    with pytest.raises(FailedError, match=words):
         weights_after(step)
     assert all(torch.equal(value, before[key]) for key, value in step.network.state_dict().items())
-    with pytest.raises(OutOfMemoryError, match="one image alone did not fit either"):
+    with pytest.raises(FailedError, match="one image alone did not fit either"):
         weights_after(make_step(loss=Short(0)))
 
 
@@ -150,7 +151,7 @@ def test_batch_that_does_not_fit_is_halved_until_it_does(norm):
     assert step.accumulate == 4
     for key, value in weights_after(make_step(norm, dropout=0.2, accumulate=4)).items():
         assert torch.equal(value, halved[key]), key
-    with pytest.raises(OutOfMemoryError, match="nothing smaller is left"):
+    with pytest.raises(FailedError, match="nothing smaller is left"):
         weights_after(make_step(loss=Short(0), on_oom="halve"))
 
 
