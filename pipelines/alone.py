@@ -5,7 +5,7 @@ It is the training that Ray would run, so that a run may begin here and go on th
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,11 @@ from unetpp.checkpoint import add_checkpoint, newest_checkpoint
 from unetpp.errors import UserError
 
 
-def run_alone(settings: dict[str, Any], run: Path) -> bool:
+def run_alone(settings: dict[str, Any], run: Path, log: Callable[[dict], None] = lambda row: None) -> bool:
     """Train, with the newest two checkpoints in `run`; one that was cut goes on.
+
+    Args:
+        log: gets the row of each epoch that was done.
 
     Returns:
         False where SIGTERM stopped it, with a checkpoint of the step that it was in.
@@ -44,6 +47,7 @@ def run_alone(settings: dict[str, Any], run: Path) -> bool:
                 return False
             if "step" not in after:
                 progress.epoch(after["history"][-1])
+                log(after["history"][-1])
     return True
 
 

@@ -3,8 +3,6 @@
 import json
 import shutil
 import sys
-import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipelines.feed import append, feed
 from pipelines.rows import describe, describe_ious
 
 EVERY_S = 0.25  # the line that moves is rewritten so often at most
@@ -58,8 +57,7 @@ class Relay:
         self._add("say", line)
 
     def _add(self, how: str, line: str) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps([how, line]) + "\n")
+        append(self._path, json.dumps([how, line]))
 
 
 def screen_of(settings: dict[str, Any]) -> Screen:
@@ -83,31 +81,13 @@ def relayed(here: bool) -> Iterator[dict[str, str]]:
     if not here or not terminal.moves:
         yield {}
         return
-    with tempfile.TemporaryDirectory() as folder:
-        path, done = Path(folder, "lines"), threading.Event()
-        path.touch()
-        thread = threading.Thread(target=_show, args=(path, terminal, done), daemon=True)
-        thread.start()
-        try:
-            yield {"screen": str(path)}
-        finally:
-            done.set()
-            thread.join()
 
+    def show(line: str) -> None:
+        how, text = json.loads(line)
+        getattr(terminal, how)(text)
 
-def _show(path: Path, terminal: Terminal, done: threading.Event) -> None:
-    with path.open(encoding="utf-8") as file:
-        part = ""
-        while True:
-            last = done.wait(EVERY_S)  # asked first: what was written before is read
-            for line in file:
-                part += line
-                if part.endswith("\n"):
-                    how, text = json.loads(part)
-                    getattr(terminal, how)(text)
-                    part = ""
-            if last:
-                return
+    with feed(show) as path:
+        yield {"screen": str(path)}
 
 
 class Progress:

@@ -44,7 +44,8 @@ def register_family(family: Family, inputs: Inputs, params: dict, settings: Regi
     where = runs.experiment_id(client, settings.experiment)
     tracking.create_once(client.create_registered_model, name)
     with exclusive(client, name) as check_turn:
-        with runs.open_run(client, where, f"{name} {family.fingerprint[:8]}", family.fingerprint) as run:
+        run_name = f"{name} {family.fingerprint[:8]}"
+        with runs.open_run(client, where, run_name, family.fingerprint, family.trained.info.get("run")) as run:
             if run.info.status != "FINISHED":
                 print(f"logging run {run.info.run_name}: params, curves, data sets, report", flush=True)
                 with tempfile.TemporaryDirectory() as folder:

@@ -16,6 +16,16 @@ def make_row(epoch: int, totals: Tensor, depths: tuple[int, ...], learning_rate:
     return row
 
 
+def curves_of(row: dict[str, Any]) -> dict[str, float]:
+    """The numbers of an epoch by the names of their curves in MLflow: `val_iou/L1` ..., `train_loss`."""
+    curves = {key: float(row[key]) for key in ("train_loss", "learning_rate")}
+    for key in row:
+        if key.startswith(("val_iou_L", "val_loss_L")):
+            name, _, depth = key.rpartition("_")
+            curves[f"{name}/{depth}"] = float(row[key])
+    return curves
+
+
 def best_so_far(history: list[dict]) -> dict[str, float]:
     """The best val IoU of each depth over the epochs, and that of the best depth, named "best_val_iou"."""
     names = [key for key in history[0] if key.startswith("val_iou_L")]

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from pipelines import runs, tracking
+from pipelines import live, runs, tracking
 from pipelines.card import Family
 from pipelines.evidence import write_sums
 from unetpp.errors import UserError
@@ -37,6 +37,11 @@ class Inputs:
         """How busy the machine was while it trained: beside the curves, which training wrote as well."""
         return self.curves.with_name("system.csv")
 
+    @property
+    def unlogged(self) -> Path:
+        """The epochs that MLflow did not take while the training ran."""
+        return self.curves.with_name(live.UNLOGGED)
+
 
 def log_run(client, run, family: Family, inputs: Inputs, params: dict, folder: Path) -> None:
     """Log what belongs to the whole family.
@@ -53,7 +58,7 @@ def log_run(client, run, family: Family, inputs: Inputs, params: dict, folder: P
     }
     runs.log_params(client, run, flatten(params), tags)
     runs.log_datasets(client, run, describe_data(inputs.prepared, family.manifest, params.get("ingest")))
-    runs.log_metrics(client, run, read_curves(inputs.curves))
+    log_curves(client, run, inputs, family.trained.info.get("run"))
     runs.log_series(client, run, read_system(inputs.system))
     if "mean" in family.metrics["depths"]:
         test = ("test", family.manifest["splits"]["test"]["sha256"])
@@ -63,6 +68,17 @@ def log_run(client, run, family: Family, inputs: Inputs, params: dict, folder: P
         runs.log_trial(client, run, f"{family.fingerprint}/{number}", name, **trial)
     gather(inputs, folder)
     client.log_artifacts(run.info.run_id, str(folder))
+
+
+def log_curves(client, run, inputs: Inputs, training: str | None) -> None:
+    """Log what the run has not got of the curves: all of them, or the end that MLflow did not take while it trained."""
+    curves, kept = read_curves(inputs.curves), live.read_unlogged(inputs.unlogged, training)
+    names = sorted({key for key, _, _ in curves} | {"images_per_s"})
+    known = runs.known_steps(client, run, *names) if "training" in run.data.tags else set()
+    values = live.series(kept, known)
+    runs.log_series(client, run, values)
+    known |= {(key, step) for key, _, step, _ in values}
+    runs.log_metrics(client, run, [(key, value, step) for key, value, step in curves if (key, step) not in known])
 
 
 def gather(inputs: Inputs, folder: Path) -> None:

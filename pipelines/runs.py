@@ -43,29 +43,73 @@ def experiment_id(client: MlflowClient, name: str) -> str:
     return found.experiment_id
 
 
-def find_or_create_run(client: MlflowClient, experiment: str, name: str, fingerprint: str, **tags: str) -> Run:
-    """The run with this fingerprint, made where it is missing.
-
-    Of several it is the oldest, and the others go: an answer may be lost on its way after the run was made.
-    """
+def find_or_create_run(
+    client: MlflowClient, experiment: str, name: str, fingerprint: str, training: str | None = None, **tags: str
+) -> Run:
+    """The run with this fingerprint, made where it is missing: the one that its training has opened, or a new one."""
     where = f"tags.fingerprint = '{fingerprint}'"
     if not client.search_runs([experiment], where, max_results=1):
-        client.create_run(experiment, run_name=name, tags={"fingerprint": fingerprint} | tags)
-    first, *others = sorted(
-        client.search_runs([experiment], where), key=lambda run: (run.info.start_time, run.info.run_id)
-    )
-    for run in others:
+        opened = _only(client, _of_training(client, experiment, training)[0]) if training else None
+        if opened:
+            client.update_run(opened.info.run_id, status="RUNNING", name=name)
+            client.set_tag(opened.info.run_id, "fingerprint", fingerprint)  # last: from here on it is found by it
+        else:
+            client.create_run(experiment, run_name=name, tags={"fingerprint": fingerprint} | tags)
+    found = _only(client, client.search_runs([experiment], where))
+    assert found is not None
+    return found
+
+
+def _only(client: MlflowClient, found: Iterable[Run]) -> Run | None:
+    """The oldest of several runs, and the others go: an answer may be lost on its way after the run was made."""
+    ordered = sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
+    for run in ordered[1:]:
         client.delete_run(run.info.run_id)
-    return first
+    return ordered[0] if ordered else None
+
+
+def _of_training(client: MlflowClient, experiment: str, training: str) -> tuple[list[Run], list[Run]]:
+    """The runs that a training has opened and that no stage has completed yet, and those of them that one has."""
+    opened, completed = [], []
+    for run in client.search_runs([experiment], f"tags.training = '{training}'"):
+        (completed if "fingerprint" in run.data.tags else opened).append(run)
+    return opened, completed
+
+
+def open_training(
+    client: MlflowClient, experiment: str, name: str, training: str, description: str, model_name: str
+) -> Run | None:
+    """The run in which a training appears while it runs, made where it is missing; stage register completes it.
+
+    None: it is complete already. The same training has the same curves, and these are in it.
+    """
+    opened, completed = _of_training(client, experiment, training)
+    if not opened and completed:
+        return None
+    if not opened:
+        tags = {"training": training, "model_name": model_name, "mlflow.source.name": "pipelines/train.py"}
+        client.create_run(experiment, run_name=name, tags=tags | {"mlflow.note.content": description})
+        opened, _ = _of_training(client, experiment, training)
+    run = _only(client, opened)
+    assert run is not None
+    client.update_run(run.info.run_id, status="RUNNING")
+    return run
+
+
+def known_steps(client: MlflowClient, run: Run, *keys: str) -> set[tuple[str, int]]:
+    """Which steps of these metrics the run has, as (key, step)."""
+    return {(key, one.step) for key in keys for one in client.get_metric_history(run.info.run_id, key)}
 
 
 @contextmanager
-def open_run(client: MlflowClient, experiment: str, name: str, fingerprint: str) -> Iterator[Run]:
-    """The run with this fingerprint, made where it is missing.
+def open_run(
+    client: MlflowClient, experiment: str, name: str, fingerprint: str, training: str | None = None
+) -> Iterator[Run]:
+    """The run with this fingerprint, made where it is missing; or the one that its training has opened.
 
     It is finished when the block was left without an error; a finished one is not touched.
     """
-    run = find_or_create_run(client, experiment, name, fingerprint)
+    run = find_or_create_run(client, experiment, name, fingerprint, training)
     run_id = run.info.run_id
     if run.info.status == "FINISHED":
         yield run

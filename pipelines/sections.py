@@ -435,6 +435,7 @@ class Register(Section):
     experiment: Annotated[str, Field(min_length=1)]
     model_name: Annotated[str, Field(min_length=1, pattern=r"^[^/:.%\"']+$")]
     tracking_uri: str | None
+    live: bool
     promotion_tolerance_iou: Annotated[float, Field(ge=0, le=1)]
     promotion_min_images: PositiveInt
     licence: Annotated[str, Field(min_length=1, max_length=500)] | None

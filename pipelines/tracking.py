@@ -60,6 +60,11 @@ def tracking_uri(configured: str | None = None) -> str:
     return configured or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
 
 
+def is_server(uri: str) -> bool:
+    """Whether a store is an MLflow server, with a page of its own."""
+    return urlsplit(uri).scheme in ("http", "https")
+
+
 def with_driver(uri: str) -> str:
     """The URI as sqlalchemy wants it: without a driver's name it takes psycopg, and this project brings psycopg2."""
     return uri.replace("postgresql://", "postgresql+psycopg2://", 1)
@@ -149,6 +154,7 @@ def connect(uri: str) -> MlflowClient:
     try:
         mlflow.set_tracking_uri(with_driver(uri))
         with opening(uri):
+            _create_file(uri)
             client = MlflowClient(with_driver(uri))
             client.search_experiments(max_results=1)
     except (MlflowException, OSError, DBAPIError) as error:
@@ -159,6 +165,21 @@ def connect(uri: str) -> MlflowClient:
             raise UserError(f"the MLflow store {shown(uri)} refuses this user: {error.message}") from None
         raise _unreachable(uri, error) from None
     return client
+
+
+def _create_file(uri: str) -> None:
+    """Make a store that is a file and is not there yet, whole or not at all.
+
+    MLflow makes it by some fifty migrations in 5 seconds, and cannot open one that was killed between two of them.
+    """
+    parts = urlsplit(uri)
+    path = Path(parts.path.removeprefix("/"))
+    if not parts.scheme.startswith("sqlite") or parts.query or path.exists() or not os.access(path.parent, os.W_OK):
+        return
+    partial = path.with_name(f"{path.name}.partial")
+    partial.unlink(missing_ok=True)
+    MlflowClient(f"sqlite:///{partial}").search_experiments(max_results=1)
+    partial.rename(path)
 
 
 def create_once(create: Callable, name: str, **fields) -> None:
@@ -192,7 +213,7 @@ def serve_page(port: int, configured: str | None = None, model_name: str | None 
     store = tracking_uri(configured)
     # Without the parameter the page opens as one for language models, which hides the list of models.
     page = f"/#/models{f'/{model_name}' if model_name else ''}?workflowType=machine_learning"
-    if urlsplit(store).scheme in ("http", "https"):
+    if is_server(store):
         print(f"MLflow runs elsewhere: open {shown(store).rstrip('/')}{page}")
         return
     with socket.socket() as probe:

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
@@ -20,6 +21,7 @@ from pipelines.alone import run_alone
 from pipelines.cluster import check_fits, cluster
 from pipelines.files import replacing, sha256, write_json
 from pipelines.jobs import address_of, run_remotely
+from pipelines.live import UNLOGGED, logged_live
 from pipelines.node_cache import share
 from pipelines.params import Params, load_params, override
 from pipelines.progress import relayed
@@ -27,7 +29,7 @@ from pipelines.sections import Architecture, Model
 from pipelines.settings import build_network, make_settings, run_name
 from pipelines.stage import run_command
 from pipelines.system import sampled
-from pipelines.worker import STOPPED, run_on_ray
+from pipelines.worker import STOPPED, reported, run_on_ray
 from unetpp.checkpoint import newest_checkpoint
 from unetpp.data import read_manifest
 from unetpp.errors import UserError
@@ -94,12 +96,13 @@ def train(params: Params, prepared: Path, architecture: Path, runs: Path, out: P
         if state:
             inside = f", in epoch {state['epoch'] + 1} after step {state['step']}" if "step" in state else ""
             print(f"{runs / name}: goes on after epoch {state['epoch']} of {params.train.epochs}{inside}")
-        if not _run(params, settings, runs, name, prepared, manifest):
-            print(
-                f"{runs / name}: stopped by SIGTERM with a checkpoint; the same command goes on from it",
-                file=sys.stderr,
-            )
-            raise SystemExit(TERMINATED)
+        with logged_live(params, name, state.get("history", ()), reports / UNLOGGED) as log:
+            if not _run(params, settings, runs, name, prepared, manifest, log):
+                print(
+                    f"{runs / name}: stopped by SIGTERM with a checkpoint; the same command goes on from it",
+                    file=sys.stderr,
+                )
+                raise SystemExit(TERMINATED)
         state, passed_over = newest_checkpoint(runs / name)
         if not _finished(state, params):
             raise RuntimeError(f"{runs / name}: no whole checkpoint of the last epoch: {passed_over}")
@@ -110,8 +113,16 @@ def _finished(state: dict, params: Params) -> bool:
     return state.get("epoch") == params.train.epochs and "step" not in state
 
 
-def _run(params: Params, settings: dict, runs: Path, name: str, prepared: Path, manifest: dict) -> bool:
-    """Train to the end, here or on Ray; False where SIGTERM stopped it."""
+def _run(
+    params: Params,
+    settings: dict,
+    runs: Path,
+    name: str,
+    prepared: Path,
+    manifest: dict,
+    log: Callable[[dict], None],
+) -> bool:
+    """Train to the end, here or on Ray; False where SIGTERM stopped it. `log` gets the row of each epoch."""
     train = params.train
     if train.num_workers == 1 and not os.environ.get("RAY_ADDRESS"):
         cores = os.cpu_count() or 1
@@ -119,12 +130,13 @@ def _run(params: Params, settings: dict, runs: Path, name: str, prepared: Path, 
             raise UserError(
                 f"train.cpus_per_worker: found {train.cpus_per_worker}, and this machine has {cores} cores; lower it"
             )
-        return run_alone(settings, runs / name)
+        return run_alone(settings, runs / name, log)
     here = not os.environ.get("RAY_ADDRESS")
-    with cluster(), relayed(here) as screen:
+    with cluster(), relayed(here) as screen, reported(log) as callbacks:
         advice = "lower train.num_workers or train.cpus_per_worker"
         check_fits("train.num_workers", train.num_workers, train.cpus_per_worker, train.use_gpu, advice)
-        stopped = run_on_ray(settings | screen | {"shared": share(params, prepared, manifest)}, name, runs)
+        shared = {"shared": share(params, prepared, manifest)}
+        stopped = run_on_ray(settings | screen | shared, name, runs, callbacks)
     if stopped and stopped != STOPPED:
         raise UserError(f"training stopped: {stopped}")
     return not stopped

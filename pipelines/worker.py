@@ -3,14 +3,18 @@
 This is the one file that imports ray.train; the training itself is `pipelines.training`.
 """
 
+import json
 import logging
 import tempfile
 import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
+from pipelines.feed import append, feed
 from pipelines.files import check_space, disk_errors
 from pipelines.progress import Progress, screen_of
 from pipelines.rows import best_so_far
@@ -168,6 +172,21 @@ def _first(problem: str | None, world: int) -> str | None:
         problems = [None] * world
         dist.all_gather_object(problems, problem)
     return next((one for one in problems if one), None)
+
+
+@contextmanager
+def reported(log: Callable[[dict], None]) -> Iterator[list]:
+    """Callbacks for `run_on_ray`, by which `log` gets, in this process, the row of each epoch that was kept."""
+    from ray.train import UserCallback
+
+    with feed(lambda line: log(json.loads(line))) as path:
+
+        class Rows(UserCallback):  # runs in Ray's controller, a process on the machine of this one
+            def after_report(self, run_context, metrics, checkpoint):
+                if "step" not in metrics[0]:
+                    append(path, json.dumps(metrics[0]))
+
+        yield [Rows()]
 
 
 def run_on_ray(settings: dict[str, Any], name: str, runs: Path, callbacks: list | None = None) -> str | None:

@@ -73,11 +73,13 @@ class Postgres:
 
 
 class MlflowServer:
-    """`mlflow server` as a process of its own."""
+    """`mlflow server` as a process of its own, on a port of its own, or on that of one before it."""
 
-    def __init__(self, folder: Path, store: str, artifacts: str, *options: str, **environment: str):
+    def __init__(
+        self, folder: Path, store: str, artifacts: str, *options: str, port: int | None = None, **environment: str
+    ):
         folder.mkdir(parents=True, exist_ok=True)
-        port = free_port()
+        port = port or free_port()
         self.url = f"http://127.0.0.1:{port}"
         self._log = (folder / "server.log").open("w")
         env = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")} | environment

@@ -82,6 +82,8 @@ LAYERS = (
                 "settings",
                 "rows",
                 "progress",
+                "feed",
+                "live",
                 "wrapping",
                 "training",
                 "alone",

@@ -26,6 +26,7 @@ SMALL = {
     "search": {"widths": [[4, 6, 8]], "epochs": 2},
     "train": {"epochs": 4, "batch_size": 8, "warmup_epochs": 1},
     "evaluate": {"latency_rounds": 3, "throughput_batch": 2},
+    "register": {"live": False},
 }
 
 

@@ -37,7 +37,13 @@ IMAGES = tuple(f"image {number}" for number in range(8))
 
 
 def settings(name: str = NAME, **changes) -> Register:
-    values = {"experiment": "tests", "model_name": name, "tracking_uri": None, "promotion_tolerance_iou": 0.01}
+    values = {
+        "experiment": "tests",
+        "model_name": name,
+        "tracking_uri": None,
+        "live": False,
+        "promotion_tolerance_iou": 0.01,
+    }
     values |= {"promotion_min_images": 5, "licence": "CC-BY-4.0", "intended_use": "to count nuclei"}
     return Register.model_validate(values | changes)
 

@@ -5,13 +5,12 @@ import pty
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from pipelines import progress
-from pipelines.progress import Progress, Relay, relayed, screen_of
+from pipelines.progress import Progress, relayed, screen_of
 
 ROW = {"epoch": 1, "train_loss": 0.5, "val_iou_L1": 0.25, "val_iou_L2": 0.75, "images_per_s": 8, "data_wait_share": 0}
 
@@ -99,18 +98,3 @@ def test_lines_of_a_process_without_a_terminal_appear_on_that_of_the_driver(tmp_
 def test_without_a_terminal_nothing_is_relayed(capsys):
     with relayed(True) as settings:
         assert settings == {}
-
-
-def test_half_a_line_waits_for_its_rest(tmp_path):
-    screen, done = Screen(), progress.threading.Event()
-    path = tmp_path / "lines"
-    path.write_text('["say", "on')
-    thread = progress.threading.Thread(target=progress._show, args=(path, screen, done))
-    thread.start()
-    time.sleep(2 * progress.EVERY_S)
-    with path.open("a") as file:
-        file.write('e"]\n')
-    Relay(path).move("two")
-    done.set()
-    thread.join()
-    assert (screen.said, screen.moved) == (["one"], ["two"])

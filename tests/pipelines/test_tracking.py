@@ -1,11 +1,18 @@
 """Where the MLflow store is, what is said when it is away, and loading by URI."""
 
+import os
 import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from pipelines import registry, tracking
 from unetpp.errors import UserError
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -45,6 +52,23 @@ def test_unreachable_store_is_a_user_error_that_names_it(kind, closed_port):
         tracking.connect(uri)
     assert tracking.shown(uri) in str(error.value)
     assert "secret" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_store_whose_making_was_killed_is_made_anew(store):
+    """MLflow itself cannot open one that was killed between two of its migrations."""
+    file, partial = (Path(store.removeprefix("sqlite:///") + end) for end in ("", ".partial"))
+    code = f"from pipelines import tracking; tracking.connect({store!r})"
+    making = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)})
+    while not partial.is_file() or partial.stat().st_size < 150_000:
+        assert making.poll() is None
+        time.sleep(0.01)
+    making.kill()
+    making.wait()
+    assert not file.exists()
+    assert tracking.connect(store).get_experiment("0").name == "Default"
+    assert file.exists()
+    assert not partial.exists()
 
 
 def test_what_is_no_store_is_a_user_error(tmp_path):
