@@ -7,19 +7,17 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipelines.files import disk_errors
 from pipelines.progress import Progress, Terminal
+from pipelines.run_store import RunStore
 from pipelines.training import epochs
-from unetpp.checkpoint import add_checkpoint, newest_checkpoint
 from unetpp.errors import UserError
 
 
-def run_alone(settings: dict[str, Any], run: Path, log: Callable[[dict], None] = lambda row: None) -> bool:
+def run_alone(settings: dict[str, Any], run: RunStore, log: Callable[[dict], None] = lambda row: None) -> bool:
     """Train, with the newest two checkpoints in `run`; one that was cut goes on.
 
     Args:
@@ -35,14 +33,13 @@ def run_alone(settings: dict[str, Any], run: Path, log: Callable[[dict], None] =
     if train["use_gpu"] and not torch.cuda.is_available():
         raise UserError("train.use_gpu is true, and torch finds no GPU here; set it to false, or run `unetpp doctor`")
     device = torch.device("cuda" if train["use_gpu"] else "cpu")
-    state, passed_over = newest_checkpoint(run)
+    state, passed_over = run.newest()
     for line in passed_over:
         print(f"passed over: {line}", flush=True)
     progress = Progress(train["epochs"], Terminal(), state.get("history", ()))
     with terminated() as stop:
         for after in epochs(settings, device, state, stop=stop.is_set, watch=progress.step):
-            with disk_errors(run):
-                add_checkpoint(run, after)
+            run.add(after)
             if "stopped" in after:
                 return False
             if "step" not in after:

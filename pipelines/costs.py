@@ -8,13 +8,12 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipelines.files import write_json
 from pipelines.page import short
+from pipelines.run_store import RunStore
 from pipelines.sections import Budget, Model
 from pipelines.settings import build_network
 from pipelines.space import Config, Space, Widths, decode, trial_params
@@ -23,6 +22,7 @@ from unetpp.errors import UserError
 from unetpp.inference import Segmenter
 from unetpp.pruning import prune
 
+KEPT = "costs.json"
 ROUNDS = 10  # of measuring latency; the depths take turns in each
 Costs = dict[str, dict[str, dict[str, float]]]  # by `network_key`, then "L1" ..., then the name of the cost
 
@@ -56,10 +56,12 @@ def count_costs(space: Space, manifest: dict, size_px: int) -> Costs:
     return costs
 
 
-def measure_costs(space: Space, costs: Costs, manifest: dict, size_px: int, device: torch.device, kept: Path) -> Costs:
-    """The costs with `latency_ms` and `memory_mib` of one image on the device; `kept` is the file that keeps them."""
+def measure_costs(
+    space: Space, costs: Costs, manifest: dict, size_px: int, device: torch.device, runs: RunStore
+) -> Costs:
+    """The costs with `latency_ms` and `memory_mib` of one image on the device; a file beside the runs keeps them."""
     torch.set_num_threads(space.params.search.cpus_per_worker)
-    there = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
+    there = json.loads(runs.read(KEPT) or "{}")
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
     facts = [size_px, manifest["channels"], manifest["num_classes"], name, platform.node()]
     facts += [torch.get_num_threads(), torch.__version__]
@@ -80,7 +82,7 @@ def measure_costs(space: Space, costs: Costs, manifest: dict, size_px: int, devi
                 }
                 for name, module in modules.items()
             }
-            write_json(kept, there)
+            runs.write(KEPT, json.dumps(there, indent=2).encode())
         measured[key] = {name: row | there[digest][name] for name, row in costs[key].items()}
     return measured
 

@@ -1,7 +1,6 @@
 """What a search found: a point for every trial and depth, those that no other beats, and the one that is chosen."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ class Trial:
     curve: list[dict[str, Any]] = field(default_factory=list)  # a row an epoch
     best: dict[str, float] = field(default_factory=dict)  # val IoU of the best epoch by depth: "L1" ...
     began: float = field(default=0.0, compare=False)
-    checkpoint: Path | None = field(default=None, compare=False)
+    checkpoint: Any = field(default=None, compare=False)  # of Ray: it knows where its folder lies
 
 
 def measured(points: list[Point]) -> list[Point]:

@@ -28,7 +28,8 @@ from unetpp.errors import UserError
 ROOT = Path(__file__).parents[1]
 JOB = "job.json"
 KEY = "key"  # the file by which a job knows under which name its results are expected
-# What a stage reads and what it writes, by its options; the third kind is `runs`, where checkpoints are.
+# What a stage reads and what it writes, by its options; the third kind is `runs`, of which a job keeps nothing: its
+# checkpoints lie in the storage.
 STAGES = {"search": (("prepared",), ("out", "reports")), "train": (("prepared", "architecture"), ("out", "reports"))}
 CARRIED = (".json", ".csv", ".yaml")  # of a folder that a stage reads; the data themselves lie in the storage
 # What decides the numbers of a training, so that it must be the same there as in the lock here.
@@ -82,7 +83,7 @@ def pack(package: Path, stage: str, params: Params, arguments: dict[str, Path]) 
                 for weights in path.parent.glob("*.pt"):  # what train.init=search begins with
                     shutil.copy(weights, target.parent)
         else:
-            paths[name] = f"{(params.cluster.storage or '').rstrip('/')}/runs"
+            paths[name] = path.name
     write_json(
         package / JOB,
         {

@@ -24,6 +24,7 @@ from pipelines.jobs import address_of, run_remotely
 from pipelines.node_cache import share
 from pipelines.params import Params, load_params
 from pipelines.probe import estimate, probe
+from pipelines.run_store import open_store, runs_at
 from pipelines.search_page import build_page
 from pipelines.settings import make_settings, run_name
 from pipelines.space import Space, decode, read_space
@@ -56,9 +57,10 @@ def search(params: Params, prepared: Path, runs: Path, out: Path, reports: Path)
         weights = None
     else:
         device = torch.device("cuda" if params.train.use_gpu and torch.cuda.is_available() else "cpu")
-        costs = measure_costs(fitting, costs, manifest, size_px, device, runs / "costs.json")
+        at = runs_at(params, runs)
+        costs = measure_costs(fitting, costs, manifest, size_px, device, open_store(at, params.ingest.s3))
         fitting = check_budget(fitting, costs)
-        trials, weights_of = run_search(fitting, prepared, manifest, costs, runs)
+        trials, weights_of = run_search(fitting, prepared, manifest, costs, at)
         trials += _left_out(space, fitting, len(trials))
         points = _points_of(trials, space, costs)
         mark_front(points, params.search.cost)
@@ -79,9 +81,9 @@ def search(params: Params, prepared: Path, runs: Path, out: Path, reports: Path)
     print(f"chosen: {name(chosen)}, {reason} ({time.monotonic() - began:.0f} s); wrote {out}, {reports}")
 
 
-def run_search(space: Space, prepared: Path, manifest: dict, costs: Costs, runs: Path) -> tuple[list[Trial], Any]:
-    """The trials of the space, and what gives the weights of one of them by its number."""
-    from pipelines.tuning import best_weights, run_trials
+def run_search(space: Space, prepared: Path, manifest: dict, costs: Costs, runs: str) -> tuple[list[Trial], Any]:
+    """The trials of the space, kept at `runs`, and what gives the weights of one of them by its number."""
+    from pipelines.tuning import best_weights, has_begun, run_trials
 
     params, search = space.params, space.params.search
     settings = make_settings(params, [], prepared)
@@ -100,7 +102,7 @@ def run_search(space: Space, prepared: Path, manifest: dict, costs: Costs, runs:
             params.train.use_gpu,
             "lower search.max_concurrent, search.num_workers or search.cpus_per_worker",
         )
-        if not (runs / search_name).exists():
+        if not has_begun(runs, search_name, params.ingest.s3):
             said = announce(space, settings, manifest, costs, at_once)
             print(said, flush=True)
         trials = run_trials(space, settings, costs, runs, search_name)

@@ -5,11 +5,13 @@ Every read is pinned to the ETag of the listing (If-Match): an object that chang
 mixture of two. Credentials come from the standard chain alone (environment, profile, role).
 """
 
+import io
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import boto3
 from botocore import UNSIGNED
@@ -26,6 +28,8 @@ CHUNK = 2**18
 BROKEN = (aws.IncompleteReadError, aws.ResponseStreamingError, aws.ReadTimeoutError, aws.ConnectionClosedError)
 # Of the operations that read; the others write, a large object in several of them.
 PERMISSIONS = {"ListObjectsV2": "s3:ListBucket", "GetObject": "s3:GetObject", "HeadObject": "s3:GetObject"}
+PERMISSIONS |= {"DeleteObject": "s3:DeleteObject"}
+DONE = {"s3:PutObject": "written", "s3:DeleteObject": "removed"}
 CHECKSUMS = "set ingest.s3.checksums=when_required"
 
 
@@ -111,6 +115,20 @@ class Store:
         """
         with self.explained(key), path.open("rb") as file:
             self._client.upload_fileobj(file, self.bucket, key, ExtraArgs=self._payer)
+
+    def write(self, content: bytes | memoryview, key: str) -> None:
+        """Write bytes as an object, as `upload` does a file."""
+        with self.explained(key):
+            self._client.upload_fileobj(io.BytesIO(content), self.bucket, key, ExtraArgs=self._payer)
+
+    def remove(self, key: str) -> None:
+        """Remove an object; that there is none is no error.
+
+        Raises:
+            UserError: no access, no credentials, no such bucket, nobody there.
+        """
+        with self.explained(key):
+            self._client.delete_object(Bucket=self.bucket, Key=key, **self._payer)
 
     def read(self, source: Object, start: int, stop: int) -> tuple[Facts, Iterator[bytes]]:
         """Bytes `start` to `stop` of an object, in pieces; a broken connection begins anew where it broke.
@@ -234,7 +252,7 @@ class Store:
             region = answer["Error"].get("Region") or "the bucket's own"
             return f"wrong region ({said}); set ingest.s3.region to {region}"
         if status == 403:
-            done = "written" if action == "s3:PutObject" else "read"
+            done = DONE.get(action, "read")
             return (
                 f"may not be {done} ({said}); expected the permission {action}: grant it, or use another "
                 "ingest.s3.profile (ingest.s3.requester_pays=true where the reader pays)"
@@ -242,3 +260,28 @@ class Store:
         if status >= 500 or code in ("SlowDown", "RequestTimeout", "Throttling"):
             return f"the store fails, {ATTEMPTS} times in a row ({said}); give the same command again later"
         return f"the store refuses the request ({said}); check {self.setting} and ingest.s3"
+
+
+def open_file_system(location: str, params: S3) -> tuple[str, Any]:
+    """A path or s3://bucket/prefix as Ray wants it: the path alone, and a file system of pyarrow's for a bucket's.
+
+    It is reached as a `Store` is: pyarrow's own for S3 knows neither profiles nor what older stores need, and it would
+    write keys that are given to it into the files of a search.
+    """
+    if not location.startswith("s3://"):
+        return location, None
+    import pyarrow.fs
+    import s3fs
+
+    found = s3fs.S3FileSystem(
+        profile=params.profile,
+        endpoint_url=params.endpoint,
+        client_kwargs={"region_name": params.region},
+        config_kwargs={
+            "retries": {"mode": "standard", "total_max_attempts": ATTEMPTS},
+            "request_checksum_calculation": params.checksums,
+            "response_checksum_validation": params.checksums,
+        },
+        use_listings_cache=False,  # other processes write there, too
+    )
+    return location.removeprefix("s3://"), pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(found))

@@ -25,12 +25,12 @@ from pipelines.live import UNLOGGED, logged_live
 from pipelines.node_cache import share
 from pipelines.params import Params, load_params, override
 from pipelines.progress import relayed
+from pipelines.run_store import RunStore, open_store, runs_at
 from pipelines.sections import Architecture, Model
 from pipelines.settings import build_network, make_settings, run_name
 from pipelines.stage import run_command
 from pipelines.system import sampled
 from pipelines.worker import STOPPED, reported, run_on_ray
-from unetpp.checkpoint import newest_checkpoint
 from unetpp.data import read_manifest
 from unetpp.errors import UserError
 from unetpp.inference import Trained
@@ -89,23 +89,24 @@ def train(params: Params, prepared: Path, architecture: Path, runs: Path, out: P
             f"{prepared}: {manifest['splits']['train']['num_images']} training image(s) for "
             f"{params.train.num_workers} workers; set train.num_workers to 1, or bring more images"
         )
-    state, _ = newest_checkpoint(runs / name)
+    run = open_store(f"{runs_at(params, runs)}/{name}", params.ingest.s3)
+    state, _ = run.newest()
     if _finished(state, params):
-        print(f"{runs / name}: this very training is finished already; its result is taken")
+        print(f"{run.name}: this very training is finished already; its result is taken")
     else:
         if state:
             inside = f", in epoch {state['epoch'] + 1} after step {state['step']}" if "step" in state else ""
-            print(f"{runs / name}: goes on after epoch {state['epoch']} of {params.train.epochs}{inside}")
+            print(f"{run.name}: goes on after epoch {state['epoch']} of {params.train.epochs}{inside}")
         with logged_live(params, name, state.get("history", ()), reports / UNLOGGED) as log:
-            if not _run(params, settings, runs, name, prepared, manifest, log):
+            if not _run(params, settings, run, name, prepared, manifest, log):
                 print(
-                    f"{runs / name}: stopped by SIGTERM with a checkpoint; the same command goes on from it",
+                    f"{run.name}: stopped by SIGTERM with a checkpoint; the same command goes on from it",
                     file=sys.stderr,
                 )
                 raise SystemExit(TERMINATED)
-        state, passed_over = newest_checkpoint(runs / name)
+        state, passed_over = run.newest()
         if not _finished(state, params):
-            raise RuntimeError(f"{runs / name}: no whole checkpoint of the last epoch: {passed_over}")
+            raise RuntimeError(f"{run.name}: no whole checkpoint of the last epoch: {passed_over}")
     write_results(state, settings, name, manifest, out, reports)
 
 
@@ -116,7 +117,7 @@ def _finished(state: dict, params: Params) -> bool:
 def _run(
     params: Params,
     settings: dict,
-    runs: Path,
+    run: RunStore,
     name: str,
     prepared: Path,
     manifest: dict,
@@ -130,13 +131,13 @@ def _run(
             raise UserError(
                 f"train.cpus_per_worker: found {train.cpus_per_worker}, and this machine has {cores} cores; lower it"
             )
-        return run_alone(settings, runs / name, log)
+        return run_alone(settings, run, log)
     here = not os.environ.get("RAY_ADDRESS")
     with cluster(), relayed(here) as screen, reported(log) as callbacks:
         advice = "lower train.num_workers or train.cpus_per_worker"
         check_fits("train.num_workers", train.num_workers, train.cpus_per_worker, train.use_gpu, advice)
         shared = {"shared": share(params, prepared, manifest)}
-        stopped = run_on_ray(settings | screen | shared, name, runs, callbacks)
+        stopped = run_on_ray(settings | screen | shared, name, run, callbacks)
     if stopped and stopped != STOPPED:
         raise UserError(f"training stopped: {stopped}")
     return not stopped

@@ -13,12 +13,13 @@ import torch
 from pipelines.costs import Costs, network_key
 from pipelines.params import Params
 from pipelines.rows import best_so_far
+from pipelines.run_store import open_store
 from pipelines.sections import Model
 from pipelines.settings import find_class_weights, run_name
 from pipelines.space import Config, decode, trial_params
 from pipelines.training import epochs
 from pipelines.worker import run_on_ray
-from unetpp.checkpoint import DamagedCheckpointError, load_checkpoint, newest_checkpoint, save_checkpoint
+from unetpp.checkpoint import DamagedCheckpointError, load_checkpoint, save_checkpoint
 from unetpp.errors import UserError
 
 METRIC = "best_val_iou"  # of the best depth so far: what schedulers and searchers compare
@@ -110,9 +111,10 @@ def distributed_trial(config: Config, settings: dict[str, Any], params: Params, 
             super().after_report(run_context, metrics, checkpoint)
 
     name = run_name("trial", settings)
-    stopped = run_on_ray(settings, name, Path(runs), callbacks=[Report()])
+    run = open_store(f"{runs}/{name}", params.ingest.s3)
+    stopped = run_on_ray(settings, name, run, callbacks=[Report()])
     # Once more what the run ended with: one that had ended before the search was cut reports nothing by itself.
-    state, _ = newest_checkpoint(Path(runs) / name)
+    state, _ = run.newest()
     history = state.get("history", [])
     row = _dead(history, stopped) if stopped else history[-1] | best_so_far(history)
     tune.report(with_cost(row, settings, costs, params.search.cost))

@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 
 from pipelines.costs import Costs
-from pipelines.files import write_json
 from pipelines.front import Trial
+from pipelines.run_store import ASK_EVERY_S, FolderRun, RunStore, open_store
+from pipelines.sections import S3
 from pipelines.settings import run_name
 from pipelines.space import Config, Space, decode, mutable
+from pipelines.storage import open_file_system
 from pipelines.trials import COST, METRIC, distributed_trial, settings_of, trial
-from unetpp.checkpoint import DamagedCheckpointError, load_checkpoint, newest_checkpoint
+from unetpp.checkpoint import DamagedCheckpointError, load_checkpoint
 from unetpp.errors import UserError
 
 # Trials' working folders are Ray's business; theirs is the path that Ray keeps results under.
@@ -34,8 +36,9 @@ from ray import tune
 class Deadline(tune.Stopper):
     """Ends the search when its hours are over, those of earlier commands counted in."""
 
-    def __init__(self, hours: float, file: Path):
-        self._seconds, self._file = hours * 3600, file
+    def __init__(self, hours: float, runs: RunStore, file: str):
+        self._seconds, self._runs, self._file = hours * 3600, runs, file
+        self._every_s = 1 if isinstance(runs, FolderRun) else ASK_EVERY_S
         self._began: float | None = None
 
     def __getstate__(self) -> dict:
@@ -47,18 +50,18 @@ class Deadline(tune.Stopper):
     def stop_all(self) -> bool:
         now = time.monotonic()
         if self._began is None:
-            self._began = now - spent_s(self._file)
+            self._began = now - spent_s(self._runs, self._file)
             self._noted = 0.0
         over = now - self._began >= self._seconds
-        if over or now - self._noted > 1:
+        if over or now - self._noted > self._every_s:
             self._noted = now
-            write_json(self._file, {"spent_s": now - self._began})
+            self._runs.write(self._file, json.dumps({"spent_s": now - self._began}).encode())
         return over
 
 
-def spent_s(file: Path) -> float:
+def spent_s(runs: RunStore, file: str) -> float:
     """Seconds that earlier commands of the same search have taken."""
-    return json.loads(file.read_text(encoding="utf-8"))["spent_s"] if file.is_file() else 0.0
+    return json.loads(runs.read(file) or '{"spent_s": 0}')["spent_s"]
 
 
 class Progress(tune.Callback):
@@ -151,8 +154,18 @@ def _clip(config: Config, ranges: dict[str, dict[str, list]]) -> Config:
     return config
 
 
-def run_trials(space: Space, settings: dict[str, Any], costs: Costs, runs: Path, name: str) -> list[Trial]:
-    """Train the trials of a space on the connected cluster; a search that was cut goes on by its name."""
+def has_begun(runs: str, name: str, s3: S3) -> bool:
+    """Whether an earlier command has begun this very search."""
+    folder, file_system = open_file_system(f"{runs}/{name}", s3)
+    return tune.Tuner.can_restore(folder, file_system)
+
+
+def run_trials(space: Space, settings: dict[str, Any], costs: Costs, runs: str, name: str) -> list[Trial]:
+    """Train the trials of a space on the connected cluster; a search that was cut goes on by its name.
+
+    Args:
+        runs: where it is kept, a path or s3://bucket/prefix.
+    """
     search, train = space.params.search, space.params.train
     random.seed(search.seed)  # PBT draws from these
     np.random.seed(search.seed)
@@ -163,17 +176,24 @@ def run_trials(space: Space, settings: dict[str, Any], costs: Costs, runs: Path,
     else:
         # The driver only waits for its workers. A share of a core for it could starve them for ever.
         resources = {"trial_driver": 1}
-        trainable = tune.with_parameters(distributed_trial, **common, runs=str(runs.absolute()))
+        trainable = tune.with_parameters(distributed_trial, **common, runs=runs)
     trainable = tune.with_resources(trainable, resources)
-    folder = runs.absolute() / name
-    hours_file = runs.absolute() / f"{name}.json"
-    if tune.Tuner.can_restore(str(folder)):
-        print(f"{runs / name}: the search goes on; finished trials are not run again", flush=True)
-        tuner = tune.Tuner.restore(str(folder), trainable, resume_unfinished=True, resume_errored=True)
+    s3 = space.params.ingest.s3
+    kept, hours_file = open_store(runs, s3), f"{name}.json"
+    folder, file_system = open_file_system(runs, s3)
+    if has_begun(runs, name, s3):
+        print(f"{runs}/{name}: the search goes on; finished trials are not run again", flush=True)
+        tuner = tune.Tuner.restore(
+            f"{folder}/{name}",
+            trainable,
+            resume_unfinished=True,
+            resume_errored=True,
+            storage_filesystem=file_system,
+        )
     else:
         searcher, num_samples = make_searcher(space)
         drawn = space.configs() is None
-        deadline = Deadline(search.max_hours, hours_file) if search.max_hours else None
+        deadline = Deadline(search.max_hours, kept, hours_file) if search.max_hours else None
         tuner = tune.Tuner(
             trainable,
             param_space={key: _as_domain(one) for key, one in space.dimensions.items()},
@@ -187,7 +207,8 @@ def run_trials(space: Space, settings: dict[str, Any], costs: Costs, runs: Path,
             ),
             run_config=tune.RunConfig(
                 name=name,
-                storage_path=str(runs.absolute()),
+                storage_path=folder,
+                storage_filesystem=file_system,
                 verbose=0,
                 stop=deadline,
                 callbacks=[Progress()],
@@ -195,7 +216,7 @@ def run_trials(space: Space, settings: dict[str, Any], costs: Costs, runs: Path,
             ),
         )
     grid = tuner.fit()
-    over = bool(search.max_hours) and spent_s(hours_file) >= (search.max_hours or 0) * 3600
+    over = bool(search.max_hours) and spent_s(kept, hours_file) >= (search.max_hours or 0) * 3600
     trials = [read_trial(grid[number], space, over) for number in range(len(grid))]
     return in_order([one for one in trials if one.config], space)  # without: it never began
 
@@ -231,18 +252,22 @@ def read_trial(result, space: Space, over: bool) -> Trial:
         status, reason = "stopped", f"by search.max_hours after {epochs} epochs"
         if space.params.search.scheduler == "asha" and epochs and not (over and epochs not in rungs(space)):
             reason = f"early by ASHA after {epochs} epochs"
-    checkpoint = Path(result.checkpoint.path) if result.checkpoint else None
     began = rows[0].get("timestamp", 0.0) if rows else float("inf")
     seconds = max((float(row.get("time_total_s", 0.0)) for row in rows), default=0.0)
-    return Trial(0, config, status, reason, seconds, [curve[key] for key in sorted(curve)], best, began, checkpoint)
+    return Trial(
+        0, config, status, reason, seconds, [curve[key] for key in sorted(curve)], best, began, result.checkpoint
+    )
 
 
 def _config_of(result) -> dict[str, Any]:
     """What a trial was to train: in its reports, or in the file that it began with where it made none."""
     if result.config:
         return result.config
-    file = Path(result.path, "params.json")
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    file = f"{result.path}/params.json"
+    if not result.filesystem.get_file_info(file).is_file:
+        return {}
+    with result.filesystem.open_input_stream(file) as opened:
+        return json.loads(opened.read())
 
 
 def rungs(space: Space) -> set[int]:
@@ -275,14 +300,16 @@ def in_order(trials: list[Trial], space: Space) -> list[Trial]:
     return [replace(one, number=number) for number, one in enumerate(ordered, start=1)]
 
 
-def best_weights(chosen: Trial, space: Space, settings: dict[str, Any], runs: Path) -> dict[str, Any]:
+def best_weights(chosen: Trial, space: Space, settings: dict[str, Any], runs: str) -> dict[str, Any]:
     """The weights of a trial's best epoch by the mean of its depths, as train takes its own."""
     if space.params.search.num_workers > 1:
         config = {key: json.dumps(value) for key, value in chosen.config.items()}
-        state, _ = newest_checkpoint(runs / run_name("trial", settings_of(settings, space.params, config)))
+        name = run_name("trial", settings_of(settings, space.params, config))
+        state, _ = open_store(f"{runs}/{name}", space.params.ingest.s3).newest()
         return state["best"]["weights"]
     assert chosen.checkpoint is not None
     try:
-        return load_checkpoint(chosen.checkpoint)["best"]["weights"]
+        with chosen.checkpoint.as_directory() as folder:
+            return load_checkpoint(Path(folder))["best"]["weights"]
     except DamagedCheckpointError as error:
         raise UserError(f"{error}; train.init is search and needs it: remove {runs} and search again") from None

@@ -9,23 +9,20 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
 from pipelines.feed import append, feed
-from pipelines.files import check_space, disk_errors
 from pipelines.progress import Progress, screen_of
 from pipelines.rows import best_so_far
+from pipelines.run_store import RunStore, StopFile, begin, check_shared
 from pipelines.settings import open_splits
 from pipelines.training import epochs
-from unetpp.checkpoint import newest_checkpoint, save_checkpoint
 from unetpp.errors import UserError
 from unetpp.memory import is_out_of_memory
 
 STOPPED = "stopped"  # what a training returns that was asked to stop
-STOP_FILE = "stop"  # in a run's folder: asks it to stop
 
 
 def train_worker(settings: dict[str, Any]) -> str | None:
@@ -41,19 +38,19 @@ def train_worker(settings: dict[str, Any]) -> str | None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     store = _Notes(world)
-    checkpoint = ray.train.get_checkpoint()
-    state: dict = {}
-    if checkpoint:
-        # The run's folder, and not this one checkpoint: should it be torn, the one before is taken.
-        state, passed_over = newest_checkpoint(Path(checkpoint.path).parent)
-        if rank == 0:
-            for line in passed_over:
-                print(f"passed over: {line}", flush=True)
-            print(f"goes on after epoch {state.get('epoch', 0)}{_inside(state)}", flush=True)
-    if problem := _any_problem(settings, world):
+    run: RunStore = settings["run"]
+    if problem := _any_problem(settings, run, world):
         return problem
+    # Not Ray's idea of the newest checkpoint: should it be torn, the one before is taken.
+    state, passed_over = run.newest()
+    _agree(run, state, rank, world)
+    if rank == 0:
+        for line in passed_over:
+            print(f"passed over: {line}", flush=True)
+        if state:
+            print(f"goes on after epoch {state['epoch']}{_inside(state)}", flush=True)
     try:
-        return _train(settings, state, rank, world)
+        return _train(settings, state, run, rank, world)
     except Exception as error:
         if isinstance(error, RayError):
             raise
@@ -69,47 +66,34 @@ def train_worker(settings: dict[str, Any]) -> str | None:
         return note
 
 
-def _train(settings: dict[str, Any], state: dict, rank: int, world: int) -> str | None:
+def _train(settings: dict[str, Any], state: dict, run: RunStore, rank: int, world: int) -> str | None:
     import ray.train
     import ray.train.torch
 
-    num_epochs, run = settings["params"]["train"]["epochs"], settings.get("run")
-    stop_file = Path(run, STOP_FILE) if run else None
     screen = screen_of(settings)
-    progress = Progress(num_epochs, screen, state.get("history", ()))
+    progress = Progress(settings["params"]["train"]["epochs"], screen, state.get("history", ()))
     watch = progress.step if rank == 0 else lambda *_: None
-    for after in epochs(
-        settings,
-        ray.train.torch.get_device(),
-        state,
-        rank,
-        world,
-        lambda: bool(stop_file and stop_file.exists()),
-        watch,
-    ):
+    stop = StopFile(run) if rank == 0 else lambda: False
+    for after in epochs(settings, ray.train.torch.get_device(), state, rank, world, stop, watch):
         inside = "step" in after
         row = {"epoch": after["epoch"], "step": after["step"]} if inside else after["history"][-1]
         if after["history"]:
             row = row | best_so_far(after["history"])  # what a search compares
         if rank == 0:
             screen.say(f"checkpoint{_inside(after)}") if inside else progress.epoch(row)
-        with tempfile.TemporaryDirectory() as folder:
-            problem = _save(after, Path(folder), run) if rank == 0 else None
-            if problem := _first(problem, world):  # all stop: the others would wait for this one's report
-                return problem
-            ray.train.report(row, checkpoint=ray.train.Checkpoint.from_directory(folder) if rank == 0 else None)
+        problem = _save(run, after) if rank == 0 else None
+        if problem := _first(problem, world):  # all stop: the others would wait for this one's report
+            return problem
+        ray.train.report(row)
         if "stopped" in after:
             return STOPPED
     return None
 
 
-def _save(state: dict, folder: Path, run: str | None) -> str | None:
-    """Write a checkpoint for Ray to copy into the run's folder; the answer is why that cannot be."""
+def _save(run: RunStore, state: dict) -> str | None:
+    """Add a checkpoint to the run; the answer is why that cannot be."""
     try:
-        with disk_errors(folder):
-            save_checkpoint(folder, state)
-        if run and Path(run).is_dir():  # Ray would copy a part of it, and try the same again
-            check_space(run, sum(file.stat().st_size for file in folder.iterdir()))
+        run.add(state)
     except UserError as error:
         return str(error)
     return None
@@ -117,6 +101,23 @@ def _save(state: dict, folder: Path, run: str | None) -> str | None:
 
 def _inside(state: dict) -> str:
     return f" in epoch {state['epoch'] + 1}, step {state['step']}" if "step" in state else ""
+
+
+def _agree(run: RunStore, state: dict, rank: int, world: int) -> None:
+    """Whether all processes go on from the same checkpoint: on shared storage one may see a file later than another.
+
+    Raises:
+        ConnectionError: they do not; Ray tries again.
+    """
+    if world == 1:
+        return
+    own = (state.get("epoch", 0), state.get("step", 0))
+    every: list[Any] = [None] * world
+    dist.all_gather_object(every, own)
+    if len(set(every)) > 1:
+        raise ConnectionError(
+            f"{run.name}: the processes see different checkpoints as the newest one, (epoch, step) {every}"
+        )
 
 
 def _may_pass(error: Exception) -> bool:
@@ -155,10 +156,11 @@ class _Notes:
             return None
 
 
-def _any_problem(settings: dict[str, Any], world: int) -> str | None:
-    """What keeps the data of any process from being read, the same in all: none waits for one that gave up."""
+def _any_problem(settings: dict[str, Any], run: RunStore, world: int) -> str | None:
+    """What keeps any process from its data or the run's place, the same in all: none waits for one that gave up."""
     problem = None
     try:
+        check_shared(run)
         open_splits(settings)
     except UserError as error:
         problem = str(error)
@@ -189,21 +191,26 @@ def reported(log: Callable[[dict], None]) -> Iterator[list]:
         yield [Rows()]
 
 
-def run_on_ray(settings: dict[str, Any], name: str, runs: Path, callbacks: list | None = None) -> str | None:
-    """Train with Ray Train by params alone: processes, threads, GPUs, restarts. A run of the same name goes on.
+def run_on_ray(settings: dict[str, Any], name: str, run: RunStore, callbacks: list | None = None) -> str | None:
+    """Train with Ray Train by params alone: processes, threads, GPUs, restarts. A run of the same place goes on.
 
-    Checkpoints are kept in `runs / name`, the newest two.
+    The processes write checkpoints themselves and Ray is told numbers alone: it would keep what a run has in a file
+    without a checksum that is written in place, and could not go on once that was torn.
 
     Returns:
         what `train_worker` returned.
+
+    Raises:
+        UserError: the run's place cannot be written.
     """
-    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    train = settings["params"]["train"]
+    begin(run)
+    train, scratch = settings["params"]["train"], tempfile.TemporaryDirectory(prefix="unetpp-ray-")
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config=settings | {"run": str((runs / name).absolute())},
+        train_loop_config=settings | {"run": run},
         scaling_config=ScalingConfig(
             num_workers=train["num_workers"],
             use_gpu=train["use_gpu"],
@@ -211,12 +218,12 @@ def run_on_ray(settings: dict[str, Any], name: str, runs: Path, callbacks: list 
         ),
         run_config=RunConfig(
             name=name,
-            storage_path=str(runs.absolute()),
+            storage_path=scratch.name,
             failure_config=FailureConfig(max_failures=train["max_failures"], controller_failure_limit=3),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
             callbacks=callbacks,
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
         torch_config=TorchConfig(backend="nccl" if train["use_gpu"] else "gloo", timeout_s=train["timeout_s"]),
     )
-    return trainer.fit().return_value
+    with scratch:
+        return trainer.fit().return_value

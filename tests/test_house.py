@@ -74,6 +74,7 @@ LAYERS = (
                 "storage",
                 "downloads",
                 "node_cache",
+                "run_store",
                 "web",
                 "sources",
                 "cluster",
@@ -166,7 +167,7 @@ BESIDE = {
 }  # the stages and the network's own files never import each other; the command line does, late
 HOMES = {  # each outside system has one home file, or the few that the file map names
     "albumentations": {"unetpp.augment"},
-    "pyarrow": {"unetpp.data"},
+    "pyarrow": {"unetpp.data", "pipelines.storage"},
     "PIL": {"unetpp.pictures", "pipelines.page"},
     "scipy": {"unetpp.boundaries", "unetpp.objects"},
     "pycocotools": {"pipelines.coco"},
@@ -175,6 +176,7 @@ HOMES = {  # each outside system has one home file, or the few that the file map
     "onnxruntime": {"unetpp.quantisation", "unetpp.runtimes"},
     "openvino": {"unetpp.runtimes"},
     "boto3": {"pipelines.storage"},
+    "s3fs": {"pipelines.storage"},
     "botocore": {"pipelines.storage"},
     "mlflow": {f"pipelines.{name}" for name in ("tracking", "runs", "registry", "served")},
     "ray": {

@@ -16,13 +16,56 @@ class DamagedCheckpointError(ValueError):
     """A checkpoint whose bytes are not those that were written."""
 
 
-def _seal(file: Path) -> dict:
-    with open(file, "rb") as opened:
-        return {
-            "file": file.name,
-            "size": file.stat().st_size,
-            "sha256": hashlib.file_digest(opened, "sha256").hexdigest(),
-        }
+def _seal(content: bytes | memoryview) -> dict:
+    return {"file": STATE, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def to_bytes(state: dict) -> tuple[memoryview, bytes]:
+    """A state (tensors and plain values) as what its two files hold: itself, and its manifest."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    content = file.getbuffer()
+    place = {"epoch": state["epoch"], "step": state.get("step", 0)}
+    return content, json.dumps(place | _seal(content)).encode()
+
+
+def from_bytes(content: bytes | None, manifest: bytes | None, name: str) -> dict:
+    """The state of two files, None where one is missing; runs no code of their author.
+
+    Raises:
+        DamagedCheckpointError: a file is missing, shorter, or has other bytes. `name` is what it calls the checkpoint.
+    """
+    try:
+        expected = json.loads(manifest or b"")
+        del expected["epoch"], expected["step"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedCheckpointError(f"{name}: torn checkpoint ({error})") from None
+    if content is None:
+        raise DamagedCheckpointError(f"{name}: torn checkpoint (no {STATE})")
+    if (found := _seal(content)) != expected:
+        raise DamagedCheckpointError(f"{name}: expected {expected}, found {found}")
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+def place_of(manifest: bytes | None) -> tuple[int, int]:
+    """How far a checkpoint is, by its manifest: epochs done, and steps of the next; (-1, 0) of one without."""
+    try:
+        found = json.loads(manifest or b"")
+        return int(found["epoch"]), int(found["step"])
+    except (ValueError, KeyError, TypeError):
+        return -1, 0  # torn before its manifest was written
+
+
+def name_of(state: dict) -> str:
+    """The folder of a state's checkpoint. By such names they stand in the order in which they were made."""
+    return f"checkpoint_{state['epoch']:06}_{state.get('step', 0):08}"
+
+
+def _read(file: Path) -> bytes | None:
+    try:
+        return file.read_bytes()
+    except OSError:
+        return None
 
 
 def save_checkpoint(folder: Path, state: dict) -> None:
@@ -31,24 +74,24 @@ def save_checkpoint(folder: Path, state: dict) -> None:
     Raises:
         OSError: the disk is full, as its own error and not as one of torch's.
     """
-    content = io.BytesIO()
-    torch.save(state, content)
+    content, manifest = to_bytes(state)
     with open(folder / STATE, "wb") as file:
-        file.write(content.getbuffer())
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())  # a manifest never stands beside bytes that a power cut takes
-    place = {"epoch": state["epoch"], "step": state.get("step", 0)}
-    (folder / MANIFEST).write_text(json.dumps(place | _seal(folder / STATE)))
+    (folder / MANIFEST).write_bytes(manifest)
 
 
 def add_checkpoint(run: Path, state: dict, keep: int = 2) -> Path:
     """Write `state` as the newest checkpoint of a run, by rename, and then remove all but the newest `keep`.
 
+    Further ones are removed too: who made this state went on from an earlier one, since they were damaged.
+
     Raises:
         OSError: what stood before is as it was.
     """
     run.mkdir(parents=True, exist_ok=True)
-    target = run / f"checkpoint_{state['epoch']:06}_{state.get('step', 0):08}"
+    target = run / name_of(state)
     partial = run / f".{target.name}.partial"
     for killed in run.glob(".checkpoint_*.partial"):
         shutil.rmtree(killed, ignore_errors=True)
@@ -59,9 +102,10 @@ def add_checkpoint(run: Path, state: dict, keep: int = 2) -> Path:
         partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    folders = sorted(run.glob("checkpoint_*"), key=_place)
-    for folder in folders[: max(0, len(folders) - max(1, keep))]:
-        if folder != target:
+    older = [folder for folder in sorted(run.glob("checkpoint_*"), key=_place) if _place(folder) < _place(target)]
+    kept = {target, *older[max(0, len(older) - max(1, keep) + 1) :]}
+    for folder in run.glob("checkpoint_*"):
+        if folder not in kept:
             shutil.rmtree(folder, ignore_errors=True)
     return target
 
@@ -72,24 +116,11 @@ def load_checkpoint(folder: Path) -> dict:
     Raises:
         DamagedCheckpointError: a file is missing, shorter, or has other bytes.
     """
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        del manifest["epoch"], manifest["step"]
-        found = _seal(folder / STATE)
-    except (OSError, ValueError, KeyError) as error:
-        raise DamagedCheckpointError(f"{folder}: torn checkpoint ({error})") from None
-    if found != manifest:
-        raise DamagedCheckpointError(f"{folder}: expected {manifest}, found {found}")
-    return torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    return from_bytes(_read(folder / STATE), _read(folder / MANIFEST), str(folder))
 
 
 def _place(folder: Path) -> tuple[int, int]:
-    """How far a checkpoint is: epochs done, and steps of the next."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        return int(manifest["epoch"]), int(manifest["step"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return -1, 0  # torn before its manifest was written
+    return place_of(_read(folder / MANIFEST))
 
 
 def newest_checkpoint(run: Path) -> tuple[dict, list[str]]:

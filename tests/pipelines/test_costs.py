@@ -7,6 +7,7 @@ import torch
 
 from pipelines import costs as costs_module
 from pipelines.costs import check_budget, check_memory, count_costs, is_within, key_of, measure_costs
+from pipelines.run_store import FolderRun
 from pipelines.space import decode, read_space
 from unetpp.cost import count_macs, count_parameters
 from unetpp.data import read_manifest
@@ -42,12 +43,12 @@ def test_counts_are_those_of_the_pruned_networks_themselves(manifest):
 def test_what_was_measured_once_is_not_measured_again(manifest, tmp_path, monkeypatch):
     space = read_space(declared())
     costs = count_costs(space, manifest, 32)
-    measured = measure_costs(space, costs, manifest, 32, CPU, tmp_path / "costs.json")
+    measured = measure_costs(space, costs, manifest, 32, CPU, FolderRun(tmp_path))
     depths = [row for rows in measured.values() for row in rows.values()]
     assert len(depths) == 3
     assert all(row["latency_ms"] > 0 and row["memory_mib"] > 0 for row in depths)
     monkeypatch.setattr(costs_module, "measure_latency", None)  # a call of it would fail
-    assert measure_costs(space, costs, manifest, 32, CPU, tmp_path / "costs.json") == measured
+    assert measure_costs(space, costs, manifest, 32, CPU, FolderRun(tmp_path)) == measured
     assert len(json.loads((tmp_path / "costs.json").read_text())) == 2
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow.fs
 import pytest
 import torch
 import yaml
@@ -19,6 +20,7 @@ from pipelines.front import Trial
 from pipelines.params import load_params
 from pipelines.probe import estimate, probe
 from pipelines.rows import best_so_far
+from pipelines.run_store import FolderRun
 from pipelines.search import announce, search
 from pipelines.settings import make_settings
 from pipelines.space import decode, read_space
@@ -185,12 +187,12 @@ MEMORY = {"memory_mib": 1.0}
 
 
 def test_hours_of_earlier_commands_count(tmp_path):
-    file = tmp_path / "hours.json"
-    assert spent_s(file) == 0
-    assert not Deadline(1, file).stop_all()
-    file.write_text(json.dumps({"spent_s": 3601}))
-    assert Deadline(1, file).stop_all()
-    assert not Deadline(2, file).stop_all()
+    runs, file = FolderRun(tmp_path), "hours.json"
+    assert spent_s(runs, file) == 0
+    assert not Deadline(1, runs, file).stop_all()
+    runs.write(file, json.dumps({"spent_s": 3601}).encode())
+    assert Deadline(1, runs, file).stop_all()
+    assert not Deadline(2, runs, file).stop_all()
 
 
 def test_asha_compares_at_the_epochs_of_its_rungs():
@@ -208,6 +210,7 @@ def test_a_trial_that_died_before_its_first_report_is_known_by_the_file_it_began
     config = next(space.grid())
     (tmp_path / "params.json").write_text(json.dumps(config))
     silent = {"config": None, "metrics": None, "metrics_dataframe": None, "checkpoint": None, "path": str(tmp_path)}
+    silent["filesystem"] = pyarrow.fs.LocalFileSystem()
     found = read_trial(SimpleNamespace(error=RuntimeError("The actor died"), **silent), space, over=False)
     assert found.config == decode(config)
     assert found.status == "failed"

@@ -4,6 +4,7 @@ import copy
 import csv
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -187,11 +188,14 @@ def test_workers_train_from_their_nodes_cache_with_loaders_of_their_own(project,
     assert len(cached) == 2
     assert cached < {f"{digest}.arrow" for digest in digests}
     # A file that is damaged in the storage, on a node that has it not yet.
-    for path in [*(tmp_path / "cache").iterdir(), *(tmp_path / "storage").iterdir()]:
+    for path in [*(tmp_path / "cache").iterdir(), *(tmp_path / "storage").glob("*.arrow")]:
         if path.parent.name == "cache":
             path.unlink()
         else:
             path.write_bytes(path.read_bytes()[:-1] + b"?")
+    assert list((tmp_path / "storage/runs").glob("train-*/checkpoint_000002_*"))  # a shared run is not one in runs/
+    assert not list((project.folder / "runs").glob("train-*"))
+    shutil.rmtree(tmp_path / "storage/runs")
     fresh = [argument.replace("runs", "other runs") if argument == "runs" else argument for argument in ARGUMENTS]
     printed = project.run("train", "--prepared", str(prepared), *fresh, expect=2)
     assert "error: training stopped:" in printed
