@@ -390,6 +390,8 @@ class Train(Section):
 
 class Augment(Section):
     flips: bool
+    rotate: Annotated[float, Field(ge=0, le=180)]
+    zoom: Annotated[float, Field(ge=1, le=4)]
     brightness: Annotated[float, Field(ge=0, le=1)]
     hue: Annotated[int, Field(ge=0, le=90)]
     on_device: bool

@@ -49,6 +49,7 @@ from unetpp.loop import (
 )
 from unetpp.model import NestedUNet
 from unetpp.step import NonFiniteError, TrainStep
+from unetpp.warp import Warp
 
 # Several processes must stop at the same step, and agree on it so often: each time costs an exchange.
 AGREE_EVERY = 8
@@ -364,7 +365,7 @@ class Training:
 def make_loader(train: Train, augment: dict[str, Any], split: Split, channels: int, device: torch.device) -> Loader:
     """The training batches of a split, as the sections `train` and `augment` of params want them."""
     limits = {key: augment[key] for key in ("flips", "brightness", "hue")} | {"channels": channels}
-    crops = Crops(train.crop_px, train.foreground_crops)
+    crops = Warp(Crops(train.crop_px, train.foreground_crops), augment["rotate"], augment["zoom"])
     if augment["on_device"]:
         samples = RawSamples(split, crops, train.seed, **limits)
     else:

@@ -37,6 +37,7 @@ LAYERS = (
         "unetpp.pictures",
         "unetpp.tiff",
         "unetpp.crops",
+        "unetpp.warp",
         "unetpp.data",
         "unetpp.augment",
         "unetpp.device_augment",

@@ -14,6 +14,7 @@ import numpy as np
 
 from unetpp.crops import Crops, Key, draw_exposure, draw_seeds
 from unetpp.inference import find_limits, scaled
+from unetpp.warp import Warp
 
 cv2.setNumThreads(0)  # one image at a time is too little work for threads, and they fight torch's
 
@@ -34,13 +35,13 @@ class Augment:
     """Random crop, flips and quarter turns, brightness, contrast and hue; image and mask move together.
 
     Args:
-        crops: the random crop.
+        crops: the random crop, perhaps turned and zoomed.
         flips: one of the eight symmetries of the square.
         brightness: limit of brightness and contrast changes (`draw_exposure`); 0 for none.
         hue: limit of the hue shift in OpenCV's units (degrees / 2); 0 for none. RGB images alone.
     """
 
-    def __init__(self, crops: Crops, flips: bool, brightness: float, hue: int, channels: int):
+    def __init__(self, crops: Crops | Warp, flips: bool, brightness: float, hue: int, channels: int):
         self.crops = crops
         # Steps with the number of their seed, so that one that is switched off changes no other.
         self._geometric: list = [(2, A.D4(p=1))] if flips else []

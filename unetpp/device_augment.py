@@ -16,6 +16,7 @@ from torch import Tensor
 from unetpp.crops import Crops, Key, draw_exposure, draw_seeds
 from unetpp.inference import STD_FLOOR
 from unetpp.loader import stack
+from unetpp.warp import Warp
 
 # The eight symmetries in albumentations' order: transpose, then flip the rows, then the columns.
 SYMMETRIES = ((0, 0, 0), (1, 1, 0), (0, 1, 1), (1, 0, 1), (0, 1, 0), (1, 1, 1), (0, 0, 1), (1, 0, 0))
@@ -53,7 +54,7 @@ class RawSamples:
         crops, flips, brightness, hue, channels: as of `unetpp.augment.Augment`.
     """
 
-    def __init__(self, split, crops: Crops, seed: int, flips: bool, brightness: float, hue: int, channels: int):
+    def __init__(self, split, crops: Crops | Warp, seed: int, flips: bool, brightness: float, hue: int, channels: int):
         self.split, self.crops, self.seed = split, crops, seed
         self._limits = {"flips": flips, "brightness": brightness, "hue": hue, "channels": channels}
 

@@ -10,6 +10,7 @@ from unetpp.data import Split, SplitWriter
 from unetpp.device_augment import RawSamples, augment_batch, augment_batches, draw
 from unetpp.inference import scaled, standardise
 from unetpp.loader import AugmentedSamples, Loader
+from unetpp.warp import Warp
 
 FULL = {"flips": True, "brightness": 0.3, "hue": 20}
 NUM = 12
@@ -35,8 +36,9 @@ def device_batch(split, indices, epoch, crops=None, **changes):
 
 
 @pytest.mark.parametrize("crop_px", [None, 16, 27])
-def test_the_device_computes_what_the_processor_does(split, crop_px):
-    crops = Crops(crop_px, foreground=0.5)
+@pytest.mark.parametrize("rotate", [0, 45])
+def test_the_device_computes_what_the_processor_does(split, crop_px, rotate):
+    crops = Warp(Crops(crop_px, foreground=0.5), rotate)
     augment = Augment(crops, **FULL, channels=split[0][0].shape[2])
     for epoch in range(8):
         expected = next(Loader(AugmentedSamples(split, augment, seed=3)).batches([range(NUM)], epoch))
