@@ -33,8 +33,10 @@ def study(tmp_path, monkeypatch):
     small["widths"] = {"half": [4, 6, 8]}
     small["protocols"]["resize"]["size"] = 32
     small["protocols"] = {"resize": small["protocols"]["resize"] | {"shares": {"train": 0.4, "val": 0.3, "test": 0.3}}}
-    small["recipes"] = {"ours": {"train": {"epochs": 1, "warmup_epochs": 0}}}
-    small["networks"] = {name: small["networks"][name] for name in ("unet", "unet_pp_ds", "unet_pp")}
+    small["recipes"] = {"ours": {"train": {"warmup_epochs": 0}}}
+    small["runs"] = [{"protocol": "resize", "recipe": "ours", "scale": "half", "epochs": 1, "networks": None}]
+    wanted = ("unet_L1", "unet_L2", "unet_L3", "unet", "unet_pp_ds", "unet_pp")
+    small["networks"] = {name: small["networks"][name] for name in wanted}
     monkeypatch.setattr(run, "read_study", lambda: small)
     monkeypatch.setattr(page, "read_study", lambda: small)
     monkeypatch.setattr(run, "RESULTS", tmp_path / "results")
@@ -100,7 +102,8 @@ def test_page_states_what_holds_what_does_not_and_what_is_missing(study, monkeyp
     page.main()
     text = (study / "paper.md").read_text()
     assert "Not trained yet: U-Net L1, U-Net L2, U-Net L3." in text
-    assert "| UNet++ without deep supervision | 2 |" in text
+    assert "Embedded against isolated" not in text  # its networks are not among those to be trained
+    assert "| UNet++, one head | 2 |" in text
     assert f"{base.mean() + 0.05:.2f}" in text  # the table's mean, from the files
     assert (study / "paper.png").stat().st_size > 1000
     rows = {name: page.Row(name, [result(base + gain)], "L1") for name, gain in (("a", 0.0), ("b", 0.05))}

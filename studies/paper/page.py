@@ -4,7 +4,6 @@ python -m studies.paper.page
 """
 
 import json
-from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,33 +102,47 @@ def verdict(claim: str, row: Row, reference: Row) -> str:
     return f"{claim}: **{found}** ({100 * mean:+.2f} points, {100 * low:+.2f} to {100 * high:+.2f})."
 
 
-def sections(runs: dict[str, list[dict]], cost: dict | None) -> list[str]:
-    """The five claims for one protocol, recipe and scale; a claim whose networks are missing says so."""
+def sections(runs: dict[str, list[dict]], planned: list[str], cost: dict | None) -> list[str]:
+    """The claims for one protocol, recipe and scale.
+
+    A claim whose networks are not to be trained there is left out; one whose networks are missing says so.
+    """
     lines: list[str] = []
 
-    def rows(*names: str) -> list[Row] | None:
+    def rows(title: str, *names: str) -> list[Row] | None:
+        if not set(names) <= set(planned):
+            return None
+        lines.extend(["", f"**{title}**", ""])
         missing = [name for name in names if name not in runs]
         if missing:
             lines.append(f"Not trained yet: {', '.join(NAMES[name] for name in missing)}.")
             return None
         return [Row(NAMES[name], runs[name], deepest(runs[name])) for name in names]
 
-    lines += ["", "**1. The optimal depth differs from the deepest: U-Nets trained alone.**", ""]
-    if found := rows("unet_L1", "unet_L2", "unet_L3", "unet"):
+    if found := rows(
+        "1. The optimal depth differs from the deepest: U-Nets trained alone.", "unet_L1", "unet_L2", "unet_L3", "unet"
+    ):
         best = max(found, key=lambda row: row.scores("iou_image").mean())
         lines += table(found, found[-1])
         lines += ["", verdict(f"A shallower U-Net ({best.label}) is better than L4", best, found[-1])] * (
             best is not found[-1]
         ) or ["", "The deepest is the best here."]
-    lines += ["", "**2. The family at equal widths, beside the U-Net and the wide U-Net.**", ""]
-    family = ("unet", "unet_wide", "unet_e", "unet_plus", "unet_plus_ds", "unet_pp", "unet_pp_ds")
-    if found := rows(*family):
+    family = ["unet", "unet_wide", "unet_e", "unet_plus", "unet_plus_ds", "unet_pp", "unet_pp_ds"]
+    family = [name for name in family if name in planned]
+    if len(family) > 1 and (
+        found := rows("2. The family at equal widths, beside the U-Net and the wide U-Net.", *family)
+    ):
+        by_name = dict(zip(family, found, strict=True))
         lines += table(found, found[0])
-        lines += ["", verdict("UNet++ with deep supervision is better than U-Net", found[-1], found[0])]
-        lines += ["", verdict("UNet++ with deep supervision is better than the wide U-Net", found[-1], found[1])]
-        lines += ["", verdict("UNet++ is better with deep supervision than without", found[-1], found[-2])]
-    lines += ["", "**3. Pruning: the depths of one trained UNet++.**", ""]
-    if found := rows("unet_pp_ds"):
+        for claim, name, other in (
+            ("UNet++ with deep supervision is better than U-Net", "unet_pp_ds", "unet"),
+            ("UNet++ with deep supervision is better than the wide U-Net", "unet_pp_ds", "unet_wide"),
+            ("UNet++ with deep supervision is better than UNet+ with it", "unet_pp_ds", "unet_plus_ds"),
+            ("UNet++ is better with deep supervision than without", "unet_pp_ds", "unet_pp"),
+        ):
+            if {name, other} <= by_name.keys():
+                lines += ["", verdict(claim, by_name[name], by_name[other])]
+    if found := rows("3. Pruning: the depths of one trained UNet++.", "unet_pp_ds"):
         depths = [name for name in found[0].runs[0]["depths"] if name != "mean"]
         pruned = [Row(f"pruned to {name}", runs["unet_pp_ds"], name) for name in depths]
         lines += table(pruned, pruned[-1], cost)
@@ -140,19 +153,24 @@ def sections(runs: dict[str, list[dict]], cost: dict | None) -> list[str]:
                 f"At L3 {shares['parameters']:.1f} % of the parameters are saved (the paper's figure for memory is "
                 f"75.6 %), and {shares['peak_memory_mib']:.1f} % of the measured peak memory of a forward pass.",
             ]
-    lines += ["", "**4. Embedded against isolated: L_d pruned out of L4 against L_d trained alone.**", ""]
-    if found := rows("unet_pp_ds", "unet_L1", "unet_pp_L2", "unet_pp_L3"):
+    if found := rows(
+        "4. Embedded against isolated: L_d pruned out of L4 against L_d trained alone.",
+        "unet_pp_ds",
+        "unet_L1",
+        "unet_pp_L2",
+        "unet_pp_L3",
+    ):
         for depth, alone in zip(("L1", "L2", "L3"), found[1:], strict=True):
             alone = Row(f"{depth} trained alone", alone.runs, depth)
             embedded = Row(f"{depth} pruned out of L4", runs["unet_pp_ds"], depth)
             lines += [*table([alone, embedded], alone), ""]
             lines += [verdict(f"{depth} is better for having been trained inside L4", embedded, alone), ""]
-    lines += ["", "**5. Heads: each head, and the mean of all.**", ""]
-    if found := rows("unet_pp_ds", "unet_pp"):
+    if found := rows("5. Heads: each head, and the mean of all.", "unet_pp_ds"):
         depths = [name for name in found[0].runs[0]["depths"] if name != "mean"]
         heads = [Row(f"head {name}", runs["unet_pp_ds"], name) for name in depths]
         mean = Row("mean of the heads", runs["unet_pp_ds"], "mean")
-        lines += table([*heads, mean, Row("UNet++ without deep supervision", found[1].runs, found[1].depth)], heads[-1])
+        single = [Row(f"{NAMES['unet_pp']}, one head", runs["unet_pp"], deepest(runs["unet_pp"]))] * ("unet_pp" in runs)
+        lines += table([*heads, mean, *single], heads[-1])
         lines += ["", verdict("The mean of the heads is better than the deepest head", mean, heads[-1])]
     return lines
 
@@ -175,18 +193,19 @@ def plot(by_setting: dict[tuple[str, ...], dict[str, list[dict]]], path: Path) -
     plt.close(figure)
 
 
-def read_results() -> dict[tuple[str, ...], dict[str, list[dict]]]:
-    """Results by (protocol, recipe, scale) and network, the seeds in order."""
+def read_results() -> dict[tuple[str, ...], tuple[dict[str, list[dict]], list[str]]]:
+    """Of each (protocol, recipe, scale): the results by network, the seeds in order, and the networks to be trained."""
     study = read_study()
-    found: dict[tuple[str, ...], dict[str, list[dict]]] = defaultdict(dict)
-    for protocol in study["protocols"]:
-        for recipe in study["recipes"]:
-            for scale in study["widths"]:
-                for name in study["networks"]:
-                    paths = [RESULTS / protocol / recipe / scale / f"{name}-{seed}.json" for seed in study["seeds"]]
-                    runs = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
-                    if runs:
-                        found[protocol, recipe, scale][name] = runs
+    found = {}
+    for run in study["runs"]:
+        setting = (run["protocol"], run["recipe"], run["scale"])
+        planned, by_name = run["networks"] or list(study["networks"]), {}
+        for name in planned:
+            paths = [RESULTS.joinpath(*setting, f"{name}-{seed}.json") for seed in study["seeds"]]
+            if runs := [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]:
+                by_name[name] = runs
+        if by_name:
+            found[setting] = by_name, planned
     return found
 
 
@@ -194,7 +213,7 @@ def main() -> None:
     results = read_results()
     template = (FOLDER / "page.md").read_text(encoding="utf-8")
     body: list[str] = []
-    for (protocol, recipe, scale), runs in results.items():
+    for (protocol, recipe, scale), (runs, planned) in results.items():
         first = next(iter(runs.values()))[0]
         machines = {
             f"{run['machine']['device']} ({run['machine']['processor']})" for each in runs.values() for run in each
@@ -207,9 +226,9 @@ def main() -> None:
         if cost:
             on = cost["machine"]
             body += [f"Latency and memory: {on['processor']}, {on['threads']} threads, {on['precision']}, one image."]
-        body += sections(runs, cost and cost["depths"])
+        body += sections(runs, planned, cost and cost["depths"])
     if results:
-        plot(results, IMAGES / "paper.png")
+        plot({setting: runs for setting, (runs, _) in results.items()}, IMAGES / "paper.png")
     OUT.write_text(template.rstrip() + "\n" + "\n".join(body) + "\n", encoding="utf-8")
     print(f"wrote {OUT.relative_to(ROOT)}")
 

@@ -1,6 +1,6 @@
 """Train and measure the networks of the study: one result file for each network, protocol, recipe, scale and seed.
 
-    python -m studies.paper.run --data /path/to/dsb2018            # what is missing in studies/paper/results
+    python -m studies.paper.run --data /path/to/dsb2018            # what is missing of study.yaml's runs
     python -m studies.paper.run --data /path/to/dsb2018 --networks unet unet_pp_ds --seeds 0
 
 A result that exists is not computed again, so that the same command goes on after a cut, on another day or on
@@ -12,6 +12,8 @@ import argparse
 import itertools
 import os
 import time
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +29,7 @@ from pipelines.prepare import load_sample
 from pipelines.sections import Prepare
 from pipelines.settings import make_settings
 from pipelines.splits import find_split, position
-from pipelines.training import epochs
+from pipelines.training import epochs as train_epochs
 from unetpp import metrics
 from unetpp.cost import count_macs, count_parameters
 from unetpp.data import Split, SplitWriter, read_manifest
@@ -44,6 +46,13 @@ RESULTS = FOLDER / "results"
 def read_study() -> dict:
     """study.yaml."""
     return yaml.safe_load((FOLDER / "study.yaml").read_text(encoding="utf-8"))
+
+
+def planned(study: dict, seeds: list[int]) -> Iterator[tuple[str, str, str, int, int, str]]:
+    """(protocol, recipe, scale, epochs, seed, network) of every training that study.yaml asks for."""
+    for run in study["runs"]:
+        for seed, name in itertools.product(seeds, run["networks"] or study["networks"]):
+            yield run["protocol"], run["recipe"], run["scale"], run["epochs"], seed, name
 
 
 def tiles(length: int, size: int, stride: int) -> list[int]:
@@ -112,11 +121,12 @@ def network_of(study: dict, name: str, scale: str) -> tuple[list[int], dict]:
     return widths[: depth + 1], {key: spec[key] for key in ("skips", "deep_supervision")}
 
 
-def params_of(study: dict, recipe: str, model: dict, seed: int, device: torch.device) -> Params:
+def params_of(study: dict, recipe: str, epochs: int, model: dict, seed: int, device: torch.device) -> Params:
     """params.yaml with what the recipe, the network and the machine change."""
     values = load_params(ROOT / "params.yaml").model_dump(by_alias=True, mode="json")
     changes = study["recipes"][recipe]
     values["train"] |= changes.get("train", {}) | {
+        "epochs": epochs,
         "seed": seed,
         "num_workers": 1,
         "use_gpu": device.type == "cuda",
@@ -128,16 +138,17 @@ def params_of(study: dict, recipe: str, model: dict, seed: int, device: torch.de
 
 
 def measure(settings: dict, device: torch.device) -> dict:
-    """Train, take the best epoch on val, and score every depth and the mean of the heads on test."""
+    """Train to the end of the schedule, and score every depth and the mean of the heads on test.
+
+    The weights are those of the last epoch (or their moving average): nothing is chosen by any score.
+    """
     prepared = Path(settings["prepared"])
-    began, state = time.monotonic(), {}
-    for state in epochs(settings, device, {}):
-        if "diverged" in state:
-            raise UserError(f"the loss is not finite any more in epoch {state['diverged']}: {settings}")
+    began = time.monotonic()
+    (state,) = deque(train_epochs(settings, device, {}), maxlen=1)  # the last
     trained_s = time.monotonic() - began
     model = settings["params"]["model"]
     network = NestedUNet(settings["widths"], read_manifest(prepared)["channels"], 1, **model)
-    network.load_state_dict(state["best"]["weights"])
+    network.load_state_dict(state.get("ema", state["weights"]))
     split = Split(prepared / "test.arrow")
     counts = count_pixels(Predictor(Trained(network, None), device), split, 16)
     names = [f"L{depth}" for depth in network.depths]
@@ -152,8 +163,7 @@ def measure(settings: dict, device: torch.device) -> dict:
             name: [round(one, 5) for one in metrics.per_image_iou(each).tolist()] for name, each in counts.items()
         },
         "test_sha256": sha256(prepared / "test.arrow"),
-        "best_epoch": state["history"][state["best"]["epoch"]]["epoch"],
-        "val_iou": round(state["best"]["val_iou"], 5),
+        "train_loss": round(state["history"][-1]["train_loss"], 5),
         "epochs": len(state["history"]),
         "trained_s": round(trained_s, 1),
         "machine": describe_machine(device),
@@ -180,14 +190,15 @@ def main() -> None:
         ("scales", study["widths"]),
         ("networks", study["networks"]),
     ):
-        parser.add_argument(f"--{name}", nargs="+", choices=list(legal), default=list(legal))
+        parser.add_argument(f"--{name}", nargs="+", choices=list(legal), default=list(legal), help="of these alone")
     parser.add_argument("--seeds", nargs="+", type=int, default=study["seeds"])
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     params = load_params(ROOT / "params.yaml")
-    for protocol, recipe, scale, seed, name in itertools.product(
-        arguments.protocols, arguments.recipes, arguments.scales, arguments.seeds, arguments.networks
-    ):
+    for protocol, recipe, scale, epochs, seed, name in planned(study, arguments.seeds):
+        wanted = (arguments.protocols, arguments.recipes, arguments.scales, arguments.networks)
+        if any(one not in some for one, some in zip((protocol, recipe, scale, name), wanted, strict=True)):
+            continue
         path = RESULTS / protocol / recipe / scale / f"{name}-{seed}.json"
         if path.exists() or taken(path.with_suffix(".running")):
             continue
@@ -195,7 +206,7 @@ def main() -> None:
         if not (prepared / "manifest.json").exists():
             prepare_protocol(arguments.data, study["protocols"][protocol], params.prepare, prepared)
         widths, model = network_of(study, name, scale)
-        settings = make_settings(params_of(study, recipe, model, seed, device), widths, prepared)
+        settings = make_settings(params_of(study, recipe, epochs, model, seed, device), widths, prepared)
         claim = path.with_suffix(".running")
         claim.parent.mkdir(parents=True, exist_ok=True)
         claim.write_text(str(os.getpid()))
