@@ -35,12 +35,16 @@ def cluster() -> Iterator[None]:
     }
     address = os.environ.get("RAY_ADDRESS")
     if address:
+        # For the page Train of the cluster's dashboard; a cluster of this machine alone has none.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
         ray.init(address=address, **common)
     else:
         # Ray passes the interpreter's path to a shell as it is, and a folder may have a space in its name.
         common["runtime_env"]["py_executable"] = shlex.quote(sys.executable)
         # One process less to start: nobody preempts a node of this machine.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        # Nor a process for each core ahead of time: none of them has the environment that ours are started with.
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
         ray.init(
             address="local",
             _node_ip_address="127.0.0.1",
