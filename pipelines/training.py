@@ -51,8 +51,9 @@ from unetpp.model import NestedUNet
 from unetpp.step import NonFiniteError, TrainStep
 from unetpp.warp import Warp
 
-# Several processes must stop at the same step, and agree on it so often: each time costs an exchange.
-AGREE_EVERY = 8
+# Several processes must stop at the same step, and agree on it so often: each time costs an exchange, and makes a GPU
+# wait.
+AGREE_EVERY = {"cpu": 1, "cuda": 8}
 
 
 def epochs(
@@ -270,7 +271,7 @@ class Training:
         """Whether all processes stop after this step of the epoch."""
         if self.world == 1:
             return self.stop()
-        if number % AGREE_EVERY and number < len(self.sizes):
+        if number % AGREE_EVERY.get(self.device.type, 1) and number < len(self.sizes):
             return False
         wanted = torch.tensor([float(self.stop())], device=self.device)
         dist.all_reduce(wanted)

@@ -5,6 +5,7 @@ This is the one file that imports ray.train; the training itself is `pipelines.t
 
 import json
 import logging
+import os
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
@@ -14,10 +15,12 @@ from typing import Any
 import torch.distributed as dist
 
 from pipelines.feed import append, feed
+from pipelines.peers import ANSWER_S, Peers, SilentError
 from pipelines.progress import Progress, screen_of
 from pipelines.rows import best_so_far
-from pipelines.run_store import RunStore, StopFile, begin, check_shared
+from pipelines.run_store import STOP, RunStore, StopFile, begin, check_shared
 from pipelines.settings import open_splits
+from pipelines.stopping import run_stoppable
 from pipelines.training import epochs
 from unetpp.errors import UserError
 from unetpp.memory import is_out_of_memory
@@ -37,7 +40,7 @@ def train_worker(settings: dict[str, Any]) -> str | None:
     logging.getLogger().setLevel("WARNING")  # else every report is printed whole, by every rank
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    store = _Notes(world)
+    peers = Peers(rank, world)
     run: RunStore = settings["run"]
     if problem := _any_problem(settings, run, world):
         return problem
@@ -56,13 +59,16 @@ def train_worker(settings: dict[str, Any]) -> str | None:
             raise
         if _may_pass(error):
             # Another process's end shows as an error here: should it have left a note, that is the cause.
-            if note := store.read():
+            note, silent = peers.ask()
+            if note:
                 return note
+            if silent:
+                raise SilentError(f"{', '.join(silent)} does not answer") from error
             raise
         note = str(error)
         if not isinstance(error, UserError):
             note = "".join(traceback.format_exception(error)) + f" (process {rank} of {world})"
-        store.write(note)
+        peers.leave(note)
         return note
 
 
@@ -133,29 +139,6 @@ def _may_pass(error: Exception) -> bool:
     )
 
 
-class _Notes:
-    """Why a process gave up, for the others, which else would only see that it is gone."""
-
-    def __init__(self, world: int):
-        # Held here, for the store to outlive the process group.
-        self._store = dist.distributed_c10d._get_default_store() if world > 1 else None
-
-    def write(self, note: str) -> None:
-        """Leave the note and the group: the others' exchange fails now, and not after a time-out."""
-        if self._store is None:
-            return
-        self._store.set("why", note)
-        dist.destroy_process_group()
-
-    def read(self) -> str | None:
-        if self._store is None:
-            return None
-        try:
-            return self._store.get("why").decode() if self._store.check(["why"]) else None
-        except RuntimeError:  # the process that keeps the store is gone
-            return None
-
-
 def _any_problem(settings: dict[str, Any], run: RunStore, world: int) -> str | None:
     """What keeps any process from its data or the run's place, the same in all: none waits for one that gave up."""
     problem = None
@@ -191,6 +174,30 @@ def reported(log: Callable[[dict], None]) -> Iterator[list]:
         yield [Rows()]
 
 
+def _announcer() -> Any:
+    """Says why workers are replaced, in Ray's controller: it hears also of those that can say nothing any more."""
+    from ray.train import UserCallback
+
+    class Announce(UserCallback):
+        def after_exception(self, run_context, worker_exceptions):
+            told = {line for rank, error in worker_exceptions.items() if (line := describe_loss(rank, error))}
+            for line in sorted(told) or ["a process ended"]:
+                print(f"{line}; the workers are replaced", flush=True)
+
+    return Announce()
+
+
+def describe_loss(rank: int, error: Exception) -> str | None:
+    """What is to be said of a process that Ray has lost; nothing of one that only saw that another was gone."""
+    if isinstance(error, SilentError):
+        return str(error)
+    if type(error).__name__ == "WorkerHealthCheckTimeoutError":
+        return f"process {rank} does not answer Ray"
+    if type(error).__name__ == "WorkerHealthCheckFailedError":
+        return f"process {rank} is gone"
+    return None if _may_pass(error) else f"process {rank}: {type(error).__name__}: {error}"
+
+
 def run_on_ray(settings: dict[str, Any], name: str, run: RunStore, callbacks: list | None = None) -> str | None:
     """Train with Ray Train by params alone: processes, threads, GPUs, restarts. A run of the same place goes on.
 
@@ -202,12 +209,15 @@ def run_on_ray(settings: dict[str, Any], name: str, run: RunStore, callbacks: li
 
     Raises:
         UserError: the run's place cannot be written.
+        KeyboardInterrupt: Ctrl-C; a checkpoint was kept.
     """
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     begin(run)
     train, scratch = settings["params"]["train"], tempfile.TemporaryDirectory(prefix="unetpp-ray-")
+    # A process that stands still outside of an exchange, where no other one waits for it by gloo or NCCL.
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(train["timeout_s"] + 3 * ANSWER_S)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=settings | {"run": run},
@@ -220,10 +230,10 @@ def run_on_ray(settings: dict[str, Any], name: str, run: RunStore, callbacks: li
             name=name,
             storage_path=scratch.name,
             failure_config=FailureConfig(max_failures=train["max_failures"], controller_failure_limit=3),
-            callbacks=callbacks,
+            callbacks=[*(callbacks or ()), _announcer()],
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
         torch_config=TorchConfig(backend="nccl" if train["use_gpu"] else "gloo", timeout_s=train["timeout_s"]),
     )
     with scratch:
-        return trainer.fit().return_value
+        return run_stoppable(lambda: trainer.fit().return_value, lambda: run.write(STOP, b""))

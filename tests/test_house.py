@@ -89,6 +89,8 @@ LAYERS = (
                 "wrapping",
                 "training",
                 "alone",
+                "peers",
+                "stopping",
                 "worker",
                 "space",
                 "costs",
