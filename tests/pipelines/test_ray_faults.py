@@ -98,6 +98,7 @@ def test_training_survives_all_that_happens_to_its_processes_and_ends_with_the_s
 ):
     (project.folder / "architecture.yaml").write_text("widths: [4, 6, 8]\n")
     project.set({"train": TRAIN})
+    project.environment = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}  # each report waits for one
     run = Run(project, prepared)
     try:
         restarts = itertools.count(1)
