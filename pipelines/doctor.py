@@ -94,7 +94,7 @@ def _project() -> Iterator[Finding]:
         return
     yield "params.yaml", "legal", ""
     cores = os.cpu_count() or 1
-    asked = params.train.num_workers * params.train.cpus_per_worker
+    asked = params.train.min_workers * params.train.cpus_per_worker
     if not os.environ.get("RAY_ADDRESS") and asked > cores:
         yield "train.num_workers", f"{asked} cores asked for, {cores} here", "lower train.num_workers"
     yield from _dvc()

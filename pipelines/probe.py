@@ -56,7 +56,7 @@ def probe(settings: dict[str, Any]) -> dict[str, float]:
     network.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer = make_optimizer(network, train.optimizer, train.learning_rate, train.momentum, train.weight_decay)
     loss = make_loss(train.loss, train.head_weights, network.depths, None, network.multilabel)
-    size = max(1, min(train.batch_size, len(train_split)) // train.num_workers)
+    size = max(1, min(train.batch_size, len(train_split)) // train.max_workers)
     in_line = train.model_copy(update={"loader_workers": 0})
     loader = make_loader(in_line, params["augment"], train_split, manifest["channels"], device)
 

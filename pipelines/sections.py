@@ -316,6 +316,20 @@ def _check_weights(value):
     raise ValueError(f"expected null, balanced or a list of weights from 0 on, one a class, found {value!r}")
 
 
+def _check_workers(value):
+    """A number of processes, or the fewest and the most, in one sentence where it is neither."""
+    ends = list(value) if isinstance(value, list | tuple) else [value]
+    whole = [int(one) for one in ends if not isinstance(one, bool) and str(one).isdecimal() and int(one) > 0]
+    if len(whole) != len(ends) or len(ends) not in (1, 2) or (isinstance(value, list | tuple) and len(ends) == 1):
+        raise ValueError(
+            "expected a number of processes, or [fewest, most] of a training that goes on when some leave and takes in "
+            f"those that come, found {value!r}"
+        )
+    if len(ends) == 2 and whole[0] >= whole[1]:
+        raise ValueError(f"expected [fewest, most] with fewer in front, or one number, found {value!r}")
+    return tuple(whole) if len(ends) == 2 else whole[0]
+
+
 class Train(Section):
     epochs: PositiveInt
     batch_size: PositiveInt
@@ -326,7 +340,7 @@ class Train(Section):
     weight_decay: NonNegativeFloat
     warmup_epochs: NonNegativeInt
     precision: Literal["auto", "bf16", "fp16", "fp32"]
-    num_workers: PositiveInt
+    num_workers: Annotated[PositiveInt | tuple[PositiveInt, PositiveInt], BeforeValidator(_check_workers)]
     cpus_per_worker: PositiveInt
     use_gpu: bool
     max_failures: NonNegativeInt
@@ -351,6 +365,15 @@ class Train(Section):
     on_oom: Literal["stop", "halve"]
     init: Literal["search"] | None
 
+    @property
+    def min_workers(self) -> int:
+        """With fewer processes a training waits."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def max_workers(self) -> int:
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
     @model_validator(mode="after")
     def _cropped(self):
         if self.foreground_crops and self.crop_px is None:
@@ -362,24 +385,30 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _divisible(self):
-        if self.batch_size % self.num_workers:
+        if self.batch_size % self.max_workers:
             raise ValueError(
                 f"train.batch_size is {self.batch_size} over all workers and must be a multiple of "
-                f"train.num_workers, which is {self.num_workers}"
+                f"train.num_workers, which is {self.max_workers}"
+                f"{' at most' if self.max_workers > self.min_workers else ''}"
             )
         return self
 
     @model_validator(mode="after")
     def _parts_and_exchanges(self):
-        if self.accumulate * self.num_workers > self.batch_size:
+        if self.accumulate * self.max_workers > self.batch_size:
             raise ValueError(
-                f"train.accumulate is {self.accumulate}, and a process has {self.batch_size // self.num_workers} "
+                f"train.accumulate is {self.accumulate}, and a process has {self.batch_size // self.max_workers} "
                 "image(s) of a batch: there can be no more parts than that"
             )
         if self.static_graph and self.accumulate > 1:
             raise ValueError(
                 "train.static_graph expects every pass to exchange gradients, and train.accumulate has passes that do "
                 "not: set train.static_graph to false, or train.accumulate to 1"
+            )
+        if self.static_graph and self.max_workers > self.min_workers:
+            raise ValueError(
+                "train.static_graph expects every pass to exchange gradients, and of fewer workers each computes its "
+                "share in more passes: set train.static_graph to false, or train.num_workers to one number"
             )
         if self.compress_gradients and not self.use_gpu:
             raise ValueError(

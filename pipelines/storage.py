@@ -6,6 +6,7 @@ mixture of two. Credentials come from the standard chain alone (environment, pro
 """
 
 import io
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,6 +64,9 @@ class Store:
         self.params = params
         self.bucket, _, prefix = location.removeprefix("s3://").partition("/")
         self.prefix = prefix.rstrip("/") + "/" if prefix.strip("/") else ""
+        logging.getLogger("botocore.credentials").setLevel(
+            "WARNING"
+        )  # else each process of Ray says where they are from
         self._payer = {"RequestPayer": "requester"} if params.requester_pays else {}
         config = Config(
             signature_version=UNSIGNED if params.anonymous else None,

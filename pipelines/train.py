@@ -84,10 +84,10 @@ def train(params: Params, prepared: Path, architecture: Path, runs: Path, out: P
     manifest = read_manifest(prepared)
     settings = make_settings(params, chosen.widths, prepared) | {"init": find_init(architecture, chosen, params)}
     name = run_name("train", settings)  # whatever storage the data are in
-    if manifest["splits"]["train"]["num_images"] < params.train.num_workers:
+    if manifest["splits"]["train"]["num_images"] < params.train.max_workers:
         raise UserError(
             f"{prepared}: {manifest['splits']['train']['num_images']} training image(s) for "
-            f"{params.train.num_workers} workers; set train.num_workers to 1, or bring more images"
+            f"{params.train.max_workers} workers; set train.num_workers to 1, or bring more images"
         )
     run = open_store(f"{runs_at(params, runs)}/{name}", params.ingest.s3)
     state, _ = run.newest()
@@ -135,7 +135,7 @@ def _run(
     here = not os.environ.get("RAY_ADDRESS")
     with cluster(), relayed(here) as screen, reported(log) as callbacks:
         advice = "lower train.num_workers or train.cpus_per_worker"
-        check_fits("train.num_workers", train.num_workers, train.cpus_per_worker, train.use_gpu, advice)
+        check_fits("train.num_workers", train.min_workers, train.cpus_per_worker, train.use_gpu, advice)
         shared = {"shared": share(params, prepared, manifest)}
         stopped = run_on_ray(settings | screen | shared, name, run, callbacks)
     if stopped and stopped != STOPPED:

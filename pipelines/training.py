@@ -140,6 +140,9 @@ class Training:
         self.statistics = Statistics(network)
         weights = settings["class_weights"]
         self.class_weights = None if weights is None else torch.tensor(weights, device=device)
+        # More parts than params want came of a lack of memory (train.on_oom).
+        usual = self._parts(state.get("world", world))
+        accumulate = round(self._parts(world) * state.get("accumulate", usual) / usual)
         self.step = TrainStep(
             wrap(network, train, device, world),
             self.optimizer,
@@ -147,7 +150,7 @@ class Training:
             device,
             self.dtype,
             world=world,
-            accumulate=max(train.accumulate, state.get("accumulate", 1)),
+            accumulate=accumulate,
             clip_norm=train.clip_norm,
             nonfinite=train.nonfinite,
             on_oom=train.on_oom,
@@ -157,7 +160,8 @@ class Training:
         self.step.skipped = state.get("skipped", 0)
         self.on_device = params["augment"]["on_device"]
         self.loader = make_loader(train, params["augment"], self.train_split, manifest["channels"], device)
-        self.sizes = cut_epoch(len(self.train_split), train.batch_size, world)
+        # As for all processes, of which some may be gone: the same batches whoever computes them.
+        self.sizes = cut_epoch(len(self.train_split), train.batch_size, max(world, train.max_workers))
         self.rate = schedule(train.learning_rate, train.warmup_epochs * len(self.sizes), train.epochs * len(self.sizes))
         self.resumed = state
         self.failed: Exception | None = None  # in this process, and not known to the others yet
@@ -176,6 +180,29 @@ class Training:
             first += size
         return shards
 
+    def _parts(self, world: int) -> int:
+        """In how many parts each of so many processes computes its share of a batch, as params want it.
+
+        Of fewer processes each has a larger share: none holds more images at once than it does where all are there, and
+        batch norm sees as many. Only batch norm over the whole batch is left the whole share.
+        """
+        train = self.train
+        return (
+            train.accumulate if train.sync_batchnorm else -(-train.accumulate * max(world, train.max_workers) // world)
+        )
+
+    def _take_over(self) -> Tensor:
+        """The sums of the part of an epoch that is done, which its statistics are put back to.
+
+        Of another number of processes the sums are added up, in process 0, and the statistics are the mean.
+        """
+        sums, rows = self.resumed["sums"], self.resumed["statistics"].to(self.device)
+        if len(sums) == self.world:
+            self.statistics.restore_flat(rows[self.rank])
+            return sums[self.rank]
+        self.statistics.restore_flat(self.statistics.merge(rows, self.step.accumulate / self.resumed["accumulate"]))
+        return sums.sum(dim=0) if self.rank == 0 else torch.zeros_like(sums[0])
+
     def begin(self, epoch: int, first: int = 0, last: int | None = None) -> Iterator:
         """The batches of an epoch from `first` to before `last`, the first of them on their way."""
         batches = self.loader.batches(self.shards(epoch)[first:last], epoch)
@@ -193,8 +220,7 @@ class Training:
             began = time.monotonic()
             sums = torch.zeros(2, dtype=torch.float64, device=self.device)
             if first:
-                sums += self.resumed["sums"][self.rank].to(self.device)
-                self.statistics.restore_flat(self.resumed["statistics"][self.rank].to(self.device))
+                sums += self._take_over().to(self.device)
             else:
                 reset_statistics(self.network)
             for number, state in self._steps(epoch, first, batches, sums):
@@ -281,7 +307,7 @@ class Training:
         """What `epochs` yields; with the sums of a part of an epoch also what each process knows of it alone."""
         state: dict[str, Any] = {"epoch": len(self.history), "history": list(self.history), "best": self.best}
         state |= {"weights": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
-        state |= {"accumulate": self.step.accumulate, "skipped": self.step.skipped}
+        state |= {"accumulate": self.step.accumulate, "skipped": self.step.skipped, "world": self.world}
         if self.ema:
             state["ema"] = self.ema.network.state_dict()
         if self.step.scaler:

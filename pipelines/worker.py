@@ -25,6 +25,7 @@ from pipelines.training import epochs
 from unetpp.errors import UserError
 from unetpp.memory import is_out_of_memory
 
+RESIZE_EVERY_S = 10  # where the number of workers may change, Ray looks so often whether there are others
 STOPPED = "stopped"  # what a training returns that was asked to stop
 
 
@@ -52,6 +53,8 @@ def train_worker(settings: dict[str, Any]) -> str | None:
             print(f"passed over: {line}", flush=True)
         if state:
             print(f"goes on after epoch {state['epoch']}{_inside(state)}", flush=True)
+        if isinstance(wanted := settings["params"]["train"]["num_workers"], list):
+            print(f"{world} of at most {wanted[1]} workers (first of them: process {os.getpid()})", flush=True)
     try:
         return _train(settings, state, run, rank, world)
     except Exception as error:
@@ -218,18 +221,24 @@ def run_on_ray(settings: dict[str, Any], name: str, run: RunStore, callbacks: li
     train, scratch = settings["params"]["train"], tempfile.TemporaryDirectory(prefix="unetpp-ray-")
     # A process that stands still outside of an exchange, where no other one waits for it by gloo or NCCL.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(train["timeout_s"] + 3 * ANSWER_S)
+    workers, failures = train["num_workers"], 3
+    if isinstance(workers, list):
+        # Until Ray knows that a node is gone it tries to place workers there, which counts as a failure of its own.
+        workers, failures = tuple(workers), 3 + train["max_failures"]
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=settings | {"run": run},
         scaling_config=ScalingConfig(
-            num_workers=train["num_workers"],
+            num_workers=workers,
+            elastic_resize_monitor_interval_s=RESIZE_EVERY_S,
             use_gpu=train["use_gpu"],
             resources_per_worker={"CPU": train["cpus_per_worker"]} | ({"GPU": 1} if train["use_gpu"] else {}),
         ),
         run_config=RunConfig(
             name=name,
             storage_path=scratch.name,
-            failure_config=FailureConfig(max_failures=train["max_failures"], controller_failure_limit=3),
+            failure_config=FailureConfig(max_failures=train["max_failures"], controller_failure_limit=failures),
             callbacks=[*(callbacks or ()), _announcer()],
             logging_config=LoggingConfig(log_level="ERROR"),
         ),

@@ -28,6 +28,7 @@ class RayCluster:
 
     Attributes:
         address: http address of the dashboard, where jobs are sent.
+        driver_address: what RAY_ADDRESS is for a stage that runs here and whose workers are the cluster's.
         env: what a client's environment must hold: the token, and no telemetry.
     """
 
@@ -41,6 +42,7 @@ class RayCluster:
         self.env |= {"RAY_TMPDIR": str(self._folder), "OMP_NUM_THREADS": "1"}
         self.env.pop("RAY_ADDRESS", None)
         self._gcs = free_port()
+        self.driver_address = f"127.0.0.1:{self._gcs}"
         dashboard = free_port()
         self.address = f"http://127.0.0.1:{dashboard}"
         self.nodes: list[subprocess.Popen] = []
@@ -58,7 +60,7 @@ class RayCluster:
 
     def add_node(self, cpus: int = 1) -> None:
         """One more raylet with its own resources."""
-        self._start(f"--address=127.0.0.1:{self._gcs}", f"--num-cpus={cpus}")
+        self._start(f"--address={self.driver_address}", f"--num-cpus={cpus}")
 
     def wait_for_nodes(self, number: int) -> None:
         """Until so many nodes are alive, as the dashboard says."""

@@ -69,6 +69,19 @@ class Statistics:
         for buffer, part in zip(self._buffers, parts, strict=True):
             buffer.copy_(part.view(buffer.shape))
 
+    def merge(self, rows: Tensor, share: float) -> Tensor:
+        """One row for each of another number of processes, from the rows (processes, ...) of those that there were.
+
+        Args:
+            share: how many batches one of the new ones counts in a step for each that one of the old ones counted: the
+                mean over the whole epoch weighs what was before by it.
+        """
+        row = rows.mean(dim=0)
+        is_count = [not buffer.is_floating_point() for buffer in self._buffers for _ in range(buffer.numel())]
+        return torch.where(
+            torch.tensor(is_count, dtype=torch.bool, device=row.device), (row * share).round().clamp(min=1), row
+        )
+
 
 def average_statistics(network: nn.Module, world: int) -> None:
     """Make the running statistics, of which each process has its own, the mean over all processes."""

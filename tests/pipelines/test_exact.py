@@ -5,6 +5,7 @@ import multiprocessing
 import pickle
 import socket
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -104,13 +105,17 @@ def test_shards_of_all_processes_are_the_epoch(params, prepared):
 
 
 def _process(rank: int, world: int, port: int, folder: Path) -> None:
-    """Run what lies in job.pkl: settings and states by name; write the last states and what statistics there were."""
+    """Run what lies in job.pkl, by name: settings, and a state to begin with, or "cut" to go on from one in the middle.
+
+    Write the states that there were.
+    """
     torch.set_num_threads(1)
     store = dist.TCPStore("127.0.0.1", port, world, rank == 0)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
     jobs = pickle.loads((folder / "job.pkl").read_bytes())
     for name, (settings, how) in jobs.items():
-        states = [copy.deepcopy(state) for state in epochs(settings, CPU, {}, rank, world)]
+        begin = how if isinstance(how, dict) else {}
+        states = [copy.deepcopy(state) for state in epochs(settings, CPU, begin, rank, world)]
         if how == "cut":
             cut = next(state for state in states if state["epoch"] == 1 and "step" in state)
             states.append(list(epochs(settings, CPU, cut, rank, world))[-1])
@@ -182,4 +187,73 @@ def test_statistics_of_a_part_of_an_epoch_are_each_process_own(params, prepared)
     training.statistics.restore_flat(row)
     for buffer, value in zip(training.statistics.keep(), kept, strict=True):
         assert torch.equal(buffer, value)
+    training.loader.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "train"),
+    [({"norm": "group"}, {"accumulate": 1, "ema": 0.9}), ({}, {"sync_batchnorm": True})],
+    ids=["group norm", "batch norm over all"],
+)
+def test_processes_that_leave_and_come_in_the_middle_of_an_epoch_change_nothing_but_roundings(
+    params, prepared, tmp_path, model, train
+):
+    """Three processes, then one, then two: what each hands to the next is a checkpoint inside of an epoch."""
+    elastic = {"num_workers": (1, 3), "batch_size": 6, "checkpoint_every_steps": 1, "epochs": 3}
+    settings = settings_of(params, prepared, model, optimizer="sgd", learning_rate=0.02, **elastic, **train)
+
+    def inside(states: list[dict], epoch: int, step: int) -> dict:
+        return next(one for one in states if one["epoch"] == epoch and one.get("step") == step)
+
+    whole = run_processes(3, {"whole": (settings, "")}, tmp_path)["whole"][0]
+    one = [copy.deepcopy(state) for state in epochs(settings, CPU, inside(whole, 0, 2))]
+    two = run_processes(2, {"two": (settings, inside(one, 1, 3))}, tmp_path)["two"]
+    assert (inside(one, 1, 3)["world"], inside(whole, 0, 2)["world"]) == (1, 3)
+    for rank in (0, 1):
+        for key, value in two[rank][-1]["weights"].items():
+            torch.testing.assert_close(value, whole[-1]["weights"][key], atol=1e-4, rtol=2e-3, msg=key)
+        for row, expected in zip(two[rank][-1]["history"], whole[-1]["history"], strict=True):
+            assert row["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-4)
+            assert row["val_iou"] == pytest.approx(expected["val_iou"], abs=1e-3)
+            assert row["learning_rate"] == expected["learning_rate"]
+
+
+def test_fewer_processes_hold_no_more_images_at_once_and_see_every_sample_once(params, prepared):
+    settings = settings_of(params, prepared, num_workers=(1, 4), batch_size=8, accumulate=2)
+    seen, parts, sizes = {}, {}, {}
+    for world in (1, 2, 3, 4):
+        ranks = [Training(settings, CPU, {}, 0, 1, lambda: False) for _ in range(world)]
+        for rank, training in enumerate(ranks):
+            training.rank, training.world = rank, world
+            training.loader.close()
+        batches = zip(*(one.shards(1) for one in ranks), strict=True)
+        seen[world] = [sorted(chain.from_iterable(shares)) for shares in batches]
+        parts[world], sizes[world] = ranks[0]._parts(world), ranks[0].sizes
+    assert all(batches == seen[1] for batches in seen.values())  # the same global batches
+    assert sorted(chain.from_iterable(seen[3])) == list(range(len(ranks[0].train_split)))
+    assert parts == {4: 2, 3: 3, 2: 4, 1: 8}  # one image at once
+    assert all(one == sizes[1] for one in sizes.values())
+
+
+def test_parts_that_a_lack_of_memory_asked_for_stay_with_other_processes(params, prepared):
+    settings = settings_of(params, prepared, num_workers=(1, 4), batch_size=8)
+    for state, expected in (({}, 4), ({"accumulate": 2, "world": 3}, 4), ({"accumulate": 4, "world": 3}, 8)):
+        whole = state and next(epochs(settings, CPU, {})) | state
+        training = Training(settings, CPU, whole, 0, 1, lambda: False)
+        assert training.step.accumulate == expected
+        training.loader.close()
+
+
+def test_statistics_of_several_processes_become_those_of_others(params, prepared):
+    training = Training(settings_of(params, prepared), CPU, {}, 0, 1, lambda: False)
+    norm = find_batch_norms(training.network)[0]
+    rows = []
+    for rank in (1.0, 3.0):
+        norm.running_mean.fill_(rank)
+        norm.num_batches_tracked.fill_(3)
+        rows.append(training.statistics.flat())
+    training.statistics.restore_flat(training.statistics.merge(torch.stack(rows), share=2))
+    assert torch.equal(norm.running_mean, torch.full_like(norm.running_mean, 2.0))
+    assert norm.num_batches_tracked == 6
     training.loader.close()
