@@ -4,15 +4,14 @@ It is the training that Ray would run, so that a run may begin here and go on th
 """
 
 import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from pipelines.progress import Progress, Terminal
 from pipelines.run_store import RunStore
+from pipelines.stopping import heard_signals
 from pipelines.training import epochs
 from unetpp.errors import UserError
 
@@ -28,6 +27,7 @@ def run_alone(settings: dict[str, Any], run: RunStore, log: Callable[[dict], Non
 
     Raises:
         UserError: no such GPU, the disk is full, or what `epochs` raises.
+        KeyboardInterrupt: after Ctrl-C, with a checkpoint as well; after a second one, at once.
     """
     train = settings["params"]["train"]
     if train["use_gpu"] and not torch.cuda.is_available():
@@ -37,23 +37,14 @@ def run_alone(settings: dict[str, Any], run: RunStore, log: Callable[[dict], Non
     for line in passed_over:
         print(f"passed over: {line}", flush=True)
     progress = Progress(train["epochs"], Terminal(), state.get("history", ()))
-    with terminated() as stop:
-        for after in epochs(settings, device, state, stop=stop.is_set, watch=progress.step):
+    with heard_signals() as signals:
+        for after in epochs(settings, device, state, stop=lambda: bool(signals), watch=progress.step):
             run.add(after)
             if "stopped" in after:
+                if signal.SIGINT in signals:
+                    raise KeyboardInterrupt
                 return False
             if "step" not in after:
                 progress.epoch(after["history"][-1])
                 log(after["history"][-1])
     return True
-
-
-@contextmanager
-def terminated() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets while the block lasts; it would end the process else."""
-    event = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -1,12 +1,33 @@
-"""SIGTERM and Ctrl-C while processes elsewhere work: they are asked to stop by themselves, and then it ends."""
+"""SIGTERM and Ctrl-C while a training runs: it is asked to stop by itself, with a checkpoint, and then it ends."""
 
+import os
 import signal
-import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+
+@contextmanager
+def heard_signals() -> Iterator[list[int]]:
+    """The signals SIGTERM and SIGINT that came while the block lasts; a second one raises KeyboardInterrupt at once."""
+    signals: list[int] = []
+
+    def heard(number: int, _: Any) -> None:
+        signals.append(number)
+        if len(signals) > 1:
+            raise KeyboardInterrupt
+        # Not by print: the handler may have interrupted one.
+        os.write(2, b"stops with a checkpoint; a second Ctrl-C ends it without\n")
+
+    before = {number: signal.signal(number, heard) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run_stoppable(work: Callable[[], T], ask: Callable[[], None]) -> T:
@@ -24,13 +45,7 @@ def run_stoppable(work: Callable[[], T], ask: Callable[[], None]) -> T:
     """
     if threading.current_thread() is not threading.main_thread():
         return work()
-    signals: list[int] = []
     done: dict[str, Any] = {}
-
-    def heard(number: int, _: Any) -> None:
-        signals.append(number)
-        if len(signals) > 1:
-            raise KeyboardInterrupt
 
     def run() -> None:
         try:
@@ -38,8 +53,7 @@ def run_stoppable(work: Callable[[], T], ask: Callable[[], None]) -> T:
         except BaseException as error:
             done["error"] = error
 
-    before = {number: signal.signal(number, heard) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with heard_signals() as signals:
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
         asked = False
@@ -47,11 +61,7 @@ def run_stoppable(work: Callable[[], T], ask: Callable[[], None]) -> T:
             thread.join(0.1)
             if signals and not asked:
                 asked = True
-                print("stops with a checkpoint; a second Ctrl-C ends it without", file=sys.stderr, flush=True)
                 ask()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     if "error" in done:
         raise done["error"]
     if signal.SIGINT in signals:

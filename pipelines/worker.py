@@ -211,10 +211,10 @@ def run_on_ray(settings: dict[str, Any], name: str, run: RunStore, callbacks: li
         what `train_worker` returned.
 
     Raises:
-        UserError: the run's place cannot be written.
+        UserError: the run's place cannot be written, or processes ended once more than `train.max_failures`.
         KeyboardInterrupt: Ctrl-C; a checkpoint was kept.
     """
-    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     begin(run)
@@ -245,4 +245,17 @@ def run_on_ray(settings: dict[str, Any], name: str, run: RunStore, callbacks: li
         torch_config=TorchConfig(backend="nccl" if train["use_gpu"] else "gloo", timeout_s=train["timeout_s"]),
     )
     with scratch:
-        return run_stoppable(lambda: trainer.fit().return_value, lambda: run.write(STOP, b""))
+        try:
+            return run_stoppable(lambda: trainer.fit().return_value, lambda: run.write(STOP, b""))
+        except WorkerGroupError as error:
+            raise UserError(used_up(name, train["max_failures"], error.worker_failures)) from None
+
+
+def used_up(name: str, max_failures: int, failures: dict[int, Exception]) -> str:
+    """What to say where processes ended once more than params allow."""
+    told = {describe_loss(rank, error) or f"process {rank} lost the others" for rank, error in failures.items()}
+    return (
+        f"{name}: the workers were replaced {max_failures} time(s), and that is train.max_failures, when they ended "
+        f"again: {'; '.join(sorted(told))}. See to the machine or the cluster, or raise train.max_failures; the same "
+        "command goes on from the last checkpoint"
+    )

@@ -127,14 +127,14 @@ def test_sample_that_cannot_be_made_stops_the_training_with_its_id_the_epoch_and
     assert newest_checkpoint(tmp_path / "run")[0]["epoch"] == 1  # nothing was lost
 
 
-def test_sigterm_handler_of_the_caller_is_back_afterwards(params, prepared, tmp_path):
-    before = signal.getsignal(signal.SIGTERM)
+def test_handlers_of_the_caller_are_back_afterwards(params, prepared, tmp_path):
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     run_alone(settings_of(params, prepared, epochs=1), FolderRun(tmp_path / "run"))
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
 @pytest.mark.slow
-def test_training_that_was_terminated_and_killed_ends_as_an_uninterrupted_one(project, prepared):
+def test_training_that_was_terminated_interrupted_and_killed_ends_as_an_uninterrupted_one(project, prepared):
     (project.folder / "architecture.yaml").write_text("widths: [4, 6, 8]\n")
     project.set({"train": {"epochs": 60, "num_workers": 1, "checkpoint_every_steps": 2, "ema": 0.9}})
     arguments = ("--prepared", str(prepared), *ARGUMENTS)
@@ -153,6 +153,15 @@ def test_training_that_was_terminated_and_killed_ends_as_an_uninterrupted_one(pr
     assert "stopped by SIGTERM with a checkpoint; the same command goes on from it" in project.log("train")
     manifests = [json.loads(path.read_text()) for path in project.folder.glob("runs/*/checkpoint_*/manifest.json")]
     assert max((one["epoch"], one["step"]) for one in manifests) >= (3, 1)
+
+    interrupted = project.start("train", *arguments)
+    wait_for(interrupted, "epoch 8/60")
+    interrupted.send_signal(signal.SIGINT)
+    assert interrupted.wait(30) == 130
+    assert "stops with a checkpoint" in project.log("train")
+    assert "Traceback" not in project.log("train")
+    manifests = [json.loads(path.read_text()) for path in project.folder.glob("runs/*/checkpoint_*/manifest.json")]
+    assert max((one["epoch"], one["step"]) for one in manifests) >= (8, 1)
 
     killed = project.start("train", *arguments)
     wait_for(killed, "epoch 20/60")

@@ -147,3 +147,18 @@ def test_training_survives_all_that_happens_to_its_processes_and_ends_with_the_s
     assert weights.keys() == uninterrupted.keys()
     for name, value in weights.items():
         assert torch.equal(value, uninterrupted[name]), name
+
+
+def test_workers_that_end_once_more_than_params_allow_are_one_message(project, prepared):
+    (project.folder / "architecture.yaml").write_text("widths: [4, 6, 8]\n")
+    project.set({"train": TRAIN | {"max_failures": 0}})
+    run = Run(project, prepared)
+    try:
+        run.wait_for_more(1)
+        os.kill(run.workers()[1], signal.SIGKILL)
+        assert run.driver.wait(120) == 2, run.log
+    finally:
+        run.close()
+    assert re.search(r"error: train-\w+: the workers were replaced 0 time\(s\), .* train.max_failures", run.log)
+    assert re.search(r"process \d is gone", run.log)
+    assert "goes on after epoch" not in run.log
