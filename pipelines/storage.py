@@ -30,7 +30,7 @@ BROKEN = (aws.IncompleteReadError, aws.ResponseStreamingError, aws.ReadTimeoutEr
 # Of the operations that read; the others write, a large object in several of them.
 PERMISSIONS = {"ListObjectsV2": "s3:ListBucket", "GetObject": "s3:GetObject", "HeadObject": "s3:GetObject"}
 PERMISSIONS |= {"DeleteObject": "s3:DeleteObject"}
-DONE = {"s3:PutObject": "written", "s3:DeleteObject": "removed"}
+DENIED = {"s3:PutObject": "may not be written", "s3:DeleteObject": "may not be removed"}
 CHECKSUMS = "set ingest.s3.checksums=when_required"
 
 
@@ -256,9 +256,9 @@ class Store:
             region = answer["Error"].get("Region") or "the bucket's own"
             return f"wrong region ({said}); set ingest.s3.region to {region}"
         if status == 403:
-            done = DONE.get(action, "read")
+            denied = DENIED.get(action, "may not be read")
             return (
-                f"may not be {done} ({said}); expected the permission {action}: grant it, or use another "
+                f"{denied} ({said}); expected the permission {action}: grant it, or use another "
                 "ingest.s3.profile (ingest.s3.requester_pays=true where the reader pays)"
             )
         if status >= 500 or code in ("SlowDown", "RequestTimeout", "Throttling"):
