@@ -296,7 +296,8 @@ def in_order(trials: list[Trial], space: Space) -> list[Trial]:
     if space.params.search.scheduler != "pbt" and all(one.config in configs for one in trials):
         ordered = sorted(trials, key=lambda one: configs.index(one.config))
     else:
-        ordered = sorted(trials, key=lambda one: one.began)
+        # Ray's clock counts whole seconds: of trials that began together, a restored search knows no order either.
+        ordered = sorted(trials, key=lambda one: (one.began, json.dumps(one.config, sort_keys=True)))
     return [replace(one, number=number) for number, one in enumerate(ordered, start=1)]
 
 

@@ -226,6 +226,16 @@ def test_trials_are_numbered_as_the_space_has_them_whatever_order_they_ended_in(
     assert [one.number for one in numbered] == [1, 2, 3, 4]
 
 
+def test_drawn_trials_of_one_second_are_numbered_alike_in_whatever_order_a_restored_search_has_them():
+    space = read_space(declared(searcher="tpe", num_trials=4, space={"train.learning_rate": {"log": [1e-4, 1e-2]}}))
+    drawn = [
+        {"widths": widths, "train.learning_rate": 0.001 * n} for n, widths in enumerate([[4, 6], [4, 6, 8]] * 2, 1)
+    ]
+    trials = [Trial(0, config, "done", "", began=1_700_000_000.0 + n // 2) for n, config in enumerate(drawn)]
+    assert in_order(trials, space) == in_order(trials[::-1], space)
+    assert {one.number for one in in_order(trials, space) if one.config in drawn[:2]} == {1, 2}
+
+
 def test_best_so_far_is_of_each_depth_by_itself():
     history = [{"val_iou_L1": 0.5, "val_iou_L2": 0.1, "val_iou": 0.3}, {"val_iou_L1": 0.4, "val_iou_L2": 0.6}]
     assert best_so_far(history) == {"best_val_iou_L1": 0.5, "best_val_iou_L2": 0.6, "best_val_iou": 0.6}
