@@ -33,13 +33,14 @@ import torch.distributed as dist
 from torch import nn
 
 from pipelines import worker
+from pipelines.batches import make_loader
 from pipelines.cluster import cluster
 from pipelines.depth_costs import describe_machine
 from pipelines.ingest import ingest
 from pipelines.params import Params, load_params
 from pipelines.prepare import prepare
 from pipelines.settings import make_settings, open_splits
-from pipelines.training import epochs, make_loader
+from pipelines.training import epochs
 from unetpp import NestedUNet
 from unetpp.loop import choose_precision, epoch_order, make_loss, make_optimizer
 

@@ -12,7 +12,7 @@ import torch
 from pipelines.progress import Progress, Terminal
 from pipelines.run_store import RunStore
 from pipelines.stopping import heard_signals
-from pipelines.training import epochs
+from pipelines.training import Wish, epochs
 from unetpp.errors import UserError
 
 
@@ -38,7 +38,11 @@ def run_alone(settings: dict[str, Any], run: RunStore, log: Callable[[dict], Non
         print(f"passed over: {line}", flush=True)
     progress = Progress(train["epochs"], Terminal(), state.get("history", ()))
     with heard_signals() as signals:
-        for after in epochs(settings, device, state, stop=lambda: bool(signals), watch=progress.step):
+
+        def wish() -> Wish:
+            return Wish.STOP if signals else Wish.GO_ON
+
+        for after in epochs(settings, device, state, wish=wish, watch=progress.step):
             run.add(after)
             if "stopped" in after:
                 if signal.SIGINT in signals:

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
+from pipelines.batches import make_loader
 from pipelines.costs import Costs, key_of
 from pipelines.sections import Model, Train
 from pipelines.settings import build_network, open_splits
 from pipelines.space import Config, Space, decode
-from pipelines.training import make_loader
 from pipelines.trials import settings_of
 from unetpp.device_augment import augment_batches
 from unetpp.inference import Segmenter

@@ -6,17 +6,18 @@ It knows torch.distributed and nothing of Ray: whoever sets the processes up cal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import IntEnum
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pipelines.batches import Batches
 from pipelines.rows import make_row
 from pipelines.sections import Model, Train
 from pipelines.settings import build_network, open_splits
 from pipelines.wrapping import set_determinism, wrap
-from unetpp.augment import Augment
 from unetpp.batch_norm import (
     STATISTICS_IMAGES,
     Statistics,
@@ -26,18 +27,12 @@ from unetpp.batch_norm import (
     reset_statistics,
     synchronise,
 )
-from unetpp.crops import Crops
-from unetpp.data import Split
-from unetpp.device_augment import RawSamples, augment_batches
 from unetpp.ema import Ema
 from unetpp.errors import UserError
 from unetpp.failures import FailedError, blank_images, describe, raise_any
 from unetpp.inference import Segmenter
-from unetpp.loader import AugmentedSamples, Loader
 from unetpp.loop import (
     choose_precision,
-    cut_epoch,
-    epoch_order,
     make_loss,
     make_optimizer,
     make_scaler,
@@ -49,11 +44,18 @@ from unetpp.loop import (
 )
 from unetpp.model import NestedUNet
 from unetpp.step import NonFiniteError, TrainStep
-from unetpp.warp import Warp
 
 # Several processes must stop at the same step, and agree on it so often: each time costs an exchange, and makes a GPU
 # wait.
 AGREE_EVERY = {"cpu": 1, "cuda": 8}
+
+
+class Wish(IntEnum):
+    """What is asked of a training between two steps; of several processes' wishes the largest is done."""
+
+    GO_ON = 0
+    KEEP = 1  # yield a state
+    STOP = 2  # yield a state, the last
 
 
 def epochs(
@@ -62,7 +64,7 @@ def epochs(
     state: dict,
     rank: int = 0,
     world: int = 1,
-    stop: Callable[[], bool] = lambda: False,
+    wish: Callable[[], Wish] = lambda: Wish.GO_ON,
     watch: Callable[[int, int, list[int]], None] = lambda *_: None,
 ) -> Iterator[dict]:
     """Train, and yield the state after each epoch; it is all that a later call needs to go on from there.
@@ -72,23 +74,23 @@ def epochs(
             that file.
         state: {} to begin, or one that was yielded before.
         rank, world: this process's number, and how many there are; torch.distributed is set up if several.
-        stop: asked after steps; where it says yes in any process, one more state is yielded, the last.
+        wish: asked after steps; whatever any process wants, all do.
         watch: told after each step: the epoch, the steps done of it, the images in each of its steps.
 
     Yields:
         {"epoch": epochs done, "weights", "optimizer", "history": a row an epoch, "best": {"epoch", "val_iou",
         "weights"}}, and "ema", the averaged weights, where `train.ema` asks for them: these are what is validated and
-        kept as best. Inside of an epoch, after each `train.checkpoint_every_steps`, one that also has "step", the
-        steps done of the epoch, and no new row; one that was stopped also has "stopped".
+        kept as best. Inside of an epoch, after each `train.checkpoint_every_steps` and where it is wished for, one that
+        also has "step", the steps done of the epoch, and no new row; one that was stopped also has "stopped".
 
     Raises:
         UserError: the loss is not finite any more, or a batch does not fit.
     """
-    training = Training(settings, device, state, rank, world, stop, watch)
+    training = Training(settings, device, state, rank, world, wish, watch)
     try:
         yield from training.run()
     finally:
-        training.loader.close()
+        training.batches.close()
 
 
 class Training:
@@ -101,12 +103,12 @@ class Training:
         state: dict,
         rank: int,
         world: int,
-        stop: Callable[[], bool],
+        wish: Callable[[], Wish],
         watch: Callable[[int, int, list[int]], None] = lambda *_: None,
     ):
         params, manifest = settings["params"], settings["manifest"]
         train = self.train = Train.model_validate(params["train"])
-        self.device, self.rank, self.world, self.stop, self.watch = device, rank, world, stop, watch
+        self.device, self.rank, self.world, self.wish, self.watch = device, rank, world, wish, watch
         torch.set_num_threads(train.cpus_per_worker)
         set_determinism(train.deterministic)
         self.dtype = choose_precision(train.precision, device)
@@ -158,10 +160,8 @@ class Training:
             scaler=scaler,
         )
         self.step.skipped = state.get("skipped", 0)
-        self.on_device = params["augment"]["on_device"]
-        self.loader = make_loader(train, params["augment"], self.train_split, manifest["channels"], device)
-        # As for all processes, of which some may be gone: the same batches whoever computes them.
-        self.sizes = cut_epoch(len(self.train_split), train.batch_size, max(world, train.max_workers))
+        self.batches = Batches(train, params["augment"], self.train_split, manifest["channels"], device, rank, world)
+        self.sizes = self.batches.sizes
         self.rate = schedule(train.learning_rate, train.warmup_epochs * len(self.sizes), train.epochs * len(self.sizes))
         self.resumed = state
         self.failed: Exception | None = None  # in this process, and not known to the others yet
@@ -170,15 +170,6 @@ class Training:
     def result(self) -> NestedUNet:
         """The network that is validated, and that the best epoch keeps."""
         return self.ema.network if self.ema else self.network  # pyright: ignore[reportReturnType]
-
-    def shards(self, epoch: int, rank: int | None = None) -> list[list[int]]:
-        """The samples of this process, or of another one, in each batch of an epoch."""
-        rank = self.rank if rank is None else rank
-        order, first, shards = epoch_order(len(self.train_split), self.train.seed, epoch), 0, []
-        for size in self.sizes:
-            shards.append(order[first : first + size][rank :: self.world])
-            first += size
-        return shards
 
     def _parts(self, world: int) -> int:
         """In how many parts each of so many processes computes its share of a batch, as params want it.
@@ -203,11 +194,6 @@ class Training:
         self.statistics.restore_flat(self.statistics.merge(rows, self.step.accumulate / self.resumed["accumulate"]))
         return sums.sum(dim=0) if self.rank == 0 else torch.zeros_like(sums[0])
 
-    def begin(self, epoch: int, first: int = 0, last: int | None = None) -> Iterator:
-        """The batches of an epoch from `first` to before `last`, the first of them on their way."""
-        batches = self.loader.batches(self.shards(epoch)[first:last], epoch)
-        return augment_batches(batches, self.device) if self.on_device else batches
-
     def run(self) -> Iterator[dict]:
         """See `epochs`."""
         done, first = len(self.history), self.resumed.get("step", 0)
@@ -215,7 +201,7 @@ class Training:
             return
         batches = iter(())
         with self._told():
-            batches = self.begin(done, first)
+            batches = self.batches.begin(done, first)
         for epoch in range(done, self.train.epochs):
             began = time.monotonic()
             sums = torch.zeros(2, dtype=torch.float64, device=self.device)
@@ -227,11 +213,11 @@ class Training:
                 yield state | {"step": number}
                 if "stopped" in state:
                     return
-            trained, waited_s = time.monotonic() - began, self.loader.waited_s
+            trained, waited_s = time.monotonic() - began, self.batches.waited_s
             self._finish_statistics(epoch)
             if epoch + 1 < self.train.epochs:
                 with self._told():
-                    batches = self.begin(epoch + 1)  # while validation runs
+                    batches = self.batches.begin(epoch + 1)  # while validation runs
             row = self._validate(epoch, sums)
             row["images_per_s"] = round(sum(self.sizes[first:]) / trained, 2)
             row["data_wait_share"] = round(waited_s / trained, 4)  # of this process, see Loader
@@ -260,17 +246,17 @@ class Training:
             for number, done in enumerate(steps, start=first + 1):
                 sums += done
                 self.watch(epoch, number, self.sizes)
-                stopped = self._stops(number)
-                if stopped or (every and (before + number) % every == 0 and number < len(self.sizes)):
+                wish = self._agree(number)
+                if wish or (every and (before + number) % every == 0 and number < len(self.sizes)):
                     self.step.look()  # nothing that is not finite is kept
-                    yield number, self._state(sums) | ({"stopped": True} if stopped else {})
+                    yield number, self._state(sums) | ({"stopped": True} if wish == Wish.STOP else {})
         except NonFiniteError as error:
-            raise self._explain(error, epoch, error.step - before) from None
+            raise self.batches.explain(error, epoch, error.step - before) from None
         except FailedError as error:
-            place = self._place(epoch, error.step - before, error.rank)
+            place = self.batches.place(epoch, error.step - before, error.rank)
             raise UserError(f"{error}\n{place}") from None
         except Exception as error:
-            error.add_note(self._place(epoch, min(number, len(self.sizes) - 1), self.rank))
+            error.add_note(self.batches.place(epoch, min(number, len(self.sizes) - 1), self.rank))
             raise
 
     def _announced(self, batches: Iterator, num: int) -> Iterator:
@@ -287,21 +273,15 @@ class Training:
             blank = blank_images(self.network)[:0]
             yield from [(blank, blank[:, 0])] * (num - made)
 
-    def _place(self, epoch: int, number: int, rank: int) -> str:
-        """The epoch, the step, and the samples that a process had there."""
-        ids = [self.train_split.id(index) for index in self.shards(epoch, rank)[number]]
-        who = f" (process {rank} of {self.world})" if self.world > 1 else ""
-        return f"in epoch {epoch + 1}, step {number + 1} of {len(self.sizes)}, of {', '.join(ids)}{who}"
-
-    def _stops(self, number: int) -> bool:
-        """Whether all processes stop after this step of the epoch."""
+    def _agree(self, number: int) -> Wish:
+        """What all processes do after this step of the epoch."""
         if self.world == 1:
-            return self.stop()
+            return self.wish()
         if number % AGREE_EVERY.get(self.device.type, 1) and number < len(self.sizes):
-            return False
-        wanted = torch.tensor([float(self.stop())], device=self.device)
-        dist.all_reduce(wanted)
-        return wanted.item() > 0
+            return Wish.GO_ON
+        wanted = torch.tensor([float(self.wish())], device=self.device)
+        dist.all_reduce(wanted, dist.ReduceOp.MAX)
+        return Wish(int(wanted.item()))
 
     def _state(self, sums: Tensor | None = None) -> dict:
         """What `epochs` yields; with the sums of a part of an epoch also what each process knows of it alone."""
@@ -336,7 +316,7 @@ class Training:
         if self.ema and find_batch_norms(self.ema.network):
             enough = -(-STATISTICS_IMAGES // self.train.batch_size)
             with self._told():
-                recompute_statistics(self.ema.network, self.begin(epoch, last=enough), self.device, self.dtype)
+                recompute_statistics(self.ema.network, self.batches.begin(epoch, last=enough), self.device, self.dtype)
         if self.world > 1:
             average_statistics(self.result, self.world)
 
@@ -370,31 +350,3 @@ class Training:
             raise UserError(
                 f"{error}\nat the end of epoch {epoch + 1} (process {error.rank} of {self.world})"
             ) from None
-
-    def _explain(self, error: NonFiniteError, epoch: int, number: int) -> UserError:
-        """The samples of the batch, and those whose loss is not finite: the same message in all processes."""
-        batch = [self.train_split.id(index) for index in self.shards(epoch)[number]]
-        found = [(batch, [batch[place] for place in error.images])]
-        if self.world > 1:
-            every: list[Any] = [None] * self.world
-            dist.all_gather_object(every, found[0])
-            found = every
-        bad = [id for _, some in found for id in some]
-        what = f"of the sample(s) {', '.join(bad)}" if bad else "(of no one sample, but of their gradient)"
-        return UserError(
-            f"the loss is not finite any more {what} in epoch {epoch + 1}, step {number + 1} of {len(self.sizes)}; the "
-            f"batch: {', '.join(id for ids, _ in found for id in ids)}. If these images are sound, a lower "
-            "train.learning_rate, a longer train.warmup_epochs or train.clip_norm may help; train.nonfinite=skip drops "
-            "such steps"
-        )
-
-
-def make_loader(train: Train, augment: dict[str, Any], split: Split, channels: int, device: torch.device) -> Loader:
-    """The training batches of a split, as the sections `train` and `augment` of params want them."""
-    limits = {key: augment[key] for key in ("flips", "brightness", "hue")} | {"channels": channels}
-    crops = Warp(Crops(train.crop_px, train.foreground_crops), augment["rotate"], augment["zoom"])
-    if augment["on_device"]:
-        samples = RawSamples(split, crops, train.seed, **limits)
-    else:
-        samples = AugmentedSamples(split, Augment(crops, **limits), train.seed)
-    return Loader(samples, train.loader_workers, pin_memory=device.type == "cuda")

@@ -16,12 +16,13 @@ import torch.distributed as dist
 
 from pipelines.feed import append, feed
 from pipelines.peers import ANSWER_S, Peers, SilentError
+from pipelines.preemption import Wishes
 from pipelines.progress import Progress, screen_of
 from pipelines.rows import best_so_far
-from pipelines.run_store import STOP, RunStore, StopFile, begin, check_shared
+from pipelines.run_store import STOP, RunStore, begin, check_shared
 from pipelines.settings import open_splits
 from pipelines.stopping import run_stoppable
-from pipelines.training import epochs
+from pipelines.training import Wish, epochs
 from unetpp.errors import UserError
 from unetpp.memory import is_out_of_memory
 
@@ -82,8 +83,8 @@ def _train(settings: dict[str, Any], state: dict, run: RunStore, rank: int, worl
     screen = screen_of(settings)
     progress = Progress(settings["params"]["train"]["epochs"], screen, state.get("history", ()))
     watch = progress.step if rank == 0 else lambda *_: None
-    stop = StopFile(run) if rank == 0 else lambda: False
-    for after in epochs(settings, ray.train.torch.get_device(), state, rank, world, stop, watch):
+    wish = Wishes(run, _threatened, screen.say) if rank == 0 else lambda: Wish.GO_ON
+    for after in epochs(settings, ray.train.torch.get_device(), state, rank, world, wish, watch):
         inside = "step" in after
         row = {"epoch": after["epoch"], "step": after["step"]} if inside else after["history"][-1]
         if after["history"]:
@@ -97,6 +98,15 @@ def _train(settings: dict[str, Any], state: dict, run: RunStore, rank: int, worl
         if "stopped" in after:
             return STOPPED
     return None
+
+
+def _threatened() -> list[int]:
+    """The processes whose machine Ray was told will be taken away."""
+    # ray.train.get_preemption_info() is an exchange between all processes at each call; this is what it would send.
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    info = get_train_context().preemption_context.preemption_info
+    return info.preempted_ranks if info else []
 
 
 def _save(run: RunStore, state: dict) -> str | None:
@@ -219,6 +229,7 @@ def run_on_ray(settings: dict[str, Any], name: str, run: RunStore, callbacks: li
 
     begin(run)
     train, scratch = settings["params"]["train"], tempfile.TemporaryDirectory(prefix="unetpp-ray-")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # every report waits for one; Ray's own is 2
     # A process that stands still outside of an exchange, where no other one waits for it by gloo or NCCL.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(train["timeout_s"] + 3 * ANSWER_S)
     workers, failures = train["num_workers"], 3

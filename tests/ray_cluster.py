@@ -64,16 +64,27 @@ class RayCluster:
 
     def wait_for_nodes(self, number: int) -> None:
         """Until so many nodes are alive, as the dashboard says."""
-        headers = {"Authorization": f"Bearer {Path(self.env['RAY_AUTH_TOKEN_PATH']).read_text()}"}
         alive = 0
         for _ in range(300):
-            answer = requests.get(f"{self.address}/api/v0/nodes", headers=headers, timeout=10)
-            if answer.ok:
-                alive = sum(node["state"] == "ALIVE" for node in answer.json()["data"]["result"]["result"])
-                if alive == number:
-                    return
+            alive = sum(node["state"] == "ALIVE" for node in self._known())
+            if alive == number:
+                return
             time.sleep(0.2)
         raise TimeoutError(f"{alive} of {number} nodes; " + (self._folder / f"node-{number - 1}.log").read_text())
+
+    def _known(self) -> list[dict]:
+        """The nodes that there are and that there were, as the dashboard has them; none where it does not answer."""
+        headers = {"Authorization": f"Bearer {Path(self.env['RAY_AUTH_TOKEN_PATH']).read_text()}"}
+        answer = requests.get(f"{self.address}/api/v0/nodes?detail=1", headers=headers, timeout=10)
+        return answer.json()["data"]["result"]["result"] if answer.ok else []
+
+    def drain_node(self, number: int, notice_s: int) -> None:
+        """Tell Ray, as a cloud's provider does, that a node is going to be taken away."""
+        node = sorted(self._known(), key=lambda one: one["start_time_ms"])[number]["node_id"]
+        command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", f"--address={self.driver_address}"]
+        command += [f"--node-id={node}", "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot"]
+        command += [f"--deadline-remaining-seconds={notice_s}"]
+        subprocess.run(command, env=self.env, check=True, capture_output=True)
 
     def _start(self, *arguments: str) -> None:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]

@@ -12,9 +12,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from pipelines.batches import Batches
 from pipelines.params import Params
-from pipelines.settings import make_settings
-from pipelines.training import Training, epochs
+from pipelines.sections import Train
+from pipelines.settings import make_settings, open_splits
+from pipelines.training import Training, Wish, epochs
 from unetpp import NestedUNet
 from unetpp.batch_norm import average_statistics, find_batch_norms
 from unetpp.checkpoint import add_checkpoint, newest_checkpoint
@@ -70,11 +72,11 @@ def test_checkpoints_inside_of_an_epoch_change_nothing(params, prepared):
 def test_training_that_was_asked_to_stop_goes_on_from_the_step_it_was_in(params, prepared):
     settings = settings_of(params, prepared, {"dropout": 0.2}, ema=0.9)
     whole = last(epochs(settings, CPU, {}))
-    asked = iter([False, False, True])
-    states = list(epochs(settings, CPU, {}, stop=lambda: next(asked)))
-    assert len(states) == 1
-    assert (states[0]["epoch"], states[0]["step"]) == (0, 3)
-    assert_same(last(epochs(settings, CPU, copy.deepcopy(states[0]))), whole)
+    asked = iter([Wish.GO_ON, Wish.KEEP, Wish.STOP])
+    states = [copy.deepcopy(state) for state in epochs(settings, CPU, {}, wish=lambda: next(asked))]
+    assert [(state["epoch"], state["step"], "stopped" in state) for state in states] == [(0, 2, False), (0, 3, True)]
+    for state in states:
+        assert_same(last(epochs(settings, CPU, state)), whole)
 
 
 @pytest.mark.parametrize(("num", "batch_size", "world"), [(28, 8, 1), (29, 8, 2), (5, 8, 2), (3, 2, 2), (64, 8, 4)])
@@ -88,17 +90,23 @@ def test_every_sample_counts_once_in_an_epoch(num, batch_size, world):
 
 
 def test_shards_of_all_processes_are_the_epoch(params, prepared):
-    settings = settings_of(params, prepared, num_workers=1)
-    parts = [Training(settings, CPU, {}, rank, 1, lambda: False) for rank in range(1)]
-    parts[0].world = 3
-    parts[0].sizes = cut_epoch(len(parts[0].train_split), 6, 3)
     seen: Counter = Counter()
-    for rank in range(3):
-        parts[0].rank = rank
-        shards = parts[0].shards(epoch=1)
-        assert [len(shard) >= 1 for shard in shards] == [True] * len(parts[0].sizes)
-        seen.update(index for shard in shards for index in shard)
-    assert seen == Counter(range(len(parts[0].train_split)))
+    for shares in shares_of(3, settings_of(params, prepared, num_workers=3, batch_size=6)):
+        assert min(map(len, shares)) >= 1
+        seen.update(chain.from_iterable(shares))
+    assert seen == Counter(range(sum(seen.values())))
+
+
+def shares_of(world: int, settings: dict) -> list[tuple[list[int], ...]]:
+    """What each process has of each batch of an epoch."""
+    data, _ = open_splits(settings)
+    train, augment = Train.model_validate(settings["params"]["train"]), settings["params"]["augment"]
+    ranks = [Batches(train, augment, data, 3, CPU, rank, world) for rank in range(world)]
+    shares = list(zip(*(one.shards(1) for one in ranks), strict=True))
+    assert [sum(map(len, batch)) for batch in shares] == ranks[0].sizes
+    for one in ranks:
+        one.close()
+    return shares
 
 
 # Several processes.
@@ -179,7 +187,7 @@ def test_several_processes_equal_one_on_the_joint_batch(params, prepared, tmp_pa
 
 
 def test_statistics_of_a_part_of_an_epoch_are_each_process_own(params, prepared):
-    training = Training(settings_of(params, prepared), CPU, {}, 0, 1, lambda: False)
+    training = Training(settings_of(params, prepared), CPU, {}, 0, 1, lambda: Wish.GO_ON)
     assert find_batch_norms(training.network)
     row = training.statistics.flat()
     kept = training.statistics.keep()
@@ -187,7 +195,7 @@ def test_statistics_of_a_part_of_an_epoch_are_each_process_own(params, prepared)
     training.statistics.restore_flat(row)
     for buffer, value in zip(training.statistics.keep(), kept, strict=True):
         assert torch.equal(buffer, value)
-    training.loader.close()
+    training.batches.loader.close()
 
 
 @pytest.mark.slow
@@ -221,32 +229,28 @@ def test_processes_that_leave_and_come_in_the_middle_of_an_epoch_change_nothing_
 
 def test_fewer_processes_hold_no_more_images_at_once_and_see_every_sample_once(params, prepared):
     settings = settings_of(params, prepared, num_workers=(1, 4), batch_size=8, accumulate=2)
-    seen, parts, sizes = {}, {}, {}
+    seen, parts = {}, {}
+    training = Training(settings, CPU, {}, 0, 1, lambda: Wish.GO_ON)
+    training.batches.close()
     for world in (1, 2, 3, 4):
-        ranks = [Training(settings, CPU, {}, 0, 1, lambda: False) for _ in range(world)]
-        for rank, training in enumerate(ranks):
-            training.rank, training.world = rank, world
-            training.loader.close()
-        batches = zip(*(one.shards(1) for one in ranks), strict=True)
-        seen[world] = [sorted(chain.from_iterable(shares)) for shares in batches]
-        parts[world], sizes[world] = ranks[0]._parts(world), ranks[0].sizes
+        seen[world] = [sorted(chain.from_iterable(shares)) for shares in shares_of(world, settings)]
+        parts[world] = training._parts(world)
     assert all(batches == seen[1] for batches in seen.values())  # the same global batches
-    assert sorted(chain.from_iterable(seen[3])) == list(range(len(ranks[0].train_split)))
+    assert sorted(chain.from_iterable(seen[3])) == list(range(len(training.train_split)))
     assert parts == {4: 2, 3: 3, 2: 4, 1: 8}  # one image at once
-    assert all(one == sizes[1] for one in sizes.values())
 
 
 def test_parts_that_a_lack_of_memory_asked_for_stay_with_other_processes(params, prepared):
     settings = settings_of(params, prepared, num_workers=(1, 4), batch_size=8)
     for state, expected in (({}, 4), ({"accumulate": 2, "world": 3}, 4), ({"accumulate": 4, "world": 3}, 8)):
         whole = state and next(epochs(settings, CPU, {})) | state
-        training = Training(settings, CPU, whole, 0, 1, lambda: False)
+        training = Training(settings, CPU, whole, 0, 1, lambda: Wish.GO_ON)
         assert training.step.accumulate == expected
-        training.loader.close()
+        training.batches.loader.close()
 
 
 def test_statistics_of_several_processes_become_those_of_others(params, prepared):
-    training = Training(settings_of(params, prepared), CPU, {}, 0, 1, lambda: False)
+    training = Training(settings_of(params, prepared), CPU, {}, 0, 1, lambda: Wish.GO_ON)
     norm = find_batch_norms(training.network)[0]
     rows = []
     for rank in (1.0, 3.0):
@@ -256,4 +260,4 @@ def test_statistics_of_several_processes_become_those_of_others(params, prepared
     training.statistics.restore_flat(training.statistics.merge(torch.stack(rows), share=2))
     assert torch.equal(norm.running_mean, torch.full_like(norm.running_mean, 2.0))
     assert norm.num_batches_tracked == 6
-    training.loader.close()
+    training.batches.loader.close()

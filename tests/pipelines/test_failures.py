@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipelines.training import Training
+from pipelines.training import Training, Wish
 from unetpp import NestedUNet
 from unetpp.data import Split
 from unetpp.errors import UserError
@@ -38,7 +38,7 @@ class Case:
 def disturb(training: Training, case: Case) -> None:
     """Let it happen."""
     step, network, calls = training.step, training.network, {"steps": -1}
-    compute, make = step._compute_gradients, training.loader._dataset.sample
+    compute, make = step._compute_gradients, training.batches.loader._dataset.sample
 
     def count(*args, **kwargs):
         if kwargs.get("exchange", True):
@@ -62,7 +62,7 @@ def disturb(training: Training, case: Case) -> None:
 
     step._compute_gradients = count
     if case.where == "batch":
-        bad = training.shards(1, 1)[STEP - len(training.sizes)][0]
+        bad = training.batches.shards(1, 1)[STEP - len(training.sizes)][0]
 
         def sample(index: int, epoch: int):
             if (index, epoch) == (bad, 1):
@@ -70,7 +70,7 @@ def disturb(training: Training, case: Case) -> None:
                 return raise_bug
             return make(index, epoch)
 
-        training.loader._dataset.sample = lambda index, epoch: named(training, sample, index, epoch)
+        training.batches.loader._dataset.sample = lambda index, epoch: named(training, sample, index, epoch)
     if case.where == "validation":
         split = training.val_split
         training.val_split = Broken(split, len(split) - 1 - (len(split) - 1 - training.rank) % WORLD, training.rank)
@@ -84,7 +84,7 @@ def named(training: Training, sample: Callable, index: int, epoch: int):
     try:
         return sample(index, epoch)
     except Exception as error:
-        return training.loader._dataset._named(error, [index], epoch)
+        return training.batches.loader._dataset._named(error, [index], epoch)
 
 
 class Broken:
@@ -109,7 +109,7 @@ def _process(rank: int, port: int, folder: Path) -> None:
     dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD)
     found: dict[str, dict | str] = {}
     for name, (settings, case) in pickle.loads((folder / "jobs.pkl").read_bytes()).items():
-        training = Training(settings, CPU, {}, rank, WORLD, lambda: False)
+        training = Training(settings, CPU, {}, rank, WORLD, lambda: Wish.GO_ON)
         disturb(training, case)
         try:
             found[name] = list(training.run())[-1]
