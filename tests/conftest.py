@@ -11,7 +11,8 @@ from .servers import Moto
 from .stores import HELP as NO_POSTGRES
 from .stores import Postgres, find_postgres
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# The tests that start no Ray run in two processes side by side.
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = os.environ.get("UNETPP_SHARED_DATA")

@@ -34,7 +34,9 @@ def study(tmp_path, monkeypatch):
     small["protocols"]["resize"]["size"] = 32
     small["protocols"] = {"resize": small["protocols"]["resize"] | {"shares": {"train": 0.4, "val": 0.3, "test": 0.3}}}
     small["recipes"] = {"ours": {"train": {"warmup_epochs": 0}}}
+    small["protocols"]["resize_2"] = small["protocols"]["resize"] | {"salt": "two"}
     small["runs"] = [{"protocol": "resize", "recipe": "ours", "scale": "half", "epochs": 1, "networks": None}]
+    small["runs"].append(small["runs"][0] | {"protocol": "resize_2", "networks": ["unet"], "seeds": [1]})
     wanted = ("unet_L1", "unet_L2", "unet_L3", "unet", "unet_pp_ds", "unet_pp")
     small["networks"] = {name: small["networks"][name] for name in wanted}
     monkeypatch.setattr(run, "read_study", lambda: small)
@@ -75,6 +77,16 @@ def test_what_has_a_result_is_not_computed_again(study, monkeypatch, capsys):
     assert path.read_bytes() == before
 
 
+def test_another_split_has_other_images_and_the_seeds_that_its_run_names(study, monkeypatch):
+    planned = list(run.planned(run.read_study(), [0, 1]))
+    assert [(seed, name) for protocol, *_, seed, name in planned if protocol == "resize_2"] == [(1, "unet")]
+    ids = []
+    for name, protocol in run.read_study()["protocols"].items():
+        run.prepare_protocol(study / "raw", protocol, run.load_params(run.ROOT / "params.yaml").prepare, study / name)
+        ids.append(set(run.Split(study / name / "test.arrow").ids))
+    assert ids[0] != ids[1]
+
+
 def result(iou: np.ndarray, depths=("L1", "L2", "mean")) -> dict:
     row = {"iou_image": float(iou.mean()), "iou_pixels": 0.5, "iou_paper": 0.6, "parameters": 1000, "macs": 10**6}
     machine = {"device": "cpu", "processor": "one of ours", "threads": 2, "precision": "fp32"}
@@ -96,6 +108,9 @@ def test_page_states_what_holds_what_does_not_and_what_is_missing(study, monkeyp
         for name, gain in (("unet", 0.0), ("unet_pp_ds", 0.05), ("unet_pp", 0.08)):
             depths = ("L1", "L2", "mean") if name.endswith("ds") else ("L2",)
             (folder / f"{name}-{seed}.json").write_text(json.dumps(result(base + gain + noise, depths)))
+    other = study / "results/resize_2/ours/half"
+    other.mkdir(parents=True)
+    (other / "unet-1.json").write_text(json.dumps(result(base - 0.1, ("L2",))))
     monkeypatch.setattr(page, "OUT", study / "paper.md")
     monkeypatch.setattr(page, "ROOT", study)
     monkeypatch.setattr(page, "IMAGES", study)
@@ -105,6 +120,10 @@ def test_page_states_what_holds_what_does_not_and_what_is_missing(study, monkeyp
     assert "Embedded against isolated" not in text  # its networks are not among those to be trained
     assert "| UNet++, one head | 2 |" in text
     assert f"{base.mean() + 0.05:.2f}" in text  # the table's mean, from the files
+    _, _, luck = text.partition("## How much the split matters")
+    assert f"| `resize_2` | 1 | 60 | {base.mean() - 0.1:.4f} |" in luck
+    assert "Over 2 splits: " in luck
+    assert "UNet++" not in luck  # which has one split alone
     assert (study / "paper.png").stat().st_size > 1000
     rows = {name: page.Row(name, [result(base + gain)], "L1") for name, gain in (("a", 0.0), ("b", 0.05))}
     assert "**holds here** (+5.00 points" in page.verdict("b is better", rows["b"], rows["a"])

@@ -175,6 +175,29 @@ def sections(runs: dict[str, list[dict]], planned: list[str], cost: dict | None)
     return lines
 
 
+def splits(results: dict[tuple[str, ...], dict[str, list[dict]]]) -> list[str]:
+    """The same training on other fifths of the images: protocols `name_2`, `name_3` ... beside `name`."""
+    groups: dict[tuple[str, str, str, str], list[tuple[str, list[dict]]]] = {}
+    for (protocol, recipe, scale), by_name in results.items():
+        for name, runs in by_name.items():
+            groups.setdefault((protocol.split("_")[0], recipe, scale, name), []).append((protocol, runs))
+    lines: list[str] = []
+    for (_, recipe, scale, name), found in groups.items():
+        if len(found) < 2:
+            continue
+        rows = [(protocol, Row(NAMES[name], runs, deepest(runs))) for protocol, runs in found]
+        means = np.array([row.scores("iou_image").mean() for _, row in rows])
+        lines += ["", f"**{NAMES[name]}, recipe `{recipe}`, {scale} widths**", ""]
+        lines += ["| split | seeds | test images | iou_image | standard error over the images |"]
+        lines += ["| :-- | --: | --: | --: | --: |"]
+        for (protocol, row), mean in zip(rows, means, strict=True):
+            images = row.images
+            error = images.std(ddof=1) / np.sqrt(len(images))
+            lines.append(f"| `{protocol}` | {len(row.runs)} | {len(images)} | {mean:.4f} | {error:.4f} |")
+        lines += ["", f"Over {len(means)} splits: {means.mean():.4f} ± {means.std(ddof=1):.4f}."]
+    return lines and ["", "## How much the split matters", *lines]
+
+
 def plot(by_setting: dict[tuple[str, ...], dict[str, list[dict]]], path: Path) -> None:
     """IoU against MACs of every network, one panel a setting; whiskers are the range over the seeds."""
     figure, axes = plt.subplots(1, len(by_setting), figsize=(5.2 * len(by_setting), 4), squeeze=False)
@@ -213,7 +236,8 @@ def main() -> None:
     results = read_results()
     template = (FOLDER / "page.md").read_text(encoding="utf-8")
     body: list[str] = []
-    for (protocol, recipe, scale), (runs, planned) in results.items():
+    whole = {setting: found for setting, found in results.items() if "_" not in setting[0]}
+    for (protocol, recipe, scale), (runs, planned) in whole.items():
         first = next(iter(runs.values()))[0]
         machines = {
             f"{run['machine']['device']} ({run['machine']['processor']})" for each in runs.values() for run in each
@@ -227,8 +251,9 @@ def main() -> None:
             on = cost["machine"]
             body += [f"Latency and memory: {on['processor']}, {on['threads']} threads, {on['precision']}, one image."]
         body += sections(runs, planned, cost and cost["depths"])
-    if results:
-        plot({setting: runs for setting, (runs, _) in results.items()}, IMAGES / "paper.png")
+    body += splits({setting: runs for setting, (runs, _) in results.items()})
+    if whole:
+        plot({setting: runs for setting, (runs, _) in whole.items()}, IMAGES / "paper.png")
     OUT.write_text(template.rstrip() + "\n" + "\n".join(body) + "\n", encoding="utf-8")
     print(f"wrote {OUT.relative_to(ROOT)}")
 

@@ -51,7 +51,8 @@ def read_study() -> dict:
 def planned(study: dict, seeds: list[int]) -> Iterator[tuple[str, str, str, int, int, str]]:
     """(protocol, recipe, scale, epochs, seed, network) of every training that study.yaml asks for."""
     for run in study["runs"]:
-        for seed, name in itertools.product(seeds, run["networks"] or study["networks"]):
+        wanted = [seed for seed in seeds if seed in (run.get("seeds") or seeds)]
+        for seed, name in itertools.product(wanted, run["networks"] or study["networks"]):
             yield run["protocol"], run["recipe"], run["scale"], run["epochs"], seed, name
 
 
@@ -66,7 +67,8 @@ def prepare_protocol(data: Path, protocol: dict, params: Prepare, out: Path) -> 
 
     The split is a function of the image, as in the prepare stage, so that all patches of an image share it.
     """
-    settings = params.model_copy(update={"size": protocol["size"], "shares": type(params.shares)(**protocol["shares"])})
+    changes = {"size": protocol["size"], "shares": type(params.shares)(**protocol["shares"])}
+    settings = params.model_copy(update=changes | {"salt": protocol.get("salt", params.salt)})
     samples, problems = find_samples(data)
     if problems or not samples:
         raise UserError(f"{data}: {len(samples)} images and {len(problems)} problems; expected images/ and masks/")
