@@ -151,7 +151,7 @@ def run_processes(world: int, jobs: dict, folder: Path) -> dict[str, list[list[d
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(600)
         assert process.exitcode == 0
     return {
         name: [torch.load(folder / f"{name}-{rank}.pt", weights_only=True) for rank in range(world)] for name in jobs
