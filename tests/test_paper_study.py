@@ -125,6 +125,8 @@ def test_page_states_what_holds_what_does_not_and_what_is_missing(study, monkeyp
     assert "Over 2 splits: " in luck
     assert "UNet++" not in luck  # which has one split alone
     assert (study / "paper.png").stat().st_size > 1000
+    assert "any two of these networks correlates by 1.000 to 1.000" in text  # they are made of the same noise
+    assert f"for each image, chosen by its mask, would reach {base.mean() + 0.08:.2f}" in text
     rows = {name: page.Row(name, [result(base + gain)], "L1") for name, gain in (("a", 0.0), ("b", 0.05))}
     assert "**holds here** (+5.00 points" in page.verdict("b is better", rows["b"], rows["a"])
     assert "the opposite does" in page.verdict("a is better", rows["a"], rows["b"])

@@ -15,6 +15,7 @@ from studies.paper.run import FOLDER, RESULTS, ROOT, read_study
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 OUT = ROOT / "docs" / "paper.md"
 IMAGES = ROOT / "docs" / "images"
@@ -102,6 +103,20 @@ def verdict(claim: str, row: Row, reference: Row) -> str:
     return f"{claim}: **{found}** ({100 * mean:+.2f} points, {100 * low:+.2f} to {100 * high:+.2f})."
 
 
+def agreement(rows: list[Row]) -> str:
+    """How alike networks are wrong: what they do not differ in, no choice among them changes."""
+    images = np.array([row.images for row in rows])  # (networks, images)
+    together = np.corrcoef(images)[np.triu_indices(len(rows), k=1)]
+    mean = images.mean(axis=0)
+    low = mean < np.percentile(mean, 10)
+    return (
+        f"Images differ more than networks do: the IoU of an image by any two of these networks correlates by "
+        f"{together.min():.3f} to {together.max():.3f}. The best network for each image, chosen by its mask, would "
+        f"reach {images.max(axis=0).mean():.4f}; the tenth of the images that all find hardest has a mean of "
+        f"{mean[low].mean():.2f}, the others of {mean[~low].mean():.2f}."
+    )
+
+
 def sections(runs: dict[str, list[dict]], planned: list[str], cost: dict | None) -> list[str]:
     """The claims for one protocol, recipe and scale.
 
@@ -142,6 +157,7 @@ def sections(runs: dict[str, list[dict]], planned: list[str], cost: dict | None)
         ):
             if {name, other} <= by_name.keys():
                 lines += ["", verdict(claim, by_name[name], by_name[other])]
+        lines += ["", agreement(found)]
     if found := rows("3. Pruning: the depths of one trained UNet++.", "unet_pp_ds"):
         depths = [name for name in found[0].runs[0]["depths"] if name != "mean"]
         pruned = [Row(f"pruned to {name}", runs["unet_pp_ds"], name) for name in depths]
@@ -199,18 +215,33 @@ def splits(results: dict[tuple[str, ...], dict[str, list[dict]]]) -> list[str]:
 
 
 def plot(by_setting: dict[tuple[str, ...], dict[str, list[dict]]], path: Path) -> None:
-    """IoU against MACs of every network, one panel a setting; whiskers are the range over the seeds."""
-    figure, axes = plt.subplots(1, len(by_setting), figsize=(5.2 * len(by_setting), 4), squeeze=False)
-    for axis, (setting, runs) in zip(axes[0], by_setting.items(), strict=True):
-        for name, found in runs.items():
-            row = Row(NAMES[name], found, deepest(found))
-            values = row.scores("iou_image")
-            macs = found[0]["depths"][row.depth]["macs"] / 1e6
-            spread = [[values.mean() - values.min()], [values.max() - values.mean()]]
-            axis.errorbar(macs, values.mean(), spread, fmt="o", markersize=5)
-            axis.annotate(NAMES[name], (macs, values.mean()), xytext=(5, 4), textcoords="offset points", fontsize=6)
+    """IoU against MACs of every network, one panel a setting; whiskers are the range over the seeds.
+
+    The depths that one UNet++ is pruned to are joined by a line.
+    """
+    columns = min(2, len(by_setting))
+    lines = -(-len(by_setting) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(7.2 * columns, 4.2 * lines), squeeze=False)
+    for axis in axes.flat[len(by_setting) :]:
+        axis.remove()
+    for axis, (setting, runs) in zip(axes.flat, by_setting.items(), strict=False):
+        for number, (name, found) in enumerate(runs.items()):
+            heads = [depth for depth in found[0]["depths"] if depth != "mean"]
+            joined = name == "unet_pp_ds"
+            rows = [Row("", found, depth) for depth in (heads if joined else heads[-1:])]
+            values = np.array([row.scores("iou_image") for row in rows])  # (depths, seeds)
+            mean = values.mean(axis=1)
+            spread = np.stack([mean - values.min(axis=1), values.max(axis=1) - mean])
+            macs = [found[0]["depths"][row.depth]["macs"] / 1e6 for row in rows]
+            label = f"{NAMES[name]}, pruned to {heads[0]} ... {heads[-1]}" if joined else NAMES[name]
+            style = {"fmt": "k.-" if joined else "osv^D"[number % 5], "markersize": 5, "capsize": 2, "linewidth": 1}
+            axis.errorbar(macs, mean, spread, label=label, **style)
         axis.set(title=", ".join(setting), xlabel="MACs at 96x96, millions", ylabel="iou_image on test", xscale="log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(ScalarFormatter())
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.3)
+        axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
