@@ -1,6 +1,6 @@
 """A training of several workers in which something is killed at random, all the time, and what is left of its speed.
 
-    python benchmarks/soak.py --minutes 15 --out soak.log
+    python benchmarks/soak.py --minutes 15 --out soak.log     # its log of a run: docs/faults.md
 
 Every `--every` seconds one of these happens to it: SIGKILL of a worker, of all workers, of the command itself, SIGSTOP
 of a worker, SIGTERM of the command. Whenever the command ends it is given again, the same. At the end its weights must
@@ -122,7 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=15, help="faults happen for so long")
     parser.add_argument("--every", type=float, default=45, help="seconds between faults")
-    parser.add_argument("--epochs", type=int, default=300)
+    parser.add_argument("--epochs", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
