@@ -35,7 +35,7 @@ def cluster() -> Iterator[None]:
     }
     address = os.environ.get("RAY_ADDRESS")
     if address:
-        # For the page Train of the cluster's dashboard; a cluster of this machine alone has none.
+        # For the cluster's dashboard, /api/train/v2/runs/v1; a cluster of this machine alone has none.
         os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
         ray.init(address=address, **common)
     else:
