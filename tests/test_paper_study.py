@@ -111,6 +111,11 @@ def test_page_states_what_holds_what_does_not_and_what_is_missing(study, monkeyp
     other = study / "results/resize_2/ours/half"
     other.mkdir(parents=True)
     (other / "unet-1.json").write_text(json.dumps(result(base - 0.1, ("L2",))))
+    alone = study / "results/resize/alone/half"  # a recipe by which one network is trained
+    alone.mkdir(parents=True)
+    (alone / "unet_pp_ds-0.json").write_text(json.dumps(result(base)))
+    small = run.read_study()
+    small["runs"].append(small["runs"][0] | {"recipe": "alone", "networks": ["unet_pp_ds"]})
     monkeypatch.setattr(page, "OUT", study / "paper.md")
     monkeypatch.setattr(page, "ROOT", study)
     monkeypatch.setattr(page, "IMAGES", study)

@@ -183,7 +183,9 @@ def sections(runs: dict[str, list[dict]], planned: list[str], cost: dict | None)
         depths = [name for name in found[0].runs[0]["depths"] if name != "mean"]
         heads = [Row(f"head {name}", runs["unet_pp_ds"], name) for name in depths]
         mean = Row("mean of the heads", runs["unet_pp_ds"], "mean")
-        single = [Row(f"{NAMES['unet_pp']}, one head", runs["unet_pp"], deepest(runs["unet_pp"]))] * ("unet_pp" in runs)
+        single = [
+            Row(f"{NAMES[name]}, one head", runs[name], deepest(runs[name])) for name in ("unet_pp",) if name in runs
+        ]
         lines += table([*heads, mean, *single], heads[-1])
         lines += ["", verdict("The mean of the heads is better than the deepest head", mean, heads[-1])]
     return lines
