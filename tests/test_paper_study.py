@@ -125,6 +125,8 @@ def test_page_states_what_holds_what_does_not_and_what_is_missing(study, monkeyp
     assert "Embedded against isolated" not in text  # its networks are not among those to be trained
     assert "| UNet++, one head | 2 |" in text
     assert f"{base.mean() + 0.05:.2f}" in text  # the table's mean, from the files
+    assert "- protocol `resize`, recipe `ours`, half widths: 6 of 12 trainings" in text
+    assert "`resize_2`, recipe" not in text.partition("## Planned and not trained yet")[2]
     _, _, luck = text.partition("## How much the split matters")
     assert f"| `resize_2` | 1 | 60 | {base.mean() - 0.1:.4f} |" in luck
     assert "Over 2 splits: " in luck

@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 from scipy.stats import wilcoxon
 
-from studies.paper.run import FOLDER, RESULTS, ROOT, read_study
+from studies.paper.run import FOLDER, RESULTS, ROOT, planned, read_study
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -117,7 +117,7 @@ def agreement(rows: list[Row]) -> str:
     )
 
 
-def sections(runs: dict[str, list[dict]], planned: list[str], cost: dict | None) -> list[str]:
+def sections(runs: dict[str, list[dict]], wanted: list[str], cost: dict | None) -> list[str]:
     """The claims for one protocol, recipe and scale.
 
     A claim whose networks are not to be trained there is left out; one whose networks are missing says so.
@@ -125,7 +125,7 @@ def sections(runs: dict[str, list[dict]], planned: list[str], cost: dict | None)
     lines: list[str] = []
 
     def rows(title: str, *names: str) -> list[Row] | None:
-        if not set(names) <= set(planned):
+        if not set(names) <= set(wanted):
             return None
         lines.extend(["", f"**{title}**", ""])
         missing = [name for name in names if name not in runs]
@@ -141,7 +141,7 @@ def sections(runs: dict[str, list[dict]], planned: list[str], cost: dict | None)
         lines += table(found, found[-1])
         lines += ["", verdict(f"A shallower U-Net ({best.label}) is better than L4", best, found[-1])]
     family = ["unet", "unet_wide", "unet_e", "unet_plus", "unet_plus_ds", "unet_pp", "unet_pp_ds"]
-    family = [name for name in family if name in planned]
+    family = [name for name in family if name in wanted]
     if len(family) > 1 and (
         found := rows("2. The family at equal widths, beside the U-Net and the wide U-Net.", *family)
     ):
@@ -253,14 +253,29 @@ def read_results() -> dict[tuple[str, ...], tuple[dict[str, list[dict]], list[st
     found = {}
     for run in study["runs"]:
         setting = (run["protocol"], run["recipe"], run["scale"])
-        planned, by_name = run["networks"] or list(study["networks"]), {}
-        for name in planned:
+        wanted, by_name = run["networks"] or list(study["networks"]), {}
+        for name in wanted:
             paths = [RESULTS.joinpath(*setting, f"{name}-{seed}.json") for seed in study["seeds"]]
             if runs := [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]:
                 by_name[name] = runs
         if by_name:
-            found[setting] = by_name, planned
+            found[setting] = by_name, wanted
     return found
+
+
+def missing() -> list[str]:
+    """What study.yaml plans and nobody has trained yet."""
+    study = read_study()
+    counts: dict[tuple[str, ...], list[bool]] = {}
+    for protocol, recipe, scale, _, seed, name in planned(study, study["seeds"]):
+        there = RESULTS.joinpath(protocol, recipe, scale, f"{name}-{seed}.json").exists()
+        counts.setdefault((protocol, recipe, scale), []).append(there)
+    lines = [
+        f"- protocol `{protocol}`, recipe `{recipe}`, {scale} widths: {found.count(False)} of {len(found)} trainings"
+        for (protocol, recipe, scale), found in counts.items()
+        if not all(found)
+    ]
+    return lines and ["", "## Planned and not trained yet", "", *lines]
 
 
 def main() -> None:
@@ -268,7 +283,7 @@ def main() -> None:
     template = (FOLDER / "page.md").read_text(encoding="utf-8")
     body: list[str] = []
     whole = {setting: found for setting, found in results.items() if "_" not in setting[0]}
-    for (protocol, recipe, scale), (runs, planned) in whole.items():
+    for (protocol, recipe, scale), (runs, wanted) in whole.items():
         first = next(iter(runs.values()))[0]
         machines = {
             f"{run['machine']['device']} ({run['machine']['processor']})" for each in runs.values() for run in each
@@ -281,8 +296,9 @@ def main() -> None:
         if cost:
             on = cost["machine"]
             body += [f"Latency and memory: {on['processor']}, {on['threads']} threads, {on['precision']}, one image."]
-        body += sections(runs, planned, cost and cost["depths"])
+        body += sections(runs, wanted, cost and cost["depths"])
     body += splits({setting: runs for setting, (runs, _) in results.items()})
+    body += missing()
     if whole:
         plot({setting: runs for setting, (runs, _) in whole.items()}, IMAGES / "paper.png")
     OUT.write_text(template.rstrip() + "\n" + "\n".join(body) + "\n", encoding="utf-8")
