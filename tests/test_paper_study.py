@@ -66,6 +66,7 @@ def test_what_has_a_result_is_not_computed_again(study, monkeypatch, capsys):
     assert set(found["depths"]) == set(found["images"]) == {"L1", "L2", "mean"}
     for depth, row in found["depths"].items():
         assert np.mean(found["images"][depth]) == pytest.approx(row["iou_image"], abs=1e-4)
+    assert found["patches"] == [1] * len(found["images"]["L1"])  # whole images
     assert not list((study / "results").rglob("*.running"))
     capsys.readouterr()
     # A command that was killed leaves its claim behind; it holds nobody up.
@@ -85,6 +86,26 @@ def test_another_split_has_other_images_and_the_seeds_that_its_run_names(study, 
         run.prepare_protocol(study / "raw", protocol, run.load_params(run.ROOT / "params.yaml").prepare, study / name)
         ids.append(set(run.Split(study / name / "test.arrow").ids))
     assert ids[0] != ids[1]
+
+
+def test_patches_of_an_image_are_one_observation(study, monkeypatch):
+    small = run.read_study()
+    small["protocols"]["patches"] = small["protocols"]["resize"] | {
+        "size": None,
+        "tile": {"size_px": 32, "stride_px": 32},
+    }
+    small["runs"] = [small["runs"][0] | {"protocol": "patches", "networks": ["unet_L1"]}]
+    start(monkeypatch, study, "--seeds", "0")
+    found = json.loads((study / "results/patches/ours/half/unet_L1-0.json").read_text())
+    ids = [id.split("@")[0] for id in run.Split(study / "data/patches/test.arrow").ids]
+    assert len(found["patches"]) == len(set(ids)) < len(ids) == sum(found["patches"]) == len(found["images"]["L1"])
+
+    # Eight images of which each has one difference, in all of its patches: no more is known than of eight images.
+    rng = np.random.default_rng(0)
+    base, gains = rng.uniform(0.5, 0.8, 8), rng.normal(0.01, 0.02, 8)
+    few = [page.Row("", [result(each)], "L1") for each in (base + gains, base)]
+    many = [page.Row("", [result(np.repeat(each, 50)) | {"patches": [50] * 8}], "L1") for each in (base + gains, base)]
+    assert page.difference(*many) == pytest.approx(page.difference(*few))
 
 
 def result(iou: np.ndarray, depths=("L1", "L2", "mean")) -> dict:
@@ -127,6 +148,8 @@ def test_page_states_what_holds_what_does_not_and_what_is_missing(study, monkeyp
     assert f"{base.mean() + 0.05:.2f}" in text  # the table's mean, from the files
     assert "- protocol `resize`, recipe `ours`, half widths: 6 of 12 trainings" in text
     assert "`resize_2`, recipe" not in text.partition("## Planned and not trained yet")[2]
+    _, _, beside = text.partition("## Recipes and widths beside one another")
+    assert f"| `alone`, half widths | 1 | {base.mean():.4f} |" in beside
     _, _, luck = text.partition("## How much the split matters")
     assert f"| `resize_2` | 1 | 60 | {base.mean() - 0.1:.4f} |" in luck
     assert "Over 2 splits: " in luck

@@ -3,6 +3,7 @@
 python -m studies.paper.page
 """
 
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,8 +51,18 @@ class Row:
 
     @property
     def images(self) -> np.ndarray:
-        """(images,) foreground IoU, mean over the seeds."""
+        """(images,) foreground IoU, mean over the seeds; in protocol `patches` of each patch."""
         return np.mean([run["images"][self.depth] for run in self.runs], axis=0)
+
+    @property
+    def patches(self) -> np.ndarray:
+        """(images,) how many of `images` in succession are patches of one image: they are not independent."""
+        return np.array(self.runs[0].get("patches") or [1] * len(self.images))
+
+    @property
+    def sums(self) -> np.ndarray:
+        """(images,) foreground IoU, the sum over the image's patches."""
+        return np.add.reduceat(self.images, np.cumsum(self.patches) - self.patches)
 
 
 def deepest(runs: list[dict]) -> str:
@@ -61,13 +72,16 @@ def deepest(runs: list[dict]) -> str:
 
 def difference(row: Row, reference: Row) -> tuple[float, float, float, float]:
     """Mean paired difference of the images' IoU (over the seeds' means), its 95 % bootstrap interval, and the
-    p-value of Wilcoxon's signed-rank test, two-sided."""
-    paired = row.images - reference.images
+    p-value of Wilcoxon's signed-rank test, two-sided.
+
+    What is drawn, and what the test ranks, are images: all patches of one together.
+    """
+    sums, patches = row.sums - reference.sums, row.patches
     rng = np.random.default_rng(0)
-    means = paired[rng.integers(len(paired), size=(RESAMPLES, len(paired)))].mean(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    p = wilcoxon(paired).pvalue if np.any(paired) else 1.0
-    return float(paired.mean()), float(low), float(high), float(p)
+    drawn = rng.integers(len(sums), size=(RESAMPLES, len(sums)))
+    low, high = np.percentile(sums[drawn].sum(axis=1) / patches[drawn].sum(axis=1), [2.5, 97.5])
+    p = wilcoxon(sums / patches).pvalue if np.any(sums) else 1.0
+    return float(sums.sum() / patches.sum()), float(low), float(high), float(p)
 
 
 def table(rows: list[Row], reference: Row, cost: dict | None = None) -> list[str]:
@@ -105,7 +119,7 @@ def verdict(claim: str, row: Row, reference: Row) -> str:
 
 def agreement(rows: list[Row]) -> str:
     """How alike networks are wrong: what they do not differ in, no choice among them changes."""
-    images = np.array([row.images for row in rows])  # (networks, images)
+    images = np.array([row.sums / row.patches for row in rows])  # (networks, images)
     together = np.corrcoef(images)[np.triu_indices(len(rows), k=1)]
     mean = images.mean(axis=0)
     low = mean < np.percentile(mean, 10)
@@ -189,6 +203,22 @@ def sections(runs: dict[str, list[dict]], wanted: list[str], cost: dict | None) 
         lines += table([*heads, mean, *single], heads[-1])
         lines += ["", verdict("The mean of the heads is better than the deepest head", mean, heads[-1])]
     return lines
+
+
+def recipes(whole: dict[tuple[str, ...], dict[str, list[dict]]]) -> list[str]:
+    """Networks that were trained by several recipes or widths of one protocol, beside one another."""
+    lines: list[str] = []
+    for protocol in dict.fromkeys(setting[0] for setting in whole):
+        settings = {setting: runs for setting, runs in whole.items() if setting[0] == protocol}
+        for name in dict.fromkeys(itertools.chain.from_iterable(settings.values())):
+            rows = [
+                Row(f"`{recipe}`, {scale} widths", runs[name], deepest(runs[name]))
+                for (_, recipe, scale), runs in settings.items()
+                if name in runs
+            ]
+            if len(rows) > 1:
+                lines += ["", f"**{NAMES[name]}, `{protocol}`**", "", *table(rows, rows[0])]
+    return lines and ["", "## Recipes and widths beside one another", *lines]
 
 
 def splits(results: dict[tuple[str, ...], dict[str, list[dict]]]) -> list[str]:
@@ -297,6 +327,7 @@ def main() -> None:
             on = cost["machine"]
             body += [f"Latency and memory: {on['processor']}, {on['threads']} threads, {on['precision']}, one image."]
         body += sections(runs, wanted, cost and cost["depths"])
+    body += recipes({setting: runs for setting, (runs, _) in whole.items()})
     body += splits({setting: runs for setting, (runs, _) in results.items()})
     body += missing()
     if whole:

@@ -52,8 +52,9 @@ def planned(study: dict, seeds: list[int]) -> Iterator[tuple[str, str, str, int,
     """(protocol, recipe, scale, epochs, seed, network) of every training that study.yaml asks for."""
     for run in study["runs"]:
         wanted = [seed for seed in seeds if seed in (run.get("seeds") or seeds)]
-        for seed, name in itertools.product(wanted, run["networks"] or study["networks"]):
-            yield run["protocol"], run["recipe"], run["scale"], run["epochs"], seed, name
+        for seed in wanted:
+            for name in run["networks"] or study["networks"]:
+                yield run["protocol"], run["recipe"], run["scale"], run["epochs"], seed, name
 
 
 def tiles(length: int, size: int, stride: int) -> list[int]:
@@ -164,6 +165,7 @@ def measure(settings: dict, device: torch.device) -> dict:
         "images": {
             name: [round(one, 5) for one in metrics.per_image_iou(each).tolist()] for name, each in counts.items()
         },
+        "patches": [len(list(of_image)) for _, of_image in itertools.groupby(split.ids, lambda id: id.split("@")[0])],
         "test_sha256": sha256(prepared / "test.arrow"),
         "train_loss": round(state["history"][-1]["train_loss"], 5),
         "epochs": len(state["history"]),
