@@ -15,7 +15,7 @@ demo: setup      ## the whole pipeline on built-in synthetic images, then the de
 	@dvc repro --quiet && echo "The pipeline is up to date with params.yaml and the code." && unetpp summary
 
 test: setup      ## all tests
-	@pytest --numprocesses 2 -m "not slow" && pytest -m slow --durations=30
+	@pytest --numprocesses 2 --dist loadgroup --durations=30
 
 test-fast: setup ## the tests that start no Ray, no server and no pipeline
 	@pytest --numprocesses 2 -m "not slow"

@@ -41,6 +41,7 @@ def cluster() -> Iterator[None]:
     else:
         # Ray passes the interpreter's path to a shell as it is, and a folder may have a space in its name.
         common["runtime_env"]["py_executable"] = shlex.quote(sys.executable)
+        common["runtime_env"]["worker_process_setup_hook"] = name_own_cluster
         # One process less to start: nobody preempts a node of this machine.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         # Nor a process for each core ahead of time: none of them has the environment that ours are started with.
@@ -56,6 +57,17 @@ def cluster() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def name_own_cluster() -> None:
+    """Tell this process of a local cluster which one it belongs to; runs as each of them starts.
+
+    A helper of Ray Train asks about the controller's life whichever cluster it finds on the machine. It took
+    another's answer, started in the middle of a training, for the end of the controller, and removed the workers.
+    """
+    import ray
+
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
 
 
 def check_fits(what: str, processes: int, cpus_per_worker: int, use_gpu: bool, advice: str) -> None:

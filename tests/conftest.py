@@ -11,15 +11,27 @@ from .servers import Moto
 from .stores import HELP as NO_POSTGRES
 from .stores import Postgres, find_postgres
 
-# The tests that start no Ray run in two processes side by side.
+# Two processes of tests run side by side.
 os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = os.environ.get("UNETPP_SHARED_DATA")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by markers, and before xdist reads groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that lack real images or a browser are reported as not run; in CI their absence is a failure."""
+    """Which tests share a process of `pytest --dist loadgroup`, and which are not run.
+
+    Two Rays on one machine disturb each other, so all tests that start one are a group; other slow tests are one by
+    module, whose servers they share. Tests that lack real images or a browser are reported as not run; in CI their
+    absence is a failure.
+    """
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.xdist_group("ray"))
+        elif item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.xdist_group(item.location[0]))
     missing = {}
     if any(item.get_closest_marker("gpu") for item in items):
         import torch

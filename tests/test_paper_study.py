@@ -66,6 +66,7 @@ def test_what_has_a_result_is_not_computed_again(study, monkeypatch, capsys):
     assert set(found["depths"]) == set(found["images"]) == {"L1", "L2", "mean"}
     for depth, row in found["depths"].items():
         assert np.mean(found["images"][depth]) == pytest.approx(row["iou_image"], abs=1e-4)
+    assert 0 < found["rim_share"] < 1
     assert found["patches"] == [1] * len(found["images"]["L1"])  # whole images
     assert not list((study / "results").rglob("*.running"))
     capsys.readouterr()
@@ -108,6 +109,16 @@ def test_patches_of_an_image_are_one_observation(study, monkeypatch):
     assert page.difference(*many) == pytest.approx(page.difference(*few))
 
 
+def test_rim_is_the_foreground_beside_background_and_not_the_edge_of_the_image(tmp_path):
+    square, corner = np.zeros((2, 12, 12), np.uint8)
+    square[3:8, 3:8] = 1  # 5 x 5, of which 16 are rim
+    corner[:4, :4] = 1  # 4 x 4 in the corner, of which 7 are rim
+    with run.SplitWriter(tmp_path / "test.arrow") as writer:
+        for id, mask in (("a", square), ("b", corner), ("c", np.zeros_like(square))):
+            writer.add(id, "kind", np.zeros((12, 12, 3), np.uint8), mask)
+    assert run.rim_share(run.Split(tmp_path / "test.arrow")) == pytest.approx((16 / 25 + 7 / 16) / 2)
+
+
 def result(iou: np.ndarray, depths=("L1", "L2", "mean")) -> dict:
     row = {"iou_image": float(iou.mean()), "iou_pixels": 0.5, "iou_paper": 0.6, "parameters": 1000, "macs": 10**6}
     machine = {"device": "cpu", "processor": "one of ours", "threads": 2, "precision": "fp32"}
@@ -128,7 +139,8 @@ def test_page_states_what_holds_what_does_not_and_what_is_missing(study, monkeyp
         noise = rng.normal(0, 0.01, 60)
         for name, gain in (("unet", 0.0), ("unet_pp_ds", 0.05), ("unet_pp", 0.08)):
             depths = ("L1", "L2", "mean") if name.endswith("ds") else ("L2",)
-            (folder / f"{name}-{seed}.json").write_text(json.dumps(result(base + gain + noise, depths)))
+            found = result(base + gain + noise, depths) | {"rim_share": 0.49}
+            (folder / f"{name}-{seed}.json").write_text(json.dumps(found))
     other = study / "results/resize_2/ours/half"
     other.mkdir(parents=True)
     (other / "unet-1.json").write_text(json.dumps(result(base - 0.1, ("L2",))))
@@ -142,6 +154,7 @@ def test_page_states_what_holds_what_does_not_and_what_is_missing(study, monkeyp
     monkeypatch.setattr(page, "IMAGES", study)
     page.main()
     text = (study / "paper.md").read_text()
+    assert "49 % of the foreground's pixels in the test masks touch background." in text
     assert "Not trained yet: U-Net L1, U-Net L2, U-Net L3." in text
     assert "Embedded against isolated" not in text  # its networks are not among those to be trained
     assert "| UNet++, one head | 2 |" in text

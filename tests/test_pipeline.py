@@ -30,7 +30,7 @@ SMALL = {
     "evaluate": {"latency_rounds": 3, "throughput_batch": 2},
 }
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.ray
 
 
 class Clone:

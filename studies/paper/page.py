@@ -313,6 +313,12 @@ def main() -> None:
     template = (FOLDER / "page.md").read_text(encoding="utf-8")
     body: list[str] = []
     whole = {setting: found for setting, found in results.items() if "_" not in setting[0]}
+    rims = {
+        setting[0]: run["rim_share"]
+        for setting, (runs, _) in whole.items()
+        for run in itertools.chain.from_iterable(runs.values())
+        if "rim_share" in run
+    }
     for (protocol, recipe, scale), (runs, wanted) in whole.items():
         first = next(iter(runs.values()))[0]
         machines = {
@@ -321,6 +327,8 @@ def main() -> None:
         count = len(next(iter(first["images"].values())))
         body += ["", f"## `{protocol}`, recipe `{recipe}`, {scale} widths", ""]
         body += [f"{count} test images; {first['epochs']} epochs; trained on {'; '.join(sorted(machines))}."]
+        if share := rims.get(protocol):
+            body += [f"{100 * share:.0f} % of the foreground's pixels in the test masks touch background."]
         path = RESULTS / f"cost-{scale}.json"
         cost = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
         if cost:

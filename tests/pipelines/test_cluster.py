@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from unetpp.inference import load_model
 
 from .conftest import REPOSITORY
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.ray
 SCRIPTS = Path(sys.executable).parent
 
 
@@ -28,40 +29,55 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+@contextmanager
+def head_node(folder: str) -> Iterator[dict[str, str]]:
+    """A head node with its dashboard, as `ray start` makes it; yields the environment that finds it.
+
+    `folder` is what /tmp is for a user: Ray writes into it which cluster was started last.
+    """
+    port, dashboard, agent, client = free_ports(4)
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    quiet = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": folder}
+    environment = kept | quiet | {"PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}"}
+    command = ["ray", "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=2"]
+    command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--port={port}"]
+    command += [f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
+    command += [f"--ray-client-server-port={client}"]
+    log = Path(folder) / "head.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        give_up = time.monotonic() + 120
+        while "Ray runtime started" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < give_up, log.read_text()
+            time.sleep(0.5)
+        yield environment | {
+            "RAY_ADDRESS": f"127.0.0.1:{port}",
+            "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
+        }
+    finally:
+        process.terminate()  # with --block, the processes of the node end with it
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@pytest.fixture
+def short_folder() -> Iterator[str]:
+    """For Ray's sockets, whose path has 107 bytes at most."""
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield folder
+
+
 @pytest.fixture(scope="module")
 def head() -> Iterator[dict[str, str]]:
-    """A head node with its dashboard, as `ray start` makes it; yields the environment that finds it."""
-    port, dashboard, agent, client = free_ports(4)
-    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:  # short: sockets lie in it
-        kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-        quiet = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": folder}
-        environment = kept | quiet | {"PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}"}
-        command = ["ray", "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=2"]
-        command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--port={port}"]
-        command += [f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
-        command += [f"--ray-client-server-port={client}", f"--temp-dir={folder}"]
-        log = Path(folder) / "head.log"
-        with log.open("w") as file:
-            process = subprocess.Popen(
-                command, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
-            )
-        try:
-            give_up = time.monotonic() + 120
-            while "Ray runtime started" not in log.read_text():
-                assert process.poll() is None, log.read_text()
-                assert time.monotonic() < give_up, log.read_text()
-                time.sleep(0.5)
-            yield environment | {
-                "RAY_ADDRESS": f"127.0.0.1:{port}",
-                "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
-            }
-        finally:
-            process.terminate()  # with --block, the processes of the node end with it
-            try:
-                process.wait(5)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder, head_node(folder) as environment:
+        yield environment
 
 
 def arguments(prepared: Path, out: Path) -> list[str]:
@@ -69,6 +85,33 @@ def arguments(prepared: Path, out: Path) -> list[str]:
     (out / "architecture.yaml").write_text("widths: [4, 6, 8]\n")
     named = {"architecture": "architecture.yaml", "runs": "runs", "out": "models/train", "reports": "reports/train"}
     return ["--prepared", str(prepared), *(f"--{name}={out / path}" for name, path in named.items())]
+
+
+def test_a_cluster_that_somebody_starts_on_the_machine_does_not_end_the_workers(project, prepared, short_folder):
+    # Ray Train's helper asked the one that was started last about the controller, and heard that it was dead.
+    project.environment["RAY_TMPDIR"] = short_folder
+    project.set({"train": {"epochs": 500, "num_workers": 2}})
+    training = project.start("train", *arguments(prepared, project.folder))
+
+    def wait_for(epoch: int) -> None:
+        give_up = time.monotonic() + 240
+        while f"epoch {epoch}/500" not in project.log("train"):
+            assert training.poll() is None, project.log("train")
+            assert time.monotonic() < give_up, project.log("train")
+            time.sleep(0.1)
+
+    wait_for(2)
+    with head_node(short_folder):
+        assert (Path(short_folder) / "ray" / "ray_current_cluster").is_file()
+        reached = project.log("train").count("epoch ")
+        time.sleep(5)  # the helper asks every second
+        wait_for(reached + 5)
+        training.send_signal(signal.SIGINT)
+        assert training.wait(60) == 130
+    printed = project.log("train")
+    assert "replaced" not in printed
+    assert "goes on after" not in printed
+    assert "Traceback" not in printed
 
 
 def test_job_submitted_from_a_working_directory_trains(head, project, prepared, tmp_path):

@@ -90,7 +90,7 @@ class Gates:
         return answer
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.usefixtures("aws")
 def test_training_goes_on_without_a_node_that_dies_and_with_one_that_comes(project, prepared, params, bucket, tmp_path):
     (project.folder / "architecture.yaml").write_text("widths: [4, 6, 8]\n")

@@ -140,7 +140,7 @@ def test_no_storage_is_a_user_error(params):
         jobs.run_remotely("train", params, "http://head:8265", {"prepared": Path("data/prepared")})
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_a_stage_runs_as_a_job_on_two_nodes_with_a_token(project, cluster):
     environment = cluster.env | {"PYTHONPATH": str(REPOSITORY), "RAY_ADDRESS": cluster.address}
 

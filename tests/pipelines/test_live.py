@@ -233,7 +233,7 @@ def test_killed_training_goes_on_in_the_same_run(project, prepared):
         assert Counter(one.step for one in client.get_metric_history(run.info.run_id, name)) == Counter(range(1, 101))
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_epochs_of_several_workers_reach_mlflow_while_they_train(project, prepared):
     (project.folder / "architecture.yaml").write_text("widths: [4, 6, 8]\n")
     uri = f"sqlite:///{project.folder}/mlflow.db"

@@ -23,7 +23,7 @@ from .conftest import Project
 from .test_exact import run_processes
 from .test_train import ARGUMENTS
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.ray
 EPOCHS, TIMEOUT_S = 60, 8
 TRAIN = {"epochs": EPOCHS, "num_workers": 2, "max_failures": 8, "timeout_s": TIMEOUT_S}
 TRAIN |= {"batch_size": 14, "checkpoint_every_steps": 1}  # two steps an epoch

@@ -31,7 +31,7 @@ def git(folder: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_a_registered_version_is_traced_back_and_made_again_bit_for_bit(tmp_path):
     folder = tmp_path / "a project"
     folder.mkdir()

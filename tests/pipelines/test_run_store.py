@@ -186,7 +186,7 @@ def wait_for(project, process, stage: str, text: str, timeout_s: int = 300) -> N
         time.sleep(0.05)
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_workers_on_a_bucket_go_on_from_it_after_each_fault_and_end_as_on_a_folder(
     project, prepared, params, bucket, tmp_path
 ):
@@ -231,7 +231,7 @@ def test_workers_on_a_bucket_go_on_from_it_after_each_fault_and_end_as_on_a_fold
     assert "finished already" in project.run("train", *arguments)
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_killed_search_goes_on_from_a_bucket(project, prepared, bucket):
     project.set({"search": {"widths": [[4, 6], [4, 6, 8]], "epochs": 6}})
     project.set({"cluster": {"storage": f"s3://{bucket.name}/shared", "cache": str(project.folder / "cache")}})

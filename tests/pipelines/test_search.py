@@ -311,7 +311,7 @@ def two_nodes(cluster, project) -> TwoNodes:
     return cluster
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_a_killed_search_goes_on_and_ends_as_one_that_was_not(project, prepared):
     space = {"train.learning_rate": [0.003, 1e30], "train.optimizer": ["sgd"]}
     project.set({"search": {"widths": [[4, 6], [4, 6, 8]], "epochs": 30, "max_concurrent": 2, "space": space}})
@@ -362,7 +362,7 @@ def test_a_killed_search_goes_on_and_ends_as_one_that_was_not(project, prepared)
     assert table(project, "curves") == curves
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.usefixtures("two_nodes")
 def test_a_search_runs_on_two_nodes_and_one_that_cannot_fit_them_is_refused(project, prepared):
     project.set({"search": {"widths": [[4, 6], [4, 6, 8]], "cpus_per_worker": 2, "max_concurrent": 2}})
@@ -375,7 +375,7 @@ def test_a_search_runs_on_two_nodes_and_one_that_cannot_fit_them_is_refused(proj
     assert len(table(project, "curves")) == 2 + 2 * 2
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_asha_ends_weak_trials_early_and_a_process_that_is_killed_is_one_dead_trial(two_nodes, project, prepared):
     space = {"train.learning_rate": {"log": [1e-7, 1e-2]}}
     asha = {"scheduler": "asha", "reduction": 2, "epochs": 8, "searcher": "random", "num_trials": 6, "space": space}
@@ -402,7 +402,7 @@ def test_asha_ends_weak_trials_early_and_a_process_that_is_killed_is_one_dead_tr
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.usefixtures("two_nodes")
 def test_nsga2_looks_for_a_front_and_the_same_seed_gives_the_same_trials(project, prepared):
     space = {"train.learning_rate": {"log": [1e-4, 1e-2]}}
@@ -422,7 +422,7 @@ def test_nsga2_looks_for_a_front_and_the_same_seed_gives_the_same_trials(project
     assert sorted(tuple(row[key] for key in keys) for row in table(project)) == first
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.usefixtures("two_nodes")
 def test_tpe_searches_until_the_hours_are_over_and_keeps_the_best_so_far(project, prepared):
     space = {"train.learning_rate": {"log": [1e-4, 1e-2]}}
@@ -443,7 +443,7 @@ def test_tpe_searches_until_the_hours_are_over_and_keeps_the_best_so_far(project
     assert table(project) == rows
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.usefixtures("two_nodes")
 def test_pbt_lets_weak_trials_go_on_from_strong_ones(project, prepared):
     space = {"train.learning_rate": {"log": [1e-9, 1e-2]}}

@@ -137,7 +137,7 @@ def test_name_of_a_run_changes_with_params_widths_and_data(params, prepared, tmp
     assert run_name("train", settings) in names
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_killed_training_goes_on_and_ends_as_an_uninterrupted_one(project, prepared, tmp_path):
     (project.folder / "architecture.yaml").write_text("widths: [4, 6, 8]\n")
     project.set({"train": {"epochs": 30}})
@@ -174,7 +174,7 @@ def test_killed_training_goes_on_and_ends_as_an_uninterrupted_one(project, prepa
     assert "finished already" in project.run("train", *arguments)
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_workers_train_from_their_nodes_cache_with_loaders_of_their_own(project, prepared, tmp_path):
     (project.folder / "architecture.yaml").write_text("widths: [4, 6, 8]\n")
     project.set({"train": {"epochs": 2, "loader_workers": 1}})
@@ -203,7 +203,7 @@ def test_workers_train_from_their_nodes_cache_with_loaders_of_their_own(project,
     assert "Traceback" not in printed
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_sample_that_one_worker_cannot_use_stops_all_at_once_with_its_id(project, prepared, tmp_path):
     """The other worker says the same, long before the time-out for one that is silent; nothing is tried again."""
     folder = tmp_path / "prepared"
