@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import yaml
 
-from studies.paper import page, run
+from studies.paper import page, run, tables
 from tests.pipelines.conftest import Project
 
 
@@ -104,9 +104,11 @@ def test_patches_of_an_image_are_one_observation(study, monkeypatch):
     # Eight images of which each has one difference, in all of its patches: no more is known than of eight images.
     rng = np.random.default_rng(0)
     base, gains = rng.uniform(0.5, 0.8, 8), rng.normal(0.01, 0.02, 8)
-    few = [page.Row("", [result(each)], "L1") for each in (base + gains, base)]
-    many = [page.Row("", [result(np.repeat(each, 50)) | {"patches": [50] * 8}], "L1") for each in (base + gains, base)]
-    assert page.difference(*many) == pytest.approx(page.difference(*few))
+    few = [tables.Row("", [result(each)], "L1") for each in (base + gains, base)]
+    many = [
+        tables.Row("", [result(np.repeat(each, 50)) | {"patches": [50] * 8}], "L1") for each in (base + gains, base)
+    ]
+    assert tables.difference(*many) == pytest.approx(tables.difference(*few))
 
 
 def test_rim_is_the_foreground_beside_background_and_not_the_edge_of_the_image(tmp_path):
@@ -170,11 +172,20 @@ def test_page_states_what_holds_what_does_not_and_what_is_missing(study, monkeyp
     assert (study / "paper.png").stat().st_size > 1000
     assert "any two of these networks correlates by 1.000 to 1.000" in text  # they are made of the same noise
     assert f"for each image, chosen by its mask, would reach {base.mean() + 0.08:.2f}" in text
-    rows = {name: page.Row(name, [result(base + gain)], "L1") for name, gain in (("a", 0.0), ("b", 0.05))}
-    assert "**holds here** (+5.00 points" in page.verdict("b is better", rows["b"], rows["a"])
-    assert "the opposite does" in page.verdict("a is better", rows["a"], rows["b"])
-    wavering = page.Row("c", [result(base + rng.normal(0, 0.1, 60))], "L1")
-    assert "is not decided here" in page.verdict("c is better", wavering, rows["a"])
+    rows = {name: tables.Row(name, [result(base + gain)], "L1") for name, gain in (("a", 0.0), ("b", 0.05))}
+    assert "b is better: **holds** (+5.00 points" in str(tables.Verdict("b is better", rows["b"], rows["a"]))
+    opposite = tables.Verdict("b is better", rows["a"], rows["b"])
+    assert "**the opposite holds**" in str(opposite)
+    wavering = tables.Row("c", [result(base + rng.normal(0, 0.1, 60))], "L1")
+    undecided = tables.Verdict("c is better", wavering, rows["a"])
+    assert "**not decided**" in str(undecided)
+    short = tables.summary({("p", "r", "half"): [opposite], ("p", "r", "full"): [undecided], ("q", "r", "half"): []})
+    assert short[0] == "| claim | `p`, `r`, half | `p`, `r`, full |"
+    assert short[2] == "| b is better | the opposite holds (-5.00) |  |"
+    assert short[3].startswith("| c is better |  | not decided (")
+    before, _, _ = text.partition("Make it again")
+    assert "| UNet++ is better with deep supervision than without | the opposite holds (-3.00) |" in before
+    assert "{summary}" not in text
 
 
 def test_study_names_only_networks_that_can_be_built():

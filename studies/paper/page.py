@@ -5,14 +5,13 @@ python -m studies.paper.page
 
 import itertools
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
 import numpy as np
-from scipy.stats import wilcoxon
 
 from studies.paper.run import FOLDER, RESULTS, ROOT, planned, read_study
+from studies.paper.tables import Row, Verdict, deepest, summary, table
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -20,7 +19,6 @@ from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 OUT = ROOT / "docs" / "paper.md"
 IMAGES = ROOT / "docs" / "images"
-RESAMPLES = 5000
 NAMES = {
     "unet_L1": "U-Net L1",
     "unet_L2": "U-Net L2",
@@ -37,86 +35,6 @@ NAMES = {
 }
 
 
-@dataclass(frozen=True)
-class Row:
-    """A network at one depth (or the mean of its heads), trained with several seeds."""
-
-    label: str
-    runs: list[dict]  # of the seeds, by seed
-    depth: str  # L1 ... or mean
-
-    def scores(self, key: str) -> np.ndarray:
-        """(seeds,) of a score."""
-        return np.array([run["depths"][self.depth][key] for run in self.runs])
-
-    @property
-    def images(self) -> np.ndarray:
-        """(images,) foreground IoU, mean over the seeds; in protocol `patches` of each patch."""
-        return np.mean([run["images"][self.depth] for run in self.runs], axis=0)
-
-    @property
-    def patches(self) -> np.ndarray:
-        """(images,) how many of `images` in succession are patches of one image: they are not independent."""
-        return np.array(self.runs[0].get("patches") or [1] * len(self.images))
-
-    @property
-    def sums(self) -> np.ndarray:
-        """(images,) foreground IoU, the sum over the image's patches."""
-        return np.add.reduceat(self.images, np.cumsum(self.patches) - self.patches)
-
-
-def deepest(runs: list[dict]) -> str:
-    """The name of the deepest head."""
-    return max((name for name in runs[0]["depths"] if name != "mean"), key=lambda name: int(name[1:]))
-
-
-def difference(row: Row, reference: Row) -> tuple[float, float, float, float]:
-    """Mean paired difference of the images' IoU (over the seeds' means), its 95 % bootstrap interval, and the
-    p-value of Wilcoxon's signed-rank test, two-sided.
-
-    What is drawn, and what the test ranks, are images: all patches of one together.
-    """
-    sums, patches = row.sums - reference.sums, row.patches
-    rng = np.random.default_rng(0)
-    drawn = rng.integers(len(sums), size=(RESAMPLES, len(sums)))
-    low, high = np.percentile(sums[drawn].sum(axis=1) / patches[drawn].sum(axis=1), [2.5, 97.5])
-    p = wilcoxon(sums / patches).pvalue if np.any(sums) else 1.0
-    return float(sums.sum() / patches.sum()), float(low), float(high), float(p)
-
-
-def table(rows: list[Row], reference: Row, cost: dict | None = None) -> list[str]:
-    """Markdown of the rows, each against the reference."""
-    head = ["network", "seeds", "iou_image", "iou_pixels", "iou_paper", "parameters", "MACs at 96x96"]
-    head += ["latency ms", "peak MiB"] if cost else []
-    head += [f"iou_image against {reference.label}, points (95 % interval)", "p"]
-    lines = ["| " + " | ".join(head) + " |", "| :-- |" + " --: |" * (len(head) - 1)]
-    for row in rows:
-        cells = [row.label, str(len(row.runs))]
-        for key in ("iou_image", "iou_pixels", "iou_paper"):
-            values = row.scores(key)
-            spread = f" ± {values.std(ddof=1):.4f}" if len(values) > 1 else ""
-            cells.append(f"{values.mean():.4f}{spread}")
-        facts = row.runs[0]["depths"][row.depth if row.depth != "mean" else deepest(row.runs)]
-        cells += [f"{facts['parameters']:,}", f"{facts['macs'] / 1e6:,.0f} M"]
-        if cost:
-            found = cost[row.depth]
-            cells += [f"{found['latency_ms']:.1f}", f"{found['peak_memory_mib']:.1f}"]
-        if row is reference:
-            cells += ["", ""]
-        else:
-            mean, low, high, p = difference(row, reference)
-            cells += [f"{100 * mean:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})", f"{p:.2g}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
-
-
-def verdict(claim: str, row: Row, reference: Row) -> str:
-    """Whether the row is better than the reference on these data, by the interval of the paired difference."""
-    mean, low, high, _ = difference(row, reference)
-    found = "holds here" if low > 0 else "does not hold here: the opposite does" if high < 0 else "is not decided here"
-    return f"{claim}: **{found}** ({100 * mean:+.2f} points, {100 * low:+.2f} to {100 * high:+.2f})."
-
-
 def agreement(rows: list[Row]) -> str:
     """How alike networks are wrong: what they do not differ in, no choice among them changes."""
     images = np.array([row.sums / row.patches for row in rows])  # (networks, images)
@@ -131,12 +49,17 @@ def agreement(rows: list[Row]) -> str:
     )
 
 
-def sections(runs: dict[str, list[dict]], wanted: list[str], cost: dict | None) -> list[str]:
-    """The claims for one protocol, recipe and scale.
+def sections(runs: dict[str, list[dict]], wanted: list[str], cost: dict | None) -> tuple[list[str], list[Verdict]]:
+    """The claims for one protocol, recipe and scale: their tables, and what they say.
 
     A claim whose networks are not to be trained there is left out; one whose networks are missing says so.
     """
     lines: list[str] = []
+    verdicts: list[Verdict] = []
+
+    def conclude(claim: str, row: Row, reference: Row) -> None:
+        verdicts.append(Verdict(claim, row, reference))
+        lines.extend(["", str(verdicts[-1])])
 
     def rows(title: str, *names: str) -> list[Row] | None:
         if not set(names) <= set(wanted):
@@ -153,7 +76,7 @@ def sections(runs: dict[str, list[dict]], wanted: list[str], cost: dict | None) 
     ):
         best = max(found[:-1], key=lambda row: row.scores("iou_image").mean())
         lines += table(found, found[-1])
-        lines += ["", verdict(f"A shallower U-Net ({best.label}) is better than L4", best, found[-1])]
+        conclude("A shallower U-Net, the best of them, is better than L4", best, found[-1])
     family = ["unet", "unet_wide", "unet_e", "unet_plus", "unet_plus_ds", "unet_pp", "unet_pp_ds"]
     family = [name for name in family if name in wanted]
     if len(family) > 1 and (
@@ -168,7 +91,7 @@ def sections(runs: dict[str, list[dict]], wanted: list[str], cost: dict | None) 
             ("UNet++ is better with deep supervision than without", "unet_pp_ds", "unet_pp"),
         ):
             if {name, other} <= by_name.keys():
-                lines += ["", verdict(claim, by_name[name], by_name[other])]
+                conclude(claim, by_name[name], by_name[other])
         lines += ["", agreement(found)]
     if found := rows("3. Pruning: the depths of one trained UNet++.", "unet_pp_ds"):
         depths = [name for name in found[0].runs[0]["depths"] if name != "mean"]
@@ -191,8 +114,9 @@ def sections(runs: dict[str, list[dict]], wanted: list[str], cost: dict | None) 
         for depth, alone in zip(("L1", "L2", "L3"), found[1:], strict=True):
             alone = Row(f"{depth} trained alone", alone.runs, depth)
             embedded = Row(f"{depth} pruned out of L4", runs["unet_pp_ds"], depth)
-            lines += [*table([alone, embedded], alone), ""]
-            lines += [verdict(f"{depth} is better for having been trained inside L4", embedded, alone), ""]
+            lines += table([alone, embedded], alone)
+            conclude(f"{depth} is better for having been trained inside L4", embedded, alone)
+            lines += [""]
     if found := rows("5. Heads: each head, and the mean of all.", "unet_pp_ds"):
         depths = [name for name in found[0].runs[0]["depths"] if name != "mean"]
         heads = [Row(f"head {name}", runs["unet_pp_ds"], name) for name in depths]
@@ -201,8 +125,8 @@ def sections(runs: dict[str, list[dict]], wanted: list[str], cost: dict | None) 
             Row(f"{NAMES[name]}, one head", runs[name], deepest(runs[name])) for name in ("unet_pp",) if name in runs
         ]
         lines += table([*heads, mean, *single], heads[-1])
-        lines += ["", verdict("The mean of the heads is better than the deepest head", mean, heads[-1])]
-    return lines
+        conclude("The mean of the heads is better than the deepest head", mean, heads[-1])
+    return lines, verdicts
 
 
 def recipes(whole: dict[tuple[str, ...], dict[str, list[dict]]]) -> list[str]:
@@ -312,6 +236,7 @@ def main() -> None:
     results = read_results()
     template = (FOLDER / "page.md").read_text(encoding="utf-8")
     body: list[str] = []
+    verdicts: dict[tuple[str, ...], list[Verdict]] = {}
     whole = {setting: found for setting, found in results.items() if "_" not in setting[0]}
     rims = {
         setting[0]: run["rim_share"]
@@ -334,13 +259,15 @@ def main() -> None:
         if cost:
             on = cost["machine"]
             body += [f"Latency and memory: {on['processor']}, {on['threads']} threads, {on['precision']}, one image."]
-        body += sections(runs, wanted, cost and cost["depths"])
+        lines, verdicts[(protocol, recipe, scale)] = sections(runs, wanted, cost and cost["depths"])
+        body += lines
     body += recipes({setting: runs for setting, (runs, _) in whole.items()})
     body += splits({setting: runs for setting, (runs, _) in results.items()})
     body += missing()
     if whole:
         plot({setting: runs for setting, (runs, _) in whole.items()}, IMAGES / "paper.png")
-    OUT.write_text(template.rstrip() + "\n" + "\n".join(body) + "\n", encoding="utf-8")
+    text = template.replace("{summary}", "\n".join(summary(verdicts))).rstrip()
+    OUT.write_text(text + "\n" + "\n".join(body) + "\n", encoding="utf-8")
     print(f"wrote {OUT.relative_to(ROOT)}")
 
 
