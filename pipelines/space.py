@@ -111,7 +111,6 @@ def trial_params(params: Params, config: Config) -> Params:
         "epochs": search.epochs,
         "num_workers": search.num_workers,
         "cpus_per_worker": search.cpus_per_worker,
-        "warmup_epochs": min(params.train.warmup_epochs, search.epochs // 2),
         "init": None,
         "checkpoint_every_steps": None,  # trials are short, and compared at the ends of epochs
     }

@@ -52,7 +52,11 @@ def make_optimizer(
 
 
 def schedule(peak: float, warmup_steps: int, total_steps: int) -> Callable[[int], float]:
-    """Learning rate of a step: a linear warm-up, then a cosine to zero. It has no state to save or lose."""
+    """Learning rate of a step: a linear warm-up, then a cosine to zero. It has no state to save or lose.
+
+    The warm-up takes half of the steps at most: a training that ends at its peak has weights that have not settled.
+    """
+    warmup_steps = min(warmup_steps, total_steps // 2)
 
     def rate(step: int) -> float:
         if step < warmup_steps:

@@ -76,7 +76,7 @@ def test_a_trial_is_short_and_has_its_own_values():
     params = declared(space={"train.loss": ["lovasz"]}, epochs=2)
     config = next(read_space(params).grid())
     train = trial_params(params, config).train
-    assert (train.epochs, train.num_workers, train.warmup_epochs, train.init) == (2, 1, 1, None)
+    assert (train.epochs, train.num_workers, train.init) == (2, 1, None)
     assert train.loss == "lovasz"
     assert train.learning_rate == params.train.learning_rate
 
