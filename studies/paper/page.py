@@ -249,7 +249,10 @@ def main() -> None:
         machines = {
             f"{run['machine']['device']} ({run['machine']['processor']})" for each in runs.values() for run in each
         }
-        count = len(next(iter(first["images"].values())))
+        patches = first.get("patches", [])
+        count = str(len(patches or next(iter(first["images"].values()))))
+        if sum(patches) > len(patches):
+            count = f"{sum(patches)} patches of {count}"
         body += ["", f"## `{protocol}`, recipe `{recipe}`, {scale} widths", ""]
         body += [f"{count} test images; {first['epochs']} epochs; trained on {'; '.join(sorted(machines))}."]
         if share := rims.get(protocol):
