@@ -62,8 +62,8 @@ def cluster() -> Iterator[None]:
 def name_own_cluster() -> None:
     """Tell this process of a local cluster which one it belongs to; runs as each of them starts.
 
-    A helper of Ray Train asks about the controller's life whichever cluster it finds on the machine. It took
-    another's answer, started in the middle of a training, for the end of the controller, and removed the workers.
+    A helper of Ray Train asks whichever cluster it finds on the machine whether the controller lives. One that somebody
+    starts in the middle of a training knows no such controller, and the helper removed the workers.
     """
     import ray
 
