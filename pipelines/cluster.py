@@ -87,3 +87,12 @@ def check_fits(what: str, processes: int, cpus_per_worker: int, use_gpu: bool, a
         )
     if use_gpu and processes > gpus:
         raise UserError(f"{what}: {processes} worker(s) need a GPU each, and the cluster has {gpus}; {advice}")
+
+
+def how_many_fit(cpus_per_worker: int, use_gpu: bool) -> int:
+    """Processes of so many cores, and of a GPU each, that the connected cluster holds beside each other."""
+    import ray
+
+    there = ray.cluster_resources()
+    fit = int(there.get("CPU", 0)) // cpus_per_worker
+    return min(fit, int(there.get("GPU", 0))) if use_gpu else fit

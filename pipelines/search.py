@@ -16,7 +16,7 @@ import psutil
 import torch
 import yaml
 
-from pipelines.cluster import check_fits, cluster
+from pipelines.cluster import check_fits, cluster, how_many_fit
 from pipelines.costs import Costs, check_budget, check_memory, count_costs, describe, key_of, measure_costs
 from pipelines.files import replacing
 from pipelines.front import Point, Trial, choose, mark_front, measured, name
@@ -102,6 +102,8 @@ def run_search(space: Space, prepared: Path, manifest: dict, costs: Costs, runs:
             params.train.use_gpu,
             "lower search.max_concurrent, search.num_workers or search.cpus_per_worker",
         )
+        if search.scheduler == "pbt":  # its whole population takes turns on what there is
+            at_once = min(space.num_trials(), how_many_fit(search.cpus_per_worker, params.train.use_gpu))
         if not has_begun(runs, search_name, params.ingest.s3):
             said = announce(space, settings, manifest, costs, at_once)
             print(said, flush=True)
@@ -135,9 +137,12 @@ def announce(space: Space, settings: dict, manifest: dict, costs: Costs, at_once
     found = estimate(space, settings, costs, at_once, run)
     processes = at_once * space.params.search.num_workers
     if not space.params.train.use_gpu and found.memory_mib * processes > there:
+        what, advice = f"search.max_concurrent = {at_once}", "lower search.max_concurrent"
+        if space.params.search.scheduler == "pbt":
+            what, advice = f"search.scheduler pbt, {at_once} trials at once", "raise search.cpus_per_worker"
         raise UserError(
-            f"search.max_concurrent = {at_once}: {processes} processes of {found.memory_mib:,.0f} MiB, as a probe of "
-            f"the largest took, need more than the {there:,.0f} MiB that are free: lower search.max_concurrent"
+            f"{what}: {processes} processes of {found.memory_mib:,.0f} MiB, as a probe of the largest took, need more "
+            f"than the {there:,.0f} MiB that are free: {advice}"
         )
     hours = space.params.search.max_hours
     limit = f"; search.max_hours ends it after {hours:g} h with the best so far" if hours else ""

@@ -31,6 +31,7 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
 
 from ray import tune
+from ray.tune.search.basic_variant import BasicVariantGenerator
 
 
 class Deadline(tune.Stopper):
@@ -64,6 +65,38 @@ def spent_s(runs: RunStore, file: str) -> float:
     return json.loads(runs.read(file) or '{"spent_s": 0}')["spent_s"]
 
 
+class Points(BasicVariantGenerator):
+    """The points of a space as trials, at most `at_once` of them unfinished; 0 = all.
+
+    Tune itself ignores max_concurrent_trials for a generator like this one, and keeps what it knows of a generator and
+    of the trials in two files: after a kill one may be older. The trials' file decides here, else a trial could be lost
+    or one waited for that there is not.
+    """
+
+    def __init__(self, points: list[Config], at_once: int):
+        super().__init__(points_to_evaluate=points, constant_grid_search=True, max_concurrent=at_once)
+        self._known: set[str] = set()
+
+    def next_trial(self):
+        while True:
+            unfinished = set(self._live_trials)
+            found = super().next_trial()
+            if found is None or found.trial_id not in self._known:
+                return found
+            self._live_trials = unfinished
+
+    def restore_from_dir(self, dirpath: str) -> None:
+        super().restore_from_dir(dirpath)
+        newest = max(Path(dirpath).glob("experiment_state-*.json"))
+        trials = [json.loads(state) for state, _ in json.loads(newest.read_text())["trial_data"]]
+        self._known = {one["trial_id"] for one in trials}
+        self._live_trials = {one["trial_id"] for one in trials if one["status"] != "TERMINATED"}
+        self._finished = False
+        for iterator in self._iterators:  # from the first point again; known ones are passed over
+            iterator.points_to_evaluate = [dict(point) for point in self._points_to_evaluate]
+            iterator.num_samples_left, iterator.counter, iterator.variants = iterator.num_samples, 0, None
+
+
 class Progress(tune.Callback):
     """A line whenever a trial has an epoch done, or ends without."""
 
@@ -79,13 +112,12 @@ class Progress(tune.Callback):
 
 def make_searcher(space: Space):
     """What proposes configs, and the number of trials."""
-    from ray.tune.search.basic_variant import BasicVariantGenerator
-
     search = space.params.search
     configs = space.configs()
     if configs is not None:
-        points = [dict(config) for config in configs]
-        return BasicVariantGenerator(points_to_evaluate=points, constant_grid_search=True), len(points)
+        # PBT compares its whole population, whose trials take turns where they do not fit beside each other.
+        at_once = 0 if search.scheduler == "pbt" else search.max_concurrent
+        return Points([dict(config) for config in configs], at_once), len(configs)
     try:
         import optuna
     except ImportError:
@@ -192,7 +224,6 @@ def run_trials(space: Space, settings: dict[str, Any], costs: Costs, runs: str, 
         )
     else:
         searcher, num_samples = make_searcher(space)
-        drawn = space.configs() is None
         deadline = Deadline(search.max_hours, kept, hours_file) if search.max_hours else None
         tuner = tune.Tuner(
             trainable,
@@ -201,7 +232,6 @@ def run_trials(space: Space, settings: dict[str, Any], costs: Costs, runs: str, 
                 search_alg=searcher,
                 scheduler=make_scheduler(space),
                 num_samples=num_samples or 1,
-                max_concurrent_trials=None if drawn else search.max_concurrent,
                 trial_dirname_creator=_folder_of,
                 reuse_actors=False,
             ),

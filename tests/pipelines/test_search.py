@@ -1,6 +1,7 @@
 """The search stage: one trial by hand, then whole searches with real processes on Ray Tune."""
 
 import csv
+import itertools
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import pyarrow.fs
 import pytest
 import torch
 import yaml
+from ray import tune
 
 from pipelines.costs import count_costs, network_key
 from pipelines.front import Trial
@@ -27,7 +29,7 @@ from pipelines.space import decode, read_space
 from pipelines.train import find_init, read_architecture
 from pipelines.training import epochs
 from pipelines.trials import settings_of, trial_rows
-from pipelines.tuning import Deadline, in_order, read_trial, rungs, spent_s, why_failed
+from pipelines.tuning import Deadline, Points, in_order, read_trial, rungs, spent_s, why_failed
 from unetpp.checkpoint import load_checkpoint, save_checkpoint
 from unetpp.errors import UserError
 
@@ -175,12 +177,55 @@ def test_trials_that_the_memory_cannot_hold_at_once_are_refused_with_the_numbers
     costs = count_costs(space, settings["manifest"], 32)
     monkeypatch.setattr("pipelines.search.probe", lambda settings: dict.fromkeys(("step_s", "image_s"), 1.0) | MEMORY)
     assert "search: 2 trials, 2 at once" in announce(space, settings, settings["manifest"], costs, 2)
-    MEMORY["memory_mib"] = 1e9
+    monkeypatch.setitem(MEMORY, "memory_mib", 1e9)
     with pytest.raises(UserError, match=r"max_concurrent = 2: 2 processes of 1,000,000,000 MiB.* lower search"):
         announce(space, settings, settings["manifest"], costs, 2)
+    space = read_space(declared(scheduler="pbt", space={"train.learning_rate": [1e-3, 1e-2]}))
+    with pytest.raises(UserError, match=r"pbt, 5 trials at once: 5 processes of 1,000,000,000 MiB.*raise search.cpus"):
+        announce(space, settings, settings["manifest"], costs, 5)
 
 
 MEMORY = {"memory_mib": 1.0}
+
+
+@pytest.mark.parametrize("ahead", ["the trials", "the generator", "neither"])
+def test_a_search_that_was_killed_between_two_writes_begins_each_point_once(tmp_path, ahead):
+    """Tune writes of the trials and of their generator one after the other."""
+
+    configs = [{"widths": f"[4, {width}]"} for width in range(5)]
+    points = Points(configs, 2)
+    tune.register_trainable("a trial", lambda config: None)
+    points.add_configurations(
+        {"one": {"run": "a trial", "num_samples": 5, "config": {"widths": tune.choice(["[4, 6]"])}}}
+    )
+    first, second = points.next_trial(), points.next_trial()
+    assert points.next_trial() is None  # two are unfinished
+    points.save_to_dir(str(tmp_path), "session")
+    points.on_trial_complete(first.trial_id)
+    states = [(first, "TERMINATED"), (second, "RUNNING")]
+    third = points.next_trial()
+    if ahead != "the generator":
+        states.append((third, "RUNNING"))
+    if ahead != "the trials":
+        points.save_to_dir(str(tmp_path), "session")
+    lines = [[json.dumps({"trial_id": one.trial_id, "status": status}), "{}"] for one, status in states]
+    (tmp_path / "experiment_state-1.json").write_text(json.dumps({"trial_data": lines}))
+
+    again = Points(configs, 2)
+    again.restore_from_dir(str(tmp_path))
+    begun = [one for one, _ in states]
+    unfinished = [one for one, status in states if status == "RUNNING"]
+    while not again.is_finished():
+        found = again.next_trial()
+        if found is None and not again.is_finished():
+            assert len(unfinished) == 2
+            again.on_trial_complete(unfinished.pop(0).trial_id)
+        elif found is not None:
+            begun.append(found)
+            unfinished.append(found)
+            assert len(unfinished) <= 2
+    assert [one.config["widths"] for one in begun] == [one["widths"] for one in configs]
+    assert len({one.trial_id for one in begun}) == 5
 
 
 # What is read of trials, without any.
@@ -390,6 +435,8 @@ def test_asha_ends_weak_trials_early_and_a_process_that_is_killed_is_one_dead_tr
     assert started.wait(400) == 0, project.log("search")
     rows = table(project)
     assert len(rows) == 6
+    lines = re.findall(r"trial (\S+): epoch", project.log("search"))
+    assert len(list(itertools.groupby(lines))) == len(set(lines)), lines  # one at a time, as max_concurrent says
     by_status = {status: [row for row in rows if row["status"] == status] for status in ("done", "stopped", "failed")}
     assert len(by_status["failed"]) == 1, project.log("search")
     assert "killed" in by_status["failed"][0]["reason"]
