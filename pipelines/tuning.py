@@ -1,27 +1,24 @@
-"""The trials of a search on Ray Tune: searchers, schedulers, the time limit, going on after a cut.
-
-Beside pipelines/trials.py the one file that imports ray.tune.
-"""
+"""The trials of a search on Ray Tune: running them, going on after a cut, reading what Tune kept of them."""
 
 import json
 import os
 import random
-import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ray import tune
 
 from pipelines.costs import Costs
 from pipelines.front import Trial
-from pipelines.run_store import ASK_EVERY_S, FolderRun, RunStore, open_store
+from pipelines.run_store import open_store
+from pipelines.searchers import Deadline, domain, make_scheduler, make_searcher, rungs, spent_s
 from pipelines.sections import S3
 from pipelines.settings import run_name
-from pipelines.space import Config, Space, decode, mutable
+from pipelines.space import Space, decode
 from pipelines.storage import open_file_system
-from pipelines.trials import COST, METRIC, distributed_trial, settings_of, trial
+from pipelines.trials import METRIC, distributed_trial, settings_of, trial
 from unetpp.checkpoint import DamagedCheckpointError, load_checkpoint
 from unetpp.errors import UserError
 
@@ -29,72 +26,6 @@ from unetpp.errors import UserError
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 # Seconds between what Tune writes down of the search: after a kill, trials that began since are not known.
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
-
-from ray import tune
-from ray.tune.search.basic_variant import BasicVariantGenerator
-
-
-class Deadline(tune.Stopper):
-    """Ends the search when its hours are over, those of earlier commands counted in."""
-
-    def __init__(self, hours: float, runs: RunStore, file: str):
-        self._seconds, self._runs, self._file = hours * 3600, runs, file
-        self._every_s = 1 if isinstance(runs, FolderRun) else ASK_EVERY_S
-        self._began: float | None = None
-
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_began": None}
-
-    def __call__(self, trial_id: str, result: dict) -> bool:
-        return False
-
-    def stop_all(self) -> bool:
-        now = time.monotonic()
-        if self._began is None:
-            self._began = now - spent_s(self._runs, self._file)
-            self._noted = 0.0
-        over = now - self._began >= self._seconds
-        if over or now - self._noted > self._every_s:
-            self._noted = now
-            self._runs.write(self._file, json.dumps({"spent_s": now - self._began}).encode())
-        return over
-
-
-def spent_s(runs: RunStore, file: str) -> float:
-    """Seconds that earlier commands of the same search have taken."""
-    return json.loads(runs.read(file) or '{"spent_s": 0}')["spent_s"]
-
-
-class Points(BasicVariantGenerator):
-    """The points of a space as trials, at most `at_once` of them unfinished; 0 = all.
-
-    Tune itself ignores max_concurrent_trials for a generator like this one, and keeps what it knows of a generator and
-    of the trials in two files: after a kill one may be older. The trials' file decides here, else a trial could be lost
-    or one waited for that there is not.
-    """
-
-    def __init__(self, points: list[Config], at_once: int):
-        super().__init__(points_to_evaluate=points, constant_grid_search=True, max_concurrent=at_once)
-        self._known: set[str] = set()
-
-    def next_trial(self):
-        while True:
-            unfinished = set(self._live_trials)
-            found = super().next_trial()
-            if found is None or found.trial_id not in self._known:
-                return found
-            self._live_trials = unfinished
-
-    def restore_from_dir(self, dirpath: str) -> None:
-        super().restore_from_dir(dirpath)
-        newest = max(Path(dirpath).glob("experiment_state-*.json"))
-        trials = [json.loads(state) for state, _ in json.loads(newest.read_text())["trial_data"]]
-        self._known = {one["trial_id"] for one in trials}
-        self._live_trials = {one["trial_id"] for one in trials if one["status"] != "TERMINATED"}
-        self._finished = False
-        for iterator in self._iterators:  # from the first point again; known ones are passed over
-            iterator.points_to_evaluate = [dict(point) for point in self._points_to_evaluate]
-            iterator.num_samples_left, iterator.counter, iterator.variants = iterator.num_samples, 0, None
 
 
 class Progress(tune.Callback):
@@ -108,82 +39,6 @@ class Progress(tune.Callback):
 
     def on_trial_error(self, iteration, trials, trial, **info):
         print(f"trial {trial.trial_id}: failed", flush=True)
-
-
-def make_searcher(space: Space):
-    """What proposes configs, and the number of trials."""
-    search = space.params.search
-    configs = space.configs()
-    if configs is not None:
-        # PBT compares its whole population, whose trials take turns where they do not fit beside each other.
-        at_once = 0 if search.scheduler == "pbt" else search.max_concurrent
-        return Points([dict(config) for config in configs], at_once), len(configs)
-    try:
-        import optuna
-    except ImportError:
-        raise UserError(
-            f"search.searcher is {search.searcher}, which needs Optuna: pip install 'unetpp[search]', or take grid or "
-            "random"
-        ) from None
-    from ray.tune.search import ConcurrencyLimiter
-    from ray.tune.search.optuna import OptunaSearch
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    startup = max(2, min(10, (search.num_trials or 1) // 3))  # drawn at random first
-    if search.searcher == "nsga2":
-        population = max(2, min(50, (search.num_trials or 1) // 4))
-        sampler: Any = optuna.samplers.NSGAIISampler(seed=search.seed, population_size=population)
-    else:
-        sampler = optuna.samplers.TPESampler(seed=search.seed, n_startup_trials=startup)
-    front = search.objective == "front"
-    searcher = OptunaSearch(
-        metric=[METRIC, COST] if front else METRIC, mode=["max", "min"] if front else "max", sampler=sampler
-    )
-    # In batches: else what Optuna knows when it is asked would depend on which trial happened to end first.
-    return ConcurrencyLimiter(searcher, max_concurrent=search.max_concurrent, batch=True), search.num_trials
-
-
-def make_scheduler(space: Space):
-    """What ends trials early or changes them; None lets each train to its end.
-
-    All compare the best depth so far after the same number of epochs.
-    """
-    from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining
-
-    search = space.params.search
-    both: dict[str, Any] = {"time_attr": "epoch", "metric": METRIC, "mode": "max"}
-    if search.scheduler == "asha":
-        return ASHAScheduler(
-            max_t=search.epochs, grace_period=search.grace_epochs, reduction_factor=search.reduction, **both
-        )
-    if search.scheduler == "pbt":
-        domains = {key: _domain(space.dimensions[key]) for key in mutable(space)}
-        ranges = {key: one for key, one in space.dimensions.items() if isinstance(one, dict)}
-        return PopulationBasedTraining(
-            perturbation_interval=search.grace_epochs,
-            hyperparam_mutations=domains,
-            custom_explore_fn=partial(_clip, ranges=ranges),
-            synch=True,  # so that the same seed gives the same trials
-            log_config=False,
-            **both,
-        )
-    return None
-
-
-def _domain(dimension: list[str] | dict[str, list]):
-    if isinstance(dimension, list):
-        return dimension
-    kind, (low, high) = next(iter(dimension.items()))
-    make = {"uniform": tune.uniform, "log": tune.loguniform, "int": lambda low, high: tune.randint(low, high + 1)}
-    return make[kind](low, high)
-
-
-def _clip(config: Config, ranges: dict[str, dict[str, list]]) -> Config:
-    """PBT steps by a fifth up or down, and may step out of a range."""
-    for key, one in ranges.items():
-        low, high = next(iter(one.values()))
-        config[key] = min(max(config[key], low), high)
-    return config
 
 
 def has_begun(runs: str, name: str, s3: S3) -> bool:
@@ -227,7 +82,7 @@ def run_trials(space: Space, settings: dict[str, Any], costs: Costs, runs: str, 
         deadline = Deadline(search.max_hours, kept, hours_file) if search.max_hours else None
         tuner = tune.Tuner(
             trainable,
-            param_space={key: _as_domain(one) for key, one in space.dimensions.items()},
+            param_space={key: domain(one) for key, one in space.dimensions.items()},
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 scheduler=make_scheduler(space),
@@ -249,10 +104,6 @@ def run_trials(space: Space, settings: dict[str, Any], costs: Costs, runs: str, 
     over = bool(search.max_hours) and spent_s(kept, hours_file) >= (search.max_hours or 0) * 3600
     trials = [read_trial(grid[number], space, over) for number in range(len(grid))]
     return in_order([one for one in trials if one.config], space)  # without: it never began
-
-
-def _as_domain(dimension):
-    return tune.choice(dimension) if isinstance(dimension, list) else _domain(dimension)
 
 
 def _folder_of(one) -> str:
@@ -298,16 +149,6 @@ def _config_of(result) -> dict[str, Any]:
         return {}
     with result.filesystem.open_input_stream(file) as opened:
         return json.loads(opened.read())
-
-
-def rungs(space: Space) -> set[int]:
-    """The epochs after which ASHA compares."""
-    search = space.params.search
-    found, epoch = set(), float(search.grace_epochs)
-    while epoch <= search.epochs:
-        found.add(int(np.ceil(epoch)))
-        epoch *= search.reduction
-    return found
 
 
 def why_failed(error: Exception) -> str:

@@ -99,6 +99,7 @@ LAYERS = (
                 "front",
                 "trials",
                 "probe",
+                "searchers",
                 "tuning",
                 "search_page",
                 "tracking",
@@ -189,10 +190,11 @@ HOMES = {  # each outside system has one home file, or the few that the file map
         "pipelines.jobs",
         "pipelines.worker",
         "pipelines.trials",
+        "pipelines.searchers",
         "pipelines.tuning",
         "pipelines.search",
     },
-    "optuna": {"pipelines.tuning"},
+    "optuna": {"pipelines.searchers"},
 }
 
 

@@ -24,12 +24,13 @@ from pipelines.probe import estimate, probe
 from pipelines.rows import best_so_far
 from pipelines.run_store import FolderRun
 from pipelines.search import announce, search
+from pipelines.searchers import Deadline, Points, rungs, spent_s
 from pipelines.settings import make_settings
 from pipelines.space import decode, read_space
 from pipelines.train import find_init, read_architecture
 from pipelines.training import epochs
 from pipelines.trials import settings_of, trial_rows
-from pipelines.tuning import Deadline, Points, in_order, read_trial, rungs, spent_s, why_failed
+from pipelines.tuning import in_order, read_trial, why_failed
 from unetpp.checkpoint import load_checkpoint, save_checkpoint
 from unetpp.errors import UserError
 
