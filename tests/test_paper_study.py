@@ -69,6 +69,8 @@ def test_what_has_a_result_is_not_computed_again(study, monkeypatch, capsys):
     assert 0 < found["rim_share"] < 1
     assert found["patches"] == [1] * len(found["images"]["L1"])  # whole images
     assert not list((study / "results").rglob("*.running"))
+    facts = json.loads((study / "results/resize/test.json").read_text())
+    assert len(facts["kinds"]) == len(facts["best_threshold"]) == len(found["images"]["L1"])
     capsys.readouterr()
     # A command that was killed leaves its claim behind; it holds nobody up.
     (path.parent / "unet-0.running").write_text("999999999")
@@ -121,6 +123,19 @@ def test_rim_is_the_foreground_beside_background_and_not_the_edge_of_the_image(t
     assert run.rim_share(run.Split(tmp_path / "test.arrow")) == pytest.approx((16 / 25 + 7 / 16) / 2)
 
 
+def test_best_threshold_is_of_either_side_and_of_each_image(tmp_path):
+    image, mask = np.full((12, 12, 3), 100, np.uint8), np.zeros((12, 12), np.uint8)
+    mask[2:6, 2:6] = 1
+    bright, dark, blurred = image.copy(), image.copy(), image.copy()
+    bright[2:6, 2:6], dark[2:6, 2:6], blurred[2:6, 2:10] = 200, 20, 200  # the last: half of what is bright is nucleus
+    with run.SplitWriter(tmp_path / "test.arrow") as writer:
+        for id, pixels in (("a", bright), ("b", dark), ("c", blurred)):
+            writer.add(id, f"kind {id}", pixels, mask)
+        writer.add("d", "kind a", image, np.zeros_like(mask))
+    found = run.describe_test(run.Split(tmp_path / "test.arrow"))
+    assert found == {"kinds": ["kind a", "kind b", "kind c", "kind a"], "best_threshold": [1.0, 1.0, 0.5, 1.0]}
+
+
 def result(iou: np.ndarray, depths=("L1", "L2", "mean")) -> dict:
     row = {"iou_image": float(iou.mean()), "iou_pixels": 0.5, "iou_paper": 0.6, "parameters": 1000, "macs": 10**6}
     machine = {"device": "cpu", "processor": "one of ours", "threads": 2, "precision": "fp32"}
@@ -149,6 +164,8 @@ def test_page_states_what_holds_what_does_not_and_what_is_missing(study, monkeyp
     alone = study / "results/resize/alone/half"  # a recipe by which one network is trained
     alone.mkdir(parents=True)
     (alone / "unet_pp_ds-0.json").write_text(json.dumps(result(base)))
+    facts = {"kinds": ["tissue"] * 20 + ["fluorescence"] * 40, "best_threshold": [0.7] * 20 + [0.85] * 40}
+    (study / "results/resize/test.json").write_text(json.dumps(facts))
     small = run.read_study()
     small["runs"].append(small["runs"][0] | {"recipe": "alone", "networks": ["unet_pp_ds"]})
     monkeypatch.setattr(page, "OUT", study / "paper.md")
@@ -165,6 +182,11 @@ def test_page_states_what_holds_what_does_not_and_what_is_missing(study, monkeyp
     assert "`resize_2`, recipe" not in text.partition("## Planned and not trained yet")[2]
     _, _, beside = text.partition("## Recipes and widths beside one another")
     assert f"| `alone`, half widths | 1 | {base.mean():.4f} |" in beside
+    _, _, by_kind = text.partition("## By kind of image")
+    assert "| | all | fluorescence (40) | tissue (20) |" in by_kind
+    assert "| the best threshold of each image, by its mask | 0.8000 | 0.850 | 0.700 |" in by_kind
+    of_kinds = f"| {base.mean():.4f} | {base[20:].mean():.3f} | {base[:20].mean():.3f} |"
+    assert f"| UNet++, deep supervision, `alone`, half {of_kinds}" in by_kind
     _, _, luck = text.partition("## How much the split matters")
     assert f"| `resize_2` | 1 | 60 | {base.mean() - 0.1:.4f} |" in luck
     assert "Over 2 splits: " in luck

@@ -129,6 +129,29 @@ def sections(runs: dict[str, list[dict]], wanted: list[str], cost: dict | None) 
     return lines, verdicts
 
 
+def kinds(whole: dict[tuple[str, ...], dict[str, list[dict]]]) -> list[str]:
+    """Where the IoU is lost: each setting's UNet++ by kind of image, beside the best threshold of each image."""
+    lines: list[str] = []
+    for protocol in dict.fromkeys(setting[0] for setting in whole):
+        path = RESULTS / protocol / "test.json"
+        if not path.exists():
+            continue
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        of, names = np.array(facts["kinds"]), sorted(set(facts["kinds"]))
+        rows = {"the best threshold of each image, by its mask": np.array(facts["best_threshold"])}
+        for (other, recipe, scale), runs in whole.items():
+            if other == protocol:
+                name = "unet_pp_ds" if "unet_pp_ds" in runs else next(iter(runs))
+                rows[f"{NAMES[name]}, `{recipe}`, {scale}"] = Row("", runs[name], deepest(runs[name])).images
+        lines += ["", f"**`{protocol}`**", ""]
+        lines.append("| | all | " + " | ".join(f"{name} ({np.sum(of == name)})" for name in names) + " |")
+        lines.append("| :-- | --: |" + " --: |" * len(names))
+        for label, ious in rows.items():
+            cells = [f"{ious.mean():.4f}", *(f"{ious[of == name].mean():.3f}" for name in names)]
+            lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return lines and ["", "## By kind of image: iou_image", *lines]
+
+
 def recipes(whole: dict[tuple[str, ...], dict[str, list[dict]]]) -> list[str]:
     """Networks that were trained by several recipes or widths of one protocol, beside one another."""
     lines: list[str] = []
@@ -265,6 +288,7 @@ def main() -> None:
         lines, verdicts[(protocol, recipe, scale)] = sections(runs, wanted, cost and cost["depths"])
         body += lines
     body += recipes({setting: runs for setting, (runs, _) in whole.items()})
+    body += kinds({setting: runs for setting, (runs, _) in whole.items()})
     body += splits({setting: runs for setting, (runs, _) in results.items()})
     body += missing()
     if whole:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import yaml
 
+from benchmarks.resize import best_iou
 from pipelines.depth_costs import describe_machine
 from pipelines.files import replacing, sha256, write_json
 from pipelines.layouts import find_samples
@@ -155,6 +156,18 @@ def rim_share(split: Split) -> float:
     return float(np.mean(shares))
 
 
+def describe_test(split: Split) -> dict[str, list]:
+    """Of each image its kind, and the IoU of the best of its thresholds: of its grey, from either side, by its mask.
+
+    What that reaches without a network, and a network cannot surpass by much, lies in the labels.
+    """
+    best = []
+    for index in range(len(split)):
+        image, mask = split[index][0].mean(axis=2, dtype=np.float32), split[index][1] > 0
+        best.append(max(best_iou(image, mask), best_iou(-image, mask)) if mask.any() else 1.0)
+    return {"kinds": list(split.kinds), "best_threshold": [round(one, 5) for one in best]}
+
+
 def measure(settings: dict, device: torch.device) -> dict:
     """Train to the end of the schedule, and score every depth and the mean of the heads on test.
 
@@ -222,9 +235,11 @@ def main() -> None:
         path = RESULTS / protocol / recipe / scale / f"{name}-{seed}.json"
         if path.exists() or taken(path.with_suffix(".running")):
             continue
-        prepared = arguments.work / protocol
+        prepared, facts = arguments.work / protocol, RESULTS / protocol / "test.json"
         if not (prepared / "manifest.json").exists():
             prepare_protocol(arguments.data, study["protocols"][protocol], params.prepare, prepared)
+        if not facts.exists():
+            write_json(facts, describe_test(Split(prepared / "test.arrow")))
         widths, model = network_of(study, name, scale)
         settings = make_settings(params_of(study, recipe, epochs, model, seed, device), widths, prepared)
         claim = path.with_suffix(".running")
