@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from pipelines.layouts import find_samples
-from pipelines.prepare import find_kind
+from pipelines.loading import find_kind
 from unetpp.images import decode_image, decode_mask, resize
 
 

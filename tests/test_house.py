@@ -122,6 +122,7 @@ LAYERS = (
                 "page",
                 "objects",
                 "facts",
+                "loading",
                 "balance",
                 "fingerprint",
                 "advice",

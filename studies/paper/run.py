@@ -25,9 +25,9 @@ from benchmarks.resize import best_iou
 from pipelines.depth_costs import describe_machine
 from pipelines.files import replacing, sha256, write_json
 from pipelines.layouts import find_samples
+from pipelines.loading import load_sample
 from pipelines.params import Params, load_params
 from pipelines.predictor import Predictor, count_pixels
-from pipelines.prepare import load_sample
 from pipelines.sections import Prepare
 from pipelines.settings import make_settings
 from pipelines.splits import find_split, position

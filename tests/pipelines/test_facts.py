@@ -8,8 +8,8 @@ from pipelines.facts import describe, read_samples, write_samples
 from pipelines.ingest import ingest
 from pipelines.labels import Labels
 from pipelines.layouts import Sample, find_samples
+from pipelines.loading import load_sample
 from pipelines.params import load_params
-from pipelines.prepare import load_sample
 from unetpp.images import Header, decode_image, read_header
 
 from ..conftest import REPOSITORY

@@ -342,7 +342,7 @@ def test_the_real_sample_is_the_same_data_by_every_way(bucket, tmp_path, shared_
 def test_the_whole_real_set_is_the_same_data_by_every_way_on_any_number_of_processes(
     bucket, tmp_path, shared_data, monkeypatch
 ):
-    monkeypatch.setattr("pipelines.prepare.num_cores", lambda: 3)
+    monkeypatch.setattr("pipelines.loading.num_cores", lambda: 3)
     root = shared_data / "dsb2018"
     names = [path.relative_to(root).as_posix() for path in sorted(root.rglob("*.png"))]
     with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:

@@ -13,7 +13,7 @@ import pytest
 
 from pipelines import synthetic
 from pipelines.files import sha256
-from pipelines.prepare import find_kind
+from pipelines.loading import find_kind
 from pipelines.sections import Synthetic
 from pipelines.synthetic import BORDER_PX, KINDS, LABELS, UNANNOTATED, make_image, make_masks, write_images
 
