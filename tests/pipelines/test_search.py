@@ -24,12 +24,12 @@ from pipelines.probe import estimate, probe
 from pipelines.rows import best_so_far
 from pipelines.run_store import FolderRun
 from pipelines.search import announce, search
-from pipelines.searchers import Deadline, Points, rungs, spent_s
+from pipelines.searchers import Deadline, make_searcher, rungs, spent_s
 from pipelines.settings import make_settings
 from pipelines.space import decode, read_space
 from pipelines.train import find_init, read_architecture
 from pipelines.training import epochs
-from pipelines.trials import settings_of, trial_rows
+from pipelines.trials import METRIC, settings_of, trial_rows
 from pipelines.tuning import in_order, read_trial, why_failed
 from unetpp.checkpoint import load_checkpoint, save_checkpoint
 from unetpp.errors import UserError
@@ -190,43 +190,49 @@ MEMORY = {"memory_mib": 1.0}
 
 
 @pytest.mark.parametrize("ahead", ["the trials", "the generator", "neither"])
-def test_a_search_that_was_killed_between_two_writes_begins_each_point_once(tmp_path, ahead):
-    """Tune writes of the trials and of their generator one after the other."""
-
-    configs = [{"widths": f"[4, {width}]"} for width in range(5)]
-    points = Points(configs, 2)
-    tune.register_trainable("a trial", lambda config: None)
-    points.add_configurations(
-        {"one": {"run": "a trial", "num_samples": 5, "config": {"widths": tune.choice(["[4, 6]"])}}}
+@pytest.mark.parametrize("searcher", ["grid", "tpe"])
+def test_a_search_that_was_killed_between_two_writes_loses_no_trial_and_waits_for_none(tmp_path, searcher, ahead):
+    """Tune writes of the trials, and of what proposes them, one after the other."""
+    widths = [[4, width] for width in range(4, 9)]
+    space = read_space(
+        declared(widths=widths, max_concurrent=2, searcher=searcher, num_trials=5 if searcher == "tpe" else None)
     )
-    first, second = points.next_trial(), points.next_trial()
-    assert points.next_trial() is None  # two are unfinished
-    points.save_to_dir(str(tmp_path), "session")
-    points.on_trial_complete(first.trial_id)
-    states = [(first, "TERMINATED"), (second, "RUNNING")]
-    third = points.next_trial()
+    first_command, _ = make_searcher(space)
+    tune.register_trainable("a trial", lambda config: None)
+    config = {"widths": tune.choice([json.dumps(one) for one in widths])}
+    first_command.set_search_properties(None, None, config)
+    first_command.add_configurations({"one": {"run": "a trial", "num_samples": 5, "config": config}})
+    begun = [first_command.next_trial(), first_command.next_trial()]
+    assert first_command.next_trial() is None  # two are unfinished
+    first_command.save_to_dir(str(tmp_path), "session")
+    for one in begun:
+        first_command.on_trial_complete(one.trial_id, {METRIC: 0.5})
+    states = [(one, "TERMINATED") for one in begun]
+    third = first_command.next_trial()
     if ahead != "the generator":
         states.append((third, "RUNNING"))
     if ahead != "the trials":
-        points.save_to_dir(str(tmp_path), "session")
+        first_command.save_to_dir(str(tmp_path), "session")
     lines = [[json.dumps({"trial_id": one.trial_id, "status": status}), "{}"] for one, status in states]
     (tmp_path / "experiment_state-1.json").write_text(json.dumps({"trial_data": lines}))
 
-    again = Points(configs, 2)
+    again, _ = make_searcher(space)
     again.restore_from_dir(str(tmp_path))
     begun = [one for one, _ in states]
     unfinished = [one for one, status in states if status == "RUNNING"]
     while not again.is_finished():
         found = again.next_trial()
-        if found is None and not again.is_finished():
-            assert len(unfinished) == 2
-            again.on_trial_complete(unfinished.pop(0).trial_id)
-        elif found is not None:
+        if found is not None:
             begun.append(found)
             unfinished.append(found)
             assert len(unfinished) <= 2
-    assert [one.config["widths"] for one in begun] == [one["widths"] for one in configs]
-    assert len({one.trial_id for one in begun}) == 5
+        elif not again.is_finished():
+            assert unfinished  # else it would wait for ever
+            again.on_trial_result(unfinished[0].trial_id, {METRIC: 0.5, "training_iteration": 1})
+            again.on_trial_complete(unfinished.pop(0).trial_id, {METRIC: 0.5})
+    assert len({one.trial_id for one in begun}) == len(begun) == 5
+    if searcher == "grid":
+        assert [json.loads(one.config["widths"]) for one in begun] == widths
 
 
 # What is read of trials, without any.
