@@ -3,14 +3,12 @@
 import json
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ray import tune
-from ray.tune.search import ConcurrencyLimiter, Searcher
+from ray.tune.search import ConcurrencyLimiter
 from ray.tune.search.basic_variant import BasicVariantGenerator
-from ray.tune.search.search_generator import SearchGenerator
 
 from pipelines.run_store import ASK_EVERY_S, FolderRun, RunStore
 from pipelines.space import Config, Space, mutable
@@ -49,88 +47,17 @@ def spent_s(runs: RunStore, file: str) -> float:
     return json.loads(runs.read(file) or '{"spent_s": 0}')["spent_s"]
 
 
-def kept_trials(folder: str) -> dict[str, bool]:
-    """Whether each trial has ended, by its id, of what Tune kept of the trials.
-
-    What it knows of them, and of what proposes them, Tune writes to files one after the other: after a kill one may be
-    older. The trials' file decides, else a trial could be lost, or one waited for that will never end.
-    """
-    newest = max(Path(folder).glob("experiment_state-*.json"))
-    states = [json.loads(state) for state, _ in json.loads(newest.read_text())["trial_data"]]
-    return {one["trial_id"]: one["status"] == "TERMINATED" for one in states}
-
-
-class Points(BasicVariantGenerator):
-    """The points of a space as trials, at most `at_once` of them unfinished; 0 = all.
-
-    Tune itself ignores max_concurrent_trials for a generator like this one.
-    """
-
-    def __init__(self, points: list[Config], at_once: int):
-        super().__init__(points_to_evaluate=points, constant_grid_search=True, max_concurrent=at_once)
-        self._known: set[str] = set()
-
-    def next_trial(self):
-        while True:
-            unfinished = set(self._live_trials)
-            found = super().next_trial()
-            if found is None or found.trial_id not in self._known:
-                return found
-            self._live_trials = unfinished
-
-    def restore_from_dir(self, dirpath: str) -> None:
-        super().restore_from_dir(dirpath)
-        trials = kept_trials(dirpath)
-        self._known = set(trials)
-        self._live_trials = {one for one, ended in trials.items() if not ended}
-        self._finished = False
-        for iterator in self._iterators:  # from the first point again; known ones are passed over
-            iterator.points_to_evaluate = [dict(point) for point in self._points_to_evaluate]
-            iterator.num_samples_left, iterator.counter, iterator.variants = iterator.num_samples, 0, None
-
-
-class Suggestions(SearchGenerator):
-    """Trials that a searcher proposes from what it has learned, in batches of `at_once`.
-
-    In batches: else what it knows when it is asked would depend on which trial happened to end first.
-    """
-
-    def __init__(self, searcher: Searcher, at_once: int):
-        self._limiter = ConcurrencyLimiter(searcher, max_concurrent=at_once, batch=True)
-        self._unknown: set[str] = set()  # trials that go on, and that the searcher does not remember proposing
-        super().__init__(self._limiter)
-
-    def restore_from_dir(self, dirpath: str) -> None:
-        super().restore_from_dir(dirpath)
-        trials, proposed = kept_trials(dirpath), set(self._limiter.live_trials)
-        unfinished = {one for one, ended in trials.items() if not ended}
-        self._unknown = unfinished - proposed
-        for one in sorted(proposed - self._limiter.cached_results.keys() - unfinished):
-            self._limiter.on_trial_complete(one)  # with no result: it learns nothing of this one
-        self._counter = len(trials)
-
-    def next_trial(self):
-        return None if self._unknown else super().next_trial()
-
-    def on_trial_result(self, trial_id: str, result: dict) -> None:
-        if trial_id not in self._unknown:
-            super().on_trial_result(trial_id, result)
-
-    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        if trial_id in self._unknown:
-            self._unknown.remove(trial_id)
-        else:
-            super().on_trial_complete(trial_id, result, error)
-
-
 def make_searcher(space: Space):
     """What proposes configs, and the number of trials."""
     search = space.params.search
     configs = space.configs()
     if configs is not None:
-        # PBT compares its whole population, whose trials take turns where they do not fit beside each other.
+        # Tune ignores its own max_concurrent_trials for such a generator. PBT compares its whole population, whose
+        # trials take turns where they do not fit beside each other.
         at_once = 0 if search.scheduler == "pbt" else search.max_concurrent
-        return Points([dict(config) for config in configs], at_once), len(configs)
+        points = [dict(config) for config in configs]
+        searcher = BasicVariantGenerator(points_to_evaluate=points, constant_grid_search=True, max_concurrent=at_once)
+        return searcher, len(points)
     try:
         import optuna
     except ImportError:
@@ -151,7 +78,8 @@ def make_searcher(space: Space):
     searcher = OptunaSearch(
         metric=[METRIC, COST] if front else METRIC, mode=["max", "min"] if front else "max", sampler=sampler
     )
-    return Suggestions(searcher, search.max_concurrent), search.num_trials
+    # In batches: else what Optuna knows when it is asked would depend on which trial happened to end first.
+    return ConcurrencyLimiter(searcher, max_concurrent=search.max_concurrent, batch=True), search.num_trials
 
 
 def make_scheduler(space: Space):

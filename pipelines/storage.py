@@ -289,3 +289,18 @@ def open_file_system(location: str, params: S3) -> tuple[str, Any]:
         use_listings_cache=False,  # other processes write there, too
     )
     return location.removeprefix("s3://"), pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(found))
+
+
+def replace_files(location: str, params: S3, files: dict[str, bytes]) -> None:
+    """Make `files` the files of a folder, or right under a prefix, that have such endings; what else is there stays."""
+    import pyarrow.fs
+
+    folder, file_system = open_file_system(location, params)
+    file_system = file_system or pyarrow.fs.LocalFileSystem()
+    endings = {Path(name).suffix for name in files}
+    for found in file_system.get_file_info(pyarrow.fs.FileSelector(folder, allow_not_found=True)):
+        if found.is_file and Path(found.path).suffix in endings:
+            file_system.delete_file(found.path)
+    for name, content in files.items():
+        with file_system.open_output_stream(f"{folder}/{name}") as opened:
+            opened.write(content)

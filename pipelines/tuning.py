@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,12 @@ from ray import tune
 
 from pipelines.costs import Costs
 from pipelines.front import Trial
-from pipelines.run_store import open_store
+from pipelines.run_store import RunStore, open_store
 from pipelines.searchers import Deadline, domain, make_scheduler, make_searcher, rungs, spent_s
 from pipelines.sections import S3
 from pipelines.settings import run_name
 from pipelines.space import Space, decode
-from pipelines.storage import open_file_system
+from pipelines.storage import open_file_system, replace_files
 from pipelines.trials import METRIC, distributed_trial, settings_of, trial
 from unetpp.checkpoint import DamagedCheckpointError, load_checkpoint
 from unetpp.errors import UserError
@@ -26,6 +27,8 @@ from unetpp.errors import UserError
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 # Seconds between what Tune writes down of the search: after a kill, trials that began since are not known.
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
+
+TUNER = "tuner.pkl"  # Tune's own file: what a search was begun with
 
 
 class Progress(tune.Callback):
@@ -41,10 +44,40 @@ class Progress(tune.Callback):
         print(f"trial {trial.trial_id}: failed", flush=True)
 
 
+class Snapshot(tune.Callback):
+    """Keeps what Tune knows of a search as one file, written whole.
+
+    Tune's own files are several, which a thread of it copies one by one and in place: a kill leaves an empty one, or
+    some of which one knows of a trial and another does not.
+    """
+
+    def __init__(self, runs: RunStore, file: str):
+        self._runs, self._file, self._newest = runs, file, 0
+
+    def on_step_end(self, iteration, trials, **info):
+        self._keep(trials)
+
+    def on_experiment_end(self, trials, **info):
+        self._keep(trials)
+
+    def _keep(self, trials: list) -> None:
+        storage = trials[0].storage if trials else None
+        if storage is None:
+            return
+        folder = Path(storage.experiment_driver_staging_path)
+        newest = max((path.stat().st_mtime_ns for path in folder.glob("experiment_state-*.json")), default=0)
+        if newest == self._newest:
+            return
+        files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+        with storage.storage_filesystem.open_input_file(f"{storage.experiment_fs_path}/{TUNER}") as opened:
+            files[TUNER] = opened.readall()
+        self._runs.write(self._file, pickle.dumps(files))
+        self._newest = newest
+
+
 def has_begun(runs: str, name: str, s3: S3) -> bool:
     """Whether an earlier command has begun this very search."""
-    folder, file_system = open_file_system(f"{runs}/{name}", s3)
-    return tune.Tuner.can_restore(folder, file_system)
+    return open_store(runs, s3).read(f"{name}.state") is not None
 
 
 def run_trials(space: Space, settings: dict[str, Any], costs: Costs, runs: str, name: str) -> list[Trial]:
@@ -68,7 +101,8 @@ def run_trials(space: Space, settings: dict[str, Any], costs: Costs, runs: str, 
     s3 = space.params.ingest.s3
     kept, hours_file = open_store(runs, s3), f"{name}.json"
     folder, file_system = open_file_system(runs, s3)
-    if has_begun(runs, name, s3):
+    if snapshot := kept.read(f"{name}.state"):
+        replace_files(f"{runs}/{name}", s3, pickle.loads(snapshot))
         print(f"{runs}/{name}: the search goes on; finished trials are not run again", flush=True)
         tuner = tune.Tuner.restore(
             f"{folder}/{name}",
@@ -96,7 +130,7 @@ def run_trials(space: Space, settings: dict[str, Any], costs: Costs, runs: str, 
                 storage_filesystem=file_system,
                 verbose=0,
                 stop=deadline,
-                callbacks=[Progress()],
+                callbacks=[Progress(), Snapshot(kept, f"{name}.state")],
                 checkpoint_config=tune.CheckpointConfig(num_to_keep=None if search.scheduler == "pbt" else 2),
             ),
         )

@@ -15,7 +15,6 @@ import pyarrow.fs
 import pytest
 import torch
 import yaml
-from ray import tune
 
 from pipelines.costs import count_costs, network_key
 from pipelines.front import Trial
@@ -24,12 +23,13 @@ from pipelines.probe import estimate, probe
 from pipelines.rows import best_so_far
 from pipelines.run_store import FolderRun
 from pipelines.search import announce, search
-from pipelines.searchers import Deadline, make_searcher, rungs, spent_s
+from pipelines.searchers import Deadline, rungs, spent_s
 from pipelines.settings import make_settings
 from pipelines.space import decode, read_space
+from pipelines.storage import replace_files
 from pipelines.train import find_init, read_architecture
 from pipelines.training import epochs
-from pipelines.trials import METRIC, settings_of, trial_rows
+from pipelines.trials import settings_of, trial_rows
 from pipelines.tuning import in_order, read_trial, why_failed
 from unetpp.checkpoint import load_checkpoint, save_checkpoint
 from unetpp.errors import UserError
@@ -189,50 +189,14 @@ def test_trials_that_the_memory_cannot_hold_at_once_are_refused_with_the_numbers
 MEMORY = {"memory_mib": 1.0}
 
 
-@pytest.mark.parametrize("ahead", ["the trials", "the generator", "neither"])
-@pytest.mark.parametrize("searcher", ["grid", "tpe"])
-def test_a_search_that_was_killed_between_two_writes_loses_no_trial_and_waits_for_none(tmp_path, searcher, ahead):
-    """Tune writes of the trials, and of what proposes them, one after the other."""
-    widths = [[4, width] for width in range(4, 9)]
-    space = read_space(
-        declared(widths=widths, max_concurrent=2, searcher=searcher, num_trials=5 if searcher == "tpe" else None)
-    )
-    first_command, _ = make_searcher(space)
-    tune.register_trainable("a trial", lambda config: None)
-    config = {"widths": tune.choice([json.dumps(one) for one in widths])}
-    first_command.set_search_properties(None, None, config)
-    first_command.add_configurations({"one": {"run": "a trial", "num_samples": 5, "config": config}})
-    begun = [first_command.next_trial(), first_command.next_trial()]
-    assert first_command.next_trial() is None  # two are unfinished
-    first_command.save_to_dir(str(tmp_path), "session")
-    for one in begun:
-        first_command.on_trial_complete(one.trial_id, {METRIC: 0.5})
-    states = [(one, "TERMINATED") for one in begun]
-    third = first_command.next_trial()
-    if ahead != "the generator":
-        states.append((third, "RUNNING"))
-    if ahead != "the trials":
-        first_command.save_to_dir(str(tmp_path), "session")
-    lines = [[json.dumps({"trial_id": one.trial_id, "status": status}), "{}"] for one, status in states]
-    (tmp_path / "experiment_state-1.json").write_text(json.dumps({"trial_data": lines}))
-
-    again, _ = make_searcher(space)
-    again.restore_from_dir(str(tmp_path))
-    begun = [one for one, _ in states]
-    unfinished = [one for one, status in states if status == "RUNNING"]
-    while not again.is_finished():
-        found = again.next_trial()
-        if found is not None:
-            begun.append(found)
-            unfinished.append(found)
-            assert len(unfinished) <= 2
-        elif not again.is_finished():
-            assert unfinished  # else it would wait for ever
-            again.on_trial_result(unfinished[0].trial_id, {METRIC: 0.5, "training_iteration": 1})
-            again.on_trial_complete(unfinished.pop(0).trial_id, {METRIC: 0.5})
-    assert len({one.trial_id for one in begun}) == len(begun) == 5
-    if searcher == "grid":
-        assert [json.loads(one.config["widths"]) for one in begun] == widths
+def test_files_of_a_snapshot_replace_those_of_a_later_write_that_was_cut(tmp_path):
+    for name in ("experiment_state-2.json", "searcher-1.pkl", "other.txt", "trial-1/result.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("as it was")
+    replace_files(str(tmp_path), declared().ingest.s3, {"experiment_state-1.json": b"{}", "a.pkl": b"."})
+    found = {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+    new = {"experiment_state-1.json": "{}", "a.pkl": "."}
+    assert found == new | {"other.txt": "as it was", "trial-1/result.json": "as it was"}
 
 
 # What is read of trials, without any.
@@ -458,7 +422,7 @@ def test_asha_ends_weak_trials_early_and_a_process_that_is_killed_is_one_dead_tr
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("two_nodes")
-def test_nsga2_looks_for_a_front_and_the_same_seed_gives_the_same_trials(project, prepared):
+def test_nsga2_looks_for_a_front_and_the_same_seed_gives_the_same_trials_whatever_was_killed(project, prepared):
     space = {"train.learning_rate": {"log": [1e-4, 1e-2]}}
     drawn = {"searcher": "nsga2", "num_trials": 4, "objective": "front", "space": space, "epochs": 1}
     project.set({"search": {"widths": [[4, 6], [4, 6, 8], [8, 12]], "max_concurrent": 2} | drawn})
@@ -472,7 +436,17 @@ def test_nsga2_looks_for_a_front_and_the_same_seed_gives_the_same_trials(project
     keys = ("widths", "depth", "val_iou", "train.learning_rate")
     first = sorted(tuple(row[key] for key in keys) for row in rows)
     arguments = [one.replace("runs", "other runs") if one == "runs" else one for one in command(prepared)]
-    project.run("search", *arguments)
+    killed, give_up = project.start("search", *arguments), time.monotonic() + 400
+    while "epoch 1, val" not in project.log("search"):
+        assert killed.poll() is None, project.log("search")
+        assert time.monotonic() < give_up, project.log("search")
+        time.sleep(0.02)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    [of_tune] = (project.folder / "other runs").glob("search-*/")
+    for one in [*of_tune.glob("*.json"), *of_tune.glob("*.pkl")]:
+        one.write_bytes(b"")  # as a kill in the midst of Tune's copying leaves them, all at once
+    assert "the search goes on" in project.run("search", *arguments)
     assert sorted(tuple(row[key] for key in keys) for row in table(project)) == first
 
 
