@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from studies.paper import page, run, tables
@@ -79,6 +80,23 @@ def test_what_has_a_result_is_not_computed_again(study, monkeypatch, capsys):
     assert "unet-0.json" in printed
     assert "unet_pp_ds" not in printed
     assert path.read_bytes() == before
+
+
+def test_classic_begins_with_weights_as_torch_draws_them(study, monkeypatch):
+    small = run.read_study()
+    small["recipes"]["classic"] = {"init": "torch", "train": {"learning_rate": 1e-9, "warmup_epochs": 0}}
+    small["runs"] = [small["runs"][0] | {"recipe": "classic", "networks": ["unet"]}]
+    start(monkeypatch, study)
+    weights = [torch.load(study / f"data/resize/init-half-unet-{seed}.pt", weights_only=True) for seed in (0, 1)]
+    name = "nodes.1_0.conv2.weight"
+    assert not torch.equal(weights[0][name], weights[1][name])
+    limit = 1 / np.sqrt(weights[0][name][0].numel())  # torch draws uniformly within it; Kaiming's normal goes on
+    assert 0.9 * limit < weights[0][name].abs().max() <= limit
+    found = json.loads((study / "results/resize/classic/half/unet-0.json").read_text())
+    small["recipes"]["classic"].pop("init")
+    (study / "results/resize/classic/half/unet-0.json").unlink()
+    start(monkeypatch, study)
+    assert json.loads((study / "results/resize/classic/half/unet-0.json").read_text())["depths"] != found["depths"]
 
 
 def test_another_split_has_other_images_and_the_seeds_that_its_run_names(study, monkeypatch):
