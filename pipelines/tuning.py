@@ -28,6 +28,7 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 # Seconds between what Tune writes down of the search: after a kill, trials that began since are not known.
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
 
+SNAPSHOT = "snapshot"  # beside Tune's own files of a search
 TUNER = "tuner.pkl"  # Tune's own file: what a search was begun with
 
 
@@ -51,8 +52,8 @@ class Snapshot(tune.Callback):
     some of which one knows of a trial and another does not.
     """
 
-    def __init__(self, runs: RunStore, file: str):
-        self._runs, self._file, self._newest = runs, file, 0
+    def __init__(self, search: RunStore):
+        self._search, self._newest, self._tuner = search, 0, b""
 
     def on_step_end(self, iteration, trials, **info):
         self._keep(trials)
@@ -69,15 +70,16 @@ class Snapshot(tune.Callback):
         if newest == self._newest:
             return
         files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-        with storage.storage_filesystem.open_input_file(f"{storage.experiment_fs_path}/{TUNER}") as opened:
-            files[TUNER] = opened.readall()
-        self._runs.write(self._file, pickle.dumps(files))
+        if not self._tuner:
+            with storage.storage_filesystem.open_input_file(f"{storage.experiment_fs_path}/{TUNER}") as opened:
+                self._tuner = opened.readall()
+        self._search.write(SNAPSHOT, pickle.dumps(files | {TUNER: self._tuner}))
         self._newest = newest
 
 
 def has_begun(runs: str, name: str, s3: S3) -> bool:
     """Whether an earlier command has begun this very search."""
-    return open_store(runs, s3).read(f"{name}.state") is not None
+    return open_store(f"{runs}/{name}", s3).read(SNAPSHOT) is not None
 
 
 def run_trials(space: Space, settings: dict[str, Any], costs: Costs, runs: str, name: str) -> list[Trial]:
@@ -100,8 +102,9 @@ def run_trials(space: Space, settings: dict[str, Any], costs: Costs, runs: str, 
     trainable = tune.with_resources(trainable, resources)
     s3 = space.params.ingest.s3
     kept, hours_file = open_store(runs, s3), f"{name}.json"
+    of_search = open_store(f"{runs}/{name}", s3)
     folder, file_system = open_file_system(runs, s3)
-    if snapshot := kept.read(f"{name}.state"):
+    if snapshot := of_search.read(SNAPSHOT):
         replace_files(f"{runs}/{name}", s3, pickle.loads(snapshot))
         print(f"{runs}/{name}: the search goes on; finished trials are not run again", flush=True)
         tuner = tune.Tuner.restore(
@@ -130,7 +133,7 @@ def run_trials(space: Space, settings: dict[str, Any], costs: Costs, runs: str, 
                 storage_filesystem=file_system,
                 verbose=0,
                 stop=deadline,
-                callbacks=[Progress(), Snapshot(kept, f"{name}.state")],
+                callbacks=[Progress(), Snapshot(of_search)],
                 checkpoint_config=tune.CheckpointConfig(num_to_keep=None if search.scheduler == "pbt" else 2),
             ),
         )
