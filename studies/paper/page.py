@@ -278,10 +278,8 @@ def main() -> None:
             count = f"{sum(patches)} patches of {count}"
         body += ["", f"## `{protocol}`, recipe `{recipe}`, {scale} widths", ""]
         body += [f"{count} test images; {first['epochs']} epochs; trained on {'; '.join(sorted(machines))}."]
-        losses = {name: np.mean([run["train_loss"] for run in found]) for name, found in runs.items()}
-        body += [
-            f"Training loss at the end: {', '.join(f'{NAMES[name]} {loss:.2f}' for name, loss in losses.items())}."
-        ]
+        losses = [f"{NAMES[name]} {np.mean([run['train_loss'] for run in found]):.3f}" for name, found in runs.items()]
+        body += [f"Training loss at the end: {'; '.join(losses)}."]
         if share := rims.get(protocol):
             body += [f"{100 * share:.0f} % of the foreground's pixels in the test masks touch background."]
         path = RESULTS / f"cost-{scale}.json"
