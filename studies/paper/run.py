@@ -145,8 +145,8 @@ def params_of(study: dict, recipe: str, epochs: int, model: dict, seed: int, dev
 def draw_as_torch(settings: dict, out: Path) -> dict[str, str]:
     """Weights as torch's layers draw them, which public code begins with, at `out`: what `init` of settings is.
 
-    With batch norm behind it only a convolution's direction matters, and SGD turns a small one faster: Kaiming's
-    weights have six times the mean square, so that the same learning rate does a sixth.
+    With batch norm behind it only a convolution's direction matters, and SGD turns a small one faster; Kaiming's
+    weights have six times the mean square.
     """
     network = build_network(Model.model_validate(settings["params"]["model"]), settings["widths"], settings["manifest"])
     torch.manual_seed(settings["params"]["train"]["seed"])
@@ -174,7 +174,7 @@ def rim_share(split: Split) -> float:
 def describe_test(split: Split) -> dict[str, list]:
     """Of each image its kind, and the IoU of the best of its thresholds: of its grey, from either side, by its mask.
 
-    What that reaches without a network, and a network cannot surpass by much, lies in the labels.
+    A yardstick without a network, and no bound for one: it is chosen by the answer.
     """
     best = []
     for index in range(len(split)):
