@@ -1,9 +1,11 @@
 """A small prepared data set and a project folder, for the stages that train."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,14 @@ class Project:
     def log(self, stage: str) -> str:
         """What the stage has printed so far."""
         return (self.folder / f"{stage}.log").read_text()
+
+    def wait_for(self, process: subprocess.Popen, stage: str, *patterns: str, timeout_s: int = 400) -> None:
+        """Until a started stage has printed what all of these regular expressions find."""
+        give_up = time.monotonic() + timeout_s
+        while not all(re.search(pattern, self.log(stage)) for pattern in patterns):
+            assert process.poll() is None, self.log(stage)
+            assert time.monotonic() < give_up, self.log(stage)
+            time.sleep(0.02)
 
     def run(self, stage: str, *arguments: str, expect: int = 0, timeout_s: int = 900) -> str:
         """Run a stage to its end and return what it printed."""

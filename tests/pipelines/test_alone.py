@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -139,15 +138,8 @@ def test_training_that_was_terminated_interrupted_and_killed_ends_as_an_uninterr
     project.set({"train": {"epochs": 60, "num_workers": 1, "checkpoint_every_steps": 2, "ema": 0.9}})
     arguments = ("--prepared", str(prepared), *ARGUMENTS)
 
-    def wait_for(process, words: str) -> None:
-        give_up = time.monotonic() + 120
-        while words not in project.log("train"):
-            assert process.poll() is None, project.log("train")
-            assert time.monotonic() < give_up, project.log("train")
-            time.sleep(0.02)
-
     terminated = project.start("train", *arguments)
-    wait_for(terminated, "epoch 3/60")
+    project.wait_for(terminated, "train", "epoch 3/60")
     terminated.send_signal(signal.SIGTERM)
     assert terminated.wait(30) == 143
     assert "stopped by SIGTERM with a checkpoint; the same command goes on from it" in project.log("train")
@@ -155,7 +147,7 @@ def test_training_that_was_terminated_interrupted_and_killed_ends_as_an_uninterr
     assert max((one["epoch"], one["step"]) for one in manifests) >= (3, 1)
 
     interrupted = project.start("train", *arguments)
-    wait_for(interrupted, "epoch 8/60")
+    project.wait_for(interrupted, "train", "epoch 8/60")
     interrupted.send_signal(signal.SIGINT)
     assert interrupted.wait(30) == 130
     assert "stops with a checkpoint" in project.log("train")
@@ -164,7 +156,7 @@ def test_training_that_was_terminated_interrupted_and_killed_ends_as_an_uninterr
     assert max((one["epoch"], one["step"]) for one in manifests) >= (8, 1)
 
     killed = project.start("train", *arguments)
-    wait_for(killed, "epoch 20/60")
+    project.wait_for(killed, "train", "epoch 20/60")
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     printed = project.run("train", *arguments)

@@ -93,19 +93,12 @@ def test_a_cluster_that_somebody_starts_on_the_machine_does_not_end_the_workers(
     project.set({"train": {"epochs": 500, "num_workers": 2}})
     training = project.start("train", *arguments(prepared, project.folder))
 
-    def wait_for(epoch: int) -> None:
-        give_up = time.monotonic() + 240
-        while f"epoch {epoch}/500" not in project.log("train"):
-            assert training.poll() is None, project.log("train")
-            assert time.monotonic() < give_up, project.log("train")
-            time.sleep(0.1)
-
-    wait_for(2)
+    project.wait_for(training, "train", "epoch 2/500")
     with head_node(short_folder):
         assert (Path(short_folder) / "ray" / "ray_current_cluster").is_file()
         reached = project.log("train").count("epoch ")
         time.sleep(5)  # the helper asks every second
-        wait_for(reached + 5)
+        project.wait_for(training, "train", f"epoch {reached + 5}/500")
         training.send_signal(signal.SIGINT)
         assert training.wait(60) == 130
     printed = project.log("train")

@@ -3,7 +3,6 @@
 import os
 import pickle
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -178,14 +177,6 @@ def test_runs_are_in_the_storage_of_the_cluster_where_it_has_one(tmp_path):
 # Real processes.
 
 
-def wait_for(project, process, stage: str, text: str, timeout_s: int = 300) -> None:
-    give_up = time.monotonic() + timeout_s
-    while text not in project.log(stage):
-        assert process.poll() is None, project.log(stage)
-        assert time.monotonic() < give_up, project.log(stage)
-        time.sleep(0.05)
-
-
 @pytest.mark.ray
 def test_workers_on_a_bucket_go_on_from_it_after_each_fault_and_end_as_on_a_folder(
     project, prepared, params, bucket, tmp_path
@@ -201,12 +192,12 @@ def test_workers_on_a_bucket_go_on_from_it_after_each_fault_and_end_as_on_a_fold
     arguments = ("--prepared", str(prepared), *ARGUMENTS)
 
     training = project.start("train", *arguments)
-    wait_for(project, training, "train", "epoch 3/16")
+    project.wait_for(training, "train", "epoch 3/16")
     family = psutil.Process(training.pid).children(recursive=True)
     next(one for one in family if "RayTrainWorker" in one.name() + " ".join(one.cmdline())).kill()
-    wait_for(project, training, "train", "goes on after epoch")
+    project.wait_for(training, "train", "goes on after epoch")
     after = project.log("train").rpartition("goes on after epoch")[2].split()[0]
-    wait_for(project, training, "train", f"epoch {int(after) + 2}/16")
+    project.wait_for(training, "train", f"epoch {int(after) + 2}/16")
     listed = bucket.client.list_objects_v2(Bucket=bucket.name, Prefix="shared/runs/")["Contents"]
     run = listed[0]["Key"].split("/")[2]
     bucket.client.put_object(Bucket=bucket.name, Key=f"shared/runs/{run}/{STOP}", Body=b"")
@@ -238,7 +229,7 @@ def test_killed_search_goes_on_from_a_bucket(project, prepared, bucket):
     project.params["ingest"]["s3"]["endpoint"] = bucket.proxy.url
     project.set({})
     searching = project.start("search", *command(prepared))
-    wait_for(project, searching, "search", ": epoch 2,")
+    project.wait_for(searching, "search", ": epoch 2,")
     os.kill(searching.pid, signal.SIGKILL)
     searching.wait()
     assert "chosen" not in project.log("search")

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -333,12 +332,8 @@ def test_a_killed_search_goes_on_and_ends_as_one_that_was_not(project, prepared)
     project.set({"search": {"widths": [[4, 6], [4, 6, 8]], "epochs": 30, "max_concurrent": 2, "space": space}})
     project.set({"train": {"init": "search"}})
     killed = project.start("search", *command(prepared))
-    give_up = time.monotonic() + 400
     # One trial has died by its loss by then; another is in its midst.
-    while not ("not finite" in project.log("search") and re.search(r"epoch [2-9], val", project.log("search"))):
-        assert killed.poll() is None, project.log("search")
-        assert time.monotonic() < give_up, project.log("search")
-        time.sleep(0.02)
+    project.wait_for(killed, "search", "not finite", "epoch [2-9], val")
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     before = project.log("search")
@@ -397,11 +392,7 @@ def test_asha_ends_weak_trials_early_and_a_process_that_is_killed_is_one_dead_tr
     asha = {"scheduler": "asha", "reduction": 2, "epochs": 8, "searcher": "random", "num_trials": 6, "space": space}
     project.set({"search": {"widths": [[4, 6]], "max_concurrent": 1} | asha})
     started = project.start("search", *command(prepared))
-    give_up = time.monotonic() + 400
-    while "epoch 2," not in project.log("search"):
-        assert started.poll() is None, project.log("search")
-        assert time.monotonic() < give_up, project.log("search")
-        time.sleep(0.02)
+    project.wait_for(started, "search", "epoch 2,")
     os.kill(two_nodes.trials()[0], signal.SIGKILL)
     assert started.wait(400) == 0, project.log("search")
     rows = table(project)
@@ -436,11 +427,8 @@ def test_nsga2_looks_for_a_front_and_the_same_seed_gives_the_same_trials_whateve
     keys = ("widths", "depth", "val_iou", "train.learning_rate")
     first = sorted(tuple(row[key] for key in keys) for row in rows)
     arguments = [one.replace("runs", "other runs") if one == "runs" else one for one in command(prepared)]
-    killed, give_up = project.start("search", *arguments), time.monotonic() + 400
-    while "epoch 1, val" not in project.log("search"):
-        assert killed.poll() is None, project.log("search")
-        assert time.monotonic() < give_up, project.log("search")
-        time.sleep(0.02)
+    killed = project.start("search", *arguments)
+    project.wait_for(killed, "search", "epoch 1, val")
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     [of_tune] = (project.folder / "other runs").glob("search-*/")

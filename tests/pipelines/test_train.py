@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -144,11 +143,7 @@ def test_killed_training_goes_on_and_ends_as_an_uninterrupted_one(project, prepa
     arguments = ("--prepared", str(prepared), *ARGUMENTS)
 
     killed = project.start("train", *arguments)
-    give_up = time.monotonic() + 600
-    while "epoch 3/30" not in project.log("train"):
-        assert killed.poll() is None, project.log("train")
-        assert time.monotonic() < give_up, project.log("train")
-        time.sleep(0.05)
+    project.wait_for(killed, "train", "epoch 3/30")
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     assert "epoch 30/30" not in project.log("train")
