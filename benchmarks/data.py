@@ -29,14 +29,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from pipelines.synthetic import make_image
+from pipelines.storage.synthetic import make_image
 from unetpp import NestedUNet
-from unetpp.augment import Augment
-from unetpp.crops import Crops
-from unetpp.data import Split, SplitWriter
-from unetpp.device_augment import RawSamples, augment_batches
-from unetpp.loader import AHEAD, AugmentedSamples, Loader
-from unetpp.loop import choose_precision, make_loss, make_optimizer, train_epoch
+from unetpp.data.arrow_split import Split, SplitWriter
+from unetpp.data.augment import Augment
+from unetpp.data.crops import Crops
+from unetpp.data.device_augment import RawSamples, augment_batches
+from unetpp.data.loader import AHEAD, AugmentedSamples, Loader
+from unetpp.training.loop import choose_precision, make_loss, make_optimizer, train_epoch
 
 LIMITS = {"flips": True, "brightness": 0.2, "hue": 10}
 WIDTHS = (16, 32, 64, 128, 256)

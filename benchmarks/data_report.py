@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.data_report import write_data_report, write_fingerprint
-from pipelines.fingerprint import SPLITS
-from tests.pipelines.made import make_samples
-from unetpp.data import SplitWriter
+from pipelines.dataset.fingerprint import SPLITS, write_fingerprint
+from pipelines.pages.data_page import write_data_report
+from tests.pipelines.dataset.made import make_samples
+from unetpp.data.arrow_split import SplitWriter
 
 DIFFERENT = 2000  # samples; the rest repeat them under other ids
 

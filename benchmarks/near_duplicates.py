@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 import torch
 
-from pipelines.depth_costs import describe_machine
-from pipelines.duplicates import SIDE, Looks, find_duplicates, hash_turned, turned
+from pipelines.dataset.near_duplicates import SIDE, Looks, find_duplicates, hash_turned, turned
+from pipelines.evaluation.depth_costs import describe_machine
 
 COPIES = 100
 

@@ -4,9 +4,9 @@
 
 Four readings, each beside the command that makes it alone (`--only loop|start|processes`):
 
-- loop: epochs of a plain torch loop, written here, and of `pipelines.training`, alternately in one process; then the
-  same inside of a worker of Ray Train, which reports and checkpoints after each epoch. The ratio is of images a second
-  in the steps, the median over pairs of neighbouring epochs.
+- loop: epochs of a plain torch loop, written here, and of `pipelines.training.epochs`, alternately in one process; then
+  the same inside of a worker of Ray Train, which reports and checkpoints after each epoch. The ratio is of images a
+  second in the steps, the median over pairs of neighbouring epochs.
 - start: from the start of `python -m pipelines.train` to the end of its first step, and what the seconds in between
   were spent on; then the memory (PSS) of each kind of process while it trains.
 - processes: two gloo processes of one thread against one of two threads, at the same joint batch; and how much of the
@@ -32,17 +32,17 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from pipelines import worker
-from pipelines.batches import make_loader
-from pipelines.cluster import cluster
-from pipelines.depth_costs import describe_machine
+from pipelines.cluster.ray_cluster import cluster
+from pipelines.core.params import Params, load_params
+from pipelines.evaluation.depth_costs import describe_machine
 from pipelines.ingest import ingest
-from pipelines.params import Params, load_params
 from pipelines.prepare import prepare
-from pipelines.settings import make_settings, open_splits
-from pipelines.training import epochs
+from pipelines.training import ray_worker
+from pipelines.training.batches import make_loader
+from pipelines.training.epochs import epochs
+from pipelines.training.spec import make_settings, open_splits
 from unetpp import NestedUNet
-from unetpp.loop import choose_precision, epoch_order, make_loss, make_optimizer
+from unetpp.training.loop import choose_precision, epoch_order, make_loss, make_optimizer
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parent.parent
@@ -105,7 +105,7 @@ def alternate_in_ray(settings: dict[str, Any]) -> list[tuple[float, float]]:
 
     logging.getLogger().setLevel("WARNING")  # else every report is printed whole
 
-    from unetpp.checkpoint import save_checkpoint
+    from unetpp.training.checkpoint import save_checkpoint
 
     def report(state: dict) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -118,9 +118,9 @@ def alternate_in_ray(settings: dict[str, Any]) -> list[tuple[float, float]]:
 def read_loop(prepared: Path, folder: Path, widths: list[int], num_epochs: int) -> list[str]:
     settings = make_settings(make_params(1, 1, num_epochs), widths, prepared)
     alone = alternate(settings, lambda state: None)
-    worker.train_worker = alternate_in_ray  # pyright: ignore[reportAttributeAccessIssue]
+    ray_worker.train_worker = alternate_in_ray  # pyright: ignore[reportAttributeAccessIssue]
     with cluster():
-        in_ray: Any = worker.run_on_ray(settings, "loop", folder / "loop")
+        in_ray: Any = ray_worker.run_on_ray(settings, "loop", folder / "loop")
     lines = [
         f"Steps of 8 images of 96x96, widths {', '.join(map(str, widths))}, one thread, {len(alone)} pairs of epochs:",
         "",
@@ -155,10 +155,11 @@ class Stamps:
 def stamped_train(stamps: Stamps) -> None:
     """`python -m pipelines.train` with moments written down; its arguments are in sys.argv."""
     stamps.add("torch and the stage imported")
-    from pipelines import alone, train
+    from pipelines import train
+    from pipelines.training import in_process
 
-    run_on_ray, whole_epochs, whole_cluster = train.run_on_ray, worker.epochs, train.cluster
-    train_worker = worker.train_worker
+    run_on_ray, whole_epochs, whole_cluster = train.run_on_ray, ray_worker.epochs, train.cluster
+    train_worker = ray_worker.train_worker
 
     def watched(*args, **kwargs):
         first = [True]
@@ -173,7 +174,7 @@ def stamped_train(stamps: Stamps) -> None:
 
     def stamped_worker(settings):
         stamps.add("worker's function called")
-        worker.epochs = watched
+        ray_worker.epochs = watched
         return train_worker(settings)
 
     def stamped_run(*args, **kwargs):
@@ -182,7 +183,7 @@ def stamped_train(stamps: Stamps) -> None:
         stamps.add("fit returned")
         return found
 
-    worker.train_worker, train.run_on_ray, alone.epochs = stamped_worker, stamped_run, watched
+    ray_worker.train_worker, train.run_on_ray, in_process.epochs = stamped_worker, stamped_run, watched
     train.cluster = whole_cluster
     train.main()
     stamps.add("results written, Ray ended")

@@ -12,9 +12,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pipelines.layouts import find_samples
-from pipelines.loading import find_kind
-from unetpp.images import decode_image, decode_mask, resize
+from pipelines.dataset.layouts import find_samples
+from pipelines.dataset.loading import find_kind
+from unetpp.images.decode import decode_image, decode_mask, resize
 
 
 def by(interpolation: int):

@@ -21,10 +21,10 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-from pipelines.depth_costs import describe_machine
+from pipelines.evaluation.depth_costs import describe_machine
 from unetpp import NestedUNet
-from unetpp.cost import count_macs
-from unetpp.loop import make_loss
+from unetpp.network.profiling import count_macs
+from unetpp.training.loop import make_loss
 
 MIB = 2**20
 HEADING = "## The tables"

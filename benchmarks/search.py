@@ -21,12 +21,12 @@ from types import SimpleNamespace
 import torch
 from scipy.stats import spearmanr
 
-from pipelines.files import write_json
+from pipelines.core.files import write_json
+from pipelines.core.params import Params, load_params
 from pipelines.ingest import ingest
-from pipelines.params import Params, load_params
 from pipelines.prepare import prepare
-from pipelines.settings import make_settings
-from pipelines.training import epochs
+from pipelines.training.epochs import epochs
+from pipelines.training.spec import make_settings
 
 RESULTS = Path(__file__).with_suffix(".json")
 BASES, DEPTH, EPOCHS, LONGER = (4, 8, 12), 4, 6, 10

@@ -134,7 +134,7 @@ def load(address: tuple[str, int], bodies: list[bytes], num_clients: int, num_re
 
 def images_of(size_px: int, number: int) -> list[np.ndarray]:
     """Synthetic images (size, size, 3) uint8."""
-    from pipelines.synthetic import make_image
+    from pipelines.storage.synthetic import make_image
 
     images = [make_image(index, 7, size_px)[0] for index in range(number)]
     return [image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2) for image in images]
@@ -155,7 +155,7 @@ def in_process_ms(model: str, images: list[np.ndarray]) -> float:
 
 def describe(model: str) -> str:
     """The network behind a registered version, in a sentence."""
-    from pipelines.registry import load_trained
+    from pipelines.registry.model_versions import load_trained
 
     trained = load_trained(model)
     resized = f"; images are resized to {trained.size}x{trained.size}" if trained.size else ""

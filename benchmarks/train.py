@@ -24,12 +24,12 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from tests.unetpp.classic import ClassicNestedUNet
+from tests.unetpp.network.classic import ClassicNestedUNet
 from unetpp import NestedUNet
-from unetpp.cost import count_macs
-from unetpp.inference import standardise
-from unetpp.loop import choose_precision, make_loss, make_optimizer
-from unetpp.step import TrainStep
+from unetpp.data.scaling import standardise
+from unetpp.network.profiling import count_macs
+from unetpp.training.loop import choose_precision, make_loss, make_optimizer
+from unetpp.training.step import TrainStep
 
 MIB = 2**20
 BATCHES = {96: 16, 256: 4, 512: 2}  # images of a step by side; others get as many as hold about as many pixels

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from pipelines.stage import run_command
+from pipelines.core.command import run_command
 
 
 def _predict(arguments: argparse.Namespace) -> None:
@@ -39,17 +39,17 @@ def _summary(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from pipelines.evaluations import find_evaluation, open_page
+    from pipelines.registry.find_report import find_evaluation, open_page
 
     page = find_evaluation(arguments.evaluation) / "report.html"
     open_page(page, arguments.browser)
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    from pipelines.compare import compare
-    from pipelines.compare_page import build_page, comparison_text
-    from pipelines.evaluations import find_evaluation, read_evaluation
-    from pipelines.files import replacing
+    from pipelines.core.files import replacing
+    from pipelines.evaluation.compare import compare
+    from pipelines.pages.compare_page import build_page, comparison_text
+    from pipelines.registry.find_report import find_evaluation, read_evaluation
 
     names = (arguments.a, arguments.b)
     one, other = (read_evaluation(find_evaluation(name)) for name in names)
@@ -62,17 +62,17 @@ def _compare(arguments: argparse.Namespace) -> None:
 
 
 def _mlflow(arguments: argparse.Namespace) -> None:
-    from pipelines.params import load_params
-    from pipelines.tracking import serve_page
+    from pipelines.core.params import load_params
+    from pipelines.registry.mlflow_store import serve_page
 
     registry = load_params().registry
     serve_page(arguments.port, registry.tracking_uri, registry.model_name)
 
 
 def _job(arguments: argparse.Namespace) -> None:
-    from pipelines.jobs import fetch_results, send_archive
-    from pipelines.params import load_params
-    from pipelines.parcel import stage_arguments
+    from pipelines.cluster.job_package import stage_arguments
+    from pipelines.cluster.jobs import fetch_results, send_archive
+    from pipelines.core.params import load_params
 
     params, paths = load_params(), stage_arguments(arguments.stage)
     if arguments.action == "pack":
@@ -82,13 +82,13 @@ def _job(arguments: argparse.Namespace) -> None:
 
 
 def _lineage(arguments: argparse.Namespace) -> None:
-    from pipelines.lineage import show_lineage
+    from pipelines.registry.lineage import show_lineage
 
     print(show_lineage(arguments.model, _store()))
 
 
 def _reproduce(arguments: argparse.Namespace) -> None:
-    from pipelines.reproduce import reproduce
+    from pipelines.registry.reproduce import reproduce
 
     if not reproduce(arguments.model, arguments.out, arguments.again, _store()):
         raise SystemExit(1)
@@ -96,23 +96,23 @@ def _reproduce(arguments: argparse.Namespace) -> None:
 
 def _store() -> str | None:
     """register.tracking_uri where there are params."""
-    from pipelines.params import load_params
+    from pipelines.core.params import load_params
 
     return load_params().registry.tracking_uri if Path("params.yaml").is_file() else None
 
 
 def _promote(arguments: argparse.Namespace) -> None:
-    from pipelines.params import load_params
-    from pipelines.promote import promote
-    from pipelines.tracking import tracking_uri
+    from pipelines.core.params import load_params
+    from pipelines.registry.mlflow_store import tracking_uri
+    from pipelines.registry.promote import promote
 
     print(promote(tracking_uri(load_params().registry.tracking_uri), arguments.model, arguments.why))
 
 
 def _rollback(arguments: argparse.Namespace) -> None:
-    from pipelines.params import load_params
-    from pipelines.promote import rollback
-    from pipelines.tracking import tracking_uri
+    from pipelines.core.params import load_params
+    from pipelines.registry.mlflow_store import tracking_uri
+    from pipelines.registry.promote import rollback
 
     print(rollback(tracking_uri(load_params().registry.tracking_uri), arguments.model, arguments.why))
 

@@ -46,7 +46,7 @@ def _machine() -> Iterator[Finding]:
     import psutil
     import torch
 
-    from unetpp.loop import choose_precision
+    from unetpp.training.loop import choose_precision
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     yield "processor", f"{cores} cores, {platform.machine()}", ""
@@ -84,7 +84,7 @@ def _machine() -> Iterator[Finding]:
 
 
 def _project() -> Iterator[Finding]:
-    from pipelines.params import load_params
+    from pipelines.core.params import load_params
     from unetpp.errors import UserError
 
     try:
@@ -144,7 +144,7 @@ def _ray() -> Iterator[Finding]:
 
 
 def _mlflow(registry) -> Iterator[Finding]:
-    from pipelines.tracking import shown, tracking_uri
+    from pipelines.registry.mlflow_store import shown, tracking_uri
 
     uri = tracking_uri(registry.tracking_uri)
     if not uri.startswith("http"):

@@ -15,27 +15,27 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipelines import report
-from pipelines.commit import git_commit
-from pipelines.decision import Decision, decide
-from pipelines.depth_costs import describe_machine, measure_cost
-from pipelines.depth_table import describe
-from pipelines.files import replacing, sha256, write_json
-from pipelines.gates import check_gates
-from pipelines.intervals import LEVEL, RESAMPLES
-from pipelines.params import load_params
-from pipelines.picks import find_extremes, pick
-from pipelines.predictor import Predictor
-from pipelines.quality import Quality, choose_thresholds, measure_quality
-from pipelines.report_schema import Report
-from pipelines.scores import by_class, by_kind, by_size, image_rows, resample, summarise
-from pipelines.sections import Evaluate
-from pipelines.stage import run_command
-from unetpp import metrics
-from unetpp.calibration import reliability
-from unetpp.data import Split, read_manifest
+from pipelines.core.command import run_command
+from pipelines.core.delivery_sections import Evaluate
+from pipelines.core.files import replacing, sha256, write_json
+from pipelines.core.git import git_commit
+from pipelines.core.params import load_params
+from pipelines.evaluation.bootstrap import LEVEL, RESAMPLES
+from pipelines.evaluation.decision import Decision, decide
+from pipelines.evaluation.depth_costs import describe_machine, measure_cost
+from pipelines.evaluation.depth_table import describe
+from pipelines.evaluation.examples import find_extremes, pick
+from pipelines.evaluation.gates import check_gates
+from pipelines.evaluation.predictor import Predictor
+from pipelines.evaluation.quality import Quality, choose_thresholds, measure_quality
+from pipelines.evaluation.report_schema import Report
+from pipelines.evaluation.scores import by_class, by_kind, by_size, image_rows, resample, summarise
+from pipelines.pages import depth_page
+from unetpp.data.arrow_split import Split, read_manifest
 from unetpp.errors import UserError
-from unetpp.inference import Trained, load_model
+from unetpp.inference.model_file import Trained, load_model
+from unetpp.scores import metrics
+from unetpp.scores.calibration import reliability
 
 
 def read_groups(prepared: Path, ids: list[str]) -> list[str]:
@@ -186,7 +186,7 @@ def evaluate(
     for rank, index in picked:
         image, mask = split[index]
         masks_hat = {name: mask_hat[0].numpy() for name, mask_hat in predict([image]).items()}
-        samples.append(report.Sample(rank, rows[index], image, mask, masks_hat))
+        samples.append(depth_page.Sample(rank, rows[index], image, mask, masks_hat))
     commit, dirty = git_commit(Path.cwd())
     weights = model / "model.pt" if model.is_dir() else model
     provenance = {
@@ -201,13 +201,13 @@ def evaluate(
     }
     rule = {"tolerance_iou": settings.tolerance_iou, "max_latency_ms": settings.max_latency_ms, "resamples": RESAMPLES}
     extremes = {name: find_extremes(rows, name) for name in quality}
-    page = report.build_report(result, rows, samples, extremes, shown, rule, provenance)
+    page = depth_page.build_report(result, rows, samples, extremes, shown, rule, provenance)
     write_json(out / "report.json", result)
     compared = {key: {name: round(row[key], 4) for name, row in depths.items()} for key in ("iou_image", "latency_ms")}
     write_json(out / "metrics.json", {"recommended_depth": decision.depth} | compared)
     _write_csv(out / "depths.csv", [{"depth": name} | row for name, row in depths.items()])
     _write_csv(out / "images.csv", rows)
-    _write_csv(out / "reliability.csv", report.reliability_rows(result))
+    _write_csv(out / "reliability.csv", depth_page.reliability_rows(result))
     with replacing(out / "report.html") as partial:
         partial.write_text(page, encoding="utf-8")
     return result
@@ -224,7 +224,7 @@ def _measure_runtimes(
     """A row for each exported model; none without exports."""
     if exports is None:
         return []
-    from pipelines.runtimes import measure_runtimes  # late: they are extras
+    from pipelines.evaluation.runtime_scores import measure_runtimes  # late: they are extras
 
     ious = {name: metrics.per_image_iou(each.counts).numpy() for name, each in quality.items()}
     return measure_runtimes(exports, prepared, settings, size_px, ious)

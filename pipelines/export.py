@@ -14,18 +14,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipelines.files import replacing, sha256, write_json
-from pipelines.params import load_params
-from pipelines.sections import Export
-from pipelines.stage import run_command
-from unetpp.data import Split
+from pipelines.core.command import run_command
+from pipelines.core.delivery_sections import Export
+from pipelines.core.files import replacing, sha256, write_json
+from pipelines.core.params import load_params
+from unetpp.data.arrow_split import Split
+from unetpp.data.scaling import scaled
 from unetpp.errors import UserError
-from unetpp.export import WEIGHTS, folded, save_safetensors
-from unetpp.graphs import capture, missing_for_onnx, save_onnx, save_pt2
-from unetpp.inference import Trained, load_model, scaled
-from unetpp.quantisation import quantise
-from unetpp.runtimes import missing
-from unetpp.verification import Comparison, Verification
+from unetpp.export.graphs import capture, missing_for_onnx, save_onnx, save_pt2
+from unetpp.export.quantisation import quantise
+from unetpp.export.runtimes import missing
+from unetpp.export.safetensors_files import WEIGHTS, folded, save_safetensors
+from unetpp.export.verification import Comparison, Verification
+from unetpp.inference.model_file import Trained, load_model
 
 SCHEMA = 1
 CALIBRATION_IMAGES = 32  # of `unetpp export`, which has no params.yaml
@@ -213,7 +214,7 @@ def load(model: str) -> Trained:
     """
     if not model.startswith("models:/"):
         return load_model(model)
-    from pipelines.registry import load_trained
+    from pipelines.registry.model_versions import load_trained
 
     return load_trained(model, load_params().registry.tracking_uri)
 

@@ -8,11 +8,11 @@ from tempfile import TemporaryDirectory
 
 import psutil
 
-from pipelines.files import disk_errors, replacing, sha256, write_json
-from pipelines.params import load_params
-from pipelines.sections import Ingest
-from pipelines.sources import fetch
-from pipelines.stage import run_command
+from pipelines.core.command import run_command
+from pipelines.core.data_sections import Ingest
+from pipelines.core.files import disk_errors, replacing, sha256, write_json
+from pipelines.core.params import load_params
+from pipelines.storage.sources import fetch
 
 
 def ingest(params: Ingest, out: Path, cache: Path | None = None) -> dict:

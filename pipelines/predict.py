@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.files import replacing
+from pipelines.core.files import replacing
 from unetpp.errors import UserError
-from unetpp.export import CONFIG, read_safetensors
-from unetpp.images import SUFFIXES, decode_image
-from unetpp.inference import load_model
-from unetpp.masks import to_mask
-from unetpp.runtimes import open_export
-from unetpp.tiles import predict_image
+from unetpp.export.runtimes import open_export
+from unetpp.export.safetensors_files import CONFIG, read_safetensors
+from unetpp.images.decode import SUFFIXES, decode_image
+from unetpp.inference.model_file import load_model
+from unetpp.inference.tiles import predict_image
+from unetpp.network.masks import to_mask
 
 
 class Loaded(NamedTuple):
@@ -86,8 +86,8 @@ def load(model: str, depth: int | None, heads: str | None = None) -> Loaded:
     if not model.startswith("models:/"):
         trained = read_safetensors(model) if Path(model, CONFIG).is_file() else load_model(model)
     else:
-        from pipelines.params import load_params
-        from pipelines.registry import load_trained
+        from pipelines.core.params import load_params
+        from pipelines.registry.model_versions import load_trained
 
         trained = load_trained(model, load_params().registry.tracking_uri)
     network = trained.segmenter(depth) if heads is None else trained.ensemble(read_heads(heads))

@@ -8,22 +8,22 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from pipelines.duplicates import Looks, find_duplicates
-from pipelines.facts import write_samples
-from pipelines.files import disk_errors, replacing, sha256, write_json
-from pipelines.groups import find_groups
-from pipelines.labels import check_foreground, check_ignore
-from pipelines.layouts import Problem, Sample, find_samples
-from pipelines.loading import load_all
-from pipelines.params import load_params
-from pipelines.salts import Balance, propose_salt
-from pipelines.sections import Prepare
-from pipelines.splits import SPLITS, Place, check_apart, join, place
-from pipelines.spool import Spool
-from pipelines.stage import run_command
-from unetpp.data import SplitWriter
+from pipelines.core.command import run_command
+from pipelines.core.data_sections import Prepare
+from pipelines.core.files import disk_errors, replacing, sha256, write_json
+from pipelines.core.params import load_params
+from pipelines.dataset.groups import find_groups
+from pipelines.dataset.layouts import Problem, Sample, find_samples
+from pipelines.dataset.loading import load_all
+from pipelines.dataset.mask_files import check_foreground, check_ignore
+from pipelines.dataset.near_duplicates import Looks, find_duplicates
+from pipelines.dataset.sample_buffer import Spool
+from pipelines.dataset.sample_stats import write_samples
+from pipelines.dataset.split_balance import Balance, propose_salt
+from pipelines.dataset.splits import SPLITS, Place, check_apart, join, place
+from unetpp.data.arrow_split import SplitWriter
 from unetpp.errors import UserError
-from unetpp.images import Limits
+from unetpp.images.decode import Limits
 
 # A group of near-duplicates with so many images, and such a share of all, is told.
 LARGE_GROUP, LARGE_SHARE = 10, 0.1
@@ -104,7 +104,7 @@ def prepare(params: Prepare, raw: Path, out: Path) -> dict:
         }
         write_json(partial / "manifest.json", manifest)
         # Late, here and below: the processes that only decode need no charts.
-        from pipelines.data_report import write_fingerprint
+        from pipelines.dataset.fingerprint import write_fingerprint
 
         write_fingerprint(partial)
     return manifest
@@ -226,7 +226,7 @@ def main() -> None:
         print(f"prepare: {manifest['ignored_share']:.1%} of the train pixels are ignored")
     which = "other train pixels" if manifest["ignored_share"] else "train pixels"
     print(f"prepare: {manifest['foreground_share']:.1%} of the {which} are foreground")
-    from pipelines.data_report import write_data_report
+    from pipelines.pages.data_page import write_data_report
 
     for warning in write_data_report(arguments.out, arguments.reports):
         print(f"prepare: {warning}")

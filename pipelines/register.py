@@ -11,17 +11,17 @@ import json
 import tempfile
 from pathlib import Path
 
-from pipelines import aliases, evidence, registry, reload, run_log, runs, tracking
-from pipelines.card import Family, family_description, version_description, with_history
-from pipelines.commit import git_commit
-from pipelines.exclusive import exclusive
-from pipelines.files import sha256, write_json
-from pipelines.params import load_params
-from pipelines.promotion import Scored, Verdict, judge
-from pipelines.run_log import Inputs, flatten
-from pipelines.sections import Register
+from pipelines.core.delivery_sections import Register
+from pipelines.core.files import sha256, write_json
+from pipelines.core.git import git_commit
+from pipelines.core.params import load_params
+from pipelines.registry import aliases, evidence, mlflow_store, model_versions, read_back, run_log, runs
+from pipelines.registry.lock import exclusive
+from pipelines.registry.model_card import Family, family_description, version_description, with_history
+from pipelines.registry.promotion_rules import Scored, Verdict, judge
+from pipelines.registry.run_log import Inputs, flatten
 from unetpp.errors import UserError
-from unetpp.inference import load_model
+from unetpp.inference.model_file import load_model
 
 
 def register(inputs: Inputs, params: dict, settings: Register, uri: str) -> dict:
@@ -35,14 +35,14 @@ def register(inputs: Inputs, params: dict, settings: Register, uri: str) -> dict
             what its network does.
     """
     family = read_family(inputs, settings)
-    return tracking.persistent(uri, lambda: register_family(family, inputs, params, settings, uri))
+    return mlflow_store.persistent(uri, lambda: register_family(family, inputs, params, settings, uri))
 
 
 def register_family(family: Family, inputs: Inputs, params: dict, settings: Register, uri: str) -> dict:
     """One attempt; another one goes on where it ended."""
-    name, client = family.name, tracking.connect(uri)
+    name, client = family.name, mlflow_store.connect(uri)
     where = runs.experiment_id(client, settings.experiment)
-    tracking.create_once(client.create_registered_model, name)
+    mlflow_store.create_once(client.create_registered_model, name)
     with exclusive(client, name) as check_turn:
         run_name = f"{name} {family.fingerprint[:8]}"
         with runs.open_run(client, where, run_name, family.fingerprint, family.trained.info.get("run")) as run:
@@ -62,7 +62,7 @@ def register_family(family: Family, inputs: Inputs, params: dict, settings: Regi
     promotion = client.get_model_version(name, candidate).tags
     return {
         "model_name": name,
-        "tracking_uri": tracking.shown(uri),
+        "tracking_uri": mlflow_store.shown(uri),
         "run_id": run.info.run_id,
         "experiment_id": where,
         "versions": {f"L{depth}": int(version) for depth, version in versions.items()},
@@ -131,7 +131,7 @@ def register_depth(client, run, family: Family, inputs: Inputs, depth: int) -> s
     tags = family.tags(depth) | {"run_id": run.info.run_id}
     segmenter = family.trained.segmenter(depth)
     config = flatten(segmenter.network.config() | {"depth": depth})
-    model = registry.find_or_log_model(client, run, f"L{depth}", family.trained, depth, config, tags)
+    model = model_versions.find_or_log_model(client, run, f"L{depth}", family.trained, depth, config, tags)
     # The step is the depth, so that the run's charts show each number over the depths.
     metrics = [(key, value, depth) for key, value in run_log.numbers(family.metrics["depths"][f"L{depth}"])]
     test = ("test", family.manifest["splits"]["test"]["sha256"])
@@ -143,7 +143,7 @@ def register_depth(client, run, family: Family, inputs: Inputs, depth: int) -> s
             client.log_model_artifacts(model.model_id, str(folder), "evidence")
             client.set_logged_model_tags(model.model_id, {"evidence_sha256": sha256(folder / evidence.SUMS)})
     tags |= {"model_id": model.model_id}
-    return str(registry.find_or_create_version(client, family.name, model, run, tags).version)
+    return str(model_versions.find_or_create_version(client, family.name, model, run, tags).version)
 
 
 def check_versions(client, family: Family, versions: dict[int, str]) -> None:
@@ -157,17 +157,17 @@ def check_versions(client, family: Family, versions: dict[int, str]) -> None:
     reasons = {}
     for depth, model in models.items():
         expected = model.tags["evidence_sha256"]
-        if reason := reload.check_evidence(family.name, versions[depth], expected):
+        if reason := read_back.check_evidence(family.name, versions[depth], expected):
             reasons[depth] = reason
-    reasons = reload.check_in_clean_process(family.name, versions, family.trained) | reasons
+    reasons = read_back.check_in_clean_process(family.name, versions, family.trained) | reasons
     for depth, version in versions.items():
-        registry.mark_verified(client, family.name, version, models[depth].model_id, depth not in reasons)
+        model_versions.mark_verified(client, family.name, version, models[depth].model_id, depth not in reasons)
         if depth not in reasons:
             print(f"L{depth} is version {version}: read back, predicts the same", flush=True)
     if reasons:
         lines = [
             f"version {versions[depth]} of {family.name} (L{depth}), read back from "
-            f"{tracking.shown(client.tracking_uri)}, {reason}"
+            f"{mlflow_store.shown(client.tracking_uri)}, {reason}"
             for depth, reason in sorted(reasons.items())
         ]
         raise UserError(
@@ -219,7 +219,7 @@ def main() -> None:
     arguments = vars(parser.parse_args())
     out = arguments.pop("out")
     params = load_params()
-    uri = tracking.tracking_uri(params.registry.tracking_uri)
+    uri = mlflow_store.tracking_uri(params.registry.tracking_uri)
     found = register(Inputs(**arguments), params.model_dump(by_alias=True, mode="json"), params.registry, uri)
     write_json(out, found)
     chosen = found["recommended"]
@@ -229,6 +229,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from pipelines.stage import run_command
+    from pipelines.core.command import run_command
 
     run_command(main)

@@ -16,20 +16,28 @@ import psutil
 import torch
 import yaml
 
-from pipelines.cluster import check_fits, cluster, how_many_fit
-from pipelines.costs import Costs, check_budget, check_memory, count_costs, describe, key_of, measure_costs
-from pipelines.files import replacing
-from pipelines.front import Point, Trial, choose, mark_front, measured, name
-from pipelines.jobs import address_of, run_remotely
-from pipelines.node_cache import share
-from pipelines.params import Params, load_params
-from pipelines.probe import estimate, probe
-from pipelines.run_store import open_store, runs_at
-from pipelines.search_page import build_page
-from pipelines.settings import make_settings, run_name
-from pipelines.space import Space, decode, read_space
-from pipelines.stage import run_command
-from unetpp.data import read_manifest
+from pipelines.cluster.jobs import address_of, run_remotely
+from pipelines.cluster.ray_cluster import check_fits, cluster, how_many_fit
+from pipelines.core.command import run_command
+from pipelines.core.files import replacing
+from pipelines.core.params import Params, load_params
+from pipelines.pages.search_page import build_page
+from pipelines.storage.node_cache import share
+from pipelines.storage.run_store import open_store, runs_at
+from pipelines.training.spec import make_settings, run_name
+from pipelines.tuning.candidate_costs import (
+    Costs,
+    check_budget,
+    check_memory,
+    count_costs,
+    describe,
+    key_of,
+    measure_costs,
+)
+from pipelines.tuning.pareto import Point, Trial, choose, mark_front, measured, name
+from pipelines.tuning.probe import estimate, probe
+from pipelines.tuning.space import Space, decode, read_space
+from unetpp.data.arrow_split import read_manifest
 from unetpp.errors import UserError
 
 INIT = "init.pt"
@@ -83,7 +91,7 @@ def search(params: Params, prepared: Path, runs: Path, out: Path, reports: Path)
 
 def run_search(space: Space, prepared: Path, manifest: dict, costs: Costs, runs: str) -> tuple[list[Trial], Any]:
     """The trials of the space, kept at `runs`, and what gives the weights of one of them by its number."""
-    from pipelines.tuning import best_weights, has_begun, run_trials
+    from pipelines.tuning.ray_tune import best_weights, has_begun, run_trials
 
     params, search = space.params, space.params.search
     settings = make_settings(params, [], prepared)

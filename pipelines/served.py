@@ -19,13 +19,14 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import BAD_REQUEST, INTERNAL_ERROR
 from mlflow.types import ParamSchema, ParamSpec
 
-from pipelines.seals import check_seal
+from pipelines.core.checksums import check_seal
 from unetpp.errors import FileError, UserError
-from unetpp.export import read_safetensors
-from unetpp.images import Limits, convert, decode_image
-from unetpp.inference import Segmenter, Trained
-from unetpp.masks import to_mask
-from unetpp.tiles import predict_image
+from unetpp.export.safetensors_files import read_safetensors
+from unetpp.images.decode import Limits, convert, decode_image
+from unetpp.inference.model_file import Trained
+from unetpp.inference.segmenter import Segmenter
+from unetpp.inference.tiles import predict_image
+from unetpp.network.masks import to_mask
 
 MODES = ("single", "mean", "probabilities")
 ENCODINGS = ("array", "png")

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from pipelines.depth_table import describe
+from pipelines.evaluation.depth_table import describe
 from unetpp.errors import UserError
 
 

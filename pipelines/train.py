@@ -17,23 +17,23 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
-from pipelines.alone import run_alone
-from pipelines.cluster import check_fits, cluster
-from pipelines.files import replacing, sha256, write_json
-from pipelines.jobs import address_of, run_remotely
-from pipelines.live import UNLOGGED, logged_live
-from pipelines.node_cache import share
-from pipelines.params import Params, load_params, override
-from pipelines.progress import relayed
-from pipelines.run_store import RunStore, open_store, runs_at
-from pipelines.sections import Architecture, Model
-from pipelines.settings import build_network, make_settings, run_name
-from pipelines.stage import run_command
-from pipelines.system import sampled
-from pipelines.worker import STOPPED, reported, run_on_ray
-from unetpp.data import read_manifest
+from pipelines.cluster.jobs import address_of, run_remotely
+from pipelines.cluster.ray_cluster import check_fits, cluster
+from pipelines.console.machine_load import sampled
+from pipelines.console.progress import relayed
+from pipelines.core.command import run_command
+from pipelines.core.files import replacing, sha256, write_json
+from pipelines.core.params import Params, load_params, override
+from pipelines.core.training_sections import Architecture, Model
+from pipelines.registry.live_log import UNLOGGED, logged_live
+from pipelines.storage.node_cache import share
+from pipelines.storage.run_store import RunStore, open_store, runs_at
+from pipelines.training.in_process import run_alone
+from pipelines.training.ray_worker import STOPPED, reported, run_on_ray
+from pipelines.training.spec import build_network, make_settings, run_name
+from unetpp.data.arrow_split import read_manifest
 from unetpp.errors import UserError
-from unetpp.inference import Trained
+from unetpp.inference.model_file import Trained
 
 TERMINATED = 128 + signal.SIGTERM  # the exit code of what SIGTERM has stopped, 143
 

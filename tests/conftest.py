@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from .browser import HELP, Browser, find_chromium
-from .servers import Moto
-from .stores import HELP as NO_POSTGRES
-from .stores import Postgres, find_postgres
+from tests.browser import HELP, Browser, find_chromium
+from tests.servers import Moto
+from tests.stores import HELP as NO_POSTGRES
+from tests.stores import Postgres, find_postgres
 
 # Two processes of tests run side by side.
 os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
@@ -82,7 +82,7 @@ def repository() -> Path:
 @pytest.fixture
 def params():
     """params.yaml as it is shipped; change it by `model_copy`."""
-    from pipelines.params import load_params
+    from pipelines.core.params import load_params
 
     return load_params(REPOSITORY / "params.yaml")
 

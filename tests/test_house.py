@@ -6,196 +6,60 @@ import re
 import subprocess
 import sys
 import tomllib
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import REPOSITORY
 from unetpp.offline import TELEMETRY_OFF
 
-from .conftest import REPOSITORY
-
-# Lowest first; a file imports only from rows above its own. Within a row, only what is listed in BESIDE.
+# The law of layers, lowest first: a file imports from its own wing and from rows above that of its wing.
 LAYERS = (
-    {"unetpp.offline", "unetpp.errors", "unetpp.masks", "unetpp"},
-    {"unetpp.model", "unetpp.losses", "unetpp.metrics"},
-    {
-        "unetpp.pruning",
-        "unetpp.inference",
-        "unetpp.folding",
-        "unetpp.export",
-        "unetpp.graphs",
-        "unetpp.quantisation",
-        "unetpp.runtimes",
-        "unetpp.signal_stack",
-        "unetpp.verification",
-        "unetpp.tiles",
-        "unetpp.cost",
-        "unetpp.boundaries",
-        "unetpp.objects",
-        "unetpp.calibration",
-        "unetpp.images",
-        "unetpp.pictures",
-        "unetpp.tiff",
-        "unetpp.crops",
-        "unetpp.warp",
-        "unetpp.data",
-        "unetpp.augment",
-        "unetpp.device_augment",
-        "unetpp.loader",
-        "unetpp.batch_norm",
-        "unetpp.ema",
-        "unetpp.memory",
-        "unetpp.failures",
-        "unetpp.step",
-        "unetpp.loop",
-        "unetpp.checkpoint",
-    },
-    {
-        "pipelines",
-        *(
-            f"pipelines.{name}"
-            for name in (
-                "files",
-                "commit",
-                "stage",
-                "sections",
-                "params",
-                "trees",
-                "coco",
-                "layouts",
-                "labels",
-                "processes",
-                "synthetic",
-                "groups",
-                "duplicates",
-                "splits",
-                "salts",
-                "spool",
-                "archives",
-                "storage",
-                "downloads",
-                "node_cache",
-                "run_store",
-                "web",
-                "sources",
-                "cluster",
-                "jobs",
-                "parcel",
-                "settings",
-                "rows",
-                "progress",
-                "feed",
-                "live",
-                "wrapping",
-                "batches",
-                "training",
-                "alone",
-                "peers",
-                "stopping",
-                "preemption",
-                "worker",
-                "space",
-                "costs",
-                "front",
-                "trials",
-                "probe",
-                "searchers",
-                "tuning",
-                "search_page",
-                "tracking",
-                "seals",
-                "served",
-                "registry",
-                "reload",
-                "lineage",
-                "reproduce",
-                "system",
-                "exclusive",
-                "tracking",
-                "runs",
-                "registry",
-                "compare",
-                "evidence",
-                "run_log",
-                "promotion",
-                "aliases",
-                "page",
-                "objects",
-                "facts",
-                "loading",
-                "balance",
-                "fingerprint",
-                "advice",
-                "findings",
-                "data_report",
-                "viewer",
-                "report_charts",
-                "report",
-                "runtimes",
-                "report_schema",
-                "depth_table",
-                "predictor",
-                "quality",
-                "scores",
-                "picks",
-                "intervals",
-                "decision",
-                "gates",
-                "depth_costs",
-                "cold_start",
-                "compare_page",
-                "evaluations",
-                "card",
-            )
-        ),
-    },
-    {
-        f"pipelines.{name}"
-        for name in (
-            "ingest",
-            "prepare",
-            "search",
-            "train",
-            "export",
-            "evaluate",
-            "register",
-            "promote",
-            "predict",
-            "doctor",
-            "summary",
-            "cli",
-        )
-    },
+    {"unetpp"},
+    {"core", "console"},
+    {"storage", "evaluation", "served"},
+    {"dataset", "training", "cluster"},
+    {"tuning", "registry"},
+    {"pages"},
+    {"stages and commands"},  # a stage never imports a stage; the command line imports all of them, late
 )
-BESIDE = {
-    0,
-    2,
-    3,
-}  # the stages and the network's own files never import each other; the command line does, late
-HOMES = {  # each outside system has one home file, or the few that the file map names
-    "albumentations": {"unetpp.augment"},
-    "pyarrow": {"unetpp.data", "pipelines.storage"},
-    "PIL": {"unetpp.pictures", "pipelines.page"},
-    "scipy": {"unetpp.boundaries", "unetpp.objects"},
-    "pycocotools": {"pipelines.coco"},
-    "safetensors": {"unetpp.export"},
-    "onnx": {"unetpp.graphs", "unetpp.quantisation"},
-    "onnxruntime": {"unetpp.quantisation", "unetpp.runtimes"},
-    "openvino": {"unetpp.runtimes"},
-    "boto3": {"pipelines.storage"},
-    "s3fs": {"pipelines.storage"},
-    "botocore": {"pipelines.storage"},
-    "mlflow": {f"pipelines.{name}" for name in ("tracking", "runs", "registry", "served")},
+WITHIN_UNETPP = (
+    {"errors", "offline"},
+    {"images", "network"},
+    {"data", "scores"},
+    {"inference"},
+    {"training", "export"},
+    {"the public names"},
+)
+BESIDE = {("console", "core")}  # what a person sees is written by core's whole files
+HOMES = {  # each outside system has one home file, or one wing, or the few that are named
+    "albumentations": {"unetpp.data.augment"},
+    "pyarrow": {"unetpp.data.arrow_split", "pipelines.storage.s3"},
+    "PIL": {"unetpp.images.pictures", "pipelines.pages.html_page"},
+    "scipy": {"unetpp.scores.boundaries", "unetpp.scores.object_matching"},
+    "pycocotools": {"pipelines.dataset.coco"},
+    "safetensors": {"unetpp.export.safetensors_files"},
+    "onnx": {"unetpp.export.graphs", "unetpp.export.quantisation"},
+    "onnxruntime": {"unetpp.export.quantisation", "unetpp.export.runtimes"},
+    "openvino": {"unetpp.export.runtimes"},
+    "boto3": {"pipelines.storage.s3"},
+    "s3fs": {"pipelines.storage.s3"},
+    "botocore": {"pipelines.storage.s3"},
+    "jinja2": {"pipelines.pages.html_page"},
+    "mlflow": {
+        f"pipelines.{name}" for name in ("registry.mlflow_store", "registry.runs", "registry.model_versions", "served")
+    },
     "ray": {
-        "pipelines.cluster",
-        "pipelines.jobs",
-        "pipelines.worker",
-        "pipelines.trials",
-        "pipelines.searchers",
-        "pipelines.tuning",
+        "pipelines.cluster.ray_cluster",
+        "pipelines.cluster.jobs",
+        "pipelines.training.ray_worker",
+        "pipelines.tuning.trials",
+        "pipelines.tuning.algorithms",
+        "pipelines.tuning.ray_tune",
         "pipelines.search",
     },
-    "optuna": {"pipelines.searchers"},
+    "optuna": {"pipelines.tuning.algorithms"},
 }
 
 
@@ -203,36 +67,62 @@ def name_of(path: Path) -> str:
     return ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__")
 
 
-FILES = {name_of(path): path for package in ("unetpp", "pipelines") for path in (REPOSITORY / package).glob("*.py")}
+FILES = {name_of(path): path for package in ("unetpp", "pipelines") for path in (REPOSITORY / package).rglob("*.py")}
 
 
-def imports(path: Path, top_level: bool = False) -> set[str]:
-    tree = ast.parse(path.read_text())
-    nodes = tree.body if top_level else ast.walk(tree)
+def imports(path: Path) -> set[str]:
+    """The modules that a file imports, at its top or later."""
     found = set()
-    for node in nodes:
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
+            assert not node.level, f"{path}: a relative import"
             within = {f"{node.module}.{alias.name}" for alias in node.names} & set(FILES)
             found |= within or {node.module}
     return found
 
 
-def layer_of(name: str) -> int:
-    found = [number for number, names in enumerate(LAYERS) if name in names]
-    assert found, f"{name} stands in no layer: add it to LAYERS in {__file__} and to the README's file map"
+def wing_of(name: str) -> str:
+    package, *rest = name.split(".")
+    if package == "unetpp":
+        return rest[0] if rest else "the public names"
+    if not rest:
+        return "core"  # the package itself turns telemetry off
+    return (
+        rest[0] if len(rest) > 1 or FILES[name].name == "__init__.py" or rest[0] == "served" else "stages and commands"
+    )
+
+
+def row_of(wing: str, rows: tuple[set[str], ...]) -> int:
+    found = [number for number, wings in enumerate(rows) if wing in wings]
+    assert found, f"{wing} stands in no row of the layers in {__file__}"
     return found[0]
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_imports_only_go_down(name):
-    layer = layer_of(name)
-    for other in imports(FILES[name]) & set(FILES):
-        if name in {"pipelines.cli", "unetpp"} or other == name:  # the one runs the stages, the other names its parts
+    for other in imports(FILES[name]) & set(FILES) - {name, "unetpp", "pipelines"}:
+        if name == "pipelines.cli":
             continue
-        below = layer_of(other)
-        assert below < layer or (below == layer and layer in BESIDE), f"{name} imports {other}"
+        rows = WITHIN_UNETPP if name.startswith("unetpp") else LAYERS
+        assert name.startswith("pipelines") or other.startswith("unetpp"), f"{name} imports {other}"
+        ours, theirs = wing_of(name), "unetpp" if other.startswith("unetpp") and rows is LAYERS else wing_of(other)
+        beside = (ours, theirs) in BESIDE or (ours == theirs and ours != "stages and commands")
+        assert beside or row_of(theirs, rows) < row_of(ours, rows), f"{name} imports {other}"
+
+
+def test_no_file_imports_itself_by_a_way_round():
+    arrows = {name: imports(path) & set(FILES) - {name, "unetpp", "pipelines"} for name, path in FILES.items()}
+    assert len(arrows) > 100
+    TopologicalSorter(arrows).prepare()  # raises CycleError, which names the circle
+
+
+def test_a_wing_is_a_folder_that_one_takes_in_at_a_glance():
+    for folder in {path.parent for path in FILES.values()}:
+        code = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+        assert len(code) <= 16, f"{folder}: {len(code)} files"
+        assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text())), f"{folder} does not say what it is"
 
 
 @pytest.mark.parametrize("library", sorted(HOMES))
@@ -246,12 +136,14 @@ def test_network_needs_torch_and_numpy_alone():
         "import sys\n"
         "for name in ('ray', 'mlflow', 'dvc', 'albumentations', 'cv2', 'PIL', 'pyarrow', 'pydantic', 'boto3'):\n"
         "    sys.modules[name] = None\n"  # an import of it fails
-        "import torch, unetpp, unetpp.loop, unetpp.loader, unetpp.device_augment, unetpp.checkpoint, unetpp.cost\n"
+        "import torch, unetpp, unetpp.data.loader, unetpp.data.device_augment, unetpp.training.checkpoint\n"
+        "from unetpp.network import profiling\n"
+        "from unetpp.training import loop\n"
         "network, cpu = unetpp.NestedUNet((4, 6, 8)), torch.device('cpu')\n"
-        "optimizer = unetpp.loop.make_optimizer(network, 'adamw', 1e-3, 0.9, 0.0)\n"
+        "optimizer = loop.make_optimizer(network, 'adamw', 1e-3, 0.9, 0.0)\n"
         "batch = (torch.rand(2, 3, 16, 16), torch.zeros(2, 16, 16, dtype=torch.uint8))\n"
-        "loss = unetpp.loop.make_loss('ce_dice', 'mean', network.depths)\n"
-        "unetpp.loop.train_epoch(network, [batch], optimizer, lambda step: 1e-3, 0, cpu, torch.float32, loss)\n"
+        "loss = loop.make_loss('ce_dice', 'mean', network.depths)\n"
+        "loop.train_epoch(network, [batch], optimizer, lambda step: 1e-3, 0, cpu, torch.float32, loss)\n"
         "print(unetpp.Segmenter(unetpp.prune(network, 1)).eval()(batch[0]).shape)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False)

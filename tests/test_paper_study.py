@@ -44,8 +44,8 @@ def study(tmp_path, monkeypatch):
     monkeypatch.setattr(page, "read_study", lambda: small)
     monkeypatch.setattr(run, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(page, "RESULTS", tmp_path / "results")
+    from pipelines.core.params import load_params
     from pipelines.ingest import ingest
-    from pipelines.params import load_params
 
     (tmp_path / "project").mkdir()
     project = Project(tmp_path / "project")
@@ -231,7 +231,7 @@ def test_page_states_what_holds_what_does_not_and_what_is_missing(study, monkeyp
 
 
 def test_study_names_only_networks_that_can_be_built():
-    from unetpp.model import NestedUNet
+    from unetpp.network.model import NestedUNet
 
     study = run.read_study()
     assert set(study["networks"]) == set(page.NAMES)

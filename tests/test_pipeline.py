@@ -15,12 +15,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipelines.files import sha256
+from pipelines.core.files import sha256
+from pipelines.core.params import load_params
+from pipelines.evaluation.report_schema import Report
 from pipelines.ingest import ingest
-from pipelines.params import load_params
-from pipelines.report_schema import Report
-
-from .conftest import REPOSITORY
+from tests.conftest import REPOSITORY
 
 SMALL = {
     "ingest": {"synthetic": {"num_images": 40, "size_px": 64, "seed": 1, "masks": "instances"}},
@@ -118,8 +117,8 @@ def test_search_chose_one_point_of_its_front_and_train_took_its_widths(clone):
 def test_registry_holds_run_trials_champion_and_evidence(clone):
     versions = clone.json("reports/register/versions.json")
     script = (
-        "import json, sys; from pipelines import registry, tracking\n"
-        "client = tracking.connect(tracking.tracking_uri()); run = client.get_run(sys.argv[1])\n"
+        "import json, sys; from pipelines.registry import mlflow_store\n"
+        "client = mlflow_store.connect(mlflow_store.tracking_uri()); run = client.get_run(sys.argv[1])\n"
         "trials = client.search_runs([run.info.experiment_id], f\"tags.mlflow.parentRunId = '{run.info.run_id}'\")\n"
         "aliases = client.get_registered_model('unetpp-nuclei').aliases\n"
         "print(json.dumps([sorted(run.data.metrics), len(trials), aliases]))"

@@ -10,18 +10,18 @@ from unetpp.offline import silence
 
 if TYPE_CHECKING:
     from unetpp.errors import UserError
-    from unetpp.inference import Segmenter
-    from unetpp.model import NestedUNet
-    from unetpp.pruning import from_classic, prune
+    from unetpp.inference.segmenter import Segmenter
+    from unetpp.network.model import NestedUNet
+    from unetpp.network.pruning import from_classic, prune
 
 silence()
 
 _HOMES = {
-    "NestedUNet": "unetpp.model",
-    "Segmenter": "unetpp.inference",
+    "NestedUNet": "unetpp.network.model",
+    "Segmenter": "unetpp.inference.segmenter",
     "UserError": "unetpp.errors",
-    "from_classic": "unetpp.pruning",
-    "prune": "unetpp.pruning",
+    "from_classic": "unetpp.network.pruning",
+    "prune": "unetpp.network.pruning",
 }
 __all__ = ["NestedUNet", "Segmenter", "UserError", "from_classic", "prune"]
 

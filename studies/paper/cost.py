@@ -5,11 +5,11 @@ python -m studies.paper.cost
 
 import torch
 
-from pipelines.depth_costs import describe_machine, measure_cost
-from pipelines.files import write_json
+from pipelines.core.files import write_json
+from pipelines.evaluation.depth_costs import describe_machine, measure_cost
 from studies.paper.run import RESULTS, network_of, read_study
-from unetpp.inference import Trained
-from unetpp.model import NestedUNet
+from unetpp.inference.model_file import Trained
+from unetpp.network.model import NestedUNet
 
 SIZE_PX, ROUNDS, BATCH = 96, 50, 8
 

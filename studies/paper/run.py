@@ -22,23 +22,25 @@ import torch
 import yaml
 
 from benchmarks.resize import best_iou
-from pipelines.depth_costs import describe_machine
-from pipelines.files import replacing, sha256, write_json
-from pipelines.layouts import find_samples
-from pipelines.loading import load_sample
-from pipelines.params import Params, load_params
-from pipelines.predictor import Predictor, count_pixels
-from pipelines.sections import Model, Prepare
-from pipelines.settings import build_network, make_settings
-from pipelines.splits import find_split, position
-from pipelines.training import epochs as train_epochs
-from unetpp import metrics
-from unetpp.cost import count_macs, count_parameters
-from unetpp.data import Split, SplitWriter, read_manifest
+from pipelines.core.data_sections import Prepare
+from pipelines.core.files import replacing, sha256, write_json
+from pipelines.core.params import Params, load_params
+from pipelines.core.training_sections import Model
+from pipelines.dataset.layouts import find_samples
+from pipelines.dataset.loading import load_sample
+from pipelines.dataset.splits import find_split, position
+from pipelines.evaluation.depth_costs import describe_machine
+from pipelines.evaluation.predictor import Predictor, count_pixels
+from pipelines.training.epochs import epochs as train_epochs
+from pipelines.training.spec import build_network, make_settings
+from unetpp.data.arrow_split import Split, SplitWriter, read_manifest
 from unetpp.errors import UserError
-from unetpp.inference import Segmenter, Trained
-from unetpp.model import NestedUNet
-from unetpp.pruning import prune
+from unetpp.inference.model_file import Trained
+from unetpp.inference.segmenter import Segmenter
+from unetpp.network.model import NestedUNet
+from unetpp.network.profiling import count_macs, count_parameters
+from unetpp.network.pruning import prune
+from unetpp.scores import metrics
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
@@ -272,6 +274,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from pipelines.stage import run_command
+    from pipelines.core.command import run_command
 
     run_command(main)

@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipelines.core.params import load_params
 from pipelines.ingest import ingest
-from pipelines.params import load_params
 from pipelines.prepare import prepare
-
-from .made import make_fingerprint, make_samples
+from tests.pipelines.dataset.made import make_fingerprint, make_samples
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL = {

@@ -10,22 +10,21 @@ import torch
 import yaml
 from PIL import Image
 
-from pipelines.data_report import write_data_report
+from pipelines.core.params import Params
 from pipelines.evaluate import evaluate
 from pipelines.ingest import ingest
-from pipelines.params import Params
+from pipelines.pages.data_page import write_data_report
 from pipelines.predict import predict
 from pipelines.prepare import prepare
-from pipelines.settings import make_settings
-from pipelines.synthetic import UNANNOTATED
+from pipelines.storage.synthetic import UNANNOTATED
 from pipelines.train import write_results
-from pipelines.training import epochs
-from unetpp.data import Split, read_manifest
+from pipelines.training.epochs import epochs
+from pipelines.training.spec import make_settings
+from tests.conftest import REPOSITORY
+from tests.pages import Outline
+from unetpp.data.arrow_split import Split, read_manifest
 from unetpp.errors import UserError
-from unetpp.masks import IGNORE
-
-from ..conftest import REPOSITORY
-from ..pages import Outline
+from unetpp.network.masks import IGNORE
 
 NAMES = ("nucleus", "border")
 SIZE_PX = 64

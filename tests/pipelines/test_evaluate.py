@@ -16,17 +16,19 @@ import yaml
 from torch import nn
 
 from pipelines import evaluate as stage
-from pipelines.commit import git_commit
-from pipelines.params import load_params
-from pipelines.picks import pick
-from pipelines.predictor import Predictor, count_pixels
-from pipelines.report_schema import Depth, Report
-from unetpp import metrics
-from unetpp.data import Split, SplitWriter
+from pipelines.core.git import git_commit
+from pipelines.core.params import load_params
+from pipelines.evaluation.examples import pick
+from pipelines.evaluation.predictor import Predictor, count_pixels
+from pipelines.evaluation.report_schema import Depth, Report
+from unetpp.data.arrow_split import Split, SplitWriter
+from unetpp.data.scaling import scale, standardise
 from unetpp.errors import UserError
-from unetpp.inference import Trained, load_model, pad_to_multiple, scale, standardise
-from unetpp.masks import to_mask
-from unetpp.model import NestedUNet
+from unetpp.inference.model_file import Trained, load_model
+from unetpp.inference.segmenter import pad_to_multiple
+from unetpp.network.masks import to_mask
+from unetpp.network.model import NestedUNet
+from unetpp.scores import metrics
 
 ROOT = Path(__file__).parents[2]
 FILES = {"metrics.json", "report.json", "depths.csv", "images.csv", "reliability.csv", "report.html"}
@@ -38,7 +40,9 @@ SETTINGS = load_params(ROOT / "params.yaml").evaluate.model_copy(update={"latenc
 def _no_process(request, monkeypatch):
     """A fresh process imports torch, which takes seconds; the test of the command has a real one."""
     if "real_cold_start" not in request.fixturenames:
-        monkeypatch.setattr("pipelines.depth_costs.measure_cold_start", lambda files, *_: dict.fromkeys(files, 1.0))
+        monkeypatch.setattr(
+            "pipelines.evaluation.depth_costs.measure_cold_start", lambda files, *_: dict.fromkeys(files, 1.0)
+        )
 
 
 @pytest.fixture
@@ -50,7 +54,7 @@ def real_cold_start():
 def _no_page(request, monkeypatch):
     """The page is the slowest part of so small an evaluation; tests that look at it ask for it."""
     if "page" not in request.fixturenames:
-        monkeypatch.setattr("pipelines.report.build_report", lambda *_: "a page")
+        monkeypatch.setattr("pipelines.pages.depth_page.build_report", lambda *_: "a page")
 
 
 @pytest.fixture

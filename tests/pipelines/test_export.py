@@ -15,16 +15,16 @@ import pytest
 import torch
 
 from pipelines import export as stage
+from pipelines.core.delivery_sections import Export
+from pipelines.evaluation.runtime_scores import image_ious, measure_runtimes
 from pipelines.predict import predict
-from pipelines.runtimes import image_ious, measure_runtimes
-from pipelines.sections import Export
-from unetpp.data import Split, SplitWriter
+from unetpp.data.arrow_split import Split, SplitWriter
 from unetpp.errors import UserError
-from unetpp.inference import Trained
-from unetpp.model import NestedUNet
+from unetpp.export.runtimes import of_segmenter
+from unetpp.export.verification import Comparison, Verification
+from unetpp.inference.model_file import Trained
+from unetpp.network.model import NestedUNet
 from unetpp.offline import TELEMETRY_OFF
-from unetpp.runtimes import of_segmenter
-from unetpp.verification import Comparison, Verification
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = Export(formats=("pt2", "onnx", "onnx-int8"), opset=20, calibration_images=3, tolerance=1e-4)
@@ -239,7 +239,7 @@ def test_runtimes_call_nobody_and_leave_nothing_in_the_home(made, tmp_path):
         "        raise RuntimeError(event)\n"
         "sys.addaudithook(refuse)\n"
         "import numpy as np\n"
-        "from unetpp.runtimes import open_export\n"
+        "from unetpp.export.runtimes import open_export\n"
         "for runtime in ('onnxruntime', 'openvino'):\n"
         "    print(open_export(sys.argv[1], runtime)(np.zeros((1, 3, 8, 8), np.float32)).shape)\n"
     )

@@ -26,21 +26,20 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipelines import archives, downloads, storage, web
+from pipelines.core.data_sections import Ingest, Prepare
+from pipelines.core.params import load_params
+from pipelines.dataset.splits import SPLITS, place
 from pipelines.ingest import ingest
-from pipelines.params import load_params
 from pipelines.prepare import prepare
-from pipelines.sections import Ingest, Prepare
-from pipelines.splits import SPLITS, place
-from unetpp.data import Split
+from pipelines.storage import archives, http_download, s3, s3_download
+from tests.conftest import REPOSITORY
+from tests.pipelines.storage.test_s3 import Bucket, bucket
+from tests.pipelines.storage.test_sources import PAIR, link_entry, write_folder, write_zip
+from tests.servers import Answer, Server, file_answer, s3_error
+from tests.unetpp.images.test_decode import png, png_chunk
+from tests.unetpp.images.tiffs import write_tiff
+from unetpp.data.arrow_split import Split
 from unetpp.errors import UserError
-
-from ..conftest import REPOSITORY
-from ..servers import Answer, Server, file_answer, s3_error
-from ..unetpp.test_images import png, png_chunk
-from ..unetpp.tiffs import write_tiff
-from .test_sources import PAIR, link_entry, write_folder, write_zip
-from .test_storage import Bucket, bucket
 
 __all__ = ["bucket"]
 ALL = load_params(REPOSITORY / "params.yaml")
@@ -309,7 +308,7 @@ def object_that_changes_before_it_is_read(world):
 
 @fault(r"s3://bucket-\d+/set/images/large\.png: changed while it was downloaded")
 def object_that_changes_between_two_parts(world):
-    world.patch.setattr(downloads, "PART_BYTES", 1000)
+    world.patch.setattr(s3_download, "PART_BYTES", 1000)
 
     def change(request, answer):
         if "bytes=1000-" in request.headers.get("range", ""):
@@ -331,7 +330,7 @@ def object_that_is_deleted_before_it_is_read(world):
 
 @fault(r"images/a\.png: broke off 3 times, last after 10 of \d+ bytes .*expected the whole object")
 def object_that_is_cut_again_and_again(world):
-    world.patch.setattr(storage, "ATTEMPTS", 3)
+    world.patch.setattr(s3, "ATTEMPTS", 3)
 
     def cut(request, answer):
         if "images/a.png" not in request.path:
@@ -398,7 +397,7 @@ def empty_prefix(world):
 
 @fault(r"s3://bucket-\d+/set: the store fails, 2 times in a row \(503 SlowDown.*later")
 def store_that_stays_busy(world):
-    world.patch.setattr(storage, "ATTEMPTS", 2)
+    world.patch.setattr(s3, "ATTEMPTS", 2)
     return world.s3_on_list(s3_error(503, "SlowDown"))
 
 
@@ -431,7 +430,7 @@ def wrong_region(world):
 
 @fault(r"http://127\.0\.0\.1:\d+ cannot be reached .*correct ingest\.s3\.endpoint")
 def endpoint_where_nobody_listens(world):
-    world.patch.setattr(storage, "ATTEMPTS", 1)
+    world.patch.setattr(s3, "ATTEMPTS", 1)
     return world.s3(endpoint=f"http://127.0.0.1:{closed_port()}")
 
 
@@ -457,13 +456,13 @@ def address_of_another_sha256(world):
 
 @fault(r"/a\.zip: cannot be fetched \(503 Service Unavailable, 2 times; 0 bytes are here\)")
 def address_that_stays_busy(world):
-    world.patch.setattr(web, "ATTEMPTS", 2)
+    world.patch.setattr(http_download, "ATTEMPTS", 2)
     return http(world, Answer(503, {}, b""))
 
 
 @fault(r"/a\.zip: cannot be fetched \(.*refused, 2 times")
 def address_where_nobody_listens(world):
-    world.patch.setattr(web, "ATTEMPTS", 2)
+    world.patch.setattr(http_download, "ATTEMPTS", 2)
     return located("http", f"http://127.0.0.1:{closed_port()}/a.zip")
 
 
@@ -1076,7 +1075,7 @@ def test_no_source_but_an_address_or_a_bucket_touches_the_network(tmp_path, monk
 def test_every_message_in_the_guides_table_is_one_that_the_code_says():
     rows = re.findall(r"^\| `([^`]+)` \|", (REPOSITORY / "docs/data.md").read_text(), re.MULTILINE)
     # Messages are broken over lines of code; the joints go.
-    files = sorted(path for package in ("pipelines", "unetpp") for path in (REPOSITORY / package).glob("*.py"))
+    files = sorted(path for package in ("pipelines", "unetpp") for path in (REPOSITORY / package).rglob("*.py"))
     code = "".join(path.read_text() for path in files)
     code = re.sub(r'"\s*\n\s*f?"', "", code)
     assert len(rows) > 20

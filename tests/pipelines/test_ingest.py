@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.files import sha256
+from pipelines.core.command import run_command
+from pipelines.core.files import sha256
+from pipelines.core.params import load_params
 from pipelines.ingest import ingest, main
-from pipelines.params import load_params
-from pipelines.stage import run_command
 
 PARAMS_FILE = Path(__file__).parents[2] / "params.yaml"
 PARAMS = load_params(PARAMS_FILE).ingest

@@ -6,7 +6,7 @@ from PIL import Image
 from pipelines.cli import build_parser
 from pipelines.predict import find_images, predict, read_heads
 from unetpp import NestedUNet, UserError
-from unetpp.inference import Trained
+from unetpp.inference.model_file import Trained
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_masks_have_the_images_sizes_and_lie_on_them(tmp_path, model):
 
 
 def test_network_trained_on_resized_images_predicts_on_resized_ones(tmp_path, model):
-    from unetpp.inference import load_model
+    from unetpp.inference.model_file import load_model
 
     whole = load_model(model)
     Trained(whole.network, 16).save(model / "model.pt")

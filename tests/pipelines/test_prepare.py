@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.files import sha256
+from pipelines.core.command import run_command
+from pipelines.core.files import sha256
+from pipelines.core.params import load_params
+from pipelines.dataset.layouts import Sample, find_samples
+from pipelines.dataset.loading import _load, find_kind, load_sample, resize_sample
+from pipelines.dataset.splits import SPLITS, find_split, place, position
 from pipelines.ingest import ingest
-from pipelines.layouts import Sample, find_samples
-from pipelines.loading import _load, find_kind, load_sample, resize_sample
-from pipelines.params import load_params
 from pipelines.prepare import main, prepare
-from pipelines.splits import SPLITS, find_split, place, position
-from pipelines.stage import run_command
-from unetpp.data import Split, read_manifest
+from unetpp.data.arrow_split import Split, read_manifest
 from unetpp.errors import UserError
 
 PARAMS_FILE = Path(__file__).parents[2] / "params.yaml"
@@ -321,7 +321,7 @@ def places(folder):
 @pytest.mark.parametrize("num_workers", [2, 5, 64])
 def test_the_result_is_the_same_bytes_on_any_number_of_processes(raw, tmp_path, monkeypatch, num_workers):
     (raw / "images/nuclei_00005.png").write_bytes(b"broken")
-    monkeypatch.setattr("pipelines.loading.num_cores", lambda: 6)
+    monkeypatch.setattr("pipelines.dataset.loading.num_cores", lambda: 6)
     for name, number in (("one", 1), ("more", num_workers)):
         prepare(PARAMS.model_copy(update={"num_workers": number}), raw, tmp_path / name)
     assert hashes(tmp_path / "one") == hashes(tmp_path / "more")
@@ -346,7 +346,7 @@ def load_or_die(params, sample):
 def test_a_file_that_kills_its_process_is_set_aside_by_name_and_the_rest_goes_on(
     raw, tmp_path, monkeypatch, num_workers
 ):
-    monkeypatch.setattr("pipelines.loading._load", load_or_die)
+    monkeypatch.setattr("pipelines.dataset.loading._load", load_or_die)
     hostile = ["images/nuclei_00003.png", "masks/nuclei_00011.png"]
     for name in hostile:
         (raw / name).write_bytes(b"KILL")
@@ -368,7 +368,7 @@ def test_one_mask_of_many_that_kills_its_process_is_named(tmp_path, monkeypatch)
                 cv2.imwrite(str(tmp_path / f"raw/s{n}/{folder}/{m}.png"), rng.integers(0, 255, (32, 32), np.uint8))
     (tmp_path / "raw/manifest.json").write_text("{}")
     (tmp_path / "raw/s7/masks/1.png").write_bytes(b"KILL")
-    monkeypatch.setattr("pipelines.loading._load", load_or_die)
+    monkeypatch.setattr("pipelines.dataset.loading._load", load_or_die)
     prepare(PARAMS, tmp_path / "raw", tmp_path / "out")
     (row,) = read_csv(tmp_path / "out/quarantine.csv")
     assert (row["id"], row["file"]) == ("s7", "s7/masks/1.png")
@@ -379,7 +379,7 @@ def test_a_process_that_is_killed_once_costs_no_image(raw, tmp_path, monkeypatch
     prepare(PARAMS, raw, tmp_path / "before")
     with (raw / "images/nuclei_00003.png").open("ab") as file:
         file.write(b"ONCE")  # decoders pass over what follows the end of a PNG
-    monkeypatch.setattr("pipelines.loading._load", load_or_die)
+    monkeypatch.setattr("pipelines.dataset.loading._load", load_or_die)
     prepare(PARAMS, raw, tmp_path / "out")
     assert (raw / "images/nuclei_00003.killed").exists()
     assert hashes(tmp_path / "out") == hashes(tmp_path / "before")
@@ -546,10 +546,10 @@ def test_a_full_disk_is_named_and_the_old_output_stays(raw, tmp_path):
     before = hashes(tmp_path / "out")
     code = (
         "import resource, sys\n"
-        "from pipelines import prepare, stage\n"
+        "from pipelines import prepare\nfrom pipelines.core import command\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
         "sys.argv[1:] = ['--raw', 'raw', '--out', 'out', '--split', 'split.csv', '--reports', 'reports']\n"
-        "stage.run_command(prepare.main)\n"
+        "command.run_command(prepare.main)\n"
     )
     environment = os.environ | {"PYTHONPATH": str(PARAMS_FILE.parent)}
     command = [sys.executable, "-c", code]

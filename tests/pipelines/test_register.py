@@ -11,16 +11,25 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import export, predict, registry, reload, tracking
+from pipelines import export, predict
 from pipelines import register as stage
-from pipelines.files import sha256, write_json
-from pipelines.stage import run_command
+from pipelines.core.command import run_command
+from pipelines.core.files import sha256, write_json
+from pipelines.registry import mlflow_store, model_versions, read_back
+from tests.pipelines.registry.family import (
+    NAME,
+    SENTENCE,
+    inputs,
+    measured,
+    register,
+    settings,
+    write_lock,
+    write_stages,
+)
 from unetpp.errors import UserError
-from unetpp.inference import Trained, load_model
-from unetpp.model import NestedUNet
-from unetpp.tiles import predict_image
-
-from .family import NAME, SENTENCE, inputs, measured, register, settings, write_lock, write_stages
+from unetpp.inference.model_file import Trained, load_model
+from unetpp.inference.tiles import predict_image
+from unetpp.network.model import NestedUNet
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,7 +41,7 @@ def home(tmp_path_factory):
     """A project whose family was registered once, at the second attempt: the first was interrupted at L2."""
     folder = tmp_path_factory.mktemp("home") / "a project"
     write_stages(folder)
-    upload_model = registry.upload_model
+    upload_model = model_versions.upload_model
     calls = []
 
     def interrupted(*args, **kwargs):
@@ -45,10 +54,10 @@ def home(tmp_path_factory):
         patch.chdir(folder)
         write_lock(folder)
         with patch.context() as first:
-            first.setattr(registry, "upload_model", interrupted)
+            first.setattr(model_versions, "upload_model", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 register(folder)
-        client = tracking.connect(f"sqlite:///{folder}/mlflow.db")
+        client = mlflow_store.connect(f"sqlite:///{folder}/mlflow.db")
         assert client.get_registered_model(NAME).aliases == {}
         assert [run.info.status for run in client.search_runs(["1"], "tags.model_name = 'nuclei'")] == ["FAILED"]
         yield folder, register(folder)
@@ -56,7 +65,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def client(home):
-    return tracking.connect(f"sqlite:///{home[0]}/mlflow.db")
+    return mlflow_store.connect(f"sqlite:///{home[0]}/mlflow.db")
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +82,7 @@ def model_of(client, version: int):
 def test_loaded_model_predicts_what_its_network_does_for_any_batch_and_size(home, client, depth):
     folder, _ = home
     uri = f"models:/{NAME}@L{depth}"
-    trained = registry.load_trained(uri, f"sqlite:///{folder}/mlflow.db")
+    trained = model_versions.load_trained(uri, f"sqlite:///{folder}/mlflow.db")
     found = (trained.network.in_channels, trained.size, trained.network.multilabel, trained.classes, trained.depths)
     assert found == (3, 96, False, ["1"], tuple(range(1, depth + 1)))
     loaded = trained.segmenter()
@@ -177,7 +186,9 @@ def test_search_trials_are_runs_within_the_run(client, run):
 
 
 def test_evidence_of_a_version_is_fetched_by_alias_and_whole(client, tmp_path):
-    fetched = Path(tracking.mlflow.artifacts.download_artifacts(f"models:/{NAME}@L1/evidence", dst_path=str(tmp_path)))
+    fetched = Path(
+        mlflow_store.mlflow.artifacts.download_artifacts(f"models:/{NAME}@L1/evidence", dst_path=str(tmp_path))
+    )
     names = {path.relative_to(fetched).as_posix() for path in fetched.rglob("*") if path.is_file()}
     assert names >= {"report.html", "report.json", "images.csv", "exports/model.onnx", "exports/openvino/model.xml"}
     assert {name.split("-")[0] for name in names if "overlays" in name} == {
@@ -221,9 +232,9 @@ def test_aliases_are_the_depths_and_the_recommended(home, client):
 
 def test_missing_alias_is_a_user_error_that_names_those_that_exist(home):
     with pytest.raises(UserError, match="aliases L1, L2, champion, recommended"):
-        registry.load_trained(f"models:/{NAME}@L7", f"sqlite:///{home[0]}/mlflow.db")
+        model_versions.load_trained(f"models:/{NAME}@L7", f"sqlite:///{home[0]}/mlflow.db")
     with pytest.raises(UserError, match=f"it holds models:/{NAME}"):
-        registry.load_trained("models:/other/1", f"sqlite:///{home[0]}/mlflow.db")
+        model_versions.load_trained("models:/other/1", f"sqlite:///{home[0]}/mlflow.db")
 
 
 def test_registering_again_makes_nothing_new_and_restores_what_is_missing(home, client, run):
@@ -261,7 +272,7 @@ def test_nan_and_another_shape_are_differences():
 
     def difference(change) -> str:
         served = SimpleNamespace(predict=lambda image, params: change(probs[0]))
-        return reload.differing(trained, served, {"image0": image, "L1/image0": probs}, 1)
+        return read_back.differing(trained, served, {"image0": image, "L1/image0": probs}, 1)
 
     assert difference(lambda probs: probs) == ""
     assert "differs" in difference(lambda probs: probs * float("nan"))
@@ -282,7 +293,7 @@ def test_server_that_is_down_ends_with_exit_code_2(home, tmp_path, monkeypatch, 
     ]
     arguments += ["--evaluation", folder / "evaluation", "--out", tmp_path / "versions.json"]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tracking, "RETRY_AFTER_S", (0,))
+    monkeypatch.setattr(mlflow_store, "RETRY_AFTER_S", (0,))
     monkeypatch.setattr(sys, "argv", ["register", *map(str, arguments)])
     with pytest.raises(SystemExit) as end:
         run_command(stage.main)
@@ -296,7 +307,7 @@ def test_server_that_is_down_ends_with_exit_code_2(home, tmp_path, monkeypatch, 
 def test_version_that_predicts_something_else_gets_no_alias_and_the_next_attempt_replaces_it(home, client, monkeypatch):
     folder, _ = home
     with monkeypatch.context() as broken:
-        broken.setattr(reload, "check_in_clean_process", lambda *_: {1: "differs from its network by up to 0.5"})
+        broken.setattr(read_back, "check_in_clean_process", lambda *_: {1: "differs from its network by up to 0.5"})
         with pytest.raises(UserError, match=r"version 1 of broken \(L1\).*No alias was moved"):
             register(folder, "broken")
     assert client.get_registered_model("broken").aliases == {}

@@ -15,26 +15,25 @@ import pytest
 import torch
 import yaml
 
-from pipelines.costs import count_costs, network_key
-from pipelines.front import Trial
-from pipelines.params import load_params
-from pipelines.probe import estimate, probe
-from pipelines.rows import best_so_far
-from pipelines.run_store import FolderRun
+from pipelines.core.params import load_params
 from pipelines.search import announce, search
-from pipelines.searchers import Deadline, rungs, spent_s
-from pipelines.settings import make_settings
-from pipelines.space import decode, read_space
-from pipelines.storage import replace_files
+from pipelines.storage.run_store import FolderRun
+from pipelines.storage.s3 import replace_files
 from pipelines.train import find_init, read_architecture
-from pipelines.training import epochs
-from pipelines.trials import settings_of, trial_rows
-from pipelines.tuning import in_order, read_trial, why_failed
-from unetpp.checkpoint import load_checkpoint, save_checkpoint
+from pipelines.training.epoch_metrics import best_so_far
+from pipelines.training.epochs import epochs
+from pipelines.training.spec import make_settings
+from pipelines.tuning.algorithms import Deadline, rungs, spent_s
+from pipelines.tuning.candidate_costs import count_costs, network_key
+from pipelines.tuning.pareto import Trial
+from pipelines.tuning.probe import estimate, probe
+from pipelines.tuning.ray_tune import in_order, read_trial, why_failed
+from pipelines.tuning.space import decode, read_space
+from pipelines.tuning.trials import settings_of, trial_rows
+from tests.pipelines.tuning.test_space import declared
+from tests.servers import TwoNodes
 from unetpp.errors import UserError
-
-from ..servers import TwoNodes
-from .test_space import declared
+from unetpp.training.checkpoint import load_checkpoint, save_checkpoint
 
 ARGUMENTS = ("--runs", "runs", "--out", "models/search", "--reports", "reports")
 NONE = dict.fromkeys(("latency_ms", "macs", "parameters", "memory_mib"))
@@ -106,7 +105,7 @@ def test_a_trial_without_memory_ends_with_the_reason_and_a_bug_stays_a_bug(prepa
         yield from ()
         raise error
 
-    monkeypatch.setattr("pipelines.trials.epochs", fail)
+    monkeypatch.setattr("pipelines.tuning.trials.epochs", fail)
     (row, _), *_ = trial_rows(settings_for(prepared), {})
     assert row["dead"].startswith("out of memory in epoch 1")
     error = RuntimeError("a bug")

@@ -13,15 +13,16 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines import registry, seals
-from pipelines.reload import differing
+from pipelines.core import checksums
+from pipelines.registry import model_versions
+from pipelines.registry.read_back import differing
 from pipelines.served import Served
 from unetpp import NestedUNet, UserError
-from unetpp.export import read_safetensors
-from unetpp.inference import Trained
-from unetpp.tiles import predict_image
+from unetpp.export.safetensors_files import read_safetensors
+from unetpp.inference.model_file import Trained
+from unetpp.inference.tiles import predict_image
 
-load_model = registry.mlflow.pyfunc.load_model
+load_model = model_versions.mlflow.pyfunc.load_model
 
 
 def make(num_classes: int = 1, multilabel: bool = False, size: int | None = None, **options) -> Trained:
@@ -36,7 +37,7 @@ def make(num_classes: int = 1, multilabel: bool = False, size: int | None = None
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("a model") / "L2"
-    registry.write_model(folder, make(), 2)
+    model_versions.write_model(folder, make(), 2)
     return folder
 
 
@@ -67,7 +68,7 @@ def ask(model, body, kind: str = "application/json") -> tuple[int, dict]:
     data = body if isinstance(body, str | bytes) else json.dumps(body)
     try:
         done = scoring_server.invocations(data, kind, model, model.metadata.get_input_schema())
-    except registry.MlflowException as error:
+    except model_versions.MlflowException as error:
         return error.get_http_status_code(), json.loads(error.serialize_as_json())
     return done.status, json.loads(done.response)
 
@@ -160,7 +161,7 @@ def test_classes_are_indices_and_labels_are_bits(tmp_path):
     image = picture()
     classes, labels = make(3), make(2, multilabel=True, upsampling="bilinear")
     for name, trained in (("classes", classes), ("labels", labels)):
-        registry.write_model(tmp_path / name, trained, 2)
+        model_versions.write_model(tmp_path / name, trained, 2)
     model = load_model(str(tmp_path / "classes"))
     probs = predict_image(classes.segmenter(2), image, None)[0].numpy()
     assert np.array_equal(model.predict(image), probs.argmax(axis=0))
@@ -176,14 +177,14 @@ def test_classes_are_indices_and_labels_are_bits(tmp_path):
 
 def test_images_are_resized_as_for_training_and_masks_return_to_their_size(tmp_path):
     trained = make(size=32)
-    registry.write_model(tmp_path / "model", trained, 2)
+    model_versions.write_model(tmp_path / "model", trained, 2)
     image = picture(70, 90)
     found = load_model(str(tmp_path / "model")).predict(image)
     assert np.array_equal(found, expected(image, trained=trained))
 
 
 def test_a_network_without_shallow_heads_answers_at_its_own_depth(tmp_path):
-    registry.write_model(tmp_path / "model", make(skips="plain", deep_supervision=False), 2)
+    model_versions.write_model(tmp_path / "model", make(skips="plain", deep_supervision=False), 2)
     model = load_model(str(tmp_path / "model"))
     assert model.predict(picture(), {"mode": "mean"}).shape == (40, 56)
     assert "answers at 2" in ask(model, {"inputs": [text(picture())], "params": {"depth": 1}})[1]["message"]
@@ -259,7 +260,9 @@ def test_a_model_is_files_without_code_or_pickle(folder, monkeypatch):
 
 
 def test_sums_are_those_of_sha256sum(folder):
-    done = subprocess.run(["sha256sum", "--check", "--strict", seals.SUMS], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(
+        ["sha256sum", "--check", "--strict", checksums.SUMS], cwd=folder, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout
     assert done.stdout.count(": OK") == 8
 
@@ -271,7 +274,7 @@ def test_a_model_of_other_bytes_is_refused_by_the_files_name(folder, tmp_path, n
     changed[-2] ^= 1
     (tmp_path / "model" / name).write_bytes(changed)
     with pytest.raises(UserError, match=rf"{name}: found sha256 \w+; expected \w+, as SHA256SUMS says"):
-        seals.check_seal(tmp_path / "model")
+        checksums.check_seal(tmp_path / "model")
     if name != "MLmodel":  # which MLflow itself reads first
         with pytest.raises(UserError, match=f"{name}: found"):
             load_model(str(tmp_path / "model"))
@@ -288,16 +291,16 @@ def test_a_model_of_other_bytes_is_refused_by_the_files_name(folder, tmp_path, n
 )
 def test_sums_that_are_none_are_refused(tmp_path, lines, message):
     if lines is not None:
-        (tmp_path / seals.SUMS).write_text(lines)
+        (tmp_path / checksums.SUMS).write_text(lines)
     with pytest.raises(UserError, match=message):
-        seals.check_seal(tmp_path)
+        checksums.check_seal(tmp_path)
 
 
 def test_a_missing_file_is_named(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "model")
     (tmp_path / "model/model.safetensors").unlink()
     with pytest.raises(UserError, match=r"model\.safetensors: no such file"):
-        seals.check_seal(tmp_path / "model")
+        checksums.check_seal(tmp_path / "model")
 
 
 def test_a_version_of_another_network_is_told_by_how_much_it_differs(folder):

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from benchmarks.serving import as_request, images_of, load, post, serving
-from pipelines import registry, reload, tracking
+from pipelines.registry import mlflow_store, model_versions, read_back
 from unetpp import NestedUNet, UserError
-from unetpp.inference import Trained
-from unetpp.tiles import predict_image
+from unetpp.inference.model_file import Trained
+from unetpp.inference.tiles import predict_image
 
 pytestmark = pytest.mark.slow
 GUIDE = Path(__file__).parents[2] / "docs/serving.md"
@@ -40,14 +40,14 @@ def store(tmp_path_factory, trained):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("MLFLOW_TRACKING_URI", uri)
-        client = tracking.connect(uri)
+        client = mlflow_store.connect(uri)
         client.create_registered_model(NAME)
         experiment = client.create_experiment("tests")
         run = client.create_run(experiment, run_name="one")
         for depth in trained.depths:
             tags = {"fingerprint": "f", "depth": str(depth)}
-            model = registry.find_or_log_model(client, run, f"L{depth}", trained, depth, {}, tags)
-            version = registry.find_or_create_version(client, NAME, model, run, tags)
+            model = model_versions.find_or_log_model(client, run, f"L{depth}", trained, depth, {}, tags)
+            version = model_versions.find_or_create_version(client, NAME, model, run, tags)
         client.set_registered_model_alias(NAME, "champion", version.version)
         yield client
 
@@ -118,14 +118,14 @@ def test_a_bad_request_gets_a_400_that_says_why(server, body, reason):
 
 
 def test_a_process_of_its_own_passes_a_right_version_and_names_the_file_that_somebody_changed(store, trained):
-    location = store.get_logged_model(registry.logged_model_id(store, NAME, "2")).artifact_location
+    location = store.get_logged_model(model_versions.logged_model_id(store, NAME, "2")).artifact_location
     weights = Path(location) / "model.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     try:
-        reasons = reload.check_in_clean_process(NAME, {1: "1", 2: "2"}, trained)
+        reasons = read_back.check_in_clean_process(NAME, {1: "1", 2: "2"}, trained)
         with pytest.raises(UserError, match=r"models:/unetpp-nuclei/2: model\.safetensors: found sha256"):
-            registry.load_version(NAME, "2")
+            model_versions.load_version(NAME, "2")
     finally:
         weights.write_bytes(content)
     assert set(reasons) == {2}
@@ -133,24 +133,24 @@ def test_a_process_of_its_own_passes_a_right_version_and_names_the_file_that_som
 
 
 def test_sums_that_were_replaced_together_with_the_weights_are_refused(store):
-    location = store.get_logged_model(registry.logged_model_id(store, NAME, "1")).artifact_location
+    location = store.get_logged_model(model_versions.logged_model_id(store, NAME, "1")).artifact_location
     sums = Path(location) / "SHA256SUMS"
     content = sums.read_text()
     sums.write_text(content.replace("0", "1"))
     try:
         with pytest.raises(UserError, match=r"models:/unetpp-nuclei/1: SHA256SUMS: its bytes are not those"):
-            registry.load_version(NAME, "1")
+            model_versions.load_version(NAME, "1")
     finally:
         sums.write_text(content)
-    assert registry.load_version(NAME, "1").network.depths == (1,)
+    assert model_versions.load_version(NAME, "1").network.depths == (1,)
 
 
 def test_a_version_without_its_files_is_refused_by_their_name(store, tmp_path):
-    location = store.get_logged_model(registry.logged_model_id(store, NAME, "1")).artifact_location
+    location = store.get_logged_model(model_versions.logged_model_id(store, NAME, "1")).artifact_location
     weights = Path(location) / "model.safetensors"
     weights.rename(tmp_path / "weights")
     try:
         with pytest.raises(UserError, match=r"model\.safetensors: no such file in the artifact store"):
-            registry.load_version(NAME, "1")
+            model_versions.load_version(NAME, "1")
     finally:
         (tmp_path / "weights").rename(weights)

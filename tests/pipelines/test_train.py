@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.params import Params
-from pipelines.settings import make_settings, run_name
-from pipelines.training import epochs
-from unetpp.data import Split, SplitWriter
+from pipelines.core.params import Params
+from pipelines.training.epochs import epochs
+from pipelines.training.spec import make_settings, run_name
+from unetpp.data.arrow_split import Split, SplitWriter
 from unetpp.errors import UserError
-from unetpp.inference import load_model
+from unetpp.inference.model_file import load_model
 
 ARGUMENTS = (
     "--architecture",

@@ -1,0 +1,1 @@
+"""A stage as a Ray job on a cluster elsewhere, and the Ray cluster of a stage."""

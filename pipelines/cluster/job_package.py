@@ -1,0 +1,210 @@
+"""What travels to a cluster and back: a stage's working directory, and its results, sealed by their hash.
+
+What goes is the code, params.yaml and the small files that the stage reads, not its data. On the cluster this
+file is what the job runs: the stage, and then its outputs into `cluster.storage`.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import runpy
+import shutil
+import sys
+import tarfile
+import tempfile
+from importlib import metadata
+from pathlib import Path
+
+import yaml
+
+from pipelines.core.command import run_command
+from pipelines.core.data_sections import S3
+from pipelines.core.files import replacing, sha256, write_json
+from pipelines.core.params import Params
+from pipelines.storage.node_cache import Storage, open_storage
+from unetpp.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+JOB = "job.json"
+KEY = "key"  # the file by which a job knows under which name its results are expected
+# What a stage reads and what it writes, by its options; the third kind is `runs`, of which a job keeps nothing: its
+# checkpoints lie in the storage.
+STAGES = {"search": (("prepared",), ("out", "reports")), "train": (("prepared", "architecture"), ("out", "reports"))}
+CARRIED = (".json", ".csv", ".yaml")  # of a folder that a stage reads; the data themselves lie in the storage
+# What decides the numbers of a training, so that it must be the same there as in the lock here.
+PINNED = ("torch", "numpy", "ray", "albumentations", "opencv-python-headless", "pyarrow", "pydantic")
+
+
+def stage_arguments(stage: str) -> dict[str, Path]:
+    """The paths of a stage's options, as dvc.yaml of this folder has them.
+
+    Raises:
+        UserError: no dvc.yaml here, or one without this stage.
+    """
+    try:
+        command = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"][stage]["cmd"].split()
+    except (OSError, KeyError, TypeError) as error:
+        raise UserError(f"dvc.yaml: found no stage {stage} ({error!r}); run from the project's folder") from None
+    return {name.removeprefix("--"): Path(path) for name, path in itertools.pairwise(command) if name[:2] == "--"}
+
+
+def outputs_of(stage: str, arguments: dict[str, Path]) -> dict[str, Path]:
+    return {name: arguments[name] for name in STAGES[stage][1]}
+
+
+def pack(package: Path, stage: str, params: Params, arguments: dict[str, Path]) -> str:
+    """Make the working directory of a job: code, params.yaml, inputs without their data, and what is to be run.
+
+    Returns:
+        the job's key, a hash of all this: the same key is the same result.
+    """
+    inputs, outputs = STAGES[stage]
+    ignore = shutil.ignore_patterns("__pycache__")
+    for name in ("unetpp", "pipelines"):
+        shutil.copytree(ROOT / name, package / name, ignore=ignore)
+    shutil.copy("params.yaml", package)
+    pins = [line for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines() if line]
+    paths: dict[str, str] = {}
+    for name, path in arguments.items():
+        if name in outputs:
+            paths[name] = f"outputs/{name}/{path.name}"
+        elif name in inputs:
+            paths[name] = f"inputs/{name}/{path.name}"
+            target = package / paths[name]
+            target.parent.mkdir(parents=True)
+            if path.is_dir():
+                target.mkdir()
+                for file in sorted(path.iterdir()):
+                    if file.suffix in CARRIED:
+                        shutil.copy(file, target)
+            elif path.exists():
+                shutil.copy(path, target)
+                for weights in path.parent.glob("*.pt"):  # what train.init=search begins with
+                    shutil.copy(weights, target.parent)
+        else:
+            paths[name] = path.name
+    write_json(
+        package / JOB,
+        {
+            "stage": stage,
+            "arguments": paths,
+            "outputs": list(outputs),
+            "storage": params.cluster.storage,
+            "s3": params.ingest.s3.model_dump(mode="json"),
+            "pinned": {name: version for name, version in (pin.split("==") for pin in pins) if name in PINNED},
+        },
+    )
+    key = f"unetpp-{stage}-{_digest(package)}"
+    (package / KEY).write_text(key)
+    return key
+
+
+def _digest(folder: Path) -> str:
+    """Of names and bytes of all files, so that another job is never taken for this one."""
+    found = hashlib.sha256()
+    for file in sorted(folder.rglob("*")):
+        if file.is_file():
+            found.update(f"{file.relative_to(folder)} {sha256(file)}\n".encode())
+    return found.hexdigest()[:16]
+
+
+def store(storage: Storage, key: str, outputs: dict[str, Path]) -> None:
+    """Put outputs into the storage as one archive, and last a file that seals it."""
+    with tempfile.TemporaryDirectory() as folder:
+        archive = Path(folder, "outputs.tar")
+        with tarfile.open(archive, "w") as tar:
+            for name, path in outputs.items():
+                tar.add(path, arcname=name)
+        storage.write(f"{key}.tar", archive)
+        seal = Path(folder, "seal.json")
+        write_json(seal, {"sha256": sha256(archive), "size": archive.stat().st_size})
+        storage.write(f"{key}.json", seal)
+
+
+def fetch(storage: Storage, key: str, outputs: dict[str, Path]) -> None:
+    """Fetch what `store` put there, verify it, and put every output in its place.
+
+    Raises:
+        UserError: it is missing, or its bytes are not those that the job wrote.
+    """
+    name = storage.name(f"{key}.tar")
+    if storage.size(f"{key}.json") is None or storage.size(f"{key}.tar") is None:
+        raise UserError(
+            f"{name}: no results of the job there; expected what it writes before it succeeds: is cluster.storage the "
+            "same place here and on the cluster?"
+        )
+    seal = json.loads(b"".join(storage.read(f"{key}.json")))
+    with tempfile.TemporaryDirectory() as folder:
+        archive = Path(folder, "outputs.tar")
+        with archive.open("wb") as file:
+            for piece in storage.read(f"{key}.tar"):
+                file.write(piece)
+        found = sha256(archive)
+        if found != seal["sha256"]:
+            raise UserError(
+                f"{name}: found sha256 {found}; expected {seal['sha256']}, of what the job wrote: remove it there and "
+                "give the same command again"
+            )
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, filter="data")
+        for output, path in outputs.items():
+            _place(Path(folder, output), path)
+    print(f"fetched and verified: {', '.join(str(path) for path in outputs.values())}", flush=True)
+
+
+def _place(found: Path, path: Path) -> None:
+    """Files one by one: the folder may hold what other stages wrote."""
+    files = [file for file in sorted(found.rglob("*")) if file.is_file()] if found.is_dir() else [found]
+    for file in files:
+        with replacing(path / file.relative_to(found) if found.is_dir() else path) as partial:
+            shutil.copyfile(file, partial)
+
+
+def check_versions(pinned: dict[str, str]) -> None:
+    """Refuse an environment that is not the one of the lock.
+
+    Raises:
+        UserError: names each package with its version here and the one expected.
+    """
+    wrong = []
+    for name, expected in pinned.items():
+        try:
+            found = metadata.version(name).split("+")[0]
+        except metadata.PackageNotFoundError:
+            found = "none"
+        if found != expected:
+            wrong.append(f"{name} {found} (expected {expected})")
+    if wrong:
+        raise UserError(
+            f"{sys.executable} on the cluster: {', '.join(wrong)}; expected the versions of requirements.lock: use the "
+            "image of infra/Dockerfile, or set cluster.python to an interpreter that has them"
+        )
+
+
+def run_job() -> None:
+    """What the job runs, in its working directory: the stage, and then its outputs into the storage."""
+    with tempfile.TemporaryDirectory(prefix="unetpp-job-") as folder:
+        # Ray removes a job's working directory when the stage leaves the cluster, with its results still to be written.
+        shutil.copytree(".", folder, dirs_exist_ok=True)
+        sys.path[:] = [folder if path in ("", os.getcwd()) else path for path in sys.path]
+        os.chdir(folder)
+        _run_stage()
+
+
+def _run_stage() -> None:
+    job = json.loads(Path(JOB).read_text(encoding="utf-8"))
+    check_versions(job["pinned"])
+    arguments = job["arguments"]
+    sys.argv = [job["stage"], *(part for name, path in arguments.items() for part in (f"--{name}", path))]
+    try:
+        runpy.run_module(f"pipelines.{job['stage']}", run_name="__main__", alter_sys=True)
+    except SystemExit as error:
+        if error.code not in (None, 0):
+            raise
+    outputs = {name: Path(arguments[name]) for name in job["outputs"]}
+    store(open_storage(job["storage"], S3.model_validate(job["s3"])), Path(KEY).read_text(), outputs)
+
+
+if __name__ == "__main__":
+    run_command(run_job)

@@ -1,0 +1,223 @@
+"""A stage as a job on a Ray cluster elsewhere: sent, followed, stopped by Ctrl-C, and its results fetched and checked.
+
+`ray job submit` itself ends with 0 for a job that was stopped and for a connection that was lost: here a stage is
+done only when its job succeeded and its results verify.
+"""
+
+import asyncio
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from pipelines.cluster.job_package import fetch, outputs_of, pack
+from pipelines.core.params import Params
+from pipelines.storage.node_cache import Storage, open_storage, share
+from unetpp.data.arrow_split import read_manifest
+from unetpp.errors import UserError
+
+RECONNECTS = 20
+
+
+def address_of(params: Params) -> str | None:
+    """Where a stage is to be sent: RAY_ADDRESS or `cluster.address`, if that is http(s); None runs it here.
+
+    Inside a job Ray sets RAY_ADDRESS to the cluster's own, which is no http address: there the stage runs.
+    """
+    address = os.environ.get("RAY_ADDRESS") or params.cluster.address or ""
+    return address.rstrip("/") if urlsplit(address).scheme in ("http", "https") else None
+
+
+def run_remotely(stage: str, params: Params, address: str, arguments: dict[str, Path]) -> None:
+    """Run `python -m pipelines.STAGE` with these arguments as a job, and put its outputs where it would itself.
+
+    The same command again follows the job that still runs, or takes the results of the one that has ended.
+
+    Args:
+        arguments: paths by the name of their option.
+
+    Raises:
+        UserError: no storage, no such cluster, a job that did not succeed, or results that do not verify.
+    """
+    storage = _shared_storage(params, address, arguments["prepared"])
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder, "package")
+        key = pack(package, stage, params, arguments)
+        with _explained(address):
+            client = _connect(address)
+            job, known = find_job(client, key)
+            if not known:
+                _send(client, job, package, params.cluster.python)
+            follow(client, job, address)
+    fetch(storage, key, outputs_of(stage, arguments))
+
+
+def _shared_storage(params: Params, where: str, prepared: Path) -> Storage:
+    """The storage that this machine and the cluster share, with the prepared data in it."""
+    if params.cluster.storage is None:
+        raise UserError(
+            f"the stage is to run on {where}, and cluster.storage is null: set it to s3://bucket/prefix or to an "
+            "absolute path that this machine and the cluster share; data, checkpoints and results pass through it"
+        )
+    share(params, prepared, read_manifest(prepared))
+    return open_storage(params.cluster.storage, params.ingest.s3)
+
+
+def send_archive(stage: str, params: Params, arguments: dict[str, Path], out: str) -> None:
+    """Put a stage's working directory, as a zip that Ray fetches by itself, at a path or at s3://bucket/name.zip.
+
+    For a cluster that this machine does not reach (infra/kuberay/rayjob.yaml); `fetch_results` brings the results.
+
+    Raises:
+        UserError: no storage, or a place that cannot be written.
+    """
+    _shared_storage(params, out, arguments["prepared"])
+    with tempfile.TemporaryDirectory() as folder:
+        # Ray takes off the one folder that an archive's names begin with.
+        pack(Path(folder, "zip", stage), stage, params, arguments)
+        made = Path(shutil.make_archive(str(Path(folder, stage)), "zip", Path(folder, "zip")))
+        parent, _, name = out.rpartition("/")
+        open_storage(parent or ".", params.ingest.s3).write(name, made)
+    print(f"wrote {out}; its job is `{params.cluster.python} -m pipelines.cluster.job_package`")
+
+
+def fetch_results(stage: str, params: Params, arguments: dict[str, Path]) -> None:
+    """The results of a job that was sent with the present params, code and inputs, put where the stage puts them.
+
+    Raises:
+        UserError: there are none, or they do not verify.
+    """
+    storage = _shared_storage(params, "a cluster", arguments["prepared"])
+    with tempfile.TemporaryDirectory() as folder:
+        key = pack(Path(folder, "package"), stage, params, arguments)
+    fetch(storage, key, outputs_of(stage, arguments))
+
+
+@contextmanager
+def _explained(address: str) -> Iterator[None]:
+    """A cluster that does not answer, or refuses, is a `UserError` that names it."""
+    from ray.exceptions import AuthenticationError
+
+    try:
+        yield
+    except (ConnectionError, RuntimeError, AuthenticationError) as error:
+        text = str(error).strip()
+        first = (text.splitlines() or [type(error).__name__])[0][:200]
+        if isinstance(error, AuthenticationError):
+            raise UserError(
+                f"{address}: the cluster refuses this token ({first}); set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH "
+                "to a file with the cluster's token"
+            ) from None
+        if isinstance(error, ConnectionError) or "onnect" in text:
+            raise UserError(
+                f"{address}: no Ray cluster answers ({first}); start it, or correct cluster.address or RAY_ADDRESS "
+                "(the address of its dashboard, port 8265)"
+            ) from None
+        raise
+
+
+def _connect(address: str) -> Any:
+    from ray.job_submission import JobSubmissionClient
+
+    # The client takes RAY_ADDRESS before its argument. Theirs are the same here, but for a slash.
+    os.environ["RAY_API_SERVER_ADDRESS"] = address
+    return JobSubmissionClient(address)
+
+
+def find_job(client: Any, key: str) -> tuple[str, bool]:
+    """The newest attempt with this key that runs or succeeded, or the name of the next one to send.
+
+    Returns:
+        the job's name, and whether the cluster knows it already.
+    """
+    attempts = {}
+    for found in client.list_jobs():
+        name = found.submission_id or ""
+        if name.rpartition("-")[0] == key:
+            attempts[int(name.rpartition("-")[2])] = found
+    if attempts:
+        newest = max(attempts)
+        status = str(attempts[newest].status)
+        if status not in ("FAILED", "STOPPED"):
+            print(f"job {key}-{newest} is {status.lower()} already: it is followed", flush=True)
+            return f"{key}-{newest}", True
+    return f"{key}-{max(attempts, default=0) + 1}", False
+
+
+def _send(client: Any, job: str, package: Path, python: str) -> None:
+    for attempt in range(60):
+        try:
+            client.submit_job(
+                entrypoint=f"{python} -m pipelines.cluster.job_package",
+                submission_id=job,
+                runtime_env={
+                    "working_dir": str(package),
+                    "py_executable": python,
+                    # No more: Ray refuses a name that the stage itself passes to its workers (cluster.py).
+                    "env_vars": {"PYTHONUNBUFFERED": "1"},
+                },
+                metadata={"project": "unetpp"},
+            )
+            break
+        except RuntimeError as error:  # a cluster that has just started has no agent for jobs yet
+            if "try again later" not in str(error) or attempt == 59:
+                raise
+            time.sleep(1)
+    print(f"job {job} was sent", flush=True)
+
+
+def follow(client: Any, job: str, address: str) -> None:
+    """Print a job's log until it ends; Ctrl-C stops the job.
+
+    Raises:
+        UserError: it did not succeed, or the cluster was lost.
+    """
+    shown = lost = 0
+    try:
+        while True:
+            try:
+                shown = asyncio.run(_tail(client, job, shown))
+                status = client.get_job_status(job)
+                lost = 0
+            except (RuntimeError, OSError) as error:
+                status = None
+                lost += 1
+                if lost > RECONNECTS:
+                    raise UserError(
+                        f"{address}: lost while job {job} ran ({error}); the job may go on there: the same command "
+                        "follows it again"
+                    ) from None
+            if status is not None and status.is_terminal():
+                break
+            time.sleep(min(5, 1 + lost))
+    except KeyboardInterrupt:
+        print(f"\nstopping job {job}", file=sys.stderr, flush=True)
+        client.stop_job(job)
+        for _ in range(60):
+            if client.get_job_status(job).is_terminal():
+                break
+            time.sleep(0.5)
+        raise
+    if str(status) != "SUCCEEDED":
+        reason = (client.get_job_info(job).message or "").strip().partition(", last available logs")[0]
+        raise UserError(
+            f"job {job} ended as {status} on {address} ({reason or 'no reason given'}); its log stands above. The same "
+            "command sends it again, and it goes on from its last checkpoint"
+        )
+
+
+async def _tail(client: Any, job: str, shown: int) -> int:
+    """Print what of a job's log is beyond the first `shown` characters; returns how many there are now."""
+    seen = 0
+    async for text in client.tail_job_logs(job):
+        seen += len(text)
+        if seen > shown:
+            print(text[-(seen - shown) :], end="", flush=True)
+            shown = seen
+    return shown

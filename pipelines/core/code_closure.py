@@ -1,0 +1,69 @@
+"""Which files of the code decide a stage's result, and a hash of what they do.
+
+dvc.yaml names wings, and a test holds them against `closure`; the name of a training run holds `code_hash`.
+"""
+
+import ast
+import hashlib
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+# What these do changes where bytes lie, what a person sees and what is logged, and no stage's result. (Of ingest the
+# bytes are the result, of register the log: dvc.yaml names these wings there.)
+DECIDE_NOTHING = ("core", "console", "cluster", "storage", "registry")
+# Left out as well, but what it imports is not: it reads and writes checkpoints by `unetpp`.
+FOLLOWED = ("storage",)
+
+
+@cache
+def closure(module: str, decide_nothing: tuple[str, ...] = DECIDE_NOTHING) -> tuple[Path, ...]:
+    """The files that `module` imports, directly or by others, itself among them, relative to the code's root.
+
+    Imports inside of functions count. Wings that decide nothing are left out.
+    """
+    left_out = {f"pipelines.{wing}" for wing in decide_nothing}
+    followed = {f"pipelines.{wing}" for wing in FOLLOWED}
+    found: dict[str, Path] = {}
+    ahead = [module]
+    while ahead:
+        name = ahead.pop()
+        wing = ".".join(name.split(".")[:2])
+        if name in found or wing in left_out - followed or not (path := _file_of(name)):
+            continue
+        found[name] = path
+        for node in ast.walk(_tree(path)):
+            if isinstance(node, ast.Import):
+                ahead += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                ahead += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return tuple(sorted(path for name, path in found.items() if ".".join(name.split(".")[:2]) not in left_out))
+
+
+@cache
+def code_hash(module: str) -> str:
+    """sha256 over the syntax trees of the closure of `module`: the same for other comments, docstrings and layout."""
+    digest = hashlib.sha256()
+    for path in closure(module):
+        digest.update(f"{path.as_posix()}\n{ast.dump(_without_docstrings(_tree(path)))}\n".encode())
+    return digest.hexdigest()
+
+
+def _file_of(module: str) -> Path | None:
+    """The file of a module of ours; None of another library, or of a name in a module."""
+    if module.partition(".")[0] not in ("pipelines", "unetpp"):
+        return None
+    path = Path(*module.split("."))
+    return next((one for one in (path.with_suffix(".py"), path / "__init__.py") if (ROOT / one).is_file()), None)
+
+
+def _tree(path: Path) -> ast.Module:
+    return ast.parse((ROOT / path).read_bytes())
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            if ast.get_docstring(node, clean=False) is not None:
+                node.body = node.body[1:]
+    return tree

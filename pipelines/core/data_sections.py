@@ -1,0 +1,173 @@
+"""The sections ingest and prepare of params.yaml: every legal key and value."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipelines.core.section import NonNegativeInt, PositiveInt, Section, Share
+from unetpp.network.masks import MAX_LABELS
+
+# Of a folder's name or a category; background needs none. Predicted labels are written to folders of these names.
+ClassName = Annotated[str, Field(pattern=r"^[^/\\.][^/\\]*$")]
+
+
+class Synthetic(Section):
+    num_images: PositiveInt
+    size_px: Annotated[int, Field(ge=32, le=4096)]
+    seed: NonNegativeInt
+    masks: Literal["instances", "classes", "labels", "partial"]
+
+
+class S3(Section):
+    endpoint: Annotated[str, Field(pattern=r"^https?://[^/@\s]+/?$")] | None
+    region: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$")] | None
+    profile: str | None
+    anonymous: bool
+    requester_pays: bool
+    checksums: Literal["when_supported", "when_required"]
+
+    @model_validator(mode="after")
+    def _one_identity(self):
+        if self.anonymous and (self.profile or self.requester_pays):
+            other = "profile" if self.profile else "requester_pays"
+            raise ValueError(f"anonymous requests have no identity, and {other} needs one: set one of the two")
+        return self
+
+
+class Ingest(Section):
+    kind: Literal["synthetic", "folder", "zip", "tar", "http", "s3"]
+    location: str | None
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None
+    num_workers: Annotated[int, Field(ge=1, le=256)]
+    s3: S3
+    synthetic: Synthetic
+
+    @model_validator(mode="after")
+    def _located(self):
+        if self.kind == "synthetic":
+            return self
+        location = self.location or ""
+        scheme = location.partition("://")[0].lower() if "://" in location else None
+        if self.kind == "s3" and not re.fullmatch(r"s3://[^/]+(/.*)?", location):
+            raise ValueError(f"kind is s3, so ingest.location must be s3://bucket/prefix, found {self.location!r}")
+        if self.kind == "http" and not re.fullmatch(r"https?://[^/]+/.*", location):
+            raise ValueError(
+                f"kind is http, so ingest.location must be the address of a zip or tar, http(s)://..., "
+                f"found {self.location!r}"
+            )
+        if self.kind in ("folder", "zip", "tar"):
+            if not location:
+                raise ValueError(f"kind is {self.kind}, so ingest.location must be the path of that {self.kind}")
+            if scheme in ("http", "https", "s3"):
+                raise ValueError(
+                    f"kind is {self.kind}, so ingest.location must be a path, found {location!r}: "
+                    f"set ingest.kind={'s3' if scheme == 's3' else 'http'}"
+                )
+        if self.sha256 and self.kind in ("folder", "s3"):
+            raise ValueError(f"sha256 is of an archive, and kind is {self.kind}: set ingest.sha256 to null")
+        return self
+
+
+class Shares(Section):
+    train: Annotated[float, Field(gt=0, lt=1)]
+    val: Annotated[float, Field(gt=0, lt=1)]
+    test: Annotated[float, Field(gt=0, lt=1)]
+
+    @model_validator(mode="after")
+    def _whole(self):
+        if abs(self.train + self.val + self.test - 1) > 1e-6:
+            raise ValueError(f"the shares must add up to 1, found {self.train + self.val + self.test:g}")
+        return self
+
+
+class Groups(Section):
+    pattern: str | None
+    table: str | None
+
+    @model_validator(mode="after")
+    def _one_way(self):
+        if self.pattern is not None and self.table is not None:
+            raise ValueError("found a pattern and a table; expected one of them: set the other to null")
+        if self.pattern is not None:
+            try:
+                num_groups = re.compile(self.pattern).groups
+            except re.error as error:
+                raise ValueError(f"pattern is no regular expression ({error}), found {self.pattern!r}") from None
+            if num_groups != 1:
+                raise ValueError(
+                    f"pattern must have one group in parentheses, such as ^(patient\\d+)_, found {num_groups} in "
+                    f"{self.pattern!r}; parentheses that are no group begin with (?:"
+                )
+        return self
+
+
+class NearDuplicates(Section):
+    distance: Annotated[int, Field(ge=0, le=15)]
+    correlation: Annotated[float, Field(gt=0, le=1)]
+
+
+class Prepare(Section):
+    size: Annotated[int, Field(ge=16, le=8192)] | None
+    channels: Literal[1, 3]
+    num_classes: Annotated[int, Field(ge=1, le=255)]
+    shares: Shares
+    salt: str
+    max_quarantined: Share
+    classes: Annotated[tuple[ClassName, ...], Field(min_length=1)] | None
+    pages: Literal["refuse", "slices"]
+    max_pixels: PositiveInt
+    max_file_mib: PositiveInt
+    num_workers: Annotated[int, Field(ge=1, le=256)]
+    groups: Groups
+    near_duplicates: NearDuplicates | None
+    folds: Annotated[int, Field(ge=2, le=100)] | None
+    fold: NonNegativeInt
+    multilabel: bool
+    ignore: Annotated[int, Field(ge=1, le=65535)] | None
+
+    @model_validator(mode="after")
+    def _classes_counted(self):
+        if self.classes is None:
+            return self
+        if len({name.casefold() for name in self.classes}) < len(self.classes):
+            raise ValueError(f"prepare.classes must differ, found {', '.join(self.classes)}")
+        if self.multilabel and self.num_classes != len(self.classes):
+            raise ValueError(
+                f"prepare.num_classes is {self.num_classes} and prepare.classes names {len(self.classes)}: with "
+                f"prepare.multilabel set it to {len(self.classes)}, as the background is no label"
+            )
+        if not self.multilabel and self.num_classes not in (1, len(self.classes) + 1):
+            raise ValueError(
+                f"prepare.num_classes is {self.num_classes} and prepare.classes names {len(self.classes)}: set it to "
+                f"{len(self.classes) + 1}, for them and the background, or to 1 for foreground alone"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _labels_fit(self):
+        if self.multilabel and not 2 <= self.num_classes <= MAX_LABELS:
+            what = "one label is foreground, which needs no prepare.multilabel" if self.num_classes == 1 else ""
+            raise ValueError(
+                f"prepare.multilabel takes 2 to {MAX_LABELS} labels, found prepare.num_classes "
+                f"{self.num_classes}: {what or 'train several networks, or set prepare.multilabel to false'}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _ignore_is_no_class(self):
+        highest = self.num_classes if self.multilabel or self.num_classes == 1 else self.num_classes - 1
+        if self.ignore is not None and self.ignore <= highest:
+            raise ValueError(
+                f"prepare.ignore is {self.ignore}, which is a class: masks hold 0 to {highest} by prepare.num_classes; "
+                "set it to the value of what nobody annotated, or to null"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fold_exists(self):
+        if self.folds is not None and self.fold >= self.folds:
+            raise ValueError(
+                f"fold is {self.fold} and counts from 0, so of {self.folds} folds the last is {self.folds - 1}"
+            )
+        return self

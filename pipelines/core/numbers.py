@@ -1,0 +1,27 @@
+"""Numbers as a person reads them, on pages and in a terminal."""
+
+NOTHING = "–"  # noqa: RUF001 - what stands in a table where there is no number
+
+
+def short(number: float | None) -> str:
+    """A count in three digits: 33009 is '33.0 k'; None is a dash."""
+    if number is None:
+        return NOTHING
+    for limit, suffix in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= limit:
+            value = number / limit
+            return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f}{suffix}"
+    return f"{number:g}"
+
+
+def fixed(number: float | None, digits: int = 3) -> str:
+    """A number with so many digits after the point; None, which was not or cannot be measured, is a dash."""
+    return NOTHING if number is None else f"{number:.{digits}f}"
+
+
+def points(iou: float | None) -> str:
+    """A difference of scores in points, hundredths, with its sign: -0.004 is '−0.4'; None is a dash."""
+    if iou is None:
+        return NOTHING
+    text = f"{abs(iou) * 100:.1f}"
+    return text if text == "0.0" else f"{'−' if iou < 0 else '+'}{text}"  # noqa: RUF001 - the sign that screen readers say

@@ -1,0 +1,194 @@
+"""params.yaml as one frozen model: the only reader of the file, and the only list of legal values.
+
+No default stands here for what params.yaml holds. A wrong, missing or unknown key is refused with its
+dotted path and, for an unknown one, the nearest that exists.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from pipelines.core.data_sections import Ingest, Prepare
+from pipelines.core.delivery_sections import Cluster, Evaluate, Export, Register
+from pipelines.core.section import Section
+from pipelines.core.training_sections import Augment, Model, Search, Train
+from unetpp.errors import UserError
+
+
+class Params(Section):
+    """All of params.yaml, one attribute a section."""
+
+    ingest: Ingest
+    prepare: Prepare
+    model: Model
+    search: Search
+    train: Train
+    augment: Augment
+    export: Export
+    evaluate: Evaluate
+    # `register` itself is a method of every Python class, so the attribute has another name than the section.
+    registry: Annotated[Register, Field(alias="register")]
+    cluster: Cluster
+
+    @model_validator(mode="after")
+    def _trials_divisible(self):
+        if self.train.batch_size % self.search.num_workers:
+            raise ValueError(
+                f"train.batch_size is {self.train.batch_size} and must be a multiple of search.num_workers, "
+                f"which is {self.search.num_workers}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_weight_for_each_class(self):
+        weights, num_classes = self.train.class_weights, self.prepare.num_classes
+        if weights is not None and self.train.loss in ("lovasz", "tversky"):
+            raise ValueError(
+                f"train.class_weights weigh a cross-entropy, and train.loss is {self.train.loss}, which has none: set "
+                "one of the two to another value"
+            )
+        if isinstance(weights, tuple) and len(weights) != max(2, num_classes):
+            raise ValueError(
+                f"train.class_weights has {len(weights)} weights; expected {max(2, num_classes)}, the background's "
+                f"first, as prepare.num_classes is {num_classes}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _heads_weighted(self):
+        weights, deepest = self.train.head_weights, self.search.deepest
+        if not isinstance(weights, str) and len(weights) < deepest:
+            raise ValueError(
+                f"train.head_weights has {len(weights)} numbers, and search holds a network of depth {deepest}: "
+                "give one for each depth, the shallowest first"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sizes_known(self):
+        if self.prepare.size is None and self.train.crop_px is None:
+            raise ValueError("prepare.size is null, so images differ in size: set train.crop_px to the size of a crop")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_are_of_classes(self):
+        if self.prepare.multilabel and self.train.class_weights is not None:
+            raise ValueError(
+                "train.class_weights weigh classes of which one holds at a pixel, and prepare.multilabel is true: set "
+                "train.class_weights to null; train.loss=focal_dice or tversky helps rare labels"
+            )
+        return self
+
+
+def override(params: Params, changes: dict[str, Any]) -> Params:
+    """The params with other values, by dotted key: {"train.learning_rate": 1e-3}.
+
+    Raises:
+        UserError: a key that does not exist, with the nearest that does, or a value that is not legal there.
+    """
+    values = params.model_dump(mode="json", by_alias=True)
+    for key, value in changes.items():
+        *path, last = key.split(".")
+        section = values
+        for name in path:
+            section = section.get(name) if isinstance(section, dict) else None
+        if not isinstance(section, dict) or last not in section:
+            known = list(_dotted(values))
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            near = near or [one for one in known if one.rpartition(".")[2] == last][:1]
+            hint = f"did you mean {near[0]}?" if near else "expected a key of params.yaml such as train.learning_rate"
+            raise UserError(f"{key}: unknown key; {hint}")
+        section[last] = value
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        raise UserError("\n".join(_explain(dict(one)) for one in error.errors())) from None
+
+
+def _dotted(values: dict, prefix: str = "") -> Iterator[str]:
+    for name, value in values.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{prefix}{name}.")
+
+
+def _known_keys(model: type[BaseModel], path: tuple) -> list[str]:
+    """The keys legal in the section at a dotted path, for the nearest-name hint."""
+    for name in path:
+        fields = {field.alias or key: field.annotation for key, field in model.model_fields.items()}
+        inner = fields.get(name)
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        model = inner
+    return [field.alias or key for key, field in model.model_fields.items()]
+
+
+def _explain(error: dict) -> str:
+    """One line of a validation error: dotted path, what was found, what to do."""
+    path = tuple(error["loc"])
+    key = ".".join(str(part) for part in path)
+    if error["type"] == "extra_forbidden":
+        known = _known_keys(Params, path[:-1])
+        near = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
+        return f"{key}: unknown key; {hint}"
+    if error["type"] == "missing":
+        return f"{key}: missing; every key must be present"
+    if error["type"] == "value_error":
+        message = error["msg"].removeprefix("Value error, ")
+        return f"{key}: {message}" if key else message
+    return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}, found {error['input']!r}"
+
+
+# Names of keys and shapes of values that hold credentials. They never belong into a file that git keeps.
+SECRET_KEYS = re.compile(r"secret|password|passwd|token|credential|access_?key|api_?key", re.IGNORECASE)
+SECRET_VALUES = {
+    "an AWS access key id": re.compile(r"\b(AKIA|ASIA)[0-9A-Z]{16}\b"),
+    "a password in an address": re.compile(r"\w://[^/\s@]*:[^/\s@]+@"),
+    "a signed address": re.compile(r"[?&](X-Amz-\w+|Signature|sig|token)=", re.IGNORECASE),
+}
+
+
+def _refuse_credentials(value, path: Path, key: str = "") -> None:
+    """Refuse what looks like a credential, by its dotted key; the value itself is never shown."""
+    if isinstance(value, dict | list):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            _refuse_credentials(inner, path, f"{key}.{name}" if key else str(name))
+        return
+    found = [what for what, shape in SECRET_VALUES.items() if isinstance(value, str) and shape.search(value)]
+    if value is not None and SECRET_KEYS.search(key.rpartition(".")[2]):
+        found.append("a credential")
+    if found:
+        raise UserError(
+            f"{path}: {key}: found what looks like {found[0]} (not shown here); params.yaml is kept by git and logged, "
+            "so it must hold none: for S3 use a profile (ingest.s3.profile), the environment (AWS_ACCESS_KEY_ID, "
+            "AWS_SECRET_ACCESS_KEY) or the machine's role, for MLflow MLFLOW_TRACKING_URI; remove the key"
+        )
+
+
+def load_params(path: str | Path = "params.yaml") -> Params:
+    """Read and check params.yaml.
+
+    Raises:
+        UserError: the file is missing, is not YAML, holds a wrong, missing or unknown key, or a credential.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; run from the project's folder, where params.yaml lies")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected sections such as ingest and train, found {type(values).__name__}")
+    _refuse_credentials(values, path)
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(dict(one)) for one in error.errors()]
+        raise UserError(f"{path}: " + "\n".join(lines)) from None

@@ -1,0 +1,255 @@
+"""The sections model, search, train and augment of params.yaml, and what a search hands to training."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from pipelines.core.section import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section, Share, Widths
+
+
+class Model(Section):
+    skips: Literal["dense", "short", "encoder", "plain"]
+    deep_supervision: bool
+    norm: Literal["batch", "instance", "group"]
+    upsampling: Literal["bilinear_aligned", "bilinear", "transposed"]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+
+    @model_validator(mode="after")
+    def _supervised_nodes_exist(self):
+        if self.skips == "plain" and self.deep_supervision:
+            raise ValueError(
+                "a plain U-Net has no shallow heads: set model.deep_supervision to false, or another model.skips"
+            )
+        if self.skips == "encoder" and not self.deep_supervision:
+            raise ValueError(
+                "UNet^e trains its embedded U-Nets through their heads: set model.deep_supervision to true, "
+                "or another model.skips"
+            )
+        return self
+
+
+class Grow(Section):
+    max_depth: Annotated[int, Field(ge=1, le=6)]
+    base: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+    growth: Annotated[tuple[Annotated[float, Field(ge=1, le=4)], ...], Field(min_length=1)]
+
+    def candidates(self) -> list[tuple[int, ...]]:
+        """base * growth^level for each base and growth, as deep as max_depth."""
+        levels = range(self.max_depth + 1)
+        return [tuple(round(base * growth**i) for i in levels) for base in self.base for growth in self.growth]
+
+
+class Budget(Section):
+    latency_ms: PositiveFloat | None
+    macs: PositiveFloat | None
+    parameters: PositiveFloat | None
+    memory_mib: PositiveFloat | None
+
+
+def _check_choices(value):
+    """A list of choices, or one range {uniform | log | int: [low, high]}, in one sentence where it is neither."""
+    if isinstance(value, list | tuple) and value:
+        return value
+    if isinstance(value, dict) and len(value) == 1 and set(value) <= {"uniform", "log", "int"}:
+        kind, ends = next(iter(value.items()))
+        try:
+            low, high = (int(str(end)) if kind == "int" else float(end) for end in ends)
+        except (TypeError, ValueError):
+            raise ValueError(f"expected {{{kind}: [low, high]}} with two numbers, found {value!r}") from None
+        if not low < high or (kind == "log" and low <= 0):
+            raise ValueError(f"a range goes from a lower to a higher number, of log from above 0, found {value!r}")
+        return {kind: [low, high]}
+    raise ValueError(f"expected a list of choices or one of {{uniform | log | int: [low, high]}}, found {value!r}")
+
+
+class Search(Section):
+    widths: tuple[Widths, ...]
+    epochs: PositiveInt
+    max_concurrent: PositiveInt
+    num_workers: PositiveInt
+    cpus_per_worker: PositiveInt
+    grow: Grow | None
+    space: dict[str, Annotated[list[Any] | dict[str, Any], BeforeValidator(_check_choices)]]
+    searcher: Literal["grid", "random", "tpe", "nsga2"]
+    num_trials: PositiveInt | None
+    scheduler: Literal["none", "asha", "pbt"]
+    grace_epochs: PositiveInt
+    reduction: Annotated[float, Field(ge=1.5, le=16)]
+    objective: Literal["accuracy", "front"]
+    tolerance_iou: Annotated[float, Field(ge=0, le=1)]
+    cost: Literal["macs", "parameters", "latency_ms", "memory_mib"]
+    budget: Budget
+    size_px: PositiveInt | None
+    max_hours: PositiveFloat | None
+    seed: NonNegativeInt
+
+    @model_validator(mode="after")
+    def _not_empty(self):
+        if not self.widths and self.grow is None:
+            raise ValueError(
+                "the space is empty: search.widths has no list and search.grow is null; expected widths such as "
+                "[[8, 16, 32]], or search.grow"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _parts_fit(self):
+        if self.searcher != "grid" and self.num_trials is None:
+            raise ValueError(
+                f"search.searcher is {self.searcher} and search.num_trials is null: say how many trials it draws"
+            )
+        if self.grace_epochs > self.epochs:
+            raise ValueError(
+                f"search.grace_epochs is {self.grace_epochs} and search.epochs is {self.epochs}: no trial would be "
+                "compared before its end"
+            )
+        if self.searcher == "nsga2" and self.objective != "front":
+            raise ValueError("search.searcher nsga2 looks for a front of accuracy and cost: set search.objective=front")
+        if self.scheduler == "pbt" and (self.searcher not in ("grid", "random") or self.num_workers > 1):
+            raise ValueError(
+                "search.scheduler pbt changes the trials itself and copies weights between processes of one machine "
+                "each: set search.searcher to grid or random, and search.num_workers to 1"
+            )
+        if self.scheduler == "asha" and self.searcher in ("tpe", "nsga2") and self.objective == "front":
+            raise ValueError(
+                "search.scheduler asha compares trials by one number and the searcher looks for a front of two: set "
+                "search.scheduler=none, or search.objective=accuracy"
+            )
+        return self
+
+    @property
+    def deepest(self) -> int:
+        """The depth of the deepest candidate."""
+        grown = self.grow.max_depth if self.grow else 0
+        return max([grown, *(len(widths) - 1 for widths in self.widths)])
+
+
+def _check_weights(value):
+    """A wrong value in one sentence; pydantic has one for each of the types that it may be."""
+    is_list = isinstance(value, list | tuple) and all(
+        isinstance(one, int | float) and not isinstance(one, bool) and one >= 0 for one in value
+    )
+    if value is None or value == "balanced" or (is_list and any(value)):
+        return value
+    raise ValueError(f"expected null, balanced or a list of weights from 0 on, one a class, found {value!r}")
+
+
+def _check_workers(value):
+    """A number of processes, or the fewest and the most, in one sentence where it is neither."""
+    ends = list(value) if isinstance(value, list | tuple) else [value]
+    whole = [int(one) for one in ends if not isinstance(one, bool) and str(one).isdecimal() and int(one) > 0]
+    if len(whole) != len(ends) or len(ends) not in (1, 2) or (isinstance(value, list | tuple) and len(ends) == 1):
+        raise ValueError(
+            "expected a number of processes, or [fewest, most] of a training that goes on when some leave and takes in "
+            f"those that come, found {value!r}"
+        )
+    if len(ends) == 2 and whole[0] >= whole[1]:
+        raise ValueError(f"expected [fewest, most] with fewer in front, or one number, found {value!r}")
+    return tuple(whole) if len(ends) == 2 else whole[0]
+
+
+class Train(Section):
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    crop_px: PositiveInt | None
+    optimizer: Literal["adamw", "adam", "sgd"]
+    learning_rate: PositiveFloat
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    weight_decay: NonNegativeFloat
+    warmup_epochs: NonNegativeInt
+    precision: Literal["auto", "bf16", "fp16", "fp32"]
+    num_workers: Annotated[PositiveInt | tuple[PositiveInt, PositiveInt], BeforeValidator(_check_workers)]
+    cpus_per_worker: PositiveInt
+    use_gpu: bool
+    max_failures: NonNegativeInt
+    timeout_s: PositiveInt
+    seed: NonNegativeInt
+    loader_workers: Annotated[int, Field(ge=0, le=128)]
+    foreground_crops: Share
+    class_weights: Annotated[Literal["balanced"] | tuple[float, ...] | None, BeforeValidator(_check_weights)]
+    loss: Literal["ce_dice", "focal_dice", "lovasz", "tversky"]
+    head_weights: Literal["mean", "sum"] | Annotated[tuple[PositiveFloat, ...], Field(min_length=1, max_length=6)]
+    ema: Annotated[float, Field(gt=0, lt=1)] | None
+    accumulate: PositiveInt
+    clip_norm: PositiveFloat | None
+    checkpoint_levels: Annotated[int, Field(ge=0, le=7)]
+    sync_batchnorm: bool
+    checkpoint_every_steps: PositiveInt | None
+    compile: Literal["default", "reduce-overhead", "max-autotune"] | None
+    static_graph: bool
+    compress_gradients: Literal["bf16"] | None
+    deterministic: bool
+    nonfinite: Literal["stop", "skip"]
+    on_oom: Literal["stop", "halve"]
+    init: Literal["search"] | None
+
+    @property
+    def min_workers(self) -> int:
+        """With fewer processes a training waits."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def max_workers(self) -> int:
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
+    @model_validator(mode="after")
+    def _cropped(self):
+        if self.foreground_crops and self.crop_px is None:
+            raise ValueError(
+                f"train.foreground_crops is {self.foreground_crops:g}, and train.crop_px is null, so that images are "
+                "not cropped: set train.crop_px, or train.foreground_crops to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _divisible(self):
+        if self.batch_size % self.max_workers:
+            raise ValueError(
+                f"train.batch_size is {self.batch_size} over all workers and must be a multiple of "
+                f"train.num_workers, which is {self.max_workers}"
+                f"{' at most' if self.max_workers > self.min_workers else ''}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _parts_and_exchanges(self):
+        if self.accumulate * self.max_workers > self.batch_size:
+            raise ValueError(
+                f"train.accumulate is {self.accumulate}, and a process has {self.batch_size // self.max_workers} "
+                "image(s) of a batch: there can be no more parts than that"
+            )
+        if self.static_graph and self.accumulate > 1:
+            raise ValueError(
+                "train.static_graph expects every pass to exchange gradients, and train.accumulate has passes that do "
+                "not: set train.static_graph to false, or train.accumulate to 1"
+            )
+        if self.static_graph and self.max_workers > self.min_workers:
+            raise ValueError(
+                "train.static_graph expects every pass to exchange gradients, and of fewer workers each computes its "
+                "share in more passes: set train.static_graph to false, or train.num_workers to one number"
+            )
+        if self.compress_gradients and not self.use_gpu:
+            raise ValueError(
+                "train.compress_gradients is for NCCL, between GPUs: set it to null, or train.use_gpu to true"
+            )
+        return self
+
+
+class Augment(Section):
+    flips: bool
+    rotate: Annotated[float, Field(ge=0, le=180)]
+    zoom: Annotated[float, Field(ge=1, le=4)]
+    brightness: Annotated[float, Field(ge=0, le=1)]
+    hue: Annotated[int, Field(ge=0, le=90)]
+    on_device: bool
+
+
+class Architecture(Section):
+    """architecture.yaml, in which search hands its choice to train; the depth is `len(widths) - 1`.
+
+    `params` are values of params.yaml by dotted key that were searched too; `init` is a file of weights beside it.
+    """
+
+    widths: Widths
+    params: dict[str, Any] = Field(default_factory=dict)
+    init: str | None = None

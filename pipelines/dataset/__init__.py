@@ -1,0 +1,1 @@
+"""Raw files to samples: layouts, masks, groups, near-duplicates, splits, the fingerprint of a data set."""

@@ -1,0 +1,247 @@
+"""The ways in which images and masks lie in a folder, and what does not fit into them.
+
+pairs      images/<id>.<ext> and masks/<id>.<ext>; subfolders are part of the id
+classes    images/<id>.<ext> and masks/<class>/<id>.<ext>, told from pairs by prepare.classes
+BBBC038    <id>/images/<name>.<ext> and <id>/masks/<one file an object>.<ext>
+COCO       images/<file_name> and annotations.json or annotations/<name>.json
+
+In any of them a TIFF of several pages is a volume where prepare.pages is slices: each page is a sample.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from pipelines.dataset.coco import Drawing, read_annotations
+from pipelines.storage.layout_names import EXPECTED, belongs, check_names, is_annotations, list_names
+from unetpp.errors import FileError, UserError
+from unetpp.images.decode import Limits, count_pages
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image and its mask files: one, one for each object or class, or none where shapes are drawn."""
+
+    id: str
+    image: Path
+    masks: tuple[Path, ...]
+    group: str | None = None  # what the layout knows to belong together: the volume of a slice
+    page: int | None = None  # of the image and of each mask, counted from 1
+    classes: tuple[int, ...] | None = None  # the class index that each mask file stands for
+    drawing: Drawing | None = None  # of COCO
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A file that cannot be used. `file` is relative to the root, with slashes."""
+
+    id: str
+    file: str
+    reason: str
+    fix: str
+
+    @classmethod
+    def of(cls, error: FileError, id: str, root: Path) -> "Problem":
+        """The problem that an error tells of, in a sample of a set under `root`."""
+        return cls(id, error.path.relative_to(root).as_posix(), error.reason, error.fix)
+
+
+def find_samples(
+    root: Path,
+    num_classes: int = 1,
+    classes: tuple[str, ...] | None = None,
+    pages: str = "refuse",
+    limits: Limits = Limits(),  # noqa: B008  (frozen)
+    multilabel: bool = False,
+) -> tuple[list[Sample], list[Problem]]:
+    """Samples and problems under `root`, each sorted by id.
+
+    Args:
+        num_classes, classes, pages, multilabel: of section `prepare` in params.yaml.
+        limits: within which a file's pages are counted.
+
+    Raises:
+        UserError: no such folder, no images at all, no masks at all, or a layout that may be read in two ways.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root}: found {'a file' if root.exists() else 'no such folder'}; {EXPECTED}")
+    names = list_names(root)
+    layout = check_names(names, str(root))
+    names = [name for name in names if belongs(name, layout)]
+    if layout == "coco":
+        samples, problems = _find_coco(root, names, num_classes, classes, multilabel)
+    elif layout == "bbbc038":
+        samples, problems = _find_bbbc038(root, names)
+    else:
+        samples, problems = _find_pairs(root, names, _class_folders(root, names, classes))
+    if pages == "slices":
+        samples = [slice for sample in samples for slice in _slices(sample, root, limits, problems)]
+    return sorted(samples, key=lambda sample: sample.id), sorted(problems, key=lambda one: (one.id, one.file))
+
+
+def _class_folders(root: Path, names: list[PurePosixPath], classes: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The folders masks/<class>/ in the order of their class indices; none where masks lie beside their images.
+
+    A folder in masks/ with a namesake in images/ is a part of ids and no class.
+    """
+    images = {name.relative_to("images").with_suffix("") for name in names if name.parts[0] == "images"}
+    masks = [name.relative_to("masks") for name in names if name.parts[0] == "masks"]
+    shared = {id.parts[0] for id in images if len(id.parts) > 1}
+    found = {name.parts[0] for name in masks if len(name.parts) > 1}
+    if classes is not None and found & set(classes):
+        both = sorted(shared & set(classes))
+        if both:
+            raise UserError(
+                f"{root}: found images/{both[0]}/ and masks/{both[0]}/, while prepare.classes names {both[0]!r}, so it "
+                "may be a class or a part of ids; expected one of the two: rename the folder images/"
+                f"{both[0]}/ with its masks, or set prepare.classes to null"
+            )
+        others = sorted(found - set(classes)) or [str(name) for name in masks if len(name.parts) == 1]
+        if others or set(classes) - found:
+            what = f"masks/{others[0]}" if others else f"no masks/{sorted(set(classes) - found)[0]}/"
+            raise UserError(
+                f"{root}: found {what}; expected a folder of masks for each of prepare.classes and nothing else in "
+                f"masks/: {', '.join(classes)}: correct prepare.classes, or move what is no class"
+            )
+        return classes
+    # Folders that hold masks of images which lie outside any such folder can only be classes.
+    likely = {
+        name.parts[0]
+        for name in masks
+        if len(name.parts) > 1
+        and name.parts[0] not in shared
+        and PurePosixPath(*name.parts[1:]).with_suffix("") in images
+    }
+    if likely:
+        listed = ", ".join(sorted(likely))
+        raise UserError(
+            f"{root}: found a folder of masks for each of {listed}; expected them in prepare.classes: set "
+            f"prepare.classes=[{listed}] in the order of their class indices, and prepare.num_classes to "
+            f"{len(likely) + 1} (or to 1 for foreground alone, or to {len(likely)} with prepare.multilabel=true where "
+            "they lie over each other)"
+        )
+    return ()
+
+
+def _by_id(names: list[PurePosixPath], folder: str, problems: list[Problem]) -> dict[str, PurePosixPath]:
+    """The files under a folder by id; names that differ only by case or suffix are problems."""
+    same = defaultdict(list)
+    for name in names:
+        if name.is_relative_to(folder):
+            id = name.relative_to(folder).with_suffix("").as_posix()
+            same[id.casefold()].append((id, name))
+    for group in same.values():
+        if len(group) > 1:
+            others = ", ".join(str(name) for _, name in group)
+            reason = f"names differ only by case or suffix: {others}"
+            problems += [Problem(id, str(name), reason, "rename one") for id, name in group]
+    return {group[0][0]: group[0][1] for group in same.values() if len(group) == 1}
+
+
+def _find_pairs(root: Path, names: list[PurePosixPath], classes: tuple[str, ...]) -> tuple[list[Sample], list[Problem]]:
+    """With `classes`, a mask file for each of them; an empty mask says that a class does not occur."""
+    problems: list[Problem] = []
+    images = _by_id(names, "images", problems)
+    folders = [f"masks/{name}" for name in classes] or ["masks"]
+    masks = [_by_id(names, folder, problems) for folder in folders]
+    # A name that clashes on one side is already reported; its partner is not a second, unrelated problem.
+    clashing = {problem.id.casefold() for problem in problems}
+    for folder, found in zip(folders, masks, strict=True):
+        for id, name in images.items():
+            if id not in found:
+                known = "its masks have clashing names" if id.casefold() in clashing else f"no mask {folder}/{id}.png"
+                problems.append(Problem(id, str(name), known, "add it or remove the image"))
+        for id, name in found.items():
+            if id not in images:
+                known = "its images have clashing names" if id.casefold() in clashing else f"no image images/{id}.<ext>"
+                problems.append(Problem(id, str(name), known, "add it or remove the mask"))
+    whole = images.keys() & set.intersection(*(set(found) for found in masks))
+    indices = tuple(range(1, len(classes) + 1)) or None
+    return [
+        Sample(id, root / images[id], tuple(root / found[id] for found in masks), classes=indices) for id in whole
+    ], problems
+
+
+def _find_bbbc038(root: Path, names: list[PurePosixPath]) -> tuple[list[Sample], list[Problem]]:
+    folders: dict[str, dict[str, list[PurePosixPath]]] = defaultdict(lambda: {"images": [], "masks": []})
+    for name in names:
+        if len(name.parts) == 3:
+            folders[name.parts[0]][name.parts[1]].append(name)
+    samples, problems = [], []
+    by_case = defaultdict(list)
+    for id in folders:
+        by_case[id.casefold()].append(id)
+    for id, found in folders.items():
+        images, masks = found["images"], found["masks"]
+        clashing = by_case[id.casefold()]
+        if len(clashing) > 1:
+            problems.append(Problem(id, id, f"names differ only by case: {', '.join(clashing)}", "rename one"))
+        elif len(images) != 1:
+            reason = f"found {len(images)} image files; expected one"
+            problems.append(Problem(id, f"{id}/images", reason, "keep one image in each folder"))
+        elif not masks:
+            problems.append(Problem(id, str(images[0]), f"no mask in {id}/masks", "add them or remove the image"))
+        else:
+            samples.append(Sample(id, root / images[0], tuple(root / mask for mask in masks)))
+    return samples, problems
+
+
+def _find_coco(
+    root: Path, names: list[PurePosixPath], num_classes: int, classes: tuple[str, ...] | None, multilabel: bool
+) -> tuple[list[Sample], list[Problem]]:
+    problems: list[Problem] = []
+    images = _by_id(names, "images", problems)
+    clashing = {problem.file for problem in problems}
+    files = {str(name.relative_to("images")) for name in names if name.parts[0] == "images"}
+    paths = [root / name for name in names if is_annotations(name)]
+    annotations = read_annotations(paths, num_classes, classes, multilabel)
+    problems += [Problem.of(error, id, root) for id, error in annotations.problems]
+    drawings: dict[str, Drawing] = {}
+    for listed, drawing in annotations.drawings.items():
+        # Tools write a file's name from images/ on, or from above it.
+        file = listed if listed in files else listed.removeprefix("images/")
+        if file in drawings:
+            raise FileError(
+                drawing.file,
+                f"found {file} and images/{file} among its images; expected one of the two",
+                "keep one entry with all annotations of the image",
+            )
+        drawings[file] = drawing
+        if file not in files:
+            name = drawing.file.relative_to(root).as_posix()
+            reason = f"found {file} among its images; expected images/{file} to exist"
+            problems.append(Problem(file, name, reason, "add the image or remove its entry"))
+    samples = []
+    for id, name in images.items():
+        drawing = drawings.get(str(name.relative_to("images")))
+        if drawing is not None:
+            samples.append(Sample(id, root / name, (), drawing=drawing))
+        elif str(name) not in clashing:
+            reason = "no entry among the images of the annotations"
+            problems.append(Problem(id, str(name), reason, "add one (without annotations, where it shows no object)"))
+    return samples, problems
+
+
+def _slices(sample: Sample, root: Path, limits: Limits, problems: list[Problem]) -> list[Sample]:
+    """The pages of a volume as samples of its group, or the sample itself where the image has one page."""
+    try:
+        num_pages = count_pages(sample.image, limits)
+        counts = {mask: count_pages(mask, limits) for mask in sample.masks}
+    except FileError as error:
+        problems.append(Problem.of(error, sample.id, root))
+        return []
+    other = next((mask for mask, count in counts.items() if count != num_pages), sample.image)
+    if other != sample.image or (sample.drawing is not None and num_pages > 1):
+        masks = f"{counts.get(other, 'no')} pages" if other != sample.image else "annotations of no page"
+        problem = FileError(
+            other,
+            f"found {masks} for the {num_pages} pages of {sample.image.name}; expected a mask page for each",
+            "export the volume and its masks again with as many pages, as TIFF",
+        )
+        problems.append(Problem.of(problem, sample.id, root))
+        return []
+    if num_pages == 1:
+        return [sample]
+    return [
+        replace(sample, id=f"{sample.id}@{page:04}", group=sample.id, page=page) for page in range(1, num_pages + 1)
+    ]

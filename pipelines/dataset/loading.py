@@ -1,0 +1,136 @@
+"""Samples of raw data as they are prepared: decoded, checked, described and resized, by several processes."""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from pipelines.core.data_sections import Prepare
+from pipelines.core.worker_pool import Died, answers, num_cores
+from pipelines.dataset.layouts import Problem, Sample
+from pipelines.dataset.mask_files import read_labels, resize_mask
+from pipelines.dataset.near_duplicates import Look, look_at
+from pipelines.dataset.sample_stats import describe
+from unetpp.data.scaling import find_limits
+from unetpp.errors import FileError
+from unetpp.images.decode import Limits, convert, decode_image, read_header, resize
+
+# In 547 images of BBBC038 the darkest bright-field or stained one has a median brightness of 0.52 and the
+# brightest fluorescence one 0.2; the palest stain has a mean chroma of 0.047, and grey images have 0.
+DARK = 0.35
+COLOURED = 0.03
+
+
+def find_kind(image: np.ndarray) -> str:
+    """The kind of microscopy, a function of the decoded image (H, W, 3) uint8, uint16 or float32 alone.
+
+    "fluorescence": the median brightness (mean of the channels) is below 0.35 of the image's own bright end
+    for uint16 (for floats, above their least value), of the full scale for uint8. Of the others, "tissue" has a
+    mean chroma (largest less smallest channel) above 0.03, "bright-field" has not.
+    """
+    pixels = image.astype(np.float32)
+    if image.dtype == np.float32:
+        low, high = find_limits(image)
+        pixels = ((image.astype(np.float64) - low) * (65535 / (high - low or 1.0))).astype(np.float32)
+    # Cameras of 12 and 14 bits fill the lower end of 16: there, full scale says nothing about bright or dark.
+    pixels /= 255 if image.dtype == np.uint8 else max(1.0, float(np.percentile(pixels, 99.5)))
+    red, green, blue = cv2.split(pixels)  # NumPy is slow along a short axis
+    if np.median((red + green + blue) / 3) < DARK:
+        return "fluorescence"
+    chroma = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
+    return "tissue" if chroma.mean() > COLOURED else "bright-field"
+
+
+def resize_sample(
+    image: np.ndarray, mask: np.ndarray, size: int, num_classes: int, multilabel: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Image (H, W, C) and mask (H, W) uint8 to size x size by one geometry (`labels.resize_mask`)."""
+    if mask.shape == (size, size):
+        return image, mask
+    return resize(image, size), resize_mask(mask, size, num_classes, multilabel)
+
+
+class Loaded(NamedTuple):
+    """A sample as it is written, and what is known of it as it was."""
+
+    kind: str
+    image: np.ndarray  # (H, W, C) uint8 or uint16
+    mask: np.ndarray  # (H, W) uint8
+    facts: dict[str, str | int | float]  # see pipelines/dataset/sample_stats.py
+    look: Look
+
+
+def load_sample(sample: Sample, params: Prepare) -> Loaded:
+    """Decode, check, describe and resize a sample.
+
+    Raises:
+        FileError: a file that cannot be decoded, or an image and a mask that do not fit together.
+    """
+    limits = Limits(params.max_pixels, params.max_file_mib)
+    image = decode_image(sample.image, channels=3, page=sample.page, limits=limits)
+    kind, look = find_kind(image), look_at(image)
+    labels = read_labels(sample, image, params.num_classes, limits, params.multilabel, params.ignore)
+    seen, mask = convert(image, params.channels), labels.mask
+    if params.size is not None:
+        seen, mask = resize_sample(seen, mask, params.size, params.num_classes, params.multilabel)
+    header = read_header(sample.image, sample.page)
+    facts = describe(header, image, labels, mask, params.multilabel)
+    return Loaded(kind, seen, mask, facts, look)
+
+
+def load_all(
+    samples: list[Sample], params: Prepare, raw: Path, problems: list[Problem]
+) -> Iterator[tuple[int, Loaded]]:
+    """(index, sample) as they are decoded by several processes; what is broken goes to `problems` instead."""
+    load = functools.partial(_load, params)
+    died = []
+    num_processes = min(params.num_workers, num_cores())
+    for index, answer in tqdm(answers(load, samples, num_processes), total=len(samples), unit="image", disable=None):
+        if isinstance(answer, Died):
+            died.append(index)
+        elif isinstance(answer, Loaded):
+            yield index, answer
+        else:
+            problems.append(Problem.of(answer, samples[index].id, raw))
+    # Where a process was killed, another sample may have taken the memory. Alone, it is this one's doing.
+    for index in sorted(died):
+        answer = _load_alone(load, samples[index])
+        if isinstance(answer, Loaded):
+            yield index, answer
+        else:
+            problems.append(Problem.of(answer, samples[index].id, raw))
+
+
+def _load(params: Prepare, sample: Sample) -> Loaded | FileError:
+    try:
+        return load_sample(sample, params)
+    except FileError as error:
+        return error
+
+
+def _load_alone(load: Callable[[Sample], Loaded | FileError], sample: Sample) -> Loaded | FileError:
+    [(_, answer)] = answers(load, [sample], 1)
+    if not isinstance(answer, Died):
+        return answer
+    files = (sample.image, *sample.masks)
+    parts = [replace(sample, masks=masks) for masks in ((), *((mask,) for mask in sample.masks))]
+    with closing(answers(functools.partial(_try, load), parts, 1)) as tried:
+        index = next((index for index, part in tried if isinstance(part, Died)), 0)
+    return FileError(
+        files[index],
+        f"found a file that cannot be decoded (the process at it {answer.how}); expected one whose decoding ends and "
+        "fits in memory",
+        "fetch it again or remove it",
+    )
+
+
+def _try(load: Callable[[Sample], object], sample: Sample) -> None:
+    """Only whether the process survives counts; a part of a sample may be wrong in many ways."""
+    with suppress(Exception):
+        load(sample)

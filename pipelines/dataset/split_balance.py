@@ -1,0 +1,76 @@
+"""How evenly the kinds of images fall into the splits, and a salt with which they fall better.
+
+The hash knows nothing of the kind, so every kind gets the shares in expectation, and a small one may miss a split by
+chance. Moving its images one by one would make a split depend on what else is there; another salt does not.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipelines.core.data_sections import Prepare
+from pipelines.dataset.splits import Place, place
+
+# Below this number of images a kind may well miss a split by chance, and nothing is said.
+KIND_MATTERS = 5
+# Other salts that are tried for a better balance, and at most so many groups in all of them: some seconds.
+SALTS_TRIED = 300
+GROUPS_TRIED = 1_000_000
+
+
+@dataclass(frozen=True)
+class Balance:
+    """How many samples of each kind there are in each part: train, val and test, or test and each fold."""
+
+    shares: dict[str, float]  # by part
+    counts: dict[str, dict[str, int]]  # by kind and part
+
+    @classmethod
+    def of(cls, kinds: Sequence[str], places: Sequence[Place], params: Prepare) -> "Balance":
+        shares = params.shares
+        if params.folds is None:
+            wanted = {"train": shares.train, "val": shares.val, "test": shares.test}
+            parts = [one.split for one in places]
+        else:
+            folds = {f"fold {n}": (shares.train + shares.val) / params.folds for n in range(params.folds)}
+            wanted = folds | {"test": shares.test}
+            parts = ["test" if one.fold is None else f"fold {one.fold}" for one in places]
+        found = Counter(zip(kinds, parts, strict=True))
+        return cls(wanted, {kind: {part: found[kind, part] for part in wanted} for kind in sorted(set(kinds))})
+
+    def faults(self) -> list[str]:
+        """A line for each kind that misses a part or is far off its share there: by a factor of two, and two images."""
+        lines = []
+        for kind, counts in self.counts.items():
+            total = sum(counts.values())
+            expected = {part: share * total for part, share in self.shares.items()}
+            off = [
+                not counts[part] or (abs(counts[part] - wanted) >= 2 and not wanted / 2 <= counts[part] <= wanted * 2)
+                for part, wanted in expected.items()
+            ]
+            if total >= KIND_MATTERS and any(off):
+                numbers = ", ".join(f"{counts[part]} in {part} ({wanted:.1f})" for part, wanted in expected.items())
+                lines.append(f"of the {total} {kind} images there are (and by the shares should be) {numbers}")
+        return lines
+
+    def score(self) -> tuple[int, float]:
+        """Smaller is better: how many parts some kind misses, then chi-squared against the shares."""
+        missing, chi = 0, 0.0
+        for counts in self.counts.values():
+            total = sum(counts.values())
+            for part, share in self.shares.items():
+                missing += not counts[part]
+                chi += (counts[part] - share * total) ** 2 / (share * total)
+        return missing, chi
+
+
+def propose_salt(kinds: Sequence[str], members: Sequence[list[str]], params: Prepare) -> tuple[str, Balance] | None:
+    """Of some hundred other salts the one with the best balance over the kinds, or None if none is better."""
+    tries = min(SALTS_TRIED, GROUPS_TRIED // len({name for names in members for name in names}))
+    best, proposed = Balance.of(kinds, place(members, params), params), None
+    for number in range(1, tries + 1):
+        salt = f"{params.salt}-{number}"
+        balance = Balance.of(kinds, place(members, params, salt), params)
+        if balance.score() < best.score():
+            best, proposed = balance, salt
+    return (proposed, best) if proposed else None

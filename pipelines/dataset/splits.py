@@ -1,0 +1,157 @@
+"""Which split a sample goes to: a function of the data alone, so that adding files moves no old one.
+
+The rule. `position(salt, group)` is a hash in [0, 1). Below shares.train is train, then comes val, and the upper
+end is test. Groups that hold near-duplicates of each other are joined, and a joined group stands where the highest
+of its members stands. So a new file moves nothing unless it is a near-duplicate of old ones, and then it moves
+them toward test only: what was once tested on is never trained on.
+
+No rule does better. Let A stand in train and B in test, and let a file come that is a near-duplicate of both: one
+of them has to move, and moving B out of test would train on what earlier models were tested on.
+"""
+
+import csv
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from pipelines.core.data_sections import Prepare, Shares
+from unetpp.data.arrow_split import Split
+from unetpp.errors import UserError
+
+SPLITS = ("train", "val", "test")
+
+
+class Place(NamedTuple):
+    """Where a sample goes. `group` is the member of its joined group that stands highest; test has no fold."""
+
+    group: str
+    split: str
+    fold: int | None
+
+
+class Joined:
+    """Disjoint sets of the numbers 0 ... n - 1 (union-find): `unite` two, `find` the name of a set."""
+
+    def __init__(self, n: int):
+        self.parents = list(range(n))
+
+    def find(self, one: int) -> int:
+        """The smallest number of the set."""
+        root = one
+        while self.parents[root] != root:
+            root = self.parents[root]
+        while self.parents[one] != root:  # the way is short from now on
+            self.parents[one], one = root, self.parents[one]
+        return root
+
+    def unite(self, one: int, other: int) -> None:
+        low, high = sorted((self.find(one), self.find(other)))
+        self.parents[high] = low
+
+
+def position(salt: str, group: str) -> float:
+    """A uniform number in [0, 1): a function of the two words alone."""
+    digest = hashlib.sha256(f"{salt}\0{group}".encode()).digest()
+    return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
+
+
+def find_split(u: float, shares: Shares, folds: int | None = None, fold: int = 0) -> tuple[str, int | None]:
+    """The split and the fold of a position.
+
+    Test is the same with folds and without. With folds, the rest is divided into so many equal ones, and `fold`
+    is val.
+    """
+    rest = shares.train + shares.val
+    if u >= rest:
+        return "test", None
+    if folds is None:
+        return ("train" if u < shares.train else "val"), None
+    found = min(int(u / rest * folds), folds - 1)
+    return ("val" if found == fold else "train"), found
+
+
+def join(groups: Sequence[str], pairs: Iterable[tuple[int, int]]) -> list[list[str]]:
+    """For each sample, the distinct groups that its own is joined with, itself among them, sorted.
+
+    Args:
+        groups: the group of each sample.
+        pairs: indices of samples that must share a split.
+    """
+    names = sorted(set(groups))
+    numbers = {name: number for number, name in enumerate(names)}
+    joined = Joined(len(names))
+    for one, other in pairs:
+        joined.unite(numbers[groups[one]], numbers[groups[other]])
+    members: dict[int, list[str]] = defaultdict(list)
+    for number, name in enumerate(names):
+        members[joined.find(number)].append(name)
+    return [members[joined.find(numbers[group])] for group in groups]
+
+
+def place(members: Sequence[list[str]], params: Prepare, salt: str | None = None) -> list[Place]:
+    """The place of each sample by the groups that its own is joined with (see `join`)."""
+    salt = params.salt if salt is None else salt
+    found: dict[int, Place] = {}  # by the identity of the list, which the samples of a joined group share
+    for names in members:
+        if id(names) not in found:
+            u, group = max((position(salt, name), name) for name in names)
+            found[id(names)] = Place(group, *find_split(u, params.shares, params.folds, params.fold))
+    return [found[id(names)] for names in members]
+
+
+def check_apart(prepared: Path, groups: dict[str, str], pairs: Iterable[tuple[str, str, str]]) -> None:
+    """The gate: no group and no pair stands in two splits, by what was really written.
+
+    Args:
+        prepared: folder with the Arrow files, split.csv and duplicates.csv.
+        groups: the group of each id, as the params or the layout say it.
+        pairs: two ids that must not be in different splits, and why; those of duplicates.csv are added.
+
+    Raises:
+        UserError: lists the groups and the pairs that stand in two splits.
+    """
+    splits: dict[str, set[str]] = defaultdict(set)
+    for split in SPLITS:
+        for id in Split(prepared / f"{split}.arrow").ids:
+            splits[id].add(split)
+    for row in _read(prepared / "split.csv"):
+        splits[row["id"]].add(row["split"])
+    members: dict[str, list[str]] = defaultdict(list)
+    for id, group in groups.items():
+        members[group].append(id)
+    lines = []
+    for group, ids in sorted(members.items()):
+        standing = set().union(*(splits[id] for id in ids))
+        if len(standing) > 1:
+            # One of each split shows it; a group may be large.
+            shown = [
+                next(f"{id} in {split}" for id in ids if split in splits[id]) for split in SPLITS if split in standing
+            ]
+            lines.append(f"the group {group!r} of {len(ids)} images stands in {_words(standing)}: {', '.join(shown)}")
+    alike = {(one, other): why for one, other, why in pairs}
+    for row in _read(prepared / "duplicates.csv"):
+        why = f"near-duplicates, distance {row['distance']}, correlation {row['correlation']}"
+        alike.setdefault((row["id"], row["other"]), why)
+    lines += [
+        f"{one} in {_words(splits[one])} and {other} in {_words(splits[other])} are {why}"
+        for (one, other), why in sorted(alike.items())
+        if len(splits[one] | splits[other]) > 1
+    ]
+    if lines:
+        more = [f"and {len(lines) - 20} more"] if len(lines) > 20 else []
+        raise UserError(
+            f"{prepared}: found {len(lines)} groups or pairs of images that stand in two splits; expected each in one, "
+            "or what is tested on is what was trained on: remove one of the two files, give both one group "
+            "(prepare.groups), or set prepare.near_duplicates\n  " + "\n  ".join([*lines[:20], *more])
+        )
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _words(splits: set[str]) -> str:
+    return " and ".join(split for split in SPLITS if split in splits)

@@ -1,0 +1,1 @@
+"""The numbers of a depth: quality, intervals, gates, costs, and the decision between depths."""

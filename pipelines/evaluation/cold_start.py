@@ -1,0 +1,88 @@
+"""How long a fresh process needs from its start to the first prediction of a model file.
+
+    python -m pipelines.evaluation.cold_start SPEC.json
+
+starts, imports torch and the network's code, and says when that was done. Then it is copied (`fork`) for each model:
+each copy is a process that has predicted nothing yet, loads the file, and predicts one image. So the imports, which
+are alike for all depths and take seconds, are paid once a measurement, and what differs is measured for each.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import median
+
+ROUNDS = 3
+
+
+def measure_cold_start(files: Mapping[str, Path], ensembles: set[str], size_px: int, device: str) -> dict[str, float]:
+    """Milliseconds from the start of the process to the first mask, by name: imports, and the median of 3 loads.
+
+    Args:
+        files: model files by name.
+        ensembles: the names whose heads are all averaged.
+
+    Raises:
+        RuntimeError: the process failed; the message has its last words.
+    """
+    models = [[name, str(path), name in ensembles] for name, path in files.items()]
+    spec = {"models": models, "size_px": size_px, "device": device, "rounds": ROUNDS, "began": time.monotonic()}
+    command = [sys.executable, "-m", "pipelines.evaluation.cold_start", json.dumps(spec)]
+    root = str(Path(__file__).parents[2])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        raise RuntimeError(f"the process that measures the cold start ended with {done.returncode}: {done.stderr}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    return {name: found["start_ms"] + median(times) for name, times in found["load_ms"].items()}
+
+
+def _main(spec: dict) -> None:
+    import torch
+
+    from unetpp.inference.model_file import load_model
+
+    start_ms = (time.monotonic() - spec["began"]) * 1000
+
+    def predict_first(file: str, ensemble: bool) -> None:
+        trained = load_model(file)
+        segmenter = (trained.ensemble() if ensemble else trained.segmenter()).to(spec["device"])
+        image = torch.zeros(1, trained.network.in_channels, spec["size_px"], spec["size_px"], device=spec["device"])
+        with torch.inference_mode():
+            segmenter(image).cpu()
+
+    load_ms: dict[str, list[float]] = {}
+    for _ in range(spec["rounds"]):
+        for name, file, ensemble in spec["models"]:
+            took = _time_in_a_copy(lambda file=file, ensemble=ensemble: predict_first(file, ensemble))
+            load_ms.setdefault(name, []).append(took)
+    print(json.dumps({"start_ms": start_ms, "load_ms": load_ms}))
+
+
+def _time_in_a_copy(work: Callable[[], None]) -> float:
+    """Milliseconds of `work` in a fork of this process."""
+    began = time.monotonic()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)  # nothing of the parent's is ended twice
+    _, status = os.waitpid(pid, 0)
+    if status:
+        raise SystemExit("a copy could not predict")
+    return (time.monotonic() - began) * 1000
+
+
+if __name__ == "__main__":
+    _main(json.loads(sys.argv[1]))

@@ -1,0 +1,106 @@
+"""The depth report in a terminal: the decision, a row a depth, and the gates, within 100 columns."""
+
+import textwrap
+
+from pipelines.core.numbers import short
+
+COLUMNS = 100
+NOISY = 0.25  # a spread of latency above which the machine was too busy to be read
+
+
+def describe(report: dict) -> str:
+    """What report.json holds, as text: sentence, tables, and what to be careful about."""
+    depth = report["recommended_depth"]
+    deepest = [name for name in report["depths"] if name != "mean"][-1]
+    head = ("depth", "iou_image", "95 %", f"to {deepest}", "95 %", *_QUALITY)
+    parts = [
+        textwrap.fill(report["recommendation"], COLUMNS, break_on_hyphens=False),
+        _align([head, *(_quality(name, row) for name, row in report["depths"].items())], depth),
+        _align([_COST, *(_cost(name, row) for name, row in report["depths"].items())], depth),
+        _gates(report),
+        *(textwrap.fill(f"note: {note}", COLUMNS) for note in _notes(report)),
+    ]
+    return "\n\n".join(parts)
+
+
+_QUALITY = ("dice", "boundary", "object", "DSB AP", "ECE")
+_COST = (
+    "depth",
+    "params",
+    "MACs",
+    "ms (p50)",
+    "p95",
+    "p99",
+    "images/s",
+    "batch",
+    "pass MiB",
+    "file MiB",
+    "start s",
+)
+
+
+def _quality(name: str, row: dict) -> tuple[str, ...]:
+    return (
+        name,
+        f"{row['iou_image']:.3f}",
+        f"{row['iou_image_low']:.3f} to {row['iou_image_high']:.3f}",
+        f"{100 * row['difference_iou']:+.1f}",
+        f"{100 * row['difference_iou_low']:+.1f} to {100 * row['difference_iou_high']:+.1f}",
+        f"{row['dice_image']:.3f}",
+        f"{row['boundary_f1']:.3f}",
+        f"{row['object_f1']:.3f}",
+        f"{row['dsb_ap']:.3f}",
+        "-" if row["ece"] is None else f"{row['ece']:.3f}",
+    )
+
+
+def _cost(name: str, row: dict) -> tuple[str, ...]:
+    return (
+        name,
+        short(row["parameters"]),
+        short(row["macs"]),
+        f"{row['latency_ms']:.1f}",
+        f"{row['latency_p95_ms']:.1f}",
+        f"{row['latency_p99_ms']:.1f}",
+        f"{row['images_per_s']:.0f}",
+        f"{row['best_batch']}",
+        f"{row['peak_memory_mib']:.1f}",
+        f"{row['size_mib']:.2f}",
+        f"{row['cold_start_ms'] / 1000:.1f}",
+    )
+
+
+def _align(rows: list[tuple[str, ...]], depth: int | None) -> str:
+    """Columns aligned, '>' at a depth."""
+    chosen = f"L{depth}"
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for name, *cells in rows:
+        aligned = [name.ljust(widths[0])] + [one.rjust(width) for one, width in zip(cells, widths[1:], strict=True)]
+        lines.append(("> " if name == chosen else "  ") + "  ".join(aligned).rstrip())
+    return "\n".join(lines)
+
+
+def _gates(report: dict) -> str:
+    """A row a gate: its limit, and what each name has; what fails is marked."""
+    gates: dict[str, list[dict]] = report["gates"]
+    rows: list[tuple[str, ...]] = [("gate", "limit", *gates)]
+    for number, gate in enumerate(next(iter(gates.values()))):
+        found = [one[number] for one in gates.values()]
+        cells = [f"{one['value']:.3f}{' ' if one['passed'] else '!'}" for one in found]
+        rows.append((gate["name"], f"{'<=' if gate['direction'] == 'at most' else '>='} {gate['limit']:g}", *cells))
+    failed = any(not one["passed"] for each in gates.values() for one in each)
+    return _align(rows, None) + ("\n  ! beyond its limit" if failed else "")
+
+
+def _notes(report: dict) -> list[str]:
+    notes = []
+    if report["num_groups"] < 10:
+        notes.append(
+            f"{report['num_groups']} group{'s' if report['num_groups'] > 1 else ''} of test images are too few for "
+            "intervals that one can trust"
+        )
+    spread = report["machine"]["spread"]
+    if spread > NOISY:
+        notes.append(f"the machine was busy: the middle half of the latencies spreads over {spread:.0%} of the median")
+    return notes

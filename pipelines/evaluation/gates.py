@@ -1,0 +1,100 @@
+"""Gates on a model's behaviour: what must hardly change its masks, each measured against a limit in params.
+
+- flips: the image mirrored sideways and upside down; its mask, mirrored back, against the plain one, the worse of both.
+- shift: the image without its first few rows and columns; its mask against that part of the plain one.
+- brightness: the image with more light and less, with less contrast and by two gammas, clipped to its range; the
+  mask of the change that the model bears worst against the plain one.
+- empty: images of one grey, from black to white; the largest share of pixels called foreground.
+
+The first three are IoUs of two masks of the model itself (the foreground's, of a mean over images): the truth plays
+no part, so that a weak model passes as well as a strong one if it is steady.
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipelines.core.delivery_sections import Gates
+from pipelines.evaluation.predictor import Predictor, batches
+from unetpp.data.arrow_split import Split
+from unetpp.data.scaling import scale
+from unetpp.scores import metrics
+
+GREYS = (0.0, 0.25, 0.5, 0.75, 1.0)
+FLIPS = ((-1,), (-2,))
+CHANGES: dict[str, Callable[[Tensor], Tensor]] = {  # of images in [0, 1]
+    "a quarter more light": lambda image: image * 1.25,
+    "a fifth less light": lambda image: image * 0.8,
+    "30 % less contrast": lambda image: (image - _middle(image)) * 0.7 + _middle(image),
+    "gamma 0.8": lambda image: image**0.8,
+    "gamma 1.25": lambda image: image**1.25,
+}
+
+
+def check_gates(predict: Predictor, split: Split, gates: Gates, size_px: int, batch_size: int) -> dict[str, list[dict]]:
+    """Measure every gate for every name on up to `gates.num_images` images, spread evenly over the split.
+
+    Returns:
+        by name a row a gate: name, value, limit, direction ("at least" or "at most" the limit), passed, what.
+    """
+    agreed: dict[tuple[str, str], list[Tensor]] = {}  # IoUs by name and change
+    number = min(len(split), gates.num_images)
+    chosen = np.linspace(0, len(split) - 1, number).round().astype(int).tolist()
+    for batch in batches(split, batch_size, chosen):
+        image = torch.stack([scale(one) for one in batch.images])  # (n, C, H, W)
+        plain = predict.masks_of(image)
+        for change, (changed, undo) in _variants(image, gates.shift_px).items():
+            for name, mask in predict.masks_of(changed).items():
+                agreed.setdefault((name, change), []).append(_agreement(predict, *undo(mask, plain[name])))
+    iou = {key: torch.cat(each).mean().item() for key, each in agreed.items()}
+    empty = _find_on_nothing(predict, size_px)
+    return {name: _rows(name, iou, empty[name], gates, number) for name in predict.names}
+
+
+def _middle(image: Tensor) -> Tensor:
+    return image.mean(dim=(-1, -2, -3), keepdim=True)
+
+
+def _variants(image: Tensor, shift_px: int) -> dict[str, tuple[Tensor, Callable[[Tensor, Tensor], tuple]]]:
+    """By change: the changed images, and how their mask and the plain one become comparable."""
+    variants: dict[str, tuple[Tensor, Callable[[Tensor, Tensor], tuple]]] = {}
+    for dims in FLIPS:
+        variants[f"flip {dims}"] = image.flip(dims), lambda mask, plain, dims=dims: (mask.flip(dims), plain)
+    step = min(shift_px, min(image.shape[-2:]) - 1)
+    variants["shift"] = image[..., step:, step:], lambda mask, plain: (mask, plain[..., step:, step:])
+    for what, change in CHANGES.items():
+        variants[what] = change(image).clamp(0, 1), lambda mask, plain: (mask, plain)
+    return variants
+
+
+def _agreement(predict: Predictor, mask: Tensor, plain: Tensor) -> Tensor:
+    """(n,) foreground IoU of two masks (n, H, W)."""
+    return metrics.per_image_iou(metrics.confusion(mask, plain, *predict.task))
+
+
+def _find_on_nothing(predict: Predictor, size_px: int) -> dict[str, float]:
+    """The largest share of foreground in an image of one grey, by name."""
+    channels = predict.segmenter.network.in_channels
+    images = torch.stack([torch.full((channels, size_px, size_px), grey) for grey in GREYS])
+    masks = predict.masks_of(images)
+    return {name: (mask > 0).double().mean(dim=(1, 2)).max().item() for name, mask in masks.items()}
+
+
+def _rows(name: str, iou: Mapping[tuple[str, str], float], empty: float, gates: Gates, number: int) -> list[dict]:
+    on = f"on {number} test {'image' if number == 1 else 'images'}"
+    flips = min(iou[name, f"flip {dims}"] for dims in FLIPS)
+    worst = min(CHANGES, key=lambda change: iou[name, change])
+    return [
+        _row("flips", flips, gates.flips, f"IoU of the masks of mirrored images with the plain ones, {on}"),
+        _row("shift", iou[name, "shift"], gates.shift, f"the same for images moved by {gates.shift_px} px, {on}"),
+        _row("brightness", iou[name, worst], gates.brightness, f"the same at the worst change ({worst}), {on}"),
+        _row("empty", empty, gates.empty, "share called foreground in an image of one grey, the worst of 5", most=True),
+    ]
+
+
+def _row(name: str, value: float, limit: float, what: str, most: bool = False) -> dict:
+    passed = value <= limit if most else value >= limit
+    direction = "at most" if most else "at least"
+    return {"name": name, "value": value, "limit": limit, "direction": direction, "passed": passed, "what": what}

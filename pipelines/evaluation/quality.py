@@ -1,0 +1,139 @@
+"""What each depth's masks and probabilities are worth, image by image, over one walk through a split."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipelines.evaluation.predictor import Predictor, batches
+from unetpp.data.arrow_split import Split
+from unetpp.network.masks import to_mask, to_planes
+from unetpp.scores import metrics
+from unetpp.scores.boundaries import Boundary, compare_boundaries
+from unetpp.scores.calibration import choose_threshold, count_bins, count_by_threshold
+from unetpp.scores.object_matching import Objects, match_objects
+
+# What an image scores of which no class occurs in mask or prediction: it has nothing, and nothing was found.
+NOTHING = {"boundary_f1": 1.0, "hd95_px": 0.0, "object_f1": 1.0, "dsb_ap": 1.0}
+
+
+@dataclass
+class Quality:
+    """The scores of one name (a depth, or the mean) on N images with F foreground classes or labels."""
+
+    counts: Tensor  # (N, K, 3), see metrics.confusion
+    shapes: dict[str, np.ndarray]  # each of NOTHING's names: (N, F), nan for a class in neither mask nor prediction
+    bins: Tensor  # (10, 3), see calibration.count_bins
+    by_threshold: Tensor | None  # (N, T, F, 3), see calibration.count_by_threshold; None for classes
+    best_iou: list[np.ndarray] = field(default_factory=list)  # of true objects, in the order of `TrueObjects`
+
+    def per_image(self) -> dict[str, np.ndarray]:
+        """(N,) iou, dice and the names of NOTHING, each the mean over the classes that occur."""
+        iou, dice = metrics.per_image_iou(self.counts).numpy(), metrics.per_image_dice(self.counts).numpy()
+        others = {name: mean_over_classes(each, NOTHING[name]) for name, each in self.shapes.items()}
+        return {"iou_image": iou, "dice_image": dice} | others
+
+
+@dataclass
+class TrueObjects:
+    """The objects of the true masks: connected components of each class, since instances are not kept by prepare."""
+
+    areas: list[np.ndarray] = field(default_factory=list)  # px
+
+    def diameters_px(self) -> np.ndarray:
+        """(n,) of the discs of the same areas."""
+        return 2 * np.sqrt(np.concatenate([np.zeros(0), *self.areas]) / np.pi)
+
+
+def mean_over_classes(values: np.ndarray, nothing: float) -> np.ndarray:
+    """(N, F) with nan for what does not occur to (N,); `nothing` where no class does."""
+    known = ~np.isnan(values)
+    return np.where(known.any(axis=1), np.nansum(values, axis=1) / np.maximum(1, known.sum(axis=1)), nothing)
+
+
+def mean_or_none(values: np.ndarray) -> float | None:
+    """The mean of what is not nan, or None."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else None
+
+
+def measure_quality(
+    predict: Predictor, split: Split, batch_size: int, tolerance_px: float
+) -> tuple[dict[str, Quality], TrueObjects]:
+    """Score every name on every image of a split, in the split's order, and list the true objects."""
+    num_classes, multilabel = predict.task
+    first = 1 if num_classes > 1 and not multilabel else 0  # the channel of the first foreground class
+    num_foreground = num_classes - first
+    num_counted = num_classes + 1 - first  # with the background
+    found = {
+        name: Quality(
+            torch.zeros(len(split), num_counted, 3, dtype=torch.int64),
+            {score: np.full((len(split), num_foreground), np.nan) for score in NOTHING},
+            torch.zeros(10, 3, dtype=torch.float64),
+            None if first else torch.zeros(len(split), 19, num_foreground, 3, dtype=torch.int64),
+        )
+        for name in predict.names
+    }
+    true_objects = TrueObjects()
+    for batch in batches(split, batch_size):
+        truth, valid = to_planes(batch.mask, num_classes, multilabel)  # (n, num_classes, H, W)
+        truth = truth[:, first:]
+        planes = _Planes(truth.numpy(), (~valid).numpy(), tolerance_px)
+        true_objects.areas += [each.areas for each in planes.objects]
+        for name, probs in predict.probs(batch.images).items():
+            quality, mask_hat = found[name], to_mask(probs, multilabel)
+            quality.counts[batch.indices] = metrics.confusion(mask_hat, batch.mask, num_classes, multilabel)
+            quality.bins += count_bins(probs[:, first:], truth, valid)
+            if quality.by_threshold is not None:
+                quality.by_threshold[batch.indices] = count_by_threshold(probs, truth, valid)
+            hat = to_planes(mask_hat, num_classes, multilabel)[0][:, first:] & valid
+            scores, best_iou = planes.compare(hat.numpy())
+            for score, values in scores.items():
+                quality.shapes[score][batch.indices] = values
+            quality.best_iou += best_iou
+    return found, true_objects
+
+
+class _Planes:
+    """The true planes of a batch: their boundaries and objects, found once and compared with every name's."""
+
+    def __init__(self, truth: np.ndarray, ignored: np.ndarray, tolerance_px: float):
+        """Of (n, F, H, W) and (n, 1, H, W) bool."""
+        self.ignored = [each[0] if each.any() else None for each in ignored]
+        self.shape, self.tolerance_px = truth.shape[:2], tolerance_px
+        self.present = np.asarray(truth.any(axis=(2, 3)))
+        self.boundaries = [Boundary.of(truth[at], self.ignored[at[0]]) for at in np.ndindex(*self.shape)]
+        self.objects = [Objects.of(truth[at]) for at in np.ndindex(*self.shape)]
+
+    def compare(self, hat: np.ndarray) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
+        """(n, F) of each score of NOTHING, and the IoU of each true object with its best prediction."""
+        scores = {name: np.full(self.shape, np.nan) for name in NOTHING}
+        best_iou = []
+        for number, at in enumerate(np.ndindex(*self.shape)):
+            matches = match_objects(Objects.of(hat[at]), self.objects[number])
+            best_iou.append(matches.best_iou)
+            if not self.present[at] and not matches.num_hat:
+                continue
+            boundary = Boundary.of(hat[at], self.ignored[at[0]])
+            compared = compare_boundaries(boundary, self.boundaries[number], self.tolerance_px)
+            values = (compared.f1, compared.hd95_px, matches.f1, matches.average_precision)
+            for name, value in zip(NOTHING, values, strict=True):
+                scores[name][at] = value
+        return scores, best_iou
+
+
+def choose_thresholds(predict: Predictor, val: Split, batch_size: int) -> dict[str, int | None]:
+    """The index in calibration.THRESHOLDS of the best threshold on val, by name.
+
+    None where there is none to choose: the likeliest of several classes needs no threshold.
+    """
+    num_classes, multilabel = predict.task
+    if num_classes > 1 and not multilabel:
+        return dict.fromkeys(predict.names)
+    counts: dict[str, list[Tensor]] = {name: [torch.zeros(0, 19, num_classes, 3)] for name in predict.names}
+    for batch in batches(val, batch_size):
+        truth, valid = to_planes(batch.mask, num_classes, multilabel)
+        for name, probs in predict.probs(batch.images).items():
+            counts[name].append(count_by_threshold(probs, truth, valid))
+    return {name: choose_threshold(torch.cat(each)) for name, each in counts.items()}

@@ -1,0 +1,134 @@
+"""What each exported depth scores and costs in each runtime: the rows of the report's table of runtimes."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from pipelines.core.files import sha256
+from unetpp.data.arrow_split import Split, read_manifest
+from unetpp.data.scaling import scale
+from unetpp.errors import UserError
+from unetpp.export.runtimes import Predict, missing, open_export, runtimes_of
+from unetpp.export.safetensors_files import read_safetensors
+from unetpp.network import profiling
+from unetpp.network.masks import to_mask
+from unetpp.scores import metrics
+
+BATCH_PIXELS = 2**21  # of the images predicted together; large ones go one by one
+
+
+def measure_runtimes(
+    exports: Path, prepared: Path, settings: Any, size_px: int, ious: Mapping[str, np.ndarray]
+) -> list[dict]:
+    """A row for each exported file in each runtime that is installed, on the processor; none for .pt2.
+
+    A .pt2 runs the operators of safetensors in the same torch, and opening one takes longer than measuring it.
+
+    Latencies are of one image, in rounds over all files of a depth and all runtimes, with as many threads each as
+    torch has. IoU is over the test split, and its difference from the eager network's is paired: the mean over images
+    of theirs less its own. An export is offered unless it loses more than the tolerance.
+
+    Args:
+        exports: folder that the export stage wrote.
+        settings: evaluate's tolerance_iou, latency_rounds and throughput_batch.
+        size_px: side of the images that are timed.
+        ious: iou_image of each test image in the split's order, by depth ("L1"), of the eager network.
+
+    Raises:
+        UserError: no exports, ones whose bytes differ from exports.json, or ones of a depth that `ious` lacks.
+    """
+    entries = read_exports(exports)
+    strange = sorted({one["depth"] for one in entries} - set(ious))
+    if strange:
+        raise UserError(
+            f"{exports}: found exports of {', '.join(strange)}; expected some of {', '.join(ious)}, the depths of the "
+            "network: run `dvc repro export`"
+        )
+    split, rows = Split(prepared / "test.arrow"), []
+    channels = read_manifest(prepared)["channels"]
+    batch = torch.rand(settings.throughput_batch, channels, size_px, size_px)
+    for depth in sorted({one["depth"] for one in entries}, key=lambda name: int(name[1:])):
+        opened: dict[str, tuple[dict, str, Predict]] = {}
+        for one in (each for each in entries if each["depth"] == depth and each["format"] != "pt2"):
+            for runtime in (name for name in runtimes_of(one["file"]) if not missing(name)):
+                opened[f"{one['format']} {runtime}"] = one, runtime, open_export(exports / one["file"], runtime)
+        # Timed as modules are: what is called is all that the timing knows of them.
+        timed = cast(Any, {name: _of_tensor(predict) for name, (_, _, predict) in opened.items()})
+        latency = profiling.measure_latency(timed, batch[:1], settings.latency_rounds)
+        together = profiling.measure_latency(timed, batch, rounds=5, warmup=1)
+        network = read_safetensors(exports / depth).network
+        for name, (one, runtime, predict) in opened.items():
+            found = image_ious(predict, split, network.num_classes, network.multilabel, settings.throughput_batch)
+            difference = float(np.mean(found - np.asarray(ious[depth])))  # below 0 is worse
+            offered = -difference <= settings.tolerance_iou + 1e-12
+            rows.append(
+                {
+                    "depth": depth,
+                    "runtime": runtime,
+                    "format": one["format"],
+                    "precision": one["precision"],
+                    "latency_ms": round(latency[name].median_ms, 3),
+                    "latency_p95_ms": round(latency[name].p95_ms, 3),
+                    "images_per_s": round(len(batch) / together[name].median_ms * 1000, 2),
+                    "size_mib": round(one["bytes"] / profiling.MIB, 3),
+                    "iou_image": float(found.mean()),
+                    "difference_iou": difference,
+                    "offered": offered,
+                    "why": _why(-difference, settings.tolerance_iou, offered),
+                }
+            )
+    return rows
+
+
+def read_exports(folder: Path) -> list[dict]:
+    """The entries of exports.json, each of which has the bytes that it says.
+
+    Raises:
+        UserError: no such file, or a file of other bytes.
+    """
+    path = folder / "exports.json"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; expected a folder that the export stage wrote: run `dvc repro export`")
+    entries = json.loads(path.read_text(encoding="utf-8"))["exports"]
+    for one in entries:
+        file = folder / one["file"]
+        found = sha256(file) if file.is_file() else "no such file"
+        if found != one["sha256"]:
+            raise UserError(
+                f"{file}: found {found[:12]}; expected sha256 {one['sha256'][:12]}, as in {path}: run the export stage "
+                "again"
+            )
+    return entries
+
+
+def image_ious(predict: Predict, split: Split, num_classes: int, multilabel: bool, batch_size: int) -> np.ndarray:
+    """iou_image of each image of a split, (N,), in its order; images of one size go together."""
+    by_size: dict[tuple[int, ...], list[int]] = {}
+    for index in range(len(split)):
+        by_size.setdefault(split[index][0].shape, []).append(index)
+    found = np.empty(len(split))
+    for (height, width, _), indices in by_size.items():
+        step = max(1, min(batch_size, BATCH_PIXELS // (height * width)))
+        for group in (indices[start : start + step] for start in range(0, len(indices), step)):
+            images, masks = zip(*(split[index] for index in group), strict=True)
+            probs = predict(torch.stack([scale(image) for image in images]).numpy())
+            mask_hat = to_mask(torch.from_numpy(probs), multilabel)
+            counts = metrics.confusion(mask_hat, torch.from_numpy(np.stack(masks)), num_classes, multilabel)
+            found[group] = metrics.per_image_iou(counts).numpy()
+    return found
+
+
+def _of_tensor(predict: Predict):
+    return lambda image: predict(image.numpy())
+
+
+def _why(difference: float, tolerance: float, offered: bool) -> str:
+    verdict = f"{'within' if offered else 'more than'} the tolerance of {tolerance * 100:.2f}"
+    if abs(difference) < 0.00005:
+        return f"the IoU of the eager network, {verdict}"
+    side = "below" if difference > 0 else "above"
+    return f"{abs(difference) * 100:.2f} IoU points {side} the eager network, {verdict}"

@@ -1,0 +1,149 @@
+"""The report's numbers out of what was measured image by image: a row a depth, by class, by object size, by kind.
+
+A number that cannot be computed is None: the precision of what nothing predicts, the score of a class that does not
+occur.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from math import isnan
+
+import numpy as np
+
+from pipelines.evaluation.bootstrap import bootstrap, interval
+from pipelines.evaluation.quality import Quality, TrueObjects, mean_or_none
+from unetpp.scores import metrics
+from unetpp.scores.calibration import THRESHOLDS, expected_calibration_error
+
+WITH_INTERVALS = ("iou_image", "dice_image", "object_f1", "boundary_f1")
+BY_KIND = ("iou_image", "dice_image", "boundary_f1", "object_f1")
+SIZES = ("small", "medium", "large")
+
+
+def resample(quality: Mapping[str, Quality], groups: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
+    """Resampled means of each score of WITH_INTERVALS by name; all of them paired."""
+    images = {name: each.per_image() for name, each in quality.items()}
+    return {
+        score: bootstrap({name: values[score] for name, values in images.items()}, groups) for score in WITH_INTERVALS
+    }
+
+
+def summarise(
+    quality: Mapping[str, Quality],
+    means: Mapping[str, Mapping[str, np.ndarray]],
+    thresholds: Mapping[str, int | None],
+    deepest: str,
+) -> dict[str, dict[str, float | None]]:
+    """The quality of each name as flat numbers.
+
+    Args:
+        means: what `resample` returned.
+        thresholds: indices in calibration.THRESHOLDS of what was chosen on val.
+        deepest: the name that differences are against.
+    """
+    rows = {}
+    reference = metrics.per_image_iou(quality[deepest].counts).mean().item()
+    for name, each in quality.items():
+        row: dict[str, float | None] = {}
+        images = each.per_image()
+        found = metrics.scores(each.counts)
+        for score in (*WITH_INTERVALS[:2], *(one for one in found if one not in WITH_INTERVALS), *WITH_INTERVALS[2:]):
+            row[score] = found[score] if score in found else float(images[score].mean())
+            if score in WITH_INTERVALS:
+                row[f"{score}_low"], row[f"{score}_high"] = interval(means[score][name])
+        difference = interval(means["iou_image"][name] - means["iou_image"][deepest])
+        row["difference_iou"] = found["iou_image"] - reference
+        row["difference_iou_low"], row["difference_iou_high"] = difference
+        precision, recall = metrics.precision_recall(each.counts)
+        row["precision"], row["recall"] = mean_or_none(np.array(precision)), mean_or_none(np.array(recall))
+        row["hd95_px"], row["dsb_ap"] = float(images["hd95_px"].mean()), float(images["dsb_ap"].mean())
+        row["ece"] = expected_calibration_error(each.bins)
+        row |= _at_threshold(each, thresholds[name])
+        rows[name] = row
+    return rows
+
+
+def _at_threshold(quality: Quality, index: int | None) -> dict[str, float | None]:
+    if index is None or quality.by_threshold is None:
+        return {"threshold": None, "iou_image_at_threshold": None}
+    iou = metrics.foreground_iou(quality.by_threshold[:, index]).mean().item()
+    return {"threshold": THRESHOLDS[index], "iou_image_at_threshold": iou}
+
+
+def by_class(quality: Mapping[str, Quality], classes: Sequence[str]) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Scores of each class over the images where it occurs in the mask or in the prediction."""
+    result: dict[str, dict] = {name: {} for name in classes}
+    for name, each in quality.items():
+        precision, recall = metrics.precision_recall(each.counts)
+        columns = {
+            "iou_image": metrics.per_class_iou(each.counts),
+            "dice_image": metrics.per_class_dice(each.counts),
+            "precision": precision,
+            "recall": recall,
+        }
+        columns |= {score: [_mean(column) for column in values.T] for score, values in each.shapes.items()}
+        for index, one in enumerate(classes):
+            values = ((score, column[index]) for score, column in columns.items())
+            result[one][name] = {score: None if isnan(value) else value for score, value in values}
+    return result
+
+
+def _mean(values: np.ndarray) -> float:
+    found = mean_or_none(values)
+    return float("nan") if found is None else found
+
+
+def by_kind(quality: Mapping[str, Quality], kinds: Sequence[str]) -> dict[str, dict]:
+    """Mean scores over the images of each kind, the commonest kind first."""
+    images = {name: each.per_image() for name, each in quality.items()}
+    result: dict[str, dict] = {}
+    for kind, number in sorted(Counter(kinds).items(), key=lambda item: (-item[1], item[0])):
+        chosen = np.array([one == kind for one in kinds])
+        means = {
+            name: {score: float(values[score][chosen].mean()) for score in BY_KIND} for name, values in images.items()
+        }
+        result[kind] = {"num_images": number} | means
+    return result
+
+
+def by_size(
+    quality: Mapping[str, Quality], true_objects: TrueObjects, limits: tuple[float, float] | None
+) -> dict[str, dict]:
+    """How many true objects of each size are found (IoU above 0.5), and how well their best prediction covers them.
+
+    Args:
+        limits: diameters in px at which medium and large begin; None divides the objects into thirds.
+    """
+    diameters = true_objects.diameters_px()
+    if limits is None and len(diameters):
+        first, second = np.quantile(diameters, [1 / 3, 2 / 3]).tolist()
+        limits = (first, second)
+    edges = (None, *(limits or (None, None)), None)
+    number = np.digitize(diameters, limits) if limits else np.zeros(0, dtype=int)
+    best = {name: np.concatenate([np.zeros(0), *each.best_iou]) for name, each in quality.items()}
+    result: dict[str, dict] = {}
+    for index, size in enumerate(SIZES):
+        chosen = number == index
+        row: dict = {"num_objects": int(chosen.sum()), "from_px": edges[index], "to_px": edges[index + 1]}
+        for name, iou in best.items():
+            found = (mean_or_none((iou[chosen] > 0.5).astype(float)), mean_or_none(iou[chosen]))
+            row[name] = dict(zip(("object_recall", "object_iou"), found, strict=True))
+        result[size] = row
+    return result
+
+
+def image_rows(
+    quality: Mapping[str, Quality], ids: Sequence[str], kinds: Sequence[str], groups: Sequence[str]
+) -> list[dict]:
+    """What images.csv holds: IoU, boundary F1 and object F1 of each image at each depth."""
+    images = {name: each.per_image() for name, each in quality.items()}
+    columns = (("iou", "iou_image"), ("boundary_f1", "boundary_f1"), ("object_f1", "object_f1"))
+    return [
+        {"id": id_, "kind": kind, "group": group}
+        | {f"{column}_{name}": _rounded(images[name][score][index]) for column, score in columns for name in images}
+        for index, (id_, kind, group) in enumerate(zip(ids, kinds, groups, strict=True))
+    ]
+
+
+def _rounded(value: float) -> float:
+    return round(float(value), 6)

@@ -1,0 +1,1 @@
+"""HTML: the pages of data, search, depths and comparisons, with their templates."""

@@ -1,0 +1,91 @@
+"""Two evaluations side by side: a table for the terminal, and a page."""
+
+from pipelines.core.numbers import fixed
+from pipelines.evaluation.compare import SCORES, Comparison, Row
+from pipelines.pages.depth_charts import differences
+from pipelines.pages.html_page import render
+
+MOST_CHANGED = 5  # images that won, and as many that lost
+
+
+def comparison_text(found: Comparison, names: tuple[str, str]) -> str:
+    """What `unetpp compare` prints: IoU by depth, the differences with their intervals, and what they say."""
+    head = ("  depth", "IoU of A", "of B", "B - A, points", "95 % interval", "ms of A", "of B", "")
+    rows = [head, *(_cells(found, row) for row in _rows(found))]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    lines = []
+    for row in rows:
+        cells = [cell.rjust(width) for cell, width in zip(row[1:-1], widths[1:-1], strict=True)]
+        lines.append("  ".join((row[0].ljust(widths[0]), *cells, row[-1])).rstrip())
+    return "\n".join((f"A  {names[0]}", f"B  {names[1]}", found.remark, "", *lines, "", conclusion(found)))
+
+
+def _rows(found: Comparison) -> list[Row]:
+    """The depths that both have, and the recommended ones where they differ."""
+    rows, chosen = found.tables["iou"], found.recommended
+    return rows if chosen is None or chosen.names[0] == chosen.names[1] else [*rows, chosen]
+
+
+def _cells(found: Comparison, row: Row) -> tuple[str, ...]:
+    difference = row.difference
+    mark = ">" if found.recommended is not None and row.names == found.recommended.names else " "
+    latencies = (fixed(latency(found, row, side), 1) for side in (0, 1))
+    return (
+        f"{mark} {':'.join(dict.fromkeys(row.names))}",
+        *(fixed(mean) for mean in row.means),
+        signed(difference.mean),
+        f"{signed(difference.low)} to {signed(difference.high)}",
+        *latencies,
+        row.verdict,
+    )
+
+
+def signed(iou: float) -> str:
+    """A difference in points: 0.004 is '+0.4', and what rounds to nothing has no sign."""
+    text = f"{100 * iou:+.1f}"
+    return "0.0" if text[1:] == "0.0" else text
+
+
+def latency(found: Comparison, row: Row, side: int) -> float | None:
+    """Median latency in ms of a row's A (side 0) or B (side 1), if it was measured."""
+    return found.reports[side]["depths"].get(row.names[side], {}).get("latency_ms")
+
+
+def conclusion(found: Comparison) -> str:
+    """What the two recommended depths say, in a sentence."""
+    row = found.recommended
+    if row is None:
+        lacking = [name for name, each in zip("AB", found.reports, strict=True) if not each.get("recommended_depth")]
+        return f"{' and '.join(lacking)} recommend{'s' if len(lacking) == 1 else ''} no depth to compare."
+    mean, low, high = (signed(value) for value in (row.difference.mean, row.difference.low, row.difference.high))
+    over = f"{row.difference.num_images} images in {row.difference.num_groups} groups"
+    return (
+        f"{row.names[1]} of B against {row.names[0]} of A, the recommended ones: {mean} IoU points "
+        f"[{low}, {high}] on {over}: {row.verdict}."
+    )
+
+
+def build_page(found: Comparison, names: tuple[str, str]) -> str:
+    """compare.html, self-contained.
+
+    Args:
+        names: what the user called A and B.
+    """
+    rows = {row.names[0]: row.difference for row in found.tables["iou"]}
+    machines = [report.get("machine", {}) for report in found.reports]
+    keys = ("device", "processor", "threads", "precision", "size_px")
+    return render(
+        "compare.html.j2",
+        found=found,
+        names=names,
+        labels=SCORES,
+        conclusion=conclusion(found),
+        latency=latency,
+        rows=_rows(found),
+        chart=differences({name: (one.mean, one.low, one.high) for name, one in rows.items()}, "A", None, None),
+        same_machine=all(machines[0].get(key) == machines[1].get(key) for key in keys),
+        machines=[", ".join(f"{key} {one[key]}" for key in keys if key in one) for one in machines],
+        lost=[one for one in found.changed[:MOST_CHANGED] if one[2] < one[1]],
+        won=[one for one in found.changed[::-1][:MOST_CHANGED] if one[2] > one[1]],
+        shown=(found.recommended or found.tables["iou"][-1]).names,
+    )

@@ -1,0 +1,215 @@
+"""The search as one page: the front, what each value did, how the trials learned, and what became of each."""
+
+from typing import Any
+
+from markupsafe import Markup
+from matplotlib.ticker import MaxNLocator
+
+from pipelines.core.numbers import short
+from pipelines.pages.html_page import ACCENT, INK, chart, render
+from pipelines.tuning.pareto import SHOWN, Point, Trial, importance, measured, name, say
+from pipelines.tuning.space import Space
+
+# Okabe and Ito's colours, by depth.
+COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#d55e00", "#0072b2", "#cc79a7")
+MOST_LABELLED = 14  # lines that carry their trial's number
+MOST_POINTS = 24  # in the table: the chosen one, the front, then the most accurate
+
+
+def build_page(
+    points: list[Point],
+    trials: list[Trial],
+    chosen: Point,
+    reason: str,
+    others: list[str],
+    space: Space,
+    manifest: dict,
+    size_px: int,
+) -> str:
+    """The page, self-contained."""
+    search = space.params.search
+    there = measured(points)
+    charts: dict[str, Markup] = {}
+    if there:
+        charts["front"] = front_chart(there, chosen, search.cost, search.budget.model_dump()[search.cost])
+        charts["parallel"] = parallel_chart(there, chosen, search.cost)
+    if any(trial.curve for trial in trials):
+        charts["curves"] = curves_chart(trials, chosen)
+    explained = importance(points)
+    if explained:
+        charts["importance"] = importance_chart(explained)
+    ordered = sorted(there, key=lambda point: (-point["chosen"], -point["on_front"], -point["val_iou"]))
+    return render(
+        "search.html.j2",
+        points=(ordered or points)[:MOST_POINTS],
+        num_points=len(points),
+        say=say,
+        trials=[{"trial": trial, "name": _config(trial.config)} for trial in trials],
+        chosen=chosen,
+        chosen_name=name(chosen),
+        whole=len(chosen["widths"].split()) - 1,
+        reason=reason,
+        others=others,
+        charts=charts,
+        explained=explained,
+        search=search,
+        searched=space.searched,
+        cost=SHOWN[search.cost],
+        budget={key: limit for key, limit in search.budget.model_dump().items() if limit is not None},
+        size_px=size_px,
+        num_val=manifest["splits"]["val"]["num_images"],
+        provenance={f"{key}.arrow, sha256": manifest["splits"][key]["sha256"] for key in ("train", "val")},
+    )
+
+
+def _config(config: dict[str, Any]) -> str:
+    others = [f"{key} {say(value)}" for key, value in config.items() if key != "widths"]
+    return ", ".join([" ".join(map(str, config["widths"])), *others])
+
+
+def front_chart(points: list[Point], chosen: Point, cost: str, limit: float | None) -> Markup:
+    """Every point by cost and val IoU in the colour of its depth, the front as a line."""
+    with chart("front-caption", (6.4, 4.0)) as made:
+        axes = made.axes
+        for depth in sorted({point["depth"] for point in points}):
+            of_depth = [point for point in points if point["depth"] == depth]
+            axes.plot(
+                [point[cost] for point in of_depth],
+                [point["val_iou"] for point in of_depth],
+                "o",
+                color=COLOURS[int(depth[1:]) - 1],
+                markersize=6,
+                label=depth,
+            )
+        front = sorted((point for point in points if point["on_front"]), key=lambda point: point[cost])
+        axes.plot(
+            [point[cost] for point in front],
+            [point["val_iou"] for point in front],
+            color=INK,
+            linewidth=1.2,
+            drawstyle="steps-post",
+            label="front",
+            zorder=1,
+        )
+        axes.plot(
+            chosen[cost], chosen["val_iou"], "o", color=ACCENT, markersize=15, fillstyle="none", markeredgewidth=2
+        )
+        axes.annotate(
+            "chosen",
+            (chosen[cost], chosen["val_iou"]),
+            xytext=(0, -22),
+            textcoords="offset points",
+            ha="center",
+            weight="bold",
+        )
+        if limit is not None:
+            axes.axvline(limit, color=INK, alpha=0.6, linewidth=1, linestyle=(0, (1, 2)))
+        axes.set_xscale("log")
+        axes.margins(0.08, 0.14)
+        low, high = axes.get_xlim()
+        last = front[-1]
+        axes.plot([last[cost], high], [last["val_iou"]] * 2, color=INK, linewidth=1.2, zorder=1)
+        axes.set_xlim(low, high)
+        ticks = [digit * 10.0**power for power in range(-3, 13) for digit in (1, 2, 5)]
+        ticks = [tick for tick in ticks if low <= tick <= high] or [last[cost]]
+        axes.set_xticks(ticks, labels=[short(tick) for tick in ticks])
+        axes.minorticks_off()
+        axes.set_xlabel(SHOWN[cost])
+        axes.set_ylabel("val IoU")
+        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=7, handletextpad=0.3, columnspacing=1)
+    return made.svg
+
+
+def parallel_chart(points: list[Point], chosen: Point, cost: str) -> Markup:
+    """A line for each point through an axis for each value, its cost and its val IoU."""
+    columns = {"widths": [point["widths"] for point in points], "depth": [point["depth"] for point in points]}
+    columns |= {key: [point["params"][key] for point in points] for key in points[0]["params"]}
+    columns |= {SHOWN[cost]: [point[cost] for point in points], "val IoU": [point["val_iou"] for point in points]}
+    with chart("parallel-caption", (max(6.4, 1.35 * len(columns)), 4.2)) as made:
+        axes = made.axes
+        heights = {}
+        for x, (label, values) in enumerate(columns.items()):
+            heights[label], ticks = _axis(values)
+            axes.axvline(x, color=INK, linewidth=0.8, alpha=0.5)
+            for y, said in ticks:
+                axes.annotate(
+                    said, (x, y), xytext=(4, 2), textcoords="offset points", size=7.5, alpha=0.9, parse_math=False
+                )
+        for index, point in enumerate(points):
+            line = [heights[label][index] for label in columns]
+            style: dict[str, Any] = {"color": INK, "alpha": 0.18, "linewidth": 1}
+            if point["on_front"]:
+                style = {"color": COLOURS[int(point["depth"][1:]) - 1], "alpha": 0.9, "linewidth": 1.4}
+            if point is chosen:
+                style = {"color": ACCENT, "linewidth": 3.2}
+            axes.plot(range(len(columns)), line, **style)
+        labels = [label.replace(".", ".\n", 1) for label in columns]
+        axes.set_xticks(range(len(columns)), labels=labels, parse_math=False)
+        axes.set_yticks([])
+        axes.set_xlim(-0.4, len(columns) - 0.5)
+        axes.spines[["left", "bottom"]].set_visible(False)
+    return made.svg
+
+
+def _axis(values: list) -> tuple[list[float], list[tuple[float, str]]]:
+    """Values as heights from 0 to 1, and what to write at which height."""
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        low, high = min(values), max(values)
+        spread = (high - low) or 1
+        said = [short(one) if one >= 1000 else f"{one:.3g}" for one in (low, high)]
+        return [(value - low) / spread for value in values], [(0, said[0]), *([(1, said[1])] if high > low else [])]
+    labels = list(dict.fromkeys(str(value) for value in values))
+    places = {label: index / max(1, len(labels) - 1) for index, label in enumerate(labels)}
+    shown = labels if len(labels) <= 8 else [labels[0], labels[-1]]
+    return [places[str(value)] for value in values], [(places[label], label) for label in shown]
+
+
+def curves_chart(trials: list[Trial], chosen: Point) -> Markup:
+    """Each trial's best depth by epoch; of the chosen trial every depth, in colours."""
+    with chart("curves-caption", (6.4, 4.0)) as made:
+        axes = made.axes
+        labelled = sum(bool(trial.curve) for trial in trials) <= MOST_LABELLED
+        for trial in trials:
+            if not trial.curve or not trial.best:
+                continue
+            epochs = [int(row["epoch"]) for row in trial.curve]
+            best = max(trial.best, key=lambda depth: trial.best[depth])
+            shown = list(trial.best) if trial.number == chosen["trial"] else [best]
+            for depth in shown:
+                own = trial.number == chosen["trial"]
+                axes.plot(
+                    epochs,
+                    [row[f"val_iou_{depth}"] for row in trial.curve],
+                    color=COLOURS[int(depth[1:]) - 1] if own else INK,
+                    alpha=1 if own else 0.3,
+                    linewidth=1.8 if own else 1,
+                    marker="o",
+                    markersize=3,
+                    label=f"{depth} of trial {trial.number}" if own else None,
+                )
+            if labelled and trial.number != chosen["trial"]:
+                last = trial.curve[-1][f"val_iou_{best}"]
+                axes.annotate(
+                    str(trial.number), (epochs[-1], last), xytext=(4, -3), textcoords="offset points", size=8, alpha=0.8
+                )
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("val IoU")
+        axes.legend(frameon=False, loc="best")
+    return made.svg
+
+
+def importance_chart(explained: dict[str, float]) -> Markup:
+    """A bar for each searched value."""
+    with chart("importance-caption", (6.4, 0.9 + 0.4 * len(explained))) as made:
+        axes = made.axes
+        names = list(explained)[::-1]
+        axes.barh(range(len(names)), [explained[key] * 100 for key in names], color=ACCENT, height=0.6)
+        axes.set_yticks(range(len(names)), labels=names, parse_math=False)
+        for y, key in enumerate(names):
+            axes.annotate(
+                f"{explained[key]:.0%}", (explained[key] * 100, y), xytext=(4, -4), textcoords="offset points", size=9
+            )
+        axes.set_xlim(0, 108)
+        axes.set_xlabel("% of the variance of val IoU that it explains alone")
+    return made.svg

@@ -1,0 +1,1 @@
+"""Everything MLflow: runs, versions, aliases, promotion, lineage, reports by name."""

@@ -1,0 +1,163 @@
+"""The aliases of a registered model: where they point, who moved them, when and why.
+
+`champion` is what production loads. The tag champion.stack lists the versions that were champion, the present one
+last, so that `rollback` finds the former; the tag history of a version and of the model tells every move.
+"""
+
+import getpass
+import json
+import socket
+import tempfile
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pipelines.registry import evidence, mlflow_store
+from pipelines.registry.model_card import Family, with_history
+from pipelines.registry.promotion_rules import Scored, Verdict
+from unetpp.errors import UserError
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+STACK, HISTORY = "champion.stack", "history"
+MAX_CHARS = 4500  # of a tag: PostgreSQL keeps 5000
+
+
+def whoami() -> str:
+    """The user and the machine, as far as they are known."""
+    user = "unknown"
+    with suppress(OSError, KeyError):  # a container may have a user without a name
+        user = getpass.getuser()
+    return f"{user}@{socket.gethostname()}"
+
+
+def find_aliases(client, name: str) -> dict[str, str]:
+    """Version by alias."""
+    return {alias: str(version) for alias, version in client.get_registered_model(name).aliases.items()}
+
+
+def read_scored(client, name: str, version: str) -> Scored | str:
+    """A version with its scores on every test image; why they cannot be read, where they cannot."""
+    tags = client.get_model_version(name, version).tags
+    if "depth" not in tags or "test_sha256" not in tags:
+        return f"version {version} was not registered by this stage"
+    with tempfile.TemporaryDirectory() as folder:
+        path = mlflow_store.download(name, version, "evidence/images.csv", Path(folder))
+        if path is None:
+            return f"version {version} has no evidence/images.csv"
+        try:
+            ious, groups = evidence.read_ious(path, int(tags["depth"]))
+        except UserError as error:
+            return f"version {version}: {error}"
+    return Scored(version, int(tags["depth"]), tags["test_sha256"], ious, groups)
+
+
+def record(client, name: str, version: str, what: str, why: str) -> None:
+    """Add what happened to a version to its history and to the model's, and to both descriptions."""
+    event = {"when": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"), "who": whoami()}
+    event |= {"version": version, "what": what, "why": " ".join(why.split())[:1000]}
+    found = client.get_model_version(name, version)
+    if events := _added(found.tags.get(HISTORY), event):
+        client.set_model_version_tag(name, version, HISTORY, json.dumps(events))
+        client.update_model_version(name, version, with_history(found.description or "", events))
+    model = client.get_registered_model(name)
+    if events := _added(model.tags.get(HISTORY), event):
+        client.set_registered_model_tag(name, HISTORY, json.dumps(events))
+        client.update_registered_model(name, with_history(model.description or "", events))
+
+
+def read_history(tags: dict[str, str]) -> list[dict]:
+    """What happened to a version or a model, the latest last."""
+    return json.loads(tags.get(HISTORY, "[]"))
+
+
+def _added(tag: str | None, event: dict) -> list[dict]:
+    """The history with one more event; empty where it is the last one already, told by an attempt before this."""
+    events = json.loads(tag or "[]")
+    same = ("version", "what", "why")
+    if events and all(events[-1][key] == event[key] for key in same):
+        return []
+    events.append(event)
+    while len(json.dumps(events)) > MAX_CHARS:
+        del events[0]
+    return events
+
+
+def deploy(client, family: Family, versions: dict[int, str], candidate: str, verdict: Verdict | None) -> None:
+    """Move the aliases to a family whose versions were all read back; `champion` and `recommended` last.
+
+    Args:
+        candidate: the version that `verdict` is about; None where it was judged before, and its verdict stands.
+    """
+    name = family.name
+    for depth, version in versions.items():
+        client.set_registered_model_alias(name, f"L{depth}", version)
+    if family.recommended is not None:
+        client.set_registered_model_alias(name, "recommended", versions[family.recommended])
+    if verdict is None:
+        return
+    if verdict.promote:
+        crown(client, name, candidate, CHAMPION, verdict.reason)
+    else:
+        record(client, name, candidate, CHALLENGER, verdict.reason)
+        client.set_registered_model_alias(name, CHALLENGER, candidate)
+        _mark(client, name, candidate, CHALLENGER, verdict.reason)
+
+
+def crown(client, name: str, version: str, what: str, why: str) -> None:
+    """Make a version the champion, and say so; a challenger that it was is one no more."""
+    aliases = find_aliases(client, name)
+    stack = read_stack(client, name)
+    former = aliases.get(CHAMPION)
+    if former is not None and (not stack or stack[-1] != former):
+        stack.append(former)  # it was made champion by hand, on the page
+    if not stack or stack[-1] != version:
+        stack.append(version)
+    record(client, name, version, what, why)
+    client.set_registered_model_tag(name, STACK, " ".join(stack[-100:]))
+    client.set_registered_model_alias(name, CHAMPION, version)
+    if former not in (None, version):
+        _mark(client, name, str(former), "former champion", f"version {version} is champion now")
+    _mark(client, name, version, CHAMPION, why)
+    if CHALLENGER in aliases:
+        client.delete_registered_model_alias(name, CHALLENGER)
+
+
+def read_stack(client, name: str) -> list[str]:
+    """The versions that were champion, the latest last; deleted ones are left out."""
+    numbers = client.get_registered_model(name).tags.get(STACK, "").split()
+    known = {str(version.version) for version in client.search_model_versions(f"name = '{name}'")}
+    return [number for number in numbers if number in known]
+
+
+def roll_back(client, name: str, why: str) -> tuple[str, str]:
+    """Make the former champion the champion again; returns both, the one that goes first.
+
+    Raises:
+        UserError: there is no champion, or there was none before it.
+    """
+    present = find_aliases(client, name).get(CHAMPION)
+    if present is None:
+        raise UserError(f"{name} has no champion; `unetpp promote {name}/VERSION --why ...` makes one")
+    stack = read_stack(client, name)
+    if present in stack:
+        stack = stack[: len(stack) - 1 - stack[::-1].index(present)]
+    if not stack:
+        raise UserError(
+            f"{name}: version {present} is its first champion, there is none before it; "
+            f"`unetpp promote {name}/VERSION --why ...` makes another version the champion"
+        )
+    former = stack[-1]
+    record(client, name, present, f"no champion any more, rolled back to version {former}", why)
+    record(client, name, former, f"champion again, rolled back from version {present}", why)
+    client.set_registered_model_alias(name, CHAMPION, former)
+    client.set_registered_model_tag(name, STACK, " ".join(stack))
+    _mark(client, name, present, "rolled back", why)
+    _mark(client, name, former, CHAMPION, why)
+    return present, former
+
+
+def _mark(client, name: str, version: str, promotion: str, why: str) -> None:
+    """Tags to filter by. They come after the alias: a version that has them was judged, and is not judged again."""
+    client.set_model_version_tag(name, version, "promotion_reason", " ".join(why.split())[:MAX_CHARS])
+    client.set_model_version_tag(name, version, "promotion_by", whoami())
+    client.set_model_version_tag(name, version, "promotion", promotion)

@@ -1,0 +1,113 @@
+"""What stands beside each version: report, scores of every image, overlays, exports, and SHA256SUMS of them all.
+
+`mlflow artifacts download -u models:/NAME@champion/evidence` fetches it; `sha256sum -c SHA256SUMS` checks it.
+"""
+
+import csv
+import math
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from pipelines.core.files import sha256
+from unetpp.data.arrow_split import Split
+from unetpp.data.scaling import scale
+from unetpp.errors import UserError
+from unetpp.images.display import display, outline
+from unetpp.inference.segmenter import Segmenter
+from unetpp.network.masks import IGNORE, to_mask
+
+SUMS = "SHA256SUMS"
+COPIED = ("report.html", "report.json", "images.csv")
+SIDE_PX = 512  # overlays are enlarged by whole factors up to about this
+# Okabe and Ito's colours, told apart by colour-blind readers, as RGB.
+TRUE, PREDICTED, BOTH = (213, 94, 0), (0, 114, 178), (255, 255, 255)
+
+
+def write_sums(folder: Path) -> None:
+    """Write `folder/SHA256SUMS` of all files below it, in the format of sha256sum."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    lines = [f"{sha256(folder / name)}  {name}\n" for name in names if name != SUMS]
+    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
+
+
+def check_sums(folder: Path) -> str | None:
+    """What is wrong with the files below `folder` by its SHA256SUMS; None where all are there and whole."""
+    path = folder / SUMS
+    if not path.is_file():
+        return f"{SUMS} is missing"
+    for line in path.read_text(encoding="utf-8").splitlines():
+        expected, _, name = line.partition("  ")
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if sha256(folder / name) != expected:
+            return f"the bytes of {name} differ from {SUMS}"
+    return None
+
+
+def read_ious(path: Path, depth: int) -> tuple[dict[str, float], dict[str, str]]:
+    """Of images.csv: the IoU of a depth by image id, and the group by image id where the file has groups.
+
+    Raises:
+        UserError: no such file or column.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        ious = {row["id"]: float(row[f"iou_L{depth}"]) for row in rows if row[f"iou_L{depth}"]}
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(
+            f"{path}: no IoU of L{depth} by image ({error!r}); run `dvc repro evaluate`, which writes it"
+        ) from None
+    ious = {id: iou for id, iou in ious.items() if math.isfinite(iou)}
+    return ious, {row["id"]: row["group"] for row in rows if row.get("group")}
+
+
+def gather(
+    folder: Path, evaluation: Path, exports: Path | None, prepared: Path, segmenter: Segmenter, depth: int
+) -> None:
+    """Fill an empty folder with the evidence of one depth."""
+    for name in COPIED:
+        if (evaluation / name).is_file():
+            (folder / name).symlink_to((evaluation / name).absolute())
+    for path in sorted((exports / f"L{depth}").rglob("*")) if exports else ():
+        if path.is_file() and exports:
+            link = folder / "exports" / path.relative_to(exports / f"L{depth}")
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path.absolute())
+    ious, _ = read_ious(evaluation / "images.csv", depth)
+    write_overlays(folder / "overlays", prepared / "test.arrow", segmenter, ious)
+    write_sums(folder)
+
+
+def write_overlays(folder: Path, test: Path, segmenter: Segmenter, ious: dict[str, float]) -> None:
+    """The best, the median and the worst test image as PNG: outlines of the true mask and of the predicted one."""
+    order = sorted(ious, key=lambda id: (-ious[id], id))
+    if not order:
+        return
+    split = Split(test)
+    indices = {id: index for index, id in enumerate(split.ids)}
+    folder.mkdir()
+    for rank, id in {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}.items():
+        if id not in indices:
+            raise UserError(f"{test}: has no image {id!r}, which images.csv names: run `dvc repro evaluate`")
+        image, mask = split[indices[id]]
+        with torch.inference_mode():
+            probs = segmenter(scale(image)[None])
+        mask_hat = to_mask(probs, segmenter.network.multilabel)[0].numpy()
+        known = np.where(np.asarray(mask) == IGNORE, 0, mask)
+        drawn = draw(image, known, mask_hat)
+        # Of the id alone what every file system takes: the rest of it may be a path.
+        name = "".join(char if char.isalnum() or char in "-_." else "_" for char in id)[-60:]
+        cv2.imwrite(str(folder / f"{rank}-{ious[id]:.3f}-{name}.png"), drawn[..., ::-1])
+
+
+def draw(image: np.ndarray, mask: np.ndarray, mask_hat: np.ndarray) -> np.ndarray:
+    """Outlines on an image (H, W, C), enlarged: orange of the true mask, blue of the predicted, white where both."""
+    factor = max(1, SIDE_PX // max(mask.shape))
+    base, mask, mask_hat = (each.repeat(factor, 0).repeat(factor, 1) for each in (display(image), mask, mask_hat))
+    true, predicted = outline(mask), outline(mask_hat)
+    base[true], base[predicted], base[true & predicted] = TRUE, PREDICTED, BOTH
+    return base

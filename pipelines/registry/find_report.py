@@ -1,0 +1,172 @@
+"""Where an evaluation lies that the user names: a folder, a git revision or DVC experiment, an MLflow run or model."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import webbrowser
+from pathlib import Path
+
+from pipelines.core.params import load_params
+from pipelines.evaluation.compare import Scored
+from unetpp.errors import UserError
+
+FILES = ("report.html", "report.json", "images.csv")
+IN_REPOSITORY = "reports/evaluate"
+EXPECTED = (
+    "expected a folder that the evaluate stage wrote, a git revision or DVC experiment, the id of an MLflow run, or "
+    "models:/NAME@ALIAS"
+)
+
+
+def find_evaluation(name: str) -> Path:
+    """The folder that holds FILES of what `name` says; what lies elsewhere is copied to a temporary folder first.
+
+    Args:
+        name: a folder (of the stage, or of the project), one of the stage's files, `models:/NAME@ALIAS` or
+            `models:/NAME/VERSION`, the id of an MLflow run (also `runs:/ID`), or a git revision or DVC experiment.
+
+    Raises:
+        UserError: there is no such thing; the message says what there is.
+    """
+    path = Path(name)
+    if path.is_file():
+        path = path.parent
+    if path.is_dir():
+        for folder in (path, path / "evaluate", path / IN_REPOSITORY):
+            if (folder / "report.json").is_file():
+                return folder
+        raise UserError(f"{name}: found no report.json in this folder; {EXPECTED}. `dvc repro evaluate` writes one")
+    if name.startswith("models:/") or re.fullmatch(r"(runs:/)?[0-9a-f]{32}", name):
+        return _from_mlflow(name)
+    return _from_git(name)
+
+
+def read_evaluation(folder: Path) -> tuple[dict, Scored]:
+    """report.json and images.csv of a folder.
+
+    Raises:
+        UserError: one of them is missing or broken.
+    """
+    path = folder / "report.json"
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        report["depths"].items()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: cannot be read ({error!r}); `dvc repro evaluate` writes it") from None
+    return report, Scored.read(folder / "images.csv")
+
+
+def open_page(page: Path, browser: bool) -> None:
+    """Print a page's address, and open it where `browser` and there is one.
+
+    Raises:
+        UserError: no such page.
+    """
+    if not page.is_file():
+        raise UserError(f"{page}: no such file; `dvc repro evaluate` writes it")
+    address = page.absolute().as_uri()
+    print(address)
+    # Without a screen there are browsers of text at most, which would take the terminal.
+    screen = sys.platform != "linux" or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))
+    if browser and screen:
+        webbrowser.open(address)
+
+
+def _from_git(name: str) -> Path:
+    import dvc.api  # takes a second, and a folder needs none of it
+    from dvc.exceptions import DvcException
+
+    commit = _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
+    listed = _git("for-each-ref", "--format=%(objectname) %(refname)", "refs/exps/") or ""
+    # refs/exps/ab/<40 digits of the commit that it began from>/<name>
+    found = re.findall(r"^(\w+) refs/exps/\w\w/\w{38}/(.+)$", listed, re.MULTILINE)
+    named = {name: commit for commit, name in found}
+    commit = commit or named.get(name)
+    if commit is None:
+        raise UserError(f"{name}: no such folder, git revision or DVC experiment; {EXPECTED}. {_existing(named)}")
+    folder = Path(tempfile.mkdtemp(prefix="unetpp-report-"))
+    for file in FILES:
+        try:
+            # Of git or of DVC's cache or remote, wherever that commit keeps it.
+            with dvc.api.open(f"{IN_REPOSITORY}/{file}", rev=commit, mode="rb") as stored:
+                (folder / file).write_bytes(stored.read())
+        except (DvcException, FileNotFoundError) as error:
+            raise UserError(
+                f"{name}: commit {commit[:12]} has no {IN_REPOSITORY}/{file} ({error}); if it was made on another "
+                "machine, `dvc pull` brings it where `dvc push` sent it; else name its MLflow run or model"
+            ) from None
+    return folder
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says; None where it refuses, or is not there."""
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _existing(experiments: dict[str, str]) -> str:
+    """What could have been meant, of what costs nothing to find."""
+    here = [f"the folder {IN_REPOSITORY}"] if Path(IN_REPOSITORY, "report.json").is_file() else []
+    here += [f"the experiment {name}" for name in sorted(experiments)[:10]]
+    return f"Here there is {', '.join(here)}" if here else "Here there is none: `dvc repro` makes one"
+
+
+def _from_mlflow(name: str) -> Path:
+    from pipelines.registry import mlflow_store  # takes seconds, and a folder needs none of it
+
+    configured = load_params().registry.tracking_uri if Path("params.yaml").is_file() else None
+    uri = mlflow_store.tracking_uri(configured)
+    local = uri.removeprefix("sqlite:///")
+    if local != uri and not Path(local).is_file():  # connecting would make an empty one
+        raise UserError(
+            f"{name}: there is no MLflow store {local}: `dvc repro register` makes it; or set MLFLOW_TRACKING_URI"
+        )
+    with mlflow_store.explained(uri):
+        client = mlflow_store.connect(uri)
+        run_id = _run_of(client, name, uri) if name.startswith("models:/") else name.removeprefix("runs:/")
+        try:
+            return Path(client.download_artifacts(run_id, "report", tempfile.mkdtemp(prefix="unetpp-report-")))
+        except (mlflow_store.MlflowException, FileNotFoundError) as error:
+            if isinstance(error, mlflow_store.MlflowException) and error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            raise UserError(
+                f"{name}: {mlflow_store.shown(uri)} has no such run with a folder `report` ({error}); {_runs(client)}"
+            ) from None
+
+
+def _run_of(client, name: str, uri: str) -> str:
+    """The run that made the version behind a models:/ URI."""
+    from pipelines.registry import mlflow_store
+
+    model, mark, alias = name.removeprefix("models:/").partition("@")
+    if not mark:
+        model, _, alias = model.partition("/")
+    if not model or not alias:
+        raise UserError(f"found model {name!r}; expected models:/NAME@ALIAS or models:/NAME/VERSION")
+    try:
+        found = client.get_model_version_by_alias(model, alias) if mark else client.get_model_version(model, alias)
+    except mlflow_store.MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        models = {one.name: one for one in client.search_registered_models()}
+        there = ", ".join(models) or "no model: `dvc repro register` makes one"
+        if model in models:
+            there = (
+                f"of {model} the aliases {', '.join(sorted(client.get_registered_model(model).aliases)) or '(none)'}"
+            )
+        raise UserError(f"{name}: no such model in {mlflow_store.shown(uri)}; it holds {there}") from None
+    return found.run_id
+
+
+def _runs(client) -> str:
+    """The newest runs, by id and name."""
+    experiments = [one.experiment_id for one in client.search_experiments()]
+    runs = client.search_runs(experiments, max_results=5, order_by=["attributes.start_time DESC"])
+    listed = ", ".join(f"{run.info.run_id} ({run.info.run_name})" for run in runs)
+    return f"its newest runs are {listed}" if listed else "it holds no run"

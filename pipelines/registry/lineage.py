@@ -1,0 +1,185 @@
+"""`unetpp lineage`: what a registered version was made from, as its run in MLflow recorded it.
+
+What was not recorded is said to be so, and never guessed from what lies in this folder.
+"""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipelines.core.checksums import SUMS
+from pipelines.core.files import sha256
+from pipelines.registry import mlflow_store, model_versions
+from unetpp.errors import UserError
+
+NOT_RECORDED = "not recorded"
+# What `unetpp lineage NAME` means where no alias is given, the first that there is.
+USUAL = ("champion", "recommended")
+RECORDED = ("pipeline", "report", "model")  # folders of a run's artifacts
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """A version, its run, and the run's files in a folder of this machine."""
+
+    uri: str  # models:/NAME/VERSION
+    aliases: list[str]
+    tags: dict[str, str]  # of the version
+    run: Any  # MLflow's, or None where it is gone
+    folder: Path  # with what there is of pipeline/, report/ and model/
+    weights: str | None  # sha256 of model.safetensors
+
+    def file(self, name: str) -> Path | None:
+        """A file of the run, such as pipeline/dvc.lock; None where it was not recorded."""
+        return self.folder / name if (self.folder / name).is_file() else None
+
+    def param(self, key: str) -> str | None:
+        return self.run.data.params.get(key) if self.run else None
+
+    def tag(self, *keys: str) -> str | None:
+        """The first of these tags that the run or the version has."""
+        both = self.tags | (self.run.data.tags if self.run else {})
+        return next((both[key] for key in keys if both.get(key)), None)
+
+    @property
+    def commit(self) -> str | None:
+        commit = self.tag("mlflow.source.git.commit", "git_commit", "commit")
+        return None if commit == "none" else commit
+
+    @property
+    def dirty(self) -> bool:
+        return self.tag("git_dirty") == "true"
+
+    def hashes(self) -> dict[str, str]:
+        """DVC's hash of each output by its path, as dvc.lock has them."""
+        lock = self.file("pipeline/dvc.lock")
+        return read_hashes(lock) if lock else {}
+
+
+def read_hashes(lock: Path) -> dict[str, str]:
+    """The hash of each output of a dvc.lock, by its path.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        stages = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"]
+        outputs = [output for stage in stages.values() for output in stage.get("outs", [])]
+        return {output["path"]: output.get("md5") or output.get("etag", "") for output in outputs}
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{lock}: not a dvc.lock ({error!r}); `dvc repro` writes one") from None
+
+
+def find_lineage(model: str, folder: Path, configured: str | None = None) -> Lineage:
+    """Fetch what is recorded of a version.
+
+    Args:
+        model: NAME, NAME@ALIAS or NAME/VERSION, with or without models:/.
+        folder: an empty one, for the run's files.
+        configured: register.tracking_uri, if there are params.
+
+    Raises:
+        UserError: no such version, or no store.
+    """
+    uri = "models:/" + model.removeprefix("models:/")
+    store = mlflow_store.tracking_uri(configured)
+    with mlflow_store.explained(store):
+        client = mlflow_store.connect(store)
+        if "@" not in uri and "/" not in uri.removeprefix("models:/"):
+            uri = _usual(client, uri)
+        version = model_versions.find_version(client, uri)
+        name = version.name
+        aliases = client.get_registered_model(name).aliases
+        run = _run(client, version.run_id)
+        if run is not None:
+            for part in {one.path for one in client.list_artifacts(run.info.run_id)} & set(RECORDED):
+                client.download_artifacts(run.info.run_id, part, str(folder))
+        return Lineage(
+            uri=f"models:/{name}/{version.version}",
+            aliases=sorted(alias for alias, number in aliases.items() if str(number) == str(version.version)),
+            tags=version.tags,
+            run=run,
+            folder=folder,
+            weights=_weights(client, name, str(version.version)),
+        )
+
+
+def _usual(client, uri: str) -> str:
+    name = uri.removeprefix("models:/")
+    for alias in USUAL:
+        if any(model.name == name and alias in model.aliases for model in client.search_registered_models()):
+            return f"{uri}@{alias}"
+    return f"{uri}@{USUAL[0]}"  # there is none, and the error says which there are
+
+
+def _run(client, run_id: str | None):
+    try:
+        return client.get_run(run_id) if run_id else None
+    except model_versions.MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+
+
+def _weights(client, name: str, version: str) -> str | None:
+    with tempfile.TemporaryDirectory(prefix="unetpp-") as folder:
+        try:
+            hashes = model_versions.download_sums(model_versions.logged_model_id(client, name, version), Path(folder))
+        except UserError:
+            return None
+        return hashes.get("model.safetensors")
+
+
+def rows(lineage: Lineage) -> list[tuple[str, str]]:
+    """What `unetpp lineage` prints, as (what, value)."""
+    run, hashes = lineage.run, lineage.hashes()
+    described = f"{lineage.uri}, L{lineage.tags.get('depth', '?')}"
+    found = [("model", described + (f" ({', '.join(lineage.aliases)})" if lineage.aliases else ""))]
+    found.append(("run", f"{run.info.run_id}, {run.info.run_name}, {run.info.status}" if run else "no longer there"))
+    kind, location = lineage.param("ingest.kind"), lineage.param("ingest.location")
+    source = kind if location in (None, "null") else f"{kind} {location}"
+    found.append(("data source", source or NOT_RECORDED))
+    found.append(("data, raw", _dvc(hashes, "data/raw")))
+    found.append(("data, prepared", f"manifest sha256 {lineage.tag('data_sha256') or NOT_RECORDED}"))
+    found.append(("", _dvc(hashes, "data/prepared")))
+    found.append(("split", _dvc(hashes, "reports/prepare/split.csv")))
+    for one in sorted(run.inputs.dataset_inputs, key=lambda one: one.dataset.name) if run and run.inputs else []:
+        found.append(("", f"{one.dataset.name}: sha256 {one.dataset.digest}..."))
+    found.append(("params", _file(lineage, "pipeline/params.yaml")))
+    found.extend(("", line) for line in _params(lineage))
+    commit = lineage.commit or NOT_RECORDED
+    found.append(("code", commit + (", with changes that were not committed" if lineage.dirty else "")))
+    found.append(("pipeline", _file(lineage, "pipeline/dvc.lock")))
+    found.append(("checkpoint", _file(lineage, "model/model.pt")))
+    sealed = f"model.safetensors sha256 {lineage.weights}" if lineage.weights else f"{SUMS} {NOT_RECORDED}"
+    found.append(("weights", sealed))
+    found.append(("environment", _file(lineage, "pipeline/requirements.lock")))
+    return found
+
+
+def _dvc(hashes: dict[str, str], path: str) -> str:
+    return f"{path} md5 {hashes[path]}" if path in hashes else f"{path}: {NOT_RECORDED} (no dvc.lock in the run)"
+
+
+def _file(lineage: Lineage, name: str) -> str:
+    path = lineage.file(name)
+    return f"{Path(name).name} sha256 {sha256(path)}" if path else f"{name}: {NOT_RECORDED}"
+
+
+def _params(lineage: Lineage) -> list[str]:
+    sections: dict[str, list[str]] = {}
+    for key, value in sorted((lineage.run.data.params if lineage.run else {}).items()):
+        section, _, rest = key.partition(".")
+        sections.setdefault(section, []).append(f"{rest}={value}")
+    return [f"{section}: {' '.join(values)}" for section, values in sections.items()]
+
+
+def show_lineage(model: str, configured: str | None = None) -> str:
+    """The lines that `unetpp lineage MODEL` prints."""
+    with tempfile.TemporaryDirectory(prefix="unetpp-") as folder:
+        found = rows(find_lineage(model, Path(folder), configured))
+    width = max(len(what) for what, _ in found)
+    return "\n".join(f"{what:<{width}}  {value}" for what, value in found)

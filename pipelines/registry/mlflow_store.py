@@ -1,0 +1,245 @@
+"""MLflow: where the store is, what its loss means, the page. `runs` has runs, `registry` models and versions."""
+
+import logging
+import os
+import socket
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from pipelines.registry.lock import TurnLostError, opening
+from unetpp.errors import UserError
+from unetpp.offline import silence
+
+silence()  # mlflow reads its switches while it is imported
+# A server that went away shows after about 15 seconds, not after 4 minutes; the same command goes on later.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+# A model file is a graph and its tensors. One with pickled code inside is refused.
+os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+
+with warnings.catch_warnings():
+    # While they are imported, mlflow and sqlalchemy warn of each other (deprecated loaders, type hints).
+    warnings.simplefilter("ignore")
+    import mlflow
+    import mlflow.artifacts
+    import mlflow.store.model_registry.sqlalchemy_store
+    import mlflow.store.tracking.sqlalchemy_store
+    import requests
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import DBAPIError
+
+Result = TypeVar("Result")
+DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+# What a store answers that may answer otherwise in a moment.
+LOST = (
+    "Max retries exceeded",
+    "Connection aborted",
+    "Connection broken",
+    "IncompleteRead",
+    "Connection refused",
+    "Read timed out",
+)
+PASSING = {"TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "ABORTED"}
+RETRY_AFTER_S = (2, 10)
+
+
+class StoreLostError(UserError):
+    """The store is away, or went away: the same command completes what was begun when it is back."""
+
+
+def tracking_uri(configured: str | None = None) -> str:
+    """Where runs and models are kept: `configured`, else $MLFLOW_TRACKING_URI, else mlflow.db in this folder."""
+    return configured or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+
+
+def is_server(uri: str) -> bool:
+    """Whether a store is an MLflow server, with a page of its own."""
+    return urlsplit(uri).scheme in ("http", "https")
+
+
+def with_driver(uri: str) -> str:
+    """The URI as sqlalchemy wants it: without a driver's name it takes psycopg, and this project brings psycopg2."""
+    return uri.replace("postgresql://", "postgresql+psycopg2://", 1)
+
+
+def shown(uri: str) -> str:
+    """The URI as it may be printed and stored: without its password."""
+    password = urlsplit(uri).password
+    return uri.replace(f":{password}@", ":***@") if password else uri
+
+
+@contextmanager
+def explained(uri: str) -> Iterator[None]:
+    """Turn the loss of the store, in the block, into a `StoreLostError`; every other error passes."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        causes, cause = [], error
+        while cause is not None:
+            causes.append(cause)
+            cause = cause.__cause__ or cause.__context__
+        lost = next((cause for cause in causes if _is_loss(cause)), None)
+        if lost is None:
+            raise
+        raise _unreachable(uri, lost) from None
+
+
+def _is_loss(error: BaseException) -> bool:
+    if isinstance(error, MlflowException):
+        # A download of several files tells what happened to each in its text alone.
+        return error.error_code in PASSING or any(sign in str(error) for sign in LOST)
+    if isinstance(error, requests.RequestException | ConnectionError | DBAPIError | TimeoutError):
+        return True
+    # Of a bucket that holds the artifacts; storage.py is the home of boto3, and all of its errors come from there.
+    return type(error).__module__.split(".")[0] in ("botocore", "boto3")
+
+
+def persistent(uri: str, attempt: Callable[[], Result]) -> Result:
+    """The result of `attempt`, which is made again after some seconds where the store was lost, and then once more.
+
+    What it does must be no harm when done twice.
+
+    Raises:
+        StoreLostError: the store is away for longer.
+    """
+    for wait_s in (*RETRY_AFTER_S, None):
+        try:
+            with explained(uri):
+                return attempt()
+        except (StoreLostError, TurnLostError) as error:
+            if wait_s is None:
+                raise
+            print(f"{str(error).splitlines()[0]}\ntrying again in {wait_s} seconds", flush=True)
+            time.sleep(wait_s)
+    raise AssertionError
+
+
+def _unreachable(uri: str, error: BaseException) -> StoreLostError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return StoreLostError(
+        f"the MLflow store {shown(uri)} cannot be reached ({reason}). Start it, or set register.tracking_uri or "
+        "MLFLOW_TRACKING_URI to one that runs, and give the same command again: it goes on from here. "
+        "No alias was moved"
+    )
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client of the store, the default of this process from now on.
+
+    Raises:
+        UserError: nobody answers there (within 10 seconds), or it is no store.
+    """
+    parts = urlsplit(uri)
+    kind = parts.scheme.split("+")[0]
+    try:
+        if kind in ("http", "https"):
+            requests.get(uri, timeout=10)  # whatever it answers, it answers
+        elif parts.hostname and kind in DATABASE_PORTS:
+            socket.create_connection((parts.hostname, parts.port or DATABASE_PORTS[kind]), timeout=10).close()
+    except OSError as error:
+        raise _unreachable(uri, error) from None
+    # One line for each of some fifty migrations of a new database tells a user nothing.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    try:
+        mlflow.set_tracking_uri(with_driver(uri))
+        with opening(uri):
+            _create_file(uri)
+            client = MlflowClient(with_driver(uri))
+            client.search_experiments(max_results=1)
+    except (MlflowException, OSError, DBAPIError) as error:
+        if isinstance(error, MlflowException) and error.error_code in (
+            "UNAUTHENTICATED",
+            "PERMISSION_DENIED",
+        ):
+            raise UserError(f"the MLflow store {shown(uri)} refuses this user: {error.message}") from None
+        raise _unreachable(uri, error) from None
+    return client
+
+
+def _create_file(uri: str) -> None:
+    """Make a store that is a file and is not there yet, whole or not at all.
+
+    MLflow makes it by some fifty migrations in 5 seconds, and cannot open one that was killed between two of them.
+    """
+    parts = urlsplit(uri)
+    path = Path(parts.path.removeprefix("/"))
+    if not parts.scheme.startswith("sqlite") or parts.query or path.exists() or not os.access(path.parent, os.W_OK):
+        return
+    partial = path.with_name(f"{path.name}.partial")
+    partial.unlink(missing_ok=True)
+    MlflowClient(f"sqlite:///{partial}").search_experiments(max_results=1)
+    partial.rename(path)
+
+
+def create_once(create: Callable, name: str, **fields) -> None:
+    """Create what has a unique name, unless another process was faster."""
+    try:
+        create(name, **fields)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def download(name: str, version: str, path: str, folder: Path) -> Path | None:
+    """Fetch a file or folder of a registered version into `folder`; None where it has none of this name."""
+    try:
+        fetched = Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{version}/{path}", dst_path=str(folder)))
+        return fetched if fetched.exists() else None
+    except FileNotFoundError:
+        return None
+    except MlflowException as error:
+        if not any(word in str(error) for word in ("No such", "not found", "404")):
+            raise
+        return None
+
+
+def serve_page(port: int, configured: str | None = None, model_name: str | None = None) -> None:
+    """Become MLflow's server for the page; returns only where the store is a server itself.
+
+    Raises:
+        UserError: the port is taken.
+    """
+    store = tracking_uri(configured)
+    # Without the parameter the page opens as one for language models, which hides the list of models.
+    page = f"/#/models{f'/{model_name}' if model_name else ''}?workflowType=machine_learning"
+    if is_server(store):
+        print(f"MLflow runs elsewhere: open {shown(store).rstrip('/')}{page}")
+        return
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise UserError(
+                f"port {port} is taken by another program: give another, `unetpp mlflow --port {port + 1}`"
+            ) from None
+    print(f"MLflow opens at http://127.0.0.1:{port}{page} in some seconds; Ctrl-C ends it", flush=True)
+    # By the environment, not as an argument: the URI of a database may hold a password, and `ps` shows arguments.
+    environment = os.environ | {
+        "MLFLOW_BACKEND_STORE_URI": with_driver(store),
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
+    os.execve(sys.executable, command, environment)

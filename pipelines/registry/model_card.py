@@ -1,0 +1,207 @@
+"""What a registered version says of itself in MLflow: its tags, and the markdown that a person decides from."""
+
+import json
+import re
+from dataclasses import dataclass
+
+from unetpp.inference.model_file import Trained
+
+# What a latency depends on most, of what report.json says of the machine.
+MACHINE = ("device", "processor", "threads", "precision", "size_px")
+HISTORY = "**Champion and challengers, the latest first**"
+
+
+@dataclass(frozen=True)
+class Family:
+    """What is registered: a trained network with what was measured, and where it all comes from."""
+
+    name: str  # of the registered model
+    trained: Trained
+    metrics: dict  # of reports/evaluate/report.json
+    manifest: dict  # of data/prepared/manifest.json
+    data_sha256: str  # of that manifest
+    fingerprint: str
+    commit: str
+    dirty: bool
+    licence: str | None = None
+    intended_use: str | None = None
+    leak_check: str = "not known"  # whether what was tested on could have been trained on, in one sentence
+
+    @property
+    def recommended(self) -> int | None:
+        return self.metrics["recommended_depth"]
+
+    def tags(self, depth: int) -> dict[str, str]:
+        """What a version says of itself, as tags that MLflow can filter by."""
+        return {
+            "depth": str(depth),
+            "widths": ", ".join(map(str, self.trained.network.widths[: depth + 1])),
+            "recommended": str(depth == self.recommended).lower(),
+            # What `unetpp predict` has to know of a registered version.
+            "in_channels": str(self.trained.network.in_channels),
+            "size_px": json.dumps(self.trained.size),
+            "multilabel": str(self.trained.network.multilabel).lower(),
+            "classes": json.dumps(self.trained.classes),
+            "fingerprint": self.fingerprint,
+            "data_sha256": self.data_sha256,
+            "test_sha256": self.manifest["splits"]["test"]["sha256"],
+            "git_commit": self.commit,
+            "git_dirty": str(self.dirty).lower(),
+            "seed": self._trained_with("seed"),
+            "precision": self._trained_with("precision"),
+            "licence": self.licence or "not stated",
+            "intended_use": self.intended_use or "not stated",
+            "leak_check": self.leak_check,
+        }
+
+    def _trained_with(self, key: str) -> str:
+        return str(self.trained.info.get("params", {}).get("train", {}).get(key, "not known"))
+
+    @property
+    def candidate(self) -> int:
+        """The depth to deploy; where none is recommended, the one that came nearest."""
+        return self.recommended or self.metrics.get("nearest_depth") or self.trained.depths[-1]
+
+
+def version_description(family: Family, versions: dict[int, str], depth: int) -> str:
+    """Markdown of one version: the decision first, then what it rests on, then how to use it."""
+    return "\n\n".join(
+        [
+            _decision(family, versions, depth),
+            _table(family, versions, depth),
+            f"**Load this version**\n\n{_snippet(family, versions[depth])}",
+            *_notes(family),
+        ]
+    )
+
+
+def family_description(family: Family, versions: dict[int, str]) -> str:
+    """Markdown of the registered model: the same for the family that its aliases point to."""
+    best = family.recommended
+    title = (
+        f"**Of the run registered last, deploy L{best}, version {versions[best]} (`recommended`).**"
+        if best is not None
+        else f"**No depth is recommended{_nearest(family)}.**"
+    )
+    return "\n\n".join(
+        [
+            f"{title} {family.metrics['recommendation']}",
+            _table(family, versions, best),
+            f"**Load it**\n\n{_snippet(family, '@recommended' if best is not None else f'@L{max(versions)}')}\n\n"
+            f"The aliases {', '.join(f'`L{depth}`' for depth in versions)} "
+            f"are the depths of the family registered last. Production loads `models:/{family.name}@champion`: which "
+            "version that is, since when and why, stands in the history below.",
+            *_notes(family),
+        ]
+    )
+
+
+def _decision(family: Family, versions: dict[int, str], depth: int) -> str:
+    # Plain text: the page lists the versions with the first words of this, as they are.
+    best = family.recommended
+    if best is None:
+        title = f"L{depth}: no depth is recommended{_nearest(family)}."
+    elif depth == best:
+        title = f"L{depth}: the depth to deploy of this run."
+    else:
+        title = f"L{depth}: of this run deploy L{best}, version {versions[best]}, instead."
+    return f"{title} {family.metrics['recommendation']}"
+
+
+def _nearest(family: Family) -> str:
+    nearest = family.metrics.get("nearest_depth")
+    return f", L{nearest} comes nearest" if nearest else ""
+
+
+def _table(family: Family, versions: dict[int, str], marked: int | None) -> str:
+    rows = [_row(["depth", "version", "IoU (95 %)", "Dice", "ms (p95)", "images/s", "parameters", "file", "gates"])]
+    rows.append("| :-- | :-- | :-- | :-- | :-- | :-- | :-- | :-- | :-- |")
+    for depth, version in versions.items():
+        m = family.metrics["depths"][f"L{depth}"]
+        cells = [
+            f"L{depth}" + (" recommended" if depth == family.recommended else ""),
+            f"{version}",
+            f"{_fixed(m, 'iou_image')} ({_fixed(m, 'iou_image_low')} to {_fixed(m, 'iou_image_high')})",
+            _fixed(m, "dice_image"),
+            f"{_fixed(m, 'latency_ms', 1)} ({_fixed(m, 'latency_p95_ms', 1)})",
+            _fixed(m, "images_per_s", 0),
+            _fixed(m, "parameters", 0),
+            f"{_fixed(m, 'size_mib', 1)} MiB",
+            _gates(family.metrics, depth),
+        ]
+        rows.append(_row([f"**{cell}**" for cell in cells] if depth == marked else cells))
+    return "\n".join(rows)
+
+
+def _fixed(values: dict, key: str, digits: int = 3) -> str:
+    """A number of report.json; a dash for one that could not be computed."""
+    return "-" if values.get(key) is None else f"{values[key]:,.{digits}f}"
+
+
+def _gates(metrics: dict, depth: int) -> str:
+    gates = metrics.get("gates", {}).get(f"L{depth}", [])
+    return f"{sum(gate['passed'] for gate in gates)} of {len(gates)}" if gates else "not judged"
+
+
+def _row(cells: list[str]) -> str:
+    # MLflow's page sets tables without any space between columns.
+    return "| " + " | ".join(f"{cell}&nbsp;&nbsp;&nbsp;" for cell in cells) + " |"
+
+
+def _notes(family: Family) -> list[str]:
+    """What the table was measured on, what goes in and out, and where it comes from."""
+    network, splits = family.trained.network, family.manifest["splits"]
+    machine = ", ".join(f"{key} {value}" for key, value in family.metrics["machine"].items() if key in MACHINE)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in splits["test"]["kinds"].items())
+    resized = (
+        f" (trained on images resized to {family.trained.size} x {family.trained.size} px)"
+        if family.trained.size
+        else ""
+    )
+    names = ", ".join(family.trained.classes)
+    out = "the foreground's probability"
+    if network.multilabel:
+        out = f"a probability for each label, each from 0 to 1 ({names})"
+    elif network.num_classes > 1:
+        out = f"a probability for each class, together 1 (background, {names})"
+    counts = ", ".join(f"{split['num_images']} {name}" for name, split in splits.items())
+    return [
+        f"**Table:** IoU and Dice: mean over the {splits['test']['num_images']} test images ({kinds}), "
+        "foreground alone. ms: one image at a time, median (95th percentile); images/s: in batches; "
+        f"both on {machine}.",
+        f"**In:** images of any size and number, uint8 arrays `(H, W, C)` or bytes of PNG, JPEG or TIFF{resized}. "
+        '**Out:** masks `(H, W)` uint8; with `{"mode": "probabilities"}` float32 '
+        f"`({network.num_classes}, H, W)`, {out}.",
+        f"**Data:** {counts} images; manifest `{family.data_sha256[:12]}`. "
+        f"**Code:** commit `{family.commit[:12]}`{', with changes that were not committed' if family.dirty else ''}. "
+        "**Run:** the source run of this version has the report, the curves, `dvc.lock` and `params.yaml`; "
+        "the version's own `evidence` has the report, the IoU of every test image, overlays and exports.",
+        f"**Leak check:** {family.leak_check}. **Intended use:** {family.intended_use or 'not stated'}. "
+        f"**Licence:** {family.licence or 'not stated'}.",
+    ]
+
+
+def with_history(description: str, events: list[dict]) -> str:
+    """A description with what happened to the version, or the model, as its last section."""
+    body = re.sub(r"\n\n\*\*Now:\*\*.*", "", description.partition(f"\n\n{HISTORY}")[0])
+    if not events:
+        return body
+    # Second, below the decision, what came of it: who looks at a challenger need not read to the end.
+    first, _, rest = body.partition("\n\n")
+    body = f"{first}\n\n**Now:** version {events[-1]['version']} is {events[-1]['what']}.\n\n{rest}"
+    # A reason is what somebody typed: it stays in its line.
+    lines = [
+        f"- {one['when']}, {one['who']}: version {one['version']}: **{one['what']}**. {' '.join(one['why'].split())}"
+        for one in reversed(events)
+    ]
+    return f"{body}\n\n{HISTORY}\n\n" + "\n".join(lines)
+
+
+def _snippet(family: Family, version: str) -> str:
+    uri = f"models:/{family.name}{version if version.startswith('@') else f'/{version}'}"
+    return (
+        "```python\nimport mlflow\nfrom pathlib import Path\n\n"
+        f'model = mlflow.pyfunc.load_model("{uri}")\n'
+        'mask = model.predict(Path("image.png").read_bytes())  # (H, W) uint8; or an array, or a list\n```\n\n'
+        f"or `unetpp predict IMAGES --model {uri} --out masks`, or `mlflow models serve -m {uri} --env-manager local`"
+    )

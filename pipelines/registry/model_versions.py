@@ -1,0 +1,291 @@
+"""Models and versions in MLflow's registry: logging, finding again, reading back and loading.
+
+A model or version that is there already is found by its tags and taken; nothing is made twice. What is logged is
+weights as safetensors, numbers as JSON and SHA256SUMS over all of it: no pickle, no code.
+"""
+
+import base64
+import logging
+import os
+import tempfile
+import warnings
+from importlib.metadata import version as installed
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from pipelines.core.checksums import SUMS, check_seal, seal, sealed_files
+from pipelines.core.files import sha256
+from pipelines.registry.mlflow_store import connect, explained, shown, tracking_uri
+from unetpp.errors import UserError
+from unetpp.export.safetensors_files import read_safetensors, save_safetensors
+from unetpp.inference.model_file import Trained
+from unetpp.inference.segmenter import Segmenter
+
+with warnings.catch_warnings():
+    # While they are imported, mlflow and sqlalchemy warn of each other (deprecated loaders, type hints).
+    warnings.simplefilter("ignore")
+    import mlflow
+    import mlflow.pyfunc
+    from mlflow import MlflowClient
+    from mlflow.artifacts import download_artifacts
+    from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Run
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.exceptions import MlflowException
+    from mlflow.models import Model, ModelSignature
+    from mlflow.pyfunc import PyFuncModel
+
+    from pipelines.served import params_schema
+
+logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)  # it tells of each example that it checks
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one for each of many small files
+# Model metrics of a run's step are copied into a model that is logged "at" that step. Nothing is logged at -1.
+NO_STEP = -1
+# What a machine that serves needs, besides this package: it is installed from its own source, and never from a name
+# in an index that a stranger may hold.
+SERVED_WITH = ("mlflow", "torch", "numpy", "opencv-python-headless", "pillow", "safetensors")
+
+
+def find_or_log_model(
+    client: MlflowClient,
+    run: Run,
+    name: str,
+    trained: Trained,
+    depth: int,
+    params: dict[str, str],
+    tags: dict[str, str],
+) -> LoggedModel:
+    """The run's model with these tags, logged where it is missing: a pyfunc that `pipelines.served` answers for.
+
+    Args:
+        depth: what the network is pruned to; the heads of the shallower depths stay.
+        params, tags: of a new one; fingerprint and depth are what it is found by again.
+    """
+    experiment = run.info.experiment_id
+    where = f"tags.fingerprint = '{tags['fingerprint']}' and tags.depth = '{tags['depth']}'"
+    found = [
+        model
+        for model in client.search_logged_models([experiment], filter_string=where)
+        if model.tags.get("verified") != "false"
+    ]
+    ready = [model for model in found if model.status == LoggedModelStatus.READY]
+    if ready:
+        return ready[0]
+    # One that an interrupted run left behind is filled again.
+    model = found[0] if found else client.create_logged_model(experiment, name, run.info.run_id, tags, params)
+    with tempfile.TemporaryDirectory(prefix="unetpp-") as parent:
+        folder = Path(parent) / "model"
+        digest = write_model(folder, trained, depth, model)
+        outputs = client.get_run(run.info.run_id).outputs
+        if model.model_id not in {one.model_id for one in (outputs.model_outputs if outputs else [])}:
+            client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step=NO_STEP)])
+        # In the database, and the files in the artifact store: who can write to one cannot fool a reader of both.
+        client.set_logged_model_tags(model.model_id, {"sha256sums": digest})
+        upload_model(client, model.model_id, folder)
+    return client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+
+
+def upload_model(client: MlflowClient, model_id: str, folder: Path) -> None:
+    """Copy a model's folder into the artifact store."""
+    client.log_model_artifacts(model_id, str(folder))
+
+
+def write_model(folder: Path, trained: Trained, depth: int, model: LoggedModel | None = None) -> str:
+    """Write what is registered of a depth as a folder that MLflow serves; returns the sha256 of its SHA256SUMS."""
+    described = Model(artifact_path=None)
+    if model is not None:
+        described = Model(
+            artifact_path=model.artifact_location,
+            model_uuid=model.model_id,
+            model_id=model.model_id,
+            run_id=model.source_run_id,
+        )
+    side = 32
+    ramp = np.linspace(0, 255, side * side, dtype=np.uint8).reshape(side, side)
+    example = base64.b64encode(cv2.imencode(".png", ramp)[1].tobytes()).decode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of an input that has no schema: it is any of many forms (docs/serving.md)
+        mlflow.pyfunc.save_model(
+            folder,
+            # Not `python_model`: that would be code, or a pickle, in the model's folder.
+            loader_module="pipelines.served",
+            mlflow_model=described,
+            signature=ModelSignature(params=params_schema(depth)),
+            input_example=([example], {"mode": "single"}),
+            pip_requirements=[f"{package}=={installed(package).split('+')[0]}" for package in SERVED_WITH],
+        )
+    save_safetensors(trained, depth, folder, keep_heads=True)
+    return seal(folder)
+
+
+def find_or_create_version(
+    client: MlflowClient, name: str, model: LoggedModel, run: Run, tags: dict[str, str]
+) -> ModelVersion:
+    """The version of a logged model in a registered model that exists, made where it is missing.
+
+    Of several it is the first, and the others go: an answer may be lost on its way after the version was made, and
+    a process that lost its turn may have made one. Numbers are given out in order, so whoever has made one finds
+    every lower one.
+    """
+    source = f"models:/{model.model_id}"
+    where = f"name = '{name}' and run_id = '{run.info.run_id}'"
+    if not any(version.source == source for version in client.search_model_versions(where)):
+        client.create_model_version(name, source, run.info.run_id, tags, model_id=model.model_id)
+    found = [version for version in client.search_model_versions(where) if version.source == source]
+    first, *others = sorted(found, key=lambda version: int(version.version))
+    for version in others:
+        client.delete_model_version(name, version.version)
+    return first
+
+
+def mark_verified(client: MlflowClient, name: str, version: str, model_id: str, verified: bool) -> None:
+    """Say on a version and its model whether it was read back; one that failed is never taken again."""
+    value = str(verified).lower()
+    client.set_model_version_tag(name, version, "verified", value)
+    client.set_logged_model_tags(model_id, {"verified": value})
+
+
+def load_version(name: str, version: str) -> Segmenter:
+    """A registered version as a module: (N, C, H, W) float32 in [0, 1] to (N, num_classes, H, W) probabilities.
+
+    Only what SHA256SUMS lists is fetched, and its hashes are compared, before a weight is read; no code of the model's
+    folder runs.
+
+    Raises:
+        UserError: a file is missing or has other bytes than when it was logged, or it was not logged by `register`.
+    """
+    return fetch_version(name, version).segmenter()
+
+
+def fetch_version(name: str, version: str) -> Trained:
+    """`load_version` with the heads of all depths that the version holds."""
+    model_id = logged_model_id(MlflowClient(), name, version)
+    with tempfile.TemporaryDirectory(prefix="unetpp-") as parent:
+        folder = Path(parent)
+        try:
+            download_model(model_id, folder)
+            return read_safetensors(folder)
+        except UserError as error:
+            raise UserError(f"models:/{name}/{version}: {str(error).replace(f'{folder}/', '')}") from None
+
+
+def load_served(name: str, version: str) -> PyFuncModel:
+    """A version as `mlflow models serve` has it."""
+    return mlflow.pyfunc.load_model(f"models:/{name}/{version}")
+
+
+def download_model(model_id: str, folder: Path) -> None:
+    """Fetch the files of a logged model that its SHA256SUMS lists, and compare them.
+
+    Raises:
+        UserError: see `load_version`.
+    """
+    location = _location(model_id)
+    for name in download_sums(model_id, folder):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        _download(f"{location}/{name}", (folder / name).parent)
+    check_seal(folder)
+
+
+def download_sums(model_id: str, folder: Path) -> dict[str, str]:
+    """Fetch SHA256SUMS of a logged model, compare it with the registry's tag, and return sha256 by name.
+
+    Raises:
+        UserError: see `load_version`.
+    """
+    expected = MlflowClient().get_logged_model(model_id).tags.get("sha256sums")
+    _download(f"{_location(model_id)}/{SUMS}", folder)
+    if expected is None or sha256(folder / SUMS) != expected:
+        raise UserError(
+            f"{SUMS}: its bytes are not those that the registry's tag sha256sums names ({str(expected)[:12]}): the "
+            "model is damaged, or was changed after it was registered, or was not registered by this pipeline; it is "
+            "not loaded: run `dvc repro --force --single-item register` to register it again"
+        )
+    return sealed_files(folder)
+
+
+def _location(model_id: str) -> str:
+    return MlflowClient().get_logged_model(model_id).artifact_location.rstrip("/")
+
+
+def _download(uri: str, folder: Path) -> None:
+    try:
+        download_artifacts(uri, dst_path=str(folder))
+    except (MlflowException, OSError) as error:
+        missing = isinstance(error, FileNotFoundError) or "No such" in str(error) or "not found" in str(error).lower()
+        if not missing:
+            raise
+        raise UserError(
+            f"{uri.rpartition('/')[2]}: no such file in the artifact store; expected what the register stage uploads: "
+            "register it again"
+        ) from None
+
+
+def logged_model_id(client: MlflowClient, name: str, version: str) -> str:
+    """The model behind a version; of a copied version the one behind its original."""
+    source = str(client.get_model_version(name, version).source)
+    for _ in range(10):
+        inner = source.removeprefix("models:/")
+        if "/" not in inner:
+            return inner
+        source = str(client.get_model_version(*inner.rsplit("/", 1)).source)
+    raise UserError(f"models:/{name}/{version}: found the source {source}; expected a logged model")
+
+
+def load_trained(uri: str, configured: str | None = None) -> Trained:
+    """What is behind `models:/name@alias` or `models:/name/version`: the network of its depth, and its shallower heads.
+
+    Args:
+        configured: register.tracking_uri, if there are params.
+
+    Raises:
+        UserError: no such model, version or alias (the message names those that exist), or no store.
+    """
+    parse_uri(uri)  # what is no address is refused before anybody is asked
+    store = tracking_uri(configured)
+    with explained(store):
+        version = find_version(connect(store), uri)
+        return fetch_version(version.name, str(version.version))
+
+
+def parse_uri(uri: str) -> tuple[str, str, bool]:
+    """`models:/NAME@ALIAS` as (NAME, ALIAS, True), `models:/NAME/VERSION` as (NAME, VERSION, False).
+
+    Raises:
+        UserError: neither.
+    """
+    name, mark, alias = uri.removeprefix("models:/").partition("@")
+    if not mark:
+        name, _, alias = name.partition("/")
+    if not uri.startswith("models:/") or not name or not alias:
+        raise UserError(f"found model {uri!r}; expected models:/NAME@ALIAS or models:/NAME/VERSION")
+    return name, alias, bool(mark)
+
+
+def find_version(client: MlflowClient, uri: str) -> ModelVersion:
+    """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names.
+
+    Raises:
+        UserError: no such model, version or alias; the message names those that exist.
+    """
+    name, which, is_alias = parse_uri(uri)
+    try:
+        return client.get_model_version_by_alias(name, which) if is_alias else client.get_model_version(name, which)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        store = shown(mlflow.get_tracking_uri())
+        raise UserError(f"{uri}: no such model in {store}; {_existing(client, name)}") from None
+
+
+def _existing(client: MlflowClient, name: str) -> str:
+    models = {model.name: model for model in client.search_registered_models()}
+    if name not in models:
+        if not models:
+            return "it holds no registered model: `dvc repro register` makes one"
+        return f"it holds {', '.join(f'models:/{one}' for one in models)}"
+    aliases = sorted(client.get_registered_model(name).aliases)
+    versions = sorted(int(one.version) for one in client.search_model_versions(f"name = '{name}'"))
+    listed = ", ".join(map(str, versions)) or "(none)"
+    return f"{name} has the aliases {', '.join(aliases) or '(none)'} and the versions {listed}"

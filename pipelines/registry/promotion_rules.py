@@ -1,0 +1,85 @@
+"""When a newly registered depth becomes what production loads: the rules, without MLflow.
+
+The candidate is the depth that its report recommends. It becomes `champion` where it is not worse than the present
+champion on the same test images and passes every gate; otherwise it stays `challenger`, with the reason.
+"""
+
+from dataclasses import dataclass, field
+
+from pipelines.evaluation.compare import paired_difference
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A version and what it scored on the test images."""
+
+    version: str
+    depth: int
+    test_sha256: str  # of the test images
+    ious: dict[str, float]  # by image id
+    groups: dict[str, str] = field(default_factory=dict)  # by image id
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the candidate becomes champion, and the sentence that says why."""
+
+    promote: bool
+    reason: str
+
+
+def judge(
+    report: dict, candidate: Scored, champion: Scored | str | None, tolerance_iou: float, min_images: int
+) -> Verdict:
+    """Decide by report.json of the candidate, and the scores of both.
+
+    Args:
+        champion: None where there is none; a sentence where there is one whose scores cannot be read.
+        tolerance_iou: how far below 0 the interval of the difference may begin.
+        min_images: common images that a comparison needs where the test images are not all the same.
+    """
+    if report["recommended_depth"] is None:
+        return Verdict(False, f"no depth is recommended: {report['recommendation']}")
+    passed, gates = judge_gates(report, candidate.depth)
+    if not passed:
+        return Verdict(False, gates)
+    if champion is None:
+        return Verdict(True, f"there was no champion; {gates}")
+    if isinstance(champion, str):
+        return Verdict(False, f"it cannot be compared with the champion: {champion}")
+    common = candidate.ious.keys() & champion.ious.keys()
+    same = candidate.test_sha256 == champion.test_sha256
+    if not common or (not same and len(common) < min_images):
+        return Verdict(
+            False,
+            f"it was tested on other images than the champion, version {champion.version}: {len(common)} in common, "
+            f"at least {min_images} needed (register.promotion_min_images)",
+        )
+    found = paired_difference(candidate.ious, champion.ious, candidate.groups or champion.groups)
+    which = f"the same {found.num_images} test images" if same else f"{found.num_images} common test images"
+    compared = (
+        f"IoU {found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}] beside the champion, version {champion.version} "
+        f"(L{champion.depth}), on {which} in {found.num_groups} groups"
+    )
+    if found.low > 0:
+        return Verdict(True, f"better: {compared}; {gates}")
+    if found.low >= -tolerance_iou:
+        return Verdict(True, f"not worse: {compared}, within the tolerance of {tolerance_iou:g}; {gates}")
+    worse = "worse" if found.high < 0 else "it may be worse"
+    return Verdict(False, f"{worse}: {compared}; the interval begins below the tolerance of -{tolerance_iou:g}")
+
+
+def judge_gates(report: dict, depth: int) -> tuple[bool, str]:
+    """Whether a depth passes its gates, and the sentence that says so; a report without gates was not judged."""
+    gates = report.get("gates", {}).get(f"L{depth}")
+    if not gates:
+        return True, "its behaviour was not judged: the report has no gates"
+    failed = [gate for gate in gates if not gate["passed"]]
+    if failed:
+        found = "; ".join(f"{gate['name']} {_value(gate['value'])}, limit {_value(gate['limit'])}" for gate in failed)
+        return False, f"it fails {len(failed)} of {len(gates)} gates: {found}"
+    return True, f"all {len(gates)} gates passed"
+
+
+def _value(number: float | None) -> str:
+    return "not measured" if number is None else f"{number:g}"

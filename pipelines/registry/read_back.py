@@ -1,0 +1,142 @@
+"""A registered version as a stranger gets it: loaded by its URI in a process of its own, and compared.
+
+    MLFLOW_TRACKING_URI=... python -m pipelines.registry.read_back --name NAME --expected expected.npz 1=7 2=8
+
+is that process. It prints, as its last line, JSON of the depths that failed, with the reasons.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.core.files import sha256
+from pipelines.registry import evidence, mlflow_store, model_versions
+from unetpp.errors import UserError
+from unetpp.inference.model_file import Trained
+from unetpp.inference.tiles import predict_image
+
+TOLERANCE = 1e-5
+SIZES = ((33, 57), (64, 48), (130, 71))  # H x W of the images that a version is compared with its network on
+
+
+def check_in_clean_process(name: str, versions: dict[int, str], trained: Trained) -> dict[int, str]:
+    """Load versions in one new process, by their URIs, and compare what they predict with the network's own.
+
+    Both ways in are tried: `load_version`, and the pyfunc that MLflow serves, which may not unpickle anything.
+
+    Args:
+        versions: version by depth.
+        trained: the network that they were made from.
+
+    Returns:
+        for each depth that failed, why.
+
+    Raises:
+        UserError: the process itself did not end well.
+    """
+    random = np.random.default_rng(0)
+    shapes = [(*size, trained.network.in_channels) for size in SIZES]
+    images = {f"image{i}": random.integers(0, 256, shape, np.uint8) for i, shape in enumerate(shapes)}
+    answers = {
+        f"L{depth}/{key}": predict_image(trained.segmenter(depth), image, trained.size).numpy()
+        for depth in versions
+        for key, image in images.items()
+    }
+    with tempfile.TemporaryDirectory(prefix="unetpp-") as folder:
+        np.savez(Path(folder) / "expected.npz", allow_pickle=False, **images, **answers)
+        code = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+        environment = os.environ | {
+            # The address may hold a password, and `ps` shows arguments.
+            "MLFLOW_TRACKING_URI": mlflow_store.mlflow.get_tracking_uri(),
+            "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+            "PYTHONPATH": os.pathsep.join(filter(None, code)),
+        }
+        command = [
+            sys.executable,
+            "-m",
+            "pipelines.registry.read_back",
+            "--name",
+            name,
+            "--expected",
+            f"{folder}/expected.npz",
+        ]
+        command += [f"{depth}={version}" for depth, version in versions.items()]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = "\n".join(done.stderr.strip().splitlines()[-5:])
+        # As `tracking.explained` words it: the stage tries again what may pass.
+        kind = mlflow_store.StoreLostError if "cannot be reached" in said else UserError
+        raise kind(
+            f"{name}: a new process could not load the versions {', '.join(versions.values())} "
+            f"(exit code {done.returncode}):\n{said}\nNo alias was moved; the same command tries again"
+        )
+    return {int(depth): reason for depth, reason in json.loads(done.stdout.splitlines()[-1]).items()}
+
+
+def check_evidence(name: str, version: str, expected: str) -> str | None:
+    """What is wrong with the evidence of a version, read back from the store; None where it is whole.
+
+    Args:
+        expected: sha256 of its SHA256SUMS, from what was uploaded.
+    """
+    with tempfile.TemporaryDirectory() as parent:
+        folder = mlflow_store.download(name, version, "evidence", Path(parent))
+        if folder is None or not (folder / evidence.SUMS).is_file():
+            return f"lacks evidence/{evidence.SUMS}"
+        if sha256(folder / evidence.SUMS) != expected:
+            return f"is damaged: the bytes of evidence/{evidence.SUMS} are not those that were uploaded"
+        wrong = evidence.check_sums(folder)
+        return f"is damaged: evidence: {wrong}" if wrong else None
+
+
+def differing(loaded: Trained, served, expected: dict[str, np.ndarray], depth: int) -> str:
+    """Why a version is not the network that answered `expected` (see `check_in_clean_process`); "" where it is."""
+    segmenter = loaded.segmenter()
+    for key in (key for key in expected if key.startswith("image")):
+        answer = expected[f"L{depth}/{key}"]
+        ways = {
+            "load_version": predict_image(segmenter, expected[key], loaded.size)[0].numpy(),
+            "the pyfunc": served.predict(expected[key], {"mode": "probabilities"}),
+        }
+        for way, found in ways.items():
+            if found.shape != answer[0].shape:
+                return f"by {way} gives shape {found.shape} where its network gives {answer[0].shape}"
+            if not np.allclose(found, answer[0], atol=TOLERANCE, rtol=0):
+                return f"by {way} differs from its network by up to {np.abs(found - answer[0]).max():.2g}"
+    return ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Load registered versions and compare their predictions.")
+    parser.add_argument("--name", required=True, help="of the registered model")
+    parser.add_argument("--expected", type=Path, required=True, help="images, and what the network makes of them")
+    parser.add_argument("versions", nargs="+", metavar="DEPTH=VERSION")
+    arguments = parser.parse_args()
+    uri = os.environ["MLFLOW_TRACKING_URI"]
+    reasons = {}
+    with mlflow_store.explained(uri), np.load(arguments.expected, allow_pickle=False) as file:
+        mlflow_store.connect(uri)
+        expected = dict(file)
+        for text in arguments.versions:
+            depth, version = text.split("=")
+            try:
+                loaded = model_versions.fetch_version(arguments.name, version)
+                served = model_versions.load_served(arguments.name, version)
+                reason = differing(loaded, served, expected, int(depth))
+            except UserError as error:
+                reason = str(error)
+            if reason:
+                reasons[depth] = reason
+    print(json.dumps(reasons))
+
+
+if __name__ == "__main__":
+    from pipelines.core.command import run_command
+
+    run_command(main)

@@ -1,0 +1,238 @@
+"""`unetpp reproduce`: the state that a registered version was made from, in a new folder, run again and compared.
+
+The folder is a clone at the recorded commit, with params.yaml, dvc.yaml and dvc.lock as the run recorded them. Raw data
+come out of DVC's cache or remote where they are there, else out of their source again. Everything up to `evaluate` is
+run, by force and without DVC's memory of former runs; `register` is not, so that nothing moves in the registry.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed
+from pathlib import Path
+
+import torch
+import yaml
+
+from pipelines.registry.lineage import Lineage, find_lineage, read_hashes
+from unetpp.errors import UserError
+from unetpp.inference.model_file import load_model
+
+RAW = "data/raw"
+RECORDED = ("params.yaml", "dvc.yaml", "dvc.lock")
+REPORT, MODEL = "reports/evaluate/report.json", "models/train/model.pt"
+SPLIT = ("data/prepared", "reports/prepare/split.csv", "models/search")
+# What the machine decides. All other numbers of a report are a function of data and weights.
+MEASURED = ("latency", "images_per_s", "best_batch", "peak_memory", "cold_start")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One line of the comparison."""
+
+    what: str
+    equal: bool | None  # None: it cannot be told
+    detail: str
+
+
+def check_out(lineage: Lineage, repository: Path, out: Path) -> list[str]:
+    """Make the folder; returns what a reader should know before anything runs, a line each.
+
+    Args:
+        repository: a folder in a clone that has the commit.
+
+    Raises:
+        UserError: the folder exists, the commit was not recorded or is not in the repository, or there is no git.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out}: found a folder that is not empty; expected a new one: give another --out")
+    if lineage.commit is None:
+        raise UserError(
+            f"{lineage.uri}: no commit was recorded (the folder of its run was no git repository), so its code cannot "
+            "be checked out"
+        )
+    try:
+        root = Path(_git(repository, "rev-parse", "--show-toplevel"))
+        prefix = _git(repository, "rev-parse", "--show-prefix")
+        _git(repository, "cat-file", "-e", f"{lineage.commit}^{{commit}}")
+    except (OSError, subprocess.CalledProcessError):
+        raise UserError(
+            f"{repository}: no git repository that has the commit {lineage.commit}; run from a clone of the project "
+            "that has it (git fetch)"
+        ) from None
+    notes = []
+    if lineage.dirty:
+        notes.append(
+            f"the run's code had changes that were not committed: commit {lineage.commit[:12]} may not be all of it"
+        )
+    _git(repository, "clone", "--quiet", "--no-checkout", str(root), str(out))
+    _git(out, "checkout", "--quiet", "--detach", lineage.commit)
+    project = out / prefix
+    for name in RECORDED:
+        recorded = lineage.file(f"pipeline/{name}")
+        if recorded:
+            shutil.copyfile(recorded, project / name)
+        else:
+            notes.append(f"{name} was not recorded with the run: that of the commit is taken")
+    return notes + _data_notes(lineage, repository, project) + _package_notes(lineage)
+
+
+def _data_notes(lineage: Lineage, repository: Path, project: Path) -> list[str]:
+    """Take the raw data out of DVC's cache or remote; what to know where that is not possible."""
+    expected = lineage.hashes().get(RAW)
+    if expected is None:
+        return [f"no hash of {RAW} was recorded: the data are fetched again, and cannot be compared"]
+    cache = _dvc(repository, "cache", "dir").stdout.strip()
+    local = project / ".dvc/config.local"
+    local.write_text(f"[cache]\n    dir = {cache}\n", encoding="utf-8")
+    try:
+        if _dvc(project, "checkout", "ingest").returncode and _dvc(project, "pull", "ingest").returncode:
+            source = f"{lineage.param('ingest.kind')} {lineage.param('ingest.location') or ''}".replace(" null", "")
+            return [f"{RAW} ({expected}) is in no cache or remote: it is fetched again from its source, {source}"]
+    finally:
+        local.unlink()  # what runs here writes into a cache of its own
+    return []
+
+
+def _package_notes(lineage: Lineage) -> list[str]:
+    lock = lineage.file("pipeline/requirements.lock")
+    if lock is None:
+        return ["the packages of the run were not recorded: other versions may give other numbers"]
+    others = []
+    for line in lock.read_text(encoding="utf-8").split():
+        package, _, wanted = line.partition("==")
+        try:
+            found = installed(package.split("[")[0]).split("+")[0]
+        except PackageNotFoundError:
+            continue  # of an extra that is not installed here
+        if wanted and found != wanted:
+            others.append(f"{package} {found} (then {wanted})")
+    return [f"packages of other versions than then: {', '.join(others)}"] if others else []
+
+
+def stages_to_run(project: Path) -> list[str]:
+    """The stages that `evaluate` needs, and itself, each after those it needs; `ingest` only where its data lack."""
+    stages = yaml.safe_load((project / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    makers = {path: name for name, stage in stages.items() for path in _outputs(stage)}
+    needs = {name: {makers[dep] for dep in stage.get("deps", []) if dep in makers} for name, stage in stages.items()}
+    wanted, todo = set(), ["evaluate"]
+    while todo:
+        name = todo.pop()
+        wanted.add(name)
+        todo += needs.get(name, set()) - wanted
+    if (project / RAW).is_dir():
+        wanted.discard("ingest")
+    return [name for name in TopologicalSorter(needs).static_order() if name in wanted]
+
+
+def _outputs(stage: dict) -> Iterable[str]:
+    for key in ("outs", "metrics", "plots"):
+        for output in stage.get(key, []):
+            yield output if isinstance(output, str) else next(iter(output))
+
+
+def run_again(project: Path) -> None:
+    """Run the stages, one after the other.
+
+    Raises:
+        UserError: one of them failed.
+    """
+    for stage in stages_to_run(project):
+        done = _dvc(project, "repro", "--force", "--no-run-cache", "--single-item", stage, capture=False)
+        if done.returncode:
+            raise UserError(f"{project}: the stage {stage} failed there, see above; the folder is kept")
+
+
+def compare(lineage: Lineage, project: Path) -> list[Compared]:
+    """What came out, beside what the run recorded."""
+    then, now = lineage.hashes(), read_hashes(project / "dvc.lock")
+    found = [_compare_hash(path, then.get(path), now.get(path)) for path in (RAW, *SPLIT)]
+    found.append(_compare_weights(lineage.file("model/model.pt"), project / MODEL))
+    found += _compare_metrics(lineage.file("report/report.json"), project / REPORT)
+    return found
+
+
+def _compare_hash(path: str, then: str | None, now: str | None) -> Compared:
+    if then is None or now is None:
+        return Compared(path, None, "no hash of it was recorded" if then is None else "it was not made")
+    return Compared(path, then == now, f"md5 {now}" if then == now else f"md5 {now}, then {then}")
+
+
+def _compare_weights(then: Path | None, now: Path) -> Compared:
+    if then is None:
+        return Compared("weights", None, "model/model.pt was not recorded with the run")
+    old, new = (load_model(path).network.state_dict() for path in (then, now))
+    if {key: value.shape for key, value in old.items()} != {key: value.shape for key, value in new.items()}:
+        return Compared("weights", False, "of another network")
+    if all(torch.equal(old[key], new[key]) for key in old):
+        return Compared("weights", True, f"{len(old)} tensors, bit for bit")
+    differ = [key for key in old if not torch.equal(old[key], new[key])]
+    largest = max((old[key].double() - new[key].double()).abs().max().item() for key in differ)
+    return Compared("weights", False, f"{len(differ)} of {len(old)} tensors differ, by up to {largest:.2g}")
+
+
+def _compare_metrics(then: Path | None, now: Path) -> list[Compared]:
+    if then is None:
+        return [Compared("metrics", None, "report/report.json was not recorded with the run")]
+    old, new = (json.loads(path.read_text(encoding="utf-8")) for path in (then, now))
+    found = []
+    for depth, values in old["depths"].items():
+        others = new["depths"].get(depth, {})
+        keys = [key for key in values if not key.startswith(MEASURED)]
+        differ = [key for key in keys if values[key] != others.get(key)]
+        detail = ", ".join(f"{key} {others.get(key)}, then {values[key]}" for key in differ)
+        found.append(Compared(f"metrics of {depth}", not differ, detail or f"{len(keys)} numbers"))
+    return found
+
+
+def reproduce(model: str, out: Path, run: bool, configured: str | None = None) -> bool:
+    """Check a version's state out into `out`, and with `run` run it again; prints, and returns whether all is equal.
+
+    Raises:
+        UserError: see `find_lineage`, `check_out` and `run_again`.
+    """
+    out = out.absolute()
+    with tempfile.TemporaryDirectory(prefix="unetpp-") as folder:
+        lineage = find_lineage(model, Path(folder), configured)
+        notes = check_out(lineage, Path.cwd(), out)
+        project = out / _git(Path.cwd(), "rev-parse", "--show-prefix")
+        print(f"{lineage.uri}, commit {lineage.commit}, is checked out in {project}", flush=True)
+        for note in notes:
+            print(f"note: {note}", flush=True)
+        stages = stages_to_run(project)
+        if not run:
+            print(f"`unetpp reproduce` with --run runs {', '.join(stages)} there and compares")
+            return True
+        print(f"running {', '.join(stages)}", flush=True)
+        run_again(project)
+        compared = compare(lineage, project)
+    words = {True: "equal", False: "DIFFERS", None: "unknown"}
+    for one in compared:
+        print(f"{words[one.equal]:<8}  {one.what}: {one.detail}")
+    print("times and memory are not compared: they are the machine's")
+    equal = all(one.equal for one in compared)
+    print("reproduced: all that can be compared is equal" if equal else "not reproduced in every respect, see above")
+    return equal
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def _dvc(folder: Path, *arguments: str, capture: bool = True) -> subprocess.CompletedProcess:
+    """A command of DVC, with the code of `folder` and the packages of this environment."""
+    environment = os.environ | {
+        "PATH": str(Path(sys.executable).parent) + os.pathsep + os.environ.get("PATH", ""),
+        "PYTHONPATH": str(folder),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",  # nothing that runs there writes elsewhere
+    }
+    command = [sys.executable, "-m", "dvc", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=capture, text=True, check=False)

@@ -1,0 +1,232 @@
+"""What the MLflow run of a pipeline run holds: params, curves, data sets, system metrics, files, and search trials."""
+
+import csv
+import itertools
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import yaml
+
+from pipelines.registry import live_log, mlflow_store, runs
+from pipelines.registry.evidence import write_sums
+from pipelines.registry.model_card import Family
+from unetpp.errors import UserError
+
+# What says where the numbers come from, beside the commit; those that are there are kept.
+PIPELINE_FILES = ("dvc.lock", "dvc.yaml", "params.yaml", "requirements.lock")
+REPORT_FILES = ("report.html", "report.json", "depths.csv", "images.csv")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the earlier stages wrote."""
+
+    prepared: Path
+    model: Path
+    curves: Path
+    evaluation: Path
+    search: Path | None = None  # folder of search.csv and curves.csv
+    exports: Path | None = None
+
+    @property
+    def system(self) -> Path:
+        """How busy the machine was while it trained: beside the curves, which training wrote as well."""
+        return self.curves.with_name("system.csv")
+
+    @property
+    def unlogged(self) -> Path:
+        """The epochs that MLflow did not take while the training ran."""
+        return self.curves.with_name(live_log.UNLOGGED)
+
+
+def log_run(client, run, family: Family, inputs: Inputs, params: dict, folder: Path) -> None:
+    """Log what belongs to the whole family.
+
+    Args:
+        folder: an empty one, to gather the files in.
+    """
+    tags = {
+        "data_sha256": family.data_sha256,
+        "model_name": family.name,
+        "git_dirty": str(family.dirty).lower(),
+        "mlflow.source.name": "pipelines/register.py",
+        "mlflow.source.git.commit": family.commit,  # the name that MLflow's page shows as the source version
+    }
+    runs.log_params(client, run, flatten(params), tags)
+    runs.log_datasets(client, run, describe_data(inputs.prepared, family.manifest, params.get("ingest")))
+    log_curves(client, run, inputs, family.trained.info.get("run"))
+    runs.log_series(client, run, read_system(inputs.system))
+    if "mean" in family.metrics["depths"]:
+        test = ("test", family.manifest["splits"]["test"]["sha256"])
+        mean = numbers(family.metrics["depths"]["mean"])
+        runs.log_metrics(client, run, [(f"{key}_mean_of_heads", value, 0) for key, value in mean], dataset=test)
+    for number, (name, trial) in enumerate(read_trials(inputs.search).items()):
+        runs.log_trial(client, run, f"{family.fingerprint}/{number}", name, **trial)
+    gather(inputs, folder)
+    client.log_artifacts(run.info.run_id, str(folder))
+
+
+def log_curves(client, run, inputs: Inputs, training: str | None) -> None:
+    """Log what the run has not got of the curves: all of them, or the end that MLflow did not take while it trained."""
+    curves, kept = read_curves(inputs.curves), live_log.read_unlogged(inputs.unlogged, training)
+    names = sorted({key for key, _, _ in curves} | {"images_per_s"})
+    known = runs.known_steps(client, run, *names) if "training" in run.data.tags else set()
+    values = live_log.series(kept, known)
+    runs.log_series(client, run, values)
+    known |= {(key, step) for key, _, step, _ in values}
+    runs.log_metrics(client, run, [(key, value, step) for key, value, step in curves if (key, step) not in known])
+
+
+def gather(inputs: Inputs, folder: Path) -> None:
+    """Link the run's files into `folder` as they will lie in the run, with SHA256SUMS of them all."""
+    files = {"report": [inputs.evaluation / name for name in REPORT_FILES] + [inputs.curves, inputs.system]}
+    files["pipeline"] = [Path(name) for name in PIPELINE_FILES]  # of the folder in which the pipeline runs
+    files["model"] = [inputs.model / "model.pt"]  # all heads: what further training and pruning start from
+    files["search"] = sorted(inputs.search.glob("*")) if inputs.search else []
+    for name, paths in files.items():
+        for path in paths:
+            if path.is_file():  # dvc.lock is missing when the stage is run by hand
+                (folder / name).mkdir(parents=True, exist_ok=True)
+                (folder / name / path.name).symlink_to(path.absolute())
+    write_sums(folder)
+
+
+def numbers(values: dict) -> list[tuple[str, float]]:
+    """The entries that are numbers: null is one that could not be computed."""
+    return [(key, float(value)) for key, value in values.items() if isinstance(value, int | float)]
+
+
+def flatten(values: dict, prefix: str = "") -> dict[str, str]:
+    """Nested sections as dotted keys; lists and null as JSON."""
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        elif f"{prefix}{key}" == "register.tracking_uri" and value:
+            flat[f"{prefix}{key}"] = mlflow_store.shown(value)
+        elif f"{prefix}{key}" == "ingest.location" and value:
+            flat[f"{prefix}{key}"] = without_secrets(value)
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value)
+    return flat
+
+
+def without_secrets(location: str) -> str:
+    """A location without user, password and query, which may hold a signature."""
+    parts = urlsplit(location)
+    if not parts.scheme or not parts.netloc:
+        return location
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def describe_data(prepared: Path, manifest: dict, ingest: dict | None) -> dict[str, dict]:
+    """Each split as MLflow's data set: where it came from, its hash, and what DVC calls it."""
+    hashes = {Path(path).as_posix(): value for path, value in read_dvc_hashes(Path("dvc.lock")).items()}
+    return {
+        name: {
+            "sha256": split["sha256"],
+            **_source(ingest),
+            "profile": {
+                "num_images": split["num_images"],
+                "kinds": split["kinds"],
+                "file": f"{prepared}/{name}.arrow",
+                "dvc": hashes,
+                "raw_sha256": manifest.get("raw_sha256"),
+            },
+        }
+        for name, split in manifest["splits"].items()
+    }
+
+
+def _source(ingest: dict | None) -> dict:
+    kind, location = (ingest["kind"], ingest.get("location")) if ingest else ("unknown", None)
+    if kind == "synthetic" and ingest:
+        return {"source_type": "synthetic", "source": {"uri": "synthetic", **ingest["synthetic"]}}
+    if kind in ("folder", "zip", "tar"):
+        return {"source_type": "local", "source": {"uri": str(Path(location or ".").absolute()), "kind": kind}}
+    # MLflow's page knows "uri" of a bucket and "url" of an address.
+    key = "url" if kind == "http" else "uri"
+    return {"source_type": kind, "source": {key: without_secrets(location or kind), "kind": kind}}
+
+
+def read_dvc_hashes(lock: Path) -> dict[str, str]:
+    """The hash of every output of the stages ingest and prepare in dvc.lock; empty without the file."""
+    if not lock.is_file():
+        return {}
+    stages = (yaml.safe_load(lock.read_text(encoding="utf-8")) or {}).get("stages", {})
+    outs = [out for stage in ("ingest", "prepare") for out in stages.get(stage, {}).get("outs", [])]
+    return {out["path"]: f"{out.get('hash', 'md5')}:{out[out.get('hash', 'md5')]}" for out in outs}
+
+
+def _read_csv(path: Path, stage: str, what: str, add: Callable[[dict[str, str]], None]) -> None:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                add(row)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not {what} ({error!r}); run `dvc repro {stage}`, which writes them") from None
+
+
+def read_curves(path: Path) -> list[tuple[str, float, int]]:
+    """curves.csv as (key, value, epoch): `val_iou/L1` ... of each depth, `train_loss` and `learning_rate` once."""
+    metrics = {}
+
+    def add(row: dict[str, str]) -> None:
+        epoch = int(row["epoch"])
+        for key in ("val_iou", "val_loss"):
+            metrics[f"{key}/{row['depth']}", epoch] = float(row[key])
+        for key in ("train_loss", "learning_rate"):
+            metrics[key, epoch] = float(row[key])
+
+    _read_csv(path, "train", "the training curves", add)
+    return [(key, value, epoch) for (key, epoch), value in metrics.items()]
+
+
+def read_system(path: Path) -> list[tuple[str, float, int, int]]:
+    """system.csv as (key, value, row, milliseconds since 1970); nothing where the file is missing."""
+    metrics, steps = [], itertools.count()
+
+    def add(row: dict[str, str]) -> None:
+        step, time_ms = next(steps), int(1000 * float(row.pop("time")))
+        metrics.extend((f"system/{key}", float(value), step, time_ms) for key, value in row.items() if value)
+
+    if path.is_file():
+        _read_csv(path, "train", "the system metrics", add)
+    return metrics
+
+
+def read_trials(search: Path | None) -> dict[str, dict]:
+    """The trials of a search by name: params, metrics (key, value, step) and tags; nothing where there was none.
+
+    The step of an epoch's numbers is the epoch, that of a depth's final numbers the depth.
+    """
+    if search is None or not (search / "search.csv").is_file():
+        return {}
+    trials: dict[str, dict] = defaultdict(lambda: {"params": {}, "metrics": [], "tags": {}})
+    measures = ("val_iou", "parameters", "macs", "latency_ms")
+    facts = ("status", "reason", "chosen")  # of the whole trial, in the row of each of its depths
+    known = {"trial", "depth", "on_front", "seconds", "epochs", *measures, *facts}
+
+    def add(row: dict[str, str]) -> None:
+        trial, depth = trials[row["trial"]], row["depth"]
+        trial["params"] |= {key: value for key, value in row.items() if key not in known and value}
+        trial["tags"] |= {key: row[key] for key in facts if row[key]}
+        if depth:
+            trial["tags"][f"on_front.{depth}"] = row["on_front"]
+        step = int(depth.removeprefix("L") or 0)
+        trial["metrics"] += [(key, float(row[key]), step) for key in measures if row[key]]
+        trial["metrics"] += [(key, float(row[key]), 0) for key in ("seconds", "epochs") if row[key]]
+
+    def add_epoch(row: dict[str, str]) -> None:
+        if row["val_iou"]:
+            metric = (f"val_iou/{row['depth']}", float(row["val_iou"]), int(row["epoch"]))
+            trials[row["trial"]]["metrics"].append(metric)
+
+    _read_csv(search / "search.csv", "search", "the trials of the search", add)
+    if (search / "curves.csv").is_file():
+        _read_csv(search / "curves.csv", "search", "the curves of the search", add_epoch)
+    return {} if len(trials) < 2 else dict(trials)

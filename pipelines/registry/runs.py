@@ -1,0 +1,196 @@
+"""Runs in MLflow: params, metrics, data sets, and trials as runs within a run.
+
+What is logged twice is the same thing once: a run is found again by its fingerprint, params that are there stay,
+metrics carry the run's own start as their time.
+"""
+
+import json
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+
+from pipelines.registry import mlflow_store  # mlflow reads its switches, which are set there, while it is imported
+from unetpp.errors import UserError
+
+with warnings.catch_warnings():
+    # While they are imported, mlflow and sqlalchemy warn of each other (deprecated loaders, type hints).
+    warnings.simplefilter("ignore")
+    from mlflow import MlflowClient
+    from mlflow.entities import (
+        Dataset,
+        DatasetInput,
+        InputTag,
+        Metric,
+        Param,
+        Run,
+        RunTag,
+    )
+
+
+def experiment_id(client: MlflowClient, name: str) -> str:
+    """The experiment's id; the experiment is made where it is missing."""
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        # Without this tag the page takes the project for one of language models and hides runs and models.
+        mlflow_store.create_once(
+            client.create_experiment, name, tags={"mlflow.experimentKind": "custom_model_development"}
+        )
+        found = client.get_experiment_by_name(name)
+        assert found is not None
+    if found.lifecycle_stage == "deleted":
+        raise UserError(
+            f"the MLflow experiment {name!r} is deleted: restore it (mlflow experiments restore "
+            f"--experiment-id {found.experiment_id}), or set another register.experiment"
+        )
+    return found.experiment_id
+
+
+def find_or_create_run(
+    client: MlflowClient, experiment: str, name: str, fingerprint: str, training: str | None = None, **tags: str
+) -> Run:
+    """The run with this fingerprint, made where it is missing: the one that its training has opened, or a new one."""
+    where = f"tags.fingerprint = '{fingerprint}'"
+    if not client.search_runs([experiment], where, max_results=1):
+        opened = _only(client, _of_training(client, experiment, training)[0]) if training else None
+        if opened:
+            client.update_run(opened.info.run_id, status="RUNNING", name=name)
+            client.set_tag(opened.info.run_id, "fingerprint", fingerprint)  # last: from here on it is found by it
+        else:
+            client.create_run(experiment, run_name=name, tags={"fingerprint": fingerprint} | tags)
+    found = _only(client, client.search_runs([experiment], where))
+    assert found is not None
+    return found
+
+
+def _only(client: MlflowClient, found: Iterable[Run]) -> Run | None:
+    """The oldest of several runs, and the others go: an answer may be lost on its way after the run was made."""
+    ordered = sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
+    for run in ordered[1:]:
+        client.delete_run(run.info.run_id)
+    return ordered[0] if ordered else None
+
+
+def _of_training(client: MlflowClient, experiment: str, training: str) -> tuple[list[Run], list[Run]]:
+    """The runs that a training has opened and that no stage has completed yet, and those of them that one has."""
+    opened, completed = [], []
+    for run in client.search_runs([experiment], f"tags.training = '{training}'"):
+        (completed if "fingerprint" in run.data.tags else opened).append(run)
+    return opened, completed
+
+
+def open_training(
+    client: MlflowClient, experiment: str, name: str, training: str, description: str, model_name: str
+) -> Run | None:
+    """The run in which a training appears while it runs, made where it is missing; stage register completes it.
+
+    None: it is complete already. The same training has the same curves, and these are in it.
+    """
+    opened, completed = _of_training(client, experiment, training)
+    if not opened and completed:
+        return None
+    if not opened:
+        tags = {"training": training, "model_name": model_name, "mlflow.source.name": "pipelines/train.py"}
+        client.create_run(experiment, run_name=name, tags=tags | {"mlflow.note.content": description})
+        opened, _ = _of_training(client, experiment, training)
+    run = _only(client, opened)
+    assert run is not None
+    client.update_run(run.info.run_id, status="RUNNING")
+    return run
+
+
+def known_steps(client: MlflowClient, run: Run, *keys: str) -> set[tuple[str, int]]:
+    """Which steps of these metrics the run has, as (key, step)."""
+    return {(key, one.step) for key in keys for one in client.get_metric_history(run.info.run_id, key)}
+
+
+@contextmanager
+def open_run(
+    client: MlflowClient, experiment: str, name: str, fingerprint: str, training: str | None = None
+) -> Iterator[Run]:
+    """The run with this fingerprint, made where it is missing; or the one that its training has opened.
+
+    It is finished when the block was left without an error; a finished one is not touched.
+    """
+    run = find_or_create_run(client, experiment, name, fingerprint, training)
+    run_id = run.info.run_id
+    if run.info.status == "FINISHED":
+        yield run
+        return
+    client.update_run(run_id, status="RUNNING")
+    try:
+        yield run
+    except BaseException:
+        with suppress(Exception):  # the store may be what failed; the first error is the one to see
+            client.set_terminated(run_id, "FAILED")
+        raise
+    client.set_terminated(run_id)
+
+
+def log_params(client: MlflowClient, run: Run, params: dict[str, str], tags: dict[str, str]) -> None:
+    """Log params that the run has not got yet, and tags."""
+    new = [Param(key, value) for key, value in params.items() if key not in run.data.params]
+    for start in range(0, max(1, len(new)), 100):  # a batch holds at most 100
+        client.log_batch(run.info.run_id, params=new[start : start + 100])
+    client.log_batch(run.info.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+
+def log_datasets(client: MlflowClient, run: Run, datasets: dict[str, dict]) -> None:
+    """Log dataset inputs, by context: {"train": {"sha256", "source_type", "source": {...}, "profile": {...}}, ...}."""
+    inputs = [
+        DatasetInput(
+            Dataset(
+                name=context,
+                digest=digest(dataset["sha256"]),
+                source_type=dataset["source_type"],
+                source=json.dumps(dataset["source"]),
+                profile=json.dumps(dataset["profile"] | {"sha256": dataset["sha256"]}),
+            ),
+            [InputTag("mlflow.data.context", context)],
+        )
+        for context, dataset in datasets.items()
+    ]
+    client.log_inputs(run.info.run_id, inputs)
+
+
+def digest(sha256: str) -> str:
+    """A hash, short enough for MLflow's 36 characters."""
+    return sha256[:32]
+
+
+def log_metrics(
+    client: MlflowClient,
+    run: Run,
+    values: Iterable[tuple[str, float, int]],
+    model_id: str | None = None,
+    dataset: tuple[str, str] | None = None,
+) -> None:
+    """Log (key, value, step) triples, of a model and on a dataset (name, sha256) if given."""
+    name, sha = dataset or (None, None)
+    started = run.info.start_time
+    metrics = [
+        Metric(key, value, started, step, model_id, name, digest(sha) if sha else None, run.info.run_id)
+        for key, value, step in values
+    ]
+    _log_batches(client, run, metrics)
+
+
+def log_series(client: MlflowClient, run: Run, values: Iterable[tuple[str, float, int, int]]) -> None:
+    """Log (key, value, step, milliseconds since 1970): what was measured over time."""
+    _log_batches(client, run, [Metric(key, value, time_ms, step) for key, value, step, time_ms in values])
+
+
+def _log_batches(client: MlflowClient, run: Run, metrics: list[Metric]) -> None:
+    for start in range(0, len(metrics), 1000):  # a batch holds at most 1000
+        client.log_batch(run.info.run_id, metrics=metrics[start : start + 1000])
+
+
+def log_trial(
+    client: MlflowClient, parent: Run, fingerprint: str, name: str, params: dict, metrics: list, tags: dict
+) -> None:
+    """Log a trial of the search as a run within the run; one that is finished is left as it is."""
+    inside = {"mlflow.parentRunId": parent.info.run_id}
+    trial = find_or_create_run(client, parent.info.experiment_id, f"trial {name}", fingerprint, **inside)
+    if trial.info.status != "FINISHED":
+        log_params(client, trial, params, tags)
+        log_metrics(client, trial, metrics)
+        client.set_terminated(trial.info.run_id)

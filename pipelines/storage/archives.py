@@ -1,0 +1,249 @@
+"""Zip and tar files, which are a stranger's: every entry is checked by name before the first byte is written."""
+
+import bz2
+import gzip
+import lzma
+import re
+import shutil
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, cast
+
+from pipelines.core.files import disk_errors
+from pipelines.storage.layout_names import is_junk
+from unetpp.errors import UserError
+
+# The largest public set of this kind (BBBC038) has 30,000 entries and 400 MB.
+MAX_ENTRIES = 1_000_000
+MAX_ENTRY_BYTES = 4 * 2**30
+MAX_TOTAL_BYTES = 256 * 2**30
+# Deflate cannot pass 1032; raw masks come near 100. Small archives may be anything.
+MAX_RATIO = 200
+RATIO_MATTERS_BYTES = 2**30
+# A tar keeps long names in blocks of text before an entry; tarfile reads such a block as a whole.
+MAX_READ_BYTES = 2**24
+
+DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, OSError)
+UNPACK = "unpack it yourself and set ingest.kind=folder"
+
+
+class Names:
+    """The names of an archive or a bucket, one by one: refuses what could write elsewhere or over another file."""
+
+    def __init__(self, where: str, what: str, advice: str):
+        self._where, self._what, self._advice = where, what, advice
+        self._seen: dict[str, str] = {}
+        self._files: dict[str, str] = {}
+
+    def refuse(self, name: str, reason: str) -> UserError:
+        return UserError(f"{self._where}: {self._what} {name!r} {reason}; {self._advice}")
+
+    def check(self, name: str, shown: str | None = None) -> PurePosixPath:
+        """The path of an entry, a file or a folder; `shown` is its full name, where `name` is a part of that.
+
+        Raises:
+            UserError: it would be written outside, or is no legal name.
+        """
+        shown = shown or name
+        if "\0" in name or "\\" in name:
+            raise self.refuse(shown, "has a backslash or a NUL byte in its name")
+        if name.startswith("/") or re.match(r"[A-Za-z]:", name):
+            raise self.refuse(shown, "has an absolute name")
+        if ".." in name.split("/"):
+            raise self.refuse(shown, "has .. in its name and would be written outside")
+        return PurePosixPath(name)
+
+    def add(self, path: PurePosixPath, name: str) -> None:
+        """Take a file in.
+
+        Raises:
+            UserError: it clashes with another one where case is ignored.
+        """
+        other = self._seen.setdefault(str(path).casefold(), name)
+        if str(path) in self._files or other != name:
+            raise UserError(
+                f"{self._where}: {self._what} {name!r} clashes with {other!r} where case is ignored; rename one"
+            )
+        self._files[str(path)] = name
+
+    def check_folders(self) -> None:
+        """Refuse a file that is also the folder of another."""
+        for name in self._files:
+            for parent in PurePosixPath(name).parents:
+                if str(parent).casefold() in self._seen:
+                    raise UserError(
+                        f"{self._where}: {self._what} {str(parent)!r} is a file and also the folder of {name!r}"
+                    )
+
+
+class _Budget:
+    """What an archive may grow to, entry by entry."""
+
+    def __init__(self, path: Path, where: str, names: Names):
+        self._where, self._names = where, names
+        self._packed = max(1, path.stat().st_size)
+        self.total = self._count = 0
+
+    def spend(self, name: str, size: int) -> None:
+        self._count += 1
+        self.total += size
+        if self._count > MAX_ENTRIES:
+            raise UserError(f"{self._where}: found more than {MAX_ENTRIES} entries; split it")
+        if size > MAX_ENTRY_BYTES:
+            raise self._names.refuse(name, f"declares {size} bytes, more than {MAX_ENTRY_BYTES}")
+        ratio = self.total / self._packed
+        if self.total > MAX_TOTAL_BYTES or (self.total > RATIO_MATTERS_BYTES and ratio > MAX_RATIO):
+            raise UserError(
+                f"{self._where}: entries would grow to {self.total} bytes, {ratio:.0f} times the archive, up to "
+                f"{name!r}; expected at most {MAX_TOTAL_BYTES} bytes and {MAX_RATIO} times: {UNPACK}"
+            )
+
+
+class Zip:
+    """A zip file; `sizes` holds its files, in bytes."""
+
+    def __init__(self, path: Path, where: str):
+        self._path, self._where = path, where
+        self._archive = zipfile.ZipFile(path)
+        names = Names(where, "entry", "pack the zip again without it")
+        budget = _Budget(path, where, names)
+        self._entries: dict[PurePosixPath, zipfile.ZipInfo] = {}
+        for info in self._archive.infolist():
+            # As stored: ZipInfo.filename is already cut at a NUL byte.
+            name = names.check(info.orig_filename)
+            if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+                raise names.refuse(info.filename, "is a link or a device, not a file")
+            if info.flag_bits & 0x1:
+                raise names.refuse(info.filename, "is encrypted")
+            budget.spend(info.filename, info.file_size)
+            if not info.is_dir() and not is_junk(name):
+                names.add(name, info.filename)
+                self._entries[name] = info
+        names.check_folders()
+        self.sizes = {name: info.file_size for name, info in self._entries.items()}
+
+    def extract(self, targets: Mapping[PurePosixPath, Path]) -> None:
+        """Write the entries to their targets."""
+        for name, target in targets.items():
+            info = self._entries[name]
+            with _reading(self._where, info.filename), self._archive.open(info) as source:
+                _write(source, target)  # the reader stops at the size that the entry declares, and checks its CRC
+
+    def close(self) -> None:
+        self._archive.close()
+
+
+class Tar:
+    """A tar file, plain or packed by gzip, bzip2 or xz; `sizes` holds its files, in bytes."""
+
+    def __init__(self, path: Path, where: str):
+        self._path, self._where = path, where
+        names = Names(where, "entry", "pack the tar again without it")
+        budget = _Budget(path, where, names)
+        self.sizes: dict[PurePosixPath, int] = {}
+        for member in self._members():
+            name = names.check(member.name)
+            if not (member.isreg() or member.isdir()):
+                kind = "a symbolic link" if member.issym() else "a hard link" if member.islnk() else "a device or pipe"
+                raise names.refuse(member.name, f"is {kind}, not a file")
+            if member.issparse():
+                raise names.refuse(member.name, "is sparse: it declares bytes that the archive does not hold")
+            budget.spend(member.name, member.size)
+            if member.isreg() and not is_junk(name):
+                names.add(name, member.name)
+                self.sizes[name] = member.size
+        names.check_folders()
+
+    def _members(self) -> Iterator[tarfile.TarInfo]:
+        with _open_packed(self._path) as file, tarfile.open(fileobj=cast(IO[bytes], _Bounded(file)), mode="r:") as tar:
+            for member in tar:
+                self._tar = tar
+                yield member
+                cast(Any, tar).members.clear()  # a million entries would stay in memory
+            # tarfile takes a damaged or missing header for the end; the true end is a block of zeros.
+            file.seek(tar.offset)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError(f"found no end mark at byte {tar.offset}: it is cut or damaged")
+
+    def extract(self, targets: Mapping[PurePosixPath, Path]) -> None:
+        """Write the entries to their targets, in the order of the archive: a packed one is read once."""
+        with _reading(self._where, None):
+            for member in self._members():
+                target = targets.get(PurePosixPath(member.name))
+                if target is not None and member.isreg():
+                    source = self._tar.extractfile(member)
+                    assert source is not None
+                    with _reading(self._where, member.name):
+                        _write(source, target)
+                        if target.stat().st_size != member.size:
+                            raise EOFError(f"found {target.stat().st_size} of {member.size} bytes")
+
+    def close(self) -> None:
+        """Nothing stays open."""
+
+
+class _Bounded:
+    """A file that reads no more than `MAX_READ_BYTES` at once: a header may declare any length of itself."""
+
+    def __init__(self, file: IO[bytes]):
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= MAX_READ_BYTES:
+            raise tarfile.ReadError(f"a header declares {size} bytes")
+        return self._file.read(size)
+
+
+def _open_packed(path: Path) -> IO[bytes]:
+    with path.open("rb") as file:
+        magic = file.read(6)
+    if magic[:2] == b"\x1f\x8b":
+        return cast(IO[bytes], gzip.open(path))
+    if magic[:3] == b"BZh":
+        return cast(IO[bytes], bz2.open(path))
+    if magic == b"\xfd7zXZ\0":
+        return cast(IO[bytes], lzma.open(path))
+    return path.open("rb")
+
+
+def open_archive(path: Path, kind: str | None, where: str) -> Zip | Tar:
+    """A zip or tar whose names are all checked.
+
+    Args:
+        kind: "zip", "tar" or None for either.
+        where: what messages call it.
+
+    Raises:
+        UserError: it is neither, damaged, unsafe or too large; names the file or the entry.
+    """
+    try:
+        if kind is None:
+            kind = "zip" if zipfile.is_zipfile(path) else "tar"
+        return Zip(path, where) if kind == "zip" else Tar(path, where)
+    except DAMAGED as error:
+        raise UserError(
+            f"{where}: found no whole {kind} file ({error}); expected one: fetch it again or unpack it and "
+            "set ingest.kind=folder"
+        ) from None
+
+
+@contextmanager
+def _reading(where: str, name: str | None) -> Iterator[None]:
+    try:
+        yield
+    except DAMAGED as error:
+        entry = f"entry {name!r} cannot" if name else "cannot"
+        raise UserError(f"{where}: {entry} be read ({error}); pack or fetch it again") from None
+
+
+def _write(source: IO[bytes], target: Path) -> None:
+    with disk_errors(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("wb") as file:
+            shutil.copyfileobj(source, file, 2**20)

@@ -1,0 +1,238 @@
+"""Many objects into a cache that survives: in parts, in parallel, and never the same part twice.
+
+The cache is a folder that no stage declares as its output (DVC deletes outputs before a stage runs). A journal in it
+says which objects and parts of objects are whole; it is only ever appended to, a line after its bytes are on the
+disk, so that a run may be cut anywhere. Whole objects are checked against their sha256 before they are used again.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from pipelines.core.files import check_space, disk_errors, replacing, sha256
+from pipelines.storage.s3 import Object, Store
+from unetpp.errors import UserError
+
+PART_BYTES = 16 * 2**20
+LOCK = "lock"
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A whole object in the cache."""
+
+    path: Path
+    sha256: str
+    version_id: str | None
+
+
+def download(store: Store, objects: list[Object], cache: Path, num_workers: int) -> dict[str, Fetched]:
+    """Fetch what of `objects` the folder `cache` does not hold yet; all of them by key.
+
+    Afterwards the cache holds these objects alone.
+
+    Raises:
+        UserError: an object that changed, is damaged or may not be read; another run at work in this cache.
+    """
+    with _locked(cache):
+        journal = Journal(cache)
+        fetched: dict[str, Fetched] = {}
+
+        def look_up(source: Object) -> None:
+            if found := journal.find(source):
+                fetched[source.key] = found
+
+        _run_all(look_up, objects, num_workers)
+        missing = [one for one in objects if one.key not in fetched]
+        check_space(cache, sum(one.size for one in missing) - journal.bytes_of_parts())
+        with tqdm(total=sum(one.size for one in missing), unit="B", unit_scale=True, disable=None) as progress:
+            unfinished = [_Unfinished(store, one, journal, progress) for one in missing]
+            parts = ((one, start) for one in unfinished for start in one.starts())
+            _run_all(lambda part: part[0].fetch(part[1]), parts, num_workers)
+        for one in missing:
+            fetched[one.key] = journal.entry(one)
+        journal.keep(objects)
+    return fetched
+
+
+class Journal:
+    """What the cache holds: a line of JSON for each whole object and for each whole part of an unfinished one."""
+
+    def __init__(self, cache: Path):
+        self._cache = cache
+        self._path = cache / "journal.jsonl"
+        self._lock = threading.Lock()
+        self._whole: dict[str, dict] = {}
+        self._parts: dict[str, dict[int, dict]] = {}  # by name and first byte
+        for line in self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else ():
+            try:
+                self._apply(json.loads(line))
+            except ValueError:
+                continue  # what a cut run was just writing: its bytes are fetched again
+        self._rewrite()
+
+    def path(self, source: Object) -> Path:
+        """Where a whole object lies. Other content of the same key has another path."""
+        return self._cache / _name(source)
+
+    def entry(self, source: Object) -> Fetched:
+        """What is noted of a whole object."""
+        line = self._whole[_name(source)]
+        return Fetched(self.path(source), line["sha256"], line["version_id"])
+
+    def find(self, source: Object) -> Fetched | None:
+        """A whole object whose bytes are still as they were, or None."""
+        path = self.path(source)
+        if _name(source) not in self._whole or not path.is_file():
+            return None
+        # Somebody may have written into the file: the stage's output shares its bytes.
+        return self.entry(source) if sha256(path) == self.entry(source).sha256 else None
+
+    def parts(self, source: Object) -> dict[int, dict]:
+        """The whole parts of an unfinished object: facts by first byte."""
+        return self._parts.get(_name(source), {})
+
+    def bytes_of_parts(self) -> int:
+        """How many bytes unfinished objects hold already, at most."""
+        return sum(len(parts) for parts in self._parts.values()) * PART_BYTES
+
+    def add(self, source: Object, **line) -> None:
+        """Note that an object (sha256, version_id) or a part of it (start, version_id, md5) is whole."""
+        line = {"name": _name(source)} | line
+        with disk_errors(self._cache), self._lock, self._path.open("a", encoding="utf-8") as file:
+            self._apply(line)
+            file.write(json.dumps(line) + "\n")
+
+    def keep(self, objects: Iterable[Object]) -> None:
+        """Forget and delete all but these objects."""
+        names = {_name(one) for one in objects}
+        self._whole = {name: line for name, line in self._whole.items() if name in names}
+        self._parts = {}
+        self._rewrite()
+        for path in self._cache.iterdir():
+            if path.name not in names | {self._path.name, LOCK}:
+                path.unlink()
+
+    def _apply(self, line: dict) -> None:
+        if "start" in line:
+            self._parts.setdefault(line["name"], {})[line["start"]] = line
+        else:
+            self._whole[line["name"]] = line
+
+    def _rewrite(self) -> None:
+        lines = [*self._whole.values(), *(line for parts in self._parts.values() for line in parts.values())]
+        with replacing(self._path) as partial:
+            partial.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def _name(source: Object) -> str:
+    return hashlib.sha256(json.dumps([source.key, source.size, source.etag]).encode()).hexdigest()[:40]
+
+
+class _Unfinished:
+    """An object on its way. Any thread takes any part; the one that ends last checks the whole."""
+
+    def __init__(self, store: Store, source: Object, journal: Journal, progress: tqdm):
+        self._store, self._source, self._journal, self._progress = store, source, journal, progress
+        self._path = journal.path(source).with_suffix(".partial")
+        size = self._path.stat().st_size if self._path.exists() else -1
+        self._done = {start: part for start, part in journal.parts(source).items() if start < size}
+        self._all = range(0, max(1, source.size), PART_BYTES)
+        self._lock = threading.Lock()
+        progress.update(sum(self._stop(start) - start for start in self._done))
+
+    def starts(self) -> list[int]:
+        """The first bytes of the parts to fetch; the last one again where only the check of the whole is missing."""
+        return [start for start in self._all if start not in self._done] or [self._all[-1]]
+
+    def _stop(self, start: int) -> int:
+        return min(start + PART_BYTES, self._source.size)
+
+    def fetch(self, start: int) -> None:
+        facts, pieces = self._store.read(self._source, start, self._stop(start))
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o644)
+        try:
+            position = start
+            for piece in pieces:
+                left = memoryview(piece)
+                with disk_errors(self._path.parent):
+                    while left:  # a write may take a part of it alone
+                        written = os.pwrite(descriptor, left, position)
+                        position, left = position + written, left[written:]
+                self._progress.update(len(piece))
+            if len(self._all) > 1:
+                os.fsync(descriptor)  # the journal must not know of bytes that a loss of power takes away
+        finally:
+            os.close(descriptor)
+        part = {"start": start, "version_id": facts.version_id, "md5": facts.md5}
+        if len(self._all) > 1:
+            self._journal.add(self._source, **part)
+        with self._lock:
+            self._done[start] = part
+            whole = len(self._done) == len(self._all)
+        if whole:
+            self._finish(part)
+
+    def _finish(self, part: dict) -> None:
+        with self._path.open("rb") as file:
+            if part["md5"] and hashlib.file_digest(file, "md5").hexdigest() != part["md5"]:
+                self._path.unlink()
+                raise UserError(
+                    f"{self._store.name(self._source.key)}: the bytes are not those of its ETag {self._source.etag} "
+                    "(their MD5 differs); give the same command again, and if it stays (the store's ETags are no MD5), "
+                    "set ingest.s3.checksums=when_required"
+                )
+        digest = sha256(self._path)
+        os.replace(self._path, self._journal.path(self._source))
+        self._journal.add(self._source, sha256=digest, version_id=part["version_id"])
+
+
+def _run_all(work: Callable, items: Iterable, num_workers: int) -> None:
+    """`work` on each item, by threads. The first error, or Ctrl-C, ends it; what runs is then left to itself."""
+    queue, lock, errors = iter(items), threading.Lock(), []
+
+    def drain() -> None:
+        while not errors:
+            with lock:
+                item = next(queue, None)
+            if item is None:
+                return
+            try:
+                work(item)
+            except BaseException as error:
+                errors.append(error)
+
+    # Daemons: a thread that waits for a silent server must not hold up the end of the program.
+    threads = [threading.Thread(target=drain, daemon=True) for _ in range(num_workers)]
+    for thread in threads:
+        thread.start()
+    try:
+        for thread in threads:
+            while thread.is_alive() and not errors:
+                thread.join(0.2)
+    except KeyboardInterrupt:
+        errors.append(KeyboardInterrupt())
+    if errors:
+        for thread in threads:
+            thread.join(2 / num_workers)
+        raise errors[0]
+
+
+@contextmanager
+def _locked(cache: Path) -> Iterator[None]:
+    """Hold the cache for this process alone."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{cache}: another run downloads into this folder; wait for its end") from None
+        yield

@@ -1,0 +1,170 @@
+"""Where raw images come from: a folder, an archive, an address, a bucket, or the built-in generator.
+
+Files are written as they are. The network is used for `http` and `s3` alone.
+"""
+
+import hashlib
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from pipelines.core.data_sections import Ingest
+from pipelines.core.files import check_space, disk_errors, sha256
+from pipelines.storage import http_download, s3_download
+from pipelines.storage.archives import Names, open_archive
+from pipelines.storage.layout_names import belongs, check_names, find_layout, is_junk, list_names
+from pipelines.storage.s3 import Object, Store
+from pipelines.storage.synthetic import write_images
+from unetpp.errors import UserError
+
+SUFFIXES = {"zip": (".zip",), "tar": (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")}
+
+
+@dataclass(frozen=True)
+class Source:
+    """What was fetched: a description of the source, and what it says of single files beyond their bytes, by key."""
+
+    description: dict
+    facts: dict[str, dict] = field(default_factory=dict)
+
+
+def fetch(params: Ingest, out: Path, cache: Path) -> Source:
+    """Write the raw files of the source that `params` names into the new folder `out`.
+
+    Downloads are kept in the folder `cache`, so that the next run, after a cut or a change, fetches the rest alone.
+
+    Raises:
+        UserError: names the path, address or entry, what was found, what was expected.
+    """
+    with disk_errors(out.parent):
+        out.mkdir(parents=True)
+    location = str(params.location)
+    if params.kind == "synthetic":
+        with disk_errors(out):
+            write_images(params.synthetic, params.num_workers, out)
+        return Source({"kind": "synthetic", "location": None, **params.synthetic.model_dump()})
+    if params.kind == "folder":
+        _copy_folder(Path(location).expanduser(), out)
+        return Source({"kind": "folder", "location": location})
+    if params.kind == "s3":
+        return _fetch_bucket(params, out, cache)
+    if params.kind == "http":
+        path, digest = http_download.download(location, params.sha256, cache / "http")
+        if params.sha256 is None:
+            print(f"ingest: {location} has the sha256 {digest}; to hold it to these bytes: -S ingest.sha256={digest}")
+        _extract(path, None, location, out)
+    else:
+        path = Path(location).expanduser()
+        digest = _hash_archive(path, params)
+        _extract(path, params.kind, str(path), out)
+    return Source({"kind": params.kind, "location": location, "sha256": digest})
+
+
+def _copy_folder(root: Path, out: Path) -> None:
+    if not root.is_dir():
+        found = "a file" if root.exists() else "no such folder"
+        kind = next((kind for kind, suffixes in SUFFIXES.items() if root.name.lower().endswith(suffixes)), None)
+        hint = f"; for a {kind} set ingest.kind={kind}" if kind else ""
+        raise UserError(f"{root}: found {found}; ingest.location must be a folder with images/ and masks/{hint}")
+    names = list_names(root)
+    layout = check_names(names, str(root))
+    for name in _relevant(names, layout):
+        target = out / name
+        with disk_errors(out):
+            target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            # A copy and no hard link: what the user later does to their files must not reach ours.
+            with disk_errors(out):
+                shutil.copyfile(root / name, target)
+        except OSError as error:
+            raise UserError(f"{root / name}: cannot be read ({error.strerror}); expected a readable file") from None
+
+
+def _hash_archive(path: Path, params: Ingest) -> str:
+    """The sha256 of a local archive, which must be the one in params, where there is one."""
+    if not path.is_file():
+        found = "a folder; for a folder set ingest.kind=folder" if path.is_dir() else "no such file"
+        raise UserError(f"{path}: found {found}; ingest.location must be a {params.kind} file")
+    digest = sha256(path)
+    if params.sha256 not in (None, digest):
+        raise UserError(
+            f"{path}: found the sha256 {digest}; expected {params.sha256}: it is another file, or ingest.sha256 is "
+            "wrong"
+        )
+    return digest
+
+
+def _extract(path: Path, kind: str | None, where: str, out: Path) -> None:
+    """Write the images and masks of the archive at `path`, known to the user as `where`."""
+    archive = open_archive(path, kind, where)
+    try:
+        prefix = _wrapper(sorted(archive.sizes))
+        inner = {name.relative_to(prefix): name for name in archive.sizes if name.is_relative_to(prefix)}
+        layout = check_names(sorted(inner), where)
+        kept = _relevant(sorted(inner), layout)
+        check_space(out, sum(archive.sizes[inner[name]] for name in kept))
+        archive.extract({inner[name]: out / name for name in kept})
+    finally:
+        archive.close()
+
+
+def _fetch_bucket(params: Ingest, out: Path, cache: Path) -> Source:
+    """Bring the images and masks under an S3 prefix into the cache, and from there to `out`."""
+    location = str(params.location)
+    store = Store(params.s3, location, params.num_workers)
+    names = Names(location, "key", "rename or remove the object")
+    objects: dict[PurePosixPath, Object] = {}
+    for one in store.list():
+        inner = one.key.removeprefix(store.prefix)
+        path = names.check(inner, one.key)
+        if not is_junk(path):
+            if str(path) != inner:
+                raise names.refuse(one.key, "has an empty or a . part in its name")
+            names.add(path, one.key)
+            objects[path] = one
+    names.check_folders()
+    layout = check_names(sorted(objects), location)
+    chosen = {name: objects[name] for name in _relevant(sorted(objects), layout)}
+    # A folder for each prefix of each store: the cache of one keeps what the last listing of it held.
+    identity = hashlib.sha256(f"{params.s3.endpoint}\n{location}".encode()).hexdigest()[:40]
+    fetched = s3_download.download(store, list(chosen.values()), cache / "s3" / identity, params.num_workers)
+    facts = {}
+    for name, one in chosen.items():
+        source = fetched[one.key]
+        _place(source.path, out / name)
+        version = {"version_id": source.version_id} if source.version_id else {}
+        facts[name.as_posix()] = {"etag": one.etag, **version, "sha256": source.sha256}
+    return Source({"kind": "s3", "location": location, "endpoint": params.s3.endpoint}, facts)
+
+
+def _place(source: Path, target: Path) -> None:
+    """A second name for a file of the cache; a copy where the file system has no such thing."""
+    with disk_errors(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copyfile(source, target)
+
+
+def _wrapper(names: list[PurePosixPath]) -> PurePosixPath:
+    """The single top-level folder that wraps everything, or `.` where the top level is the data."""
+    heads = {name.parts[0] for name in names if len(name.parts) > 1}
+    if len(heads) != 1 or heads & {"images", "masks", "annotations"}:
+        return PurePosixPath()
+    head = PurePosixPath(heads.pop())
+    inner = [name.relative_to(head) for name in names if name.is_relative_to(head) and name != head]
+    # One BBBC038 sample alone looks like a wrapper around pairs; its image bears the folder's name.
+    single = any(name.parts[0] == "images" and name.stem == head.name for name in inner)
+    return head if find_layout(inner) and not single else PurePosixPath()
+
+
+def _relevant(names: list[PurePosixPath], layout: str) -> list[PurePosixPath]:
+    """The files of the set; tells how many others are left out."""
+    kept = [name for name in names if belongs(name, layout)]
+    if len(kept) < len(names):
+        taken = set(kept)
+        left_out = next(name for name in names if name not in taken)
+        print(f"left out {len(names) - len(kept)} files that are no images of the set, such as {left_out}")
+    return kept

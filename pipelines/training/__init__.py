@@ -1,0 +1,1 @@
+"""One training run: its spec, its processes, its signals, alone or under Ray Train."""

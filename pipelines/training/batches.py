@@ -1,0 +1,107 @@
+"""The training batches of one process: which samples are its own, what they are made by, and how messages call them.
+
+The order of an epoch is the same in all processes, and each takes its share of every batch. Like
+`pipelines.training.epochs`, this knows torch.distributed and nothing of Ray.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from pipelines.core.training_sections import Train
+from unetpp.data.arrow_split import Split
+from unetpp.data.augment import Augment
+from unetpp.data.crops import Crops
+from unetpp.data.device_augment import RawSamples, augment_batches
+from unetpp.data.loader import AugmentedSamples, Loader
+from unetpp.data.warp import Warp
+from unetpp.errors import UserError
+from unetpp.training.loop import cut_epoch, epoch_order
+from unetpp.training.step import NonFiniteError
+
+
+def make_loader(train: Train, augment: dict[str, Any], split: Split, channels: int, device: torch.device) -> Loader:
+    """The training batches of a split, as the sections `train` and `augment` of params want them."""
+    limits = {key: augment[key] for key in ("flips", "brightness", "hue")} | {"channels": channels}
+    crops = Warp(Crops(train.crop_px, train.foreground_crops), augment["rotate"], augment["zoom"])
+    if augment["on_device"]:
+        samples = RawSamples(split, crops, train.seed, **limits)
+    else:
+        samples = AugmentedSamples(split, Augment(crops, **limits), train.seed)
+    return Loader(samples, train.loader_workers, pin_memory=device.type == "cuda")
+
+
+class Batches:
+    """The batches of a training's epochs, as process `rank` of `world` has them.
+
+    Attributes:
+        sizes: the images of each step of an epoch, over all processes.
+    """
+
+    def __init__(
+        self,
+        train: Train,
+        augment: dict[str, Any],
+        split: Split,
+        channels: int,
+        device: torch.device,
+        rank: int,
+        world: int,
+    ):
+        self._split, self._seed, self._device, self._rank, self._world = split, train.seed, device, rank, world
+        self._on_device = augment["on_device"]
+        self.loader = make_loader(train, augment, split, channels, device)
+        # As for all processes, of which some may be gone: the same batches whoever computes them.
+        self.sizes = cut_epoch(len(split), train.batch_size, max(world, train.max_workers))
+
+    @property
+    def waited_s(self) -> float:
+        """How long the steps of the last epoch waited for their batches, see `Loader`."""
+        return self.loader.waited_s
+
+    def shards(self, epoch: int, rank: int | None = None) -> list[list[int]]:
+        """The samples of this process, or of another one, in each batch of an epoch."""
+        rank = self._rank if rank is None else rank
+        order, first, shards = epoch_order(len(self._split), self._seed, epoch), 0, []
+        for size in self.sizes:
+            shards.append(order[first : first + size][rank :: self._world])
+            first += size
+        return shards
+
+    def begin(self, epoch: int, first: int = 0, last: int | None = None) -> Iterator:
+        """The batches of an epoch from `first` to before `last`, the first of them on their way."""
+        batches = self.loader.batches(self.shards(epoch)[first:last], epoch)
+        return augment_batches(batches, self._device) if self._on_device else batches
+
+    def close(self) -> None:
+        """End the processes that make batches ahead of the step."""
+        self.loader.close()
+
+    def ids(self, epoch: int, number: int, rank: int | None = None) -> list[str]:
+        """The ids of the samples that this process, or another one, has in a step of an epoch."""
+        return [self._split.id(index) for index in self.shards(epoch, rank)[number]]
+
+    def place(self, epoch: int, number: int, rank: int) -> str:
+        """Where a process failed: the epoch, the step, and its samples there."""
+        who = f" (process {rank} of {self._world})" if self._world > 1 else ""
+        samples = ", ".join(self.ids(epoch, number, rank))
+        return f"in epoch {epoch + 1}, step {number + 1} of {len(self.sizes)}, of {samples}{who}"
+
+    def explain(self, error: NonFiniteError, epoch: int, number: int) -> UserError:
+        """The samples of the batch, and those whose loss is not finite: the same message in all processes."""
+        batch = self.ids(epoch, number)
+        found = [(batch, [batch[place] for place in error.images])]
+        if self._world > 1:
+            every: list[Any] = [None] * self._world
+            dist.all_gather_object(every, found[0])
+            found = every
+        bad = [id for _, some in found for id in some]
+        what = f"of the sample(s) {', '.join(bad)}" if bad else "(of no one sample, but of their gradient)"
+        return UserError(
+            f"the loss is not finite any more {what} in epoch {epoch + 1}, step {number + 1} of {len(self.sizes)}; the "
+            f"batch: {', '.join(id for ids, _ in found for id in ids)}. If these images are sound, a lower "
+            "train.learning_rate, a longer train.warmup_epochs or train.clip_norm may help; train.nonfinite=skip drops "
+            "such steps"
+        )

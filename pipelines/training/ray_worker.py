@@ -1,0 +1,272 @@
+"""The training as Ray Train runs it: one process of several, and the run of them all.
+
+This is the one file that imports ray.train; the training itself is `pipelines.training.epochs`.
+"""
+
+import json
+import logging
+import os
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch.distributed as dist
+
+from pipelines.console.line_feed import append, feed
+from pipelines.console.progress import Progress, screen_of
+from pipelines.storage.run_store import STOP, RunStore, begin, check_shared
+from pipelines.training.epoch_metrics import best_so_far
+from pipelines.training.epochs import Wish, epochs
+from pipelines.training.liveness import ANSWER_S, Peers, SilentError
+from pipelines.training.signals import run_stoppable
+from pipelines.training.spec import open_splits
+from pipelines.training.stop_requests import Wishes
+from unetpp.errors import UserError
+from unetpp.training.memory import is_out_of_memory
+
+RESIZE_EVERY_S = 10  # where the number of workers may change, Ray looks so often whether there are others
+STOPPED = "stopped"  # what a training returns that was asked to stop
+
+
+def train_worker(settings: dict[str, Any]) -> str | None:
+    """One process of a Ray Train run: resumes from the run's newest whole checkpoint, reports after each epoch.
+
+    Returns:
+        None, or why the training stopped for good; an exception would be tried again by Ray.
+    """
+    import ray.train
+    from ray.exceptions import RayError
+
+    logging.getLogger().setLevel("WARNING")  # else every report is printed whole, by every rank
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    peers = Peers(rank, world)
+    run: RunStore = settings["run"]
+    if problem := _any_problem(settings, run, world):
+        return problem
+    # Not Ray's idea of the newest checkpoint: should it be torn, the one before is taken.
+    state, passed_over = run.newest()
+    _agree(run, state, rank, world)
+    if rank == 0:
+        for line in passed_over:
+            print(f"passed over: {line}", flush=True)
+        if state:
+            print(f"goes on after epoch {state['epoch']}{_inside(state)}", flush=True)
+        if isinstance(wanted := settings["params"]["train"]["num_workers"], list):
+            print(f"{world} of at most {wanted[1]} workers (first of them: process {os.getpid()})", flush=True)
+    try:
+        return _train(settings, state, run, rank, world)
+    except Exception as error:
+        if isinstance(error, RayError):
+            raise
+        if _may_pass(error):
+            # Another process's end shows as an error here: should it have left a note, that is the cause.
+            note, silent = peers.ask()
+            if note:
+                return note
+            if silent:
+                raise SilentError(f"{', '.join(silent)} does not answer") from error
+            raise
+        note = str(error)
+        if not isinstance(error, UserError):
+            note = "".join(traceback.format_exception(error)) + f" (process {rank} of {world})"
+        peers.leave(note)
+        return note
+
+
+def _train(settings: dict[str, Any], state: dict, run: RunStore, rank: int, world: int) -> str | None:
+    import ray.train
+    import ray.train.torch
+
+    screen = screen_of(settings)
+    progress = Progress(settings["params"]["train"]["epochs"], screen, state.get("history", ()))
+    watch = progress.step if rank == 0 else lambda *_: None
+    wish = Wishes(run, _threatened, screen.say) if rank == 0 else lambda: Wish.GO_ON
+    for after in epochs(settings, ray.train.torch.get_device(), state, rank, world, wish, watch):
+        inside = "step" in after
+        row = {"epoch": after["epoch"], "step": after["step"]} if inside else after["history"][-1]
+        if after["history"]:
+            row = row | best_so_far(after["history"])  # what a search compares
+        if rank == 0:
+            screen.say(f"checkpoint{_inside(after)}") if inside else progress.epoch(row)
+        problem = _save(run, after) if rank == 0 else None
+        if problem := _first(problem, world):  # all stop: the others would wait for this one's report
+            return problem
+        ray.train.report(row)
+        if "stopped" in after:
+            return STOPPED
+    return None
+
+
+def _threatened() -> list[int]:
+    """The processes whose machine Ray was told will be taken away."""
+    # ray.train.get_preemption_info() is an exchange between all processes at each call; this is what it would send.
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    info = get_train_context().preemption_context.preemption_info
+    return info.preempted_ranks if info else []
+
+
+def _save(run: RunStore, state: dict) -> str | None:
+    """Add a checkpoint to the run; the answer is why that cannot be."""
+    try:
+        run.add(state)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _inside(state: dict) -> str:
+    return f" in epoch {state['epoch'] + 1}, step {state['step']}" if "step" in state else ""
+
+
+def _agree(run: RunStore, state: dict, rank: int, world: int) -> None:
+    """Whether all processes go on from the same checkpoint: on shared storage one may see a file later than another.
+
+    Raises:
+        ConnectionError: they do not; Ray tries again.
+    """
+    if world == 1:
+        return
+    own = (state.get("epoch", 0), state.get("step", 0))
+    every: list[Any] = [None] * world
+    dist.all_gather_object(every, own)
+    if len(set(every)) > 1:
+        raise ConnectionError(
+            f"{run.name}: the processes see different checkpoints as the newest one, (epoch, step) {every}"
+        )
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether an error may not come again: a process or a machine that is gone, and no bug, sample or memory."""
+    if isinstance(error, UserError) or is_out_of_memory(error):
+        return False
+    if isinstance(error, dist.DistError | ConnectionError | EOFError):
+        return True
+    # gloo's errors have no type of their own; nor have those of a loader whose process was killed.
+    text = str(error).casefold()
+    return isinstance(error, RuntimeError) and any(
+        sign in text for sign in ("gloo", "nccl", "connection", "timed out", "ended unexpectedly")
+    )
+
+
+def _any_problem(settings: dict[str, Any], run: RunStore, world: int) -> str | None:
+    """What keeps any process from its data or the run's place, the same in all: none waits for one that gave up."""
+    problem = None
+    try:
+        check_shared(run)
+        open_splits(settings)
+    except UserError as error:
+        problem = str(error)
+    return _first(problem, world)
+
+
+def _first(problem: str | None, world: int) -> str | None:
+    """The first problem that any process has, for all of them."""
+    problems = [problem]
+    if world > 1:
+        problems = [None] * world
+        dist.all_gather_object(problems, problem)
+    return next((one for one in problems if one), None)
+
+
+@contextmanager
+def reported(log: Callable[[dict], None]) -> Iterator[list]:
+    """Callbacks for `run_on_ray`, by which `log` gets, in this process, the row of each epoch that was kept."""
+    from ray.train import UserCallback
+
+    with feed(lambda line: log(json.loads(line))) as path:
+
+        class Rows(UserCallback):  # runs in Ray's controller, a process on the machine of this one
+            def after_report(self, run_context, metrics, checkpoint):
+                if "step" not in metrics[0]:
+                    append(path, json.dumps(metrics[0]))
+
+        yield [Rows()]
+
+
+def _announcer() -> Any:
+    """Says why workers are replaced, in Ray's controller: it hears also of those that can say nothing any more."""
+    from ray.train import UserCallback
+
+    class Announce(UserCallback):
+        def after_exception(self, run_context, worker_exceptions):
+            told = {line for rank, error in worker_exceptions.items() if (line := describe_loss(rank, error))}
+            for line in sorted(told) or ["a process ended"]:
+                print(f"{line}; the workers are replaced", flush=True)
+
+    return Announce()
+
+
+def describe_loss(rank: int, error: Exception) -> str | None:
+    """What is to be said of a process that Ray has lost; nothing of one that only saw that another was gone."""
+    if isinstance(error, SilentError):
+        return str(error)
+    if type(error).__name__ == "WorkerHealthCheckTimeoutError":
+        return f"process {rank} does not answer Ray"
+    if type(error).__name__ == "WorkerHealthCheckFailedError":
+        return f"process {rank} is gone"
+    return None if _may_pass(error) else f"process {rank}: {type(error).__name__}: {error}"
+
+
+def run_on_ray(settings: dict[str, Any], name: str, run: RunStore, callbacks: list | None = None) -> str | None:
+    """Train with Ray Train by params alone: processes, threads, GPUs, restarts. A run of the same place goes on.
+
+    The processes write checkpoints themselves and Ray is told numbers alone: it would keep what a run has in a file
+    without a checksum that is written in place, and could not go on once that was torn.
+
+    Returns:
+        what `train_worker` returned.
+
+    Raises:
+        UserError: the run's place cannot be written, or processes ended once more than `train.max_failures`.
+        KeyboardInterrupt: Ctrl-C; a checkpoint was kept.
+    """
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, WorkerGroupError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    begin(run)
+    train, scratch = settings["params"]["train"], tempfile.TemporaryDirectory(prefix="unetpp-ray-")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # every report waits for one; Ray's own is 2
+    # A process that stands still outside of an exchange, where no other one waits for it by gloo or NCCL.
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(train["timeout_s"] + 3 * ANSWER_S)
+    workers, failures = train["num_workers"], 3
+    if isinstance(workers, list):
+        # Until Ray knows that a node is gone it tries to place workers there, which counts as a failure of its own.
+        workers, failures = tuple(workers), 3 + train["max_failures"]
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config=settings | {"run": run},
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            elastic_resize_monitor_interval_s=RESIZE_EVERY_S,
+            use_gpu=train["use_gpu"],
+            resources_per_worker={"CPU": train["cpus_per_worker"]} | ({"GPU": 1} if train["use_gpu"] else {}),
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=scratch.name,
+            failure_config=FailureConfig(max_failures=train["max_failures"], controller_failure_limit=failures),
+            callbacks=[*(callbacks or ()), _announcer()],
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+        torch_config=TorchConfig(backend="nccl" if train["use_gpu"] else "gloo", timeout_s=train["timeout_s"]),
+    )
+    with scratch:
+        try:
+            return run_stoppable(lambda: trainer.fit().return_value, lambda: run.write(STOP, b""))
+        except WorkerGroupError as error:
+            raise UserError(used_up(name, train["max_failures"], error.worker_failures)) from None
+
+
+def used_up(name: str, max_failures: int, failures: dict[int, Exception]) -> str:
+    """What to say where processes ended once more than params allow."""
+    told = {describe_loss(rank, error) or f"process {rank} lost the others" for rank, error in failures.items()}
+    return (
+        f"{name}: the workers were replaced {max_failures} time(s), and that is train.max_failures, when they ended "
+        f"again: {'; '.join(sorted(told))}. See to the machine or the cluster, or raise train.max_failures; the same "
+        "command goes on from the last checkpoint"
+    )

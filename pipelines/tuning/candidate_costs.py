@@ -1,0 +1,157 @@
+"""What every depth of every candidate costs to run, before anything is trained; the budget; what fits the memory.
+
+Parameters and MACs are counted on networks without weights. Latency and the memory of a pass are measured once a
+network on the device that trains, and kept in a file, so that the same search never measures them again.
+"""
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from pipelines.core.numbers import short
+from pipelines.core.training_sections import Budget, Model
+from pipelines.storage.run_store import RunStore
+from pipelines.training.spec import build_network
+from pipelines.tuning.space import Config, Space, Widths, decode, trial_params
+from unetpp.errors import UserError
+from unetpp.inference.segmenter import Segmenter
+from unetpp.network.profiling import (
+    count_macs,
+    count_parameters,
+    estimate_training_mib,
+    measure_latency,
+    measure_peak_memory_mib,
+)
+from unetpp.network.pruning import prune
+
+KEPT = "costs.json"
+ROUNDS = 10  # of measuring latency; the depths take turns in each
+Costs = dict[str, dict[str, dict[str, float]]]  # by `network_key`, then "L1" ..., then the name of the cost
+
+
+def network_key(model: Model, widths: Widths | list[int]) -> str:
+    """What a network's costs depend on."""
+    used = model.model_dump(exclude={"dropout"})
+    return json.dumps([list(widths), used], sort_keys=True)
+
+
+def key_of(space: Space, config: Config) -> str:
+    """`network_key` of the network that a config builds."""
+    return network_key(trial_params(space.params, config).model, decode(config)["widths"])
+
+
+def count_costs(space: Space, manifest: dict, size_px: int) -> Costs:
+    """Parameters and MACs of every depth of every network of the space."""
+    costs: Costs = {}
+    for config in space.networks():
+        model = trial_params(space.params, config).model
+        with torch.device("meta"):
+            network = build_network(model, decode(config)["widths"], manifest).eval()
+            step = 2**network.depth
+            side = -(-size_px // step) * step
+            example = torch.empty(1, network.in_channels, side, side)
+            pruned = {f"L{depth}": prune(network, depth) for depth in network.depths}
+            costs[key_of(space, config)] = {
+                name: {"parameters": count_parameters(one), "macs": count_macs(one, example)}
+                for name, one in pruned.items()
+            }
+    return costs
+
+
+def measure_costs(
+    space: Space, costs: Costs, manifest: dict, size_px: int, device: torch.device, runs: RunStore
+) -> Costs:
+    """The costs with `latency_ms` and `memory_mib` of one image on the device; a file beside the runs keeps them."""
+    torch.set_num_threads(space.params.search.cpus_per_worker)
+    there = json.loads(runs.read(KEPT) or "{}")
+    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
+    facts = [size_px, manifest["channels"], manifest["num_classes"], name, platform.node()]
+    facts += [torch.get_num_threads(), torch.__version__]
+    measured: Costs = {}
+    for config in space.networks():
+        key = key_of(space, config)
+        digest = hashlib.sha256(json.dumps([key, *facts]).encode()).hexdigest()[:24]
+        if digest not in there:
+            model = trial_params(space.params, config).model
+            network = build_network(model, decode(config)["widths"], manifest).to(device).eval()
+            modules = {f"L{depth}": Segmenter(prune(network, depth)).eval() for depth in network.depths}
+            example = torch.rand(1, network.in_channels, size_px, size_px, device=device)
+            latencies = measure_latency(modules, example, ROUNDS)
+            there[digest] = {
+                name: {
+                    "latency_ms": round(latencies[name].median_ms, 3),
+                    "memory_mib": round(measure_peak_memory_mib(module, example), 3),
+                }
+                for name, module in modules.items()
+            }
+            runs.write(KEPT, json.dumps(there, indent=2).encode())
+        measured[key] = {name: row | there[digest][name] for name, row in costs[key].items()}
+    return measured
+
+
+def is_within(row: Mapping[str, Any], budget: Budget) -> bool:
+    """Whether a depth keeps every limit of the budget whose cost is known of it."""
+    limits = budget.model_dump()
+    return all(limit is None or row.get(name) is None or row[name] <= limit for name, limit in limits.items())
+
+
+def check_budget(space: Space, costs: Costs) -> Space:
+    """The space without the widths of which no depth is within the budget.
+
+    Raises:
+        UserError: none is; the message names the nearest with its numbers.
+    """
+    budget = space.params.search.budget
+    limits = {name: limit for name, limit in budget.model_dump().items() if limit is not None}
+    fitting: set[Widths] = set()
+    nearest: tuple[float, str] = (float("inf"), "")
+    for config in space.networks():
+        widths = tuple(decode(config)["widths"])
+        for name, row in costs[key_of(space, config)].items():
+            if is_within(row, budget):
+                fitting.add(widths)
+            excess = max((row[limit] / most for limit, most in limits.items() if limit in row), default=0)
+            if excess < nearest[0]:
+                nearest = excess, f"{name} of {list(widths)} with {describe(row)}"
+    if not fitting:
+        asked = ", ".join(f"{name} at most {limit:g}" for name, limit in limits.items())
+        raise UserError(
+            f"search.budget: no depth of any candidate has {asked}; the nearest is {nearest[1]}: raise the limit, or "
+            "add smaller widths to search.widths"
+        )
+    return space.without([widths for widths in space.widths if widths not in fitting])
+
+
+def describe(row: Mapping[str, Any]) -> str:
+    """What a depth costs, in words."""
+    said = f"{short(row['parameters'])} parameters, {short(row['macs'])} MACs"
+    if row.get("latency_ms") is not None:
+        said += f", {row['latency_ms']:.1f} ms, {row['memory_mib']:.1f} MiB a pass"
+    return said
+
+
+def check_memory(space: Space, manifest: dict, there_mib: float, where: str) -> None:
+    """Refuse widths of which one process's step of training cannot fit the memory, by an estimate.
+
+    Raises:
+        UserError: names the widths, what they need and what there is.
+    """
+    batches = space.dimensions.get("train.batch_size", [json.dumps(space.params.train.batch_size)])
+    largest = max(json.loads(one) for one in batches) if isinstance(batches, list) else batches["int"][1]
+    batch = max(1, largest // space.params.search.num_workers)
+    side = space.params.train.crop_px or manifest["size"] or 256
+    for config in space.networks():
+        widths = decode(config)["widths"]
+        with torch.device("meta"):
+            network = build_network(trial_params(space.params, config).model, widths, manifest)
+        needed = estimate_training_mib(network, batch, side)
+        if needed > there_mib:
+            raise UserError(
+                f"search.widths: a step of training of {widths} needs about {needed:,.0f} MiB at {batch} images of "
+                f"{side} px a process, and {where} has {there_mib:,.0f} MiB: take narrower or fewer widths, or lower "
+                "train.batch_size"
+            )

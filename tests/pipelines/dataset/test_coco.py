@@ -1,0 +1,191 @@
+"""COCO: masks pixel for pixel those of its own tools, and every way in which a file can be wrong has a name."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from pycocotools import mask as reference
+
+from pipelines.dataset.coco import Drawing, Shape, draw, read_annotations
+from unetpp.errors import FileError, UserError
+
+HEIGHT, WIDTH = 40, 50
+RNG = np.random.default_rng(0)
+
+
+def coco(**changes):
+    """Two images, one of them empty, and two categories whose ids do not begin at 1."""
+    content = {
+        "images": [
+            {"id": 7, "file_name": "a.png", "width": WIDTH, "height": HEIGHT},
+            {"id": 8, "file_name": "b.png", "width": WIDTH, "height": HEIGHT},
+        ],
+        "annotations": [
+            {"id": 1, "image_id": 7, "category_id": 90, "segmentation": [[5, 5, 20, 5, 20, 20, 5, 20]]},
+            {"id": 2, "image_id": 7, "category_id": 3, "segmentation": [[10, 10, 30, 10, 30, 30, 10, 30]]},
+        ],
+        "categories": [{"id": 90, "name": "nucleus"}, {"id": 3, "name": "membrane"}],
+    }
+    return content | changes
+
+
+def written(tmp_path, content, name="annotations.json"):
+    (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    return tmp_path / name
+
+
+def drawn(segmentation, tmp_path, size=(WIDTH, HEIGHT)):
+    drawing = Drawing(tmp_path / "annotations.json", size, (Shape("1", 1, segmentation),))
+    [(_, inside)] = draw(drawing, tmp_path / "a.png", HEIGHT, WIDTH)
+    return inside
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools' decode
+def test_polygons_are_drawn_as_cocos_own_tools_draw_them(tmp_path):
+    for _ in range(50):
+        polygons = [(RNG.random((RNG.integers(3, 9), 2)) * [WIDTH, HEIGHT]).ravel().tolist() for _ in range(2)]
+        expected = reference.decode(reference.merge(reference.frPyObjects(polygons, HEIGHT, WIDTH)))
+        assert np.array_equal(drawn(polygons, tmp_path), expected)
+
+
+def test_run_lengths_are_read_as_cocos_own_tools_read_them_packed_or_not(tmp_path):
+    for share in (0, 0.02, 0.5, 1):
+        for smooth in (1, 10):
+            mask = np.kron(RNG.random((HEIGHT // smooth, WIDTH // smooth)) < share, np.ones((smooth, smooth), bool))
+            packed = reference.encode(np.asfortranarray(mask.astype(np.uint8)))
+            packed = {"size": list(packed["size"]), "counts": packed["counts"].decode()}
+            assert np.array_equal(drawn(packed, tmp_path), mask)
+            column = np.concatenate([[False], mask.T.ravel()])  # lengths begin with background
+            starts = np.flatnonzero(np.diff(column, prepend=False)) - 1
+            lengths = np.diff(np.concatenate([[0], starts, [mask.size]]))
+            assert np.array_equal(drawn({"size": [HEIGHT, WIDTH], "counts": lengths.tolist()}, tmp_path), mask)
+
+
+def test_an_image_without_annotations_is_an_empty_mask(tmp_path):
+    drawing = read_annotations([written(tmp_path, coco())], 1, None).drawings["b.png"]
+    assert list(draw(drawing, tmp_path / "b.png", HEIGHT, WIDTH)) == []
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "classes", "indices"),
+    [
+        (1, None, [1, 1]),
+        (1, ("nucleus", "membrane"), [1, 1]),
+        (3, None, [2, 1]),  # by the order of the categories' ids
+        (3, ("nucleus", "membrane"), [1, 2]),
+        (3, ("membrane", "nucleus"), [2, 1]),
+    ],
+)
+def test_categories_are_foreground_or_class_indices_by_name_or_by_id(tmp_path, num_classes, classes, indices):
+    drawing = read_annotations([written(tmp_path, coco())], num_classes, classes).drawings["a.png"]
+    assert [shape.class_index for shape in drawing.shapes] == indices
+
+
+def test_labels_take_the_places_of_class_indices_and_the_background_is_none_of_them(tmp_path):
+    path = written(tmp_path, coco())
+    drawing = read_annotations([path], 2, ("nucleus", "membrane"), multilabel=True).drawings["a.png"]
+    assert [shape.class_index for shape in drawing.shapes] == [1, 2]
+    with pytest.raises(FileError, match=r"found 2 categories; expected 3, as prepare\.num_classes = 3 counts labels"):
+        read_annotations([path], 3, None, multilabel=True)
+
+
+def test_a_crowd_region_is_of_its_class_as_any_other(tmp_path):
+    content = coco()
+    region = {"size": [HEIGHT, WIDTH], "counts": [100, 300, HEIGHT * WIDTH - 400]}
+    content["annotations"] = [{"id": 1, "image_id": 7, "category_id": 3, "iscrowd": 1, "segmentation": region}]
+    drawing = read_annotations([written(tmp_path, content)], 1, None).drawings["a.png"]
+    [(_, inside)] = draw(drawing, tmp_path / "a.png", HEIGHT, WIDTH)
+    assert inside.sum() == 300
+
+
+def test_several_files_are_one_set(tmp_path):
+    first, second = coco(), coco()
+    first["images"], second["images"] = first["images"][:1], second["images"][1:]
+    second["annotations"] = []
+    paths = [written(tmp_path, first, "1.json"), written(tmp_path, second, "2.json")]
+    assert set(read_annotations(paths, 1, None).drawings) == {"a.png", "b.png"}
+    with pytest.raises(FileError, match=r"2\.json: found a\.png twice among the images \(also in 1\.json\)"):
+        read_annotations([paths[0], written(tmp_path, first, "2.json")], 1, None)
+
+
+SEGMENTATIONS = {
+    "none": None,
+    "empty": [],
+    "two points": [[1, 1, 5, 5]],
+    "odd": [[1, 1, 5, 5, 9, 1, 4]],
+    "text": [[1, 1, 5, 5, "9", 1]],
+    "not a number": [[1, 1, 5, 5, float("nan"), 1]],
+    "far outside": [[1, 1, 5, 5, 1e9, 1]],
+    "flat": [1, 1, 5, 5, 9, 1],
+    "other size": {"size": [WIDTH, HEIGHT], "counts": [WIDTH * HEIGHT]},
+    "too short": {"size": [HEIGHT, WIDTH], "counts": [10, 20]},
+    "too long": {"size": [HEIGHT, WIDTH], "counts": [10, HEIGHT * WIDTH]},
+    "negative": {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH + 5, -5]},
+    "huge": {"size": [HEIGHT, WIDTH], "counts": "o" * 99},
+    "letters": {"size": [HEIGHT, WIDTH], "counts": "\x01"},
+    "no counts": {"size": [HEIGHT, WIDTH]},
+}
+
+
+@pytest.mark.parametrize("segmentation", SEGMENTATIONS.values(), ids=SEGMENTATIONS)
+def test_a_segmentation_that_is_none_is_refused_with_its_annotation_and_image(tmp_path, segmentation):
+    with pytest.raises(FileError, match=r"annotations\.json: found annotation 1 of a\.png with .*; expected polygons"):
+        drawn(segmentation, tmp_path)
+
+
+def test_annotations_for_another_size_are_refused(tmp_path):
+    with pytest.raises(FileError, match=r"found annotations for 9x9 px of a\.png of 50x40 px; expected the same size"):
+        drawn([[1, 1, 5, 5, 9, 1]], tmp_path, size=(9, 9))
+
+
+WRONG = {
+    "text": ("hello", "found no JSON"),
+    "nested": ("[" * 100_000, "found no JSON"),
+    "list": ([1], "found list; expected a COCO file"),
+    "captions": ({"images": [], "annotations": []}, "found no list of categories"),
+    "name": (coco(images=[{"id": 7}]), "found an image with file_name None"),
+    "id": (coco(images=[{"file_name": "a.png"}]), "found a.png with id None"),
+    "category": (
+        coco(annotations=[{"id": 5, "image_id": 7, "category_id": 4, "segmentation": []}]),
+        "found annotation 5 of the category 4, which is not listed",
+    ),
+    "category of no type": (
+        coco(annotations=[{"id": 5, "image_id": 7, "category_id": [3], "segmentation": []}]),
+        "found annotation 5 of the category [3], which is not listed",
+    ),
+    "two names": (coco(categories=[{"id": 3, "name": "a"}, {"id": 3, "name": "b"}]), "found the category 3 as 'a' and"),
+    "two ids": (coco(categories=[{"id": 3, "name": "a"}, {"id": 90, "name": "a"}]), "two categories named 'a'"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), WRONG.values(), ids=WRONG)
+def test_a_file_that_is_no_coco_file_is_refused_by_what_it_lacks(tmp_path, content, message):
+    with pytest.raises(FileError, match=r"annotations\.json: ") as caught:
+        read_annotations([written(tmp_path, content)], 1, None)
+    assert message in str(caught.value)
+
+
+def test_categories_that_do_not_fit_to_the_params_are_refused(tmp_path):
+    path = written(tmp_path, coco())
+    with pytest.raises(FileError, match=r"found 2 categories; expected 3.*set prepare\.num_classes to 3, or to 1"):
+        read_annotations([path], 4, None)
+    with pytest.raises(FileError, match=r"found the categories nucleus, membrane; expected those of prepare\.classes"):
+        read_annotations([path], 3, ("nucleus", "membranes"))
+
+
+def test_an_annotation_of_an_image_that_is_not_listed_is_a_problem_by_its_number(tmp_path):
+    content = coco()
+    content["annotations"][0]["image_id"] = 99
+    found = read_annotations([written(tmp_path, content)], 1, None)
+    ((id, error),) = found.problems
+    assert id == "annotation 1"
+    assert error.reason == "found annotation 1 of the image 99, which is not listed; expected one of its images"
+    assert len(found.drawings["a.png"].shapes) == 1
+
+
+def test_polygons_without_pycocotools_are_refused_with_what_to_install_and_run_lengths_are_not(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    with pytest.raises(UserError, match=r"pip install 'unetpp\[coco\]'"):
+        read_annotations([written(tmp_path, coco())], 1, None)
+    assert drawn({"size": [HEIGHT, WIDTH], "counts": [0, HEIGHT * WIDTH]}, tmp_path).all()

@@ -1,0 +1,256 @@
+"""Layouts, and a name for everything that does not fit into one."""
+
+import json
+
+import numpy as np
+import pytest
+
+from pipelines.dataset.layouts import find_samples
+from tests.unetpp.images.tiffs import write_tiff
+from unetpp.errors import UserError
+
+
+def touch(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+
+
+def test_pairs_are_found_by_name_with_subfolders_as_part_of_the_id(tmp_path):
+    touch(tmp_path, "images/b.JPG", "masks/b.png", "images/day 1/a.tif", "masks/day 1/a.png", "manifest.json")
+    samples, problems = find_samples(tmp_path)
+    assert [sample.id for sample in samples] == ["b", "day 1/a"]
+    assert samples[1].image == tmp_path / "images/day 1/a.tif"
+    assert samples[1].masks == (tmp_path / "masks/day 1/a.png",)
+    assert problems == []
+
+
+def test_bbbc038_folders_are_samples_with_a_mask_file_a_nucleus(tmp_path):
+    touch(
+        tmp_path,
+        "s2/images/s2.png",
+        "s2/masks/n2.png",
+        "s2/masks/n1.png",
+        "s1/images/s1.png",
+        "s1/masks/n.png",
+    )
+    samples, problems = find_samples(tmp_path)
+    assert [sample.id for sample in samples] == ["s1", "s2"]
+    assert [path.name for path in samples[1].masks] == ["n1.png", "n2.png"]
+    assert problems == []
+
+
+def test_an_image_without_a_mask_and_a_mask_without_an_image_are_named(tmp_path):
+    touch(tmp_path, "images/a.png", "masks/a.png", "images/lonely.png", "masks/ghost.png")
+    samples, problems = find_samples(tmp_path)
+    assert [sample.id for sample in samples] == ["a"]
+    assert [(one.id, one.file) for one in problems] == [
+        ("ghost", "masks/ghost.png"),
+        ("lonely", "images/lonely.png"),
+    ]
+    assert problems[0].reason.startswith("no image images/ghost.<ext>")
+    assert problems[1].reason.startswith("no mask masks/lonely.png")
+
+
+@pytest.mark.parametrize("names", [("a.png", "a.jpg"), ("a.png", "A.png")])
+@pytest.mark.parametrize("folder", ["images", "masks"])
+def test_names_that_differ_by_case_or_suffix_alone_are_set_aside_with_their_partner(tmp_path, folder, names):
+    other = {"images": "masks", "masks": "images"}[folder]
+    touch(tmp_path, *(f"{folder}/{name}" for name in names), f"{other}/a.png", "images/ok.png", "masks/ok.png")
+    samples, problems = find_samples(tmp_path)
+    assert [sample.id for sample in samples] == ["ok"]
+    assert {one.file for one in problems} == {f"{folder}/{name}" for name in names} | {f"{other}/a.png"}
+    assert all("clash" in one.reason or "differ only by case or suffix" in one.reason for one in problems)
+
+
+def test_broken_bbbc038_folders_are_named(tmp_path):
+    touch(tmp_path, "ok/images/ok.png", "ok/masks/n.png", "none/images/none.png", "bare/masks/n.png")
+    touch(tmp_path, "two/images/1.png", "two/images/2.png", "two/masks/n.png")
+    touch(tmp_path, "S/images/S.png", "S/masks/n.png", "s/images/s.png", "s/masks/n.png")
+    samples, problems = find_samples(tmp_path)
+    assert [sample.id for sample in samples] == ["ok"]
+    assert {one.id for one in problems} == {"none", "bare", "two", "S", "s"}
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "found no files"),
+        (["images/a.png"], "found no masks/ folder"),
+        (["masks/a.png"], "found no images/ folder"),
+        (["a/b/c/d.png"], "no images/ in it"),
+    ],
+)
+def test_a_folder_without_images_or_masks_is_refused(tmp_path, names, message):
+    touch(tmp_path, *names)
+    with pytest.raises(UserError, match=message):
+        find_samples(tmp_path)
+    with pytest.raises(UserError, match="no such folder"):
+        find_samples(tmp_path / "none")
+
+
+CLASSES = ("nucleus", "membrane")
+
+
+def test_with_named_classes_a_sample_has_a_mask_file_for_each_in_their_order(tmp_path):
+    touch(tmp_path, "images/a.tif", "masks/membrane/a.png", "masks/nucleus/a.png")
+    touch(tmp_path, "images/day 1/b.tif", "masks/membrane/day 1/b.png", "masks/nucleus/day 1/b.tif")
+    samples, problems = find_samples(tmp_path, 3, CLASSES)
+    assert [sample.id for sample in samples] == ["a", "day 1/b"]
+    assert samples[1].masks == (tmp_path / "masks/nucleus/day 1/b.tif", tmp_path / "masks/membrane/day 1/b.png")
+    assert {sample.classes for sample in samples} == {(1, 2)}
+    assert problems == []
+
+
+def test_an_image_that_lacks_the_mask_of_a_class_is_set_aside_with_the_file_that_is_missing(tmp_path):
+    touch(tmp_path, "images/a.png", "masks/nucleus/a.png", "masks/membrane/a.png")
+    touch(tmp_path, "images/b.png", "masks/nucleus/b.png", "masks/membrane/c.png")
+    samples, problems = find_samples(tmp_path, 3, CLASSES)
+    assert [sample.id for sample in samples] == ["a"]
+    assert [(one.file, one.reason) for one in problems] == [
+        ("images/b.png", "no mask masks/membrane/b.png"),
+        ("masks/membrane/c.png", "no image images/c.<ext>"),
+    ]
+
+
+def test_subfolders_of_pairs_are_no_classes_and_names_of_classes_are_no_folders(tmp_path):
+    touch(tmp_path, "images/plate1/a.tif", "masks/plate1/a.png", "images/b.tif", "masks/b.png")
+    for classes in (None, CLASSES):
+        samples, problems = find_samples(tmp_path, 3, classes)
+        assert [(sample.id, sample.classes) for sample in samples] == [("b", None), ("plate1/a", None)]
+        assert problems == []
+
+
+AMBIGUOUS = {
+    "classes that are not named": (
+        None,
+        ["images/a.png", "masks/nucleus/a.png", "masks/membrane/a.png"],
+        r"folder of masks for each of membrane, nucleus.*prepare\.classes=\[membrane, nucleus\].*num_classes to 3",
+    ),
+    "a class that is also a folder of images": (
+        CLASSES,
+        ["images/nucleus/a.png", "masks/nucleus/a.png", "masks/membrane/a.png"],
+        r"found images/nucleus/ and masks/nucleus/, while prepare\.classes names 'nucleus'",
+    ),
+    "a folder that is no class": (
+        CLASSES,
+        ["images/a.png", "masks/nucleus/a.png", "masks/membrane/a.png", "masks/cell/a.png"],
+        r"found masks/cell; expected a folder of masks for each of prepare\.classes and nothing else",
+    ),
+    "a class without a folder": (
+        CLASSES,
+        ["images/a.png", "masks/nucleus/a.png"],
+        r"found no masks/membrane/; expected a folder of masks for each",
+    ),
+    "a mask outside the classes": (
+        CLASSES,
+        ["images/a.png", "masks/nucleus/a.png", "masks/membrane/a.png", "masks/a.png"],
+        r"found masks/a\.png; expected a folder of masks for each",
+    ),
+    "pairs and COCO": (
+        None,
+        ["images/a.png", "masks/a.png", "annotations.json"],
+        r"found masks/ and also annotations\.json, so it may be pairs or COCO",
+    ),
+}
+
+
+@pytest.mark.parametrize(("classes", "names", "message"), AMBIGUOUS.values(), ids=AMBIGUOUS)
+def test_what_may_be_read_in_two_ways_is_refused_with_both(tmp_path, classes, names, message):
+    touch(tmp_path, *names)
+    with pytest.raises(UserError, match=message):
+        find_samples(tmp_path, 3, classes)
+
+
+def coco(root, images, annotations, name="annotations.json"):
+    content = {
+        "images": [{"id": id, "file_name": file} for id, file in enumerate(images)],
+        "annotations": [
+            {"id": 10 + id, "image_id": image, "category_id": 1, "segmentation": {"size": [1, 1], "counts": [0, 1]}}
+            for id, image in enumerate(annotations)
+        ],
+        "categories": [{"id": 1, "name": "nucleus"}],
+    }
+    (root / name).parent.mkdir(exist_ok=True)
+    (root / name).write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("name", ["annotations.json", "annotations/instances.json"])
+def test_coco_images_are_found_by_their_names_and_those_without_annotations_have_empty_masks(tmp_path, name):
+    touch(tmp_path, "images/a.jpg", "images/day 1/b.png")
+    coco(tmp_path, ["images/day 1/b.png", "a.jpg"], [1, 1], name)
+    samples, problems = find_samples(tmp_path)
+    assert [sample.id for sample in samples] == ["a", "day 1/b"]
+    assert [len(sample.drawing.shapes) for sample in samples] == [2, 0]
+    assert {sample.masks for sample in samples} == {()}
+    assert problems == []
+
+
+def test_coco_names_every_image_and_annotation_that_has_no_partner(tmp_path):
+    touch(tmp_path, "images/a.jpg", "images/extra.png", "images/twice.png", "images/twice.tif")
+    coco(tmp_path, ["a.jpg", "gone.png", "../evil.png", "twice.png"], [0, 1, 99])
+    samples, problems = find_samples(tmp_path)
+    assert [sample.id for sample in samples] == ["a"]
+    assert sorted((one.file, one.reason.partition(";")[0]) for one in problems) == [
+        ("annotations.json", "found ../evil.png among its images"),
+        ("annotations.json", "found annotation 12 of the image 99, which is not listed"),
+        ("annotations.json", "found gone.png among its images"),
+        ("images/extra.png", "no entry among the images of the annotations"),
+        ("images/twice.png", "names differ only by case or suffix: images/twice.png, images/twice.tif"),
+        ("images/twice.tif", "names differ only by case or suffix: images/twice.png, images/twice.tif"),
+    ]
+    assert all(one.fix for one in problems)
+
+
+def volume(path, num_pages, side=4):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_tiff(path, *np.zeros((num_pages, side, side), np.uint8))
+
+
+def test_pages_are_samples_of_the_group_that_is_their_volume(tmp_path):
+    volume(tmp_path / "images/v.tif", 3)
+    volume(tmp_path / "masks/v.tif", 3)
+    volume(tmp_path / "images/flat.tif", 1)
+    volume(tmp_path / "masks/flat.tif", 1)
+    samples, problems = find_samples(tmp_path, pages="slices")
+    assert [(one.id, one.group, one.page) for one in samples] == [
+        ("flat", None, None),
+        ("v@0001", "v", 1),
+        ("v@0002", "v", 2),
+        ("v@0003", "v", 3),
+    ]
+    assert problems == []
+    assert [sample.id for sample in find_samples(tmp_path)[0]] == ["flat", "v"]  # refused when they are decoded
+
+
+def test_a_volume_whose_mask_has_other_pages_is_set_aside_with_both_counts(tmp_path):
+    for name, pages, mask_pages in (("a", 3, 2), ("b", 3, 1), ("c", 1, 3), ("d", 2, 2)):
+        volume(tmp_path / f"images/{name}.tif", pages)
+        volume(tmp_path / f"masks/{name}.tif", mask_pages)
+    (tmp_path / "masks/d.tif").write_bytes((tmp_path / "masks/d.tif").read_bytes()[:30])
+    samples, problems = find_samples(tmp_path, pages="slices")
+    assert samples == []
+    assert [(one.file, one.reason.partition(";")[0]) for one in problems[:3]] == [
+        ("masks/a.tif", "found 2 pages for the 3 pages of a.tif"),
+        ("masks/b.tif", "found 1 pages for the 3 pages of b.tif"),
+        ("masks/c.tif", "found 3 pages for the 1 pages of c.tif"),
+    ]
+    assert problems[3].reason.startswith("found a broken file")
+
+
+def test_a_volume_with_a_mask_for_each_class_is_sliced_through_all_of_them(tmp_path):
+    for folder in ("images", "masks/nucleus", "masks/membrane"):
+        volume(tmp_path / folder / "v.tif", 2)
+    samples, _ = find_samples(tmp_path, 3, CLASSES, pages="slices")
+    assert [(one.id, one.page, len(one.masks), one.classes) for one in samples] == [
+        ("v@0001", 1, 2, (1, 2)),
+        ("v@0002", 2, 2, (1, 2)),
+    ]
+
+
+def test_a_volume_cannot_have_annotations(tmp_path):
+    volume(tmp_path / "images/v.tif", 2)
+    coco(tmp_path, ["v.tif"], [0])
+    samples, (problem,) = find_samples(tmp_path, pages="slices")
+    assert samples == []
+    assert problem.reason.startswith("found annotations of no page for the 2 pages of v.tif")

@@ -1,0 +1,84 @@
+"""Laws of the report in a terminal."""
+
+import json
+import re
+
+import pytest
+
+from pipelines.evaluation.depth_table import describe
+from pipelines.summary import summary
+from unetpp.errors import UserError
+
+ROW = {
+    "iou_image": 0.8711, "iou_image_low": 0.85, "iou_image_high": 0.89, "difference_iou": -0.004,
+    "difference_iou_low": -0.123, "difference_iou_high": 0.001, "dice_image": 0.93, "boundary_f1": 0.8,
+    "object_f1": 0.75, "dsb_ap": 0.4, "ece": 0.012, "parameters": 36_629_664, "macs": 138_000_000_000,
+    "latency_ms": 1234.5, "latency_p95_ms": 2345.6, "latency_p99_ms": 3456.7, "images_per_s": 1234.5,
+    "best_batch": 128, "peak_memory_mib": 12345.6, "size_mib": 139.88, "cold_start_ms": 12345.6,
+}  # fmt: skip
+
+
+def gate(name, value, passed):
+    return {"name": name, "value": value, "limit": 0.8, "direction": "at least", "passed": passed, "what": ""}
+
+
+@pytest.fixture
+def report():
+    names = ("L1", "L2", "L3", "L4", "L5", "L6", "mean")
+    gates = {name: [gate("flips", 0.9, True), gate("brightness", 0.5, False)] for name in names}
+    return {
+        "recommendation": "L2 is recommended: " + "0.4 IoU points below L4 [0.1, 0.7], " * 5 + "3.9 times as fast.",
+        "recommended_depth": 2,
+        "depths": {name: ROW for name in names},
+        "gates": gates,
+        "num_groups": 134,
+        "machine": {"spread": 0.02},
+    }
+
+
+def test_nothing_is_wider_than_a_terminal(report):
+    assert max(map(len, describe(report).splitlines())) <= 100
+
+
+def test_it_opens_with_the_decision_and_marks_the_depth(report):
+    lines = describe(report).splitlines()
+    assert lines[0].startswith("L2 is recommended")
+    assert [line.split()[1] for line in lines if line.startswith("> ")] == ["L2", "L2"]
+    assert re.search(r"0\.871 +0\.850 to 0\.890 +-0\.4 +-12\.3 to \+0\.1", describe(report))
+    assert not [line for line in describe(report | {"recommended_depth": None}).splitlines() if line[:1] == ">"]
+
+
+def test_gates_that_fail_are_named_and_others_are_not(report):
+    text = describe(report)
+    assert text.count("0.500!") == 7
+    assert "0.900!" not in text
+    assert "beyond its limit" in text
+    passing = {name: rows[:1] for name, rows in report["gates"].items()}
+    assert "beyond" not in describe(report | {"gates": passing})
+
+
+def test_what_to_be_careful_about_is_said(report):
+    assert "note" not in describe(report)
+    assert "1 group of test images" in describe(report | {"num_groups": 1})
+    assert "busy" in describe(report | {"machine": {"spread": 0.6}})
+
+
+def test_what_could_not_be_computed_is_a_dash(report):
+    report["depths"] = {"L4": ROW | {"ece": None}}
+    report["gates"] = {"L4": report["gates"]["L4"]}
+    assert re.search(r"0\.400 +-$", describe(report), re.MULTILINE)
+
+
+def test_the_summary_says_where_to_look_and_what_to_run_before(report, tmp_path):
+    with pytest.raises(UserError, match="`dvc repro evaluate` writes it"):
+        summary(tmp_path)
+    for stage, name, values in (
+        ("evaluate", "report", report),
+        ("register", "versions", {"model_name": "nuclei", "versions": {"L1": "4", "L2": "5"}}),
+    ):
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / f"{name}.json").write_text(json.dumps(values))
+    found = summary(tmp_path)
+    assert describe(report) in found
+    assert "nuclei: L1 is version 4, L2 is version 5" in found
+    assert str(tmp_path / "evaluate/report.html") in found

@@ -1,0 +1,237 @@
+"""Laws of what is measured image by image: perfect masks are perfect, and each class stands for itself."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pipelines.evaluation.predictor import Predictor, batches, count_pixels, head_probs
+from pipelines.evaluation.quality import choose_thresholds, measure_quality
+from pipelines.evaluation.scores import by_class, by_kind, by_size, image_rows, resample, summarise
+from unetpp.data.arrow_split import Split, SplitWriter
+from unetpp.inference.model_file import Trained
+from unetpp.inference.segmenter import Segmenter
+from unetpp.network.masks import IGNORE
+from unetpp.network.model import NestedUNet
+from unetpp.scores.boundaries import Boundary, compare_boundaries
+from unetpp.scores.calibration import THRESHOLDS
+from unetpp.scores.object_matching import Objects, match_objects
+
+CPU = torch.device("cpu")
+SIZES = ((16, 16), (19, 22), (16, 16), (12, 40))
+
+
+class Told(nn.Module):
+    """Knows the truth: it is written in the image's first channels, a plane for each class or label."""
+
+    depth, depths, in_channels = 2, (1, 2), 3
+
+    def __init__(self, num_classes: int = 1, multilabel: bool = False, wrong: float = 0.0, sure: float = 20.0):
+        super().__init__()
+        self.num_classes, self.multilabel, self.wrong, self.sure = num_classes, multilabel, wrong, sure
+
+    def forward(self, image):
+        planes = image[:, : self.num_classes]
+        middle = (planes.amin(dim=(2, 3), keepdim=True) + planes.amax(dim=(2, 3), keepdim=True)) / 2
+        logits = torch.where(planes > middle, 1.0, -1.0) * self.sure
+        return logits * (1 - 2 * self.wrong), logits  # the first head may be wrong everywhere
+
+
+def write_split(path, masks, kinds=None, task="binary"):
+    """A split of these masks (H, W), each shown to `Told` in the image."""
+    with SplitWriter(path) as writer:
+        for index, mask in enumerate(masks):
+            known = np.where(mask == IGNORE, 0, mask)
+            planes = [known > 0] * 3 if task == "binary" else [known == k for k in range(3)]
+            if task == "labels":
+                planes = [known >> k & 1 for k in range(3)]
+            image = (np.stack(planes, axis=-1) * 255).astype(np.uint8)
+            writer.add(f"image_{index}", (kinds or "abab")[index % 4], image, mask.astype(np.uint8))
+    return Split(path)
+
+
+def squares(values=(1, 1, 1, 1)):
+    masks = []
+    for (height, width), value in zip(SIZES, values, strict=True):
+        mask = np.zeros((height, width), np.uint8)
+        mask[2:6, 2:8], mask[8:11, 5:12] = 1, value
+        masks.append(mask)
+    return masks
+
+
+def predictor(network) -> Predictor:
+    return Predictor(Trained(network, 16), CPU)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "task", "values"),
+    [(1, "binary", (1, 1, 1, 1)), (3, "classes", (2, 1, 2, 2)), (3, "labels", (2, 4, 3, 7))],
+)
+def test_a_perfect_network_is_perfect_in_everything(tmp_path, num_classes, task, values):
+    split = write_split(tmp_path / "test.arrow", squares(values), task=task)
+    predict = predictor(Told(num_classes, task == "labels"))
+    quality, true_objects = measure_quality(predict, split, 2, 1.0)
+    assert set(quality) == {"L1", "L2", "mean"}
+    thresholds = choose_thresholds(predict, split, 2)
+    rows = summarise(quality, resample(quality, list("aabb")), thresholds, "L2")
+    for row in rows.values():
+        perfect = {
+            key: value for key, value in row.items() if key not in ("hd95_px", "ece", "threshold") and "diff" not in key
+        }
+        if task == "classes":
+            assert perfect.pop("iou_image_at_threshold") is None
+            assert row["threshold"] is None
+        else:
+            assert row["threshold"] == 0.5
+        assert set(perfect.values()) == {1.0}
+        assert row["hd95_px"] == row["difference_iou"] == row["difference_iou_high"] == 0
+        assert row["ece"] == pytest.approx(0, abs=1e-6)
+    sizes = by_size(quality, true_objects, None)
+    assert sum(size["num_objects"] for size in sizes.values()) == len(true_objects.diameters_px())
+    assert {size["L1"]["object_recall"] for size in sizes.values() if size["num_objects"]} == {1.0}
+
+
+def test_scores_of_an_image_are_those_of_its_own_mask_whatever_its_batch(tmp_path):
+    rng = np.random.default_rng(0)
+    masks = [(rng.random(size) < 0.4).astype(np.uint8) for size in SIZES]
+    split = write_split(tmp_path / "test.arrow", masks)
+    torch.manual_seed(0)
+    predict = Predictor(Trained(NestedUNet([2, 4, 8]).eval(), 16), CPU)
+    quality, true_objects = measure_quality(predict, split, 8, 1.0)
+    counts = count_pixels(predict, split, 8)
+    for name, each in quality.items():
+        assert torch.equal(each.counts, counts[name])
+        for index in range(len(split)):
+            image, mask = split[index]
+            hat = predict([image])[name][0].numpy() > 0
+            boundary = compare_boundaries(Boundary.of(hat), Boundary.of(mask > 0), 1.0)
+            matches = match_objects(Objects.of(hat), Objects.of(mask > 0))
+            expected = (boundary.f1, boundary.hd95_px, matches.f1, matches.average_precision)
+            assert tuple(values[index, 0] for values in each.shapes.values()) == pytest.approx(expected)
+    assert len(np.concatenate(true_objects.areas)) == sum(len(Objects.of(mask > 0).areas) for mask in masks)
+
+
+def test_a_wrong_head_is_wrong_and_leaves_the_other_as_it_is(tmp_path):
+    split = write_split(tmp_path / "test.arrow", squares())
+    quality, true_objects = measure_quality(predictor(Told(wrong=1.0)), split, 2, 1.0)
+    rows = summarise(quality, resample(quality, list("abcd")), dict.fromkeys(quality), "L2")
+    assert rows["L1"]["iou_image"] == rows["L1"]["precision"] == rows["L1"]["object_f1"] == 0
+    assert rows["L1"]["ece"] == pytest.approx(1, abs=1e-6)
+    assert rows["L1"]["difference_iou"] == rows["L1"]["difference_iou_high"] == -1
+    assert rows["L2"]["iou_image"] == rows["L2"]["dsb_ap"] == 1
+    assert {size["L1"]["object_recall"] for size in by_size(quality, true_objects, None).values()} - {None} == {0}
+
+
+def test_classes_are_scored_where_they_occur_and_none_where_they_never_do(tmp_path):
+    split = write_split(tmp_path / "test.arrow", squares((1, 2, 1, 1)), task="classes")
+    network = Told(3)
+    network.num_classes = 3
+    quality, _ = measure_quality(predictor(network), split, 2, 1.0)
+    found = by_class(quality, ["one", "two"])
+    assert found["two"]["L1"]["iou_image"] == found["two"]["L1"]["object_f1"] == 1
+    assert np.isnan(quality["L1"].shapes["boundary_f1"][:, 1]).tolist() == [True, False, True, True]
+    split = write_split(tmp_path / "only.arrow", squares((1, 1, 1, 1)), task="classes")
+    found = by_class(measure_quality(predictor(network), split, 2, 1.0)[0], ["one", "two"])
+    assert set(found["two"]["L1"].values()) == {None}
+
+
+def test_ignored_pixels_count_in_no_score(tmp_path):
+    masks = squares()
+    plain = measure_quality(predictor(Told(wrong=0.0)), write_split(tmp_path / "a", masks), 2, 1.0)[0]["L2"]
+    for mask in masks:
+        mask[:, 9:] = IGNORE
+    split = write_split(tmp_path / "b", masks)
+    predict = predictor(Told())
+
+    def everything(images):
+        return {name: torch.ones(len(images), 1, *images[0].shape[:2]) for name in predict.names}
+
+    half = measure_quality(predict, split, 2, 1.0)[0]["L2"]
+    assert half.bins[:, 0].sum() == sum(mask.shape[0] * 9 for mask in masks) < plain.bins[:, 0].sum()
+    predict.probs = everything  # type: ignore[method-assign]
+    full = measure_quality(predict, split, 2, 1.0)[0]["L2"]
+    assert full.counts[:, 1, 1].tolist() == [(mask[:, :9] == 0).sum() for mask in masks]
+
+
+def test_the_threshold_is_val_s_and_its_score_is_test_s(tmp_path):
+    """A network of a probability that grows from left to right: the mask says which one is right."""
+
+    class Ramp(Told):
+        def forward(self, image):
+            probs = torch.linspace(0.025, 0.975, image.shape[-1]).expand(len(image), 1, *image.shape[-2:])
+            return (probs.logit(),) * 2
+
+    val, test = np.zeros((16, 20), np.uint8), np.zeros((16, 20), np.uint8)
+    val[:, 14:], test[:, 10:] = 1, 1
+    predict = predictor(Ramp())
+    thresholds = choose_thresholds(predict, write_split(tmp_path / "val", [val]), 2)
+    quality, _ = measure_quality(predict, write_split(tmp_path / "test", [test]), 2, 1.0)
+    row = summarise(quality, resample(quality, ["a"]), thresholds, "L2")["L2"]
+    assert THRESHOLDS[thresholds["L2"]] == row["threshold"] == pytest.approx(0.7)
+    assert row["iou_image"] == pytest.approx(1)
+    assert row["iou_image_at_threshold"] == pytest.approx(0.6)
+
+
+def test_kinds_and_rows_hold_the_means_of_their_images(tmp_path):
+    rng = np.random.default_rng(1)
+    masks = [(rng.random(size) < 0.4).astype(np.uint8) for size in SIZES]
+    split = write_split(tmp_path / "test.arrow", masks, kinds="abbb")
+    torch.manual_seed(0)
+    quality, _ = measure_quality(Predictor(Trained(NestedUNet([2, 4, 8]).eval(), 16), CPU), split, 8, 1.0)
+    kinds = by_kind(quality, split.kinds)
+    rows = image_rows(quality, split.ids, split.kinds, list("wxyz"))
+    assert list(kinds) == ["b", "a"]
+    assert [kind["num_images"] for kind in kinds.values()] == [3, 1]
+    assert list(rows[0])[:4] == ["id", "kind", "group", "iou_L1"]
+    for score, column in (("iou_image", "iou"), ("boundary_f1", "boundary_f1"), ("object_f1", "object_f1")):
+        mean = np.mean([row[f"{column}_L1"] for row in rows if row["kind"] == "b"])
+        assert kinds["b"]["L1"][score] == pytest.approx(mean, abs=1e-5)
+
+
+def test_sizes_are_thirds_of_the_objects_or_those_asked_for(tmp_path):
+    mask = np.zeros((40, 40), np.uint8)
+    for number, side in enumerate((2, 3, 4, 5, 6, 7)):
+        mask[number * 6 + 1 : number * 6 + 1 + min(side, 5), 2 : 2 + side] = 1
+    quality, true_objects = measure_quality(predictor(Told()), write_split(tmp_path / "t", [mask]), 1, 1.0)
+    thirds = by_size(quality, true_objects, None)
+    assert [size["num_objects"] for size in thirds.values()] == [2, 2, 2]
+    assert thirds["small"]["to_px"] == thirds["medium"]["from_px"]
+    asked = by_size(quality, true_objects, (3.0, 100.0))
+    assert [size["num_objects"] for size in asked.values()] == [1, 5, 0]
+    assert asked["large"]["L1"] == {"object_recall": None, "object_iou": None}
+
+
+def test_empty_masks_rightly_predicted_are_perfect_and_have_no_sizes(tmp_path):
+    class Nothing(Told):
+        def forward(self, image):
+            return (image[:, :1] * 0 - 20,) * 2
+
+    split = write_split(tmp_path / "t", [np.zeros((16, 16), np.uint8)] * 2)
+    predict = predictor(Nothing())
+    quality, true_objects = measure_quality(predict, split, 2, 1.0)
+    row = summarise(quality, resample(quality, ["a", "b"]), choose_thresholds(predict, split, 2), "L2")["L1"]
+    assert row["iou_image"] == row["object_f1"] == row["boundary_f1"] == row["dsb_ap"] == 1
+    assert row["hd95_px"] == 0
+    assert row["precision"] is row["recall"] is None
+    assert by_size(quality, true_objects, None)["small"]["num_objects"] == 0
+
+
+def test_batches_hold_one_size_and_every_image_once(tmp_path):
+    split = write_split(tmp_path / "test.arrow", squares())
+    found = list(batches(split, 8))
+    assert sorted(index for batch in found for index in batch.indices) == [0, 1, 2, 3]
+    assert all(len({image.shape for image in batch.images}) == 1 for batch in found)
+    assert [batch.indices for batch in batches(split, 8, [2, 1])] == [[2], [1]]
+
+
+def test_the_mean_is_of_the_probabilities():
+    network = NestedUNet([2, 4, 8]).eval()
+    segmenter = Segmenter(network)
+    image = torch.rand(2, 3, 13, 10)
+    with torch.no_grad():
+        probs = head_probs(segmenter, image)
+        mean = Segmenter(segmenter.network, dict.fromkeys(segmenter.network.depths, 1.0)).eval()(image)
+        assert torch.equal(probs[-1], segmenter(image))
+    assert mean.shape == (2, 1, 13, 10)
+    torch.testing.assert_close(mean, (probs[0] + probs[1]) / 2)
+    torch.testing.assert_close(Predictor(Trained(network, None), CPU).probs_of(image)["mean"], mean)

@@ -1,0 +1,102 @@
+"""What evaluate writes, made up: report.json of schema 2, whole and as small as it may be, rows, and samples."""
+
+import numpy as np
+
+from pipelines.pages import depth_page
+
+HOSTILE = '<script>alert(1)</script>" onerror="alert(2)'
+RULE = {"tolerance_iou": 0.01, "max_latency_ms": None, "resamples": 2000}
+SCORES = ("iou_image", "iou_pixels", "iou_paper", "dice_image", "dice_pixels", "dice_paper", "precision", "recall")
+SCORES += ("boundary_f1", "object_f1", "dsb_ap", "iou_image_at_threshold")
+COSTS = {"latency_ms": 8.3, "latency_p95_ms": 93.2, "latency_p99_ms": 99.0, "latency_spread": 0.1}
+COSTS |= {"images_per_s": 136.7, "best_batch": 8, "peak_memory_mib": 4.1, "cold_start_ms": 200.0, "size_mib": 0.15}
+COSTS |= {"macs": 92307456, "parameters": 33009}
+
+
+def smallest(name="L1") -> dict:
+    """One depth, one image, and nothing measured but IoU."""
+    return {
+        "schema": 2,
+        "recommended_depth": None,
+        "recommendation": "No depth is recommended.",
+        "num_images": 1,
+        "depths": {name: {"iou_image": 0.5}},
+    }
+
+
+def whole(names=("L1", "L2", "mean"), depth: int | None = 1) -> dict:
+    """Every key that a report may have."""
+    row = {key: 0.8 for key in SCORES} | COSTS | {"hd95_px": 3.2, "ece": 0.02, "threshold": 0.45}
+    for key in ("iou_image", "dice_image", "object_f1", "boundary_f1"):
+        row |= {f"{key}_low": 0.75, f"{key}_high": 0.85}
+    row |= {"difference_iou": -0.02, "difference_iou_low": -0.03, "difference_iou_high": -0.01}
+    depths = {name: row | {"latency_ms": 8.3 + index} for index, name in enumerate(names)}
+    single = [name for name in names if name != "mean"]
+    machine = {"device": "cpu", "processor": "a <b>processor</b>", "cores": 2, "threads": 2}
+    machine |= {"precision": "fp32", "size_px": 96, "latency_rounds": 30, "throughput_batch": 8}
+    below = {"below_best": 0.02, "below_best_low": 0.01, "below_best_high": 0.03}
+    candidate = {"within_tolerance": False, "within_budget": True, "why": "2.0 IoU points below the <best>"}
+    runtime = {"runtime": "onnxruntime", "format": "onnx-int8", "precision": "int8", "latency_ms": 3.0}
+    runtime |= {"latency_p95_ms": 4.0, "images_per_s": 200.0, "size_mib": 0.1, "iou_image": 0.7}
+    runtime |= {"difference_iou": -0.1, "offered": False, "why": "it loses <more> than the tolerance"}
+    gate = {"name": "flips", "value": 0.02, "limit": 0.03, "passed": True, "what": "what a <mirror> changes"}
+    empty = {"confidence": None, "accuracy": None, "share": 0.0}
+    part = {name: {"iou_image": 0.7, "recall": None} for name in names}
+    return {
+        "schema": 2,
+        "recommended_depth": depth,
+        "nearest_depth": None if depth else int(single[0][1:]),
+        "recommendation": "L1 is recommended: IoU 0.800.",
+        "num_images": 3,
+        "num_groups": 2,
+        "intervals": {"level": 0.95, "resamples": 2000, "over": "groups"},
+        "depths": depths,
+        "decision": {
+            "tolerance_iou": 0.01,
+            "max_latency_ms": 20.0,
+            "max_memory_mib": None,
+            "max_parameters": 100_000,
+            "candidates": [{"name": name} | below | candidate for name in single],
+        },
+        "machine": machine,
+        "test": {"sha256": "0" * 64, "kinds": {"a": 3}},
+        "classes": {name: {HOSTILE: 0.8, "rare": None} for name in names},
+        "groups": {
+            "class": {HOSTILE: part, "rare": {name: {"iou_image": None} for name in names}},
+            "size": {size: {"num_objects": 4} | part for size in ("small", "medium", "large")},
+            "kind": {HOSTILE: {"num_images": 2} | part, "": {"num_images": 1} | part},
+        },
+        "reliability": {name: [{"confidence": 0.1, "accuracy": 0.2, "share": 1.0}, empty] for name in names},
+        "gates": {name: [gate, gate | {"name": HOSTILE, "passed": False}] for name in single},
+        "runtimes": [{"depth": name} | runtime for name in single],
+    }
+
+
+def samples_of(rows, names, dtype=np.uint8, channels=3, side=20, num_classes=2) -> list[depth_page.Sample]:
+    """A sample for each row: noise, and masks of noise; the first is the best, the last the worst."""
+    rng = np.random.default_rng(0)
+    return [
+        depth_page.Sample(
+            "best" if index == 0 else "worst" if index == len(rows) - 1 else None,
+            row,
+            rng.integers(0, 255, (side, side + 5, channels)).astype(dtype),
+            rng.integers(0, num_classes, (side, side + 5)).astype(np.uint8),
+            {name: rng.integers(0, num_classes, (side, side + 5)).astype(np.uint8) for name in names},
+        )
+        for index, row in enumerate(rows)
+    ]
+
+
+def page_of(metrics, rule=RULE, num_images=3, ids=None, **options) -> str:
+    """The page of made-up metrics."""
+    names = list(metrics["depths"])
+    ids = ids or [f"{HOSTILE}{index}" for index in range(num_images)]
+    rows = [
+        {"id": id_, "kind": "<i>k</i>", "group": id_} | {f"iou_{name}": 0.9 - 0.1 * index for name in names}
+        for index, id_ in enumerate(ids)
+    ]
+    extremes = {name: {"best": 0, "median": len(rows) // 2, "worst": len(rows) - 1} for name in names}
+    samples = samples_of(rows, names, **options)
+    return depth_page.build_report(
+        metrics, rows, samples, extremes, names[0], rule, {"Model <x>": "<y>", "Epoch": None}
+    )

@@ -1,0 +1,135 @@
+"""Laws of finding an evaluation: every way to name one leads to its files, and a wrong name is told what there is."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines.registry import find_report
+from pipelines.registry.find_report import FILES, find_evaluation, open_page
+from unetpp.errors import UserError
+
+
+def write_files(folder: Path, what: str = "of the folder") -> Path:
+    folder.mkdir(parents=True)
+    for name in FILES:
+        (folder / name).write_text(f"{name} {what}")
+    return folder
+
+
+def run(*arguments: str, folder: Path) -> None:
+    subprocess.run(arguments, cwd=folder, check=True, capture_output=True)
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """An empty working directory without git."""
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["project", "project/reports", "project/reports/evaluate/report.html"])
+def test_a_project_its_reports_and_the_page_itself_name_the_folder(elsewhere, name):
+    folder = write_files(elsewhere / "project/reports/evaluate")
+    assert find_evaluation(str(elsewhere / name)).samefile(folder)
+
+
+def test_a_wrong_name_is_told_what_was_expected_and_what_there_is(elsewhere):
+    (elsewhere / "empty").mkdir()
+    with pytest.raises(
+        UserError, match=r"empty: found no report.json in this folder; expected .* `dvc repro evaluate`"
+    ):
+        find_evaluation("empty")
+    with pytest.raises(UserError, match=r"nothing: no such folder, git revision or DVC experiment.*Here there is none"):
+        find_evaluation("nothing")
+    write_files(elsewhere / "reports/evaluate")
+    with pytest.raises(UserError, match=r"Here there is the folder reports/evaluate"):
+        find_evaluation("--upload-pack=touch x")
+
+
+@pytest.mark.parametrize("name", ["models:/a@b", "0" * 32, f"runs:/{'0' * 32}"])
+def test_where_there_is_no_store_none_is_made(elsewhere, name):
+    with pytest.raises(UserError, match=r"no MLflow store .*mlflow.db: `dvc repro register` makes it"):
+        find_evaluation(name)
+    assert not list(elsewhere.iterdir())
+
+
+def test_the_address_is_printed_and_a_browser_opened_where_there_is_one(elsewhere, monkeypatch, capsys):
+    opened = []
+    monkeypatch.setattr(find_report.webbrowser, "open", opened.append)
+    page = write_files(elsewhere / "a folder") / "report.html"
+    monkeypatch.setenv("DISPLAY", ":0")
+    open_page(page, browser=False)
+    assert opened == []
+    open_page(page, browser=True)
+    assert opened == [page.as_uri()]
+    assert capsys.readouterr().out == f"{page.as_uri()}\n" * 2
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    open_page(page, browser=True)
+    assert len(opened) == 1
+    with pytest.raises(UserError, match="no such file"):
+        open_page(elsewhere / "missing.html", browser=True)
+
+
+@pytest.mark.slow
+def test_a_commit_and_an_experiment_name_what_they_made(elsewhere):
+    write_files(elsewhere / "made")
+    outs = "".join(f"      - reports/evaluate/{name}\n" for name in FILES)
+    (elsewhere / "dvc.yaml").write_text(
+        "stages:\n  evaluate:\n    cmd: mkdir -p reports/evaluate && cp made/* reports/evaluate &&"
+        " cat params.yaml >> reports/evaluate/report.html\n    params: [seed]\n    outs:\n" + outs
+    )
+    (elsewhere / "params.yaml").write_text("seed: 1\n")
+    (elsewhere / ".gitignore").write_text("/reports/*\n")
+    identity = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+    for arguments in (("git", "init", "-q"), ("dvc", "init", "-q"), ("dvc", "repro", "-q"), ("git", "add", "-A")):
+        run(*arguments, folder=elsewhere)
+    run("git", *identity, "commit", "-qm", "first", folder=elsewhere)
+    run("git", *identity, "tag", "v1", folder=elsewhere)
+    run("dvc", "exp", "run", "-q", "-n", "tried", "-S", "seed=2", folder=elsewhere)
+    for name, seed in (("v1", 1), ("HEAD", 1), ("tried", 2)):
+        folder = find_evaluation(name)
+        assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
+        assert (folder / "report.html").read_text() == f"report.html of the folderseed: {seed}\n"
+    with pytest.raises(UserError, match="the experiment tried"):
+        find_evaluation("untried")
+    run("git", "rm", "-q", "-r", "--cached", "dvc.lock", folder=elsewhere)
+    run("git", *identity, "commit", "-qm", "without outputs", folder=elsewhere)
+    with pytest.raises(UserError, match=r"HEAD: commit \w{12} has no reports/evaluate/report.html"):
+        find_evaluation("HEAD")
+
+
+@pytest.mark.slow
+def test_a_run_a_version_and_an_alias_name_what_was_logged_with_them(elsewhere, monkeypatch):
+    from pipelines.registry import mlflow_store, runs
+
+    uri = f"sqlite:///{elsewhere / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    client = mlflow_store.connect(uri)
+    experiment = runs.experiment_id(client, "test")
+    with runs.open_run(client, experiment, "a run", "f") as run:
+        run_id = run.info.run_id
+        client.log_artifacts(run_id, str(write_files(elsewhere / "made")), "report")
+    client.create_registered_model("nuclei")
+    client.create_model_version("nuclei", run.info.artifact_uri, run_id)
+    client.set_registered_model_alias("nuclei", "recommended", "1")
+    for name in (run_id, f"runs:/{run_id}", "models:/nuclei@recommended", "models:/nuclei/1"):
+        assert (find_evaluation(name) / "report.html").read_text() == "report.html of the folder"
+    for name, answer in (
+        ("0" * 32, rf"no such run with a folder `report`.*its newest runs are {run_id} \(a run\)"),
+        ("models:/nuclei@champion", "of nuclei the aliases recommended"),
+        ("models:/cells/1", "it holds nuclei"),
+        ("models:/nuclei", re.escape("expected models:/NAME@ALIAS")),
+    ):
+        with pytest.raises(UserError, match=answer):
+            find_evaluation(name)
+    with runs.open_run(client, experiment, "bare", "g") as bare:
+        pass
+    with pytest.raises(UserError, match="no such run with a folder `report`"):
+        find_evaluation(bare.info.run_id)

@@ -1,0 +1,256 @@
+"""A training in MLflow while it runs, whatever happens to MLflow or to the training."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from pipelines.registry import live_log, mlflow_store, run_log, runs
+from pipelines.registry.live_log import Sender, logged_live, read_unlogged
+from pipelines.registry.run_log import Inputs
+from tests.pipelines.registry.family import write_csv
+from tests.pipelines.test_train import ARGUMENTS
+from tests.stores import MlflowServer, free_port
+
+NAMES = ("val_iou/L1", "val_iou/L2", "val_loss/L1", "val_loss/L2", "train_loss", "learning_rate", "images_per_s")
+
+
+def row_of(epoch: int) -> dict:
+    depths = {f"val_{what}_L{depth}": epoch / 10 + depth / 100 for what in ("iou", "loss") for depth in (1, 2)}
+    return {"epoch": epoch, "train_loss": 1 / epoch, "learning_rate": 0.1, "images_per_s": 7.0 * epoch} | depths
+
+
+class Store:
+    """Takes rows while it is up."""
+
+    def __init__(self, up: bool = True):
+        self.up, self.rows, self.status = up, [], None
+
+    def __call__(self, rows, status):
+        if not self.up:
+            raise ConnectionError("away")
+        self.rows += [row for row, _ in rows]
+        self.status = status
+
+
+def wait_for(what, timeout_s: float = 30) -> None:
+    give_up = time.monotonic() + timeout_s
+    while not what():
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("away", ["never", "at the start", "in the middle", "at the end"])
+def test_every_row_is_sent_once_and_in_order_or_given_back(away, capfd):
+    store = Store(away != "at the start")
+    sender = Sender(store, retry_s=0.02)
+    for epoch in range(1, 31):
+        sender.add({"epoch": epoch})
+        time.sleep(0.005)
+        if epoch == 10:
+            store.up = away not in ("in the middle", "at the start")
+        if epoch == 20:
+            store.up = away != "at the end"
+    left = sender.close("FINISHED", 0.5)
+    assert [row["epoch"] for row in store.rows] + [row["epoch"] for row, _ in left] == list(range(1, 31))
+    assert bool(left) == (away == "at the end")
+    assert store.status == (None if left else "FINISHED")
+    said = capfd.readouterr().err
+    assert said.count("not in MLflow for now: ConnectionError: away") == (away != "never")
+    assert said.count("in MLflow again") == (away in ("at the start", "in the middle"))
+
+
+def test_training_never_waits_for_a_store_that_hangs():
+    hangs = threading.Event()
+    sender = Sender(lambda rows, status: hangs.wait(60) and None)
+    began = time.monotonic()
+    for epoch in range(1, 100):
+        sender.add({"epoch": epoch})
+    assert time.monotonic() - began < 1
+    assert len(sender.close("FINISHED", 0.2)) == 99
+    assert time.monotonic() - began < 2
+    hangs.set()
+
+
+def test_on_a_cluster_only_a_server_is_logged_to(params, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert live_log._can_log(params)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert not live_log._can_log(params)
+    for uri in ("http://mlflow:5000", "postgresql://me:secret@db/mlflow"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        assert live_log._can_log(params)
+    off = params.model_copy(update={"registry": params.registry.model_copy(update={"live": False})})
+    assert not live_log._can_log(off)
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """An empty project folder with MLflow's default store."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # MLflow sets it to where it is connected: undone at the end
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(live_log, "PATIENCE_S", 60)
+    return tmp_path
+
+
+def train(params, epochs, spool: Path, training: str = "train-1", history=()) -> None:
+    with logged_live(params, training, history, spool) as log:
+        for epoch in epochs:
+            log(row_of(epoch))
+
+
+def only_run(uri: str | None = None):
+    client = mlflow_store.connect(mlflow_store.tracking_uri(uri))
+    (run,) = client.search_runs([runs.experiment_id(client, "unetpp")])
+    return client, run
+
+
+def steps(client, run) -> dict[str, list[int]]:
+    return {name: [one.step for one in client.get_metric_history(run.info.run_id, name)] for name in NAMES}
+
+
+def test_run_of_a_training_is_completed_by_register_and_opened_once(params, store):
+    spool = store / "reports" / live_log.UNLOGGED
+    train(params, [1, 2], spool)
+    # Stopped in the middle of the third epoch.
+    with pytest.raises(SystemExit), logged_live(params, "train-1", [row_of(1), row_of(2)], spool):
+        raise SystemExit(143)
+    client, run = only_run()
+    assert run.info.status == "KILLED"
+    train(params, [3], spool, history=[row_of(1), row_of(2)])
+    client, run = only_run()
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["training"] == "train-1"
+    assert steps(client, run) == {name: [1, 2, 3] for name in NAMES}
+    assert client.get_metric_history(run.info.run_id, "images_per_s")[2].value == 21
+    assert not spool.exists()
+    with runs.open_run(client, run.info.experiment_id, "nuclei abc", "abc", "train-1") as completed:
+        assert completed.info.run_id == run.info.run_id
+        assert completed.info.status == "RUNNING"
+    client, run = only_run()
+    assert (run.info.status, run.info.run_name, run.data.tags["fingerprint"]) == ("FINISHED", "nuclei abc", "abc")
+    train(params, [1, 2, 3], spool)  # once more, as after `dvc repro --force`
+    client, run = only_run()
+    assert steps(client, run) == {name: [1, 2, 3] for name in NAMES}
+    with runs.open_run(client, run.info.experiment_id, "nuclei def", "def", "train-1") as other:
+        assert other.info.run_id != run.info.run_id  # another evaluation of the same training
+
+
+def log_curves(client, run, folder: Path, epochs, training: str) -> None:
+    """What stage register does about curves."""
+    rows = [
+        {"epoch": epoch, "depth": f"L{depth}", "val_iou": f"{epoch / 10 + depth / 100:.6f}", "val_loss": "0.5"}
+        | {"train_loss": f"{1 / epoch:.6f}", "learning_rate": "1.000e-01"}
+        for epoch in epochs
+        for depth in (1, 2)
+    ]
+    write_csv(folder / "curves.csv", rows)
+    inputs = Inputs(Path(), Path(), folder / "curves.csv", Path())
+    for _ in range(2):  # an attempt that was cut after it, and the next
+        run_log.log_curves(client, client.get_run(run.info.run_id), inputs, training)
+
+
+@pytest.mark.slow
+def test_server_that_is_down_at_start_middle_and_end_has_every_epoch_once_after_register(
+    params, store, monkeypatch, capfd
+):
+    port = free_port()
+    uri = f"http://127.0.0.1:{port}"
+    monkeypatch.setattr(live_log, "RETRY_S", 0.5)
+    monkeypatch.setattr(live_log, "PATIENCE_S", 3)
+    mlflow_store.connect(f"sqlite:///{store}/mlflow.db")  # its migrations are not what is tested
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)  # which MLflow sets to where it is connected
+
+    def serve() -> MlflowServer:
+        return MlflowServer(store, f"sqlite:///{store}/mlflow.db", str(store / "artifacts"), port=port)
+
+    def has(epochs: list[int]) -> bool:
+        return steps(*only_run(uri)) == {name: epochs for name in NAMES}
+
+    spool, longest = store / "reports" / live_log.UNLOGGED, 0.0
+    with logged_live(params, "train-1", [], spool) as log:
+
+        def epoch(number: int) -> None:
+            nonlocal longest
+            began = time.monotonic()
+            log(row_of(number))
+            longest = max(longest, time.monotonic() - began)
+
+        epoch(1)
+        epoch(2)
+        wait_for(lambda: "not in MLflow for now" in capfd.readouterr().err)
+        server = serve()
+        wait_for(lambda: "in MLflow again" in capfd.readouterr().err)
+        epoch(3)
+        wait_for(lambda: has([1, 2, 3]))
+        os.killpg(server._process.pid, signal.SIGKILL)
+        server.close()
+        epoch(4)
+        wait_for(lambda: "not in MLflow for now" in capfd.readouterr().err, 60)
+        server = serve()
+        wait_for(lambda: has([1, 2, 3, 4]))
+        os.killpg(server._process.pid, signal.SIGKILL)
+        server.close()
+        epoch(5)
+        epoch(6)
+        began = time.monotonic()
+    assert time.monotonic() - began < 5
+    assert longest < 0.1
+    assert [row["epoch"] for row, _ in read_unlogged(spool, "train-1")] == [5, 6]
+    assert read_unlogged(spool, "train-2") == []
+
+    client, run = only_run(f"sqlite:///{store}/mlflow.db")  # the server's own: it is up again
+    assert run.info.status == "RUNNING"  # nobody could say that it had ended
+    log_curves(client, run, spool.parent, range(1, 8), "train-1")  # a seventh is in no file but the curves
+    found = {name: sorted(values) for name, values in steps(client, run).items()}
+    assert found.pop("images_per_s") == [1, 2, 3, 4, 5, 6]
+    assert found == {name: [1, 2, 3, 4, 5, 6, 7] for name in NAMES[:-1]}
+
+
+@pytest.mark.slow
+def test_killed_training_goes_on_in_the_same_run(project, prepared):
+    """One process without Ray; the run of several processes is told of epochs by Ray, and otherwise the same."""
+    (project.folder / "architecture.yaml").write_text("widths: [4, 6, 8]\n")
+    uri = f"sqlite:///{project.folder}/mlflow.db"
+    project.set({"train": {"epochs": 100, "num_workers": 1}, "register": {"live": True, "tracking_uri": uri}})
+    arguments = ("--prepared", str(prepared), *ARGUMENTS)
+    killed = project.start("train", *arguments)
+    wait_for(lambda: "epoch 10/100" in project.log("train"), 120)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    project.run("train", *arguments)
+    client, run = only_run(uri)
+    assert run.info.status == "FINISHED"
+    for name in ("val_iou/L1", "val_loss/L2", "train_loss", "learning_rate", "images_per_s"):
+        assert Counter(one.step for one in client.get_metric_history(run.info.run_id, name)) == Counter(range(1, 101))
+
+
+@pytest.mark.ray
+def test_epochs_of_several_workers_reach_mlflow_while_they_train(project, prepared):
+    (project.folder / "architecture.yaml").write_text("widths: [4, 6, 8]\n")
+    uri = f"sqlite:///{project.folder}/mlflow.db"
+    project.set({"train": {"epochs": 40, "num_workers": 2}, "register": {"live": True, "tracking_uri": uri}})
+    mlflow_store.connect(uri)
+    process = project.start("train", "--prepared", str(prepared), *ARGUMENTS)
+    client = mlflow_store.connect(uri)
+    where = runs.experiment_id(client, "unetpp")
+
+    def logged() -> int:
+        found = client.search_runs([where])
+        return len(client.get_metric_history(found[0].info.run_id, "val_iou/L2")) if found else 0
+
+    wait_for(lambda: logged() or process.poll() is not None, 200)
+    assert process.poll() is None, project.log("train")
+    assert process.wait(200) == 0, project.log("train")
+    client, run = only_run(uri)
+    assert [one.step for one in client.get_metric_history(run.info.run_id, "val_iou/L2")] == list(range(1, 41))
+    history = json.dumps(sorted(run.data.metrics))
+    assert "images_per_s" in history
+    assert "best_" not in history

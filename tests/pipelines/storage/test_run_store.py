@@ -1,0 +1,240 @@
+"""Checkpoints in a folder and in a bucket over real HTTP: the same laws for both, and real workers on a bucket."""
+
+import os
+import pickle
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from pipelines.core.params import load_params
+from pipelines.storage import run_store
+from pipelines.storage.run_store import STOP, StopFile, begin, check_shared, open_store, runs_at
+from tests.conftest import REPOSITORY
+from tests.pipelines.storage import test_s3
+from tests.pipelines.storage.test_s3 import Bucket
+from tests.pipelines.test_search import command
+from tests.pipelines.test_train import ARGUMENTS
+from tests.pipelines.training.test_exact import run_processes, settings_of
+from tests.servers import s3_error
+from unetpp.errors import UserError
+from unetpp.inference.model_file import load_model
+from unetpp.training.checkpoint import MANIFEST, STATE
+
+PARAMS = load_params(REPOSITORY / "params.yaml")
+bucket = test_s3.bucket
+pytestmark = pytest.mark.usefixtures("aws")
+RUN = "runs/a run"
+
+
+class Place:
+    """A run of one kind, and its files as they lie there."""
+
+    def __init__(self, folder: Path, bucket: Bucket | None):
+        self.folder, self.bucket = folder / RUN, bucket
+        location = f"s3://{bucket.name}/a prefix/{RUN}" if bucket else str(self.folder)
+        endpoint = bucket.proxy.url if bucket else None
+        self.store = open_store(location, PARAMS.ingest.s3.model_copy(update={"endpoint": endpoint}))
+
+    def names(self) -> list[str]:
+        if self.bucket is None:
+            return sorted(str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file())
+        found = self.bucket.client.list_objects_v2(Bucket=self.bucket.name, Prefix=f"a prefix/{RUN}/")
+        return sorted(one["Key"].removeprefix(f"a prefix/{RUN}/") for one in found.get("Contents", ()))
+
+    def change(self, name: str, change: Callable[[bytearray], bytes] | None) -> None:
+        """Other bytes in place of a file's; None removes it."""
+        if change is None:
+            self.store.remove(name)
+        else:
+            self.store.write(name, bytes(change(bytearray(self.store.read(name) or b""))))
+
+
+@pytest.fixture(params=["folder", "s3"])
+def place(request, tmp_path) -> Place:
+    return Place(tmp_path, request.getfixturevalue("bucket") if request.param == "s3" else None)
+
+
+@pytest.fixture
+def s3_place(bucket, tmp_path) -> Place:
+    return Place(tmp_path, bucket)
+
+
+def state(epoch: int, step: int = 0) -> dict:
+    inside = {"step": step} if step else {}
+    return {"epoch": epoch, "weights": {"w": torch.full((500,), float(epoch))}} | inside
+
+
+def names_of(*checkpoints: str) -> list[str]:
+    return sorted(f"{one}/{file}" for one in checkpoints for file in (STATE, MANIFEST))
+
+
+def flip(content: bytearray) -> bytes:
+    content[len(content) // 2] ^= 1
+    return bytes(content)
+
+
+def test_newest_checkpoint_is_the_furthest_and_two_are_kept(place):
+    assert place.store.newest() == ({}, [])
+    for epoch, step in ((0, 3), (1, 0), (1, 7), (2, 0)):
+        place.store.add(state(epoch, step))
+    found, passed_over = place.store.newest()
+    assert (found["epoch"], passed_over) == (2, [])
+    assert torch.equal(found["weights"]["w"], torch.full((500,), 2.0))
+    assert place.names() == names_of("checkpoint_000001_00000007", "checkpoint_000002_00000000")
+    again = pickle.loads(pickle.dumps(place.store))  # as it travels to a worker
+    assert again.name == place.store.name
+    assert again.newest()[0]["epoch"] == 2
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [(STATE, flip), (STATE, lambda old: old[:-1]), (STATE, None), (MANIFEST, None), (MANIFEST, lambda old: b"{")],
+    ids=["flipped byte", "truncated", "no state", "no manifest", "torn manifest"],
+)
+def test_damaged_checkpoint_is_said_passed_over_and_gone_with_the_next(place, file, change):
+    for epoch in (1, 2, 3):
+        place.store.add(state(epoch))
+    place.change(f"checkpoint_000003_00000000/{file}", change)
+    found, passed_over = place.store.newest()
+    assert found["epoch"] == 2
+    assert len(passed_over) == 1
+    assert passed_over[0].startswith(f"{place.store.name}/checkpoint_000003_00000000: ")
+    # Who goes on from the whole one makes the same again, perhaps by way of one inside of the epoch: two are kept then.
+    place.store.add(state(2, 5))
+    assert place.store.newest()[1] == []
+    assert place.names() == names_of("checkpoint_000002_00000000", "checkpoint_000002_00000005")
+    place.store.add(state(3))
+    assert place.store.newest()[0]["epoch"] == 3
+
+
+@pytest.mark.parametrize("file", [STATE, MANIFEST])
+def test_write_that_fails_in_the_middle_leaves_a_whole_checkpoint(s3_place, monkeypatch, file):
+    monkeypatch.setattr("pipelines.storage.s3.ATTEMPTS", 1)
+    place = Place(Path("/nowhere"), s3_place.bucket)
+    place.store.add(state(1))
+    s3_place.bucket.fault = lambda request, answer: (
+        s3_error(503, "SlowDown") if request.method == "PUT" and file in request.path else answer
+    )
+    with pytest.raises(UserError, match="the store fails"):
+        place.store.add(state(2))
+    s3_place.bucket.fault = lambda request, answer: answer
+    found, _ = place.store.newest()
+    assert found["epoch"] == (1 if file == STATE else 2)  # it arrives, and its answer is lost: with the manifest whole
+    place.store.add(state(2))
+    found, passed_over = place.store.newest()
+    assert (found["epoch"], passed_over) == (2, [])
+
+
+def test_run_that_begins_is_not_asked_to_stop_any_more(place, monkeypatch):
+    monkeypatch.setattr(run_store, "ASK_EVERY_S", 0)
+    place.store.write(STOP, b"")
+    assert StopFile(place.store)()
+    begin(place.store)
+    stop = StopFile(place.store)
+    assert not stop()
+    place.store.write(STOP, b"")
+    assert stop()
+
+
+def test_bucket_is_asked_every_few_seconds_alone(s3_place):
+    stop = StopFile(s3_place.store)
+    s3_place.bucket.proxy.requests.clear()
+    assert not any(stop() for _ in range(100))
+    assert len(s3_place.bucket.proxy.requests) == 1
+
+
+def test_place_that_the_stage_has_not_written_to_is_refused(place):
+    with pytest.raises(UserError, match=r"a run: this machine does not see what the stage wrote there"):
+        check_shared(place.store)
+    begin(place.store)
+    check_shared(place.store)
+
+
+def test_missing_permission_to_remove_is_said_before_anything_is_trained(s3_place):
+    s3_place.bucket.fault = lambda request, answer: (
+        s3_error(403, "AccessDenied") if request.method == "DELETE" else answer
+    )
+    with pytest.raises(UserError, match=r"may not be removed \(403 AccessDenied.*expected the permission s3:DeleteObj"):
+        begin(s3_place.store)
+
+
+def test_runs_are_in_the_storage_of_the_cluster_where_it_has_one(tmp_path):
+    def at(storage: str | None) -> str:
+        return runs_at(
+            PARAMS.model_copy(update={"cluster": PARAMS.cluster.model_copy(update={"storage": storage})}), tmp_path
+        )
+
+    assert at(None) == str(tmp_path)
+    assert at("/shared/") == "/shared/runs"
+    assert at("s3://bucket/prefix") == "s3://bucket/prefix/runs"
+
+
+# Real processes.
+
+
+@pytest.mark.ray
+def test_workers_on_a_bucket_go_on_from_it_after_each_fault_and_end_as_on_a_folder(
+    project, prepared, params, bucket, tmp_path
+):
+    """A worker is killed; the run is asked to stop by a file; its newest checkpoint is damaged; it ends."""
+    (project.folder / "architecture.yaml").write_text("widths: [4, 6, 8]\n")
+    short = {"epochs": 16, "checkpoint_every_steps": 3, "num_workers": 2, "precision": "fp32"}
+    project.set(
+        {"train": short, "cluster": {"storage": f"s3://{bucket.name}/shared", "cache": str(tmp_path / "cache")}}
+    )
+    project.params["ingest"]["s3"]["endpoint"] = bucket.proxy.url
+    project.set({})
+    arguments = ("--prepared", str(prepared), *ARGUMENTS)
+
+    training = project.start("train", *arguments)
+    project.wait_for(training, "train", "epoch 3/16")
+    family = psutil.Process(training.pid).children(recursive=True)
+    next(one for one in family if "RayTrainWorker" in one.name() + " ".join(one.cmdline())).kill()
+    project.wait_for(training, "train", "goes on after epoch")
+    after = project.log("train").rpartition("goes on after epoch")[2].split()[0]
+    project.wait_for(training, "train", f"epoch {int(after) + 2}/16")
+    listed = bucket.client.list_objects_v2(Bucket=bucket.name, Prefix="shared/runs/")["Contents"]
+    run = listed[0]["Key"].split("/")[2]
+    bucket.client.put_object(Bucket=bucket.name, Key=f"shared/runs/{run}/{STOP}", Body=b"")
+    assert training.wait(60) == 128 + signal.SIGTERM, project.log("train")
+    assert "epoch 40/16" not in project.log("train")
+    assert not (project.folder / "runs").exists()
+
+    store = open_store(f"s3://{bucket.name}/shared/runs/{run}", load_params(project.folder / "params.yaml").ingest.s3)
+    checkpoints = sorted({one["Key"].split("/")[3] for one in listed if "checkpoint_" in one["Key"]})
+    assert len(checkpoints) >= 2
+    newest = store.newest()[0]
+    name = f"checkpoint_{newest['epoch']:06}_{newest.get('step', 0):08}"
+    store.write(f"{name}/{STATE}", flip(bytearray(store.read(f"{name}/{STATE}") or b"")))
+    printed = project.run("train", *arguments)
+    assert f"passed over: s3://{bucket.name}/shared/runs/{run}/{name}: expected" in printed
+    assert "epoch 1/16" not in printed
+    trained = load_model(project.folder / "models/train").network.state_dict()
+
+    whole = settings_of(params, prepared, **short)
+    on_folder = run_processes(2, {"whole": (whole, "")}, tmp_path)["whole"][0][-1]
+    assert all(torch.equal(value, trained[key]) for key, value in on_folder["best"]["weights"].items())
+    assert "finished already" in project.run("train", *arguments)
+
+
+@pytest.mark.ray
+def test_killed_search_goes_on_from_a_bucket(project, prepared, bucket):
+    project.set({"search": {"widths": [[4, 6], [4, 6, 8]], "epochs": 6}})
+    project.set({"cluster": {"storage": f"s3://{bucket.name}/shared", "cache": str(project.folder / "cache")}})
+    project.params["ingest"]["s3"]["endpoint"] = bucket.proxy.url
+    project.set({})
+    searching = project.start("search", *command(prepared))
+    project.wait_for(searching, "search", ": epoch 2,")
+    os.kill(searching.pid, signal.SIGKILL)
+    searching.wait()
+    assert "chosen" not in project.log("search")
+    printed = project.run("search", *command(prepared))
+    assert f"s3://{bucket.name}/shared/runs/search-" in printed
+    assert "the search goes on" in printed
+    assert "chosen: " in printed
+    assert (project.folder / "models/search/init.pt").is_file()
+    assert not (project.folder / "runs").exists()

@@ -1,0 +1,186 @@
+"""What goes wrong in one of several processes is known to all in the same step: real processes, gloo, no Ray."""
+
+import dataclasses
+import multiprocessing
+import pickle
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipelines.training.epochs import Training, Wish
+from tests.pipelines.training.test_exact import assert_same, settings_of
+from unetpp import NestedUNet
+from unetpp.data.arrow_split import Split
+from unetpp.errors import UserError
+
+pytestmark = pytest.mark.slow
+CPU = torch.device("cpu")
+WORLD, STEP = 2, 5  # processes; the step, counted over all epochs, in which something happens
+MEMORY = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"
+PARTS = {"group": {"norm": "group"}, "sync": {}}  # of the model
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What happens in the process 1 at STEP: an error at a place; or, in all, more parts from there on."""
+
+    where: str  # batch, forward, backward, end of backward, validation, or accumulate
+    words: str = MEMORY
+    fits: int = 1  # images: parts with so many or fewer go well
+
+
+def disturb(training: Training, case: Case) -> None:
+    """Let it happen."""
+    step, network, calls = training.step, training.network, {"steps": -1}
+    compute, make = step._compute_gradients, training.batches.loader._dataset.sample
+
+    def count(*args, **kwargs):
+        if kwargs.get("exchange", True):
+            calls["steps"] += 1
+        if case.where == "accumulate" and calls["steps"] == STEP:
+            step.accumulate *= 2
+        return compute(*args, **kwargs)
+
+    def now(images: Tensor) -> bool:
+        large = len(images) > case.fits and images.shape[-1] == 32  # what a process tells others with is smaller
+        return large and calls["steps"] >= STEP and training.rank == 1
+
+    def fail(*_):
+        raise RuntimeError(case.words)
+
+    def look(module, inputs, logits: Tensor):
+        if network.training and case.where == "forward" and now(inputs[0]):
+            fail()
+        if network.training and "backward" in case.where and now(inputs[0]):
+            logits.register_hook(fail)
+
+    step._compute_gradients = count
+    if case.where == "batch":
+        bad = training.batches.shards(1, 1)[STEP - len(training.sizes)][0]
+
+        def sample(index: int, epoch: int):
+            if (index, epoch) == (bad, 1):
+                raise_bug = make(index, epoch)[0].no_such_name
+                return raise_bug
+            return make(index, epoch)
+
+        training.batches.loader._dataset.sample = lambda index, epoch: named(training, sample, index, epoch)
+    if case.where == "validation":
+        split = training.val_split
+        training.val_split = Broken(split, len(split) - 1 - (len(split) - 1 - training.rank) % WORLD, training.rank)
+    # The block at the top is the last of the forward pass and the first of the backward pass.
+    first = next(module for module in network.modules() if isinstance(module, torch.nn.Conv2d))
+    last = [module for module in network.modules() if isinstance(module, torch.nn.Conv2d)][-1]
+    (first if case.where == "end of backward" else last).register_forward_hook(look)
+
+
+def named(training: Training, sample: Callable, index: int, epoch: int):
+    try:
+        return sample(index, epoch)
+    except Exception as error:
+        return training.batches.loader._dataset._named(error, [index], epoch)
+
+
+class Broken:
+    """A split of which one sample cannot be read by the process 1."""
+
+    def __init__(self, split: Split, index: int, rank: int):
+        self._split, self._index, self._rank = split, index, rank
+
+    def __len__(self):
+        return len(self._split)
+
+    def __getitem__(self, index):
+        if index == self._index and self._rank == 1:
+            raise OSError(f"sample {index}: no such device")
+        return self._split[index]
+
+
+def _process(rank: int, port: int, folder: Path) -> None:
+    """Run the trainings that lie in jobs.pkl; keep the last state of each, or what it raised."""
+    torch.set_num_threads(1)
+    store = dist.TCPStore("127.0.0.1", port, WORLD, rank == 0)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD)
+    found: dict[str, dict | str] = {}
+    for name, (settings, case) in pickle.loads((folder / "jobs.pkl").read_bytes()).items():
+        training = Training(settings, CPU, {}, rank, WORLD, lambda: Wish.GO_ON)
+        disturb(training, case)
+        try:
+            found[name] = list(training.run())[-1]
+        except UserError as error:
+            found[name] = str(error)
+    torch.save(found, folder / f"found-{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def run(jobs: dict[str, tuple[dict, Case]], folder: Path) -> list[dict]:
+    """What each process found, by the name of the job."""
+    (folder / "jobs.pkl").write_bytes(pickle.dumps(jobs))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_process, args=(rank, port, folder)) for rank in range(WORLD)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(240)  # far below the 30 minutes for which a process would wait for one that is silent
+        assert process.exitcode == 0
+    return [torch.load(folder / f"found-{rank}.pt", weights_only=True) for rank in range(WORLD)]
+
+
+def test_failure_of_one_process_is_the_same_error_in_all_and_lack_of_memory_makes_the_parts_of_all_smaller(
+    params, prepared, tmp_path
+):
+    def settings(model: str = "group", **train) -> dict:
+        many = {"batch_size": 8, "num_workers": WORLD, "epochs": 3, "sync_batchnorm": model == "sync"} | train
+        return settings_of(params, prepared, PARTS[model], **many)
+
+    halve = {"on_oom": "halve", "ema": 0.9}
+    wheres = ("forward", "backward", "end of backward")
+    jobs = {f"stop {where}": (settings(), Case(where, fits=2)) for where in wheres}
+    jobs |= {f"halve {where}": (settings(**halve), Case(where, fits=2)) for where in wheres}
+    jobs |= {f"quarter {where}": (settings(accumulate=2, **halve), Case(where)) for where in wheres}
+    jobs |= {
+        "halved": (settings(**halve), Case("accumulate")),
+        "quartered": (settings(accumulate=2, **halve), Case("accumulate")),
+        "bug": (settings(nonfinite="skip"), Case("forward", "a bug")),
+        "late bug": (settings(), Case("end of backward", "a bug")),
+        "static": (settings(static_graph=True), Case("batch")),
+        "validation": (settings(), Case("validation")),
+        **{f"batch {model}": (settings(model), Case("batch")) for model in PARTS},
+    }
+    first, second = run(jobs, tmp_path)
+    for name in jobs:
+        if "halve" in name or "quarter" in name:
+            reference = "halved" if "halve" in name else "quartered"
+            assert_same(first[name], first[reference])
+            assert_same(second[name], first[reference])
+            assert first[name]["accumulate"] == (2 if reference == "halved" else 4)
+        else:
+            assert first[name] == second[name], name
+    for where in wheres:
+        assert (
+            "out of memory at a batch of 3 image(s) of 32x32 px in a process, of 7 over all" in first[f"stop {where}"]
+        )
+        assert "2 image(s) at once fit: set train.accumulate=2" in first[f"stop {where}"]
+        assert "in epoch 2, step 2 of 4, of " in first[f"stop {where}"]
+        assert "(process 1 of 2)" in first[f"stop {where}"]
+    for name in ("bug", "late bug"):
+        assert "RuntimeError: a bug" in first[name]
+        assert "in epoch 2, step 2 of 4, of " in first[name]
+    for name in ("batch group", "batch sync", "static"):
+        assert "in epoch 2: AttributeError" in first[name]
+    assert "OSError: sample 5: no such device" in first["validation"]
+    assert "at the end of epoch 1 (process 1 of 2)" in first["validation"]
+
+
+def test_network_of_the_tests_has_layers_of_both_kinds():
+    assert not any(isinstance(one, torch.nn.BatchNorm2d) for one in NestedUNet((4, 6), norm="group").modules())
+    assert any(isinstance(one, torch.nn.BatchNorm2d) for one in NestedUNet((4, 6)).modules())

@@ -1,0 +1,206 @@
+"""A training of one process: no Ray, and every fault ends it cleanly or not at all."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.core.params import Params
+from pipelines.storage.run_store import FolderRun
+from pipelines.training.epochs import epochs
+from pipelines.training.in_process import run_alone
+from tests.pipelines.test_train import ARGUMENTS
+from tests.pipelines.training.test_exact import assert_same, settings_of
+from unetpp.data import loader
+from unetpp.data.arrow_split import Split, SplitWriter
+from unetpp.data.loader import SampleError
+from unetpp.errors import UserError
+from unetpp.inference.model_file import load_model
+from unetpp.training.checkpoint import add_checkpoint, newest_checkpoint
+
+CPU = torch.device("cpu")
+
+
+def test_checkpoints_are_the_newest_two_and_a_finished_run_does_nothing_more(params, prepared, tmp_path, capsys):
+    settings = settings_of(params, prepared, epochs=3)
+    assert run_alone(settings, FolderRun(tmp_path / "run"))
+    names = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert names == ["checkpoint_000002_00000000", "checkpoint_000003_00000000"]
+    assert capsys.readouterr().out.count("epoch ") == 3
+    assert run_alone(settings, FolderRun(tmp_path / "run"))
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("damage", ["flipped byte", "truncated", "killed while it was written"])
+def test_damaged_newest_checkpoint_is_said_and_the_one_before_goes_on(params, prepared, tmp_path, capsys, damage):
+    settings, run = settings_of(params, prepared, checkpoint_every_steps=1), tmp_path / "run"
+    whole = list(epochs(settings, CPU, {}))[-1]
+    for number, state in enumerate(epochs(settings, CPU, {}), start=1):
+        newest = add_checkpoint(run, state)
+        if number == 3:
+            break
+    if damage == "killed while it was written":
+        newest.rename(run / f".{newest.name}.partial")
+    else:
+        content = bytearray((newest / "state.pt").read_bytes())
+        content[len(content) // 2] ^= 1
+        (newest / "state.pt").write_bytes(content[:-7] if damage == "truncated" else content)
+    capsys.readouterr()
+    assert run_alone(settings, FolderRun(run))
+    said = capsys.readouterr().out
+    if damage == "killed while it was written":
+        assert not list(run.glob(".*"))
+    else:
+        assert f"passed over: {newest}: expected" in said
+    assert_same(newest_checkpoint(run)[0], whole)
+
+
+def test_full_disk_is_named_and_the_checkpoint_before_stays_whole(params, prepared, tmp_path):
+    """The limit of a file's size stands for the disk: the same write fails in the same way, and needs no root."""
+    settings, run = settings_of(params, prepared), tmp_path / "run"
+    first = next(epochs(settings, CPU, {}))
+    add_checkpoint(run, first)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(UserError, match="the disk or quota is full, or the file too large"):
+            run_alone(settings, FolderRun(run))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in run.iterdir()] == ["checkpoint_000001_00000000"]
+    assert newest_checkpoint(run)[0]["epoch"] == 1
+    assert run_alone(settings, FolderRun(run))
+
+
+def with_an_image_of_nan(prepared: Path, folder: Path) -> str:
+    """Prepared data as float32, of which the third training image has a pixel that is no number; its id."""
+    folder.mkdir()
+    shutil.copy(prepared / "val.arrow", folder)
+    split = Split(prepared / "train.arrow")
+    with SplitWriter(folder / "train.arrow") as writer:
+        for index in range(len(split)):
+            image, mask = (np.array(one) for one in split[index])
+            image = image.astype(np.float32) / 255
+            if index == 2:
+                image[5, 5] = np.nan
+            writer.add(split.id(index), "kind", image, mask)
+    (folder / "manifest.json").write_bytes((prepared / "manifest.json").read_bytes())
+    return split.id(2)
+
+
+def test_image_that_is_no_number_stops_the_training_by_its_name_or_is_skipped(params, prepared, tmp_path):
+    id = with_an_image_of_nan(prepared, tmp_path / "prepared")
+    settings = settings_of(params, tmp_path / "prepared", {"norm": "group"})
+    with pytest.raises(UserError, match=rf"not finite any more of the sample\(s\) {id} in epoch 1, step \d of \d; the"):
+        list(epochs(settings, CPU, {}))
+    settings = settings_of(params, tmp_path / "prepared", {"norm": "group"}, nonfinite="skip")
+    rows = list(epochs(settings, CPU, {}))[-1]["history"]
+    assert [row["skipped_steps"] for row in rows] == [1, 2]
+    assert all(np.isfinite(row["train_loss"]) for row in rows)
+
+
+def test_sample_that_cannot_be_made_stops_the_training_with_its_id_the_epoch_and_the_batch(
+    params, prepared, tmp_path, monkeypatch
+):
+    bad = Split(prepared / "train.arrow").id(4)
+    make = loader.AugmentedSamples.make
+
+    def broken(self, index, epoch):
+        if self.split.id(index) == bad and epoch == 1:
+            raise ZeroDivisionError("a bug")
+        return make(self, index, epoch)
+
+    monkeypatch.setattr(loader.AugmentedSamples, "make", broken)
+    with pytest.raises(SampleError, match=rf"sample '{bad}' in epoch 2: ZeroDivisionError: a bug") as caught:
+        run_alone(settings_of(params, prepared), FolderRun(tmp_path / "run"))
+    assert any("in epoch 2, step " in note and bad in note for note in caught.value.__notes__)
+    assert newest_checkpoint(tmp_path / "run")[0]["epoch"] == 1  # nothing was lost
+
+
+def test_handlers_of_the_caller_are_back_afterwards(params, prepared, tmp_path):
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    run_alone(settings_of(params, prepared, epochs=1), FolderRun(tmp_path / "run"))
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+@pytest.mark.slow
+def test_training_that_was_terminated_interrupted_and_killed_ends_as_an_uninterrupted_one(project, prepared):
+    (project.folder / "architecture.yaml").write_text("widths: [4, 6, 8]\n")
+    project.set({"train": {"epochs": 60, "num_workers": 1, "checkpoint_every_steps": 2, "ema": 0.9}})
+    arguments = ("--prepared", str(prepared), *ARGUMENTS)
+
+    terminated = project.start("train", *arguments)
+    project.wait_for(terminated, "train", "epoch 3/60")
+    terminated.send_signal(signal.SIGTERM)
+    assert terminated.wait(30) == 143
+    assert "stopped by SIGTERM with a checkpoint; the same command goes on from it" in project.log("train")
+    manifests = [json.loads(path.read_text()) for path in project.folder.glob("runs/*/checkpoint_*/manifest.json")]
+    assert max((one["epoch"], one["step"]) for one in manifests) >= (3, 1)
+
+    interrupted = project.start("train", *arguments)
+    project.wait_for(interrupted, "train", "epoch 8/60")
+    interrupted.send_signal(signal.SIGINT)
+    assert interrupted.wait(30) == 130
+    assert "stops with a checkpoint" in project.log("train")
+    assert "Traceback" not in project.log("train")
+    manifests = [json.loads(path.read_text()) for path in project.folder.glob("runs/*/checkpoint_*/manifest.json")]
+    assert max((one["epoch"], one["step"]) for one in manifests) >= (8, 1)
+
+    killed = project.start("train", *arguments)
+    project.wait_for(killed, "train", "epoch 20/60")
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    printed = project.run("train", *arguments)
+    assert "goes on after epoch" in printed
+    weights = load_model(project.folder / "models/train").network.state_dict()
+    metrics = (project.folder / "reports/train/metrics.json").read_bytes()
+
+    fresh = [argument.replace("runs", "other runs") if argument == "runs" else argument for argument in arguments]
+    assert "goes on" not in project.run("train", *fresh)
+    again = load_model(project.folder / "models/train").network.state_dict()
+    assert all(torch.equal(weights[key], again[key]) for key in weights)
+    assert (project.folder / "reports/train/metrics.json").read_bytes() == metrics
+
+
+@pytest.mark.slow
+def test_memory_of_this_machine_that_runs_out_is_refused_with_what_fits_or_halved(params: Params, tmp_path):
+    """Under a limit of the process's own; the memory of a first step is measured, then half of it is forbidden."""
+    code = (
+        "import resource, sys, torch\n"
+        "from unetpp import NestedUNet\n"
+        "from unetpp.errors import UserError\n"
+        "from unetpp.training.loop import make_loss, make_optimizer\n"
+        "from unetpp.training.step import TrainStep\n"
+        "torch.set_num_threads(1)\n"
+        "network = NestedUNet((16, 16)).train()\n"
+        "loss = make_loss('ce_dice', 'mean', network.depths)\n"
+        "optimizer = make_optimizer(network, 'adamw', 1e-3, 0.9, 0.0)\n"
+        "step = TrainStep(network, optimizer, loss, torch.device('cpu'), torch.float32, on_oom=sys.argv[1])\n"
+        "step(torch.randn(1, 3, 256, 256), torch.zeros(1, 256, 256), 1, 1e-3, 0, 0)\n"
+        "image, mask = torch.randn(16, 3, 256, 256), torch.zeros(16, 256, 256)\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "limit = used + 600 * 2**20\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
+        "try:\n"
+        "    print(step(image, mask, 16, 1e-3, 1, 1)[1].item())\n"
+        "except UserError as error:\n"
+        "    print(error)\n"
+    )
+    printed = [
+        subprocess.run(
+            [sys.executable, "-c", code, how], cwd=Path(__file__).parents[3], capture_output=True, text=True, check=True
+        ).stdout
+        for how in ("stop", "halve")
+    ]
+    assert "out of memory at a batch of 16 image(s) of 256x256 px" in printed[0]
+    assert "image(s) at once fit: set train.accumulate=" in printed[0]
+    assert "goes on in 2 parts" in printed[1]
+    assert printed[1].strip().endswith("16.0")

@@ -1,0 +1,68 @@
+"""Processes that lose one of theirs say which: real ones, gloo, no Ray."""
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from pipelines.training.liveness import Peers
+
+pytestmark = pytest.mark.slow
+WORLD = 3
+
+
+def _process(rank: int, port: int, folder: Path, what: str, who: int) -> None:
+    """Exchange something; the process `who` does something else, and the others write down what they are told."""
+    store = dist.TCPStore("127.0.0.1", port, WORLD, rank == 0)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD, timeout=timedelta(seconds=4))
+    peers = Peers(rank, WORLD)
+    if rank == who and what == "note":
+        peers.leave("a bug")
+        signal.pause()
+    elif rank == who:
+        os.kill(os.getpid(), signal.SIGSTOP if what == "stopped" else signal.SIGKILL)
+    try:
+        dist.all_reduce(torch.zeros(3))
+    except RuntimeError:
+        answer = peers.ask()
+        (folder / f"{rank}.partial").write_text(json.dumps(answer))
+        (folder / f"{rank}.partial").rename(folder / f"{rank}.json")
+        signal.pause()  # a process that has seen it lives on until Ray ends it
+
+
+@pytest.mark.parametrize(
+    ("what", "who"), [("stopped", 0), ("stopped", 1), ("killed", 0), ("killed", 2), ("note", 1)], ids=str
+)
+def test_processes_name_the_one_that_does_not_answer_or_give_its_note(tmp_path, what, who):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_process, args=(rank, port, tmp_path, what, who)) for rank in range(WORLD)]
+    for process in processes:
+        process.start()
+    try:
+        answers = {rank: tmp_path / f"{rank}.json" for rank in range(WORLD) if rank != who}
+        give_up = time.monotonic() + 60
+        while not all(path.exists() for path in answers.values()):
+            assert time.monotonic() < give_up
+            time.sleep(0.1)
+        for path in answers.values():
+            note, silent = json.loads(path.read_text())
+            if what == "note":
+                assert (note, silent) == ("a bug", [])
+            else:
+                named = f"process {who} of {WORLD} (pid {processes[who].pid} on {socket.gethostname()})"
+                assert (note, silent) == (None, [named])
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()

@@ -1,0 +1,163 @@
+"""A training of several workers under Ray Train survives what can happen to its processes, and ends with the same bits.
+
+The uninterrupted run that all are compared with has the same two processes without Ray.
+"""
+
+import itertools
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from pipelines.core.params import load_params
+from pipelines.training.spec import make_settings
+from tests.pipelines.conftest import Project
+from tests.pipelines.test_train import ARGUMENTS
+from tests.pipelines.training.test_exact import run_processes
+from unetpp.inference.model_file import load_model
+
+pytestmark = pytest.mark.ray
+EPOCHS, TIMEOUT_S = 60, 8
+TRAIN = {"epochs": EPOCHS, "num_workers": 2, "max_failures": 8, "timeout_s": TIMEOUT_S}
+TRAIN |= {"batch_size": 14, "checkpoint_every_steps": 1}  # two steps an epoch
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(prepared, tmp_path_factory) -> dict[str, torch.Tensor]:
+    """The best weights of the same training that nothing happened to."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    project = Project(folder)
+    project.set({"train": TRAIN})
+    settings = make_settings(load_params(folder / "params.yaml"), (4, 6, 8), prepared)
+    states = run_processes(2, {"whole": (settings, "")}, folder)
+    return states["whole"][0][-1]["best"]["weights"]
+
+
+class Run:
+    """The train stage as a process, its log as it grows, and its workers."""
+
+    def __init__(self, project: Project, prepared: Path, number: int = 0):
+        self._project, self.name = project, "train"
+        self.driver = project.start("train", "--prepared", str(prepared), *ARGUMENTS)
+
+    @property
+    def log(self) -> str:
+        return self._project.log("train")
+
+    def wait(self, done: Callable[[], object], what: str, timeout_s: float = 120) -> None:
+        give_up = time.monotonic() + timeout_s
+        while not done():
+            assert self.driver.poll() is None, f"ended before {what}:\n{self.log}"
+            assert time.monotonic() < give_up, f"no {what}:\n{self.log}"
+            time.sleep(0.02)
+
+    def epoch(self) -> int:
+        """The last epoch that was printed."""
+        return max((int(one) for one in re.findall(rf"epoch (\d+)/{EPOCHS}", self.log)), default=0)
+
+    def wait_for_more(self, epochs: int = 4) -> None:
+        """Until so many epochs were done from now on."""
+        there = self.epoch()
+        self.wait(lambda: self.epoch() >= there + epochs, f"epoch {there + epochs}")
+
+    def workers(self) -> list[int]:
+        """Pids of the processes that train, that of the first one, which listens for one thing more, first."""
+        found = [
+            process
+            for process in psutil.Process(self.driver.pid).children(recursive=True)
+            if "RayTrainWorker" in " ".join(process.cmdline())
+        ]
+        assert len(found) == 2, found
+
+        def listens(process: psutil.Process) -> int:
+            return sum(one.status == psutil.CONN_LISTEN for one in process.net_connections("tcp"))
+
+        return [process.pid for process in sorted(found, key=listens, reverse=True)]
+
+    def wait_for_restart(self, times: int) -> None:
+        self.wait(lambda: self.log.count("goes on after epoch") >= times, f"restart {times}", TIMEOUT_S + 90)
+
+    def close(self) -> None:
+        if self.driver.poll() is None:
+            processes = psutil.Process(self.driver.pid).children(recursive=True)
+            for process in processes:
+                process.kill()
+            os.kill(self.driver.pid, signal.SIGKILL)
+            self.driver.wait()
+
+
+def test_training_survives_all_that_happens_to_its_processes_and_ends_with_the_same_bits(
+    project, prepared, uninterrupted
+):
+    (project.folder / "architecture.yaml").write_text("widths: [4, 6, 8]\n")
+    project.set({"train": TRAIN})
+    project.environment = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}  # each report waits for one
+    run = Run(project, prepared)
+    try:
+        restarts = itertools.count(1)
+
+        # SIGKILL of one worker, then of all.
+        for whom in (slice(1, 2), slice(None)):
+            run.wait_for_more()
+            for pid in run.workers()[whom]:
+                os.kill(pid, signal.SIGKILL)
+            run.wait_for_restart(next(restarts))
+        assert re.search(r"process \d is gone; the workers are replaced", run.log)
+
+        # SIGSTOP of a worker, and of the one that keeps the store of the group: the others name it.
+        for rank in (1, 0):
+            run.wait_for_more()
+            stopped = psutil.Process(run.workers()[rank])
+            stopped.suspend()
+            named = rf"process \d of 2 \(pid {stopped.pid} on .*\) does not answer; the workers are replaced"
+            run.wait(lambda named=named: re.search(named, run.log), named, TIMEOUT_S + 60)
+            run.wait_for_restart(next(restarts))
+            assert not stopped.is_running()
+
+        # SIGTERM of the driver.
+        run.wait_for_more()
+        run.driver.send_signal(signal.SIGTERM)
+        assert run.driver.wait(60) == 143, run.log
+        assert "stopped by SIGTERM with a checkpoint; the same command goes on from it" in run.log
+        assert f"epoch {EPOCHS}/{EPOCHS}" not in run.log
+        before = run.epoch()
+
+        # Ctrl-C, as a terminal sends it: to the whole group.
+        run = Run(project, prepared)
+        run.wait(lambda: run.epoch() >= before + 5, f"epoch {before + 5}")
+        assert f"epoch {before - 1}/" not in run.log
+        os.killpg(run.driver.pid, signal.SIGINT)
+        assert run.driver.wait(60) == 130, run.log
+        assert "interrupted; the same command goes on from here" in run.log
+        assert "stops with a checkpoint" in run.log
+
+        run = Run(project, prepared)
+        assert run.driver.wait(300) == 0, run.log
+        assert f"epoch {EPOCHS}/{EPOCHS}" in run.log
+    finally:
+        run.close()
+    weights = load_model(project.folder / "models/train").network.state_dict()
+    assert weights.keys() == uninterrupted.keys()
+    for name, value in weights.items():
+        assert torch.equal(value, uninterrupted[name]), name
+
+
+def test_workers_that_end_once_more_than_params_allow_are_one_message(project, prepared):
+    (project.folder / "architecture.yaml").write_text("widths: [4, 6, 8]\n")
+    project.set({"train": TRAIN | {"max_failures": 0}})
+    run = Run(project, prepared)
+    try:
+        run.wait_for_more(1)
+        os.kill(run.workers()[1], signal.SIGKILL)
+        assert run.driver.wait(120) == 2, run.log
+    finally:
+        run.close()
+    assert re.search(r"error: train-\w+: the workers were replaced 0 time\(s\), .* train.max_failures", run.log)
+    assert re.search(r"process \d is gone", run.log)
+    assert "goes on after epoch" not in run.log

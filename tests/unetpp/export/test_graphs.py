@@ -1,0 +1,129 @@
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from tests.unetpp.network.classic import with_lived_in_norms
+from unetpp import NestedUNet, UserError
+from unetpp.export.graphs import capture, save_onnx, save_pt2
+from unetpp.export.runtimes import of_segmenter, open_export
+from unetpp.export.safetensors_files import folded, save_safetensors
+from unetpp.export.verification import Comparison, compare, make_examples
+from unetpp.inference.model_file import Trained
+
+# Each kind of network, and a few that have several properties at once: those are tested always.
+BOTH = [
+    {"skips": "plain", "deep_supervision": False, "norm": "group", "upsampling": "transposed", "dropout": 0.2},
+    {"num_classes": 3, "in_channels": 1},
+]
+KINDS = [
+    {"skips": "short", "upsampling": "transposed"},
+    {"skips": "encoder", "norm": "instance", "upsampling": "bilinear"},
+    {"skips": "dense", "deep_supervision": False},
+    {"num_classes": 2, "multilabel": True, "dropout": 0.3, "norm": "group"},
+]
+FILES = ("model.safetensors", "model.pt2", "model.onnx")
+
+
+def made(kind: dict, widths=(4, 6, 8)) -> Trained:
+    torch.manual_seed(0)
+    return Trained(with_lived_in_norms(NestedUNet(widths, **kind)), None)
+
+
+def write(trained: Trained, folder, depth: int | None = None) -> None:
+    save_safetensors(trained, depth, folder)
+    program = capture(folded(trained, depth).segmenter())
+    save_pt2(program, folder / FILES[1])
+    save_onnx(program, folder / FILES[2], 20)
+
+
+@pytest.mark.parametrize(
+    "kind", [*BOTH, *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS)], ids=lambda kind: str(kind)
+)
+def test_every_format_in_every_runtime_gives_the_probabilities_of_the_network(kind, tmp_path):
+    trained = made(kind)
+    write(trained, tmp_path)
+    found = compare(tmp_path, trained, dict.fromkeys(FILES, 2))
+    assert [(one.file, one.runtime) for one in found] == [
+        *((file, "torch") for file in FILES[:2]),
+        (FILES[2], "onnxruntime"),
+        (FILES[2], "openvino"),
+    ]
+    assert all(one.max_difference < 1e-5 for one in found), found
+
+    channels = trained.network.in_channels
+    least_sizes = [(1, channels, 2, 3)]
+    if trained.network.norm != "instance":  # of one pixel an instance has no variance: the answer is rounding alone
+        least_sizes.append((2, channels, 1, 1))
+    for least in least_sizes:
+        image = np.random.default_rng(0).random(least, dtype=np.float32)
+        expected = of_segmenter(trained.segmenter())(image)
+        # A norm over pixels that are all alike divides what rounding left of their variance by nearly nothing.
+        atol = 1e-5 if trained.network.norm == "batch" else 1e-3
+        for one in found:
+            np.testing.assert_allclose(open_export(tmp_path / one.file, one.runtime)(image), expected, atol=atol)
+
+    said = onnx.load(tmp_path / FILES[2])
+    onnx.checker.check_model(said)
+    assert said.opset_import[0].version == 20
+    sizes = [
+        [axis.dim_param or axis.dim_value for axis in one.type.tensor_type.shape.dim]
+        for one in (*said.graph.input, *said.graph.output)
+    ]
+    assert sizes == [["batch", one, "height", "width"] for one in (channels, trained.network.num_classes)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("opset", [18, 23])
+def test_the_opset_is_the_one_asked_for(tmp_path, opset):
+    trained = made({}, (4, 6))
+    save_onnx(capture(folded(trained).segmenter()), tmp_path / "model.onnx", opset)
+    assert onnx.load(tmp_path / "model.onnx").opset_import[0].version == opset
+    assert all(one.max_difference < 1e-5 for one in compare(tmp_path, trained, {"model.onnx": 1}))
+
+
+def test_exports_are_compared_on_batches_of_odd_and_unequal_sides():
+    for images in ((), (np.zeros((3, 5, 9), np.float32), np.ones((3, 40, 8), np.float32))):
+        shapes = [example.shape for example in make_examples(3, 4, images)]
+        assert shapes == [(2, 3, 33, 19), (3, 3, 16, 47), (5, 3, 7, 11)]
+    examples = make_examples(1, 1, [np.arange(6, dtype=np.float32).reshape(1, 2, 3)])
+    assert examples[0][0, 0].tolist() == [[0, 1, 2, 0, 1], [3, 4, 5, 3, 4]] * 2 + [[0, 1, 2, 0, 1]]
+
+
+def test_an_export_of_another_network_is_seen(tmp_path):
+    save_safetensors(made({}), 1, tmp_path)
+    other = made({})
+    for weight in other.network.parameters():
+        weight.data += 0.1
+    (found,) = compare(tmp_path, other, {"model.safetensors": 1})
+    assert found.max_difference > 0.01
+    (found,) = compare(tmp_path, made({"num_classes": 2}), {"model.safetensors": 1})
+    assert found == Comparison("model.safetensors", "torch", float("inf"))  # of another shape
+
+
+def test_an_answer_of_another_shape_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "model.onnx").write_bytes(b"")
+    nothing = {"openvino": {".onnx": lambda file, threads: lambda image: np.zeros((0, 1, 0, 0))}, "other": {".onnx": 0}}
+    monkeypatch.setattr("unetpp.export.runtimes.RUNTIMES", nothing)
+    predict = open_export(tmp_path / "model.onnx", "openvino")
+    with pytest.raises(UserError, match=r"openvino answers images \(1, 3, 1, 1\) with shape \(0, 1, 0, 0\); .* other"):
+        predict(np.zeros((1, 3, 1, 1), np.float32))
+
+
+def test_what_cannot_be_opened_is_refused_by_name(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"model\.safetensors: no such file"):
+        open_export(tmp_path)
+    for name in ("model.onnx", "model.pt2", "model.tflite"):
+        (tmp_path / name).write_bytes(b"no model")
+    with pytest.raises(UserError, match=r"model\.tflite: no runtime reads \.tflite; expected a file ending in \.onnx"):
+        open_export(tmp_path / "model.tflite")
+    with pytest.raises(UserError, match=r"model\.onnx: torch does not read \.onnx; expected onnxruntime or openvino"):
+        open_export(tmp_path / "model.onnx", "torch")
+    for name, runtime in (("model.onnx", "onnxruntime"), ("model.onnx", "openvino"), ("model.pt2", "torch")):
+        with pytest.raises(UserError, match=rf"{name}: {runtime} cannot read it"):
+            open_export(tmp_path / name, runtime)
+
+    monkeypatch.setattr("unetpp.export.runtimes.missing", lambda runtime: runtime != "torch")
+    for runtime, named in (("openvino", "openvino"), (None, "onnxruntime or openvino")):
+        with pytest.raises(UserError, match=f"{named} is not installed; `pip install 'unetpp.exports.'`"):
+            open_export(tmp_path / "model.onnx", runtime)

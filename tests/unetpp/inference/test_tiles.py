@@ -1,0 +1,97 @@
+"""Laws of tiles: together they are the whole image."""
+
+import numpy as np
+import pytest
+import torch
+
+from unetpp import NestedUNet, Segmenter
+from unetpp.inference.tiles import _spans, predict_image, predict_tiled, receptive_px
+
+
+def segmenter(widths=(4, 6), **options) -> Segmenter:
+    torch.manual_seed(0)
+    network = NestedUNet(widths, **options)
+    with torch.no_grad():
+        for norm in (one for one in network.modules() if isinstance(one, torch.nn.BatchNorm2d)):
+            norm.running_mean.normal_(0, 0.1)
+            norm.running_var.uniform_(0.5, 2)
+    return Segmenter(network.eval())
+
+
+def picture(height: int, width: int, channels: int = 3) -> torch.Tensor:
+    """An image that is darker on one side, so that a tile's own mean is not the whole's."""
+    noise = torch.rand((1, channels, height, width), generator=torch.Generator().manual_seed(1))
+    return noise * torch.linspace(0.2, 1, width)
+
+
+@pytest.mark.parametrize("widths", [(4, 6), (4, 6, 8)])
+@pytest.mark.parametrize("options", [{"upsampling": "bilinear"}, {"upsampling": "transposed", "skips": "encoder"}])
+@pytest.mark.parametrize("size", [(333, 290), (64, 401), (305, 33)])
+def test_tiles_give_what_the_whole_image_gives(widths, options, size):
+    one, image = segmenter(widths, **options), picture(*size)
+    seen = []
+    one.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[-2:]))
+    with torch.inference_mode():
+        tiled = predict_tiled(one, image, tile_px=100)
+        assert len(seen) > 1
+        assert max(map(max, seen)) < max(size)
+        torch.testing.assert_close(tiled, one(image), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("bound", "options"),
+    [(0.02, {"upsampling": "bilinear_aligned"}), (0.05, {"upsampling": "bilinear", "norm": "group"})],
+    ids=["aligned", "group"],
+)
+def test_what_looks_at_the_whole_differs_within_the_stated_bound_and_without_seams(bound, options):
+    one, image = segmenter((4, 6, 8), **options), picture(333, 290)
+    with torch.inference_mode():
+        tiled, whole = predict_tiled(one, image, tile_px=160), one(image)
+    assert 1e-6 < (tiled - whole).abs().mean() < bound
+    steps = (tiled - whole).diff(dim=-1).abs().mean(dim=(0, 1, 2))  # from each column to the next
+    assert steps.max() < 3 * steps.median()  # none stands out, not where tiles meet either
+
+
+def test_an_image_that_fits_is_not_cut():
+    one, image = segmenter(), picture(100, 100)
+    seen = []
+    one.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
+    with torch.inference_mode():
+        assert torch.equal(predict_tiled(one, image), one(image))
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_nothing_farther_than_the_reach_matters(depth):
+    one = segmenter((4, 6, 8, 10)[: depth + 1], upsampling="bilinear")
+    reach, multiple = receptive_px(one.network), 2**depth
+    side = 2 * (reach // multiple + 2) * multiple
+    image = torch.rand((1, 3, side, side), requires_grad=True)
+    (gradient,) = torch.autograd.grad(one.probs(image)[0, 0, side // 2, side // 2], image)
+    rows = gradient.abs().sum(dim=(0, 1, 3)).nonzero()[:, 0]
+    assert side // 2 - reach <= rows.min()
+    assert rows.max() <= side // 2 + reach
+    assert rows.max() - rows.min() > reach  # nor is the bound far too large
+
+
+@pytest.mark.parametrize("length", [1, 99, 100, 101, 128, 160, 161, 999])
+def test_weights_of_overlapping_tiles_add_up_to_one(length):
+    total = torch.zeros(length)
+    for start, weights in _spans(length, tile=100, halo=16, fade=8):
+        assert start % 4 == 0
+        total[start : start + len(weights)] += weights
+    torch.testing.assert_close(total, torch.ones(length))
+
+
+@pytest.mark.parametrize(("size", "shape"), [(None, (40, 70)), (32, (150, 97))])
+def test_probabilities_have_the_images_size_whether_it_was_resized_or_not(size, shape):
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    probs = predict_image(segmenter((4, 6, 8), num_classes=3), image, size)
+    assert probs.shape == (1, 3, *shape)
+    torch.testing.assert_close(probs.sum(dim=1), torch.ones(1, *shape))
+
+
+def test_what_is_no_segmenter_gets_the_image_as_a_whole():
+    image = np.random.default_rng(0).integers(0, 256, (40, 70, 3), np.uint8)
+    one = segmenter()
+    assert torch.equal(predict_image(lambda pixels: one(pixels), image, None), predict_image(one, image, None))

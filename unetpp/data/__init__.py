@@ -1,0 +1,1 @@
+"""Prepared splits, crops, augmentation, batches ahead of the step."""

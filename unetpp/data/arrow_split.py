@@ -1,0 +1,259 @@
+"""A prepared split: one memory-mapped Arrow file of images and masks, and the manifest beside it."""
+
+import json
+from bisect import bisect_right
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from unetpp.data.crops import find_spots
+from unetpp.data.scaling import find_limits
+from unetpp.errors import UserError
+from unetpp.network.masks import IGNORE, find_classes
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("kind", pa.string()),
+        ("image", pa.large_binary()),
+        ("mask", pa.large_binary()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("channels", pa.int32()),
+        ("image_dtype", pa.string()),
+        ("limits", pa.list_(pa.float32(), 2)),  # what is 0 and 1 of the scaled image, see `find_limits`
+        ("mean", pa.list_(pa.float32())),  # of each channel of the image scaled to [0, 1]
+        ("std", pa.list_(pa.float32())),
+        ("spots", pa.list_(pa.list_(pa.int32()))),  # where each class of foreground lies, see `find_spots`
+    ]
+)
+# Rows are kept in memory until a batch is this large. To open a file reads a page of each batch, and waits for the
+# disk once each where that is not in the page cache.
+BATCH_BYTES = 128 * 2**20
+
+
+class SplitWriter:
+    """Write a split row by row: `with SplitWriter(path) as writer: writer.add(...)`.
+
+    The same rows in the same order give the same bytes.
+
+    Args:
+        multilabel: masks hold bits of labels (unetpp.network.masks).
+
+    Attributes:
+        class_pixels: how many pixels of each class were added, by class index; of labels first the pixels that have
+            none, then those of each, which may overlap.
+        known_pixels, ignored_pixels: how many were annotated, and how many are IGNORE.
+    """
+
+    def __init__(self, path: str | Path, multilabel: bool = False):
+        self.path = Path(path)
+        self.multilabel = multilabel
+        self.class_pixels: list[int] = [0]
+        self.known_pixels = self.ignored_pixels = 0
+
+    def __enter__(self):
+        self._sink = pa.OSFile(str(self.path), "wb")
+        self._writer = pa.ipc.new_file(self._sink, SCHEMA)
+        self._begin_batch()
+        return self
+
+    def __exit__(self, *_):
+        self._flush()
+        self._writer.close()
+        self._sink.close()
+
+    def add(self, id: str, kind: str, image: np.ndarray, mask: np.ndarray) -> None:
+        """Append image (H, W, C) uint8, uint16 or float32 with mask (H, W) uint8 (unetpp.network.masks).
+
+        Raises:
+            ValueError: another type, or shapes that do not belong together.
+        """
+        if image.dtype not in (np.uint8, np.uint16, np.float32) or mask.dtype != np.uint8:
+            raise ValueError(
+                f"{id}: expected uint8, uint16 or float32 and a uint8 mask, found {image.dtype} and {mask.dtype}"
+            )
+        if image.ndim != 3 or image.shape[:2] != mask.shape:
+            raise ValueError(f"{id}: expected (H, W, C) and (H, W), found {image.shape} and {mask.shape}")
+        height, width, channels = image.shape
+        limits = find_limits(image)
+        mean, std = _moments(image, limits)
+        self._small.append(
+            {
+                "id": id,
+                "kind": kind,
+                "height": height,
+                "width": width,
+                "channels": channels,
+                "image_dtype": image.dtype.name,
+                "limits": limits,
+                "mean": mean,
+                "std": std,
+                "spots": find_spots(mask, self.multilabel),
+            }
+        )
+        for column, array in (("image", image), ("mask", mask)):
+            # The only copy of the pixels on their way to the file.
+            self._large[column] += np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+            self._offsets[column].append(len(self._large[column]))
+        ignored = int(np.count_nonzero(mask == IGNORE))
+        self.ignored_pixels += ignored
+        self.known_pixels += mask.size - ignored
+        self.class_pixels[0] += int(np.count_nonzero(mask == 0))
+        for number, inside in find_classes(mask, self.multilabel):
+            self.class_pixels += [0] * (number + 1 - len(self.class_pixels))
+            self.class_pixels[number] += int(np.count_nonzero(inside))
+        if sum(map(len, self._large.values())) >= BATCH_BYTES:
+            self._flush()
+
+    def _begin_batch(self) -> None:
+        self._small: list[dict] = []
+        self._large = {"image": bytearray(), "mask": bytearray()}
+        self._offsets = {"image": [0], "mask": [0]}
+
+    def _flush(self) -> None:
+        if not self._small:
+            return
+        columns = []
+        for field in SCHEMA:
+            if field.name in self._large:
+                offsets = pa.py_buffer(np.array(self._offsets[field.name], np.int64))
+                pixels = pa.py_buffer(self._large[field.name])
+                columns.append(pa.LargeBinaryArray.from_buffers(field.type, len(self._small), [None, offsets, pixels]))
+            else:
+                columns.append(pa.array([row[field.name] for row in self._small], field.type))
+        self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=SCHEMA))
+        self._begin_batch()
+
+
+def _moments(image: np.ndarray, limits: tuple[float, float]) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel of an image (H, W, C), scaled to [0, 1], in float64.
+
+    Channel by channel: over the first two axes at once numpy takes forty times as long. No BLAS, whose sums
+    depend on the number of threads.
+    """
+    low, high = limits
+    mean, std = [], []
+    for channel in range(image.shape[2]):
+        pixels = image[..., channel].astype(np.float64).reshape(-1)
+        centre = pixels.mean()
+        pixels -= centre
+        np.square(pixels, out=pixels)
+        mean.append(float((centre - low) / (high - low or 1.0)))
+        std.append(float(np.sqrt(pixels.mean()) / (high - low or 1.0)))
+    return mean, std
+
+
+class Split:
+    """A prepared split, read without a copy. Pickles as its path and opens again where it lands.
+
+    To open it reads the place of each record batch; a sample's pages are read when it is asked for, and are the
+    page cache's, which the processes of a machine share and the system takes back when memory is short.
+
+    Raises:
+        UserError: no such file, or not a whole Arrow file.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise UserError(f"{self.path}: no such file; expected a prepared split: run `dvc repro prepare`")
+        try:
+            reader = pa.ipc.open_file(pa.memory_map(str(self.path)))
+            self._batches = [reader.get_batch(n) for n in range(reader.num_record_batches)]
+        except (pa.ArrowInvalid, OSError) as error:
+            raise UserError(
+                f"{self.path}: found no whole Arrow file ({error}); remove it and run `dvc repro prepare`"
+            ) from None
+        if reader.schema != SCHEMA:
+            raise UserError(
+                f"{self.path}: found the columns {reader.schema.names}; expected {SCHEMA.names}: "
+                "run `dvc repro prepare` with this version"
+            )
+        self._ends = list(accumulate(len(batch) for batch in self._batches))
+
+    def __reduce__(self):
+        return Split, (self.path,)
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """The ids of all samples, read at the first use; `id(index)` reads one."""
+        return self._strings("id")
+
+    @cached_property
+    def kinds(self) -> list[str]:
+        """The kinds of all samples, read at the first use."""
+        return self._strings("kind")
+
+    def _strings(self, column: str) -> list[str]:
+        return [value for batch in self._batches for value in batch.column(column).to_pylist()]
+
+    def _find(self, index: int) -> tuple[pa.RecordBatch, int]:
+        """The record batch of a sample, and its row there."""
+        if index < 0:
+            index += len(self)
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of a split of {len(self)}")
+        number = bisect_right(self._ends, index)
+        batch = self._batches[number]
+        return batch, index - (self._ends[number] - len(batch))
+
+    def _value(self, index: int, column: str) -> pa.Scalar:
+        """What a column of small values holds of a sample."""
+        batch, row = self._find(index)
+        return batch.column(column)[row]
+
+    def _pixels(self, index: int, column: str, dtype: str) -> np.ndarray:
+        """A sample's bytes where they lie in the file; Arrow's own access would copy all of a large image."""
+        batch, row = self._find(index)
+        array = batch.column(column)
+        _, offsets, data = array.buffers()
+        assert offsets is not None
+        assert data is not None
+        start, stop = np.frombuffer(offsets, np.int64, 2, 8 * (row + array.offset))
+        return np.frombuffer(data, dtype, (stop - start) // np.dtype(dtype).itemsize, start)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image (H, W, C) uint8, uint16 or float32 and mask (H, W) uint8: read-only views into the mapped file."""
+        height, width, channels = (self._value(index, name).as_py() for name in ("height", "width", "channels"))
+        image = self._pixels(index, "image", self._value(index, "image_dtype").as_py())
+        return image.reshape(height, width, channels), self._pixels(index, "mask", "uint8").reshape(height, width)
+
+    def id(self, index: int) -> str:
+        """The id of a sample."""
+        return self._value(index, "id").as_py()
+
+    def limits(self, index: int) -> tuple[float, float]:
+        """What is 0 and 1 of a sample's scaled image (`find_limits`)."""
+        low, high = self._value(index, "limits").as_py()
+        return low, high
+
+    def moments(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation (C,) float32 of the image's channels, scaled to [0, 1]."""
+        mean, std = (np.array(self._value(index, name).as_py(), np.float32) for name in ("mean", "std"))
+        return mean, std
+
+    def spots(self, index: int) -> list[np.ndarray]:
+        """Where the foreground of a sample lies, a class each (`find_spots`): known without a look at the mask."""
+        return [places.values.to_numpy() for places in self._value(index, "spots")]
+
+
+def read_manifest(prepared: str | Path) -> dict:
+    """manifest.json of a prepared folder: size, channels, num_classes, splits and hashes.
+
+    Raises:
+        UserError: missing or not JSON.
+    """
+    path = Path(prepared) / "manifest.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path}: no such file; expected a prepared folder: run `dvc repro prepare`") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); remove the folder and run `dvc repro prepare`") from None

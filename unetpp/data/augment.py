@@ -1,0 +1,102 @@
+"""Augmentation by albumentations, drawn from (seed, epoch, sample id) and from nothing else.
+
+albumentations 2.0.8, the last MIT release, gives every loader process the same random stream, and
+`Compose.set_random_seed` gives every step of a pipeline the same one: hue would change exactly when brightness
+does. Here each step of each sample has a seed of its own from the sample's key, so that the draw is the same
+whatever the number of processes, the order, or a restart in between. This is the one file that imports it.
+"""
+
+from collections.abc import Sequence
+
+import albumentations as A
+import cv2
+import numpy as np
+
+from unetpp.data.crops import Crops, Key, draw_exposure, draw_seeds
+from unetpp.data.scaling import find_limits, scaled
+from unetpp.data.warp import Warp
+
+cv2.setNumThreads(0)  # one image at a time is too little work for threads, and they fight torch's
+
+
+class Hue(A.HueSaturationValue):
+    """The library's hue shift without its detour over 8 bits, which leaves a dim image of 16 bits a few grey levels."""
+
+    def apply(self, img: np.ndarray, hue_shift: float, sat_shift: float, val_shift: float, **params) -> np.ndarray:
+        """Image (H, W, 3) float32 in [0, 1]; `hue_shift` in degrees / 2."""
+        hsv = cv2.cvtColor(img, cv2.COLOR_RGB2HSV)  # of floats the hue is in degrees
+        hue = hsv[..., 0] + np.float32(2 * hue_shift)
+        hsv[..., 0] = np.mod(hue, np.float32(360), out=hue)
+        shifted = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB, dst=hsv)
+        return np.clip(shifted, 0, 1, out=shifted)
+
+
+class Augment:
+    """Random crop, flips and quarter turns, brightness, contrast and hue; image and mask move together.
+
+    Args:
+        crops: the random crop, perhaps turned and zoomed.
+        flips: one of the eight symmetries of the square.
+        brightness: limit of brightness and contrast changes (`draw_exposure`); 0 for none.
+        hue: limit of the hue shift in OpenCV's units (degrees / 2); 0 for none. RGB images alone.
+    """
+
+    def __init__(self, crops: Crops | Warp, flips: bool, brightness: float, hue: int, channels: int):
+        self.crops = crops
+        # Steps with the number of their seed, so that one that is switched off changes no other.
+        self._geometric: list = [(2, A.D4(p=1))] if flips else []
+        self._brightness = brightness
+        self._colour: list = []
+        if hue > 0 and channels == 3:
+            # Saturation stays: to add it to a grey pixel would paint it red.
+            self._colour.append((4, Hue(hue, 0, 0, p=0.5)))
+
+    def __call__(
+        self,
+        image: np.ndarray,
+        mask: np.ndarray,
+        key: Key,
+        spots: Sequence[np.ndarray] = (),
+        limits: tuple[float, float] | None = None,
+        moments: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """One draw.
+
+        Args:
+            image: (H, W, C) uint8, uint16 or float32.
+            mask: (H, W) of any type; labels are moved and never computed with.
+            key: (seed, epoch, sample id).
+            spots: where the mask has foreground (`find_spots`).
+            limits: what becomes 0 and 1 (`find_limits`, the default).
+            moments: mean and standard deviation (C,) of the whole scaled image; by default those of this one.
+
+        Returns:
+            image (H', W', C) float32, in [0, 1] but for a change of brightness, and mask (H', W') of its own type.
+        """
+        limits = limits or find_limits(image)
+        image, mask = self.crops(image, mask, key, spots)
+        # The library crashes on masks of some types and wraps others: it is given their bytes as channels.
+        packed = np.ascontiguousarray(mask).view(np.uint8).reshape(*mask.shape, mask.itemsize)
+        seeds = draw_seeds(key)
+        drawn = {"image": np.ascontiguousarray(image), "mask": packed}
+        drawn = _run(self._geometric, seeds, drawn)
+        # float32: colour transforms refuse uint16, and on uint8 each of them would round. After the crop, which may
+        # be a hundredth of the image.
+        drawn["image"] = scaled(drawn["image"], limits)
+        drawn = _run(self._colour, seeds, drawn)
+        contrast, brightness = draw_exposure(key, self._brightness)
+        if (contrast, brightness) != (1, 0):
+            mean, std = moments or (drawn["image"].mean(axis=(0, 1)), drawn["image"].std(axis=(0, 1)))
+            # x to mean + contrast * (x - mean) + brightness * std
+            drawn["image"] = drawn["image"] * np.float32(contrast) + ((1 - contrast) * mean + brightness * std).astype(
+                np.float32
+            )
+        return drawn["image"], np.ascontiguousarray(drawn["mask"]).view(mask.dtype).reshape(drawn["mask"].shape[:2])
+
+
+def _run(steps: list, seeds: tuple[int, ...], drawn: dict) -> dict:
+    # No Compose: a third of its time goes to checks for boxes, keypoints and volumes.
+    for number, step in steps:
+        step.set_random_seed(seeds[number])
+        drawn = step(**drawn)
+    return drawn

@@ -1,0 +1,105 @@
+"""Where a training crop is cut, and the seeds of every draw: functions of (seed, epoch, sample id) alone."""
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from unetpp.network.masks import find_classes
+
+Key = tuple[int, int, str]  # seed, epoch, sample id
+NUM_SPOTS = 256  # places kept of each class of an image
+
+
+def draw_seeds(key: Key) -> tuple[int, ...]:
+    """Eight seeds of 32 bits that have nothing to do with each other, one for each thing that is drawn."""
+    digest = hashlib.sha256(":".join(map(str, key)).encode()).digest()
+    return tuple(int.from_bytes(digest[start : start + 4], "big") for start in range(0, 32, 4))
+
+
+def draw_exposure(key: Key, limit: float) -> tuple[float, float]:
+    """Contrast and brightness of a sample, for half of all; (1, 0), which change nothing, for the others.
+
+    Both are measured by the image itself: contrast about its mean, brightness in standard deviations. Images are
+    standardised, so that in shares of full scale or of the mean a change that a dim image hardly shows would move a
+    bright one by more than its whole contrast, and train on what prediction never sees.
+    """
+    stream = random.Random(draw_seeds(key)[3])
+    if limit == 0 or stream.random() >= 0.5:
+        return 1.0, 0.0
+    return 1 + stream.uniform(-limit, limit), stream.uniform(-limit, limit)
+
+
+def find_spots(mask: np.ndarray, multilabel: bool = False) -> list[np.ndarray]:
+    """Where the foreground of a mask (H, W) uint8 lies: of each class in it, flat indices int32 of at most 256 pixels.
+
+    Of more they are evenly spaced in reading order, so that a large object has more of them than a small one.
+    """
+    spots = []
+    for _, inside in find_classes(mask, multilabel):
+        places = np.flatnonzero(inside)
+        if len(places) > NUM_SPOTS:
+            places = places[(2 * np.arange(NUM_SPOTS) + 1) * len(places) // (2 * NUM_SPOTS)]
+        spots.append(places.astype(np.int32))
+    return spots
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Random square crops of image and mask; where these are smaller, both are mirrored at their edges first.
+
+    Args:
+        size_px: side of a crop, or None for whole images.
+        foreground: share of the crops that must contain foreground where their image has any: of a class drawn
+            among those present, a pixel drawn among its spots (Isensee et al. 2021, nnU-Net, takes a third). The
+            other crops are those of a share of 0.
+    """
+
+    size_px: int | None
+    foreground: float = 0.0
+
+    def __call__(
+        self, image: np.ndarray, mask: np.ndarray, key: Key, spots: Sequence[np.ndarray] = ()
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Cut image (H, W, C) and mask (H, W) of any type; views of what was given unless padded.
+
+        Args:
+            spots: what `find_spots` found in the whole mask.
+        """
+        if self.size_px is None:
+            return image, mask
+        size = self.size_px
+        # Half of what is missing goes before, the odd pixel after.
+        before = tuple(max(0, size - side) // 2 for side in mask.shape)
+        top, left = (place - pad for place, pad in zip(self._place(mask.shape, key, spots), before, strict=True))
+        rows, columns = (slice(max(0, at), max(0, at) + size) for at in (top, left))
+        if not any(side < size for side in mask.shape):
+            return image[rows, columns], mask[rows, columns]
+        around = [
+            (pad, max(0, size - side - pad)) if side < size else (0, 0)
+            for side, pad in zip(mask.shape, before, strict=True)
+        ]
+        image, mask = image[rows, columns], mask[rows, columns]
+        return np.pad(image, [*around, (0, 0)], mode="reflect"), np.pad(mask, around, mode="reflect")
+
+    def _place(self, shape: tuple[int, ...], key: Key, spots: Sequence[np.ndarray]) -> tuple[int, int]:
+        """Top and left of the crop in the padded image."""
+        assert self.size_px is not None
+        seeds = draw_seeds(key)
+        draw = random.Random(seeds[0])
+        # Always drawn, so that a crop that need not contain foreground is the one of a share of 0.
+        top, left = (int((max(side, self.size_px) - self.size_px + 1) * draw.random()) for side in shape)
+        if self.foreground == 0 or not spots:
+            return top, left
+        draw = random.Random(seeds[1])
+        if draw.random() >= self.foreground:
+            return top, left
+        places = spots[draw.randrange(len(spots))]
+        spot = divmod(int(places[draw.randrange(len(places))]), shape[1])
+        # All windows that contain the spot are alike, so that an object is seen in every place of a crop.
+        return tuple(  # pyright: ignore[reportReturnType]
+            draw.randint(max(0, at - self.size_px + 1), max(0, min(at, side - self.size_px)))
+            for at, side in zip(spot, shape, strict=True)
+        )

@@ -1,0 +1,237 @@
+"""Training batches that are ready before the step asks for them.
+
+The order and the draws are decided before anything is made (the batches of an epoch are lists of indices, a draw
+is a function of seed, epoch and sample id), so that the batches are the same, bit for bit, in line with the step
+or made by any number of processes.
+"""
+
+import multiprocessing
+import os
+import shutil
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from unetpp.data.scaling import STD_FLOOR
+from unetpp.errors import UserError
+
+AHEAD = 2  # batches that each process makes before they are asked for
+SHARED_MEMORY = Path("/dev/shm")  # the way of tensors from process to process
+Task = tuple[int, Sequence[int]]  # epoch, indices of a batch
+
+
+class SampleError(RuntimeError):
+    """A sample of which no part of a batch could be made; names it."""
+
+
+class AugmentedSamples:
+    """Samples of a split as the network wants them: augmented, then standardised.
+
+    An image is standardised by what it was before augmentation, and whole: a crop as the image that it is
+    cut from, and a change of brightness stays one.
+    """
+
+    def __init__(self, split, augment, seed: int):
+        self.split, self.augment, self.seed = split, augment, seed
+
+    def make(self, index: int, epoch: int) -> tuple[np.ndarray, ...]:
+        """Image (H, W, C) float32 and mask (H, W) of a sample in an epoch."""
+        split = self.split
+        key = (self.seed, epoch, split.id(index))
+        mean, std = split.moments(index)
+        image, mask = self.augment(*split[index], key, split.spots(index), split.limits(index), (mean, std))
+        # In place, and by rows of W * C: numpy is slow where the innermost axis has 3 values.
+        rows = image.reshape(len(image), -1)
+        rows -= np.tile(mean, image.shape[1])
+        rows /= np.tile(std + STD_FLOOR, image.shape[1])
+        return image, mask
+
+    def stack(self, samples: list[tuple[np.ndarray, ...]]) -> tuple[Tensor, ...]:
+        """A batch: image (N, C, H, W), channels_last as it lies, and mask (N, H, W)."""
+        image, mask = stack(samples)
+        return image.permute(0, 3, 1, 2), mask
+
+
+def stack(samples: list[tuple[np.ndarray, ...]]) -> list[Tensor]:
+    """The arrays of each place as one tensor; in a process of a loader right in the memory that it shares."""
+
+    def tensor(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+    return [default_collate([tensor(array) for array in arrays]) for arrays in zip(*samples, strict=True)]
+
+
+class Loader:
+    """Batches of `samples`, in line with the step or by processes that live as long as the loader.
+
+    Processes and no threads: most of an augmentation is Python, of which one thread runs at a time, also while
+    the step wants it (benchmarks/data.md). They come from a server process that has imported what they need and
+    runs no thread: a fork of this process, which has torch's and Ray's, may hang. They end with this process,
+    however that ends.
+
+    Args:
+        samples: `make(index, epoch)` gives the arrays of a sample, `stack` a batch of them; can be pickled.
+        num_workers: processes; 0 makes each batch when it is asked for.
+        pin_memory: for a CUDA device: copies to it then run beside its computing.
+
+    Attributes:
+        waited_s: how long this process has waited for the last epoch's batches, in seconds. A GPU works on meanwhile,
+            and stands still for less.
+    """
+
+    def __init__(self, samples, num_workers: int = 0, pin_memory: bool = False):
+        self._dataset = _Dataset(samples)
+        self._tasks: list[Task] = []
+        self._loader: DataLoader | None = None
+        self._pin_memory = pin_memory
+        self.waited_s = 0.0
+        if num_workers == 0:
+            return
+        method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+        context = multiprocessing.get_context(method)
+        if method == "forkserver":
+            parts = (samples, *vars(samples).values())
+            context.set_forkserver_preload(sorted({type(one).__module__ for one in parts}))
+        self._loader = DataLoader(
+            self._dataset,
+            batch_size=None,
+            sampler=self._tasks,
+            num_workers=num_workers,
+            collate_fn=_as_it_is,
+            pin_memory=pin_memory,
+            multiprocessing_context=context,
+            worker_init_fn=_end_with_parent,
+            prefetch_factor=AHEAD,
+            persistent_workers=True,
+        )
+
+    def batches(self, shards: Sequence[Sequence[int]], epoch: int) -> Iterator[Any]:
+        """The batches of an epoch, one for each list of indices; the first ones are on their way when this returns.
+
+        One epoch at a time: what is left of the one before is dropped.
+
+        Raises:
+            SampleError, UserError: with the sample's id; while iterating.
+            UserError: the processes' batches do not fit into shared memory.
+        """
+        tasks: list[Task] = [(epoch, list(shard)) for shard in shards]
+        self.waited_s = 0.0
+        if self._loader is None:
+            return self._timed(self._in_line(tasks))
+        if tasks and self._loader._iterator is None:
+            self._check_shared_memory(tasks[0], self._loader.num_workers)
+        self._tasks[:] = tasks
+        return self._timed(iter(self._loader))
+
+    def close(self) -> None:
+        """End the processes."""
+        if self._loader is not None and self._loader._iterator is not None:
+            # torch ends them when its iterator is collected, and here a traceback may keep that alive.
+            self._loader._iterator._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue]
+        self._loader = None
+
+    def _in_line(self, tasks: list[Task]) -> Iterator[Any]:
+        for task in tasks:
+            batch = self._dataset[task]
+            if self._pin_memory and not isinstance(batch, Exception):
+                batch = tuple(tensor.pin_memory() for tensor in batch)
+            yield batch
+
+    def _timed(self, made: Iterator[Any]) -> Iterator[Any]:
+        while True:
+            began = time.perf_counter()
+            try:
+                batch = next(made, None)
+            # torch's own, or a connection that broke: what samples raise comes as a batch.
+            except (RuntimeError, OSError, EOFError) as error:
+                raise RuntimeError(
+                    f"a process that makes batches ended unexpectedly ({error}): killed, or out of memory? "
+                    "Fewer train.loader_workers need less"
+                ) from error
+            self.waited_s += time.perf_counter() - began
+            if batch is None:
+                return
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+
+    def _check_shared_memory(self, task: Task, num_workers: int) -> None:
+        """A batch that does not fit would end a process by a bus error, without a word."""
+        if not SHARED_MEMORY.is_dir():
+            return
+        epoch, indices = task
+        sample = self._dataset.sample(indices[0], epoch)
+        if isinstance(sample, Exception):
+            raise sample
+        needed = sum(array.nbytes for array in sample) * len(indices) * (num_workers * AHEAD + 1)
+        free = shutil.disk_usage(SHARED_MEMORY).free
+        if needed > free:
+            raise UserError(
+                f"{SHARED_MEMORY}: {free / 2**20:.0f} MiB are free, and the batches of train.loader_workers="
+                f"{num_workers} need {needed / 2**20:.0f}: give the container more (docker run --shm-size=8g), or set "
+                "train.loader_workers to 0"
+            )
+
+
+class _Dataset(Dataset):
+    """What torch asks for batches, in this process or in another: an error is an answer, and names its sample."""
+
+    def __init__(self, samples):
+        self._samples = samples
+
+    def sample(self, index: int, epoch: int) -> tuple[np.ndarray, ...] | Exception:
+        try:
+            return self._samples.make(index, epoch)
+        except Exception as error:
+            return self._named(error, [index], epoch)
+
+    def __getitem__(self, task: Task) -> tuple[Tensor, ...] | Exception:
+        epoch, indices = task
+        made = []
+        for index in indices:
+            sample = self.sample(index, epoch)
+            if isinstance(sample, Exception):
+                return sample
+            made.append(sample)
+        try:
+            return self._samples.stack(made)
+        except Exception as error:  # of different shapes
+            return self._named(error, indices, epoch)
+
+    def _named(self, error: Exception, indices: Sequence[int], epoch: int) -> Exception:
+        split = self._samples.split
+        ids = ", ".join(repr(split.id(index)) for index in indices)
+        where = f"{split.path}: sample{'s' * (len(indices) > 1)} {ids} in epoch {epoch + 1}"
+        if isinstance(error, UserError):
+            return UserError(f"{where}: {error}")
+        named = SampleError(f"{where}: {type(error).__name__}: {error}")
+        named.add_note("".join(traceback.format_exception(error)))  # which does not travel otherwise
+        return named
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _end_with_parent(_: int) -> None:
+    """In a process of a loader: end when the one that uses it ends, be it killed.
+
+    torch looks whether its parent is another one than before, and never sees that here: the parent of a process
+    from the server is the server, which lives as long as these processes do.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,58 @@
+"""Pixels of any type to numbers of one scale: what training and prediction feed to a network."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unetpp.errors import UserError
+
+STD_FLOOR = 1e-3  # below it, contrast is noise: an eighth of a grey level of 8 bits
+
+
+def find_limits(image: np.ndarray) -> tuple[float, float]:
+    """What `scaled` maps to 0 and 1: the range of the type for uint8 and uint16, of the image's own values for float32.
+
+    Raises:
+        UserError: another shape or type.
+    """
+    if image.ndim != 3 or image.dtype not in (np.uint8, np.uint16, np.float32):
+        raise UserError(
+            f"found an image array of shape {image.shape} and type {image.dtype}; "
+            "expected (H, W, C) of uint8, uint16 or float32"
+        )
+    if image.dtype == np.float32:
+        return float(image.min()), float(image.max())
+    return 0.0, float(np.iinfo(image.dtype).max)
+
+
+def scaled(image: np.ndarray, limits: tuple[float, float] | None = None) -> np.ndarray:
+    """(H, W, C) uint8, uint16 or float32 to float32 in [0, 1]; an image of one float value becomes 0.
+
+    Args:
+        limits: those of the whole image where `image` is a part of it; by default its own (`find_limits`).
+
+    Raises:
+        UserError: another shape or type.
+    """
+    low, high = limits or find_limits(image)
+    pixels = image.astype(np.float32)
+    if low:
+        pixels -= np.float32(low)
+    pixels /= np.float32(high - low or 1.0)
+    return pixels
+
+
+def scale(image: np.ndarray) -> Tensor:
+    """`scaled` as a tensor (C, H, W)."""
+    return torch.from_numpy(np.ascontiguousarray(scaled(image).transpose(2, 0, 1)))
+
+
+def standardise(image: Tensor) -> Tensor:
+    """Each image and channel of (N, C, H, W) to mean 0 and standard deviation 1 over its own pixels.
+
+    By its own and not by the data set's: exposure, staining and the bits of the camera differ from image to
+    image (Isensee et al. 2021, nnU-Net, does so for all but CT). Without contrast an image becomes zeros.
+    """
+    mean = image.mean(dim=(-2, -1), keepdim=True)
+    std = image.std(dim=(-2, -1), keepdim=True, correction=0)
+    return (image - mean) / (std + STD_FLOOR)

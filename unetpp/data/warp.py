@@ -1,0 +1,59 @@
+"""Rotation by any angle and zoom of a training crop, drawn from (seed, epoch, sample id) alone."""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from unetpp.data.crops import Crops, Key, draw_seeds
+
+
+@dataclass(frozen=True)
+class Warp:
+    """A crop, half of the time turned about its middle and made larger or smaller; image and mask move together.
+
+    What comes into the picture from outside is mirrored at its edges. Pixels keep their type: labels are moved and
+    never computed with.
+
+    Args:
+        crops: cuts the crop first.
+        rotate: limit of the angle, in degrees; 0 for none.
+        zoom: limit of the factor, drawn evenly in its logarithm between 1 / zoom and zoom; 1 for none.
+    """
+
+    crops: Crops
+    rotate: float = 0.0
+    zoom: float = 1.0
+
+    def __call__(
+        self, image: np.ndarray, mask: np.ndarray, key: Key, spots: Sequence[np.ndarray] = ()
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `Crops`: image (H, W, C) uint8, uint16 or float32, and mask (H, W) of any type."""
+        image, mask = self.crops(image, mask, key, spots)
+        stream = random.Random(draw_seeds(key)[5])
+        if (self.rotate == 0 and self.zoom == 1) or stream.random() >= 0.5:
+            return image, mask
+        angle = math.radians(stream.uniform(-self.rotate, self.rotate))
+        factor = math.exp(stream.uniform(-1, 1) * math.log(self.zoom))
+        return warp(image, mask, angle, factor)
+
+
+def warp(image: np.ndarray, mask: np.ndarray, angle: float, factor: float) -> tuple[np.ndarray, np.ndarray]:
+    """Image (H, W, C) and mask (H, W), turned counter-clockwise by `angle` in radians and `factor` times as large."""
+    import cv2  # here: who neither turns nor zooms needs torch and numpy alone
+
+    height, width = mask.shape
+    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), math.degrees(angle), factor)
+
+    def move(pixels: np.ndarray, how: int) -> np.ndarray:
+        moved = cv2.warpAffine(
+            np.ascontiguousarray(pixels), matrix, (width, height), flags=how, borderMode=cv2.BORDER_REFLECT_101
+        )
+        return moved.reshape(pixels.shape)  # the library drops a channel that is alone
+
+    # Byte by byte: the library knows few types, and the nearest pixel's bytes are its label in any.
+    packed = np.ascontiguousarray(mask).view(np.uint8).reshape(*mask.shape, mask.itemsize)
+    planes = [move(packed[..., byte], cv2.INTER_NEAREST) for byte in range(mask.itemsize)]
+    return move(image, cv2.INTER_LINEAR), np.stack(planes, axis=-1).view(mask.dtype).reshape(mask.shape)

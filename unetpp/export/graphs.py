@@ -1,0 +1,121 @@
+"""A depth as one graph, from an image of any size in [0, 1] to probabilities: torch.export's .pt2 and ONNX.
+
+Standardising, padding and cropping are in the graph (`unetpp.Segmenter`); batch, height and width stay free. Names of
+files and lines of the machine that exported are taken out.
+"""
+
+import importlib.util
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.export import Dim, ExportedProgram
+
+from unetpp.inference.segmenter import Segmenter
+
+INPUT, OUTPUT = "image", "probs"
+AXES = {0: "batch", 2: "height", 3: "width"}
+# The first is the oldest that torch's exporter writes, the last the newest that it writes.
+OLDEST_OPSET, NEWEST_OPSET = 18, 23
+
+
+def missing_for_onnx() -> list[str]:
+    """The packages that writing ONNX lacks here."""
+    return [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+
+
+def capture(segmenter: Segmenter) -> ExportedProgram:
+    """The graph of a segmenter in eval mode."""
+    step = 2**segmenter.network.depth
+    # Sizes that differ from each other and from 1, or the export takes one for the other.
+    example = torch.rand(2, segmenter.network.in_channels, 3 * step + 1, 4 * step + 3)
+    with torch.no_grad():
+        program = torch.export.export(segmenter, (example,), dynamic_shapes=(dict.fromkeys(AXES, Dim.DYNAMIC),))
+    program.example_inputs = None  # would be kept in the file, pickled
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    return program
+
+
+def save_pt2(program: ExportedProgram, path: str | Path) -> None:
+    """Write what `torch.export.load(path).module()` makes a module of again."""
+    torch.export.save(program, path)
+
+
+def save_onnx(program: ExportedProgram, path: str | Path, opset: int) -> None:
+    """Write ONNX: `image` (batch, C, height, width) in, `probs` (batch, num_classes, height, width) out."""
+    with torch.no_grad(), _quiet():
+        exported = torch.onnx.export(
+            program,
+            (),
+            dynamo=True,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            opset_version=opset,
+            external_data=False,
+            verbose=False,
+        )
+    assert exported is not None
+    model = exported.model
+    shape = model.graph.inputs[0].shape
+    assert shape is not None
+    exported.rename_axes({shape[axis]: name for axis, name in AXES.items()})  # pyright: ignore[reportArgumentType]
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    proto = exported.model_proto
+    _crop_by_slice(proto.graph)
+    Path(path).write_bytes(proto.SerializeToString())
+
+
+def _crop_by_slice(graph) -> None:
+    """Replace the last node, the crop that torch wrote as a negative Pad, by a Slice to the sides of the image.
+
+    OpenVINO 2026.4 answers such a Pad with an empty array where more than half is cut off (images smaller than a step
+    of the deepest level, with transposed upsampling). What computed the pads is taken out.
+    """
+    from onnx import helper, numpy_helper
+
+    pad = graph.node.pop()
+    assert pad.op_type == "Pad"
+    assert pad.output[0] == OUTPUT
+    constants = {"crop_starts": [0, 0], "crop_axes": [2, 3]}
+    graph.initializer.extend(numpy_helper.from_array(np.array(value), name) for name, value in constants.items())
+    graph.node.append(helper.make_node("Shape", [INPUT], ["crop_ends"], "crop_sides", start=2, end=4))
+    sources = [pad.input[0], "crop_starts", "crop_ends", "crop_axes"]
+    graph.node.append(helper.make_node("Slice", sources, [OUTPUT], "crop"))
+    used = {OUTPUT}
+    for node in reversed(list(graph.node)):
+        if used.isdisjoint(node.output):
+            graph.node.remove(node)
+        else:
+            used.update(node.input)
+    for name in ("initializer", "value_info"):
+        kept = [one for one in getattr(graph, name) if one.name in used]
+        graph.ClearField(name)
+        getattr(graph, name).extend(kept)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch warns of its own deprecated calls while it exports, and that torchvision, which nobody needs, is absent."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        logger.setLevel(level)

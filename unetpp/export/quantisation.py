@@ -1,0 +1,55 @@
+"""int8 of an ONNX file by static quantisation: what the network does to images of its kind sets every scale.
+
+Weights are int8 with a scale a channel, activations uint8 with a scale a tensor, written as QuantizeLinear and
+DequantizeLinear around the operators (QDQ), which ONNX Runtime and OpenVINO both turn into integer arithmetic. The
+head, standardising and the sigmoid or softmax stay in float.
+"""
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from unetpp.export.graphs import INPUT
+
+# What lies between two convolutions is quantised too, or each would begin and end in float.
+OPERATORS = ["Conv", "Relu", "MaxPool", "Concat", "Resize"]
+
+
+def quantise(source: str | Path, target: str | Path, images: Iterable[np.ndarray]) -> None:
+    """Write the int8 model of an ONNX file of `unetpp.export.graphs.save_onnx`.
+
+    Args:
+        images: float32 (N, C, H, W) in [0, 1], of the kind that the model will see, of any sizes.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):
+        def __init__(self, images: Iterator[np.ndarray]):
+            self.images = images
+
+        def get_next(self) -> dict[str, np.ndarray] | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+            image = next(self.images, None)
+            return None if image is None else {INPUT: image}
+
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = Path(folder, "prepared.onnx")
+        quant_pre_process(Path(source), prepared, skip_symbolic_shape=True)
+        graph = onnx.load(prepared, load_external_data=False).graph
+        head = [node.name for node in graph.node if node.op_type == "Conv"][-1]
+        quantize_static(
+            prepared,
+            target,
+            Reader(iter(images)),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=OPERATORS,
+            nodes_to_exclude=[head],
+            per_channel=True,
+            # Seven bits of a weight: older x86 processors add two products in 16 bits, which eight would overflow.
+            reduce_range=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )

@@ -1,0 +1,155 @@
+"""Exported files, opened again in a process that knows nothing but them, against the eager network they were made of.
+
+One process opens all files, since importing torch takes longer than comparing, and does so while the next are written:
+
+    with Verification(folder, trained) as verification:
+        ...                                          # write L1/model.onnx
+        verification.add({"L1/model.onnx": 1})
+        found = verification.results()
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+import unetpp
+from unetpp.errors import UserError
+from unetpp.export.runtimes import Predict, missing, of_segmenter, open_export, runtimes_of
+from unetpp.inference.model_file import Trained, load_model
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The largest difference of probabilities between an exported file in a runtime and the eager network."""
+
+    file: str
+    runtime: str
+    max_difference: float  # infinite where the runtime gives another shape, or no numbers
+
+
+def make_examples(channels: int, depth: int, images: Sequence[np.ndarray] = ()) -> list[np.ndarray]:
+    """Three batches (N, C, H, W), of 2, 3 and 5 images; sides are odd, or no multiples of 2^depth, and differ.
+
+    Args:
+        images: (C, H, W) in [0, 1], of which they are cut, repeated where they are too small; without any, noise.
+    """
+    step = 2**depth
+    rng = np.random.default_rng(0)
+    examples = []
+    for number, height, width in ((2, 2 * step + 1, step + 3), (3, step, 3 * step - 1), (5, 7, 11)):
+        if images:
+            rows, columns = np.arange(height), np.arange(width)
+            chosen = [images[index % len(images)] for index in range(number)]
+            batch = [one[:, rows % one.shape[1]][:, :, columns % one.shape[2]] for one in chosen]
+            examples.append(np.stack(batch).astype(np.float32))
+        else:
+            examples.append(rng.random((number, channels, height, width), dtype=np.float32))
+    return examples
+
+
+def compare(
+    folder: Path, trained: Trained, files: Mapping[str, int], images: Sequence[np.ndarray] = ()
+) -> list[Comparison]:
+    """Each file (by name in `folder`, with its depth) in each runtime that is installed; see `make_examples`."""
+    found = []
+    for depth in sorted(set(files.values())):
+        examples = make_examples(trained.network.in_channels, depth, images)
+        expected = [of_segmenter(trained.segmenter(depth))(example) for example in examples]
+        for file in (name for name, of in files.items() if of == depth):
+            for runtime in (name for name in runtimes_of(file) if not missing(name)):
+                predict = open_export(folder / file, runtime)
+                pairs = zip(examples, expected, strict=True)
+                found.append(Comparison(file, runtime, max(_difference(predict, *pair) for pair in pairs)))
+    return found
+
+
+def _difference(predict: Predict, example: np.ndarray, expected: np.ndarray) -> float:
+    try:
+        found = predict(example)
+    except UserError:  # an answer of another shape
+        return float("inf")
+    if found.shape != expected.shape or not np.isfinite(found).all():
+        return float("inf")
+    return float(np.abs(found - expected).max())
+
+
+class Verification:
+    """`compare` in a clean process, of files that are named as they are written.
+
+    Args:
+        folder: where the files are written.
+        trained: the network that they are made of.
+        images: see `make_examples`.
+    """
+
+    def __init__(self, folder: Path, trained: Trained, images: Sequence[np.ndarray] = ()):
+        self.folder, self.trained, self.images = folder, trained, images
+
+    def __enter__(self) -> "Verification":
+        self._place = tempfile.TemporaryDirectory()
+        place = Path(self._place.name)
+        self.trained.save(place / "model.pt")
+        np.savez(place / "images.npz", *self.images)
+        # The package is found where this one lies, also where it is not installed.
+        path = os.pathsep.join([str(Path(unetpp.__file__).parent.parent), *filter(None, [os.getenv("PYTHONPATH")])])
+        with open(place / "stderr", "wb") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "unetpp.export.verification", str(self.folder.resolve()), str(place)],
+                stdin=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env=os.environ | {"PYTHONPATH": path},
+            )
+        return self
+
+    def add(self, files: Mapping[str, int]) -> None:
+        """Files that are whole now: name in the folder, and depth."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # it has ended; `results` says why
+            self._process.stdin.write(json.dumps(dict(files)) + "\n")
+            self._process.stdin.flush()
+
+    def results(self) -> list[Comparison]:
+        """Every file that was added, in every runtime that is installed; waits for the last.
+
+        Raises:
+            RuntimeError: the process ended with an error; the message holds what it wrote.
+        """
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        place = Path(self._place.name)
+        if self._process.wait() != 0:
+            raise RuntimeError(
+                f"the process that opens the exports again ended with {self._process.returncode}:\n"
+                + (place / "stderr").read_text(errors="replace")[-4000:]
+            )
+        return [Comparison(**one) for one in json.loads((place / "comparisons.json").read_text())]
+
+    def __exit__(self, *_) -> None:
+        self._process.kill()  # nothing where it has ended
+        self._process.wait()
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._place.cleanup()
+
+
+def _main(folder: Path, place: Path) -> None:
+    trained = load_model(place)
+    with np.load(place / "images.npz") as archive:
+        images = [archive[f"arr_{index}"] for index in range(len(archive.files))]
+    found = [asdict(one) for line in sys.stdin for one in compare(folder, trained, json.loads(line), images)]
+    (place / "comparisons.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    _main(*map(Path, sys.argv[1:]))

@@ -1,0 +1,211 @@
+"""Image and mask files to arrays by one policy, and the refusal of files that would be read wrongly.
+
+The policy as a table stands in docs/data.md, "How files are read".
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from unetpp.errors import FileError
+from unetpp.images.pictures import SUFFIXES, Header, Limits, Picture, count_pages, read_header, read_picture
+
+__all__ = [
+    "SUFFIXES",
+    "Header",
+    "Limits",
+    "convert",
+    "count_pages",
+    "decode_image",
+    "decode_mask",
+    "read_header",
+    "resize",
+]
+# ITU-R BT.601, the weights of Pillow and OpenCV.
+GREY_WEIGHTS = np.array([0.299, 0.587, 0.114])
+FLOAT_LIMIT = 1e30  # sums over an image stay finite in float32
+NO_LIMITS_SET = Limits()
+
+
+def decode_image(
+    path: str | Path, channels: int, page: int | None = None, limits: Limits = NO_LIMITS_SET
+) -> np.ndarray:
+    """Read an image as (H, W, C) uint8, uint16 where the file holds more than 8 bits a channel, or float32.
+
+    Floats, signed whole numbers and those of 32 bits become float32, with their values. Alpha is dropped, a
+    palette is replaced by its colours, 1-bit becomes 0 and 255.
+
+    Args:
+        channels: 1 for grey, 3 for RGB; images of the other kind are converted.
+        page: of a TIFF, counted from 1; None for a file that must have one.
+
+    Raises:
+        FileError: missing, broken, empty, too large, rotated by a tag, of several pages, not finite, or of a
+            type that is none of these.
+    """
+    picture = read_picture(Path(path), page, limits)
+    if picture.white_is_zero and picture.bits > 8:
+        raise FileError(
+            picture.path,
+            f"found {picture.bits}-bit pixels of which 0 is white; expected 0 to be black",
+            "invert the values and save it again",
+        )
+    pixels, mode = picture.pixels, picture.mode
+    if isinstance(pixels, np.ndarray):
+        return convert(_kept(picture, pixels[:, :, : 1 if mode in ("L", "LA") else 3]), channels)
+    if mode.startswith("I") or mode == "F" or picture.sample != "uint":
+        return convert(_kept(picture, _numbers(picture))[:, :, None], channels)
+    if mode in ("1", "L", "LA"):
+        return convert(np.asarray(pixels.convert("L"))[:, :, None], channels)
+    if mode in ("RGB", "RGBA", "P", "PA", "YCbCr"):
+        return convert(np.asarray(pixels.convert("RGB")), channels)
+    raise FileError(
+        picture.path, f"found colours of type {mode}; expected grey, RGB or RGBA", "convert the image to RGB"
+    )
+
+
+def convert(image: np.ndarray, channels: int) -> np.ndarray:
+    """(H, W, 1 or 3) to (H, W, channels) of the same type: grey is repeated, RGB is weighted."""
+    if image.shape[2] == channels:
+        return np.ascontiguousarray(image)
+    if channels == 3:
+        return np.repeat(image, 3, axis=2)
+    grey = image @ GREY_WEIGHTS
+    return (grey if image.dtype.kind == "f" else np.rint(grey)).astype(image.dtype)[:, :, None]  # (H, W, 1)
+
+
+def decode_mask(path: str | Path, page: int | None = None, limits: Limits = NO_LIMITS_SET) -> np.ndarray:
+    """Read a mask as (H, W) integers: the values as stored, for a palette the index and not the colour.
+
+    Raises:
+        FileError: as `decode_image`, and for JPEG, floating-point, negative or coloured masks.
+    """
+    picture = read_picture(Path(path), page, limits)
+    path, pixels, mode = picture.path, picture.pixels, picture.mode
+    if picture.lossy:
+        kind = "JPEG-compressed TIFF" if picture.format == "TIFF" else picture.format
+        raise FileError(
+            path,
+            f"found a {kind} mask, whose values compression has changed; expected PNG, TIFF or BMP",
+            "export the mask again as PNG",
+        )
+    if picture.white_is_zero:
+        raise FileError(
+            path,
+            "found a mask of which a tag says that 0 is white, so that foreground may be either; expected 0 for "
+            "background and no such tag",
+            "save it again as PNG (in ImageJ after Image > Lookup Tables > Invert LUT)",
+        )
+    if isinstance(pixels, np.ndarray):
+        if pixels.dtype.kind in "ui":
+            return _labels(path, _single_channel(path, pixels))
+    elif mode.startswith("I") or (mode == "L" and picture.sample == "int"):
+        return _labels(path, _numbers(picture))
+    elif mode == "1":
+        return np.asarray(pixels).astype(np.uint8)
+    elif mode in ("L", "P"):
+        mask = np.asarray(pixels)
+        # Pillow stretches grey of 2 and 4 bits to 0 ... 255; the class indices are what was stored.
+        stretched = mode == "L" and picture.bits in (2, 4)
+        return mask // (255 // (2**picture.bits - 1)) if stretched else mask
+    elif mode in ("RGB", "RGBA", "LA"):
+        return _single_channel(path, np.asarray(pixels))
+    kind = "floating-point values" if picture.sample == "float" else f"type {mode}"
+    raise FileError(
+        path,
+        f"found a mask of {kind}; expected whole numbers",
+        "save it as an 8-bit or 16-bit grey PNG with 0 for background",
+    )
+
+
+def _labels(path: Path, mask: np.ndarray) -> np.ndarray:
+    """Whole numbers, none below zero: unsigned ones of 8 and 16 bits as they are, others in a signed type."""
+    if mask.min() < 0:
+        raise FileError(
+            path,
+            f"found the mask value {mask.min()}; expected 0 for background and more",
+            "save it as an 8-bit or 16-bit grey PNG with 0 for background",
+        )
+    if mask.dtype in (np.uint8, np.uint16):
+        return mask
+    return mask.astype(np.int32 if mask.max() < 2**31 else np.int64)
+
+
+def _single_channel(path: Path, mask: np.ndarray) -> np.ndarray:
+    """(H, W, 1 to 4) of a grey picture kept as colour to its (H, W) values."""
+    num_colours = 3 if mask.shape[2] > 2 else 1
+    colours, alpha = mask[:, :, :num_colours], mask[:, :, num_colours:]
+    if alpha.size and alpha.min() != alpha.max():
+        raise FileError(
+            path,
+            "found a mask with transparent parts, so it may lie in the colour or in the transparency; "
+            "expected one channel",
+            "save it as an 8-bit or 16-bit grey PNG",
+        )
+    if (colours != colours[:, :, :1]).any():
+        raise FileError(
+            path,
+            "found a mask in colours; expected a grey value or a palette index for each class or object",
+            "map each colour to a number and save an 8-bit or 16-bit grey PNG",
+        )
+    return np.ascontiguousarray(colours[:, :, 0])
+
+
+def _numbers(picture: Picture) -> np.ndarray:
+    """(H, W) of a grey picture in the type that the file has, which Pillow's mode does not tell."""
+    pixels = np.asarray(picture.pixels)
+    if picture.sample == "int":
+        return pixels.view(np.int8) if pixels.dtype == np.uint8 else pixels
+    if picture.sample == "uint":
+        return pixels.astype(np.uint16) if picture.bits <= 16 else pixels.view(np.uint32)
+    return pixels
+
+
+def _kept(picture: Picture, pixels: np.ndarray) -> np.ndarray:
+    """uint8 and uint16 as they are, all others as float32."""
+    if pixels.dtype in (np.uint8, np.uint16):
+        return pixels
+    with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is refused
+        kept = pixels.astype(np.float32)
+        num_bad = kept.size - int(np.count_nonzero(np.abs(kept) <= FLOAT_LIMIT))  # NaN is not
+    if num_bad:
+        raise FileError(
+            picture.path,
+            f"found {num_bad} of {kept.size} values that are NaN, infinite or beyond {FLOAT_LIMIT:g}; expected finite "
+            "ones",
+            "replace them by a value that the image has, and save it again",
+        )
+    if not np.array_equal(kept, pixels):
+        _tell_rounding(picture.path, pixels.dtype.name)
+    return kept
+
+
+def _tell_rounding(path: Path, kind: str) -> None:
+    # Once for each folder and type: a line for every file would hide all others.
+    if (path.parent, kind) not in _told:
+        _told.add((path.parent, kind))
+        print(f"note: {path}: {kind} pixels are rounded to float32, and so are others of this folder")
+
+
+_told: set[tuple[Path, str]] = set()
+
+
+def resize(image: np.ndarray, size: int) -> np.ndarray:
+    """(H, W) or (H, W, C) to size x size, by the one geometry in which images and masks are resized.
+
+    Bilinear, as the classic protocol resizes images; what is more than four times as large is first made smaller by
+    whole numbers, by area, so that no pixel is passed over. Area alone blurs the rims of small objects
+    (benchmarks/resize.py).
+    """
+    # Only resizing needs OpenCV, and `unetpp` imports on a machine without it.
+    import cv2
+
+    height, width = image.shape[:2]
+    if (height, width) == (size, size):
+        return image
+    factor = min(height, width) // (2 * size)
+    resized = image
+    if factor > 1:
+        resized = cv2.resize(resized, (width // factor, height // factor), interpolation=cv2.INTER_AREA)
+    resized = cv2.resize(resized, (size, size), interpolation=cv2.INTER_LINEAR)
+    return resized.reshape(size, size, *image.shape[2:])  # OpenCV drops an axis of 1

@@ -1,0 +1,1 @@
+"""Any image size in, probabilities out; the model file; tiles."""

@@ -1,0 +1,76 @@
+"""From pixels to probabilities: scaling, normalising, padding, and the file that a trained network is kept in."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unetpp.data.scaling import standardise
+from unetpp.errors import UserError
+from unetpp.network.masks import to_probs
+from unetpp.network.model import NestedUNet
+
+
+def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
+    """(N, C, H, W) padded at the bottom and the right to sides that `multiple` divides, by repeating the edge."""
+    height, width = image.shape[-2:]
+    # Written as a product of whole steps, so that torch.export can prove that the network's pools divide it.
+    # Two steps at least: an export fixes a size that it can meet as 1, and the deepest level would meet it.
+    rows: Any = torch.sym_max(2, (height + multiple - 1) // multiple)
+    columns: Any = torch.sym_max(2, (width + multiple - 1) // multiple)
+    return F.pad(image, (0, columns * multiple - width, 0, rows * multiple - height), mode="replicate")
+
+
+class Segmenter(nn.Module):
+    """A network with what stands before and after it: images of any size in, probabilities out.
+
+    Args:
+        network: by default its deepest head alone is used; `prune` first for a shallower one.
+        heads: weights by depth of the heads whose probabilities are averaged instead, such as {2: 1, 4: 3}; they
+            need not add up to 1.
+
+    Raises:
+        UserError: a depth at which the network has no head, or weights that are not above 0.
+    """
+
+    def __init__(self, network: NestedUNet, heads: Mapping[int, float] | None = None):
+        super().__init__()
+        self.network = network
+        heads = {network.depth: 1.0} if heads is None else heads
+        strange = sorted(set(heads) - set(network.depths))
+        if strange or not heads or min(heads.values()) <= 0:
+            raise UserError(
+                f"heads: found {dict(heads)}; expected weights above 0 for some of the depths at which the network has "
+                f"a head: {', '.join(map(str, network.depths))}"
+            )
+        total = sum(heads.values())
+        self.shares = {network.depths.index(depth): weight / total for depth, weight in sorted(heads.items())}
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Probabilities of an image batch.
+
+        Args:
+            image: (N, C, H, W) float in [0, 1], of any height and width.
+
+        Returns:
+            (N, num_classes, H, W): the foreground's probability, one a class, or one a label.
+        """
+        return self.probs(standardise(image))
+
+    def probs(self, standardised: Tensor) -> Tensor:
+        """`forward` of an image that `standardise` has seen, or of a part of one (`unetpp.inference.tiles`)."""
+        height, width = standardised.shape[-2:]
+        logits = self.network(pad_to_multiple(standardised, 2**self.network.depth))
+        each = [to_probs(logits[index], self.network.multilabel) * share for index, share in self.shares.items()]
+        probs = each[0] if len(each) == 1 else torch.stack(each).sum(dim=0)
+        # A crop, written as negative padding: an export of a slice keeps a guard on whether it was the whole.
+        return F.pad(probs, (0, width - probs.shape[-1], 0, height - probs.shape[-2]))
+
+    def logits(self, image: Tensor) -> tuple[Tensor, ...]:
+        """The logits of every head of the network, each (N, num_classes, H', W').
+
+        H' and W' are those of the padded image; the image's own pixels are its first H rows and W columns.
+        """
+        return self.network(pad_to_multiple(standardise(image), 2**self.network.depth))

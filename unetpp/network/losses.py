@@ -1,0 +1,166 @@
+"""What training minimises, for each head and image.
+
+A loss is one function in LOSSES: from logits, truth and valid pixels to a number for each image. It serves one class,
+several, and several labels alike (`unetpp.network.masks`). Each image weighs the same, so that the loss of a batch is
+the mean over its shards of equal size.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unetpp.errors import UserError
+from unetpp.network.masks import to_planes, to_probs
+
+FOCUS = 2.0  # gamma of the focal loss (Lin et al. 2017)
+MISSED, EXTRA = 0.7, 0.3  # weights of false negatives and false positives (Salehi et al. 2017)
+
+
+def balanced_weights(class_pixels: Sequence[int]) -> list[float]:
+    """Weights of classes, inverse to how many pixels they have, and 1 on average over all these pixels.
+
+    A class without a pixel has the weight 1 and no say.
+    """
+    present = [count for count in class_pixels if count]
+    return [sum(present) / (len(present) * count) if count else 1.0 for count in class_pixels]
+
+
+def _mean(values: Tensor, valid: Tensor) -> Tensor:
+    """(N, K, H, W) and (N, 1, H, W) to the (N, K) means over the valid pixels; 0 where there is none."""
+    return (values * valid).sum(dim=(2, 3)) / valid.sum(dim=(2, 3)).clamp(min=1)
+
+
+def _entropy(logits: Tensor, truth: Tensor, exclusive: bool) -> Tensor:
+    """Cross-entropy of each pixel: (N, 1, H, W) for classes of which one holds, else (N, K, H, W)."""
+    if exclusive:
+        return -(truth * logits.log_softmax(dim=1)).sum(dim=1, keepdim=True)
+    return F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+
+
+def _overlap(logits: Tensor, truth: Tensor, valid: Tensor, exclusive: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Soft true positives, false positives and false negatives, (N, K) each; the background, class 0, is left out."""
+    probs = to_probs(logits, multilabel=not exclusive) * valid
+    if exclusive:
+        probs, truth = probs[:, 1:], truth[:, 1:]
+    tp = (probs * truth).sum(dim=(2, 3))
+    return tp, probs.sum(dim=(2, 3)) - tp, (truth * valid).sum(dim=(2, 3)) - tp
+
+
+def _dice(logits: Tensor, truth: Tensor, valid: Tensor, exclusive: bool) -> Tensor:
+    """(N,): one minus the soft Dice, mean over the classes."""
+    tp, fp, fn = _overlap(logits, truth, valid, exclusive)
+    # The ones: an image without foreground, rightly predicted, scores 1.
+    return 1 - ((2 * tp + 1) / (2 * tp + fp + fn + 1)).mean(dim=1)
+
+
+def ce_dice(logits: Tensor, truth: Tensor, valid: Tensor, weight: Tensor, exclusive: bool) -> Tensor:
+    """Half the cross-entropy plus one minus Dice, as in the UNet++ paper's line of code (BCE-Dice with one class)."""
+    entropy = _mean(weight * _entropy(logits, truth, exclusive), valid).mean(dim=1)
+    return 0.5 * entropy + _dice(logits, truth, valid, exclusive)
+
+
+def focal_dice(logits: Tensor, truth: Tensor, valid: Tensor, weight: Tensor, exclusive: bool) -> Tensor:
+    """As `ce_dice`, with pixels that are right already weighing less: (1 - p of the truth) ** 2."""
+    entropy = _entropy(logits, truth, exclusive)
+    entropy = (1 - torch.exp(-entropy)) ** FOCUS * entropy
+    return 0.5 * _mean(weight * entropy, valid).mean(dim=1) + _dice(logits, truth, valid, exclusive)
+
+
+def tversky(logits: Tensor, truth: Tensor, valid: Tensor, weight: Tensor, exclusive: bool) -> Tensor:
+    """One minus Tversky's index, in which a missed pixel weighs more than an extra one."""
+    tp, fp, fn = _overlap(logits, truth, valid, exclusive)
+    return 1 - ((tp + 1) / (tp + EXTRA * fp + MISSED * fn + 1)).mean(dim=1)
+
+
+def lovasz(logits: Tensor, truth: Tensor, valid: Tensor, weight: Tensor, exclusive: bool) -> Tensor:
+    """The Lovász extension of one minus IoU (Berman et al. 2018), per image.
+
+    Of hinge errors for one class or for labels; of softmax errors for classes, mean over the classes (the background
+    too) that occur in the image.
+    """
+    if exclusive:
+        errors = (truth - logits.softmax(dim=1)).abs()
+    else:
+        errors = 1 - logits * (2 * truth - 1)
+    # An ignored pixel goes to the end of the order with truth 0 and error 0: it changes no sum before it.
+    errors = torch.where(valid > 0, errors, torch.full_like(errors, -torch.inf)).flatten(2)  # (N, K, P)
+    errors, order = errors.sort(dim=2, descending=True)
+    truth = (truth * valid).flatten(2).gather(2, order)  # (N, K, P)
+    total = truth.sum(dim=2, keepdim=True)  # (N, K, 1)
+    union = total + (1 - truth).cumsum(dim=2)
+    jaccard = 1 - (total - truth.cumsum(dim=2)) / union  # of the worst 1, 2, ... pixels being wrong
+    gradient = torch.diff(jaccard, dim=2, prepend=torch.zeros_like(total))
+    each = (errors.clamp(min=0) * gradient).sum(dim=2)  # (N, K)
+    if not exclusive:
+        return each.mean(dim=1)
+    present = total[..., 0] > 0
+    return (each * present).sum(dim=1) / present.sum(dim=1).clamp(min=1)
+
+
+LOSSES = {"ce_dice": ce_dice, "focal_dice": focal_dice, "lovasz": lovasz, "tversky": tversky}
+
+
+def segmentation_loss(
+    logits: Tensor,
+    mask: Tensor,
+    class_weights: Tensor | None = None,
+    loss: str = "ce_dice",
+    multilabel: bool = False,
+) -> Tensor:
+    """The loss of each image.
+
+    Args:
+        logits: (N, num_classes, H, W) float.
+        mask: (N, H, W) integers, as unetpp.network.masks says; IGNORE counts nowhere.
+        class_weights: (max(2, num_classes),) float: what the cross-entropy of a pixel is multiplied by, by its class
+            in the mask; the background's first. The mean stays one over pixels: it is not divided by the weights of an
+            image, or one of background alone would weigh as much as one of a rare class. Dice has its own balance.
+            Of labels, and in losses without a cross-entropy, there is none.
+        loss: a name in LOSSES.
+
+    Returns:
+        (N,)
+    """
+    logits = logits.float()  # bf16 sums over a whole image lose digits
+    num_classes = logits.shape[1]
+    truth, valid = to_planes(mask, num_classes, multilabel)
+    weight = valid.float()
+    if class_weights is not None:
+        weight = class_weights[torch.where(valid, mask.unsqueeze(1), 0).long()]  # (N, 1, H, W)
+    exclusive = num_classes > 1 and not multilabel
+    return LOSSES[loss](logits, truth.float(), valid.float(), weight, exclusive=exclusive)
+
+
+def deep_supervision_loss(
+    logits: tuple[Tensor, ...],
+    mask: Tensor,
+    class_weights: Tensor | None = None,
+    loss: str = "ce_dice",
+    multilabel: bool = False,
+) -> Tensor:
+    """(num_heads, N): `segmentation_loss` of each head and image; training minimises their sum by `head_weights`."""
+    return torch.stack([segmentation_loss(one, mask, class_weights, loss, multilabel) for one in logits])
+
+
+def head_weights(weights: str | Sequence[float], depths: Sequence[int]) -> Tensor:
+    """How much each head counts in training: (num_heads,).
+
+    Args:
+        weights: "mean" (as the paper), "sum", or a number for each depth, shallowest first; a network that is
+            shallower, or has one head alone, takes those of its own depths.
+        depths: of the heads.
+
+    Raises:
+        UserError: fewer numbers than the deepest head asks for, or one that is not above zero: that head would
+            never learn.
+    """
+    if isinstance(weights, str):
+        return torch.full((len(depths),), {"mean": 1 / len(depths), "sum": 1.0}[weights])
+    if len(weights) < max(depths) or min(weights) <= 0:
+        raise UserError(
+            f"head weights: found {list(weights)}; expected mean, sum, or a number above 0 for each depth 1 to "
+            f"{max(depths)}, the shallowest first"
+        )
+    return torch.tensor([float(weights[depth - 1]) for depth in depths])

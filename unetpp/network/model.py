@@ -1,0 +1,276 @@
+"""NestedUNet: the UNet++ family, built and run by diagonals.
+
+Node X[i, j] stands at level i (resolution H / 2^i, width widths[i]) and position j of its skip pathway.
+The diagonal i + j = k is exactly what depth k adds to depth k - 1, so that a network of depth D holds
+those of every smaller depth (UNet++, arXiv 1807.10165 and 1912.05074).
+"""
+
+import math
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from unetpp.errors import UserError
+from unetpp.network.masks import MAX_LABELS
+
+# Which earlier nodes of its own level node X[i, j] sees, as their positions. The family is this table.
+SKIPS = {
+    "dense": lambda j: range(j),  # UNet++: all of them
+    "short": lambda j: (j - 1,),  # UNet+: the nearest
+    "encoder": lambda j: (0,),  # UNet^e: the encoder's
+    "plain": lambda j: (0,),  # U-Net: the encoder's, and no nodes but the encoder and the last diagonal
+}
+MAX_DEPTH = 6
+
+# Norm layers of a width. Batch norm needs batches of some size; the others know each image alone.
+NORMS = {
+    # No momentum: the running statistics are plain means since their last reset (`unetpp.training.loop.train_epoch`).
+    "batch": lambda width: nn.BatchNorm2d(width, momentum=None),
+    "instance": lambda width: nn.InstanceNorm2d(width, affine=True),
+    "group": lambda width: nn.GroupNorm(math.gcd(width, 8), width),  # 8 groups, or as many as divide the width
+    "none": lambda width: nn.Identity(),  # of an exported network: the convolutions hold it (`unetpp.network.folding`)
+}
+
+
+class _DenseGradient(torch.autograd.Function):
+    """The same tensor, whose gradient is brought into its own memory format.
+
+    The gradient of one input of a `torch.cat` is a slice of the whole one, and on processors the kernel for the
+    gradient of an upsampling takes such a slice apart by channels, six times slower than one copy and its fast path:
+    a quarter of the whole step at 256x256.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.channels_last = x.is_contiguous(memory_format=torch.channels_last)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor) -> Tensor:
+        wanted = torch.channels_last if ctx.channels_last else torch.contiguous_format
+        return gradients[0].contiguous(memory_format=wanted)
+
+
+class Interpolate(nn.Module):
+    """Bilinear upsampling to twice the size; it learns nothing and keeps the channels."""
+
+    def __init__(self, align_corners: bool):
+        super().__init__()
+        self.align_corners = align_corners
+
+    def forward(self, x: Tensor, size: torch.Size) -> Tensor:
+        # The size is given, not the factor 2: exact, and an exporter can prove that the sizes agree.
+        x = F.interpolate(x, size=size, mode="bilinear", align_corners=self.align_corners)
+        return _DenseGradient.apply(x) if self.training else x  # pyright: ignore
+
+
+class Deconvolve(nn.Module):
+    """A 2x2 transposed convolution of stride 2 to the channels of the level above, as in the authors' Keras code."""
+
+    def __init__(self, below: int, width: int):
+        super().__init__()
+        self.conv = nn.ConvTranspose2d(below, width, 2, stride=2)
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="linear")
+
+    def forward(self, x: Tensor, size: torch.Size) -> Tensor:
+        return self.conv(x)
+
+
+# What brings a node of the level below, of `below` channels, to the size of level i of `width` channels:
+# the module and its channels.
+UPSAMPLINGS = {
+    "bilinear_aligned": lambda below, width: (Interpolate(align_corners=True), below),  # as the classic code
+    "bilinear": lambda below, width: (Interpolate(align_corners=False), below),
+    "transposed": lambda below, width: (Deconvolve(below, width), width),
+}
+
+
+class Block(nn.Module):
+    """Twice: 3x3 convolution, norm, ReLU, dropout. Keeps the spatial size."""
+
+    def __init__(self, in_channels: int, width: int, norm: str = "batch", dropout: float = 0.0):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1)
+        self.norm1 = NORMS[norm](width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.norm2 = NORMS[norm](width)
+        self.dropout = dropout
+        for conv in (self.conv1, self.conv2):
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv, norm in ((self.conv1, self.norm1), (self.conv2, self.norm2)):
+            x = F.relu(norm(conv(x)), inplace=True)
+            if self.dropout > 0:
+                x = F.dropout2d(x, self.dropout, self.training)
+        return x
+
+
+class NestedUNet(nn.Module):
+    """UNet++ and its relatives.
+
+    Args:
+        widths: channels by level, at least two; the depth is `len(widths) - 1`, 1 to 6.
+        in_channels: channels of the image.
+        num_classes: channels of the logits: 1 for foreground or not, else one a class.
+        skips: "dense" (UNet++), "short" (UNet+), "encoder" (UNet^e) or "plain" (U-Net).
+        deep_supervision: a head at each depth, else at the deepest alone.
+        norm: "batch", "instance" or "group"; "none" for a network whose batch norm was folded away.
+        upsampling: "bilinear_aligned" (as the classic code), "bilinear" or "transposed".
+        dropout: share of channels that each convolution loses in training.
+        multilabel: what the channels mean to the losses and to `Segmenter`: several classes may hold at one pixel
+            (sigmoid), not one alone (softmax). The network itself applies neither.
+
+    Raises:
+        UserError: values that make no network, or one of which not every parameter learns.
+    """
+
+    def __init__(
+        self,
+        widths: tuple[int, ...] | list[int],
+        in_channels: int = 3,
+        num_classes: int = 1,
+        skips: str = "dense",
+        deep_supervision: bool = True,
+        norm: str = "batch",
+        upsampling: str = "bilinear_aligned",
+        dropout: float = 0.0,
+        multilabel: bool = False,
+    ):
+        super().__init__()
+        self.widths = tuple(widths)
+        self.depth = len(self.widths) - 1
+        self.in_channels = in_channels
+        self.num_classes = num_classes
+        self.skips = skips
+        self.deep_supervision = deep_supervision
+        self.norm = norm
+        self.upsampling = upsampling
+        self.dropout = dropout
+        self.multilabel = multilabel
+        self._check()
+        self.depths = tuple(range(1, self.depth + 1)) if deep_supervision else (self.depth,)
+
+        # Training alone: nodes of so many top levels, which hold most of the memory, keep their inputs and are
+        # computed again for the gradient.
+        self.checkpoint_levels = 0
+
+        self.nodes, self.ups = nn.ModuleDict(), nn.ModuleDict()
+        for i, j in self._order():
+            if j == 0:
+                channels = self.in_channels if i == 0 else self.widths[i - 1]
+            else:
+                self.ups[f"{i}_{j}"], channels = UPSAMPLINGS[upsampling](self.widths[i + 1], self.widths[i])
+                channels += self.widths[i] * len(SKIPS[skips](j))
+            self.nodes[f"{i}_{j}"] = Block(channels, self.widths[i], norm, dropout)
+        self.heads = nn.ModuleDict({str(d): nn.Conv2d(self.widths[0], num_classes, 1) for d in self.depths})
+
+    def _check(self) -> None:
+        if not 1 <= self.depth <= MAX_DEPTH or any(not isinstance(w, int) or w < 1 for w in self.widths):
+            raise UserError(
+                f"widths: found {list(self.widths)}; expected 2 to {MAX_DEPTH + 1} positive whole numbers, "
+                "the channels of each level"
+            )
+        if self.in_channels < 1 or self.num_classes < 1:
+            raise UserError(
+                f"in_channels is {self.in_channels} and num_classes is {self.num_classes}; both must be at least 1"
+            )
+        if self.multilabel and self.num_classes > MAX_LABELS:
+            raise UserError(f"num_classes: found {self.num_classes} labels; expected at most {MAX_LABELS}")
+        for name, table in (("skips", SKIPS), ("norm", NORMS), ("upsampling", UPSAMPLINGS)):
+            if getattr(self, name) not in table:
+                raise UserError(f"{name}: found {getattr(self, name)!r}; expected one of {', '.join(table)}")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout: found {self.dropout}; expected a share of at least 0 and below 1")
+        if self.skips == "plain" and self.deep_supervision and self.depth > 1:
+            raise UserError("a plain U-Net has no shallow heads: set deep_supervision to False, or other skips")
+        if self.skips == "encoder" and not self.deep_supervision and self.depth > 1:
+            raise UserError(
+                "without deep supervision the shallow decoders of UNet^e would never learn: "
+                'set deep_supervision to True, or skips to "plain", which is the same network without them'
+            )
+
+    def _order(self) -> list[tuple[int, int]]:
+        """The nodes (i, j), diagonal after diagonal, each from the encoder up to level 0."""
+        plain = self.skips == "plain"
+        return [
+            (k - j, j) for k in range(self.depth + 1) for j in range(k + 1) if not plain or j == 0 or k == self.depth
+        ]
+
+    def config(self) -> dict:
+        """The keywords that build this network again."""
+        return {
+            "widths": list(self.widths),
+            "in_channels": self.in_channels,
+            "num_classes": self.num_classes,
+            "skips": self.skips,
+            "deep_supervision": self.deep_supervision,
+            "norm": self.norm,
+            "upsampling": self.upsampling,
+            "dropout": self.dropout,
+            "multilabel": self.multilabel,
+        }
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Logits of each head, shallowest first.
+
+        Args:
+            image: (N, in_channels, H, W) float; H and W divisible by 2^depth.
+
+        Returns:
+            a logits tensor (N, num_classes, H, W) for each of `self.depths`.
+
+        Raises:
+            UserError: sides that 2^depth does not divide; the message names the size to pad to.
+        """
+        height, width = image.shape[-2:]
+        step = 2**self.depth
+        if height % step != 0 or width % step != 0:
+            raise UserError(
+                f"the image is {height}x{width}, and a network of depth {self.depth} needs sides divisible by {step}: "
+                f"pad it to {-(-height // step) * step}x{-(-width // step) * step}, as unetpp.Segmenter does"
+            )
+        x: dict[tuple[int, int], Tensor] = {}
+        for i, j in self._order():
+            if j == 0:
+                inputs = [image if i == 0 else F.max_pool2d(x[i - 1, 0], 2)]  # (N, widths[i-1], H/2^i, W/2^i)
+            else:
+                inputs = [*(x[i, s] for s in SKIPS[self.skips](j)), x[i + 1, j - 1]]
+            if self.training and i < self.checkpoint_levels:
+                x[i, j] = checkpoint(
+                    self._node, i, j, *inputs, use_reentrant=False, context_fn=lambda i=i, j=j: self._contexts(i, j)
+                )
+            else:
+                x[i, j] = self._node(i, j, *inputs)  # (N, widths[i], H/2^i, W/2^i)
+        return tuple(self.heads[str(d)](x[0, d]) for d in self.depths)
+
+    def _node(self, i: int, j: int, *inputs: Tensor) -> Tensor:
+        """X[i, j] of its skips and the node below, which is brought to their size; of one input for j = 0."""
+        if j > 0:
+            *skips, below = inputs
+            inputs = (torch.cat([*skips, self.ups[f"{i}_{j}"](below, skips[0].shape[-2:])], dim=1),)
+        return self.nodes[f"{i}_{j}"](*inputs)
+
+    def _contexts(self, i: int, j: int) -> tuple[AbstractContextManager, AbstractContextManager]:
+        """Of a node's two computations: in the second its batch is not counted into the running statistics again."""
+
+        @contextmanager
+        def counted_already():
+            # Copies take in the batch again, and are forgotten.
+            norms = [one for one in self.nodes[f"{i}_{j}"].modules() if isinstance(one, _BatchNorm)]
+            kept = [dict(norm.named_buffers()) for norm in norms]
+            for norm, buffers in zip(norms, kept, strict=True):
+                for name, buffer in buffers.items():
+                    setattr(norm, name, buffer.clone())
+            try:
+                yield
+            finally:
+                for norm, buffers in zip(norms, kept, strict=True):
+                    for name, buffer in buffers.items():
+                        setattr(norm, name, buffer)
+
+        return nullcontext(), counted_already()

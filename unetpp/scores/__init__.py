@@ -1,0 +1,1 @@
+"""What predictions are worth: overlap, outlines, objects, calibration."""

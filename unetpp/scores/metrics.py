@@ -1,0 +1,105 @@
+"""IoU, Dice, precision and recall, from counts of pixels, each named for what it averages over.
+
+Published numbers differ by how they average more than by architecture, so there are three of each:
+
+- `*_image`: mean over images of the foreground's score; an image counts the same whatever its size.
+- `*_pixels`: the foreground's score over the pixels of all images together.
+- `*_paper`: mean over images of the mean over background and foreground, as the paper's released code
+  has it; the background is easy, so that this is the highest.
+
+With several classes "the foreground's score" is the mean over the foreground classes that occur in the
+mask or in the prediction. Where none occurs in either, the score is 1: nothing there, and nothing found.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from unetpp.network.masks import IGNORE, to_planes
+
+
+def confusion(mask_hat: Tensor, mask: Tensor, num_classes: int, multilabel: bool = False) -> Tensor:
+    """True positives, false positives and false negatives of each class of each image.
+
+    Args:
+        mask_hat: (N, H, W) integers, predicted.
+        mask: (N, H, W) integers, true; pixels of IGNORE count nowhere (unetpp.network.masks).
+        num_classes: 1 (values 0 and 1), the number of classes with the background, or the number of labels.
+
+    Returns:
+        (N, K, 3) int64. Class 0 is the background: of labels, the pixels that have none. K is num_classes, and one
+        more where that does not count the background.
+    """
+    hat, true = (_with_background(one, num_classes, multilabel) for one in (mask_hat, mask))  # (N, K, H, W)
+    valid = (mask != IGNORE).unsqueeze(1)
+    return torch.stack([hat & true & valid, hat & ~true & valid, ~hat & true & valid], dim=-1).sum(dim=(2, 3))
+
+
+def _with_background(mask: Tensor, num_classes: int, multilabel: bool) -> Tensor:
+    """(N, H, W) integers to (N, K, H, W) bool, the background first."""
+    planes, _ = to_planes(mask, num_classes, multilabel)
+    if num_classes > 1 and not multilabel:
+        return planes
+    return torch.cat([~planes.any(dim=1, keepdim=True), planes], dim=1)
+
+
+def _iou(counts: Tensor) -> Tensor:
+    """(..., 3) counts to (...) IoU; nan for a class in neither mask nor prediction."""
+    tp, fp, fn = counts.double().unbind(dim=-1)
+    return tp / (tp + fp + fn)
+
+
+def _dice(counts: Tensor) -> Tensor:
+    """(..., 3) counts to (...) Dice; nan for a class in neither mask nor prediction."""
+    tp, fp, fn = counts.double().unbind(dim=-1)
+    return 2 * tp / (2 * tp + fp + fn)
+
+
+def _over_classes(scores: Tensor) -> Tensor:
+    return scores.nanmean(dim=-1).nan_to_num(nan=1.0)
+
+
+def per_class_iou(counts: Tensor) -> list[float]:
+    """(N, K, 3) counts to the foreground classes' IoU, each the mean over the images where it occurs; nan for none."""
+    return _iou(counts[:, 1:]).nanmean(dim=0).tolist()
+
+
+def foreground_iou(counts: Tensor) -> Tensor:
+    """(..., K, 3) counts of foreground classes alone to their (...) mean IoU."""
+    return _over_classes(_iou(counts))
+
+
+def per_image_iou(counts: Tensor) -> Tensor:
+    """(N, K, 3) counts to the (N,) foreground IoU of each image."""
+    return foreground_iou(counts[:, 1:])
+
+
+def per_image_dice(counts: Tensor) -> Tensor:
+    """(N, K, 3) counts to the (N,) foreground Dice of each image."""
+    return _over_classes(_dice(counts[:, 1:]))
+
+
+def per_class_dice(counts: Tensor) -> list[float]:
+    """As `per_class_iou`, of Dice."""
+    return _dice(counts[:, 1:]).nanmean(dim=0).tolist()
+
+
+def precision_recall(counts: Tensor) -> tuple[list[float], list[float]]:
+    """(N, K, 3) counts to precision and recall of each foreground class, over the pixels of all images together.
+
+    nan: a class that is predicted nowhere has no precision, one that is nowhere has no recall.
+    """
+    tp, fp, fn = counts[:, 1:].sum(dim=0).double().unbind(dim=-1)  # (K - 1,) each
+    return (tp / (tp + fp)).tolist(), (tp / (tp + fn)).tolist()
+
+
+def scores(counts: Tensor) -> dict[str, float]:
+    """The three IoUs and the three Dice of (N, K, 3) counts, by name."""
+    result = {}
+    each: tuple[tuple[str, Callable[[Tensor], Tensor]], ...] = (("iou", _iou), ("dice", _dice))
+    for name, score in each:
+        result[f"{name}_image"] = _over_classes(score(counts[:, 1:])).mean().item()
+        result[f"{name}_pixels"] = _over_classes(score(counts[:, 1:].sum(dim=0))).item()
+        result[f"{name}_paper"] = _over_classes(score(counts)).mean().item()
+    return result

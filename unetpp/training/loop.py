@@ -1,0 +1,219 @@
+"""The training loop in plain torch. It knows batches, not where they come from nor how many processes there are."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from unetpp.data.scaling import scale
+from unetpp.inference.segmenter import Segmenter
+from unetpp.network.losses import deep_supervision_loss, head_weights
+from unetpp.network.masks import to_mask, to_probs
+from unetpp.scores.metrics import confusion, per_image_iou
+from unetpp.training.batch_norm import reset_statistics
+from unetpp.training.step import TrainStep
+
+Batch = tuple[Tensor, Tensor]  # image (N, C, H, W) float, mask (N, H, W) uint8
+
+
+def choose_precision(precision: str, device: torch.device) -> torch.dtype:
+    """The type in which convolutions run: "fp32", "bf16", "fp16", or for "auto" bf16 where the hardware computes in it.
+
+    Where it does not, a GPU takes fp16, with a scaled loss (`make_scaler`), and a processor fp32: there bf16 is
+    emulated, ten times slower than fp32 without AVX-512 BF16 or AMX (benchmarks/train.py).
+    """
+    if precision == "auto":
+        if device.type == "cuda":
+            precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        else:
+            native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+            precision = "bf16" if native else "fp32"
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+
+
+def make_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler | None:
+    """What keeps small gradients from vanishing in fp16; the other types need none."""
+    return torch.amp.GradScaler(device.type) if dtype == torch.float16 else None
+
+
+def make_optimizer(
+    network: nn.Module, name: str, learning_rate: float, momentum: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum ("sgd"), "adam" or "adamw", in one kernel where the device has one."""
+    parameters = list(network.parameters())
+    fused = all(one.device.type in ("cpu", "cuda") for one in parameters)
+    if name == "sgd":
+        return torch.optim.SGD(
+            parameters, learning_rate, momentum, weight_decay=weight_decay, nesterov=momentum > 0, fused=fused
+        )
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
+    return kind(parameters, learning_rate, weight_decay=weight_decay, fused=fused)
+
+
+def schedule(peak: float, warmup_steps: int, total_steps: int) -> Callable[[int], float]:
+    """Learning rate of a step: a linear warm-up, then a cosine to zero. It has no state to save or lose.
+
+    The warm-up takes half of the steps at most: a training that ends at its peak has weights that have not settled.
+    """
+    warmup_steps = min(warmup_steps, total_steps // 2)
+
+    def rate(step: int) -> float:
+        if step < warmup_steps:
+            return peak * (step + 1) / warmup_steps
+        done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+        return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+    return rate
+
+
+def epoch_order(num: int, seed: int, epoch: int) -> list[int]:
+    """The order of `num` samples in an epoch, from (seed, epoch) alone."""
+    return np.random.default_rng((seed, epoch)).permutation(num).tolist()
+
+
+def cut_epoch(num: int, batch_size: int, world: int = 1) -> list[int]:
+    """How many samples each batch of an epoch has: every sample counts once, and sizes differ by one at most.
+
+    A rest of a few samples would be a step of its own with a noisy gradient, and leave processes without any. So the
+    samples are dealt out evenly over as many batches as `batch_size` asks for. Every process has a sample in every
+    batch; where `batch_size` is one a process and `world` does not divide `num`, some batches hold more than that.
+    """
+    batches = max(1, min(-(-num // batch_size), num // world))
+    return [num // batches + (number < num % batches) for number in range(batches)]
+
+
+def step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
+    """What dropout draws from, so that a training draws the same wherever it was cut."""
+    return int(np.random.SeedSequence((seed, epoch, step, rank)).generate_state(1)[0])
+
+
+def plain_batches(split, indices: Iterable[int], batch_size: int) -> Iterator[Batch]:
+    """Batches in [0, 1], as they are, in order; an image of another size begins a new batch."""
+    images: list[Tensor] = []
+    masks: list[Tensor] = []
+    for i in indices:
+        image, mask = split[i]
+        scaled = scale(image)
+        if images and (len(images) == batch_size or images[0].shape != scaled.shape):
+            yield torch.stack(images), torch.stack(masks)
+            images, masks = [], []
+        images.append(scaled)
+        masks.append(torch.from_numpy(np.array(mask)))
+    if images:
+        yield torch.stack(images), torch.stack(masks)
+
+
+def make_loss(
+    name: str,
+    weights: str | Sequence[float],
+    depths: Sequence[int],
+    class_weights: Tensor | None = None,
+    multilabel: bool = False,
+) -> Callable[[tuple[Tensor, ...], Tensor], Tensor]:
+    """What training minimises: logits of the heads (N, num_classes, H, W) and mask (N, H, W) to (N,).
+
+    Args:
+        name, weights: see `unetpp.network.losses.LOSSES` and `head_weights`.
+        depths: of the heads.
+        class_weights, multilabel: see `segmentation_loss`.
+    """
+    each = head_weights(weights, depths)
+
+    def loss(logits: tuple[Tensor, ...], mask: Tensor) -> Tensor:
+        losses = deep_supervision_loss(logits, mask, class_weights, name, multilabel)  # (num_heads, N)
+        return (each.to(losses.device).unsqueeze(1) * losses).sum(dim=0)
+
+    return loss
+
+
+def train_steps(
+    step: TrainStep,
+    batches: Iterable[Batch],
+    rate: Callable[[int], float],
+    first_step: int,
+    sizes: Iterable[int] | None = None,
+    seeds: Callable[[int], int] = lambda number: number,
+) -> Iterator[Tensor]:
+    """Step after step over the batches.
+
+    Args:
+        batches: standardised (`unetpp.data.loader`), this process's part of each.
+        rate: learning rate of a step (`schedule`).
+        first_step: number of steps made before.
+        sizes: images in each batch of all processes; None where this process has them all.
+        seeds: of what dropout draws in a step.
+
+    Yields:
+        after each step (2,) float64: the sum of the losses of its images, and their number.
+    """
+    step.network.train()
+    pairs = ((batch, len(batch[1])) for batch in batches) if sizes is None else zip(batches, sizes, strict=True)
+    for number, ((image, mask), size) in enumerate(pairs, start=first_step):
+        yield step(image, mask, size, rate(number), number, seeds(number))
+    step.look()
+
+
+def train_epoch(
+    network: nn.Module,
+    batches: Iterable[Batch],
+    optimizer: torch.optim.Optimizer,
+    rate: Callable[[int], float],
+    first_step: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    loss: Callable[[tuple[Tensor, ...], Tensor], Tensor],
+) -> Tensor:
+    """One pass over the batches in one process, for who needs no checkpoints: see `train_steps` and `TrainStep`.
+
+    The running statistics of batch norm are the mean over the batches of this pass: the usual moving average knows
+    the last few dozen images alone, of whatever kind these were (Wu and Johnson 2021).
+
+    Returns:
+        (2,) float64: the sum of the losses of the images, and the number of images.
+    """
+    reset_statistics(network)
+    step = TrainStep(network, optimizer, loss, device, dtype)
+    total = torch.zeros(2, dtype=torch.float64, device=device)
+    for sums in train_steps(step, batches, rate, first_step):
+        total += sums
+    return total
+
+
+@torch.inference_mode()
+def validate(
+    segmenter: Segmenter,
+    batches: Iterable[Batch],
+    dtype: torch.dtype,
+    class_weights: Tensor | None = None,
+    loss: str = "ce_dice",
+) -> Tensor:
+    """Sums over the images of the batches, to be added over shards and divided after.
+
+    Returns:
+        (num_heads + 1, 2) float64: of each head the sums of the loss and of the foreground IoU per image;
+        in the last row the number of images, twice.
+    """
+    segmenter.eval()
+    network = segmenter.network
+    device = next(network.parameters()).device
+    sums = torch.zeros(len(network.depths) + 1, 2, dtype=torch.float64, device=device)
+    for image, mask in batches:
+        image, mask = _to_device(image, mask, device)
+        height, width = mask.shape[-2:]
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            logits = tuple(one[..., :height, :width] for one in segmenter.logits(image))
+        sums[:-1, 0] += deep_supervision_loss(logits, mask, class_weights, loss, network.multilabel).sum(dim=1)
+        for head, one in enumerate(logits):
+            mask_hat = to_mask(to_probs(one.float(), network.multilabel), network.multilabel)
+            counts = confusion(mask_hat, mask, network.num_classes, network.multilabel)
+            sums[head, 1] += per_image_iou(counts).sum()
+        sums[-1] += len(mask)
+    return sums
+
+
+def _to_device(image: Tensor, mask: Tensor, device: torch.device) -> Batch:
+    """Channels last: the layout in which convolutions are fastest on processors and GPUs alike."""
+    image = image.to(device, non_blocking=True, memory_format=torch.channels_last)
+    return image, mask.to(device, non_blocking=True)
