@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.dataset.fingerprint import SPLITS, write_fingerprint
-from pipelines.pages.data_page import write_data_report
+from pipelines.dataset.fingerprint import SPLITS, read_fingerprint, write_fingerprint
+from pipelines.pages.data_page import build_page
 from tests.pipelines.dataset.made import make_samples
 from unetpp.data.arrow_split import SplitWriter
 
@@ -49,12 +49,13 @@ def measure(folder: Path) -> None:
     before, times = _peak_mib(), [time.perf_counter()]
     write_fingerprint(folder)
     times.append(time.perf_counter())
-    write_data_report(folder, folder / "reports")
+    page = build_page(read_fingerprint(folder), folder)
     times.append(time.perf_counter())
     print(f"fingerprint {times[1] - times[0]:.1f} s, page {times[2] - times[1]:.1f} s")
     print(f"memory beyond the imports {_peak_mib() - before:.0f} MiB")
-    for name in ("samples.csv", "fingerprint.json", "reports/data.html"):
+    for name in ("samples.csv", "fingerprint.json"):
         print(f"{name} {(folder / name).stat().st_size / 1000:,.0f} kB")
+    print(f"the page {len(page.encode()) / 1000:,.0f} kB")
 
 
 def _peak_mib() -> float:

@@ -24,13 +24,12 @@ from pipelines.evaluation.bootstrap import LEVEL, RESAMPLES
 from pipelines.evaluation.decision import Decision, decide
 from pipelines.evaluation.depth_costs import describe_machine, measure_cost
 from pipelines.evaluation.depth_table import describe
-from pipelines.evaluation.examples import find_extremes, pick
+from pipelines.evaluation.examples import find_extremes, pick, write_examples
 from pipelines.evaluation.gates import check_gates
 from pipelines.evaluation.predictor import Predictor
 from pipelines.evaluation.quality import Quality, choose_thresholds, measure_quality
 from pipelines.evaluation.report_schema import Report
-from pipelines.evaluation.scores import by_class, by_kind, by_size, image_rows, resample, summarise
-from pipelines.pages import depth_page
+from pipelines.evaluation.scores import by_class, by_kind, by_size, image_rows, reliability_rows, resample, summarise
 from unetpp.data.arrow_split import Split, read_manifest
 from unetpp.errors import UserError
 from unetpp.inference.model_file import Trained, load_model
@@ -117,8 +116,8 @@ def _classes(quality: dict[str, Quality], names: list[str]) -> dict[str, dict[st
 def evaluate(
     prepared: Path, model: Path, out: Path, settings: Evaluate, device: torch.device, exports: Path | None = None
 ) -> dict:
-    """Measure every depth on the test split; write report.json, depths.csv, images.csv, report.html
-    and, for `dvc metrics`, metrics.json with the few numbers that one compares between runs.
+    """Measure every depth on the test split; write report.json, depths.csv, images.csv, reliability.csv,
+    what the page shows (page/) and, for `dvc metrics`, metrics.json with the few numbers that one compares.
 
     Args:
         exports: folder of the export stage, whose models are measured by their own runtimes too.
@@ -182,11 +181,6 @@ def evaluate(
     }
     Report.model_validate(result)  # what others read is what the schema says, or it is not written
 
-    samples = []
-    for rank, index in picked:
-        image, mask = split[index]
-        masks_hat = {name: mask_hat[0].numpy() for name, mask_hat in predict([image]).items()}
-        samples.append(depth_page.Sample(rank, rows[index], image, mask, masks_hat))
     commit, dirty = git_commit(Path.cwd())
     weights = model / "model.pt" if model.is_dir() else model
     provenance = {
@@ -200,16 +194,25 @@ def evaluate(
         "Commit of the evaluating code": commit + (" with changed files" if dirty else ""),
     }
     rule = {"tolerance_iou": settings.tolerance_iou, "max_latency_ms": settings.max_latency_ms, "resamples": RESAMPLES}
-    extremes = {name: find_extremes(rows, name) for name in quality}
-    page = depth_page.build_report(result, rows, samples, extremes, shown, rule, provenance)
+    page = {
+        "report": result,
+        "rows": rows,
+        "samples": [{"rank": rank, "row": index} for rank, index in picked],
+        "extremes": {name: find_extremes(rows, name) for name in quality},
+        "shown": shown,
+        "rule": rule,
+        "provenance": provenance,
+    }
+    with replacing(out / "page") as folder:
+        folder.mkdir()
+        write_json(folder / "page.json", page)
+        write_examples(folder / "shown.npz", predict, split, [index for _, index in picked])
     write_json(out / "report.json", result)
     compared = {key: {name: round(row[key], 4) for name, row in depths.items()} for key in ("iou_image", "latency_ms")}
     write_json(out / "metrics.json", {"recommended_depth": decision.depth} | compared)
     _write_csv(out / "depths.csv", [{"depth": name} | row for name, row in depths.items()])
     _write_csv(out / "images.csv", rows)
-    _write_csv(out / "reliability.csv", depth_page.reliability_rows(result))
-    with replacing(out / "report.html") as partial:
-        partial.write_text(page, encoding="utf-8")
+    _write_csv(out / "reliability.csv", reliability_rows(result))
     return result
 
 
@@ -245,7 +248,6 @@ def main() -> None:
     device = torch.device("cuda" if params.train.use_gpu else "cpu")
     result = evaluate(arguments.prepared, arguments.model, arguments.out, params.evaluate, device, arguments.exports)
     print(describe(result))
-    print(f"\nreport: {arguments.out / 'report.html'}")
 
 
 if __name__ == "__main__":

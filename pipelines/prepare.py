@@ -12,6 +12,7 @@ from pipelines.core.command import run_command
 from pipelines.core.data_sections import Prepare
 from pipelines.core.files import disk_errors, replacing, sha256, write_json
 from pipelines.core.params import load_params
+from pipelines.dataset.fingerprint import comparable, read_fingerprint, write_fingerprint
 from pipelines.dataset.groups import find_groups
 from pipelines.dataset.layouts import Problem, Sample, find_samples
 from pipelines.dataset.loading import load_all
@@ -103,9 +104,6 @@ def prepare(params: Prepare, raw: Path, out: Path) -> dict:
             "class_pixels": train.class_pixels,  # of train; of labels first the pixels without one
         }
         write_json(partial / "manifest.json", manifest)
-        # Late, here and below: the processes that only decode need no charts.
-        from pipelines.dataset.fingerprint import write_fingerprint
-
         write_fingerprint(partial)
     return manifest
 
@@ -209,7 +207,7 @@ def main() -> None:
     parser.add_argument("--raw", type=Path, required=True, help="folder that stage ingest wrote")
     parser.add_argument("--out", type=Path, required=True, help="folder of the prepared splits")
     parser.add_argument("--split", type=Path, required=True, help="a copy of split.csv, for git to show what moved")
-    parser.add_argument("--reports", type=Path, required=True, help="folder of data.html and data.json")
+    parser.add_argument("--metrics", type=Path, required=True, help="the few numbers that one compares between runs")
     arguments = parser.parse_args()
     manifest = prepare(load_params().prepare, arguments.raw, arguments.out)
     with replacing(arguments.split) as partial:
@@ -226,11 +224,10 @@ def main() -> None:
         print(f"prepare: {manifest['ignored_share']:.1%} of the train pixels are ignored")
     which = "other train pixels" if manifest["ignored_share"] else "train pixels"
     print(f"prepare: {manifest['foreground_share']:.1%} of the {which} are foreground")
-    from pipelines.pages.data_page import write_data_report
-
-    for warning in write_data_report(arguments.out, arguments.reports):
+    fingerprint = read_fingerprint(arguments.out)
+    write_json(arguments.metrics, comparable(fingerprint))
+    for warning in fingerprint["findings"]["warnings"]:
         print(f"prepare: {warning}")
-    print(f"prepare: look at {arguments.reports / 'data.html'} before you train")
 
 
 if __name__ == "__main__":

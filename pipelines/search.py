@@ -19,9 +19,8 @@ import yaml
 from pipelines.cluster.jobs import address_of, run_remotely
 from pipelines.cluster.ray_cluster import check_fits, cluster, how_many_fit
 from pipelines.core.command import run_command
-from pipelines.core.files import replacing
+from pipelines.core.files import replacing, write_json
 from pipelines.core.params import Params, load_params
-from pipelines.pages.search_page import build_page
 from pipelines.storage.node_cache import share
 from pipelines.storage.run_store import open_store, runs_at
 from pipelines.training.spec import make_settings, run_name
@@ -34,6 +33,7 @@ from pipelines.tuning.candidate_costs import (
     key_of,
     measure_costs,
 )
+from pipelines.tuning.page_facts import page_facts
 from pipelines.tuning.pareto import Point, Trial, choose, mark_front, measured, name
 from pipelines.tuning.probe import estimate, probe
 from pipelines.tuning.space import Space, decode, read_space
@@ -46,7 +46,7 @@ COLUMNS += ("status", "reason", "seconds", "epochs", "on_front", "chosen")
 
 
 def search(params: Params, prepared: Path, runs: Path, out: Path, reports: Path) -> None:
-    """Write `out` (architecture.yaml; init.pt where train asks for it) and `reports` (two tables and the page).
+    """Write `out` (architecture.yaml; init.pt where train asks for it) and `reports`: two tables, page.json.
 
     Raises:
         UserError: the space is empty or has a value that is not legal, a budget that no candidate meets, widths that
@@ -78,9 +78,7 @@ def search(params: Params, prepared: Path, runs: Path, out: Path, reports: Path)
         weights = weights_of(chosen["trial"]) if params.train.init == "search" else None
     chosen["chosen"] = 1
     write_tables(points, trials, space, reports)
-    with replacing(reports / "search.html") as partial:
-        page = build_page(points, trials, chosen, reason, others, space, manifest, size_px)
-        partial.write_text(page, encoding="utf-8")
+    write_json(reports / "page.json", page_facts(points, trials, chosen, reason, others, space, manifest, size_px))
     write_architecture(out, chosen, reason, others, params, weights)
     for point in points:
         said = f"val IoU {point['val_iou']:.4f}" if point["val_iou"] is not None else "no val IoU"

@@ -4,6 +4,7 @@ A function of samples.csv and of what lies beside it. Each sum over all samples 
 """
 
 import csv
+import json
 import re
 from collections import Counter
 from itertools import groupby
@@ -263,8 +264,30 @@ def write_fingerprint(prepared: Path) -> None:
     write_json(prepared / "fingerprint.json", fingerprint)
 
 
+def read_fingerprint(prepared: Path) -> dict:
+    """fingerprint.json of a prepared folder."""
+    return json.loads((prepared / "fingerprint.json").read_text(encoding="utf-8"))
+
+
 def _read_csv(path: Path) -> list[dict]:
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def comparable(fingerprint: dict) -> dict:
+    """The few numbers that one compares between runs."""
+    splits, objects = fingerprint["splits"], fingerprint["objects"]["prepared"]
+    return {
+        "num_images": {name: row["num_images"] for name, row in splits.items()},
+        "foreground_share": round(splits["all"]["foreground_share"], 4),
+        "ignored_share": round(splits["all"]["ignored_share"], 4),
+        "empty_masks": splits["all"]["empty_masks"],
+        "objects": objects["num_objects"],
+        "object_px": {share: round(objects[share], 2) for share in ("p10", "p50", "p90")},
+        "suggested_depth": fingerprint["advice"]["depth"],
+        "near_duplicates": fingerprint["duplicates"]["num_pairs"],
+        "quarantined_files": fingerprint["quarantine"]["num_files"],
+        "warnings": len(fingerprint["findings"]["warnings"]),
+    }

@@ -147,3 +147,10 @@ def image_rows(
 
 def _rounded(value: float) -> float:
     return round(float(value), 6)
+
+
+def reliability_rows(metrics: dict) -> list[dict]:
+    """What `dvc plots` draws: a row for each depth and bin of probabilities; an empty one where there are none."""
+    empty = {"confidence": None, "accuracy": None, "share": None}
+    bins = metrics.get("reliability") or {name: [empty] for name in metrics["depths"]}
+    return [{"depth": name} | empty | one for name, found in bins.items() for one in found]

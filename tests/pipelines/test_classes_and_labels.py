@@ -11,9 +11,10 @@ import yaml
 from PIL import Image
 
 from pipelines.core.params import Params
+from pipelines.dataset.fingerprint import read_fingerprint
 from pipelines.evaluate import evaluate
 from pipelines.ingest import ingest
-from pipelines.pages.data_page import write_data_report
+from pipelines.pages import data_page, depth_page
 from pipelines.predict import predict
 from pipelines.prepare import prepare
 from pipelines.storage.synthetic import UNANNOTATED
@@ -64,7 +65,6 @@ def run(request, tmp_path_factory):
     folder, params, cpu = tmp_path_factory.mktemp(request.param), params_of(TASKS[request.param]), torch.device("cpu")
     ingest(params.ingest, folder / "raw")
     manifest = prepare(params.prepare, folder / "raw", folder / "prepared")
-    write_data_report(folder / "prepared", folder)
     settings = make_settings(params, [8, 12, 16], folder / "prepared")
     state: dict = {}
     for state in epochs(settings, cpu, {}):  # noqa: B007
@@ -139,13 +139,14 @@ def test_prepared_masks_are_the_files_in_the_projects_own_numbers(run):
 
 
 def test_both_pages_name_the_classes(run):
-    for page in ("data.html", "evaluate/report.html"):
-        outline = Outline((run.folder / page).read_text())
+    data = data_page.build_page(read_fingerprint(run.folder / "prepared"), run.folder / "prepared")
+    for page in (data, depth_page.build_page(run.folder / "evaluate/page")):
+        outline = Outline(page)
         assert outline.open == []
         for name in NAMES:
             assert name in outline.text
     assert "IoU per image by class" in outline.text
-    data = Outline((run.folder / "data.html").read_text()).text
+    data = Outline(data).text
     assert ("Not annotated, % of pixels" in data) == (run.task == "classes")
     assert ("Labels may lie over each other" in data) == (run.task == "labels")
     assert ("train.class_weights" in data) <= (run.task == "classes")  # labels have none

@@ -21,6 +21,7 @@ from pipelines.core.params import load_params
 from pipelines.evaluation.examples import pick
 from pipelines.evaluation.predictor import Predictor, count_pixels
 from pipelines.evaluation.report_schema import Depth, Report
+from pipelines.pages.depth_page import build_page
 from unetpp.data.arrow_split import Split, SplitWriter
 from unetpp.data.scaling import scale, standardise
 from unetpp.errors import UserError
@@ -31,7 +32,7 @@ from unetpp.network.model import NestedUNet
 from unetpp.scores import metrics
 
 ROOT = Path(__file__).parents[2]
-FILES = {"metrics.json", "report.json", "depths.csv", "images.csv", "reliability.csv", "report.html"}
+FILES = {"metrics.json", "report.json", "depths.csv", "images.csv", "reliability.csv", "page"}
 HOSTILE = "<script>alert(1)</script>"
 SETTINGS = load_params(ROOT / "params.yaml").evaluate.model_copy(update={"latency_rounds": 3, "throughput_batch": 4})
 
@@ -48,18 +49,6 @@ def _no_process(request, monkeypatch):
 @pytest.fixture
 def real_cold_start():
     """Asked for by a test that starts the process."""
-
-
-@pytest.fixture(autouse=True)
-def _no_page(request, monkeypatch):
-    """The page is the slowest part of so small an evaluation; tests that look at it ask for it."""
-    if "page" not in request.fixturenames:
-        monkeypatch.setattr("pipelines.pages.depth_page.build_report", lambda *_: "a page")
-
-
-@pytest.fixture
-def page():
-    """Asked for by a test that looks at the page."""
 
 
 @pytest.fixture(autouse=True)
@@ -183,7 +172,6 @@ def test_one_pass_of_the_whole_equals_each_pruned_network(tmp_path, num_classes)
         ({"skips": "encoder"}, 1, ["L1", "L2", "mean"]),
     ],
 )
-@pytest.mark.usefixtures("page")
 def test_every_kind_of_network_gets_its_files(tmp_path, keywords, num_classes, names):
     write_data(
         tmp_path / "prepared",
@@ -224,7 +212,7 @@ def test_every_kind_of_network_gets_its_files(tmp_path, keywords, num_classes, n
     assert list(result["groups"]["class"]) == load_model(tmp_path / "model").classes
     assert {sample["rank"] for sample in result["samples"]} == {"best", "median", "worst", None}
     assert len(result["samples"]) == 6
-    page = (out / "report.html").read_text()
+    page = build_page(out / "page")
     assert HOSTILE not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert git_commit(Path.cwd())[0] in page

@@ -257,7 +257,7 @@ def run_stage(tmp_path, monkeypatch):
     """The exit code of the command in a folder with raw data in `raw` and the params of the project."""
     (tmp_path / "params.yaml").write_text(PARAMS_FILE.read_text().replace("size: 96 ", "size: 32 "))
     monkeypatch.chdir(tmp_path)
-    arguments = ["--raw", "raw", "--out", "out", "--split", "split.csv", "--reports", "reports"]
+    arguments = ["--raw", "raw", "--out", "out", "--split", "split.csv", "--metrics", "data.json"]
     monkeypatch.setattr(sys, "argv", ["prepare", *arguments])
     with pytest.raises(SystemExit) as caught:
         run_command(main)
@@ -522,8 +522,8 @@ def test_the_command_writes_split_csv_twice_the_same_and_nothing_to_the_error_st
         "out",
         "--split",
         "reports/split.csv",
-        "--reports",
-        "reports",
+        "--metrics",
+        "reports/data.json",
     ]
     environment = os.environ | {"PYTHONPATH": str(PARAMS_FILE.parent)}
     done = subprocess.run(
@@ -548,7 +548,7 @@ def test_a_full_disk_is_named_and_the_old_output_stays(raw, tmp_path):
         "import resource, sys\n"
         "from pipelines import prepare\nfrom pipelines.core import command\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
-        "sys.argv[1:] = ['--raw', 'raw', '--out', 'out', '--split', 'split.csv', '--reports', 'reports']\n"
+        "sys.argv[1:] = ['--raw', 'raw', '--out', 'out', '--split', 'split.csv', '--metrics', 'data.json']\n"
         "command.run_command(prepare.main)\n"
     )
     environment = os.environ | {"PYTHONPATH": str(PARAMS_FILE.parent)}

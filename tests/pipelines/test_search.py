@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from pipelines.core.params import load_params
+from pipelines.pages.search_page import build_page
 from pipelines.search import announce, search
 from pipelines.storage.run_store import FolderRun
 from pipelines.storage.s3 import replace_files
@@ -274,7 +275,8 @@ def test_one_candidate_needs_no_trial_and_no_ray(project, prepared, capsys):
     assert [row["depth"] for row in rows] == ["L1", "L2"]
     assert rows[-1]["chosen"] == "1"
     assert "no trial" in rows[0]["reason"]
-    assert "is chosen" in (project.folder / "reports/search.html").read_text()
+    facts = json.loads((project.folder / "reports/page.json").read_text())
+    assert "is chosen" in build_page(facts)
 
 
 @pytest.mark.parametrize(
