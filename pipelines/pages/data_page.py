@@ -13,7 +13,8 @@ from pipelines.core.files import replacing, write_json
 from pipelines.dataset.fingerprint import SPLITS
 from pipelines.dataset.object_sizes import BINS_PER_OCTAVE
 from pipelines.pages.html_page import ACCENT, INK, chart, data_uri, outline_path, render
-from unetpp.data.arrow_split import Split, read_manifest
+from unetpp.data.arrow_split import Split
+from unetpp.data.manifest import read_manifest
 from unetpp.images.display import display
 from unetpp.network.masks import IGNORE, find_classes
 
@@ -60,7 +61,7 @@ def build_page(fingerprint: dict, prepared: Path) -> str:
     places = {id: (split, index) for split in splits.values() for index, id in enumerate(split.ids) if id in wanted}
     manifest = read_manifest(prepared)
     classes = [row["name"] for row in fingerprint["classes"][1:]]
-    provenance = {f"{name}.arrow, sha256": manifest["splits"][name]["sha256"] for name in SPLITS}
+    provenance = {f"{name}.arrow, sha256": manifest.splits[name].sha256 for name in SPLITS}
     return render(
         "data.html.j2",
         facts=fingerprint,
@@ -78,7 +79,7 @@ def build_page(fingerprint: dict, prepared: Path) -> str:
             for pair in pairs
             if pair["id"] in places and pair["other"] in places
         ],
-        provenance={"Raw data manifest, sha256": manifest["raw_sha256"], **provenance},
+        provenance={"Raw data manifest, sha256": manifest.raw_sha256, **provenance},
     )
 
 

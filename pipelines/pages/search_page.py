@@ -9,6 +9,7 @@ from pipelines.core.numbers import short
 from pipelines.pages.html_page import ACCENT, INK, chart, render
 from pipelines.tuning.pareto import SHOWN, Point, Trial, importance, measured, name, say
 from pipelines.tuning.space import Space
+from unetpp.data.manifest import Manifest
 
 # Okabe and Ito's colours, by depth.
 COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#d55e00", "#0072b2", "#cc79a7")
@@ -23,7 +24,7 @@ def build_page(
     reason: str,
     others: list[str],
     space: Space,
-    manifest: dict,
+    manifest: Manifest,
     size_px: int,
 ) -> str:
     """The page, self-contained."""
@@ -57,8 +58,8 @@ def build_page(
         cost=SHOWN[search.cost],
         budget={key: limit for key, limit in search.budget.model_dump().items() if limit is not None},
         size_px=size_px,
-        num_val=manifest["splits"]["val"]["num_images"],
-        provenance={f"{key}.arrow, sha256": manifest["splits"][key]["sha256"] for key in ("train", "val")},
+        num_val=manifest.splits["val"].num_images,
+        provenance={f"{key}.arrow, sha256": manifest.splits[key].sha256 for key in ("train", "val")},
     )
 
 
