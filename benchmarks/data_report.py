@@ -7,7 +7,6 @@ A first process makes the facts and Arrow files of images of 16 x 16 px; a secon
 
 import argparse
 import csv
-import json
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from pipelines.dataset.fingerprint import SPLITS, read_fingerprint, write_finger
 from pipelines.pages.data_page import build_page
 from tests.pipelines.dataset.made import make_samples
 from unetpp.data.arrow_split import SplitWriter
+from unetpp.data.manifest import Manifest, SplitFacts
 
 DIFFERENT = 2000  # samples; the rest repeat them under other ids
 
@@ -35,13 +35,13 @@ def make(folder: Path, num: int) -> None:
         writer.writerows(zip(*columns.values(), strict=True))
     image, mask = np.zeros((16, 16, 3), np.uint8), np.zeros((16, 16), np.uint8)
     mask[4:9, 4:9] = 1
-    manifest: dict = {"size": 96, "channels": 3, "num_classes": 1, "multilabel": False, "raw_sha256": "", "splits": {}}
+    splits = {}
     for split in SPLITS:
         with SplitWriter(folder / f"{split}.arrow") as arrow:
             for index in np.flatnonzero(columns["split"] == split):
                 arrow.add(columns["id"][index], columns["kind"][index], image, mask)
-        manifest["splits"][split] = {"sha256": ""}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+        splits[split] = SplitFacts(int(np.count_nonzero(columns["split"] == split)), "")
+    Manifest(size=96, channels=3, num_classes=1, splits=splits).write(folder)
 
 
 def measure(folder: Path) -> None:

@@ -30,7 +30,8 @@ from pipelines.evaluation.predictor import Predictor
 from pipelines.evaluation.quality import Quality, choose_thresholds, measure_quality
 from pipelines.evaluation.report_schema import Report
 from pipelines.evaluation.scores import by_class, by_kind, by_size, image_rows, reliability_rows, resample, summarise
-from unetpp.data.arrow_split import Split, read_manifest
+from unetpp.data.arrow_split import Split
+from unetpp.data.manifest import Manifest, read_manifest
 from unetpp.errors import UserError
 from unetpp.inference.model_file import Trained, load_model
 from unetpp.scores import metrics
@@ -57,19 +58,19 @@ def read_groups(prepared: Path, ids: list[str]) -> list[str]:
         ) from None
 
 
-def _check(trained: Trained, manifest: dict, prepared: Path, model: Path, digest: str) -> None:
+def _check(trained: Trained, manifest: Manifest, prepared: Path, model: Path, digest: str) -> None:
     network = trained.network
     found = {name: getattr(network, name) for name in ("num_classes", "multilabel")} | {"channels": network.in_channels}
     for key, value in found.items():
-        if manifest[key] != value:
+        if (expected := getattr(manifest, key)) != value:
             raise UserError(
-                f"{model}: found a network of {key} {value}; expected {manifest[key]}, "
+                f"{model}: found a network of {key} {value}; expected {expected}, "
                 f"as in {prepared}/manifest.json: train again on these data"
             )
-    if digest != manifest["splits"]["test"]["sha256"]:
+    if digest != manifest.splits["test"].sha256:
         raise UserError(
             f"{prepared}/test.arrow: found sha256 {digest[:12]}; expected "
-            f"{manifest['splits']['test']['sha256'][:12]}, as in manifest.json: run the prepare stage again"
+            f"{manifest.splits['test'].sha256[:12]}, as in manifest.json: run the prepare stage again"
         )
 
 
@@ -136,7 +137,7 @@ def evaluate(
     if len(split) == 0:
         raise UserError(f"{prepared}/test.arrow: found no image; raise prepare.shares.test, or bring more images")
     groups = read_groups(prepared, split.ids)
-    size_px = settings.latency_size_px or manifest["size"] or 256
+    size_px = settings.latency_size_px or manifest.size or 256
     # First, while the process is young: what lies in memory later slows it.
     devices = _measure_devices(trained, settings, size_px, device)
 
@@ -175,7 +176,7 @@ def evaluate(
         ],
         "machine": devices[0]["machine"],
         "devices": devices,
-        "test": {"sha256": digest, "kinds": manifest["splits"]["test"]["kinds"]},
+        "test": {"sha256": digest, "kinds": manifest.splits["test"].kinds},
         "classes": _classes(quality, trained.classes),
         "multilabel": trained.network.multilabel,
     }
@@ -185,7 +186,7 @@ def evaluate(
     weights = model / "model.pt" if model.is_dir() else model
     provenance = {
         "Test images (test.arrow), sha256": digest,
-        "Raw data manifest, sha256": manifest.get("raw_sha256"),
+        "Raw data manifest, sha256": manifest.raw_sha256,
         "Model file (model.pt), sha256": sha256(weights),
         "Training run": trained.info.get("run"),
         "Epoch of the weights": trained.info.get("epoch"),

@@ -23,6 +23,7 @@ from pipelines.dataset.sample_stats import write_samples
 from pipelines.dataset.split_balance import Balance, propose_salt
 from pipelines.dataset.splits import SPLITS, Place, check_apart, join, place
 from unetpp.data.arrow_split import SplitWriter
+from unetpp.data.manifest import Manifest, SplitFacts
 from unetpp.errors import UserError
 from unetpp.images.decode import Limits
 
@@ -31,7 +32,7 @@ LARGE_GROUP, LARGE_SHARE = 10, 0.1
 DRAWN = ("ignored_px", "foreground_px")  # facts of what is not background
 
 
-def prepare(params: Prepare, raw: Path, out: Path) -> dict:
+def prepare(params: Prepare, raw: Path, out: Path) -> Manifest:
     """Write an Arrow file a split, tables of samples and of problems, manifest and fingerprint; return the manifest.
 
     The folder `out` is written whole or not at all, and the same raw files give the same bytes. Where a sample goes
@@ -81,29 +82,29 @@ def prepare(params: Prepare, raw: Path, out: Path) -> dict:
             [(ids[one], ids[other], why) for found, why in pairs for one, other in found if {one, other} <= known],
         )
         counts = Counter((place.split, kinds[index]) for index, place in places.items())
-        manifest = {
-            "size": params.size,
-            "channels": params.channels,
-            "num_classes": params.num_classes,
-            "multilabel": params.multilabel,
-            "classes": list(params.classes) if params.classes and params.num_classes > 1 else None,
-            "splits": {
-                split: {
-                    "num_images": sum(number for (where, _), number in counts.items() if where == split),
-                    "sha256": sha256(partial / f"{split}.arrow"),
-                    "kinds": {kind: number for (where, kind), number in sorted(counts.items()) if where == split},
-                }
+        manifest = Manifest(
+            size=params.size,
+            channels=params.channels,
+            num_classes=params.num_classes,
+            multilabel=params.multilabel,
+            classes=list(params.classes) if params.classes and params.num_classes > 1 else None,
+            splits={
+                split: SplitFacts(
+                    num_images=sum(number for (where, _), number in counts.items() if where == split),
+                    sha256=sha256(partial / f"{split}.arrow"),
+                    kinds={kind: number for (where, kind), number in sorted(counts.items()) if where == split},
+                )
                 for split in SPLITS
             },
-            "num_groups": len({place.group for place in places.values()}),
-            "num_near_duplicates": len(duplicates),
-            "quarantined": len(problems),
-            "raw_sha256": sha256(raw / "manifest.json"),
-            "foreground_share": 1 - train.class_pixels[0] / max(1, train.known_pixels),  # of the annotated train pixels
-            "ignored_share": train.ignored_pixels / max(1, train.known_pixels + train.ignored_pixels),  # of train
-            "class_pixels": train.class_pixels,  # of train; of labels first the pixels without one
-        }
-        write_json(partial / "manifest.json", manifest)
+            num_groups=len({place.group for place in places.values()}),
+            num_near_duplicates=len(duplicates),
+            quarantined=len(problems),
+            raw_sha256=sha256(raw / "manifest.json"),
+            foreground_share=1 - train.class_pixels[0] / max(1, train.known_pixels),
+            ignored_share=train.ignored_pixels / max(1, train.known_pixels + train.ignored_pixels),
+            class_pixels=train.class_pixels,
+        )
+        manifest.write(partial)
         write_fingerprint(partial)
     return manifest
 
@@ -212,18 +213,18 @@ def main() -> None:
     manifest = prepare(load_params().prepare, arguments.raw, arguments.out)
     with replacing(arguments.split) as partial:
         shutil.copyfile(arguments.out / "split.csv", partial)
-    for split, found in manifest["splits"].items():
-        kinds = ", ".join(f"{count} {kind}" for kind, count in found["kinds"].items())
-        print(f"prepare: {split:<5} {found['num_images']:>5} images: {kinds}")
+    for split, found in manifest.splits.items():
+        kinds = ", ".join(f"{count} {kind}" for kind, count in found.kinds.items())
+        print(f"prepare: {split:<5} {found.num_images:>5} images: {kinds}")
     print(
-        f"prepare: {manifest['num_groups']} groups, {manifest['num_near_duplicates']} pairs of near-duplicates, see "
+        f"prepare: {manifest.num_groups} groups, {manifest.num_near_duplicates} pairs of near-duplicates, see "
         f"{arguments.out / 'duplicates.csv'}"
     )
-    print(f"prepare: {manifest['quarantined']} files set aside, see {arguments.out / 'quarantine.csv'}")
-    if manifest["ignored_share"]:
-        print(f"prepare: {manifest['ignored_share']:.1%} of the train pixels are ignored")
-    which = "other train pixels" if manifest["ignored_share"] else "train pixels"
-    print(f"prepare: {manifest['foreground_share']:.1%} of the {which} are foreground")
+    print(f"prepare: {manifest.quarantined} files set aside, see {arguments.out / 'quarantine.csv'}")
+    if manifest.ignored_share:
+        print(f"prepare: {manifest.ignored_share:.1%} of the train pixels are ignored")
+    which = "other train pixels" if manifest.ignored_share else "train pixels"
+    print(f"prepare: {manifest.foreground_share:.1%} of the {which} are foreground")
     fingerprint = read_fingerprint(arguments.out)
     write_json(arguments.metrics, comparable(fingerprint))
     for warning in fingerprint["findings"]["warnings"]:

@@ -37,7 +37,7 @@ from pipelines.tuning.page_facts import page_facts
 from pipelines.tuning.pareto import Point, Trial, choose, mark_front, measured, name
 from pipelines.tuning.probe import estimate, probe
 from pipelines.tuning.space import Space, decode, read_space
-from unetpp.data.arrow_split import read_manifest
+from unetpp.data.manifest import Manifest, read_manifest
 from unetpp.errors import UserError
 
 INIT = "init.pt"
@@ -56,7 +56,7 @@ def search(params: Params, prepared: Path, runs: Path, out: Path, reports: Path)
     space, manifest = read_space(params), read_manifest(prepared)
     if "RAY_ADDRESS" not in os.environ and not params.train.use_gpu:
         check_memory(space, manifest, psutil.virtual_memory().available / 2**20, "this machine")
-    size_px = params.search.size_px or manifest["size"] or 256
+    size_px = params.search.size_px or manifest.size or 256
     costs = count_costs(space, manifest, size_px)
     fitting = check_budget(space, costs)
     if space.is_single:
@@ -87,7 +87,7 @@ def search(params: Params, prepared: Path, runs: Path, out: Path, reports: Path)
     print(f"chosen: {name(chosen)}, {reason} ({time.monotonic() - began:.0f} s); wrote {out}, {reports}")
 
 
-def run_search(space: Space, prepared: Path, manifest: dict, costs: Costs, runs: str) -> tuple[list[Trial], Any]:
+def run_search(space: Space, prepared: Path, manifest: Manifest, costs: Costs, runs: str) -> tuple[list[Trial], Any]:
     """The trials of the space, kept at `runs`, and what gives the weights of one of them by its number."""
     from pipelines.tuning.ray_tune import best_weights, has_begun, run_trials
 
@@ -117,7 +117,7 @@ def run_search(space: Space, prepared: Path, manifest: dict, costs: Costs, runs:
     return trials, lambda number: best_weights(trials[number - 1], space, settings, runs)
 
 
-def announce(space: Space, settings: dict, manifest: dict, costs: Costs, at_once: int) -> str:
+def announce(space: Space, settings: dict, manifest: Manifest, costs: Costs, at_once: int) -> str:
     """What the search will take; refuses one that the memory of the machines cannot hold.
 
     Raises:

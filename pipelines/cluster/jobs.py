@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from pipelines.cluster.job_package import fetch, outputs_of, pack
 from pipelines.core.params import Params
 from pipelines.storage.node_cache import Storage, open_storage, share
-from unetpp.data.arrow_split import read_manifest
+from unetpp.data.manifest import read_manifest
 from unetpp.errors import UserError
 
 RECONNECTS = 20

@@ -10,7 +10,8 @@ from markupsafe import Markup
 
 from pipelines.dataset.object_sizes import BINS_PER_OCTAVE
 from pipelines.pages.html_page import ACCENT, INK, chart, data_uri, outline_path, render
-from unetpp.data.arrow_split import Split, read_manifest
+from unetpp.data.arrow_split import Split
+from unetpp.data.manifest import read_manifest
 from unetpp.images.display import display
 from unetpp.network.masks import IGNORE, find_classes
 
@@ -26,12 +27,12 @@ PATH_BYTES = 24_000  # of the outlines of a picture; finer ones are left out, an
 def build_page(fingerprint: dict, prepared: Path) -> str:
     """The page of a prepared folder, self-contained; its size does not grow with the number of images."""
     manifest = read_manifest(prepared)
-    splits = {name: Split(prepared / f"{name}.arrow") for name in manifest["splits"]}
+    splits = {name: Split(prepared / f"{name}.arrow") for name in manifest.splits}
     pairs = fingerprint["duplicates"]["pairs"]
     wanted = {id for pair in pairs for id in (pair["id"], pair["other"])}
     places = {id: (split, index) for split in splits.values() for index, id in enumerate(split.ids) if id in wanted}
     classes = [row["name"] for row in fingerprint["classes"][1:]]
-    provenance = {f"{name}.arrow, sha256": manifest["splits"][name]["sha256"] for name in splits}
+    provenance = {f"{name}.arrow, sha256": manifest.splits[name].sha256 for name in splits}
     return render(
         "data.html.j2",
         facts=fingerprint,
@@ -49,7 +50,7 @@ def build_page(fingerprint: dict, prepared: Path) -> str:
             for pair in pairs
             if pair["id"] in places and pair["other"] in places
         ],
-        provenance={"Raw data manifest, sha256": manifest["raw_sha256"], **provenance},
+        provenance={"Raw data manifest, sha256": manifest.raw_sha256, **provenance},
     )
 
 

@@ -20,6 +20,7 @@ from pipelines.core.data_sections import S3
 from pipelines.core.files import check_space, disk_errors, sha256, write_json
 from pipelines.core.params import Params
 from pipelines.storage.s3 import Store
+from unetpp.data.manifest import Manifest
 from unetpp.errors import UserError
 
 CHUNK = 2**20
@@ -110,7 +111,7 @@ def open_storage(location: str, s3: S3) -> Storage:
     return Bucket(location, s3) if location.startswith("s3://") else Folder(location)
 
 
-def share(params: Params, prepared: Path, manifest: dict) -> dict | None:
+def share(params: Params, prepared: Path, manifest: Manifest) -> dict | None:
     """Put the files of train and val into `cluster.storage` where they are not there yet.
 
     Returns:
@@ -122,7 +123,7 @@ def share(params: Params, prepared: Path, manifest: dict) -> dict | None:
     if params.cluster.storage is None:
         return None
     storage = open_storage(params.cluster.storage, params.ingest.s3)
-    digests = {split: manifest["splits"][split]["sha256"] for split in ("train", "val")}
+    digests = {split: manifest.splits[split].sha256 for split in ("train", "val")}
     for split, digest in digests.items():
         path = prepared / f"{split}.arrow"
         there = storage.size(_name(digest))

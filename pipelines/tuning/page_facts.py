@@ -5,6 +5,7 @@ from typing import Any
 from pipelines.core.numbers import say
 from pipelines.tuning.pareto import SHOWN, Point, Trial, importance, measured, name
 from pipelines.tuning.space import Space
+from unetpp.data.manifest import Manifest
 
 
 def page_facts(
@@ -14,7 +15,7 @@ def page_facts(
     reason: str,
     others: list[str],
     space: Space,
-    manifest: dict,
+    manifest: Manifest,
     size_px: int,
 ) -> dict[str, Any]:
     """What page.json holds."""
@@ -36,8 +37,8 @@ def page_facts(
         "searched": space.searched,
         "cost": SHOWN[search.cost],
         "size_px": size_px,
-        "num_val": manifest["splits"]["val"]["num_images"],
-        "provenance": {f"{key}.arrow, sha256": manifest["splits"][key]["sha256"] for key in ("train", "val")},
+        "num_val": manifest.splits["val"].num_images,
+        "provenance": {f"{key}.arrow, sha256": manifest.splits[key].sha256 for key in ("train", "val")},
     }
 
 

@@ -23,7 +23,8 @@ from pipelines.training.epochs import epochs
 from pipelines.training.spec import make_settings
 from tests.conftest import REPOSITORY
 from tests.pages import Outline
-from unetpp.data.arrow_split import Split, read_manifest
+from unetpp.data.arrow_split import Split
+from unetpp.data.manifest import read_manifest
 from unetpp.errors import UserError
 from unetpp.network.masks import IGNORE
 
@@ -86,9 +87,9 @@ def test_every_class_is_found_far_above_chance(run):
     manifest = read_manifest(run.folder / "prepared")
     found = run.report["classes"]["L2"]
     assert tuple(found) == NAMES
-    assert manifest["multilabel"] == (run.task == "labels")
-    known = (1 - manifest["ignored_share"]) * SIZE_PX**2 * manifest["splits"]["train"]["num_images"]
-    for name, pixels in zip(NAMES, manifest["class_pixels"][1:], strict=True):
+    assert manifest.multilabel == (run.task == "labels")
+    known = (1 - manifest.ignored_share) * SIZE_PX**2 * manifest.splits["train"].num_images
+    for name, pixels in zip(NAMES, manifest.class_pixels[1:], strict=True):
         share = pixels / known
         by_chance = share / (2 - share)  # of a guess that takes so many pixels anywhere
         assert found[name] > 3 * by_chance, name
@@ -173,7 +174,7 @@ def test_folders_that_overlap_are_told_where_labels_were_not_asked_for(tmp_path)
     params = params_of(TASKS["labels"], num_classes=3, multilabel=False)
     ingest(params.ingest, tmp_path / "raw")
     manifest = prepare(params.prepare, tmp_path / "raw", tmp_path / "prepared")
-    assert not manifest["multilabel"]
+    assert not manifest.multilabel
     warnings = json.loads((tmp_path / "prepared/fingerprint.json").read_text())["findings"]["warnings"]
     (line,) = [line for line in warnings if "lie over each other" in line]
     assert line.startswith("In 30 images classes lie over each other, on ")

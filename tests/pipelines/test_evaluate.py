@@ -23,6 +23,7 @@ from pipelines.evaluation.predictor import Predictor, count_pixels
 from pipelines.evaluation.report_schema import Depth, Report
 from pipelines.pages.depth_page import build_page
 from unetpp.data.arrow_split import Split, SplitWriter
+from unetpp.data.manifest import Manifest, SplitFacts
 from unetpp.data.scaling import scale, standardise
 from unetpp.errors import UserError
 from unetpp.inference.model_file import Trained, load_model
@@ -75,19 +76,10 @@ def write_data(folder, sizes=((16, 16),) * 6, num_classes=1, size=16, change=lam
                 writer.add(id, "ab"[index % 2], change(image), mask)
                 rows.append(f"{id},group {index // 2},{'ab'[index % 2]},{split},")
         digest = hashlib.sha256((folder / f"{split}.arrow").read_bytes()).hexdigest()
-        splits[split] = {"num_images": len(sizes), "sha256": digest, "kinds": {"a": 3, "b": 3}}
+        splits[split] = SplitFacts(len(sizes), digest, {"a": 3, "b": 3})
     (folder / "split.csv").write_text("\n".join(rows) + "\n")
-    manifest = {
-        "size": size,
-        "channels": 3,
-        "num_classes": num_classes,
-        "multilabel": multilabel,
-        "splits": splits,
-        "quarantined": 0,
-        "raw_sha256": "00" * 32,
-        "foreground_share": 0.2,
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    facts = {"size": size, "num_classes": num_classes, "multilabel": multilabel}
+    Manifest(channels=3, splits=splits, raw_sha256="00" * 32, **facts).write(folder)
     return folder
 
 

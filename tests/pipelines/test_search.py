@@ -157,8 +157,8 @@ def test_time_of_the_search_is_the_sum_over_its_trials_by_the_probe_of_its_extre
 
     found = estimate(space, settings, costs, 2, run)
     assert len(probed) == 2
-    splits = settings["manifest"]["splits"]
-    steps, images = splits["train"]["num_images"] // space.params.train.batch_size, splits["val"]["num_images"]
+    splits = settings["manifest"].splits
+    steps, images = splits["train"].num_images // space.params.train.batch_size, splits["val"].num_images
     assert found.seconds == pytest.approx(sum(5 * (steps * 1e-6 + images * 1e-7) * one for one in work) / 2)
     assert found.memory_mib == pytest.approx(max(work) * 1e-3)
     assert str(found).startswith("3 trials, 2 at once: about")

@@ -21,6 +21,7 @@ from tests.conftest import REPOSITORY
 from tests.pages import Outline
 from tests.pipelines.dataset.made import make_fingerprint, make_samples
 from unetpp.data.arrow_split import Split, SplitWriter
+from unetpp.data.manifest import Manifest, SplitFacts
 
 PARAMS = load_params(REPOSITORY / "params.yaml").prepare.model_copy(update={"size": 32})
 HOSTILE = (
@@ -187,15 +188,15 @@ def small(tmp_path_factory):
     folder = tmp_path_factory.mktemp("small") / "prepared"
     folder.mkdir()
     rng = np.random.default_rng(0)
-    manifest: dict = {"raw_sha256": "0" * 64, "splits": {}}
+    splits = {}
     for name in SPLITS:
         with SplitWriter(folder / f"{name}.arrow") as writer:
             for number in range(18):
                 image = rng.integers(0, 2**16, (300, 200, 3), np.uint16)
                 mask = rng.integers(0, 5, (300, 200), np.uint8)
                 writer.add(f"{name}_{number}", ("a", "b", "")[number % 3], image, mask)
-        manifest["splits"][name] = {"sha256": sha256(folder / f"{name}.arrow")}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+        splits[name] = SplitFacts(18, sha256(folder / f"{name}.arrow"))
+    Manifest(size=None, channels=3, num_classes=5, splits=splits, raw_sha256="0" * 64).write(folder)
     return folder
 
 

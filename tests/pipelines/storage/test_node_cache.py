@@ -23,7 +23,8 @@ from tests.conftest import REPOSITORY
 from tests.pipelines.storage import test_s3
 from tests.pipelines.storage.test_s3 import Bucket
 from tests.servers import Answer, Request, s3_error
-from unetpp.data.arrow_split import Split, read_manifest
+from unetpp.data.arrow_split import Split
+from unetpp.data.manifest import read_manifest
 from unetpp.errors import UserError
 
 PARAMS = load_params(REPOSITORY / "params.yaml")
@@ -241,7 +242,7 @@ def test_a_prepared_file_that_is_not_the_manifests_is_not_put_anywhere(place, pr
     params = PARAMS.model_copy(update={"cluster": PARAMS.cluster.model_copy(update={"storage": place.location})})
     params = params.model_copy(update={"ingest": PARAMS.ingest.model_copy(update={"s3": place.s3})})
     manifest = read_manifest(prepared)
-    manifest["splits"]["val"]["sha256"] = "0" * 64
+    manifest.splits["val"] = replace(manifest.splits["val"], sha256="0" * 64)
     with pytest.raises(UserError, match=r"val\.arrow: found [0-9a-f]{64}; expected the sha256 0{64}"):
         share(params, prepared, manifest)
     assert place.storage.size(f"{'0' * 64}.arrow") is None

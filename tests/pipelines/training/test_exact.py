@@ -55,7 +55,7 @@ def test_training_cut_at_any_step_equals_an_uninterrupted_one_bit_for_bit(params
         folder = add_checkpoint(tmp_path / str(len(cuts)), state)
         cuts.append(folder.parent)
     whole, _ = newest_checkpoint(cuts[-1])
-    steps = len(cut_epoch(settings["manifest"]["splits"]["train"]["num_images"], 8))
+    steps = len(cut_epoch(settings["manifest"].splits["train"].num_images, 8))
     assert len(cuts) == 2 * steps
     # At the first step, inside of each epoch, between them, and at the last step.
     for number in {0, steps - 2, steps - 1, steps, 2 * steps - 2}:
