@@ -315,7 +315,7 @@ def test_latency_is_read_at_the_size_asked_for(tmp_path, monkeypatch):
         sizes.append(size_px)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stage, "measure_cost", measure)
+    monkeypatch.setattr("pipelines.evaluation.depth_costs.measure_cost", measure)
     for size in (None, 40):
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, SETTINGS.model_copy(update={"latency_size_px": size}))
