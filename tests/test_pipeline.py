@@ -210,7 +210,9 @@ def test_real_images_need_two_overrides(clone, shared_data):
     assert "fluorescence" in (clone.folder / "reports/evaluate/images.csv").read_text()
 
 
-def test_classes_by_name_go_through_the_whole_pipeline_with_params_alone(clone):
+@pytest.fixture(scope="module")
+def classes(clone: Clone) -> Clone:
+    """The clone after an experiment of that name, on classes."""
     # An experiment leaves its params in the working tree, those of the test before too.
     changes = [
         "ingest.kind=synthetic",
@@ -221,7 +223,12 @@ def test_classes_by_name_go_through_the_whole_pipeline_with_params_alone(clone):
     ]
     changes += ["model.norm=group", "model.upsampling=transposed", "train.loss=focal_dice", "train.head_weights=sum"]
     changes += ["train.epochs=2"]
-    clone.run("dvc", "exp", "run", *(word for change in changes for word in ("-S", change)))
+    clone.run("dvc", "exp", "run", "--name", "classes", *(word for change in changes for word in ("-S", change)))
+    return clone
+
+
+def test_classes_by_name_go_through_the_whole_pipeline_with_params_alone(classes):
+    clone = classes
     assert clone.json("reports/train/metrics.json")["epochs"] == 2
     report = clone.json("reports/evaluate/report.json")
     assert set(report["classes"]["L1"]) == {"nucleus", "border"}
@@ -233,6 +240,34 @@ def test_classes_by_name_go_through_the_whole_pipeline_with_params_alone(clone):
         clone.run("unetpp", "predict", image, *way, "--out", "classes")
         mask = np.array(Image.open(next((clone.folder / "classes").iterdir())))
         assert set(np.unique(mask)) <= {0, 1, 2}
+
+
+def test_experiments_are_compared_by_params_metrics_and_plots(classes):
+    clone = classes
+    clone.run("dvc", "exp", "run", "--name", "tolerant", "-S", "evaluate.tolerance_iou=0.5")
+    table = clone.run("dvc", "exp", "show", "--only-changed", "--csv")
+    rows = {row["Experiment"]: row for row in csv.DictReader(table[table.index("Experiment,") :].splitlines())}
+    assert {rows[name]["evaluate.tolerance_iou"] for name in ("classes", "tolerant")} == {"0.01", "0.5"}
+    assert all(float(rows[name]["latency_ms.L1"]) > 0 for name in ("classes", "tolerant"))
+    metrics = json.loads(clone.run("dvc", "metrics", "diff", "classes", "tolerant", "--all", "--json"))
+    assert set(metrics) == {f"reports/{name}" for name in ("data.json", "evaluate/metrics.json", "train/metrics.json")}
+    assert metrics["reports/evaluate/metrics.json"]["iou_image.L1"]["diff"] == 0
+    printed = clone.run("dvc", "plots", "diff", "classes", "tolerant", "--out", "dvc_plots")
+    assert "failed" not in table + printed
+    page = (clone.folder / "dvc_plots/index.html").read_text()
+    assert '"rev": "classes"' in page
+    assert '"rev": "tolerant"' in page
+
+
+def test_an_override_changes_one_line_of_params(tmp_path):
+    """params.yaml is in the style in which DVC writes it."""
+    path = tmp_path / "params.yaml"
+    shutil.copy(REPOSITORY / "params.yaml", path)
+    code = "from dvc.utils.serialize import modify_yaml as change\nwith change('params.yaml') as p: p['train']['epochs'] = 7"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    before, after = ((one / "params.yaml").read_text().splitlines() for one in (REPOSITORY, tmp_path))
+    assert len(before) == len(after)
+    assert [line.split()[:2] for line, old in zip(after, before, strict=True) if line != old] == [["epochs:", "7"]]
 
 
 @pytest.mark.usefixtures("aws")
