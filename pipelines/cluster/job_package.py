@@ -18,9 +18,10 @@ from pathlib import Path
 
 import yaml
 
+from pipelines.core.checksums import sha256
 from pipelines.core.command import run_command
 from pipelines.core.data_sections import S3
-from pipelines.core.files import replacing, sha256, write_json
+from pipelines.core.files import replacing, write_json
 from pipelines.core.params import Params
 from pipelines.storage.node_cache import Storage, open_storage
 from unetpp.errors import UserError

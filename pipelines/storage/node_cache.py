@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from pipelines.core.checksums import sha256
 from pipelines.core.data_sections import S3
-from pipelines.core.files import check_space, disk_errors, sha256, write_json
+from pipelines.core.files import check_space, disk_errors, write_json
 from pipelines.core.params import Params
 from pipelines.storage.s3 import Store
 from unetpp.errors import UserError

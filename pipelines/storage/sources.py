@@ -9,8 +9,9 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from pipelines.core.checksums import sha256
 from pipelines.core.data_sections import Ingest
-from pipelines.core.files import check_space, disk_errors, sha256
+from pipelines.core.files import check_space, disk_errors
 from pipelines.storage import http_download, s3_download
 from pipelines.storage.archives import Names, open_archive
 from pipelines.storage.layout_names import belongs, check_names, find_layout, is_junk, list_names

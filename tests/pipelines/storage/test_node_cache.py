@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.core.files import sha256
+from pipelines.core.checksums import sha256
 from pipelines.core.params import load_params
 from pipelines.storage import node_cache
 from pipelines.storage.node_cache import fetch, find_file, open_storage, share
