@@ -14,12 +14,13 @@ import torch.distributed as dist
 
 from pipelines.core.params import Params
 from pipelines.core.training_sections import Train
+from pipelines.storage.places import Folder
+from pipelines.storage.run_store import RunStore
 from pipelines.training.batches import Batches
 from pipelines.training.epochs import Training, Wish, epochs
 from pipelines.training.spec import make_settings, open_splits
 from unetpp import NestedUNet
 from unetpp.training.batch_norm import average_statistics, find_batch_norms
-from unetpp.training.checkpoint import add_checkpoint, newest_checkpoint
 from unetpp.training.loop import cut_epoch
 
 CPU = torch.device("cpu")
@@ -52,14 +53,14 @@ def test_training_cut_at_any_step_equals_an_uninterrupted_one_bit_for_bit(params
     settings = settings_of(params, prepared, model, checkpoint_every_steps=1, **train)
     cuts = []
     for state in epochs(settings, CPU, {}):
-        folder = add_checkpoint(tmp_path / str(len(cuts)), state)
-        cuts.append(folder.parent)
-    whole, _ = newest_checkpoint(cuts[-1])
+        cuts.append(RunStore(Folder(tmp_path / str(len(cuts)))))
+        cuts[-1].add(state)
+    whole, _ = cuts[-1].newest()
     steps = len(cut_epoch(settings["manifest"]["splits"]["train"]["num_images"], 8))
     assert len(cuts) == 2 * steps
     # At the first step, inside of each epoch, between them, and at the last step.
     for number in {0, steps - 2, steps - 1, steps, 2 * steps - 2}:
-        state, _ = newest_checkpoint(cuts[number])
+        state, _ = cuts[number].newest()
         assert ("step" in state) == ((number + 1) % steps != 0)
         assert_same(last(epochs(settings, CPU, state)), whole)
 
