@@ -30,17 +30,12 @@ from pipelines.tuning.probe import estimate, probe
 from pipelines.tuning.ray_tune import in_order, read_trial, why_failed
 from pipelines.tuning.space import decode, read_space
 from pipelines.tuning.trials import settings_of, trial_rows
-from tests.pipelines.tuning.test_space import declared
+from tests.pipelines.tuning.spaces import command, declared
 from tests.servers import TwoNodes
 from unetpp.errors import UserError
 from unetpp.training.checkpoint import load_checkpoint, save_checkpoint
 
-ARGUMENTS = ("--runs", "runs", "--out", "models/search", "--reports", "reports")
 NONE = dict.fromkeys(("latency_ms", "macs", "parameters", "memory_mib"))
-
-
-def command(prepared: Path) -> tuple[str, ...]:
-    return ("--prepared", str(prepared), *ARGUMENTS)
 
 
 def table(project, name: str = "search") -> list[dict]:

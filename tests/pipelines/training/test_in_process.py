@@ -18,8 +18,7 @@ from pipelines.storage.places import Folder
 from pipelines.storage.run_store import RunStore
 from pipelines.training.epochs import epochs
 from pipelines.training.in_process import run_alone
-from tests.pipelines.test_train import ARGUMENTS
-from tests.pipelines.training.test_exact import assert_same, settings_of
+from tests.pipelines.training.runs import ARGUMENTS, assert_same, settings_of
 from unetpp.data import loader
 from unetpp.data.arrow_split import Split, SplitWriter
 from unetpp.data.loader import SampleError

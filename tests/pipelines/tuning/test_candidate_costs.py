@@ -10,7 +10,7 @@ from pipelines.storage.run_store import RunStore
 from pipelines.tuning import candidate_costs as costs_module
 from pipelines.tuning.candidate_costs import check_budget, check_memory, count_costs, is_within, key_of, measure_costs
 from pipelines.tuning.space import decode, read_space
-from tests.pipelines.tuning.test_space import declared
+from tests.pipelines.tuning.spaces import declared
 from unetpp.data.arrow_split import read_manifest
 from unetpp.errors import UserError
 from unetpp.network.model import NestedUNet
