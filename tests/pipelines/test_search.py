@@ -17,7 +17,7 @@ import yaml
 
 from pipelines.core.params import load_params
 from pipelines.search import announce, search
-from pipelines.storage.places import Folder, replace_files
+from pipelines.storage.places import Folder
 from pipelines.storage.run_store import RunStore
 from pipelines.train import find_init, read_architecture
 from pipelines.training.epoch_metrics import best_so_far
@@ -180,16 +180,6 @@ def test_trials_that_the_memory_cannot_hold_at_once_are_refused_with_the_numbers
 
 
 MEMORY = {"memory_mib": 1.0}
-
-
-def test_files_of_a_snapshot_replace_those_of_a_later_write_that_was_cut(tmp_path):
-    for name in ("experiment_state-2.json", "searcher-1.pkl", "other.txt", "trial-1/result.json"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("as it was")
-    replace_files(Folder(tmp_path), {"experiment_state-1.json": b"{}", "a.pkl": b"."})
-    found = {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
-    new = {"experiment_state-1.json": "{}", "a.pkl": "."}
-    assert found == new | {"other.txt": "as it was", "trial-1/result.json": "as it was"}
 
 
 # What is read of trials, without any.
