@@ -13,8 +13,9 @@ import torch
 
 from pipelines import export, predict
 from pipelines import register as stage
+from pipelines.core.checksums import sha256
 from pipelines.core.command import run_command
-from pipelines.core.files import sha256, write_json
+from pipelines.core.files import write_json
 from pipelines.registry import mlflow_store, model_versions, read_back
 from tests.pipelines.registry.family import (
     NAME,
@@ -327,6 +328,6 @@ def test_version_of_which_a_byte_was_lost_in_the_store_gets_no_alias(home, clien
 
     check = stage.check_versions
     monkeypatch.setattr(stage, "check_versions", damage)
-    with pytest.raises(UserError, match=r"version 2 of damaged \(L2\).*the bytes of images\.csv differ"):
+    with pytest.raises(UserError, match=r"version 2 of damaged \(L2\).*evidence/images\.csv: found sha256"):
         register(folder, "damaged")
     assert client.get_registered_model("damaged").aliases == {}

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from pipelines import prepare as prepare_stage
-from pipelines.core.files import sha256, write_json
+from pipelines.core.checksums import sha256
+from pipelines.core.files import write_json
 from pipelines.core.params import load_params
 from pipelines.dataset.fingerprint import comparable, read_fingerprint, write_fingerprint
 from pipelines.pages import __main__ as pages_stage

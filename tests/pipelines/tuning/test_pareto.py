@@ -16,7 +16,7 @@ from pipelines.tuning.page_facts import page_facts
 from pipelines.tuning.pareto import Trial, choose, importance, mark_front, measured, name
 from pipelines.tuning.space import read_space
 from tests.pages import Outline
-from tests.pipelines.tuning.test_space import declared
+from tests.pipelines.tuning.spaces import declared
 from unetpp.data.manifest import read_manifest
 
 PAIRS = st.lists(st.tuples(st.integers(0, 8), st.integers(1, 8)), min_size=1, max_size=24)
