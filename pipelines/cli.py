@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+import unetpp
 from pipelines.core.command import run_command
 
 
@@ -117,17 +118,10 @@ def _rollback(arguments: argparse.Namespace) -> None:
     print(rollback(tracking_uri(load_params().registry.tracking_uri), arguments.model, arguments.why))
 
 
-class _Version(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from importlib.metadata import version
-
-        parser.exit(message=f"unetpp {version('unetpp')}\n")
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = argparse.ArgumentParser(prog="unetpp", description="Train, measure and ship UNet++ segmentation models.")
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
+    parser.add_argument("--version", action="version", version=f"unetpp {unetpp.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     one = commands.add_parser("predict", help="write a mask for each image")

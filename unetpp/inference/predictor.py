@@ -131,10 +131,11 @@ class Predictor:
                 f"found a tensor of {images.dtype}; expected floats in [0, 1]: divide it by the range of its type, or "
                 "give it as a numpy array (H, W, C)"
             )
+        images = images.detach()
         low, high = float(images.min()), float(images.max())
         if not (low >= 0 and high <= 1):  # NaN is neither
             raise UserError(f"found a tensor with values from {low:g} to {high:g}; expected floats in [0, 1]: scale it")
-        batch = (images if images.ndim == 4 else images[None]).detach().float().cpu().permute(0, 2, 3, 1).numpy()
+        batch = (images if images.ndim == 4 else images[None]).float().cpu().permute(0, 2, 3, 1).numpy()
         return [(image, (0.0, 1.0)) for image in batch], images.ndim == 4
 
     @property
