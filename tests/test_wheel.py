@@ -116,3 +116,20 @@ def test_library_loads_what_it_can_and_says_what_it_cannot(installed):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("models:/nuclei@champion: ")
     assert done.stdout.endswith("pip install 'unetpp[pipelines]'\n")
+
+
+def test_prediction_needs_no_module_that_windows_lacks(installed, tmp_path):
+    code = (
+        "import sys, torch, PIL.Image\n"
+        "for name in ('fcntl', 'resource', 'pwd', 'grp', 'termios'):\n"
+        "    sys.modules[name] = None\n"
+        "import pipelines.cli, unetpp\n"
+        "sys.argv = ['unetpp', 'predict', 'a.png', '--out', 'masks', '--model', 'model.pt']\n"
+        f"import os; os.chdir({str(tmp_path)!r})\n"
+        "unetpp.Trained(unetpp.NestedUNet((4, 6)), None).save('model.pt')\n"
+        "PIL.Image.new('RGB', (20, 20)).save('a.png')\n"
+        "pipelines.cli.main()\n"
+    )
+    done = installed.run("python", "-c", code)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "masks/a.png").is_file()
