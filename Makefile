@@ -6,19 +6,22 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # uv does not read pip's settings: where local wheels lie, if there is such a place.
 FIND_LINKS = UV_FIND_LINKS="$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-$$(pip config get global.find-links 2>/dev/null)}}"
 
-.PHONY: demo test test-fast check format lock setup mlflow clean help
+.PHONY: demo test test-nightly test-fast check format lock setup mlflow clean help
 
 help:            ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 15
 
 demo: setup      ## the whole pipeline on built-in synthetic images, then the depth table
 	@dvc repro --quiet && echo "The pipeline is up to date with params.yaml and the code." && unetpp summary
 
-test: setup      ## all tests
-	@pytest --numprocesses 2 --dist loadgroup --durations=30
+test: setup      ## all tests but the nightly ones
+	@pytest --numprocesses 2 --dist loadgroup --durations=30 -m "not nightly"
+
+test-nightly: setup ## the matrices of faults and combinations
+	@pytest --numprocesses 2 --dist loadgroup --durations=30 -m nightly
 
 test-fast: setup ## the tests that start no Ray, no server and no pipeline
-	@pytest --numprocesses 2 -m "not slow"
+	@pytest --numprocesses 2 -m "not slow and not ray and not nightly"
 
 check: setup     ## what CI checks beside the tests: style, types
 	@ruff check . && ruff format --check . && pyright

@@ -3,43 +3,32 @@
 import glob
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
+import unetpp
 from pipelines.core.files import replacing
 from unetpp.errors import UserError
 from unetpp.export.runtimes import open_export
-from unetpp.export.safetensors_files import CONFIG, read_safetensors
+from unetpp.export.safetensors_files import read_safetensors
 from unetpp.images.decode import SUFFIXES, decode_image
-from unetpp.inference.model_file import load_model
-from unetpp.inference.tiles import predict_image
-from unetpp.network.masks import to_mask
+from unetpp.images.pictures import encode_png
+from unetpp.inference.model_file import Trained
+from unetpp.inference.predictor import Predictor
 
 
-class Loaded(NamedTuple):
-    """A model that is ready to predict."""
-
-    network: Callable[[Tensor], Tensor]  # image (1, C, H, W) in [0, 1] to probabilities (1, num_classes, H, W)
-    in_channels: int
-    size: int | None  # px that images were resized to for training, or None
-    multilabel: bool
-    classes: list[str]  # names of the foreground classes, or of the labels
-
-
-def read_heads(text: str) -> dict[int, float] | None:
-    """The heads of `--heads`: None for "mean", which is all of them; {2: 1.0, 4: 3.0} for "2,4:3".
+def read_heads(text: str) -> dict[int, float] | Literal["mean"]:
+    """The heads of `--heads`: "mean", which is all of them, or {2: 1.0, 4: 3.0} of "2,4:3".
 
     Raises:
         UserError: neither.
     """
     if text == "mean":
-        return None
+        return "mean"
     found = [re.fullmatch(r"(\d+)(?::(\d+\.?\d*|\.\d+))?", part.strip()) for part in text.split(",")]
     if not all(found):
         raise UserError(
@@ -69,7 +58,19 @@ def find_images(patterns: list[str]) -> list[Path]:
     return sorted(found)
 
 
-def load(model: str, depth: int | None, heads: str | None = None) -> Loaded:
+def load_registered(uri: str) -> Trained:
+    """A registered version by its `models:/` URI, from the store of params.yaml where there is one; for `unetpp.load`.
+
+    Raises:
+        UserError: no such model, version or alias, or no store.
+    """
+    from pipelines.core.params import load_params
+    from pipelines.registry.model_versions import load_trained
+
+    return load_trained(uri, load_params().registry.tracking_uri if Path("params.yaml").is_file() else None)
+
+
+def load(model: str, depth: int | None, heads: str | None = None) -> Predictor:
     """A model from a folder or file of the train stage or of an export, or from MLflow by `models:/NAME@ALIAS`.
 
     Args:
@@ -79,22 +80,13 @@ def load(model: str, depth: int | None, heads: str | None = None) -> Loaded:
     Raises:
         UserError: no such model, or a depth or a head that it does not have.
     """
-    if depth is not None and heads is not None:
-        raise UserError(f"--depth {depth} is one head and --heads {heads} are several: give one of the two")
     if Path(model).suffix in (".onnx", ".pt2", ".safetensors"):
         return load_file(Path(model), depth, heads)
-    if not model.startswith("models:/"):
-        trained = read_safetensors(model) if Path(model, CONFIG).is_file() else load_model(model)
-    else:
-        from pipelines.core.params import load_params
-        from pipelines.registry.model_versions import load_trained
-
-        trained = load_trained(model, load_params().registry.tracking_uri)
-    network = trained.segmenter(depth) if heads is None else trained.ensemble(read_heads(heads))
-    return Loaded(network, trained.network.in_channels, trained.size, trained.network.multilabel, trained.classes)
+    trained = load_registered(model) if model.startswith("models:/") else unetpp.load(model)
+    return Predictor(trained, depth, heads=None if heads is None else read_heads(heads))
 
 
-def load_file(path: Path, depth: int | None, heads: str | None) -> Loaded:
+def load_file(path: Path, depth: int | None, heads: str | None) -> Predictor:
     """One file of an export, with config.json beside it.
 
     Raises:
@@ -105,31 +97,23 @@ def load_file(path: Path, depth: int | None, heads: str | None) -> Loaded:
     if depth is not None or heads is not None:
         raise UserError(f"{path}: an exported file is one depth and its head: leave --depth and --heads out")
     open_file = open_export(path)
-    trained = read_safetensors(path.parent)
 
     def network(image: Tensor) -> Tensor:
         return torch.from_numpy(open_file(image.numpy()))
 
-    return Loaded(network, trained.network.in_channels, trained.size, trained.network.multilabel, trained.classes)
+    return Predictor(read_safetensors(path.parent), network=network)
 
 
-def predict_mask(loaded: Loaded, image: np.ndarray) -> np.ndarray:
-    """Mask (H, W) uint8 of an image (H, W, C) uint8, uint16 or float32: 0 and 255, class indices, or bits of labels.
-
-    Where training resized whole images, so does this, by the same geometry; a large image is predicted by tiles.
-    """
-    with torch.inference_mode():
-        probs = predict_image(loaded.network, image, loaded.size)
-    mask = to_mask(probs, loaded.multilabel)[0].numpy()
-    return mask * np.uint8(255) if probs.shape[1] == 1 and not loaded.multilabel else mask
+def predict_mask(predictor: Predictor, image: np.ndarray) -> np.ndarray:
+    """Mask (H, W) uint8 of an image (H, W, C) uint8, uint16 or float32: 0 and 255, class indices, or bits of labels."""
+    mask = predictor.mask(image)
+    return mask * np.uint8(255) if predictor.num_classes == 1 and not predictor.multilabel else mask
 
 
 def write_mask(path: Path, mask: np.ndarray) -> None:
     """Write a mask (H, W) uint8 as PNG, whole or not at all."""
     with replacing(path) as partial:
-        encoded, data = cv2.imencode(".png", mask)
-        assert encoded
-        partial.write_bytes(data.tobytes())
+        partial.write_bytes(encode_png(mask))
 
 
 def _check_folders(labels: list[str], model: str) -> None:
@@ -142,7 +126,7 @@ def _check_folders(labels: list[str], model: str) -> None:
         )
 
 
-def _describe(num: int, loaded: Loaded, out: Path) -> str:
+def _describe(num: int, loaded: Predictor, out: Path) -> str:
     """How many masks were written where, and what their values mean."""
     if loaded.multilabel:
         folders = ", ".join(str(out / label) for label in loaded.classes)

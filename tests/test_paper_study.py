@@ -1,13 +1,11 @@
 """The study of the paper's claims: its patches, its results, and what its page says of them."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 import yaml
 
-from studies.paper import page, run, tables
+from studies.paper import page, records, run, tables
 from tests.pipelines.conftest import Project
 
 
@@ -42,8 +40,7 @@ def study(tmp_path, monkeypatch):
     small["networks"] = {name: small["networks"][name] for name in wanted}
     monkeypatch.setattr(run, "read_study", lambda: small)
     monkeypatch.setattr(page, "read_study", lambda: small)
-    monkeypatch.setattr(run, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(page, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(records, "RESULTS", tmp_path / "results")
     from pipelines.core.params import load_params
     from pipelines.ingest import ingest
 
@@ -61,25 +58,28 @@ def start(monkeypatch, study, *more):
 
 def test_what_has_a_result_is_not_computed_again(study, monkeypatch, capsys):
     start(monkeypatch, study, "--networks", "unet_pp_ds", "--seeds", "0")
-    path = study / "results/resize/ours/half/unet_pp_ds-0.json"
-    before = path.read_bytes()
-    found = json.loads(before)
-    assert set(found["depths"]) == set(found["images"]) == {"L1", "L2", "mean"}
-    for depth, row in found["depths"].items():
-        assert np.mean(found["images"][depth]) == pytest.approx(row["iou_image"], abs=1e-4)
-    assert 0 < found["rim_share"] < 1
-    assert found["patches"] == [1] * len(found["images"]["L1"])  # whole images
+    one = records.Run("half", "unet_pp_ds", 0)
+    found = records.read("resize", "ours")
+    assert list(found) == [one]
+    before = found[one]
+    assert set(before["depths"]) == set(before["images"]) == {"L1", "L2", "mean"}
+    for depth, row in before["depths"].items():
+        assert np.mean(before["images"][depth]) == pytest.approx(row["iou_image"], abs=1e-4)
+    assert 0 < before["rim_share"] < 1
+    assert before["patches"] == [1] * len(before["images"]["L1"])  # whole images
     assert not list((study / "results").rglob("*.running"))
-    facts = json.loads((study / "results/resize/test.json").read_text())
-    assert len(facts["kinds"]) == len(facts["best_threshold"]) == len(found["images"]["L1"])
+    kinds, best = records.read_test("resize")
+    assert len(kinds) == len(best) == len(before["images"]["L1"])
     capsys.readouterr()
     # A command that was killed leaves its claim behind; it holds nobody up.
-    (path.parent / "unet-0.running").write_text("999999999")
+    (study / "results/resize/ours-half-unet-0.running").write_text("999999999")
     start(monkeypatch, study, "--networks", "unet_pp_ds", "unet", "--seeds", "0")
     printed = capsys.readouterr().out
-    assert "unet-0.json" in printed
+    assert "half unet-0" in printed
     assert "unet_pp_ds" not in printed
-    assert path.read_bytes() == before
+    again = records.read("resize", "ours")
+    assert set(again) == {one, records.Run("half", "unet", 0)}
+    assert again[one] == before
 
 
 def test_classic_begins_with_weights_as_torch_draws_them(study, monkeypatch):
@@ -92,11 +92,12 @@ def test_classic_begins_with_weights_as_torch_draws_them(study, monkeypatch):
     assert not torch.equal(weights[0][name], weights[1][name])
     limit = 1 / np.sqrt(weights[0][name][0].numel())  # torch draws uniformly within it; Kaiming's normal goes on
     assert 0.9 * limit < weights[0][name].abs().max() <= limit
-    found = json.loads((study / "results/resize/classic/half/unet-0.json").read_text())
+    found = records.read("resize", "classic")
     small["recipes"]["classic"].pop("init")
-    (study / "results/resize/classic/half/unet-0.json").unlink()
+    records.table_of("resize", "classic").unlink()
     start(monkeypatch, study)
-    assert json.loads((study / "results/resize/classic/half/unet-0.json").read_text())["depths"] != found["depths"]
+    for one, row in records.read("resize", "classic").items():
+        assert row["depths"] != found[one]["depths"]
 
 
 def test_another_split_has_other_images_and_the_seeds_that_its_run_names(study, monkeypatch):
@@ -117,7 +118,7 @@ def test_patches_of_an_image_are_one_observation(study, monkeypatch):
     }
     small["runs"] = [small["runs"][0] | {"protocol": "patches", "networks": ["unet_L1"]}]
     start(monkeypatch, study, "--seeds", "0")
-    found = json.loads((study / "results/patches/ours/half/unet_L1-0.json").read_text())
+    (found,) = records.read("patches", "ours").values()
     ids = [id.split("@")[0] for id in run.Split(study / "data/patches/test.arrow").ids]
     assert len(found["patches"]) == len(set(ids)) < len(ids) == sum(found["patches"]) == len(found["images"]["L1"])
 
@@ -151,7 +152,7 @@ def test_best_threshold_is_of_either_side_and_of_each_image(tmp_path):
             writer.add(id, f"kind {id}", pixels, mask)
         writer.add("d", "kind a", image, np.zeros_like(mask))
     found = run.describe_test(run.Split(tmp_path / "test.arrow"))
-    assert found == {"kinds": ["kind a", "kind b", "kind c", "kind a"], "best_threshold": [1.0, 1.0, 0.5, 1.0]}
+    assert found == (["kind a", "kind b", "kind c", "kind a"], [1.0, 1.0, 0.5, 1.0])
 
 
 def result(iou: np.ndarray, depths=("L1", "L2", "mean")) -> dict:
@@ -169,22 +170,16 @@ def result(iou: np.ndarray, depths=("L1", "L2", "mean")) -> dict:
 def test_page_states_what_holds_what_does_not_and_what_is_missing(study, monkeypatch):
     rng = np.random.default_rng(0)
     base = rng.uniform(0.6, 0.9, 60)
-    folder = study / "results/resize/ours/half"
-    folder.mkdir(parents=True)
     for seed in (0, 1):
         noise = rng.normal(0, 0.01, 60)
         for name, gain in (("unet", 0.0), ("unet_pp_ds", 0.05), ("unet_pp", 0.08)):
             depths = ("L1", "L2", "mean") if name.endswith("ds") else ("L2",)
             found = result(base + gain + noise, depths) | {"rim_share": 0.49}
-            (folder / f"{name}-{seed}.json").write_text(json.dumps(found))
-    other = study / "results/resize_2/ours/half"
-    other.mkdir(parents=True)
-    (other / "unet-1.json").write_text(json.dumps(result(base - 0.1, ("L2",))))
-    alone = study / "results/resize/alone/half"  # a recipe by which one network is trained
-    alone.mkdir(parents=True)
-    (alone / "unet_pp_ds-0.json").write_text(json.dumps(result(base)))
-    facts = {"kinds": ["tissue"] * 20 + ["fluorescence"] * 40, "best_threshold": [0.7] * 20 + [0.85] * 40}
-    (study / "results/resize/test.json").write_text(json.dumps(facts))
+            records.add("resize", "ours", records.Run("half", name, seed), found)
+    records.add("resize_2", "ours", records.Run("half", "unet", 1), result(base - 0.1, ("L2",)))
+    # A recipe by which one network is trained.
+    records.add("resize", "alone", records.Run("half", "unet_pp_ds", 0), result(base))
+    records.write_test("resize", ["tissue"] * 20 + ["fluorescence"] * 40, [0.7] * 20 + [0.85] * 40)
     small = run.read_study()
     small["runs"].append(small["runs"][0] | {"recipe": "alone", "networks": ["unet_pp_ds"]})
     monkeypatch.setattr(page, "OUT", study / "paper.md")

@@ -6,6 +6,7 @@ done only when its job succeeded and its results verify.
 
 import asyncio
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -85,7 +86,7 @@ def send_archive(stage: str, params: Params, arguments: dict[str, Path], out: st
         made = Path(shutil.make_archive(str(Path(folder, stage)), "zip", Path(folder, "zip")))
         parent, _, name = out.rpartition("/")
         open_place(parent or ".", params.ingest.s3).write(name, made)
-    print(f"wrote {out}; its job is `{params.cluster.python} -m pipelines.cluster.job_package`")
+    print(f"wrote {out}; its job is `{_entrypoint(params.cluster.python)}`")
 
 
 def fetch_results(stage: str, params: Params, arguments: dict[str, Path]) -> None:
@@ -151,15 +152,19 @@ def find_job(client: Any, key: str) -> tuple[str, bool]:
     return f"{key}-{max(attempts, default=0) + 1}", False
 
 
+def _entrypoint(python: str) -> str:
+    return f"{shlex.quote(python)} -m pipelines.cluster.job_package"
+
+
 def _send(client: Any, job: str, package: Path, python: str) -> None:
     for attempt in range(60):
         try:
             client.submit_job(
-                entrypoint=f"{python} -m pipelines.cluster.job_package",
+                entrypoint=_entrypoint(python),
                 submission_id=job,
                 runtime_env={
                     "working_dir": str(package),
-                    "py_executable": python,
+                    "py_executable": shlex.quote(python),  # to a shell it goes as it is
                     # No more: Ray refuses a name that the stage itself passes to its workers (cluster.py).
                     "env_vars": {"PYTHONUNBUFFERED": "1"},
                 },

@@ -60,7 +60,7 @@ class Cluster(Section):
     storage: Annotated[str, Field(min_length=1)] | None
     cache: Annotated[str, Field(min_length=1)] | None
     address: Annotated[str, Field(pattern=r"^https?://[^/@\s]+/?$")] | None
-    python: Annotated[str, Field(pattern=r"^\S+$")]
+    python: Annotated[str, Field(pattern=r"^\S(.*\S)?$")]  # a path may hold spaces
 
     @model_validator(mode="after")
     def _found_everywhere(self):

@@ -10,7 +10,8 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from studies.paper.run import FOLDER, RESULTS, ROOT, planned, read_study
+from studies.paper import records
+from studies.paper.run import FOLDER, ROOT, planned, read_study
 from studies.paper.tables import Row, Verdict, deepest, summary, table
 
 matplotlib.use("Agg")
@@ -133,12 +134,11 @@ def kinds(whole: dict[tuple[str, ...], dict[str, list[dict]]]) -> list[str]:
     """Where the IoU is lost: each setting's UNet++ by kind of image, beside the best threshold of each image."""
     lines: list[str] = []
     for protocol in dict.fromkeys(setting[0] for setting in whole):
-        path = RESULTS / protocol / "test.json"
-        if not path.exists():
+        facts = records.read_test(protocol)
+        if facts is None:
             continue
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        of, names = np.array(facts["kinds"]), sorted(set(facts["kinds"]))
-        rows = {"the best threshold of each image, by its mask": np.array(facts["best_threshold"])}
+        of, names = np.array(facts[0]), sorted(set(facts[0]))
+        rows = {"the best threshold of each image, by its mask": np.array(facts[1])}
         for (other, recipe, scale), runs in whole.items():
             if other == protocol:
                 name = "unet_pp_ds" if "unet_pp_ds" in runs else next(iter(runs))
@@ -230,10 +230,11 @@ def read_results() -> dict[tuple[str, ...], tuple[dict[str, list[dict]], list[st
     found = {}
     for run in study["runs"]:
         setting = (run["protocol"], run["recipe"], run["scale"])
+        there = records.read(run["protocol"], run["recipe"])
         wanted, by_name = run["networks"] or list(study["networks"]), {}
         for name in wanted:
-            paths = [RESULTS.joinpath(*setting, f"{name}-{seed}.json") for seed in study["seeds"]]
-            if runs := [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]:
+            keys = [records.Run(run["scale"], name, seed) for seed in study["seeds"]]
+            if runs := [there[key] for key in keys if key in there]:
                 by_name[name] = runs
         if by_name:
             found[setting] = by_name, wanted
@@ -243,9 +244,10 @@ def read_results() -> dict[tuple[str, ...], tuple[dict[str, list[dict]], list[st
 def missing() -> list[str]:
     """What study.yaml plans and nobody has trained yet."""
     study = read_study()
+    tables = {(run["protocol"], run["recipe"]): records.read(run["protocol"], run["recipe"]) for run in study["runs"]}
     counts: dict[tuple[str, ...], list[bool]] = {}
     for protocol, recipe, scale, _, seed, name in planned(study, study["seeds"]):
-        there = RESULTS.joinpath(protocol, recipe, scale, f"{name}-{seed}.json").exists()
+        there = records.Run(scale, name, seed) in tables[protocol, recipe]
         counts.setdefault((protocol, recipe, scale), []).append(there)
     lines = [
         f"- protocol `{protocol}`, recipe `{recipe}`, {scale} widths: {found.count(False)} of {len(found)} trainings"
@@ -282,7 +284,7 @@ def main() -> None:
         body += [f"Training loss at the end: {'; '.join(losses)}."]
         if share := rims.get(protocol):
             body += [f"{100 * share:.0f} % of the foreground's pixels in the test masks touch background."]
-        path = RESULTS / f"cost-{scale}.json"
+        path = records.RESULTS / f"cost-{scale}.json"
         cost = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
         if cost:
             on = cost["machine"]

@@ -1,10 +1,10 @@
-"""Train and measure the networks of the study: one result file for each network, protocol, recipe, scale and seed.
+"""Train and measure the networks of the study: one table of results for each protocol and recipe (records.py).
 
     python -m studies.paper.run --data /path/to/dsb2018            # what is missing of study.yaml's runs
     python -m studies.paper.run --data /path/to/dsb2018 --networks unet unet_pp_ds --seeds 0
 
-A result that exists is not computed again, so that the same command goes on after a cut, on another day or on
-another machine; each file says which machine it is from. A training is one plain process, on the GPU if there
+A result that exists is not computed again, so that the same command resumes after an interruption, on another day or
+on another machine; each row says which machine it is from. A training is one plain process, on the GPU if there
 is one; several of these commands may run side by side.
 """
 
@@ -24,7 +24,7 @@ import yaml
 from benchmarks.resize import best_iou
 from pipelines.core.checksums import sha256
 from pipelines.core.data_sections import Prepare
-from pipelines.core.files import replacing, write_json
+from pipelines.core.files import replacing
 from pipelines.core.params import Params, load_params
 from pipelines.core.training_sections import Model
 from pipelines.dataset.layouts import find_samples
@@ -34,6 +34,7 @@ from pipelines.evaluation.depth_costs import describe_machine
 from pipelines.evaluation.predictor import Predictor, count_pixels
 from pipelines.training.epochs import epochs as train_epochs
 from pipelines.training.spec import build_network, make_settings
+from studies.paper import records
 from unetpp.data.arrow_split import Split, SplitWriter
 from unetpp.data.manifest import Manifest, SplitFacts, read_manifest
 from unetpp.errors import UserError
@@ -46,7 +47,6 @@ from unetpp.scores import metrics
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
-RESULTS = FOLDER / "results"
 
 
 def read_study() -> dict:
@@ -163,7 +163,7 @@ def rim_share(split: Split) -> float:
     return float(np.mean(shares))
 
 
-def describe_test(split: Split) -> dict[str, list]:
+def describe_test(split: Split) -> tuple[list[str], list[float]]:
     """Of each image its kind, and the IoU of the best of its thresholds: of its grey, from either side, by its mask.
 
     A yardstick without a network, and no bound for one: it is chosen by the answer.
@@ -172,7 +172,7 @@ def describe_test(split: Split) -> dict[str, list]:
     for index in range(len(split)):
         image, mask = split[index][0].mean(axis=2, dtype=np.float32), split[index][1] > 0
         best.append(max(best_iou(image, mask), best_iou(-image, mask)) if mask.any() else 1.0)
-    return {"kinds": list(split.kinds), "best_threshold": [round(one, 5) for one in best]}
+    return list(split.kinds), [round(one, 5) for one in best]
 
 
 def measure(settings: dict, device: torch.device) -> dict:
@@ -239,28 +239,28 @@ def main() -> None:
         wanted = (arguments.protocols, arguments.recipes, arguments.scales, arguments.networks)
         if any(one not in some for one, some in zip((protocol, recipe, scale, name), wanted, strict=True)):
             continue
-        path = RESULTS / protocol / recipe / scale / f"{name}-{seed}.json"
-        if path.exists() or taken(path.with_suffix(".running")):
+        run = records.Run(scale, name, seed)
+        claim = records.table_of(protocol, recipe).with_name(f"{recipe}-{scale}-{name}-{seed}.running")
+        if run in records.read(protocol, recipe) or taken(claim):
             continue
-        prepared, facts = arguments.work / protocol, RESULTS / protocol / "test.json"
+        prepared = arguments.work / protocol
         if not (prepared / "manifest.json").exists():
             prepare_protocol(arguments.data, study["protocols"][protocol], params.prepare, prepared)
-        if not facts.exists():
-            write_json(facts, describe_test(Split(prepared / "test.arrow")))
+        if records.read_test(protocol) is None:
+            records.write_test(protocol, *describe_test(Split(prepared / "test.arrow")))
         widths, model = network_of(study, name, scale)
         settings = make_settings(params_of(study, recipe, epochs, model, seed, device), widths, prepared)
         if study["recipes"][recipe].get("init") == "torch":
             settings["init"] = draw_as_torch(settings, prepared / f"init-{scale}-{name}-{seed}.pt")
-        claim = path.with_suffix(".running")
         claim.parent.mkdir(parents=True, exist_ok=True)
         claim.write_text(str(os.getpid()))
         try:
             found = measure(settings, device)
-            write_json(path, found | {"params": settings["params"], "widths": widths})
+            records.add(protocol, recipe, run, found | {"params": settings["params"], "widths": widths})
         finally:
             claim.unlink()
         ious = "  ".join(f"{depth} {row['iou_image']:.4f}" for depth, row in found["depths"].items())
-        print(f"{path.relative_to(RESULTS)}  {ious}  {found['trained_s']:.0f} s", flush=True)
+        print(f"{protocol} {recipe} {scale} {name}-{seed}  {ious}  {found['trained_s']:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
