@@ -155,7 +155,7 @@ def in_process_ms(model: str, images: list[np.ndarray]) -> float:
 
 def describe(model: str) -> str:
     """The network behind a registered version, in a sentence."""
-    from pipelines.registry.model_versions import load_trained
+    from pipelines.registry.load import load_trained
 
     trained = load_trained(model)
     resized = f"; images are resized to {trained.size}x{trained.size}" if trained.size else ""

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from pipelines.core.files import replacing
+from pipelines.registry.load import load_trained
 from unetpp.errors import UserError
 from unetpp.export.runtimes import open_export
-from unetpp.export.safetensors_files import CONFIG, read_safetensors
 from unetpp.images.decode import SUFFIXES, decode_image
-from unetpp.inference.model_file import load_model
+from unetpp.inference.model_file import Trained
 from unetpp.inference.tiles import predict_image
 from unetpp.network.masks import to_mask
 
@@ -26,10 +26,7 @@ class Loaded(NamedTuple):
     """A model that is ready to predict."""
 
     network: Callable[[Tensor], Tensor]  # image (1, C, H, W) in [0, 1] to probabilities (1, num_classes, H, W)
-    in_channels: int
-    size: int | None  # px that images were resized to for training, or None
-    multilabel: bool
-    classes: list[str]  # names of the foreground classes, or of the labels
+    trained: Trained  # that it was made of
 
 
 def read_heads(text: str) -> dict[int, float] | None:
@@ -70,47 +67,28 @@ def find_images(patterns: list[str]) -> list[Path]:
 
 
 def load(model: str, depth: int | None, heads: str | None = None) -> Loaded:
-    """A model from a folder or file of the train stage or of an export, or from MLflow by `models:/NAME@ALIAS`.
+    """A model by any name that `load_trained` knows, or a file of an export, with config.json beside it.
 
     Args:
         depth: the depth to prune to, by default the deepest.
         heads: average these heads instead (`read_heads`).
 
     Raises:
-        UserError: no such model, or a depth or a head that it does not have.
+        UserError: no such model, or a depth or a head that it does not have; a .pt2, which runs code of its author
+            when it is opened.
     """
+    file = Path(model)
     if depth is not None and heads is not None:
         raise UserError(f"--depth {depth} is one head and --heads {heads} are several: give one of the two")
-    if Path(model).suffix in (".onnx", ".pt2", ".safetensors"):
-        return load_file(Path(model), depth, heads)
-    if not model.startswith("models:/"):
-        trained = read_safetensors(model) if Path(model, CONFIG).is_file() else load_model(model)
-    else:
-        from pipelines.core.params import load_params
-        from pipelines.registry.model_versions import load_trained
-
-        trained = load_trained(model, load_params().registry.tracking_uri)
-    network = trained.segmenter(depth) if heads is None else trained.ensemble(read_heads(heads))
-    return Loaded(network, trained.network.in_channels, trained.size, trained.network.multilabel, trained.classes)
-
-
-def load_file(path: Path, depth: int | None, heads: str | None) -> Loaded:
-    """One file of an export, with config.json beside it.
-
-    Raises:
-        UserError: a .pt2, which runs code of its author when it is opened; a depth or heads; no such export.
-    """
-    if path.suffix == ".pt2":
-        raise UserError(f"{path}: opening a .pt2 can run its author's code; give its folder, {path.parent}, instead")
-    if depth is not None or heads is not None:
-        raise UserError(f"{path}: an exported file is one depth and its head: leave --depth and --heads out")
-    open_file = open_export(path)
-    trained = read_safetensors(path.parent)
-
-    def network(image: Tensor) -> Tensor:
-        return torch.from_numpy(open_file(image.numpy()))
-
-    return Loaded(network, trained.network.in_channels, trained.size, trained.network.multilabel, trained.classes)
+    if file.suffix == ".pt2":
+        raise UserError(f"{file}: opening a .pt2 can run its author's code; give its folder, {file.parent}, instead")
+    if file.suffix == ".onnx":
+        if depth is not None or heads is not None:
+            raise UserError(f"{file}: an exported file is one depth and its head: leave --depth and --heads out")
+        predict_array = open_export(file)
+        return Loaded(lambda image: torch.from_numpy(predict_array(image.numpy())), load_trained(file.parent))
+    trained = load_trained(model)
+    return Loaded(trained.segmenter(depth) if heads is None else trained.ensemble(read_heads(heads)), trained)
 
 
 def predict_mask(loaded: Loaded, image: np.ndarray) -> np.ndarray:
@@ -119,9 +97,9 @@ def predict_mask(loaded: Loaded, image: np.ndarray) -> np.ndarray:
     Where training resized whole images, so does this, by the same geometry; a large image is predicted by tiles.
     """
     with torch.inference_mode():
-        probs = predict_image(loaded.network, image, loaded.size)
-    mask = to_mask(probs, loaded.multilabel)[0].numpy()
-    return mask * np.uint8(255) if probs.shape[1] == 1 and not loaded.multilabel else mask
+        probs = predict_image(loaded.network, image, loaded.trained.size)
+    mask = to_mask(probs, loaded.trained.network.multilabel)[0].numpy()
+    return mask * np.uint8(255) if probs.shape[1] == 1 and not loaded.trained.network.multilabel else mask
 
 
 def write_mask(path: Path, mask: np.ndarray) -> None:
@@ -142,14 +120,14 @@ def _check_folders(labels: list[str], model: str) -> None:
         )
 
 
-def _describe(num: int, loaded: Loaded, out: Path) -> str:
+def _describe(num: int, trained: Trained, out: Path) -> str:
     """How many masks were written where, and what their values mean."""
-    if loaded.multilabel:
-        folders = ", ".join(str(out / label) for label in loaded.classes)
+    if trained.network.multilabel:
+        folders = ", ".join(str(out / label) for label in trained.classes)
         return f"{num} masks of each label to {folders}: 255 where the label is"
-    if len(loaded.classes) == 1:
+    if len(trained.classes) == 1:
         return f"{num} masks to {out}: foreground where not 0"
-    values = ", ".join(f"{index} {name}" for index, name in enumerate(["background", *loaded.classes]))
+    values = ", ".join(f"{index} {name}" for index, name in enumerate(["background", *trained.classes]))
     return f"{num} masks to {out}: {values}"
 
 
@@ -171,22 +149,23 @@ def predict(patterns: list[str], model: str, depth: int | None, out: Path, heads
             f"images of the same name would overwrite each other's mask: {', '.join(twice[:6])}; predict them apart"
         )
     loaded = load(model, depth, heads)
-    if loaded.multilabel:
-        _check_folders(loaded.classes, model)
+    trained = loaded.trained
+    if trained.network.multilabel:
+        _check_folders(trained.classes, model)
     broken = []
     for number, image in enumerate(images, start=1):
         try:
-            mask = predict_mask(loaded, decode_image(image, loaded.in_channels))
+            mask = predict_mask(loaded, decode_image(image, trained.network.in_channels))
         except UserError as error:
             broken.append(str(error))
             continue
-        if loaded.multilabel:
-            for bit, label in enumerate(loaded.classes):
+        if trained.network.multilabel:
+            for bit, label in enumerate(trained.classes):
                 write_mask(out / label / f"{image.stem}.png", (mask >> bit & 1) * np.uint8(255))
         else:
             write_mask(out / f"{image.stem}.png", mask)
         if number % 100 == 0:
             print(f"{number} of {len(images)} images")
-    print(f"wrote {_describe(len(images) - len(broken), loaded, out)}")
+    print(f"wrote {_describe(len(images) - len(broken), trained, out)}")
     if broken:
         raise UserError(f"{len(broken)} of {len(images)} images could not be read:\n" + "\n".join(broken))

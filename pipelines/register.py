@@ -15,10 +15,11 @@ from pipelines.core.delivery_sections import Register
 from pipelines.core.files import sha256, write_json
 from pipelines.core.git import git_commit
 from pipelines.core.params import load_params
+from pipelines.evaluation.scored import read_depth
 from pipelines.registry import aliases, evidence, mlflow_store, model_versions, read_back, run_log, runs
 from pipelines.registry.lock import exclusive
 from pipelines.registry.model_card import Family, family_description, version_description, with_history
-from pipelines.registry.promotion_rules import Scored, Verdict, judge
+from pipelines.registry.promotion_rules import Verdict, judge
 from pipelines.registry.run_log import Inputs, flatten
 from unetpp.errors import UserError
 from unetpp.inference.model_file import load_model
@@ -184,12 +185,11 @@ def decide(client, family: Family, inputs: Inputs, candidate: str, settings: Reg
         return None
     if champion == candidate:  # an attempt before this one ended between the alias and its tags
         return Verdict(True, aliases.read_history(tags)[-1]["why"])
-    ious, groups = evidence.read_ious(inputs.evaluation / "images.csv", family.candidate)
     test = family.manifest["splits"]["test"]["sha256"]
     return judge(
         family.metrics,
-        Scored(candidate, family.candidate, test, ious, groups),
-        None if champion is None else aliases.read_scored(client, family.name, champion),
+        read_depth(inputs.evaluation / "images.csv", family.candidate, test),
+        aliases.find_champion(client, family.name),
         settings.promotion_tolerance_iou,
         settings.promotion_min_images,
     )

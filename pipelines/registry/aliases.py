@@ -12,9 +12,10 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipelines.registry import evidence, mlflow_store
+from pipelines.evaluation.scored import read_depth
+from pipelines.registry import mlflow_store
 from pipelines.registry.model_card import Family, with_history
-from pipelines.registry.promotion_rules import Scored, Verdict
+from pipelines.registry.promotion_rules import Champion, Verdict
 from unetpp.errors import UserError
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -35,20 +36,22 @@ def find_aliases(client, name: str) -> dict[str, str]:
     return {alias: str(version) for alias, version in client.get_registered_model(name).aliases.items()}
 
 
-def read_scored(client, name: str, version: str) -> Scored | str:
-    """A version with its scores on every test image; why they cannot be read, where they cannot."""
+def find_champion(client, name: str) -> Champion | None:
+    """The champion with its scores on every test image."""
+    version = find_aliases(client, name).get(CHAMPION)
+    if version is None:
+        return None
     tags = client.get_model_version(name, version).tags
     if "depth" not in tags or "test_sha256" not in tags:
-        return f"version {version} was not registered by this stage"
+        return Champion(version, None, "was not registered by this stage")
     with tempfile.TemporaryDirectory() as folder:
         path = mlflow_store.download(name, version, "evidence/images.csv", Path(folder))
         if path is None:
-            return f"version {version} has no evidence/images.csv"
+            return Champion(version, None, "has no evidence/images.csv")
         try:
-            ious, groups = evidence.read_ious(path, int(tags["depth"]))
+            return Champion(version, read_depth(path, int(tags["depth"]), tags["test_sha256"]))
         except UserError as error:
-            return f"version {version}: {error}"
-    return Scored(version, int(tags["depth"]), tags["test_sha256"], ious, groups)
+            return Champion(version, None, str(error))
 
 
 def record(client, name: str, version: str, what: str, why: str) -> None:

@@ -73,21 +73,19 @@ def read_hashes(lock: Path) -> dict[str, str]:
         raise UserError(f"{lock}: not a dvc.lock ({error!r}); `dvc repro` writes one") from None
 
 
-def find_lineage(model: str, folder: Path, configured: str | None = None) -> Lineage:
+def find_lineage(model: str, folder: Path, store: str) -> Lineage:
     """Fetch what is recorded of a version.
 
     Args:
         model: NAME, NAME@ALIAS or NAME/VERSION, with or without models:/.
         folder: an empty one, for the run's files.
-        configured: register.tracking_uri, if there are params.
+        store: URI of the registry.
 
     Raises:
         UserError: no such version, or no store.
     """
     uri = "models:/" + model.removeprefix("models:/")
-    store = mlflow_store.tracking_uri(configured)
-    with mlflow_store.explained(store):
-        client = mlflow_store.connect(store)
+    with mlflow_store.reading(store) as client:
         if "@" not in uri and "/" not in uri.removeprefix("models:/"):
             uri = _usual(client, uri)
         version = model_versions.find_version(client, uri)
@@ -108,11 +106,8 @@ def find_lineage(model: str, folder: Path, configured: str | None = None) -> Lin
 
 
 def _usual(client, uri: str) -> str:
-    name = uri.removeprefix("models:/")
-    for alias in USUAL:
-        if any(model.name == name and alias in model.aliases for model in client.search_registered_models()):
-            return f"{uri}@{alias}"
-    return f"{uri}@{USUAL[0]}"  # there is none, and the error says which there are
+    known = model_versions.find_model(client, uri.removeprefix("models:/")).aliases
+    return f"{uri}@{next((alias for alias in USUAL if alias in known), USUAL[0])}"
 
 
 def _run(client, run_id: str | None):
@@ -177,9 +172,9 @@ def _params(lineage: Lineage) -> list[str]:
     return [f"{section}: {' '.join(values)}" for section, values in sections.items()]
 
 
-def show_lineage(model: str, configured: str | None = None) -> str:
+def show_lineage(model: str, store: str) -> str:
     """The lines that `unetpp lineage MODEL` prints."""
     with tempfile.TemporaryDirectory(prefix="unetpp-") as folder:
-        found = rows(find_lineage(model, Path(folder), configured))
+        found = rows(find_lineage(model, Path(folder), store))
     width = max(len(what) for what, _ in found)
     return "\n".join(f"{what:<{width}}  {value}" for what, value in found)

@@ -35,7 +35,7 @@ def elsewhere(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["project", "project/reports", "project/reports/evaluate/report.html"])
 def test_a_project_its_reports_and_the_page_itself_name_the_folder(elsewhere, name):
     folder = write_files(elsewhere / "project/reports/evaluate")
-    assert find_evaluation(str(elsewhere / name)).samefile(folder)
+    assert find_evaluation(str(elsewhere / name)).folder.samefile(folder)
 
 
 def test_a_wrong_name_is_told_what_was_expected_and_what_there_is(elsewhere):
@@ -94,7 +94,7 @@ def test_a_commit_and_an_experiment_name_what_they_made(elsewhere):
     run("git", *identity, "tag", "v1", folder=elsewhere)
     run("dvc", "exp", "run", "-q", "-n", "tried", "-S", "seed=2", folder=elsewhere)
     for name, seed in (("v1", 1), ("HEAD", 1), ("tried", 2)):
-        folder = find_evaluation(name)
+        folder = find_evaluation(name).folder
         assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
         assert (folder / "report.html").read_text() == f"report.html of the folderseed: {seed}\n"
     with pytest.raises(UserError, match="the experiment tried"):
@@ -120,11 +120,11 @@ def test_a_run_a_version_and_an_alias_name_what_was_logged_with_them(elsewhere, 
     client.create_model_version("nuclei", run.info.artifact_uri, run_id)
     client.set_registered_model_alias("nuclei", "recommended", "1")
     for name in (run_id, f"runs:/{run_id}", "models:/nuclei@recommended", "models:/nuclei/1"):
-        assert (find_evaluation(name) / "report.html").read_text() == "report.html of the folder"
+        assert (find_evaluation(name).folder / "report.html").read_text() == "report.html of the folder"
     for name, answer in (
         ("0" * 32, rf"no such run with a folder `report`.*its newest runs are {run_id} \(a run\)"),
-        ("models:/nuclei@champion", "of nuclei the aliases recommended"),
-        ("models:/cells/1", "it holds nuclei"),
+        ("models:/nuclei@champion", "nuclei has the aliases recommended and the versions 1"),
+        ("models:/cells/1", "it holds models:/nuclei"),
         ("models:/nuclei", re.escape("expected models:/NAME@ALIAS")),
     ):
         with pytest.raises(UserError, match=answer):
