@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from pipelines.core.files import sha256
+from pipelines.evaluation.predictor import batches
 from unetpp.data.arrow_split import Split, read_manifest
 from unetpp.data.scaling import scale
 from unetpp.errors import UserError
@@ -17,8 +18,6 @@ from unetpp.export.safetensors_files import read_safetensors
 from unetpp.network import profiling
 from unetpp.network.masks import to_mask
 from unetpp.scores import metrics
-
-BATCH_PIXELS = 2**21  # of the images predicted together; large ones go one by one
 
 
 def measure_runtimes(
@@ -107,18 +106,12 @@ def read_exports(folder: Path) -> list[dict]:
 
 def image_ious(predict: Predict, split: Split, num_classes: int, multilabel: bool, batch_size: int) -> np.ndarray:
     """iou_image of each image of a split, (N,), in its order; images of one size go together."""
-    by_size: dict[tuple[int, ...], list[int]] = {}
-    for index in range(len(split)):
-        by_size.setdefault(split[index][0].shape, []).append(index)
     found = np.empty(len(split))
-    for (height, width, _), indices in by_size.items():
-        step = max(1, min(batch_size, BATCH_PIXELS // (height * width)))
-        for group in (indices[start : start + step] for start in range(0, len(indices), step)):
-            images, masks = zip(*(split[index] for index in group), strict=True)
-            probs = predict(torch.stack([scale(image) for image in images]).numpy())
-            mask_hat = to_mask(torch.from_numpy(probs), multilabel)
-            counts = metrics.confusion(mask_hat, torch.from_numpy(np.stack(masks)), num_classes, multilabel)
-            found[group] = metrics.per_image_iou(counts).numpy()
+    for batch in batches(split, batch_size):
+        probs = predict(torch.stack([scale(image) for image in batch.images]).numpy())
+        mask_hat = to_mask(torch.from_numpy(probs), multilabel)
+        counts = metrics.confusion(mask_hat, batch.mask, num_classes, multilabel)
+        found[batch.indices] = metrics.per_image_iou(counts).numpy()
     return found
 
 

@@ -1,6 +1,5 @@
 """`mlflow models serve` as the guide says it, asked over HTTP."""
 
-import base64
 import json
 import subprocess
 from pathlib import Path
@@ -100,13 +99,9 @@ def test_nothing_is_lost_or_mixed_up_at_eight_clients(server):
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        (b"{", "valid JSON"),
-        (b'{"inputs": ["no image!"]}', "image 1 of 1: found text that is not base64"),
-        (json.dumps({"inputs": [base64.b64encode(b"GIF89a").decode()]}).encode(), "found no image but a file"),
-        (b'{"inputs": [[[0, 256]]]}', "expected whole numbers from 0 to 255"),
-        (b'{"inputs": [[[0, 1]]], "params": {"depth": 3}}', "this version answers at 1, 2"),
+        (b"{", "valid JSON"),  # by MLflow
+        (b'{"inputs": ["no image!"]}', "image 1 of 1: found text that is not base64"),  # by us; more in test_served
         (b'{"inputs": [[[0, 1]]], "params": {"threshold": "high"}}', "threshold"),
-        (b'{"images": []}', "exactly one of the input fields"),
     ],
     ids=str,
 )
