@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pipelines.core.checksums import sha256
 from pipelines.core.command import run_command
 from pipelines.core.delivery_sections import Evaluate
-from pipelines.core.files import replacing, sha256, write_json
+from pipelines.core.files import replacing, write_json
 from pipelines.core.git import git_commit
 from pipelines.core.params import load_params
 from pipelines.evaluation.bootstrap import LEVEL, RESAMPLES

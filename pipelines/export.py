@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipelines.core.checksums import seal, sha256
 from pipelines.core.command import run_command
 from pipelines.core.delivery_sections import Export
-from pipelines.core.files import replacing, sha256, write_json
+from pipelines.core.files import replacing, write_json
 from pipelines.core.params import load_params
 from pipelines.registry.load import load_trained
 from unetpp.data.arrow_split import Split
@@ -141,9 +142,7 @@ def export(
             "machine": describe_machine(),
         }
         write_json(partial / "exports.json", result)
-        names = sorted(path for path in partial.rglob("*") if path.is_file())
-        sums = "".join(f"{sha256(path)}  {path.relative_to(partial).as_posix()}\n" for path in names)
-        (partial / "SHA256SUMS").write_text(sums, encoding="utf-8")
+        seal(partial)
     return result
 
 

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from pipelines.core.checksums import sha256
 from pipelines.core.command import run_command
 from pipelines.core.data_sections import Prepare
-from pipelines.core.files import disk_errors, replacing, sha256, write_json
+from pipelines.core.files import disk_errors, replacing, write_json
 from pipelines.core.params import load_params
 from pipelines.dataset.groups import find_groups
 from pipelines.dataset.layouts import Problem, Sample, find_samples

@@ -11,8 +11,9 @@ import json
 import tempfile
 from pathlib import Path
 
+from pipelines.core.checksums import SUMS, sha256
 from pipelines.core.delivery_sections import Register
-from pipelines.core.files import sha256, write_json
+from pipelines.core.files import write_json
 from pipelines.core.git import git_commit
 from pipelines.core.params import load_params
 from pipelines.evaluation.scored import read_depth
@@ -142,7 +143,7 @@ def register_depth(client, run, family: Family, inputs: Inputs, depth: int) -> s
             folder = Path(parent)
             evidence.gather(folder, inputs.evaluation, inputs.exports, inputs.prepared, segmenter, depth)
             client.log_model_artifacts(model.model_id, str(folder), "evidence")
-            client.set_logged_model_tags(model.model_id, {"evidence_sha256": sha256(folder / evidence.SUMS)})
+            client.set_logged_model_tags(model.model_id, {"evidence_sha256": sha256(folder / SUMS)})
     tags |= {"model_id": model.model_id}
     return str(model_versions.find_or_create_version(client, family.name, model, run, tags).version)
 

@@ -21,8 +21,9 @@ from pipelines.cluster.jobs import address_of, run_remotely
 from pipelines.cluster.ray_cluster import check_fits, cluster
 from pipelines.console.machine_load import sampled
 from pipelines.console.progress import relayed
+from pipelines.core.checksums import sha256
 from pipelines.core.command import run_command
-from pipelines.core.files import replacing, sha256, write_json
+from pipelines.core.files import replacing, write_json
 from pipelines.core.params import Params, load_params, override
 from pipelines.core.training_sections import Architecture, Model
 from pipelines.registry.live_log import UNLOGGED, logged_live

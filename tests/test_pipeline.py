@@ -15,7 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipelines.core.files import sha256
+from pipelines.core.checksums import sha256
 from pipelines.core.params import load_params
 from pipelines.evaluation.report_schema import Report
 from pipelines.ingest import ingest

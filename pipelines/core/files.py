@@ -1,7 +1,6 @@
-"""Files that are whole or absent: hashes, writing by rename, and the disk that is full."""
+"""Files that are whole or absent: writing by rename, and the disk that is full."""
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -10,12 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from unetpp.errors import UserError
-
-
-def sha256(path: str | Path) -> str:
-    """Hex digest of a file's bytes, read in pieces."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from pipelines.core.files import sha256
+from pipelines.core.checksums import sha256
 from pipelines.evaluation.predictor import batches
 from unetpp.data.arrow_split import Split, read_manifest
 from unetpp.data.scaling import scale

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import torch
 
-from pipelines.core.files import sha256
+from pipelines.core.checksums import seal
 from pipelines.evaluation.scored import read_depth
 from unetpp.data.arrow_split import Split
 from unetpp.data.scaling import scale
@@ -19,32 +19,10 @@ from unetpp.images.display import display, outline
 from unetpp.inference.segmenter import Segmenter
 from unetpp.network.masks import IGNORE, to_mask
 
-SUMS = "SHA256SUMS"
 COPIED = ("report.html", "report.json", "images.csv")
 SIDE_PX = 512  # overlays are enlarged by whole factors up to about this
 # Okabe and Ito's colours, told apart by colour-blind readers, as RGB.
 TRUE, PREDICTED, BOTH = (213, 94, 0), (0, 114, 178), (255, 255, 255)
-
-
-def write_sums(folder: Path) -> None:
-    """Write `folder/SHA256SUMS` of all files below it, in the format of sha256sum."""
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    lines = [f"{sha256(folder / name)}  {name}\n" for name in names if name != SUMS]
-    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
-
-
-def check_sums(folder: Path) -> str | None:
-    """What is wrong with the files below `folder` by its SHA256SUMS; None where all are there and whole."""
-    path = folder / SUMS
-    if not path.is_file():
-        return f"{SUMS} is missing"
-    for line in path.read_text(encoding="utf-8").splitlines():
-        expected, _, name = line.partition("  ")
-        if not (folder / name).is_file():
-            return f"{name} is missing"
-        if sha256(folder / name) != expected:
-            return f"the bytes of {name} differ from {SUMS}"
-    return None
 
 
 def gather(
@@ -61,7 +39,7 @@ def gather(
             link.symlink_to(path.absolute())
     scored = read_depth(evaluation / "images.csv", depth)
     write_overlays(folder / "overlays", prepared / "test.arrow", segmenter, scored.iou)
-    write_sums(folder)
+    seal(folder)
 
 
 def write_overlays(folder: Path, test: Path, segmenter: Segmenter, ious: Mapping[str, float]) -> None:

@@ -10,8 +10,7 @@ from typing import Any
 
 import yaml
 
-from pipelines.core.checksums import SUMS
-from pipelines.core.files import sha256
+from pipelines.core.checksums import SUMS, sha256
 from pipelines.registry import mlflow_store, model_versions
 from unetpp.errors import UserError
 

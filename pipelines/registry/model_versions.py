@@ -15,8 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pipelines.core.checksums import SUMS, check_seal, seal, sealed_files
-from pipelines.core.files import sha256
+from pipelines.core.checksums import SUMS, check_seal, seal, sealed_files, sha256
 from pipelines.registry.mlflow_store import shown
 from unetpp.errors import UserError
 from unetpp.export.safetensors_files import read_safetensors, save_safetensors

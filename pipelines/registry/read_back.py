@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.core.files import sha256
-from pipelines.registry import evidence, mlflow_store, model_versions
+from pipelines.core.checksums import SUMS, check_seal, sha256
+from pipelines.registry import mlflow_store, model_versions
 from unetpp.errors import UserError
 from unetpp.inference.model_file import Trained
 from unetpp.inference.tiles import predict_image
@@ -87,12 +87,15 @@ def check_evidence(name: str, version: str, expected: str) -> str | None:
     """
     with tempfile.TemporaryDirectory() as parent:
         folder = mlflow_store.download(name, version, "evidence", Path(parent))
-        if folder is None or not (folder / evidence.SUMS).is_file():
-            return f"lacks evidence/{evidence.SUMS}"
-        if sha256(folder / evidence.SUMS) != expected:
-            return f"is damaged: the bytes of evidence/{evidence.SUMS} are not those that were uploaded"
-        wrong = evidence.check_sums(folder)
-        return f"is damaged: evidence: {wrong}" if wrong else None
+        if folder is None or not (folder / SUMS).is_file():
+            return f"lacks evidence/{SUMS}"
+        if sha256(folder / SUMS) != expected:
+            return f"is damaged: the bytes of evidence/{SUMS} are not those that were uploaded"
+        try:
+            check_seal(folder, needed=())
+        except UserError as error:
+            return "is damaged: " + str(error).replace(f"{folder}/", "evidence/")
+        return None
 
 
 def differing(loaded: Trained, served, expected: dict[str, np.ndarray], depth: int) -> str:

@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from pipelines.core.checksums import seal
 from pipelines.registry import live_log, mlflow_store, runs
-from pipelines.registry.evidence import write_sums
 from pipelines.registry.model_card import Family
 from unetpp.errors import UserError
 
@@ -92,7 +92,7 @@ def gather(inputs: Inputs, folder: Path) -> None:
             if path.is_file():  # dvc.lock is missing when the stage is run by hand
                 (folder / name).mkdir(parents=True, exist_ok=True)
                 (folder / name / path.name).symlink_to(path.absolute())
-    write_sums(folder)
+    seal(folder)
 
 
 def numbers(values: dict) -> list[tuple[str, float]]:

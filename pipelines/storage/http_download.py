@@ -10,7 +10,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pipelines.core.files import check_space, disk_errors, sha256, write_json
+from pipelines.core.checksums import sha256
+from pipelines.core.files import check_space, disk_errors, write_json
 from unetpp.errors import UserError
 
 # In a row, without a byte in between.

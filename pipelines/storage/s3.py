@@ -111,22 +111,17 @@ class Store:
                 raise
         return Object(key, answer["ContentLength"], answer["ETag"].strip('"'))
 
-    def upload(self, path: Path, key: str) -> None:
-        """Write a file as an object, in parts where it is large; others see it whole or not at all.
+    def write(self, key: str, content: bytes | memoryview | Path) -> None:
+        """Write bytes, or a file, as an object, in parts where it is large; others see it whole or not at all.
 
         Raises:
             UserError: no access, no credentials, no such bucket, nobody there.
         """
-        with self.explained(key), path.open("rb") as file:
+        with self.explained(key), content.open("rb") if isinstance(content, Path) else io.BytesIO(content) as file:
             self._client.upload_fileobj(file, self.bucket, key, ExtraArgs=self._payer)
 
-    def write(self, content: bytes | memoryview, key: str) -> None:
-        """Write bytes as an object, as `upload` does a file."""
-        with self.explained(key):
-            self._client.upload_fileobj(io.BytesIO(content), self.bucket, key, ExtraArgs=self._payer)
-
-    def remove(self, key: str) -> None:
-        """Remove an object; that there is none is no error.
+    def delete(self, key: str) -> None:
+        """Delete an object; that there is none is no error.
 
         Raises:
             UserError: no access, no credentials, no such bucket, nobody there.
@@ -289,18 +284,3 @@ def open_file_system(location: str, params: S3) -> tuple[str, Any]:
         use_listings_cache=False,  # other processes write there, too
     )
     return location.removeprefix("s3://"), pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(found))
-
-
-def replace_files(location: str, params: S3, files: dict[str, bytes]) -> None:
-    """Make `files` the files of a folder, or right under a prefix, that have such endings; what else is there stays."""
-    import pyarrow.fs
-
-    folder, file_system = open_file_system(location, params)
-    file_system = file_system or pyarrow.fs.LocalFileSystem()
-    endings = {Path(name).suffix for name in files}
-    for found in file_system.get_file_info(pyarrow.fs.FileSelector(folder, allow_not_found=True)):
-        if found.is_file and Path(found.path).suffix in endings:
-            file_system.delete_file(found.path)
-    for name, content in files.items():
-        with file_system.open_output_stream(f"{folder}/{name}") as opened:
-            opened.write(content)

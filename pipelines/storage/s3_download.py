@@ -17,7 +17,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pipelines.core.files import check_space, disk_errors, replacing, sha256
+from pipelines.core.checksums import sha256
+from pipelines.core.files import check_space, disk_errors, replacing
 from pipelines.storage.s3 import Object, Store
 from unetpp.errors import UserError
 

@@ -9,8 +9,9 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from pipelines.core.checksums import check_sha256, sha256
 from pipelines.core.data_sections import Ingest
-from pipelines.core.files import check_space, disk_errors, sha256
+from pipelines.core.files import check_space, disk_errors
 from pipelines.storage import http_download, s3_download
 from pipelines.storage.archives import Names, open_archive
 from pipelines.storage.layout_names import belongs, check_names, find_layout, is_junk, list_names
@@ -87,11 +88,7 @@ def _hash_archive(path: Path, params: Ingest) -> str:
         found = "a folder; for a folder set ingest.kind=folder" if path.is_dir() else "no such file"
         raise UserError(f"{path}: found {found}; ingest.location must be a {params.kind} file")
     digest = sha256(path)
-    if params.sha256 not in (None, digest):
-        raise UserError(
-            f"{path}: found the sha256 {digest}; expected {params.sha256}: it is another file, or ingest.sha256 is "
-            "wrong"
-        )
+    check_sha256(path, digest, params.sha256 or digest, "it is another file, or ingest.sha256 is wrong")
     return digest
 
 

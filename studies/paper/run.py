@@ -22,8 +22,9 @@ import torch
 import yaml
 
 from benchmarks.resize import best_iou
+from pipelines.core.checksums import sha256
 from pipelines.core.data_sections import Prepare
-from pipelines.core.files import replacing, sha256, write_json
+from pipelines.core.files import replacing, write_json
 from pipelines.core.params import Params, load_params
 from pipelines.core.training_sections import Model
 from pipelines.dataset.layouts import find_samples

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipelines.core.checksums import sha256
 from pipelines.core.command import run_command
-from pipelines.core.files import sha256
 from pipelines.core.params import load_params
 from pipelines.dataset.layouts import Sample, find_samples
 from pipelines.dataset.loading import _load, find_kind, load_sample, resize_sample

@@ -11,8 +11,9 @@ import torch
 
 from pipelines import predict
 from pipelines import register as stage
+from pipelines.core.checksums import sha256
 from pipelines.core.command import run_command
-from pipelines.core.files import sha256, write_json
+from pipelines.core.files import write_json
 from pipelines.registry import mlflow_store, read_back
 from pipelines.registry.load import load_trained
 from tests.pipelines.registry.family import (
@@ -281,6 +282,6 @@ def test_version_of_which_a_byte_was_lost_in_the_store_gets_no_alias(home, clien
     check = stage.check_versions
     monkeypatch.setattr(read_back, "check_in_clean_process", lambda *_: {})  # the bytes alone are the matter here
     monkeypatch.setattr(stage, "check_versions", damage)
-    with pytest.raises(UserError, match=r"version 2 of damaged \(L2\).*the bytes of images\.csv differ"):
+    with pytest.raises(UserError, match=r"version 2 of damaged \(L2\).*evidence/images\.csv: found sha256"):
         register(folder, "damaged")
     assert client.get_registered_model("damaged").aliases == {}

@@ -17,8 +17,8 @@ import yaml
 
 from pipelines.core.params import load_params
 from pipelines.search import announce, search
-from pipelines.storage.run_store import FolderRun
-from pipelines.storage.s3 import replace_files
+from pipelines.storage.places import Folder, replace_files
+from pipelines.storage.run_store import RunStore
 from pipelines.train import find_init, read_architecture
 from pipelines.training.epoch_metrics import best_so_far
 from pipelines.training.epochs import epochs
@@ -191,7 +191,7 @@ def test_files_of_a_snapshot_replace_those_of_a_later_write_that_was_cut(tmp_pat
     for name in ("experiment_state-2.json", "searcher-1.pkl", "other.txt", "trial-1/result.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("as it was")
-    replace_files(str(tmp_path), declared().ingest.s3, {"experiment_state-1.json": b"{}", "a.pkl": b"."})
+    replace_files(Folder(tmp_path), {"experiment_state-1.json": b"{}", "a.pkl": b"."})
     found = {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
     new = {"experiment_state-1.json": "{}", "a.pkl": "."}
     assert found == new | {"other.txt": "as it was", "trial-1/result.json": "as it was"}
@@ -201,7 +201,7 @@ def test_files_of_a_snapshot_replace_those_of_a_later_write_that_was_cut(tmp_pat
 
 
 def test_hours_of_earlier_commands_count(tmp_path):
-    runs, file = FolderRun(tmp_path), "hours.json"
+    runs, file = RunStore(Folder(tmp_path)), "hours.json"
     assert spent_s(runs, file) == 0
     assert not Deadline(1, runs, file).stop_all()
     runs.write(file, json.dumps({"spent_s": 3601}).encode())

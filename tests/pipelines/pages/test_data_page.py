@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.core.files import sha256
+from pipelines.core.checksums import sha256
 from pipelines.core.params import load_params
 from pipelines.dataset.fingerprint import write_fingerprint
 from pipelines.pages.data_page import build_page, outline_path, write_data_report

@@ -9,9 +9,9 @@ import torch
 import yaml
 
 from pipelines import register as stage
+from pipelines.core.checksums import seal, sha256
 from pipelines.core.delivery_sections import Register
-from pipelines.core.files import sha256, write_json
-from pipelines.registry.evidence import write_sums
+from pipelines.core.files import write_json
 from pipelines.registry.run_log import Inputs
 from unetpp.data.arrow_split import SplitWriter
 from unetpp.inference.model_file import Trained
@@ -118,7 +118,7 @@ def write_stages(folder: Path, seed: int = 0, iou: float = 0.8, images=IMAGES, g
         (folder / f"exports/L{depth}/openvino").mkdir(parents=True)
         (folder / f"exports/L{depth}/model.onnx").write_bytes(bytes([depth]))
         (folder / f"exports/L{depth}/openvino/model.xml").write_bytes(bytes([depth]))
-    write_sums(folder / "exports")
+    seal(folder / "exports")
     write_trials(folder / "search")
     return folder
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.core.files import sha256
+from pipelines.core.checksums import sha256
 from pipelines.core.params import load_params
-from pipelines.storage import node_cache
-from pipelines.storage.node_cache import fetch, find_file, open_storage, share
+from pipelines.storage.node_cache import fetch, find_file, share
+from pipelines.storage.places import open_place
 from tests.conftest import REPOSITORY
 from tests.pipelines.storage import test_s3
 from tests.pipelines.storage.test_s3 import Bucket
@@ -41,7 +42,7 @@ class Place:
         self.location = f"s3://{bucket.name}/a prefix" if bucket else str(folder / "shared")
         endpoint = bucket.proxy.url if bucket else None
         self.s3 = PARAMS.ingest.s3.model_copy(update={"endpoint": endpoint})
-        self.storage = open_storage(self.location, self.s3)
+        self.storage = open_place(self.location, self.s3)
         source = folder / "source"
         source.write_bytes(CONTENT)
         self.storage.write(f"{DIGEST}.arrow", source)
@@ -189,8 +190,8 @@ def test_a_file_that_is_damaged_in_the_storage_is_refused_by_its_hash(place, con
 
 
 def test_a_disk_without_space_is_refused_before_the_first_byte(place, monkeypatch):
-    usage = node_cache.shutil.disk_usage("/")._replace(free=2 * 2**20)
-    monkeypatch.setattr(node_cache.shutil, "disk_usage", lambda _: usage)
+    usage = shutil.disk_usage("/")._replace(free=2 * 2**20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(UserError, match=r"a cache: 3 MiB are needed and 2 MiB are free"):
         find_file(place.shared, "train")
     assert place.files() == {f"{DIGEST}.lock"}
@@ -242,7 +243,7 @@ def test_a_prepared_file_that_is_not_the_manifests_is_not_put_anywhere(place, pr
     params = params.model_copy(update={"ingest": PARAMS.ingest.model_copy(update={"s3": place.s3})})
     manifest = read_manifest(prepared)
     manifest["splits"]["val"]["sha256"] = "0" * 64
-    with pytest.raises(UserError, match=r"val\.arrow: found [0-9a-f]{64}; expected the sha256 0{64}"):
+    with pytest.raises(UserError, match=r"val\.arrow: found the sha256 [0-9a-f]{64}; expected 0{64}"):
         share(params, prepared, manifest)
     assert place.storage.size(f"{'0' * 64}.arrow") is None
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pipelines.core.params import load_params
-from pipelines.storage import run_store
+from pipelines.storage import places
 from pipelines.storage.run_store import STOP, StopFile, begin, check_shared, open_store, runs_at
 from tests.conftest import REPOSITORY
 from tests.pipelines.storage import test_s3
@@ -48,7 +48,7 @@ class Place:
     def change(self, name: str, change: Callable[[bytearray], bytes] | None) -> None:
         """Other bytes in place of a file's; None removes it."""
         if change is None:
-            self.store.remove(name)
+            self.store.place.delete(name)
         else:
             self.store.write(name, bytes(change(bytearray(self.store.read(name) or b""))))
 
@@ -130,7 +130,7 @@ def test_write_that_fails_in_the_middle_leaves_a_whole_checkpoint(s3_place, monk
 
 
 def test_run_that_begins_is_not_asked_to_stop_any_more(place, monkeypatch):
-    monkeypatch.setattr(run_store, "ASK_EVERY_S", 0)
+    monkeypatch.setattr(places.Bucket, "ask_every_s", 0)
     place.store.write(STOP, b"")
     assert StopFile(place.store)()
     begin(place.store)

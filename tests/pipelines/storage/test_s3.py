@@ -22,7 +22,7 @@ import boto3
 import pytest
 import yaml
 
-from pipelines.core.files import sha256
+from pipelines.core.checksums import sha256
 from pipelines.core.params import load_params
 from pipelines.ingest import ingest
 from pipelines.prepare import prepare

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from pipelines.core.params import load_params
-from pipelines.storage.run_store import STOP, FolderRun
+from pipelines.storage.places import Folder
+from pipelines.storage.run_store import STOP, RunStore
 from pipelines.training import stop_requests
 from pipelines.training.epochs import Wish
 from pipelines.training.spec import make_settings
@@ -26,7 +27,7 @@ NOTICE_S = 25
 def test_checkpoints_are_wished_for_at_the_notice_and_every_ten_seconds_after(tmp_path, monkeypatch):
     clock, threatened, said = [0.0], [], []
     monkeypatch.setattr(stop_requests.time, "monotonic", lambda: clock[0])
-    run = FolderRun(tmp_path)
+    run = RunStore(Folder(tmp_path))
     wishes = Wishes(run, lambda: threatened, said.append)
     assert [wishes(), wishes()] == [Wish.GO_ON, Wish.GO_ON]
     threatened.append(1)

@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
-from pipelines.core.files import sha256
+from pipelines.core.checksums import sha256
 from unetpp.data import arrow_split
 from unetpp.data.arrow_split import Split, SplitWriter, read_manifest
 from unetpp.data.crops import find_spots
