@@ -14,7 +14,8 @@ import numpy as np
 
 from pipelines.dataset.layouts import find_samples
 from pipelines.dataset.loading import find_kind
-from unetpp.images.decode import decode_image, decode_mask, resize
+from unetpp.images.decode import decode_image, decode_mask
+from unetpp.images.pixels import resize
 
 
 def by(interpolation: int):

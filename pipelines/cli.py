@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+import unetpp
 from pipelines.core.command import run_command
 
 
@@ -112,6 +113,7 @@ def _rollback(arguments: argparse.Namespace) -> None:
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = argparse.ArgumentParser(prog="unetpp", description="Train, measure and ship UNet++ segmentation models.")
+    parser.add_argument("--version", action="version", version=f"unetpp {unetpp.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     one = commands.add_parser("predict", help="write a mask for each image")

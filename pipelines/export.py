@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+import unetpp
 from pipelines.core.checksums import seal, sha256
 from pipelines.core.command import run_command
 from pipelines.core.delivery_sections import Export
 from pipelines.core.files import replacing, write_json
 from pipelines.core.params import load_params
-from pipelines.registry.load import load_trained
 from unetpp.data.arrow_split import Split
 from unetpp.data.scaling import scaled
 from unetpp.errors import UserError
@@ -218,7 +218,7 @@ def export_model(
     """`unetpp export`: of one depth, or of all, with no more than a model; onnx-int8 alone needs prepared data.
 
     Raises:
-        UserError: as `load_trained` and `export`; onnx-int8 without prepared data.
+        UserError: as `unetpp.load` and `export`; onnx-int8 without prepared data.
     """
     if "onnx-int8" in formats and prepared is None:
         raise UserError(
@@ -226,7 +226,7 @@ def export_model(
             "folder that the prepare stage wrote, or leave onnx-int8 out"
         )
     images = [] if prepared is None else calibration_images(prepared, CALIBRATION_IMAGES)
-    result = export(load_trained(model), out, formats, opset, tolerance, images, None if depth is None else [depth])
+    result = export(unetpp.load(model), out, formats, opset, tolerance, images, None if depth is None else [depth])
     print(f"{describe_exports(result)}\nwrote {out}")
 
 

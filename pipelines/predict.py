@@ -3,40 +3,29 @@
 import glob
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal
 
-import cv2
 import numpy as np
 import torch
-from torch import Tensor
 
+import unetpp
 from pipelines.core.files import replacing
-from pipelines.registry.load import load_trained
 from unetpp.errors import UserError
 from unetpp.export.runtimes import open_export
 from unetpp.images.decode import SUFFIXES, decode_image
-from unetpp.inference.model_file import Trained
-from unetpp.inference.tiles import predict_image
-from unetpp.network.masks import to_mask
+from unetpp.images.pictures import encode_png
+from unetpp.inference.predictor import Predictor
 
 
-class Loaded(NamedTuple):
-    """A model that is ready to predict."""
-
-    network: Callable[[Tensor], Tensor]  # image (1, C, H, W) in [0, 1] to probabilities (1, num_classes, H, W)
-    trained: Trained  # that it was made of
-
-
-def read_heads(text: str) -> dict[int, float] | None:
-    """The heads of `--heads`: None for "mean", which is all of them; {2: 1.0, 4: 3.0} for "2,4:3".
+def read_heads(text: str) -> dict[int, float] | Literal["mean"]:
+    """The heads of `--heads`: "mean", which is all of them, or {2: 1.0, 4: 3.0} of "2,4:3".
 
     Raises:
         UserError: neither.
     """
     if text == "mean":
-        return None
+        return "mean"
     found = [re.fullmatch(r"(\d+)(?::(\d+\.?\d*|\.\d+))?", part.strip()) for part in text.split(",")]
     if not all(found):
         raise UserError(
@@ -66,8 +55,8 @@ def find_images(patterns: list[str]) -> list[Path]:
     return sorted(found)
 
 
-def load(model: str, depth: int | None, heads: str | None = None) -> Loaded:
-    """A model by any name that `load_trained` knows, or a file of an export, with config.json beside it.
+def load(model: str, depth: int | None, heads: str | None = None) -> Predictor:
+    """A model by any name that `unetpp.load` knows, or an .onnx of an export, with config.json beside it.
 
     Args:
         depth: the depth to prune to, by default the deepest.
@@ -78,36 +67,26 @@ def load(model: str, depth: int | None, heads: str | None = None) -> Loaded:
             when it is opened.
     """
     file = Path(model)
-    if depth is not None and heads is not None:
-        raise UserError(f"--depth {depth} is one head and --heads {heads} are several: give one of the two")
     if file.suffix == ".pt2":
         raise UserError(f"{file}: opening a .pt2 can run its author's code; give its folder, {file.parent}, instead")
-    if file.suffix == ".onnx":
-        if depth is not None or heads is not None:
-            raise UserError(f"{file}: an exported file is one depth and its head: leave --depth and --heads out")
-        predict_array = open_export(file)
-        return Loaded(lambda image: torch.from_numpy(predict_array(image.numpy())), load_trained(file.parent))
-    trained = load_trained(model)
-    return Loaded(trained.segmenter(depth) if heads is None else trained.ensemble(read_heads(heads)), trained)
+    if file.suffix != ".onnx":
+        return Predictor(unetpp.load(model), depth, heads=None if heads is None else read_heads(heads))
+    if depth is not None or heads is not None:
+        raise UserError(f"{file}: an exported file is one depth and its head: leave --depth and --heads out")
+    predict_array = open_export(file)
+    return Predictor(unetpp.load(file.parent), network=lambda image: torch.from_numpy(predict_array(image.numpy())))
 
 
-def predict_mask(loaded: Loaded, image: np.ndarray) -> np.ndarray:
-    """Mask (H, W) uint8 of an image (H, W, C) uint8, uint16 or float32: 0 and 255, class indices, or bits of labels.
-
-    Where training resized whole images, so does this, by the same geometry; a large image is predicted by tiles.
-    """
-    with torch.inference_mode():
-        probs = predict_image(loaded.network, image, loaded.trained.size)
-    mask = to_mask(probs, loaded.trained.network.multilabel)[0].numpy()
-    return mask * np.uint8(255) if probs.shape[1] == 1 and not loaded.trained.network.multilabel else mask
+def predict_mask(predictor: Predictor, image: np.ndarray) -> np.ndarray:
+    """Mask (H, W) uint8 of an image (H, W, C) uint8, uint16 or float32: 0 and 255, class indices, or bits of labels."""
+    mask = predictor.mask(image)
+    return mask * np.uint8(255) if predictor.num_classes == 1 and not predictor.multilabel else mask
 
 
 def write_mask(path: Path, mask: np.ndarray) -> None:
     """Write a mask (H, W) uint8 as PNG, whole or not at all."""
     with replacing(path) as partial:
-        encoded, data = cv2.imencode(".png", mask)
-        assert encoded
-        partial.write_bytes(data.tobytes())
+        partial.write_bytes(encode_png(mask))
 
 
 def _check_folders(labels: list[str], model: str) -> None:
@@ -120,14 +99,14 @@ def _check_folders(labels: list[str], model: str) -> None:
         )
 
 
-def _describe(num: int, trained: Trained, out: Path) -> str:
+def _describe(num: int, loaded: Predictor, out: Path) -> str:
     """How many masks were written where, and what their values mean."""
-    if trained.network.multilabel:
-        folders = ", ".join(str(out / label) for label in trained.classes)
+    if loaded.multilabel:
+        folders = ", ".join(str(out / label) for label in loaded.classes)
         return f"{num} masks of each label to {folders}: 255 where the label is"
-    if len(trained.classes) == 1:
+    if len(loaded.classes) == 1:
         return f"{num} masks to {out}: foreground where not 0"
-    values = ", ".join(f"{index} {name}" for index, name in enumerate(["background", *trained.classes]))
+    values = ", ".join(f"{index} {name}" for index, name in enumerate(["background", *loaded.classes]))
     return f"{num} masks to {out}: {values}"
 
 
@@ -149,23 +128,22 @@ def predict(patterns: list[str], model: str, depth: int | None, out: Path, heads
             f"images of the same name would overwrite each other's mask: {', '.join(twice[:6])}; predict them apart"
         )
     loaded = load(model, depth, heads)
-    trained = loaded.trained
-    if trained.network.multilabel:
-        _check_folders(trained.classes, model)
+    if loaded.multilabel:
+        _check_folders(loaded.classes, model)
     broken = []
     for number, image in enumerate(images, start=1):
         try:
-            mask = predict_mask(loaded, decode_image(image, trained.network.in_channels))
+            mask = predict_mask(loaded, decode_image(image, loaded.in_channels))
         except UserError as error:
             broken.append(str(error))
             continue
-        if trained.network.multilabel:
-            for bit, label in enumerate(trained.classes):
+        if loaded.multilabel:
+            for bit, label in enumerate(loaded.classes):
                 write_mask(out / label / f"{image.stem}.png", (mask >> bit & 1) * np.uint8(255))
         else:
             write_mask(out / f"{image.stem}.png", mask)
         if number % 100 == 0:
             print(f"{number} of {len(images)} images")
-    print(f"wrote {_describe(len(images) - len(broken), trained, out)}")
+    print(f"wrote {_describe(len(images) - len(broken), loaded, out)}")
     if broken:
         raise UserError(f"{len(broken)} of {len(images)} images could not be read:\n" + "\n".join(broken))

@@ -1,32 +1,60 @@
 """UNet++ in plain torch: the nested network, its pruning, losses, metrics, training loop and inference.
 
-`import unetpp` is cheap: each name is imported from its file when it is first used.
+    predictor = unetpp.Predictor(unetpp.load("models/train"), depth=2)
+    mask = predictor.mask(image)
+
+`import unetpp` is cheap and changes nothing for its host: each name is imported from its file when it is first used.
+`Segmenter`, the module below `Predictor`, leaves the public names with the next release.
 """
 
 import importlib
 from typing import TYPE_CHECKING
 
-from unetpp.offline import silence
-
 if TYPE_CHECKING:
     from unetpp.errors import UserError
+    from unetpp.export.loading import load
+    from unetpp.inference.model_file import Trained, load_model
+    from unetpp.inference.predictor import Predictor
     from unetpp.inference.segmenter import Segmenter
     from unetpp.network.model import NestedUNet
     from unetpp.network.pruning import from_classic, prune
 
-silence()
+    __version__: str
 
 _HOMES = {
     "NestedUNet": "unetpp.network.model",
+    "Predictor": "unetpp.inference.predictor",
     "Segmenter": "unetpp.inference.segmenter",
+    "Trained": "unetpp.inference.model_file",
     "UserError": "unetpp.errors",
     "from_classic": "unetpp.network.pruning",
+    "load": "unetpp.export.loading",
+    "load_model": "unetpp.inference.model_file",
     "prune": "unetpp.network.pruning",
 }
-__all__ = ["NestedUNet", "Segmenter", "UserError", "from_classic", "prune"]
+__all__ = [
+    "NestedUNet",
+    "Predictor",
+    "Segmenter",
+    "Trained",
+    "UserError",
+    "__version__",
+    "from_classic",
+    "load",
+    "load_model",
+    "prune",
+]
 
 
 def __getattr__(name: str):
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("unetpp")
     if name not in _HOMES:
         raise AttributeError(f"module 'unetpp' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,10 +1,13 @@
 """Nothing here calls home: the one place that turns off telemetry and version checks of dependencies.
 
-DVC's own commands never import this; `.dvc/config` says the same to them.
+Our own commands and their workers call `silence`; `import unetpp` alone changes nothing for its host. DVC's own
+commands never import this; `.dvc/config` says the same to them.
 """
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import cast
 
@@ -21,6 +24,21 @@ def silence() -> None:
     """Set the switches, before any of the libraries is imported. A value that the user has set stands."""
     for name, value in TELEMETRY_OFF.items():
         os.environ.setdefault(name, value)
-    # `import openvino` sends an event unless a file in the home declines; without this package it falls back to a
-    # stub of its own. None in this table makes its import fail as if it were not installed.
-    sys.modules.setdefault("openvino_telemetry", cast(ModuleType, None))
+
+
+@contextmanager
+def openvino_silenced() -> Iterator[None]:
+    """For the import of openvino, which sends an event unless a file in the home declines.
+
+    Without the package that sends, openvino falls back to a stub of its own for good. None in the table of modules
+    makes that package's import fail as if it were not installed; afterwards the table is as it was.
+    """
+    name = "openvino_telemetry"
+    before = sys.modules.get(name)
+    sys.modules[name] = cast(ModuleType, None)
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+        if before is not None:
+            sys.modules[name] = before

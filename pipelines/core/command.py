@@ -9,13 +9,19 @@ from unetpp.errors import UserError
 def run_command(main: Callable[[], None]) -> None:
     """Run a stage's or the command line's `main` and exit as the shell and DVC expect.
 
-    Exit codes: 0 done, 2 a user's mistake (`UserError`, printed as it is), 130 interrupted. Any other
-    exception is a bug and keeps its traceback.
+    Exit codes: 0 done, 2 a user's mistake (`UserError`, printed as it is, or a package that is not installed), 130
+    interrupted. Any other exception is a bug and keeps its traceback.
     """
     try:
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "pipelines", "unetpp"):
+            raise
+        print(f"error: {package} is not installed: pip install 'unetpp[pipelines]'", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)

@@ -19,7 +19,8 @@ from pipelines.dataset.near_duplicates import Look, look_at
 from pipelines.dataset.sample_stats import describe
 from unetpp.data.scaling import find_limits
 from unetpp.errors import FileError
-from unetpp.images.decode import Limits, convert, decode_image, read_header, resize
+from unetpp.images.decode import Limits, decode_image, read_header
+from unetpp.images.pixels import convert, resize
 
 # In 547 images of BBBC038 the darkest bright-field or stained one has a median brightness of 0.52 and the
 # brightest fluorescence one 0.2; the palest stain has a mean chroma of 0.047, and grey images have 0.

@@ -9,7 +9,8 @@ import numpy as np
 from pipelines.dataset.coco import draw
 from pipelines.dataset.layouts import Sample
 from unetpp.errors import FileError, UserError
-from unetpp.images.decode import Limits, decode_image, decode_mask, resize
+from unetpp.images.decode import Limits, decode_image, decode_mask
+from unetpp.images.pixels import resize
 from unetpp.network.masks import IGNORE, MAX_LABELS, find_classes, find_values
 
 # Share of neighbouring pixels that are equal. Of the 547 real pairs of DSB2018 no mask has less than 0.95, and no

@@ -15,7 +15,7 @@ from pipelines.core.checksums import sha256
 from pipelines.core.command import run_command
 from pipelines.core.files import write_json
 from pipelines.registry import mlflow_store, read_back
-from pipelines.registry.load import load_trained
+from pipelines.registry.load import load_registered
 from tests.pipelines.registry.family import (
     NAME,
     SENTENCE,
@@ -56,7 +56,7 @@ def model_of(client, version: int):
 def test_loaded_model_predicts_what_its_network_does_for_any_batch_and_size(home, client, depth):
     folder, _ = home
     uri = f"models:/{NAME}@L{depth}"
-    trained = load_trained(uri, f"sqlite:///{folder}/mlflow.db")
+    trained = load_registered(uri, f"sqlite:///{folder}/mlflow.db")
     found = (trained.network.in_channels, trained.size, trained.network.multilabel, trained.classes, trained.depths)
     assert found == (3, 96, False, ["1"], tuple(range(1, depth + 1)))
     loaded = trained.segmenter()
@@ -72,7 +72,7 @@ def test_a_registered_version_is_exported_and_predicted_by_at_any_depth_up_to_it
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home[0]}/mlflow.db")
     uri, image = f"models:/{NAME}@L2", torch.rand(1, 3, 32, 32)
     trained = load_model(home[0] / "model")
-    assert load_trained(uri).depths == (1, 2)
+    assert load_registered(uri).depths == (1, 2)
     with torch.inference_mode():
         for depth in (1, 2, None):
             expected = trained.segmenter(depth or 2)(image)
@@ -206,9 +206,9 @@ def test_aliases_are_the_depths_and_the_recommended(home, client):
 
 def test_missing_alias_is_a_user_error_that_names_those_that_exist(home):
     with pytest.raises(UserError, match="aliases L1, L2, champion, recommended"):
-        load_trained(f"models:/{NAME}@L7", f"sqlite:///{home[0]}/mlflow.db")
+        load_registered(f"models:/{NAME}@L7", f"sqlite:///{home[0]}/mlflow.db")
     with pytest.raises(UserError, match=f"it holds models:/{NAME}"):
-        load_trained("models:/other/1", f"sqlite:///{home[0]}/mlflow.db")
+        load_registered("models:/other/1", f"sqlite:///{home[0]}/mlflow.db")
 
 
 def test_registering_again_makes_nothing_new_and_restores_what_is_missing(home, client, run):

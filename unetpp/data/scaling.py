@@ -42,9 +42,9 @@ def scaled(image: np.ndarray, limits: tuple[float, float] | None = None) -> np.n
     return pixels
 
 
-def scale(image: np.ndarray) -> Tensor:
+def scale(image: np.ndarray, limits: tuple[float, float] | None = None) -> Tensor:
     """`scaled` as a tensor (C, H, W)."""
-    return torch.from_numpy(np.ascontiguousarray(scaled(image).transpose(2, 0, 1)))
+    return torch.from_numpy(np.ascontiguousarray(scaled(image, limits).transpose(2, 0, 1)))
 
 
 def standardise(image: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from unetpp.export.graphs import INPUT
 from unetpp.export.safetensors_files import WEIGHTS, load_safetensors
 from unetpp.export.signal_stack import kept_signal_stack
 from unetpp.inference.segmenter import Segmenter
+from unetpp.offline import openvino_silenced
 
 Predict = Callable[[np.ndarray], np.ndarray]
 
@@ -54,7 +55,8 @@ def _open_onnxruntime(file: Path, threads: int) -> Predict:
 
 
 def _open_openvino(file: Path, threads: int) -> Predict:
-    import openvino
+    with openvino_silenced():
+        import openvino
 
     core = openvino.Core()
     settings = {

@@ -9,21 +9,17 @@ import numpy as np
 
 from unetpp.errors import FileError
 from unetpp.images.pictures import SUFFIXES, Header, Limits, Picture, count_pages, read_header, read_picture
+from unetpp.images.pixels import as_float32, convert
 
 __all__ = [
     "SUFFIXES",
     "Header",
     "Limits",
-    "convert",
     "count_pages",
     "decode_image",
     "decode_mask",
     "read_header",
-    "resize",
 ]
-# ITU-R BT.601, the weights of Pillow and OpenCV.
-GREY_WEIGHTS = np.array([0.299, 0.587, 0.114])
-FLOAT_LIMIT = 1e30  # sums over an image stay finite in float32
 NO_LIMITS_SET = Limits()
 
 
@@ -62,16 +58,6 @@ def decode_image(
     raise FileError(
         picture.path, f"found colours of type {mode}; expected grey, RGB or RGBA", "convert the image to RGB"
     )
-
-
-def convert(image: np.ndarray, channels: int) -> np.ndarray:
-    """(H, W, 1 or 3) to (H, W, channels) of the same type: grey is repeated, RGB is weighted."""
-    if image.shape[2] == channels:
-        return np.ascontiguousarray(image)
-    if channels == 3:
-        return np.repeat(image, 3, axis=2)
-    grey = image @ GREY_WEIGHTS
-    return (grey if image.dtype.kind == "f" else np.rint(grey)).astype(image.dtype)[:, :, None]  # (H, W, 1)
 
 
 def decode_mask(path: str | Path, page: int | None = None, limits: Limits = NO_LIMITS_SET) -> np.ndarray:
@@ -165,16 +151,12 @@ def _kept(picture: Picture, pixels: np.ndarray) -> np.ndarray:
     """uint8 and uint16 as they are, all others as float32."""
     if pixels.dtype in (np.uint8, np.uint16):
         return pixels
-    with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is refused
-        kept = pixels.astype(np.float32)
-        num_bad = kept.size - int(np.count_nonzero(np.abs(kept) <= FLOAT_LIMIT))  # NaN is not
-    if num_bad:
+    try:
+        kept = as_float32(pixels)
+    except ValueError as error:
         raise FileError(
-            picture.path,
-            f"found {num_bad} of {kept.size} values that are NaN, infinite or beyond {FLOAT_LIMIT:g}; expected finite "
-            "ones",
-            "replace them by a value that the image has, and save it again",
-        )
+            picture.path, str(error), "replace them by a value that the image has, and save it again"
+        ) from None
     if not np.array_equal(kept, pixels):
         _tell_rounding(picture.path, pixels.dtype.name)
     return kept
@@ -188,24 +170,3 @@ def _tell_rounding(path: Path, kind: str) -> None:
 
 
 _told: set[tuple[Path, str]] = set()
-
-
-def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """(H, W) or (H, W, C) to size x size, by the one geometry in which images and masks are resized.
-
-    Bilinear, as the classic protocol resizes images; what is more than four times as large is first made smaller by
-    whole numbers, by area, so that no pixel is passed over. Area alone blurs the rims of small objects
-    (benchmarks/resize.py).
-    """
-    # Only resizing needs OpenCV, and `unetpp` imports on a machine without it.
-    import cv2
-
-    height, width = image.shape[:2]
-    if (height, width) == (size, size):
-        return image
-    factor = min(height, width) // (2 * size)
-    resized = image
-    if factor > 1:
-        resized = cv2.resize(resized, (width // factor, height // factor), interpolation=cv2.INTER_AREA)
-    resized = cv2.resize(resized, (size, size), interpolation=cv2.INTER_LINEAR)
-    return resized.reshape(size, size, *image.shape[2:])  # OpenCV drops an axis of 1

@@ -4,6 +4,7 @@ Pillow decodes. It cuts colour of 16 bits a channel to 8 without a word, and kno
 of floats; those go through OpenCV.
 """
 
+import io
 import struct
 import warnings
 from dataclasses import dataclass
@@ -231,11 +232,21 @@ def _check_pages(path: Path, pages: int, number: int | None, hint: str) -> None:
         )
 
 
+def encode_png(mask: np.ndarray) -> bytes:
+    """A mask or a grey picture (H, W) uint8 as a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(mask).save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
 def _read_deep(path: Path, page: int, kind: str) -> np.ndarray:
     """Pixels that Pillow does not keep, as (H, W, C) with C of 1 (grey), 2 (and alpha), 3 (RGB) or 4 (and alpha)."""
-    # Only such files need OpenCV, and `unetpp` imports on a machine without it.
-    import cv2
-
+    try:
+        import cv2
+    except ModuleNotFoundError:  # only such files need it
+        raise FileError(
+            path, f"found {kind} pixels, which OpenCV reads; expected it to be there", "pip install 'unetpp[pipelines]'"
+        ) from None
     if page:
         found, pictures = cv2.imreadmulti(str(path), start=page, count=1, flags=cv2.IMREAD_UNCHANGED)
         pixels = pictures[0] if found else None

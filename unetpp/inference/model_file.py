@@ -34,6 +34,18 @@ class Trained:
     def depths(self) -> tuple[int, ...]:
         return self.network.depths
 
+    def describe(self, depths: tuple[int, ...]) -> str:
+        """One line: depths, widths, channels, classes, size."""
+        widths = " ".join(map(str, self.network.widths[: max(depths) + 1]))
+        kind = "labels" if self.network.multilabel else "classes"
+        return (
+            f"{', '.join(f'L{depth}' for depth in depths)}, widths {widths}, {self.network.in_channels} channels, "
+            f"{kind} {', '.join(self.classes)}, {f'{self.size} px' if self.size else 'any size'}"
+        )
+
+    def __repr__(self) -> str:
+        return f"Trained({self.describe(self.depths)})"
+
     def segmenter(self, depth: int | None = None) -> Segmenter:
         """The network pruned to a depth, by default the deepest, in eval mode.
 

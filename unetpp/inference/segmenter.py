@@ -1,4 +1,4 @@
-"""From pixels to probabilities: scaling, normalising, padding, and the file that a trained network is kept in."""
+"""From pixels to probabilities as one module: normalising, padding, the network, its heads."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,6 +25,8 @@ def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
 
 class Segmenter(nn.Module):
     """A network with what stands before and after it: images of any size in, probabilities out.
+
+    The module that `Predictor` runs and that exports hold; for arrays of any type use `Predictor`.
 
     Args:
         network: by default its deepest head alone is used; `prune` first for a shallower one.

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unetpp.data.scaling import scale, standardise
+from unetpp.images.pixels import resize
 from unetpp.inference.segmenter import Segmenter
 from unetpp.network.model import NestedUNet
 
@@ -87,7 +88,13 @@ def predict_tiled(segmenter: Segmenter, image: Tensor, tile_px: int = TILE_PX) -
 
 
 @torch.inference_mode()
-def predict_image(network: Callable[[Tensor], Tensor], image: np.ndarray, size: int | None) -> Tensor:
+def predict_image(
+    network: Callable[[Tensor], Tensor],
+    image: np.ndarray,
+    size: int | None,
+    limits: tuple[float, float] | None = None,
+    device: torch.device | None = None,
+) -> Tensor:
     """Probabilities (1, num_classes, H, W) of an image (H, W, C) uint8, uint16 or float32, by tiles where it is large.
 
     Args:
@@ -95,13 +102,10 @@ def predict_image(network: Callable[[Tensor], Tensor], image: np.ndarray, size: 
             model; that one gets the image as a whole, since what it does to the brightness of a tile is not known.
         size: px that whole images were resized to for training, or None. Where they were, so is this one, by the same
             geometry, and the probabilities return to its own size.
+        limits: what is scaled to 0 and 1, by default `find_limits`.
+        device: where the network is, if not on the processor.
     """
-    pixels = image
-    if size is not None:
-        # Only resizing needs OpenCV, and the rest of this file runs with torch and numpy alone.
-        from unetpp.images.decode import resize
-
-        pixels = resize(image, size)
-    scaled = scale(pixels).unsqueeze(0)
-    probs = predict_tiled(network, scaled) if isinstance(network, Segmenter) else network(scaled)
+    pixels = image if size is None else resize(image, size)
+    pixels = scale(pixels, limits).unsqueeze(0).to(device)
+    probs = predict_tiled(network, pixels) if isinstance(network, Segmenter) else network(pixels)
     return F.interpolate(probs, image.shape[:2], mode="bilinear", align_corners=False)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.registry import mlflow_store
-from pipelines.registry.load import load_trained
+from pipelines.registry.load import load_registered
 from unetpp.errors import UserError
 
 ROOT = Path(__file__).parents[3]
@@ -86,16 +86,16 @@ def test_other_errors_pass_unchanged():
 @pytest.mark.parametrize("uri", ["models:/", "models:/name", "models:/name@", "models:/@L1"])
 def test_malformed_model_uri_is_a_user_error(uri):
     with pytest.raises(UserError, match="expected models:/NAME@ALIAS"):
-        load_trained(uri)
+        load_registered(uri)
 
 
 def test_empty_registry_says_how_to_fill_it(store):
     with pytest.raises(UserError, match=r"no MLflow store .*mlflow\.db: `dvc repro register` makes it"):
-        load_trained("models:/nuclei@L1")
+        load_registered("models:/nuclei@L1")
     assert not list(Path.cwd().iterdir())  # nor is an empty one made
     mlflow_store.connect(store)
     with pytest.raises(UserError, match="holds no registered model: `dvc repro register` makes one"):
-        load_trained("models:/nuclei@L1")
+        load_registered("models:/nuclei@L1")
 
 
 def test_page_on_a_taken_port_is_a_user_error_with_the_fix(store):

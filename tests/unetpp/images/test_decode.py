@@ -16,7 +16,8 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from tests.unetpp.images.tiffs import write_tiff
 from unetpp.errors import FileError, UserError
-from unetpp.images.decode import Limits, convert, count_pages, decode_image, decode_mask, read_header
+from unetpp.images.decode import Limits, count_pages, decode_image, decode_mask, read_header
+from unetpp.images.pixels import convert
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (5, 7), np.uint8)

@@ -1,0 +1,118 @@
+"""The wheel, installed alone into an empty environment: what runs there with torch, numpy, Pillow and safetensors."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipelines.predict import predict
+from tests.conftest import REPOSITORY
+from unetpp import NestedUNet, Trained
+from unetpp.export.safetensors_files import save_safetensors
+
+pytestmark = pytest.mark.slow
+
+
+class Installed:
+    """An environment with the wheel and what it requires, at the versions of the lock."""
+
+    def __init__(self, folder: Path):
+        uv = str(Path(sys.executable).with_name("uv"))
+        source, self.empty = folder / "source", folder / "empty"
+        self.empty.mkdir()
+        source.mkdir()
+        for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+            shutil.copy(REPOSITORY / name, source)
+        for name in ("unetpp", "pipelines"):
+            shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+        asked = subprocess.run([sys.executable, "-m", "pip", "config", "get", "global.find-links"], capture_output=True)
+        links = os.environ.get("PIP_FIND_LINKS") or asked.stdout.decode().strip()
+        self.environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+        environment = {"UV_FIND_LINKS": links} | self.environment if links else self.environment
+
+        def run(*command: str) -> None:
+            done = subprocess.run([uv, *command], env=environment, capture_output=True, text=True, cwd=source)
+            assert done.returncode == 0, done.stderr
+
+        run("build", "--wheel", "--out-dir", str(folder))
+        (self.wheel,) = folder.glob("*.whl")
+        run("venv", "--python", sys.executable, str(folder / "venv"))
+        self.bin = folder / "venv/bin"
+        lock = str(REPOSITORY / "requirements.lock")
+        run("pip", "install", "--python", str(self.bin / "python"), "--constraint", lock, str(self.wheel))
+
+    def run(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """A program of the environment, run in an empty folder."""
+        return subprocess.run(
+            [str(self.bin / program), *arguments], cwd=self.empty, env=self.environment, capture_output=True, text=True
+        )
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    return Installed(tmp_path_factory.mktemp("wheel"))
+
+
+def test_wheel_holds_every_file_of_the_packages(installed):
+    tracked = subprocess.run(
+        ["git", "ls-files", "unetpp", "pipelines"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert set(tracked.stdout.split()) <= set(zipfile.ZipFile(installed.wheel).namelist())
+    assert any(name.endswith(".j2") for name in tracked.stdout.split())
+
+
+def test_command_line_answers(installed):
+    shown = installed.run("unetpp", "--help")
+    assert shown.returncode == 0, shown.stderr
+    assert "predict" in shown.stdout
+    assert installed.run("unetpp", "--version").stdout == "unetpp 0.1.0\n"
+
+
+@pytest.mark.parametrize("size", [None, 16])
+@pytest.mark.parametrize("kind", ["model.pt", "model.safetensors"])
+def test_a_png_is_predicted_as_with_all_packages(installed, tmp_path, size, kind):
+    torch.manual_seed(0)
+    trained = Trained(NestedUNet((4, 6, 8), num_classes=3).eval(), size)
+    if kind == "model.pt":
+        trained.save(tmp_path / "model.pt")
+    else:
+        save_safetensors(trained, None, tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 40, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    model = str(tmp_path / kind)
+    done = installed.run("unetpp", "predict", str(tmp_path / "a.png"), "--model", model, "--out", str(tmp_path / "b"))
+    assert done.returncode == 0, done.stderr
+    predict([str(tmp_path / "a.png")], model, None, tmp_path / "c")
+    masks = [np.array(Image.open(tmp_path / folder / "a.png")) for folder in "bc"]
+    assert len(np.unique(masks[0])) > 1
+    assert np.array_equal(*masks)
+
+
+@pytest.mark.parametrize("command", [("mlflow",), ("export", "--out", "x"), ("doctor",), ("compare", "a", "b")])
+def test_a_command_whose_packages_are_missing_says_what_installs_them(installed, command):
+    done = installed.run("unetpp", *command)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.endswith("pip install 'unetpp[pipelines]'\n")
+    assert not list(installed.empty.iterdir())
+
+
+def test_library_loads_what_it_can_and_says_what_it_cannot(installed):
+    code = (
+        "import unetpp\n"
+        "try:\n"
+        "    unetpp.load('models:/nuclei@champion')\n"
+        "except unetpp.UserError as error:\n"
+        "    print(error)\n"
+    )
+    done = installed.run("python", "-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("models:/nuclei@champion: ")
+    assert done.stdout.endswith("pip install 'unetpp[pipelines]'\n")
