@@ -185,7 +185,7 @@ def decide(client, family: Family, inputs: Inputs, candidate: str, settings: Reg
     if champion is not None and "promotion" in tags:
         return None
     if champion == candidate:  # an attempt before this one ended between the alias and its tags
-        return Verdict(True, aliases.read_history(tags)[-1]["why"])
+        return Verdict(True, aliases.read_history(tags)[-1].why)
     test = family.manifest["splits"]["test"]["sha256"]
     return judge(
         family.metrics,
