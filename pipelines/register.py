@@ -7,13 +7,12 @@ middle leaves the aliases on the former family, and the same command completes w
 
 import argparse
 import hashlib
-import json
 import tempfile
 from pathlib import Path
 
 from pipelines.core.checksums import SUMS, sha256
 from pipelines.core.delivery_sections import Register
-from pipelines.core.files import write_json
+from pipelines.core.files import read_json, write_json
 from pipelines.core.git import git_commit
 from pipelines.core.params import load_params
 from pipelines.evaluation.scored import read_depth
@@ -80,7 +79,7 @@ def read_family(inputs: Inputs, settings: Register) -> Family:
     """Read and check the files of the earlier stages."""
     trained = load_model(inputs.model)
     report, manifest_path = inputs.evaluation / "report.json", inputs.prepared / "manifest.json"
-    metrics, manifest = _read_json(report, "evaluate"), _read_json(manifest_path, "prepare")
+    metrics, manifest = read_json(report, "evaluate"), read_json(manifest_path, "prepare")
     expected = [f"L{depth}" for depth in trained.depths]
     found = [depth for depth in metrics["depths"] if depth != "mean"]
     recommended = metrics["recommended_depth"]
@@ -114,18 +113,11 @@ def read_leak_check(prepared: Path, manifest: dict) -> str:
     path = prepared / "fingerprint.json"
     if "num_groups" not in manifest or not path.is_file():
         return "not known: the data have no fingerprint of stage prepare"
-    found = _read_json(path, "prepare")["duplicates"]
+    found = read_json(path, "prepare")["duplicates"]
     what = f"{manifest['num_groups']} groups and {found['num_pairs']} pairs of near-duplicates"
     if found["across"]:
         return f"failed: of {what}, {found['across']} pairs stand in two splits"
     return f"passed: of {what}, none stands in two splits"
-
-
-def _read_json(path: Path, stage: str) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); run `dvc repro {stage}`, which writes it") from None
 
 
 def register_depth(client, run, family: Family, inputs: Inputs, depth: int) -> str:

@@ -1,6 +1,5 @@
 """What each exported depth scores and costs in each runtime: the rows of the report's table of runtimes."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -9,6 +8,7 @@ import numpy as np
 import torch
 
 from pipelines.core.checksums import sha256
+from pipelines.core.files import read_json
 from pipelines.evaluation.predictor import batches
 from unetpp.data.arrow_split import Split, read_manifest
 from unetpp.data.scaling import scale
@@ -90,9 +90,7 @@ def read_exports(folder: Path) -> list[dict]:
         UserError: no such file, or a file of other bytes.
     """
     path = folder / "exports.json"
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; expected a folder that the export stage wrote: run `dvc repro export`")
-    entries = json.loads(path.read_text(encoding="utf-8"))["exports"]
+    entries = read_json(path, "export")["exports"]
     for one in entries:
         file = folder / one["file"]
         found = sha256(file) if file.is_file() else "no such file"

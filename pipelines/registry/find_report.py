@@ -1,6 +1,5 @@
 """Where an evaluation lies that the user names: a folder, a git revision or DVC experiment, an MLflow run or model."""
 
-import json
 import os
 import re
 import subprocess
@@ -10,6 +9,7 @@ import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.core.files import read_json
 from pipelines.evaluation.compare import Evaluation
 from pipelines.evaluation.scored import read_scored
 from unetpp.errors import UserError
@@ -59,12 +59,9 @@ def read_evaluation(found: Found) -> Evaluation:
     Raises:
         UserError: one of them is missing or broken.
     """
-    path = found.folder / "report.json"
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        report["depths"].items()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: cannot be read ({error!r}); `dvc repro evaluate` writes it") from None
+    report = read_json(found.folder / "report.json", "evaluate")
+    if not isinstance(report, dict) or not isinstance(report.get("depths"), dict):
+        raise UserError(f"{found.folder / 'report.json'}: found no depths; run `dvc repro evaluate`, which writes it")
     return Evaluation(report, read_scored(found.folder / "images.csv"), found.version_depth)
 
 

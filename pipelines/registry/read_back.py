@@ -57,15 +57,8 @@ def check_in_clean_process(name: str, versions: dict[int, str], trained: Trained
             "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
             "PYTHONPATH": os.pathsep.join(filter(None, code)),
         }
-        command = [
-            sys.executable,
-            "-m",
-            "pipelines.registry.read_back",
-            "--name",
-            name,
-            "--expected",
-            f"{folder}/expected.npz",
-        ]
+        command = [sys.executable, "-m", "pipelines.registry.read_back", f"--name={name}"]
+        command += [f"--expected={folder}/expected.npz"]
         command += [f"{depth}={version}" for depth, version in versions.items()]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 import yaml
 
-from pipelines.registry.lineage import Lineage, find_lineage, read_hashes
+from pipelines.registry.lineage import Lineage, find_lineage
+from pipelines.registry.run_log import read_hashes
 from unetpp.errors import UserError
 from unetpp.inference.model_file import load_model
 
