@@ -2,6 +2,7 @@
 
 import csv
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -128,6 +129,24 @@ def test_the_recommended_depths_are_compared_also_where_they_differ(two):
     assert "> L1:L2" in text
     assert "L2 of B (recommended) against L1 of A (recommended): +10.0 IoU points [+10.0, +10.0] on 40 images" in text
     assert {row.verdict for row in found.tables["iou"]} == {"no difference shown"}
+
+
+def test_a_version_is_one_depth_also_beside_another_of_the_same_run(two):
+    one = evaluation(two[0], version=1)
+    found = compare(one, replace(one, version_depth=2))
+    assert {score: [row.names for row in rows] for score, rows in found.tables.items()} == {
+        "iou": [("L1", "L2")],
+        "object_f1": [("L1", "L2")],
+    }
+    assert found.chosen is not None
+    assert found.chosen.difference.mean == pytest.approx(0.1)
+    assert found.changed[0][2] - found.changed[0][1] == pytest.approx(0.1)
+    assert "L2 of B (registered) against L1 of A (registered): +10.0" in comparison_text(found, ("a", "b"))
+    assert "L1 of A, L2 of B" in Outline(build_page(found, ("a", "b"))).text
+    with pytest.raises(
+        UserError, match=r"found the depths L1, L2, mean in B; expected L3, which is that of the version"
+    ):
+        compare(one, replace(one, version_depth=3))
 
 
 def test_where_a_model_recommends_no_depth_that_is_said(two):
