@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from unetpp.errors import UserError
 
@@ -42,6 +43,18 @@ def write_json(path: str | Path, value) -> None:
     """Write `value` as indented JSON, whole or not at all."""
     with replacing(path) as partial:
         partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path, stage: str) -> Any:
+    """What a stage wrote as JSON.
+
+    Raises:
+        UserError: it cannot be read; the message names the stage to run.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); run `dvc repro {stage}`, which writes it") from None
 
 
 @contextmanager

@@ -3,8 +3,7 @@
 `mlflow artifacts download -u models:/NAME@champion/evidence` fetches it; `sha256sum -c SHA256SUMS` checks it.
 """
 
-import csv
-import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import cv2
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 
 from pipelines.core.checksums import seal
+from pipelines.evaluation.scored import read_depth
 from unetpp.data.arrow_split import Split
 from unetpp.data.scaling import scale
 from unetpp.errors import UserError
@@ -23,24 +23,6 @@ COPIED = ("report.html", "report.json", "images.csv")
 SIDE_PX = 512  # overlays are enlarged by whole factors up to about this
 # Okabe and Ito's colours, told apart by colour-blind readers, as RGB.
 TRUE, PREDICTED, BOTH = (213, 94, 0), (0, 114, 178), (255, 255, 255)
-
-
-def read_ious(path: Path, depth: int) -> tuple[dict[str, float], dict[str, str]]:
-    """Of images.csv: the IoU of a depth by image id, and the group by image id where the file has groups.
-
-    Raises:
-        UserError: no such file or column.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        ious = {row["id"]: float(row[f"iou_L{depth}"]) for row in rows if row[f"iou_L{depth}"]}
-    except (OSError, KeyError, ValueError) as error:
-        raise UserError(
-            f"{path}: no IoU of L{depth} by image ({error!r}); run `dvc repro evaluate`, which writes it"
-        ) from None
-    ious = {id: iou for id, iou in ious.items() if math.isfinite(iou)}
-    return ious, {row["id"]: row["group"] for row in rows if row.get("group")}
 
 
 def gather(
@@ -55,12 +37,12 @@ def gather(
             link = folder / "exports" / path.relative_to(exports / f"L{depth}")
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(path.absolute())
-    ious, _ = read_ious(evaluation / "images.csv", depth)
-    write_overlays(folder / "overlays", prepared / "test.arrow", segmenter, ious)
+    scored = read_depth(evaluation / "images.csv", depth)
+    write_overlays(folder / "overlays", prepared / "test.arrow", segmenter, scored.iou)
     seal(folder)
 
 
-def write_overlays(folder: Path, test: Path, segmenter: Segmenter, ious: dict[str, float]) -> None:
+def write_overlays(folder: Path, test: Path, segmenter: Segmenter, ious: Mapping[str, float]) -> None:
     """The best, the median and the worst test image as PNG: outlines of the true mask and of the predicted one."""
     order = sorted(ious, key=lambda id: (-ious[id], id))
     if not order:

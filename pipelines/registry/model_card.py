@@ -64,6 +64,21 @@ class Family:
         return self.recommended or self.metrics.get("nearest_depth") or self.trained.depths[-1]
 
 
+@dataclass(frozen=True)
+class Event:
+    """What happened to a version: it became champion or challenger, or was one."""
+
+    when: str
+    who: str
+    version: str
+    what: str
+    why: str
+
+    def same_as(self, other: "Event") -> bool:
+        """Whether both say the same, whenever and by whomever."""
+        return (self.version, self.what, self.why) == (other.version, other.what, other.why)
+
+
 def version_description(family: Family, versions: dict[int, str], depth: int) -> str:
     """Markdown of one version: the decision first, then what it rests on, then how to use it."""
     return "\n\n".join(
@@ -182,17 +197,17 @@ def _notes(family: Family) -> list[str]:
     ]
 
 
-def with_history(description: str, events: list[dict]) -> str:
+def with_history(description: str, events: list[Event]) -> str:
     """A description with what happened to the version, or the model, as its last section."""
     body = re.sub(r"\n\n\*\*Now:\*\*.*", "", description.partition(f"\n\n{HISTORY}")[0])
     if not events:
         return body
     # Second, below the decision, what came of it: who looks at a challenger need not read to the end.
     first, _, rest = body.partition("\n\n")
-    body = f"{first}\n\n**Now:** version {events[-1]['version']} is {events[-1]['what']}.\n\n{rest}"
+    body = f"{first}\n\n**Now:** version {events[-1].version} is {events[-1].what}.\n\n{rest}"
     # A reason is what somebody typed: it stays in its line.
     lines = [
-        f"- {one['when']}, {one['who']}: version {one['version']}: **{one['what']}**. {' '.join(one['why'].split())}"
+        f"- {one.when}, {one.who}: version {one.version}: **{one.what}**. {' '.join(one.why.split())}"
         for one in reversed(events)
     ]
     return f"{body}\n\n{HISTORY}\n\n" + "\n".join(lines)

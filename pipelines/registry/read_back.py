@@ -28,7 +28,7 @@ SIZES = ((33, 57), (64, 48), (130, 71))  # H x W of the images that a version is
 def check_in_clean_process(name: str, versions: dict[int, str], trained: Trained) -> dict[int, str]:
     """Load versions in one new process, by their URIs, and compare what they predict with the network's own.
 
-    Both ways in are tried: `load_version`, and the pyfunc that MLflow serves, which may not unpickle anything.
+    Both ways in are tried: `unetpp.load`, and the pyfunc that MLflow serves, which may not unpickle anything.
 
     Args:
         versions: version by depth.
@@ -57,15 +57,8 @@ def check_in_clean_process(name: str, versions: dict[int, str], trained: Trained
             "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
             "PYTHONPATH": os.pathsep.join(filter(None, code)),
         }
-        command = [
-            sys.executable,
-            "-m",
-            "pipelines.registry.read_back",
-            "--name",
-            name,
-            "--expected",
-            f"{folder}/expected.npz",
-        ]
+        command = [sys.executable, "-m", "pipelines.registry.read_back", f"--name={name}"]
+        command += [f"--expected={folder}/expected.npz"]
         command += [f"{depth}={version}" for depth, version in versions.items()]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -104,7 +97,7 @@ def differing(loaded: Trained, served, expected: dict[str, np.ndarray], depth: i
     for key in (key for key in expected if key.startswith("image")):
         answer = expected[f"L{depth}/{key}"]
         ways = {
-            "load_version": predict_image(segmenter, expected[key], loaded.size)[0].numpy(),
+            "unetpp.load": predict_image(segmenter, expected[key], loaded.size)[0].numpy(),
             "the pyfunc": served.predict(expected[key], {"mode": "probabilities"}),
         }
         for way, found in ways.items():

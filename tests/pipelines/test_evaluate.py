@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from torch import nn
 
 from pipelines import evaluate as stage
 from pipelines.core.git import git_commit
 from pipelines.core.params import load_params
 from pipelines.evaluation.examples import pick
-from pipelines.evaluation.predictor import Predictor, count_pixels
+from pipelines.evaluation.predictor import Predictor
+from pipelines.evaluation.quality import measure_quality
 from pipelines.evaluation.report_schema import Depth, Report
 from pipelines.pages.depth_page import build_page
 from unetpp.data.arrow_split import Split, SplitWriter
@@ -95,25 +95,6 @@ def run(tmp_path, settings=SETTINGS):
     return stage.evaluate(tmp_path / "prepared", tmp_path / "model", tmp_path / "out", settings, torch.device("cpu"))
 
 
-class Perfect(nn.Module):
-    """Knows that whatever is above the middle of its image's range is foreground; as a network, at every head."""
-
-    depth, depths, num_classes, multilabel = 2, (1, 2), 1, False
-
-    def forward(self, image):
-        middle = (image.amin(dim=(1, 2, 3), keepdim=True) + image.amax(dim=(1, 2, 3), keepdim=True)) / 2
-        return (100 * (image[:, :1] - middle),) * 2
-
-
-def test_a_perfect_network_scores_one(tmp_path):
-    write_data(tmp_path / "prepared")
-    predict = Predictor(Trained(Perfect(), 16), torch.device("cpu"))  # type: ignore[arg-type]
-    counts = count_pixels(predict, Split(tmp_path / "prepared/test.arrow"), 4)
-    assert set(counts) == {"L1", "L2", "mean"}
-    for each in counts.values():
-        assert set(metrics.scores(each).values()) == {1.0}
-
-
 def test_images_of_floats_are_measured_and_shown_as_others_are(tmp_path):
     write_model(tmp_path / "model")
     results = []
@@ -138,7 +119,7 @@ def test_one_pass_of_the_whole_equals_each_pruned_network(tmp_path, num_classes)
     write_data(tmp_path / "prepared", sizes, num_classes)
     trained = load_model(write_model(tmp_path / "model", num_classes=num_classes))
     split = Split(tmp_path / "prepared/test.arrow")
-    counts = count_pixels(Predictor(trained, torch.device("cpu")), split, 2)
+    quality, _ = measure_quality(Predictor(trained, torch.device("cpu")), split, 2, 1.0)
     for depth in trained.depths:
         network = trained.segmenter(depth).network
         for index in range(len(split)):
@@ -150,7 +131,7 @@ def test_one_pass_of_the_whole_equals_each_pruned_network(tmp_path, num_classes)
             probs = logits.sigmoid() if num_classes == 1 else logits.softmax(dim=1)
             mask_hat = to_mask(probs)[:, : image.shape[0], : image.shape[1]]
             expected = metrics.confusion(mask_hat, torch.tensor(mask)[None], num_classes)[0]
-            assert torch.equal(counts[f"L{depth}"][index], expected)
+            assert torch.equal(quality[f"L{depth}"].counts[index], expected)
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,13 @@ def quantise(source: str | Path, target: str | Path, images: Iterable[np.ndarray
         images: float32 (N, C, H, W) in [0, 1], of the kind that the model will see, of any sizes.
     """
     import onnx
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        QuantFormat,
+        QuantType,
+        quant_pre_process,
+        quantize_static,
+    )
 
     class Reader(CalibrationDataReader):
         def __init__(self, images: Iterator[np.ndarray]):

@@ -4,6 +4,7 @@ All run on the processor in float32 (an int8 file in int8) with the same number 
 """
 
 import importlib.util
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from unetpp.export.graphs import INPUT
 from unetpp.export.safetensors_files import WEIGHTS, load_safetensors
 from unetpp.export.signal_stack import kept_signal_stack
 from unetpp.inference.segmenter import Segmenter
-from unetpp.offline import openvino_silenced
+from unetpp.offline import TELEMETRY_OFF, openvino_silenced
 
 Predict = Callable[[np.ndarray], np.ndarray]
+ORT_SWITCH = "ORT_DISABLE_TELEMETRY"
 
 
 def _of_module(module: Callable[[torch.Tensor], torch.Tensor]) -> Predict:
@@ -42,6 +44,7 @@ def _open_pt2(file: Path, threads: int) -> Predict:
 
 
 def _open_onnxruntime(file: Path, threads: int) -> Predict:
+    os.environ.setdefault(ORT_SWITCH, TELEMETRY_OFF[ORT_SWITCH])  # read while it is imported
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

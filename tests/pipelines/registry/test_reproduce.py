@@ -11,8 +11,9 @@ import yaml
 from pipelines.cli import build_parser
 from pipelines.core.checksums import sha256
 from pipelines.core.files import write_json
-from pipelines.registry.lineage import Lineage, read_hashes, rows
+from pipelines.registry.lineage import Lineage, rows
 from pipelines.registry.reproduce import check_out, compare, stages_to_run
+from pipelines.registry.run_log import read_hashes
 from tests.clones import Clone
 from unetpp import NestedUNet, UserError
 from unetpp.inference.model_file import Trained
