@@ -310,8 +310,8 @@ def test_a_kind_that_misses_a_split_is_told_with_a_salt_that_does_better(made, t
         assert "0 in test" not in printed
     assert re.search(r"warning: of the 8 [a-z-]+ images there are .* 0 in (val \(0\.8\)|test \(1\.6\))", printed)
     salt = re.search(rf"prepare\.salt=({number}-\d+) would give", printed)[1]
-    kinds = prepare(params.model_copy(update={"salt": salt}), made, tmp_path / "out")["splits"]
-    assert all(set(kinds[split]["kinds"]) == {"bright-field", "fluorescence", "tissue"} for split in SPLITS)
+    kinds = prepare(params.model_copy(update={"salt": salt}), made, tmp_path / "out").splits
+    assert all(set(kinds[split].kinds) == {"bright-field", "fluorescence", "tissue"} for split in SPLITS)
     assert "warning" not in capsys.readouterr().out
 
 

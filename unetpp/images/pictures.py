@@ -6,22 +6,23 @@ of floats; those go through OpenCV.
 
 import struct
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import BmpImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
 from unetpp.errors import FileError
 from unetpp.images import tiff
 
-FORMATS = ("PNG", "TIFF", "JPEG", "BMP")
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
 EXPECTED = "expected a whole PNG, TIFF, JPEG or BMP file"
 ORIENTATION = 274  # the tag of EXIF
-# Pillow warns of 89 million pixels and refuses 179 million, whatever the params say: `Limits` are checked in its place.
-Image.MAX_IMAGE_PIXELS = None
+OPENERS = (PngImagePlugin.PngImageFile, JpegImagePlugin.jpeg_factory, BmpImagePlugin.BmpImageFile)
 # What OpenCV keeps, of what Pillow does not know: whether that is 64 bits, colour, or a byte order.
 DEEP = {"uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64"}
 
@@ -83,10 +84,10 @@ def read_header(path: str | Path, page: int | None = None) -> Header:
             pages = tiff.find_pages(file)
             declared = tiff.read_page(file, pages, index)
             with tiff.FromPage(Path(path), pages, index) as from_page:
-                image = _pillow_page(from_page)
+                image = _open_tiff(from_page)
             mode = f"{declared.sample}{declared.bits}" if image is None else image.mode
             return Header("TIFF", mode, declared.bits, declared.channels)
-        image = Image.open(_rewound(file), formats=FORMATS)
+        image = _open(file)
         bits = _png_bits(file) if image.format == "PNG" else 8
         return Header(str(image.format), image.mode, bits, len(image.getbands()))
 
@@ -116,11 +117,11 @@ def read_picture(path: Path, page: int | None, limits: Limits) -> Picture:
 
 
 def _read_other(path: Path, file: BinaryIO, number: int | None, limits: Limits) -> Picture:
-    image = Image.open(_rewound(file), formats=FORMATS)  # its header alone
+    image = _open(file)  # its header alone
     _check_pixels(path, *image.size, limits)
     _check_pages(path, getattr(image, "n_frames", 1) if image.format == "PNG" else 1, number, "")
     image.verify()  # the checksums of a PNG, which loading passes over
-    image = Image.open(_rewound(file), formats=FORMATS)
+    image = _open(file)
     _check_upright(path, image.getexif().get(ORIENTATION, 1))
     image.load()
     image.info.pop("transparency", None)  # alpha is dropped, and Pillow warns where it cannot be kept
@@ -141,13 +142,14 @@ def _read_tiff(path: Path, file: BinaryIO, number: int | None, limits: Limits) -
         raise ValueError(f"{page.missing} strips or tiles are missing")
     facts = {"lossy": page.lossy, "white_is_zero": page.photometric == 0}
     with tiff.FromPage(path, pages, index) as from_page:
-        image = _pillow_page(from_page)
+        image = _open_tiff(from_page)
         deep = image is None or (page.bits == 16 and image.mode in ("RGB", "RGBA", "LA"))
         if image is not None and not deep:
             _check_upright(path, image.getexif().get(ORIENTATION, 1))  # XMP may tell one, too
             if image.size != (page.width, page.height):  # or the check of the pixels was of others
                 raise ValueError(f"its headers declare {image.size} and {page.width}x{page.height} px")
-            image.load()
+            with _guard_lifted(image):
+                image.load()
     if image is not None and not deep:
         return Picture(path, "TIFF", image.mode, page.bits, page.sample, image, **facts)
     if page.photometric > 2 or page.channels > 4 or f"{page.sample}{page.bits}" not in DEEP:
@@ -164,12 +166,38 @@ def _read_tiff(path: Path, file: BinaryIO, number: int | None, limits: Limits) -
     return Picture(path, "TIFF", mode, page.bits, page.sample, pixels, **facts)
 
 
-def _pillow_page(file: tiff.FromPage) -> Image.Image | None:
+# Not by `Image.open`: its guard against too many pixels is one number for the whole process, which is not ours to
+# change. `Limits` are checked in its place.
+def _open(file: BinaryIO, openers: tuple[Callable, ...] = OPENERS) -> Image.Image:
+    """A picture, not yet decoded."""
+    for opener in openers:
+        with suppress(SyntaxError, IndexError, TypeError, struct.error):  # it is of another format
+            return opener(_rewound(file))
+    raise Image.UnidentifiedImageError
+
+
+def _open_tiff(file: tiff.FromPage) -> Image.Image | None:
     """A page of a TIFF, not yet decoded; None for a kind of pixels that Pillow does not know."""
-    try:
-        return Image.open(file, formats=("TIFF",))
-    except Image.UnidentifiedImageError:
-        return None
+    with suppress(Image.UnidentifiedImageError):
+        return _open(file, (TiffImagePlugin.TiffImageFile,))
+
+
+@contextmanager
+def _guard_lifted(image: Image.Image) -> Iterator[None]:
+    """Of a TIFF, Pillow's guard looks once more while it loads: a large one, within `Limits`, loads without it."""
+    most = Image.MAX_IMAGE_PIXELS
+    if most is None or image.width * image.height <= most:
+        yield
+        return
+    with _lifting:
+        most, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = most
+
+
+_lifting = Lock()
 
 
 def _png_bits(file: BinaryIO) -> int:

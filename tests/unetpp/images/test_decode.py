@@ -3,6 +3,8 @@
 import pickle
 import random
 import struct
+import subprocess
+import sys
 import tracemalloc
 import zlib
 from collections import Counter
@@ -301,6 +303,23 @@ def test_the_caps_are_those_that_are_given(tmp_path):
     assert decode_image(large, 1, limits=Limits(max_file_mib=2)).shape == (5, 7, 1)
     with pytest.raises(FileError, match=r"found 1 MiB; expected at most prepare\.max_file_mib = 1: cut it up"):
         decode_image(large, 1, limits=Limits(max_file_mib=1))
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "tif"])
+def test_a_picture_beyond_pillows_own_guard_is_read_and_the_guard_stays_as_it_was(tmp_path, suffix, monkeypatch):
+    path = save(tmp_path / f"a.{suffix}", GREY)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    assert decode_image(path, 1).shape == (5, 7, 1)
+    assert read_header(path).mode == "L"
+    assert Image.MAX_IMAGE_PIXELS == 10
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(path)
+
+
+def test_to_import_the_decoders_leaves_pillows_guard_as_it_was():
+    code = "from PIL import Image; n = Image.MAX_IMAGE_PIXELS; import unetpp, unetpp.images.decode; "
+    code += "assert n and n == Image.MAX_IMAGE_PIXELS"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("chunk", [b"iCCP", b"zTXt", b"iTXt"])
