@@ -16,7 +16,8 @@ from pipelines.core.files import replacing
 from unetpp.errors import UserError
 from unetpp.export.runtimes import open_export
 from unetpp.export.safetensors_files import CONFIG, read_safetensors
-from unetpp.images.decode import SUFFIXES, decode_image
+from unetpp.images.decode import decode_image
+from unetpp.images.pictures import SUFFIXES
 from unetpp.inference.model_file import load_model
 from unetpp.inference.tiles import predict_image
 from unetpp.network.masks import to_mask

@@ -35,14 +35,21 @@ class Limits:
     max_file_mib: int = 2048
 
 
+class Header(NamedTuple):
+    """What a picture file says of itself."""
+
+    format: str  # PNG, TIFF, JPEG, MPO, BMP
+    mode: str  # in Pillow's words; of a kind that it does not know the type of a number, such as float64
+    bits: int  # of a channel
+    channels: int
+
+
 @dataclass(frozen=True)
 class Picture:
     """A decoded page."""
 
     path: Path
-    format: str  # PNG, TIFF, JPEG, MPO, BMP
-    mode: str  # Pillow's, or L, LA, RGB or RGBA of deep pixels
-    bits: int  # a channel, as stored
+    header: Header
     sample: str  # "uint", "int" or "float"
     pixels: np.ndarray | Image.Image  # deep ones (H, W, C), the others as Pillow has them
     lossy: bool = False
@@ -64,32 +71,6 @@ def count_pages(path: str | Path, limits: Limits) -> int:
             return len(tiff.find_pages(file))
         except (ValueError, OverflowError, OSError, struct.error) as error:
             raise _broken(path, error) from None
-
-
-class Header(NamedTuple):
-    """What a picture file says of itself."""
-
-    format: str
-    mode: str  # in Pillow's words; of a kind that it does not know the type of a number, such as float64
-    bits: int  # of a channel
-    channels: int
-
-
-def read_header(path: str | Path, page: int | None = None) -> Header:
-    """The header of a file, or of its page, that `read_picture` has read; no pixels are decoded."""
-    with Path(path).open("rb") as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if tiff.is_tiff(file.read(4)):
-            index = (page or 1) - 1
-            pages = tiff.find_pages(file)
-            declared = tiff.read_page(file, pages, index)
-            with tiff.FromPage(Path(path), pages, index) as from_page:
-                image = _open_tiff(from_page)
-            mode = f"{declared.sample}{declared.bits}" if image is None else image.mode
-            return Header("TIFF", mode, declared.bits, declared.channels)
-        image = _open(file)
-        bits = _png_bits(file) if image.format == "PNG" else 8
-        return Header(str(image.format), image.mode, bits, len(image.getbands()))
 
 
 def read_picture(path: Path, page: int | None, limits: Limits) -> Picture:
@@ -128,7 +109,8 @@ def _read_other(path: Path, file: BinaryIO, number: int | None, limits: Limits) 
     bits = _png_bits(file) if image.format == "PNG" else 8
     deep = bits == 16 and image.mode in ("RGB", "RGBA", "LA")
     pixels = _read_deep(path, 0, "uint16") if deep else image
-    return Picture(path, str(image.format), image.mode, bits, "uint", pixels, lossy=image.format in ("JPEG", "MPO"))
+    header = Header(str(image.format), image.mode, bits, len(image.getbands()))
+    return Picture(path, header, "uint", pixels, lossy=header.format in ("JPEG", "MPO"))
 
 
 def _read_tiff(path: Path, file: BinaryIO, number: int | None, limits: Limits) -> Picture:
@@ -140,6 +122,7 @@ def _read_tiff(path: Path, file: BinaryIO, number: int | None, limits: Limits) -
     _check_upright(path, page.orientation)
     if page.missing:
         raise ValueError(f"{page.missing} strips or tiles are missing")
+    kind = f"{page.sample}{page.bits}"
     facts = {"lossy": page.lossy, "white_is_zero": page.photometric == 0}
     with tiff.FromPage(path, pages, index) as from_page:
         image = _open_tiff(from_page)
@@ -150,20 +133,20 @@ def _read_tiff(path: Path, file: BinaryIO, number: int | None, limits: Limits) -
                 raise ValueError(f"its headers declare {image.size} and {page.width}x{page.height} px")
             with _guard_lifted(image):
                 image.load()
+    header = Header("TIFF", kind if image is None else image.mode, page.bits, page.channels)
     if image is not None and not deep:
-        return Picture(path, "TIFF", image.mode, page.bits, page.sample, image, **facts)
-    if page.photometric > 2 or page.channels > 4 or f"{page.sample}{page.bits}" not in DEEP:
+        return Picture(path, header, page.sample, image, **facts)
+    if page.photometric > 2 or page.channels > 4 or kind not in DEEP:
         raise FileError(
             path,
             f"found a TIFF of {page.channels} channels of {page.bits} bits ({page.sample}, photometric "
             f"{page.photometric}), which is not read; expected grey or RGB of 8, 16 or 32 bits, or floats",
             "save it as one of these",
         )
-    pixels = _read_deep(path, index, f"{page.sample}{page.bits}")
+    pixels = _read_deep(path, index, kind)
     if pixels.shape[:2] != (page.height, page.width):
         raise ValueError(f"decoded to {pixels.shape}")
-    mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[pixels.shape[2]]
-    return Picture(path, "TIFF", mode, page.bits, page.sample, pixels, **facts)
+    return Picture(path, header, page.sample, pixels, **facts)
 
 
 # Not by `Image.open`: its guard against too many pixels is one number for the whole process, which is not ours to
