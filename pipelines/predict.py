@@ -13,8 +13,8 @@ import unetpp
 from pipelines.core.files import replacing
 from unetpp.errors import UserError
 from unetpp.export.runtimes import open_export
-from unetpp.images.decode import SUFFIXES, decode_image
-from unetpp.images.pictures import encode_png
+from unetpp.images.decode import decode_image
+from unetpp.images.pictures import SUFFIXES, encode_png
 from unetpp.inference.predictor import Predictor
 
 

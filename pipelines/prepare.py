@@ -1,12 +1,13 @@
 """Stage prepare: check, decode and split raw images and masks, set aside what is broken."""
 
 import argparse
-import csv
+import dataclasses
 import shutil
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 from pipelines.core.checksums import sha256
 from pipelines.core.command import run_command
@@ -17,20 +18,27 @@ from pipelines.dataset.fingerprint import comparable, read_fingerprint, write_fi
 from pipelines.dataset.groups import find_groups
 from pipelines.dataset.layouts import Problem, Sample, find_samples
 from pipelines.dataset.loading import load_all
-from pipelines.dataset.mask_files import check_foreground, check_ignore
+from pipelines.dataset.mask_files import check_ignore, limits_of
 from pipelines.dataset.near_duplicates import Looks, find_duplicates
 from pipelines.dataset.sample_buffer import Spool
-from pipelines.dataset.sample_stats import write_samples
+from pipelines.dataset.sample_stats import Facts, check_foreground, write_samples
 from pipelines.dataset.split_balance import Balance, propose_salt
 from pipelines.dataset.splits import SPLITS, Place, check_apart, join, place
+from pipelines.dataset.tables import write_rows
 from unetpp.data.arrow_split import SplitWriter
 from unetpp.data.manifest import Manifest, SplitFacts
 from unetpp.errors import UserError
-from unetpp.images.decode import Limits
 
 # A group of near-duplicates with so many images, and such a share of all, is told.
 LARGE_GROUP, LARGE_SHARE = 10, 0.1
-DRAWN = ("ignored_px", "foreground_px")  # facts of what is not background
+
+
+class Seen(NamedTuple):
+    """What is kept of a sample while its pixels wait on the disk."""
+
+    id: str
+    kind: str
+    facts: Facts
 
 
 def prepare(params: Prepare, raw: Path, out: Path) -> Manifest:
@@ -45,58 +53,35 @@ def prepare(params: Prepare, raw: Path, out: Path) -> Manifest:
     """
     if not (raw / "manifest.json").is_file():
         raise UserError(f"{raw}: found no manifest.json; expected what stage ingest writes: run `dvc repro ingest`")
-    limits = Limits(params.max_pixels, params.max_file_mib)
+    limits = limits_of(params)
     samples, problems = find_samples(raw, params.num_classes, params.classes, params.pages, limits, params.multilabel)
     check_ignore(samples, params.ignore)
-    groups = find_groups(samples, params.groups)
-    facts, names = {}, ()
+    groups, volumes = find_groups(samples, params.groups), _same_volume(samples)
     with replacing(out) as partial, disk_errors(out.parent):
         partial.mkdir()
-        looks, kinds = Looks(len(samples), partial), {}
+        looks = Looks(len(samples), partial)
         with Spool(partial / "spool") as spool:
-            for index, loaded in load_all(samples, params, raw, problems):
-                spool.put(index, loaded.image, loaded.mask)
-                looks[index], kinds[index] = loaded.look, loaded.kind
-                names, facts[index] = tuple(loaded.facts), tuple(loaded.facts.values())  # a third of a dict's memory
-            _check_quarantine(problems, len(kinds), params.max_quarantined, raw)
-            kinds = dict(sorted(kinds.items()))  # processes answer in no order
-            duplicates, volumes = _find_duplicates(samples, looks, params), _same_volume(samples)
-            members = join(groups, [*((one, other) for one, other, *_ in duplicates), *volumes])
-            _tell_large_groups([members[index] for index in kinds])
-            places = dict(zip(kinds, place([members[index] for index in kinds], params), strict=True))
-            _check_balance(kinds, members, places, params)
-            train = _write_splits(partial, samples, kinds, places, spool, params.multilabel)
-            ignored, foreground = (sum(row[names.index(name)] for row in facts.values()) for name in DRAWN)
-            check_foreground(ignored, foreground, params.ignore)
-        ids = [sample.id for sample in samples]
-        described = ((ids[index], places[index].split, kind, *facts[index]) for index, kind in kinds.items())
-        write_samples(partial / "samples.csv", names, described)
-        rows = [(ids[one], ids[other], bits, f"{alike:.3f}") for one, other, bits, alike in duplicates]
-        _write_csv(partial / "duplicates.csv", ("id", "other", "distance", "correlation"), rows)
-        quarantined = sorted((problem.id, problem.file, problem.reason, problem.fix) for problem in problems)
-        _write_csv(partial / "quarantine.csv", ("id", "file", "reason", "fix"), quarantined)
-        known = kinds.keys()
-        pairs = [(looks.same_pixels(), "the same pixels"), (volumes, "slices of one volume")]
+            seen = _load(samples, params, raw, problems, looks, spool)
+            _check_quarantine(problems, len(seen), params.max_quarantined, raw)
+            check_foreground([one.facts for one in seen.values()], params.ignore)
+            duplicates = _find_duplicates(samples, looks, params)
+            places = _place(seen, join(groups, [*(pair[:2] for pair in duplicates), *volumes]), params)
+            train = _write_splits(partial, seen, places, spool, params.multilabel)
+        _write_tables(partial, samples, seen, places, duplicates, problems)
+        alike = [(pair, "the same pixels") for pair in looks.same_pixels()]
+        alike += [(pair, "slices of one volume") for pair in volumes]
         check_apart(
             partial,
-            {ids[index]: groups[index] for index in kinds},
-            [(ids[one], ids[other], why) for found, why in pairs for one, other in found if {one, other} <= known],
+            {one.id: groups[index] for index, one in seen.items()},
+            [(seen[one].id, seen[other].id, why) for (one, other), why in alike if {one, other} <= seen.keys()],
         )
-        counts = Counter((place.split, kinds[index]) for index, place in places.items())
         manifest = Manifest(
             size=params.size,
             channels=params.channels,
             num_classes=params.num_classes,
             multilabel=params.multilabel,
             classes=list(params.classes) if params.classes and params.num_classes > 1 else None,
-            splits={
-                split: SplitFacts(
-                    num_images=sum(number for (where, _), number in counts.items() if where == split),
-                    sha256=sha256(partial / f"{split}.arrow"),
-                    kinds={kind: number for (where, kind), number in sorted(counts.items()) if where == split},
-                )
-                for split in SPLITS
-            },
+            splits={split: _describe(split, partial, seen, places) for split in SPLITS},
             num_groups=len({place.group for place in places.values()}),
             num_near_duplicates=len(duplicates),
             quarantined=len(problems),
@@ -108,6 +93,17 @@ def prepare(params: Prepare, raw: Path, out: Path) -> Manifest:
         manifest.write(partial)
         write_fingerprint(partial)
     return manifest
+
+
+def _load(
+    samples: list[Sample], params: Prepare, raw: Path, problems: list[Problem], looks: Looks, spool: Spool
+) -> dict[int, Seen]:
+    """The samples that can be used, by index, with their looks and pixels kept; the others go to `problems`."""
+    seen = {}
+    for index, loaded in load_all(samples, params, raw, problems):
+        spool.put(index, loaded.image, loaded.mask)
+        looks[index], seen[index] = loaded.look, Seen(samples[index].id, loaded.kind, loaded.facts)
+    return dict(sorted(seen.items()))  # processes answer in no order
 
 
 def _find_duplicates(samples: list[Sample], looks: Looks, params: Prepare) -> list[tuple[int, int, int, float]]:
@@ -138,21 +134,48 @@ def _same_volume(samples: Sequence[Sample]) -> list[tuple[int, int]]:
     return [(one, other) for one, other in volumes if one != other]
 
 
+def _place(seen: dict[int, Seen], joined: list[list[str]], params: Prepare) -> dict[int, Place]:
+    """Where each sample goes, by the groups that its own is joined with; what is wrong with that is told."""
+    kinds, members = [one.kind for one in seen.values()], [joined[index] for index in seen]
+    _tell_large_groups(members)
+    places = place(members, params)
+    _check_balance(kinds, members, places, params)
+    return dict(zip(seen, places, strict=True))
+
+
 def _write_splits(
-    out: Path, samples: list[Sample], kinds: dict[int, str], places: dict[int, Place], spool: Spool, multilabel: bool
+    out: Path, seen: dict[int, Seen], places: dict[int, Place], spool: Spool, multilabel: bool
 ) -> SplitWriter:
-    """Write the Arrow files and split.csv, sorted by id; return the writer of train, which counted its pixels."""
+    """Write the Arrow files, sorted by id; return the writer of train, which counted its pixels."""
     with ExitStack() as stack:
         writers = {split: stack.enter_context(SplitWriter(out / f"{split}.arrow", multilabel)) for split in SPLITS}
-        for index, kind in kinds.items():
+        for index, one in seen.items():
             image, mask = spool.take(index, 2)
-            writers[places[index].split].add(samples[index].id, kind, image, mask)
-    rows = [
-        (samples[index].id, place.group, kinds[index], place.split, "" if place.fold is None else place.fold)
-        for index, place in places.items()
-    ]
-    _write_csv(out / "split.csv", ("id", "group", "kind", "split", "fold"), rows)
+            writers[places[index].split].add(one.id, one.kind, image, mask)
     return writers["train"]
+
+
+def _write_tables(
+    out: Path,
+    samples: list[Sample],
+    seen: dict[int, Seen],
+    places: dict[int, Place],
+    duplicates: list[tuple[int, int, int, float]],
+    problems: list[Problem],
+) -> None:
+    each = [(one, places[index]) for index, one in seen.items()]
+    rows = [(one.id, at.group, one.kind, at.split, "" if at.fold is None else at.fold) for one, at in each]
+    write_rows(out / "split.csv", ("id", "group", "kind", "split", "fold"), rows)
+    write_samples(out / "samples.csv", ((one.id, at.split, one.kind, *one.facts) for one, at in each))
+    rows = [(samples[one].id, samples[other].id, bits, f"{alike:.3f}") for one, other, bits, alike in duplicates]
+    write_rows(out / "duplicates.csv", ("id", "other", "distance", "correlation"), rows)
+    fields = [field.name for field in dataclasses.fields(Problem)]
+    write_rows(out / "quarantine.csv", fields, sorted(dataclasses.astuple(problem) for problem in problems))
+
+
+def _describe(split: str, out: Path, seen: dict[int, Seen], places: dict[int, Place]) -> SplitFacts:
+    kinds = Counter(one.kind for index, one in seen.items() if places[index].split == split)
+    return SplitFacts(kinds.total(), sha256(out / f"{split}.arrow"), dict(sorted(kinds.items())))
 
 
 def _check_quarantine(problems: list[Problem], num_good: int, limit: float, raw: Path) -> None:
@@ -170,15 +193,13 @@ def _check_quarantine(problems: list[Problem], num_good: int, limit: float, raw:
     )
 
 
-def _check_balance(kinds: dict[int, str], members: list[list[str]], places: dict[int, Place], params: Prepare) -> None:
+def _check_balance(kinds: list[str], members: list[list[str]], places: list[Place], params: Prepare) -> None:
     """Refuse an empty split, and tell of a kind that is badly divided, with a salt that does better."""
-    names, joined = list(kinds.values()), [members[index] for index in kinds]
-    balance = Balance.of(names, list(places.values()), params)
-    counts = Counter(place.split for place in places.values())
-    faults = balance.faults()
+    faults = Balance.of(kinds, places, params).faults()
+    counts = Counter(place.split for place in places)
     if len(counts) == len(SPLITS) and not faults:
         return
-    proposed = propose_salt(names, joined, params)
+    proposed = propose_salt(kinds, members, params)
     advice = f"prepare.salt={proposed[0]}" if proposed else "no other prepare.salt of those tried does better"
     if len(counts) < len(SPLITS):
         found = ", ".join(f"{counts[split]} for {split}" for split in SPLITS)
@@ -195,13 +216,6 @@ def _check_balance(kinds: dict[int, str], members: list[list[str]], places: dict
         print(f"warning: {advice} would give {better}; it moves images, so take it before the first training or never")
     else:
         print(f"warning: {advice}")
-
-
-def _write_csv(path: Path, header: tuple[str, ...], rows: Sequence[tuple]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
 
 
 def main() -> None:

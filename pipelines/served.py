@@ -22,7 +22,8 @@ from mlflow.types import ParamSchema, ParamSpec
 from pipelines.core.checksums import check_seal
 from unetpp.errors import FileError, UserError
 from unetpp.export.safetensors_files import read_safetensors
-from unetpp.images.decode import Limits, decode_image
+from unetpp.images.decode import decode_image
+from unetpp.images.pictures import Limits
 from unetpp.images.pixels import convert
 from unetpp.inference.model_file import Trained
 from unetpp.inference.segmenter import Segmenter

@@ -5,9 +5,9 @@ lengths are read here: its C code fills a mask from too short a list with whatev
 """
 
 import json
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,21 +31,13 @@ class Drawing:
 
     file: Path
     size: tuple[int, int] | None  # width, height; None where the file does not say
-    shapes: tuple[Shape, ...]
-
-
-@dataclass
-class Annotations:
-    """Of one or more files."""
-
-    drawings: dict[str, Drawing] = field(default_factory=dict)  # by the image's file name
-    problems: list[tuple[str, FileError]] = field(default_factory=list)  # by file name, or by what has none
+    shapes: Sequence[Shape]
 
 
 def read_annotations(
     paths: list[Path], num_classes: int, classes: tuple[str, ...] | None, multilabel: bool = False
-) -> Annotations:
-    """Read annotation files.
+) -> tuple[dict[str, Drawing], list[tuple[str, FileError]]]:
+    """What is drawn on each image, by its file's name, and problems, by what has them.
 
     Categories are foreground where `num_classes` is 1; else their indices are their places in `classes`, from 1, or
     without `classes` their places in the order of their ids. With `multilabel` none of `num_classes` is the background.
@@ -56,38 +48,35 @@ def read_annotations(
     files = {path: _load(path) for path in paths}
     categories = _categories(files)
     indices = _class_indices(categories, paths[0], num_classes, classes, multilabel)
-    found = Annotations()
+    drawings: dict[str, Drawing] = {}
+    problems: list[tuple[str, FileError]] = []
     for path, content in files.items():
-        names = {}
+        names, shapes = {}, defaultdict(list)
         for image in content["images"]:
             name = _value(image, "file_name", str, path, "an image")
             names[_value(image, "id", int | str, path, name)] = name
-            if name in found.drawings:
-                reason = (
-                    f"found {name} twice among the images (also in {found.drawings[name].file.name}); expected it once"
-                )
+            if name in drawings:
+                other = drawings[name].file.name
+                reason = f"found {name} twice among the images (also in {other}); expected it once"
                 raise FileError(path, reason, "keep one file with all annotations of an image")
             size = image.get("width"), image.get("height")
             known = all(isinstance(side, int) for side in size)
-            found.drawings[name] = Drawing(path, size if known else None, ())
-        shapes: dict[str, list[Shape]] = {}
+            drawings[name] = Drawing(path, size if known else None, shapes[name])
         for annotation in content["annotations"]:
             id = str(annotation.get("id"))
             image = _value(annotation, "image_id", int | str, path, f"annotation {id}")
             if image not in names:
                 reason = f"found annotation {id} of the image {image}, which is not listed; expected one of its images"
-                found.problems.append((f"annotation {id}", FileError(path, reason, "list the image or remove it")))
+                problems.append((f"annotation {id}", FileError(path, reason, "list the image or remove it")))
                 continue
             category = annotation.get("category_id")
             if not isinstance(category, int | str) or category not in indices:
                 reason = f"found annotation {id} of the category {category}, which is not listed; expected one that is"
                 raise FileError(path, reason, "correct category_id or add the category")
-            shapes.setdefault(names[image], []).append(Shape(id, indices[category], annotation.get("segmentation")))
-        for name, some in shapes.items():
-            found.drawings[name] = Drawing(path, found.drawings[name].size, tuple(some))
-    if any(isinstance(shape.segmentation, list) for one in found.drawings.values() for shape in one.shapes):
+            shapes[names[image]].append(Shape(id, indices[category], annotation.get("segmentation")))
+    if any(isinstance(shape.segmentation, list) for one in drawings.values() for shape in one.shapes):
         _pycocotools(paths[0])  # once and before any work, not for every image
-    return found
+    return drawings, problems
 
 
 def draw(drawing: Drawing, image: Path, height: int, width: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -180,17 +169,19 @@ def _pycocotools(file: Path) -> Any:
 
 
 def _load(path: Path) -> dict:
-    expected = "expected a COCO file with images, annotations and categories"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content, found = json.loads(path.read_text(encoding="utf-8")), None
+        if not isinstance(content, dict):
+            found = type(content).__name__
     except (ValueError, RecursionError, OSError) as error:
-        raise FileError(path, f"found no JSON ({error}); {expected}", "export the annotations again") from None
-    if not isinstance(content, dict):
-        raise FileError(path, f"found {type(content).__name__}; {expected}", "export the annotations again")
-    for key in ("images", "annotations", "categories"):
+        content, found = {}, f"no JSON ({error})"
+    for key in ("images", "annotations", "categories") if found is None else ():
         rows = content.get(key)
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise FileError(path, f"found no list of {key}; {expected}", "export the annotations again")
+            found = f"no list of {key}"
+    if found is not None:
+        expected = "expected a COCO file with images, annotations and categories"
+        raise FileError(path, f"found {found}; {expected}", "export the annotations again")
     return content
 
 

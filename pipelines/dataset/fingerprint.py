@@ -3,7 +3,6 @@
 A function of samples.csv and of what lies beside it. Each sum over all samples is that of the splits together.
 """
 
-import csv
 import json
 import re
 from collections import Counter
@@ -16,8 +15,10 @@ from pipelines.core.files import write_json
 from pipelines.dataset.data_warnings import find_what_stands_out
 from pipelines.dataset.object_sizes import add_up, share_smaller, size_quantile_px
 from pipelines.dataset.sample_stats import Samples, read_samples, rounded
-from pipelines.dataset.split_drift import SPLITS, measure_balance
+from pipelines.dataset.split_drift import measure_balance
+from pipelines.dataset.splits import SPLITS
 from pipelines.dataset.suggestions import advise
+from pipelines.dataset.tables import read_rows
 from unetpp.data.manifest import Manifest, read_manifest
 
 SHOWN = 8  # rows of a table; what is rarer is one row together
@@ -31,7 +32,7 @@ def summarise(samples: Samples, manifest: Manifest, duplicates: list[dict], quar
     """The fingerprint.
 
     Args:
-        samples: as `facts.read_samples` returns them.
+        samples: as `sample_stats.read_samples` returns them.
         manifest: of the prepared data.
         duplicates: rows of duplicates.csv (id, other, distance, correlation).
         quarantined: rows of quarantine.csv (id, file, reason, fix).
@@ -256,8 +257,8 @@ def write_fingerprint(prepared: Path) -> None:
     fingerprint = summarise(
         read_samples(prepared / "samples.csv"),
         read_manifest(prepared),
-        _read_csv(prepared / "duplicates.csv"),
-        _read_csv(prepared / "quarantine.csv"),
+        read_rows(prepared / "duplicates.csv"),
+        read_rows(prepared / "quarantine.csv"),
     )
     fingerprint["advice"] = advise(fingerprint)
     fingerprint["findings"] = find_what_stands_out(fingerprint)
@@ -267,13 +268,6 @@ def write_fingerprint(prepared: Path) -> None:
 def read_fingerprint(prepared: Path) -> dict:
     """fingerprint.json of a prepared folder."""
     return json.loads((prepared / "fingerprint.json").read_text(encoding="utf-8"))
-
-
-def _read_csv(path: Path) -> list[dict]:
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def comparable(fingerprint: dict) -> dict:

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from pipelines.dataset.coco import Drawing, read_annotations
 from pipelines.storage.layout_names import EXPECTED, belongs, check_names, is_annotations, list_names
 from unetpp.errors import FileError, UserError
-from unetpp.images.decode import Limits, count_pages
+from unetpp.images.pictures import Limits, count_pages
 
 
 @dataclass(frozen=True)
@@ -194,10 +194,10 @@ def _find_coco(
     clashing = {problem.file for problem in problems}
     files = {str(name.relative_to("images")) for name in names if name.parts[0] == "images"}
     paths = [root / name for name in names if is_annotations(name)]
-    annotations = read_annotations(paths, num_classes, classes, multilabel)
-    problems += [Problem.of(error, id, root) for id, error in annotations.problems]
+    annotated, errors = read_annotations(paths, num_classes, classes, multilabel)
+    problems += [Problem.of(error, id, root) for id, error in errors]
     drawings: dict[str, Drawing] = {}
-    for listed, drawing in annotations.drawings.items():
+    for listed, drawing in annotated.items():
         # Tools write a file's name from images/ on, or from above it.
         file = listed if listed in files else listed.removeprefix("images/")
         if file in drawings:

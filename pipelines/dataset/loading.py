@@ -14,12 +14,13 @@ from tqdm import tqdm
 from pipelines.core.data_sections import Prepare
 from pipelines.core.worker_pool import Died, answers, num_cores
 from pipelines.dataset.layouts import Problem, Sample
-from pipelines.dataset.mask_files import read_labels, resize_mask
+from pipelines.dataset.mask_files import limits_of, read_labels, resize_mask
 from pipelines.dataset.near_duplicates import Look, look_at
-from pipelines.dataset.sample_stats import describe
+from pipelines.dataset.sample_stats import Facts, describe
 from unetpp.data.scaling import find_limits
 from unetpp.errors import FileError
-from unetpp.images.decode import Limits, decode_image, read_header
+from unetpp.images.decode import to_array
+from unetpp.images.pictures import read_picture
 from unetpp.images.pixels import convert, resize
 
 # In 547 images of BBBC038 the darkest bright-field or stained one has a median brightness of 0.52 and the
@@ -51,7 +52,7 @@ def find_kind(image: np.ndarray) -> str:
 def resize_sample(
     image: np.ndarray, mask: np.ndarray, size: int, num_classes: int, multilabel: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Image (H, W, C) and mask (H, W) uint8 to size x size by one geometry (`labels.resize_mask`)."""
+    """Image (H, W, C) and mask (H, W) uint8 to size x size by one geometry (`mask_files.resize_mask`)."""
     if mask.shape == (size, size):
         return image, mask
     return resize(image, size), resize_mask(mask, size, num_classes, multilabel)
@@ -63,7 +64,7 @@ class Loaded(NamedTuple):
     kind: str
     image: np.ndarray  # (H, W, C) uint8 or uint16
     mask: np.ndarray  # (H, W) uint8
-    facts: dict[str, str | int | float]  # see pipelines/dataset/sample_stats.py
+    facts: Facts
     look: Look
 
 
@@ -73,14 +74,14 @@ def load_sample(sample: Sample, params: Prepare) -> Loaded:
     Raises:
         FileError: a file that cannot be decoded, or an image and a mask that do not fit together.
     """
-    limits = Limits(params.max_pixels, params.max_file_mib)
-    image = decode_image(sample.image, channels=3, page=sample.page, limits=limits)
+    picture = read_picture(sample.image, sample.page, limits_of(params))
+    header, image = picture.header, to_array(picture, channels=3)
+    del picture  # which may be as large
     kind, look = find_kind(image), look_at(image)
-    labels = read_labels(sample, image, params.num_classes, limits, params.multilabel, params.ignore)
+    labels = read_labels(sample, image, params)
     seen, mask = convert(image, params.channels), labels.mask
     if params.size is not None:
         seen, mask = resize_sample(seen, mask, params.size, params.num_classes, params.multilabel)
-    header = read_header(sample.image, sample.page)
     facts = describe(header, image, labels, mask, params.multilabel)
     return Loaded(kind, seen, mask, facts, look)
 

@@ -6,10 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipelines.core.data_sections import Prepare
 from pipelines.dataset.coco import draw
 from pipelines.dataset.layouts import Sample
 from unetpp.errors import FileError, UserError
-from unetpp.images.decode import Limits, decode_image, decode_mask
+from unetpp.images.decode import decode_image, decode_mask
+from unetpp.images.pictures import Limits
 from unetpp.images.pixels import resize
 from unetpp.network.masks import IGNORE, MAX_LABELS, find_classes, find_values
 
@@ -34,17 +36,15 @@ class Part(NamedTuple):
 
     classes: np.ndarray  # (H, W) uint8 class index or number of the label, 0 for none
     stored: np.ndarray  # (H, W) integers as in the file, which may number objects
-    unknown: np.ndarray | None = None  # (H, W) bool: nobody annotated this
+    unknown: np.ndarray | None = None  # (H, W) bool: unlabelled pixels
 
 
-def read_labels(
-    sample: Sample,
-    image: np.ndarray,
-    num_classes: int,
-    limits: Limits,
-    multilabel: bool = False,
-    ignore: int | None = None,
-) -> Labels:
+def limits_of(params: Prepare) -> Limits:
+    """What may be decoded at all."""
+    return Limits(params.max_pixels, params.max_file_mib)
+
+
+def read_labels(sample: Sample, image: np.ndarray, params: Prepare) -> Labels:
     """The mask of a sample, whose decoded image (H, W, C) it must fit.
 
     Where files or shapes of several classes overlap, a pixel has all of these labels with `multilabel`, and else the
@@ -59,27 +59,27 @@ def read_labels(
         shapes = draw(sample.drawing, sample.image, *size)
         parts = (Part(inside * np.uint8(index), inside) for index, inside in shapes)
     else:
-        _check_swapped(sample, image, limits)
-        parts = _read_parts(sample, size, num_classes, limits, multilabel, ignore)
+        _check_swapped(sample, image, params)
+        parts = _read_parts(sample, size, params)
     one_each = sample.drawing is not None or (sample.classes is None and len(sample.masks) > 1)
     mask, unknown, overlap = np.zeros(size, np.uint8), np.zeros(size, bool), np.zeros(size, bool)
-    numbers = np.zeros((num_classes, *size) if multilabel else size, np.int32)
+    numbers = np.zeros((params.num_classes, *size) if params.multilabel else size, np.int32)
     for number, part in enumerate(parts, start=1):
         if part.unknown is not None:
             unknown |= part.unknown
-        if multilabel:
+        if params.multilabel:
             mask |= BITS[part.classes]
             for label, inside in find_classes(part.classes):
                 np.copyto(numbers[label - 1], number if one_each else part.stored, where=inside, casting="unsafe")
             continue
-        if num_classes > 2:
+        if params.num_classes > 2:
             overlap |= (mask > 0) & (part.classes > 0) & (mask != part.classes)
         mask = np.maximum(mask, part.classes)
         if one_each:
             numbers[part.classes > 0] = number
         else:
             numbers = part.stored
-    if multilabel:
+    if params.multilabel:
         overlap = mask & (mask - np.uint8(1)) > 0  # more than one bit
     elif sample.classes is not None:
         numbers = mask
@@ -89,28 +89,10 @@ def read_labels(
     return Labels(mask, numbers, one_each, int(np.count_nonzero(overlap & ~unknown)))
 
 
-def _read_parts(
-    sample: Sample, size: tuple[int, ...], num_classes: int, limits: Limits, multilabel: bool, ignore: int | None
-) -> Iterator[Part]:
+def _read_parts(sample: Sample, size: tuple[int, ...], params: Prepare) -> Iterator[Part]:
     # Not strict: where one file is searched for a fault, the sample comes without the others.
-    indices = sample.classes or (None,) * len(sample.masks)
-    for (path, values), index in zip(_read_files(sample, size, limits), indices, strict=False):
-        unknown = None if ignore is None else values == ignore
-        if unknown is not None:
-            values = np.where(unknown, 0, values)  # of the same type
-        if index is not None:  # a file a class: any value is its class
-            classes = (values > 0) * np.uint8(index if num_classes > 1 else 1)
-        elif num_classes == 1:
-            classes = (values > 0).astype(np.uint8)
-        else:
-            _check_classes(path, values, num_classes, multilabel)
-            classes = values.astype(np.uint8)
-        yield Part(classes, values, unknown)
-
-
-def _read_files(sample: Sample, size: tuple[int, ...], limits: Limits) -> Iterator[tuple[Path, np.ndarray]]:
-    for path in sample.masks:
-        values = decode_mask(path, sample.page, limits)
+    for path, index in zip(sample.masks, sample.classes or (None,) * len(sample.masks), strict=False):
+        values = decode_mask(path, sample.page, limits_of(params))
         if values.shape != size:
             found, wanted = ("x".join(map(str, reversed(shape))) + " px" for shape in (values.shape, size))
             raise FileError(
@@ -118,7 +100,17 @@ def _read_files(sample: Sample, size: tuple[int, ...], limits: Limits) -> Iterat
                 f"found a mask of {found} for an image of {wanted}; expected the same size",
                 f"export the mask of {sample.image.name} again",
             )
-        yield path, values
+        unknown = None if params.ignore is None else values == params.ignore
+        if unknown is not None:
+            values = np.where(unknown, 0, values)  # of the same type
+        if index is not None:  # a file a class: any value is its class
+            classes = (values > 0) * np.uint8(index if params.num_classes > 1 else 1)
+        elif params.num_classes == 1:
+            classes = (values > 0).astype(np.uint8)
+        else:
+            _check_classes(path, values, params.num_classes, params.multilabel)
+            classes = values.astype(np.uint8)
+        yield Part(classes, values, unknown)
 
 
 def _check_classes(path: Path, values: np.ndarray, num_classes: int, multilabel: bool) -> None:
@@ -126,26 +118,22 @@ def _check_classes(path: Path, values: np.ndarray, num_classes: int, multilabel:
     if highest <= legal:
         return
     if highest == 255 and np.isin(values, (0, 255)).all():
-        raise FileError(
-            path,
-            f"found the mask values 0 and 255 alone, which say foreground; expected class indices, 0 to {legal}",
-            "put the masks of each label into a folder masks/<label>/, and name these in prepare.classes"
+        found, expected = "values 0 and 255 alone, which say foreground", f"class indices, 0 to {legal}"
+        fix = "set prepare.num_classes to 1, or write class indices"
+        if multilabel:
+            fix = "put the masks of each label into a folder masks/<label>/, and name these in prepare.classes"
+    else:
+        found, expected = f"value {highest}", f"the number of a label, 0 to {legal}" if multilabel else f"0 to {legal}"
+        other = (
+            "put labels that lie over each other into a folder each, masks/<label>/"
             if multilabel
-            else "set prepare.num_classes to 1, or write class indices",
+            else "set it to 1 where values number objects"
         )
-    if multilabel:
-        raise FileError(
-            path,
-            f"found the mask value {highest}; expected the number of a label, 0 to {legal}",
-            "correct the mask, raise prepare.num_classes, or set prepare.ignore to this value if it marks what nobody "
-            "annotated; labels that lie over each other are a folder each, masks/<label>/",
+        fix = (
+            f"correct the mask, raise prepare.num_classes, {other}, or set prepare.ignore to this value if it marks "
+            "unlabelled pixels"
         )
-    raise FileError(
-        path,
-        f"found the mask value {highest}; expected 0 to {legal}",
-        "correct the mask, raise prepare.num_classes, set it to 1 where values number objects, or set prepare.ignore "
-        "to this value if it marks what nobody annotated",
-    )
+    raise FileError(path, f"found the mask {found}; expected {expected}", fix)
 
 
 def resize_mask(mask: np.ndarray, size: int, num_classes: int, multilabel: bool = False) -> np.ndarray:
@@ -190,27 +178,13 @@ def check_ignore(samples: Iterable[Sample], ignore: int | None) -> None:
         )
 
 
-def check_foreground(ignored_px: int, foreground_px: int, ignore: int | None) -> None:
-    """Refuse a set of which all that was drawn is ignored: that value is the foreground's.
-
-    Raises:
-        UserError: there are ignored pixels, and none of foreground.
-    """
-    if ignored_px and not foreground_px:
-        raise UserError(
-            f"prepare.ignore: found the value {ignore} in {ignored_px:,} pixels, and no other foreground in any mask, "
-            "so that nothing is left to learn; expected a value that marks what nobody annotated: set prepare.ignore "
-            "to null where it marks the foreground"
-        )
-
-
-def _check_swapped(sample: Sample, image: np.ndarray, limits: Limits) -> None:
+def _check_swapped(sample: Sample, image: np.ndarray, params: Prepare) -> None:
     """Refuse an image that is as flat as labels with a mask that is as noisy as a picture."""
     if len(sample.masks) != 1 or flatness(image) < FLAT_AS_LABELS:
         return
     path = sample.masks[0]
     try:
-        picture = decode_image(path, 3, sample.page, limits)
+        picture = decode_image(path, 3, sample.page, limits_of(params))
     except FileError:
         return  # what is wrong with it is told by its decoding as a mask
     if flatness(picture) < NOISY_AS_A_PICTURE:

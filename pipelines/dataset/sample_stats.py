@@ -4,24 +4,60 @@ All that the data report says of a set is made of these rows; no image is read a
 """
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from pipelines.dataset.mask_files import Labels
 from pipelines.dataset.object_sizes import count_sizes, diameters_px, find_objects, histogram, join
-from unetpp.images.decode import Header
+from pipelines.dataset.tables import write_rows
+from unetpp.errors import UserError
+from unetpp.images.pictures import Header
 from unetpp.network.masks import IGNORE, find_classes
 
 Samples = dict[str, np.ndarray]  # samples.csv by column
-TEXT = ("id", "split", "kind", "format", "mode", "objects_by", "classes", "sizes", "prepared_sizes")
+
+
+class Facts(NamedTuple):
+    """What is known of a sample, of its file as it was where nothing else is said. Pairs are as `join` has them."""
+
+    format: str
+    mode: str
+    bits: int  # of a channel
+    channels: int
+    grey: int  # 1 where all channels are equal
+    height: int
+    width: int
+    low: float  # the image's values, in the units of the file: least, percentiles, greatest
+    p1: float
+    median: float
+    p99: float
+    high: float
+    foreground_px: int
+    foreground_share: float  # of the annotated pixels
+    prepared_foreground_px: int
+    ignored_px: int
+    overlap_px: int
+    classes: str  # number and pixels of each class or label
+    num_objects: int
+    objects_by: str  # how they were told apart, see `find_objects`
+    object_px_min: float  # diameters
+    object_px_median: float
+    object_px_max: float
+    scale: float  # of a length, by preparing
+    sizes: str  # bin and number of objects
+    prepared_sizes: str
+
+
+TEXT = ("id", "split", "kind", *(name for name, kind in Facts.__annotations__.items() if kind is str))
 
 
 def describe(
     header: Header, image: np.ndarray, labels: Labels, prepared: np.ndarray, multilabel: bool = False
-) -> dict[str, str | int | float]:
-    """The facts of a sample, one row of samples.csv but for id, split and kind.
+) -> Facts:
+    """The facts of a sample.
 
     Args:
         header: of the image's file.
@@ -34,40 +70,52 @@ def describe(
     height, width = mask.shape
     ignored = int(np.count_nonzero(mask == IGNORE))
     places = dict(find_classes(mask, multilabel))
-    pixels = {number: int(np.count_nonzero(inside)) for number, inside in places.items()}
     foreground = int(np.count_nonzero(mask)) - ignored
     areas, counted_by = _find_objects(labels, places, multilabel)
     diameters = diameters_px(areas)
     scale = float(np.sqrt(prepared.size / mask.size))
+    smallest, middle, largest = (one(diameters) if len(areas) else 0.0 for one in (np.min, np.median, np.max))
     low, p1, median, p99, high = _intensity(image, (0, 0.01, 0.5, 0.99, 1))
-    return {
-        "format": header.format,
-        "mode": header.mode,
-        "bits": header.bits,
-        "channels": header.channels,
-        "grey": int(not (image != image[:, :, :1]).any()),
-        "height": height,
-        "width": width,
-        "low": low,
-        "p1": p1,
-        "median": median,
-        "p99": p99,
-        "high": high,
-        "foreground_px": foreground,
-        "foreground_share": rounded(foreground / max(1, mask.size - ignored)),
-        "prepared_foreground_px": int(np.count_nonzero((prepared > 0) & (prepared != IGNORE))),
-        "ignored_px": ignored,
-        "overlap_px": labels.overlap_px,
-        "classes": join(pixels),
-        "num_objects": len(areas),
-        "objects_by": counted_by,
-        "object_px_min": rounded(diameters.min(initial=np.inf)) if len(areas) else 0.0,
-        "object_px_median": rounded(np.median(diameters)) if len(areas) else 0.0,
-        "object_px_max": rounded(diameters.max(initial=0)),
-        "scale": rounded(scale),
-        "sizes": join(count_sizes(diameters)),
-        "prepared_sizes": join(count_sizes(diameters * scale)),
-    }
+    return Facts(
+        **header._asdict(),
+        grey=int(not (image != image[:, :, :1]).any()),
+        height=height,
+        width=width,
+        low=low,
+        p1=p1,
+        median=median,
+        p99=p99,
+        high=high,
+        foreground_px=foreground,
+        foreground_share=rounded(foreground / max(1, mask.size - ignored)),
+        prepared_foreground_px=int(np.count_nonzero((prepared > 0) & (prepared != IGNORE))),
+        ignored_px=ignored,
+        overlap_px=labels.overlap_px,
+        classes=join({number: int(np.count_nonzero(inside)) for number, inside in places.items()}),
+        num_objects=len(areas),
+        objects_by=counted_by,
+        object_px_min=rounded(smallest),
+        object_px_median=rounded(middle),
+        object_px_max=rounded(largest),
+        scale=rounded(scale),
+        sizes=join(count_sizes(diameters)),
+        prepared_sizes=join(count_sizes(diameters * scale)),
+    )
+
+
+def check_foreground(facts: Sequence[Facts], ignore: int | None) -> None:
+    """Refuse a set of which all that was drawn is ignored: that value is the foreground's.
+
+    Raises:
+        UserError: there are ignored pixels, and none of foreground.
+    """
+    ignored = sum(one.ignored_px for one in facts)
+    if ignored and not any(one.foreground_px for one in facts):
+        raise UserError(
+            f"prepare.ignore: found the value {ignore} in {ignored:,} pixels, and no other foreground in any mask, "
+            "so that nothing is left to learn; expected a value that marks unlabelled pixels: set prepare.ignore "
+            "to null where it marks the foreground"
+        )
 
 
 def _find_objects(labels: Labels, places: dict[int, np.ndarray], multilabel: bool) -> tuple[np.ndarray, str]:
@@ -101,12 +149,9 @@ def rounded(value: float | np.floating) -> float:
     return float(f"{value:.6g}")
 
 
-def write_samples(path: Path, names: Iterable[str], rows: Iterable[tuple]) -> None:
-    """samples.csv from the names of the facts and rows (id, split, kind, facts ...), in the order given."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("id", "split", "kind", *names))
-        writer.writerows(rows)
+def write_samples(path: Path, rows: Iterable[tuple]) -> None:
+    """samples.csv of rows (id, split, kind, facts ...), in the order given."""
+    write_rows(path, ("id", "split", "kind", *Facts._fields), rows)
 
 
 def read_samples(path: Path) -> Samples:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import numpy as np
 
 from pipelines.dataset.sample_stats import Samples, rounded
+from pipelines.dataset.splits import SPLITS
 
-SPLITS = ("train", "val", "test")
 MOST_KINDS = 8
 
 

@@ -9,7 +9,6 @@ No rule does better. Let A stand in train and B in test, and let a file come tha
 of them has to move, and moving B out of test would train on what earlier models were tested on.
 """
 
-import csv
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipelines.core.data_sections import Prepare, Shares
+from pipelines.dataset.tables import read_rows
 from unetpp.data.arrow_split import Split
 from unetpp.errors import UserError
 
@@ -116,7 +116,7 @@ def check_apart(prepared: Path, groups: dict[str, str], pairs: Iterable[tuple[st
     for split in SPLITS:
         for id in Split(prepared / f"{split}.arrow").ids:
             splits[id].add(split)
-    for row in _read(prepared / "split.csv"):
+    for row in read_rows(prepared / "split.csv"):
         splits[row["id"]].add(row["split"])
     members: dict[str, list[str]] = defaultdict(list)
     for id, group in groups.items():
@@ -131,7 +131,7 @@ def check_apart(prepared: Path, groups: dict[str, str], pairs: Iterable[tuple[st
             ]
             lines.append(f"the group {group!r} of {len(ids)} images stands in {_words(standing)}: {', '.join(shown)}")
     alike = {(one, other): why for one, other, why in pairs}
-    for row in _read(prepared / "duplicates.csv"):
+    for row in read_rows(prepared / "duplicates.csv"):
         why = f"near-duplicates, distance {row['distance']}, correlation {row['correlation']}"
         alike.setdefault((row["id"], row["other"]), why)
     lines += [
@@ -146,11 +146,6 @@ def check_apart(prepared: Path, groups: dict[str, str], pairs: Iterable[tuple[st
             "or what is tested on is what was trained on: remove one of the two files, give both one group "
             "(prepare.groups), or set prepare.near_duplicates\n  " + "\n  ".join([*lines[:20], *more])
         )
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def _words(splits: set[str]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from unetpp.errors import UserError
-from unetpp.images.decode import SUFFIXES
+from unetpp.images.pictures import SUFFIXES
 
 EXPECTED = (
     "expected images/<id>.<ext> with masks/<id>.png, or the BBBC038 layout <id>/images/<id>.png with "

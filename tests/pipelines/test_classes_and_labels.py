@@ -1,4 +1,4 @@
-"""Whole runs of a set of classes with pixels that nobody annotated, and of one of labels that lie over each other."""
+"""Whole runs of a set of classes with unlabelled pixels, and of one of labels that lie over each other."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,6 @@ from tests.conftest import REPOSITORY
 from tests.pages import Outline
 from unetpp.data.arrow_split import Split
 from unetpp.data.manifest import read_manifest
-from unetpp.errors import UserError
 from unetpp.network.masks import IGNORE
 
 NAMES = ("nucleus", "border")
@@ -179,37 +178,3 @@ def test_folders_that_overlap_are_told_where_labels_were_not_asked_for(tmp_path)
     (line,) = [line for line in warnings if "lie over each other" in line]
     assert line.startswith("In 30 images classes lie over each other, on ")
     assert line.endswith("to keep all, set prepare.multilabel=true and prepare.num_classes=2.")
-
-
-def small_set(folder: Path, masks: list[np.ndarray]) -> Path:
-    rng = np.random.default_rng(0)
-    for name in ("images", "masks"):
-        (folder / name).mkdir(parents=True)
-    for number, mask in enumerate(masks):
-        Image.fromarray(rng.integers(0, 256, (*mask.shape, 3), np.uint8)).save(folder / f"images/{number}.png")
-        Image.fromarray(mask).save(folder / f"masks/{number}.png")
-    (folder / "manifest.json").write_text("{}")
-    return folder
-
-
-def test_an_ignore_value_that_is_the_foregrounds_is_refused(tmp_path):
-    mask = np.zeros((32, 32), np.uint8)
-    mask[8:20, 8:20] = 255
-    raw = small_set(tmp_path / "raw", [mask] * 30)
-    params = params_of({"ingest": {}, "prepare": {"ignore": 255, "size": 32}}).prepare
-    with pytest.raises(UserError, match=r"prepare\.ignore: found the value 255 in 4,320 pixels, and no other"):
-        prepare(params, raw, tmp_path / "prepared")
-    assert not (tmp_path / "prepared").exists()
-
-
-def test_an_ignore_value_of_shapes_which_have_none_is_refused(tmp_path):
-    raw = small_set(tmp_path / "raw", [np.zeros((32, 32), np.uint8)] * 3)
-    for path in (raw / "masks").iterdir():
-        path.unlink()
-    (raw / "masks").rmdir()
-    images = [{"id": n, "file_name": f"{n}.png"} for n in range(3)]
-    content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "cell"}]}
-    (raw / "annotations.json").write_text(json.dumps(content))
-    params = params_of({"ingest": {}, "prepare": {"ignore": 255}}).prepare
-    with pytest.raises(UserError, match=r"annotations\.json: found COCO annotations, and prepare\.ignore is 255"):
-        prepare(params, raw, tmp_path / "prepared")

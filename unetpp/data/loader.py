@@ -91,6 +91,7 @@ class Loader:
         self._dataset = _Dataset(samples)
         self._tasks: list[Task] = []
         self._loader: DataLoader | None = None
+        self._running: Any = None
         self._pin_memory = pin_memory
         self.waited_s = 0.0
         if num_workers == 0:
@@ -126,17 +127,19 @@ class Loader:
         self.waited_s = 0.0
         if self._loader is None:
             return self._timed(self._in_line(tasks))
-        if tasks and self._loader._iterator is None:
+        if tasks and self._running is None:
             self._check_shared_memory(tasks[0], self._loader.num_workers)
         self._tasks[:] = tasks
-        return self._timed(iter(self._loader))
+        self._running = iter(self._loader)  # of all epochs, as the processes are
+        return self._timed(self._running)
 
     def close(self) -> None:
         """End the processes."""
-        if self._loader is not None and self._loader._iterator is not None:
-            # torch ends them when its iterator is collected, and here a traceback may keep that alive.
-            self._loader._iterator._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue]
-        self._loader = None
+        if self._running is not None:
+            # torch ends them when its iterator is collected, and here a traceback may keep that alive. Its one
+            # private call that is made here.
+            self._running._shutdown_workers()
+        self._loader = self._running = None
 
     def _in_line(self, tasks: list[Task]) -> Iterator[Any]:
         for task in tasks:

@@ -8,18 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from unetpp.errors import FileError
-from unetpp.images.pictures import SUFFIXES, Header, Limits, Picture, count_pages, read_header, read_picture
+from unetpp.images.pictures import Limits, Picture, read_picture
 from unetpp.images.pixels import as_float32, convert
 
-__all__ = [
-    "SUFFIXES",
-    "Header",
-    "Limits",
-    "count_pages",
-    "decode_image",
-    "decode_mask",
-    "read_header",
-]
 NO_LIMITS_SET = Limits()
 
 
@@ -39,16 +30,20 @@ def decode_image(
         FileError: missing, broken, empty, too large, rotated by a tag, of several pages, not finite, or of a
             type that is none of these.
     """
-    picture = read_picture(Path(path), page, limits)
-    if picture.white_is_zero and picture.bits > 8:
+    return to_array(read_picture(Path(path), page, limits), channels)
+
+
+def to_array(picture: Picture, channels: int) -> np.ndarray:
+    """A picture as `decode_image` gives it; raises what that does of colours, of values and of 0 as white."""
+    pixels, mode, bits = picture.pixels, picture.header.mode, picture.header.bits
+    if picture.white_is_zero and bits > 8:
         raise FileError(
             picture.path,
-            f"found {picture.bits}-bit pixels of which 0 is white; expected 0 to be black",
+            f"found {bits}-bit pixels of which 0 is white; expected 0 to be black",
             "invert the values and save it again",
         )
-    pixels, mode = picture.pixels, picture.mode
     if isinstance(pixels, np.ndarray):
-        return convert(_kept(picture, pixels[:, :, : 1 if mode in ("L", "LA") else 3]), channels)
+        return convert(_kept(picture, pixels[:, :, : 1 if pixels.shape[2] < 3 else 3]), channels)
     if mode.startswith("I") or mode == "F" or picture.sample != "uint":
         return convert(_kept(picture, _numbers(picture))[:, :, None], channels)
     if mode in ("1", "L", "LA"):
@@ -67,9 +62,10 @@ def decode_mask(path: str | Path, page: int | None = None, limits: Limits = NO_L
         FileError: as `decode_image`, and for JPEG, floating-point, negative or coloured masks.
     """
     picture = read_picture(Path(path), page, limits)
-    path, pixels, mode = picture.path, picture.pixels, picture.mode
+    path, pixels, header = picture.path, picture.pixels, picture.header
+    mode = header.mode
     if picture.lossy:
-        kind = "JPEG-compressed TIFF" if picture.format == "TIFF" else picture.format
+        kind = "JPEG-compressed TIFF" if header.format == "TIFF" else header.format
         raise FileError(
             path,
             f"found a {kind} mask, whose values compression has changed; expected PNG, TIFF or BMP",
@@ -92,8 +88,8 @@ def decode_mask(path: str | Path, page: int | None = None, limits: Limits = NO_L
     elif mode in ("L", "P"):
         mask = np.asarray(pixels)
         # Pillow stretches grey of 2 and 4 bits to 0 ... 255; the class indices are what was stored.
-        stretched = mode == "L" and picture.bits in (2, 4)
-        return mask // (255 // (2**picture.bits - 1)) if stretched else mask
+        stretched = mode == "L" and header.bits in (2, 4)
+        return mask // (255 // (2**header.bits - 1)) if stretched else mask
     elif mode in ("RGB", "RGBA", "LA"):
         return _single_channel(path, np.asarray(pixels))
     kind = "floating-point values" if picture.sample == "float" else f"type {mode}"
@@ -143,7 +139,7 @@ def _numbers(picture: Picture) -> np.ndarray:
     if picture.sample == "int":
         return pixels.view(np.int8) if pixels.dtype == np.uint8 else pixels
     if picture.sample == "uint":
-        return pixels.astype(np.uint16) if picture.bits <= 16 else pixels.view(np.uint32)
+        return pixels.astype(np.uint16) if picture.header.bits <= 16 else pixels.view(np.uint32)
     return pixels
 
 

@@ -7,22 +7,23 @@ of floats; those go through OpenCV.
 import io
 import struct
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import BmpImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
 from unetpp.errors import FileError
 from unetpp.images import tiff
 
-FORMATS = ("PNG", "TIFF", "JPEG", "BMP")
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
 EXPECTED = "expected a whole PNG, TIFF, JPEG or BMP file"
 ORIENTATION = 274  # the tag of EXIF
-# Pillow warns of 89 million pixels and refuses 179 million, whatever the params say: `Limits` are checked in its place.
-Image.MAX_IMAGE_PIXELS = None
+OPENERS = (PngImagePlugin.PngImageFile, JpegImagePlugin.jpeg_factory, BmpImagePlugin.BmpImageFile)
 # What OpenCV keeps, of what Pillow does not know: whether that is 64 bits, colour, or a byte order.
 DEEP = {"uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64"}
 
@@ -35,14 +36,21 @@ class Limits:
     max_file_mib: int = 2048
 
 
+class Header(NamedTuple):
+    """What a picture file says of itself."""
+
+    format: str  # PNG, TIFF, JPEG, MPO, BMP
+    mode: str  # in Pillow's words; of a kind that it does not know the type of a number, such as float64
+    bits: int  # of a channel
+    channels: int
+
+
 @dataclass(frozen=True)
 class Picture:
     """A decoded page."""
 
     path: Path
-    format: str  # PNG, TIFF, JPEG, MPO, BMP
-    mode: str  # Pillow's, or L, LA, RGB or RGBA of deep pixels
-    bits: int  # a channel, as stored
+    header: Header
     sample: str  # "uint", "int" or "float"
     pixels: np.ndarray | Image.Image  # deep ones (H, W, C), the others as Pillow has them
     lossy: bool = False
@@ -64,32 +72,6 @@ def count_pages(path: str | Path, limits: Limits) -> int:
             return len(tiff.find_pages(file))
         except (ValueError, OverflowError, OSError, struct.error) as error:
             raise _broken(path, error) from None
-
-
-class Header(NamedTuple):
-    """What a picture file says of itself."""
-
-    format: str
-    mode: str  # in Pillow's words; of a kind that it does not know the type of a number, such as float64
-    bits: int  # of a channel
-    channels: int
-
-
-def read_header(path: str | Path, page: int | None = None) -> Header:
-    """The header of a file, or of its page, that `read_picture` has read; no pixels are decoded."""
-    with Path(path).open("rb") as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if tiff.is_tiff(file.read(4)):
-            index = (page or 1) - 1
-            pages = tiff.find_pages(file)
-            declared = tiff.read_page(file, pages, index)
-            with tiff.FromPage(Path(path), pages, index) as from_page:
-                image = _pillow_page(from_page)
-            mode = f"{declared.sample}{declared.bits}" if image is None else image.mode
-            return Header("TIFF", mode, declared.bits, declared.channels)
-        image = Image.open(_rewound(file), formats=FORMATS)
-        bits = _png_bits(file) if image.format == "PNG" else 8
-        return Header(str(image.format), image.mode, bits, len(image.getbands()))
 
 
 def read_picture(path: Path, page: int | None, limits: Limits) -> Picture:
@@ -117,18 +99,19 @@ def read_picture(path: Path, page: int | None, limits: Limits) -> Picture:
 
 
 def _read_other(path: Path, file: BinaryIO, number: int | None, limits: Limits) -> Picture:
-    image = Image.open(_rewound(file), formats=FORMATS)  # its header alone
+    image = _open(file)  # its header alone
     _check_pixels(path, *image.size, limits)
     _check_pages(path, getattr(image, "n_frames", 1) if image.format == "PNG" else 1, number, "")
     image.verify()  # the checksums of a PNG, which loading passes over
-    image = Image.open(_rewound(file), formats=FORMATS)
+    image = _open(file)
     _check_upright(path, image.getexif().get(ORIENTATION, 1))
     image.load()
     image.info.pop("transparency", None)  # alpha is dropped, and Pillow warns where it cannot be kept
     bits = _png_bits(file) if image.format == "PNG" else 8
     deep = bits == 16 and image.mode in ("RGB", "RGBA", "LA")
     pixels = _read_deep(path, 0, "uint16") if deep else image
-    return Picture(path, str(image.format), image.mode, bits, "uint", pixels, lossy=image.format in ("JPEG", "MPO"))
+    header = Header(str(image.format), image.mode, bits, len(image.getbands()))
+    return Picture(path, header, "uint", pixels, lossy=header.format in ("JPEG", "MPO"))
 
 
 def _read_tiff(path: Path, file: BinaryIO, number: int | None, limits: Limits) -> Picture:
@@ -140,37 +123,65 @@ def _read_tiff(path: Path, file: BinaryIO, number: int | None, limits: Limits) -
     _check_upright(path, page.orientation)
     if page.missing:
         raise ValueError(f"{page.missing} strips or tiles are missing")
+    kind = f"{page.sample}{page.bits}"
     facts = {"lossy": page.lossy, "white_is_zero": page.photometric == 0}
     with tiff.FromPage(path, pages, index) as from_page:
-        image = _pillow_page(from_page)
+        image = _open_tiff(from_page)
         deep = image is None or (page.bits == 16 and image.mode in ("RGB", "RGBA", "LA"))
         if image is not None and not deep:
             _check_upright(path, image.getexif().get(ORIENTATION, 1))  # XMP may tell one, too
             if image.size != (page.width, page.height):  # or the check of the pixels was of others
                 raise ValueError(f"its headers declare {image.size} and {page.width}x{page.height} px")
-            image.load()
+            with _guard_lifted(image):
+                image.load()
+    header = Header("TIFF", kind if image is None else image.mode, page.bits, page.channels)
     if image is not None and not deep:
-        return Picture(path, "TIFF", image.mode, page.bits, page.sample, image, **facts)
-    if page.photometric > 2 or page.channels > 4 or f"{page.sample}{page.bits}" not in DEEP:
+        return Picture(path, header, page.sample, image, **facts)
+    if page.photometric > 2 or page.channels > 4 or kind not in DEEP:
         raise FileError(
             path,
             f"found a TIFF of {page.channels} channels of {page.bits} bits ({page.sample}, photometric "
             f"{page.photometric}), which is not read; expected grey or RGB of 8, 16 or 32 bits, or floats",
             "save it as one of these",
         )
-    pixels = _read_deep(path, index, f"{page.sample}{page.bits}")
+    pixels = _read_deep(path, index, kind)
     if pixels.shape[:2] != (page.height, page.width):
         raise ValueError(f"decoded to {pixels.shape}")
-    mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[pixels.shape[2]]
-    return Picture(path, "TIFF", mode, page.bits, page.sample, pixels, **facts)
+    return Picture(path, header, page.sample, pixels, **facts)
 
 
-def _pillow_page(file: tiff.FromPage) -> Image.Image | None:
+# Not by `Image.open`: its guard against too many pixels is one number for the whole process, which is not ours to
+# change. `Limits` are checked in its place.
+def _open(file: BinaryIO, openers: tuple[Callable, ...] = OPENERS) -> Image.Image:
+    """A picture, not yet decoded."""
+    for opener in openers:
+        with suppress(SyntaxError, IndexError, TypeError, struct.error):  # it is of another format
+            return opener(_rewound(file))
+    raise Image.UnidentifiedImageError
+
+
+def _open_tiff(file: tiff.FromPage) -> Image.Image | None:
     """A page of a TIFF, not yet decoded; None for a kind of pixels that Pillow does not know."""
-    try:
-        return Image.open(file, formats=("TIFF",))
-    except Image.UnidentifiedImageError:
-        return None
+    with suppress(Image.UnidentifiedImageError):
+        return _open(file, (TiffImagePlugin.TiffImageFile,))
+
+
+@contextmanager
+def _guard_lifted(image: Image.Image) -> Iterator[None]:
+    """Of a TIFF, Pillow's guard looks once more while it loads: a large one, within `Limits`, loads without it."""
+    most = Image.MAX_IMAGE_PIXELS
+    if most is None or image.width * image.height <= most:
+        yield
+        return
+    with _lifting:
+        most, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = most
+
+
+_lifting = Lock()
 
 
 def _png_bits(file: BinaryIO) -> int:

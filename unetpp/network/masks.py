@@ -5,7 +5,7 @@
 - labels (several, any of them at a pixel; `multilabel`): bit k is label k + 1 of K, so that a mask of all labels is
   one plane that flips and crops as any other; a sigmoid for each of K channels.
 
-IGNORE, in all three, is a pixel that nobody annotated: it counts in no loss and in no metric.
+IGNORE, in all three, is an unlabelled pixel: it counts in no loss and in no metric.
 """
 
 from collections.abc import Iterator

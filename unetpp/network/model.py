@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from unetpp.errors import UserError
@@ -260,17 +259,15 @@ class NestedUNet(nn.Module):
 
         @contextmanager
         def counted_already():
-            # Copies take in the batch again, and are forgotten.
-            norms = [one for one in self.nodes[f"{i}_{j}"].modules() if isinstance(one, _BatchNorm)]
-            kept = [dict(norm.named_buffers()) for norm in norms]
-            for norm, buffers in zip(norms, kept, strict=True):
-                for name, buffer in buffers.items():
-                    setattr(norm, name, buffer.clone())
+            # Copies take in the batch again, and are forgotten. The buffers of a node are those of its norms.
+            node = self.nodes[f"{i}_{j}"]
+            kept = [(one, name, buffer) for one in node.modules() for name, buffer in one.named_buffers(recurse=False)]
+            for owner, name, buffer in kept:
+                setattr(owner, name, buffer.clone())
             try:
                 yield
             finally:
-                for norm, buffers in zip(norms, kept, strict=True):
-                    for name, buffer in buffers.items():
-                        setattr(norm, name, buffer)
+                for owner, name, buffer in kept:
+                    setattr(owner, name, buffer)
 
         return nullcontext(), counted_already()

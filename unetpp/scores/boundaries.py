@@ -1,7 +1,7 @@
 """How far a predicted outline lies from the true one: boundary F1 at a tolerance, and the 95 % Hausdorff distance.
 
 A plane's boundary is its pixels that have one of their four neighbours outside it; beyond the image's edge all is
-outside. Towards pixels that nobody annotated there is no boundary: what lies there is not known.
+outside. Towards unlabelled pixels there is no boundary: what lies there is not known.
 
 - Boundary F1 (Csurka et al. 2013): precision is the share of predicted boundary pixels that have a true one within
   the tolerance, recall the share of true ones that have a predicted one.
@@ -34,7 +34,7 @@ class Boundary:
 
     @classmethod
     def of(cls, plane: np.ndarray, ignored: np.ndarray | None = None) -> "Boundary":
-        """The boundary of a plane (H, W) bool, where `ignored` (H, W) bool marks what is not annotated."""
+        """The boundary of a plane (H, W) bool, where `ignored` (H, W) bool marks unlabelled pixels."""
         points = np.argwhere(find_boundary(plane, ignored))
         return cls(points, KDTree(points) if len(points) else None, float(np.hypot(*plane.shape)))
 

@@ -21,7 +21,7 @@ def count_bins(probs: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
     Args:
         probs: (N, K, H, W) probabilities of the foreground's channels.
         truth: (N, K, H, W) bool.
-        valid: (N, 1, H, W) bool, False where nobody annotated.
+        valid: (N, 1, H, W) bool, False at unlabelled pixels.
 
     Returns:
         (10, 3) float64: number of pixels, sum of their probabilities, number that are foreground.

@@ -21,7 +21,7 @@ def make_samples(
     num_classes: int = 1,
     grey: bool = False,
 ) -> Samples:
-    """What `facts.read_samples` would return of `num` images with objects of about `typical_px`."""
+    """What `sample_stats.read_samples` would return of `num` images with objects of about `typical_px`."""
     rng = np.random.default_rng(seed)
     rows: list[dict] = []
     for number in range(num):

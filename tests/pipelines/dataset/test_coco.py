@@ -14,6 +14,9 @@ HEIGHT, WIDTH = 40, 50
 RNG = np.random.default_rng(0)
 
 
+CROWD = {"size": [HEIGHT, WIDTH], "counts": [100, 300, HEIGHT * WIDTH - 400]}  # of its class as any other
+
+
 def coco(**changes):
     """Two images, one of them empty, and two categories whose ids do not begin at 1."""
     content = {
@@ -23,7 +26,7 @@ def coco(**changes):
         ],
         "annotations": [
             {"id": 1, "image_id": 7, "category_id": 90, "segmentation": [[5, 5, 20, 5, 20, 20, 5, 20]]},
-            {"id": 2, "image_id": 7, "category_id": 3, "segmentation": [[10, 10, 30, 10, 30, 30, 10, 30]]},
+            {"id": 2, "image_id": 7, "category_id": 3, "iscrowd": 1, "segmentation": CROWD},
         ],
         "categories": [{"id": 90, "name": "nucleus"}, {"id": 3, "name": "membrane"}],
     }
@@ -62,41 +65,21 @@ def test_run_lengths_are_read_as_cocos_own_tools_read_them_packed_or_not(tmp_pat
             assert np.array_equal(drawn({"size": [HEIGHT, WIDTH], "counts": lengths.tolist()}, tmp_path), mask)
 
 
-def test_an_image_without_annotations_is_an_empty_mask(tmp_path):
-    drawing = read_annotations([written(tmp_path, coco())], 1, None).drawings["b.png"]
-    assert list(draw(drawing, tmp_path / "b.png", HEIGHT, WIDTH)) == []
-
-
 @pytest.mark.parametrize(
-    ("num_classes", "classes", "indices"),
+    ("num_classes", "classes", "multilabel", "indices"),
     [
-        (1, None, [1, 1]),
-        (1, ("nucleus", "membrane"), [1, 1]),
-        (3, None, [2, 1]),  # by the order of the categories' ids
-        (3, ("nucleus", "membrane"), [1, 2]),
-        (3, ("membrane", "nucleus"), [2, 1]),
+        (1, None, False, [1, 1]),
+        (1, ("nucleus", "membrane"), False, [1, 1]),
+        (3, None, False, [2, 1]),  # by the order of the categories' ids
+        (3, ("nucleus", "membrane"), False, [1, 2]),
+        (3, ("membrane", "nucleus"), False, [2, 1]),
+        (2, ("nucleus", "membrane"), True, [1, 2]),  # the background is no label
     ],
 )
-def test_categories_are_foreground_or_class_indices_by_name_or_by_id(tmp_path, num_classes, classes, indices):
-    drawing = read_annotations([written(tmp_path, coco())], num_classes, classes).drawings["a.png"]
-    assert [shape.class_index for shape in drawing.shapes] == indices
-
-
-def test_labels_take_the_places_of_class_indices_and_the_background_is_none_of_them(tmp_path):
-    path = written(tmp_path, coco())
-    drawing = read_annotations([path], 2, ("nucleus", "membrane"), multilabel=True).drawings["a.png"]
-    assert [shape.class_index for shape in drawing.shapes] == [1, 2]
-    with pytest.raises(FileError, match=r"found 2 categories; expected 3, as prepare\.num_classes = 3 counts labels"):
-        read_annotations([path], 3, None, multilabel=True)
-
-
-def test_a_crowd_region_is_of_its_class_as_any_other(tmp_path):
-    content = coco()
-    region = {"size": [HEIGHT, WIDTH], "counts": [100, 300, HEIGHT * WIDTH - 400]}
-    content["annotations"] = [{"id": 1, "image_id": 7, "category_id": 3, "iscrowd": 1, "segmentation": region}]
-    drawing = read_annotations([written(tmp_path, content)], 1, None).drawings["a.png"]
-    [(_, inside)] = draw(drawing, tmp_path / "a.png", HEIGHT, WIDTH)
-    assert inside.sum() == 300
+def test_categories_are_foreground_or_indices_by_name_or_by_id(tmp_path, num_classes, classes, multilabel, indices):
+    drawings = read_annotations([written(tmp_path, coco())], num_classes, classes, multilabel)[0]
+    assert [shape.class_index for shape in drawings["a.png"].shapes] == indices
+    assert list(draw(drawings["b.png"], tmp_path / "b.png", HEIGHT, WIDTH)) == []  # nothing is drawn on it
 
 
 def test_several_files_are_one_set(tmp_path):
@@ -104,7 +87,7 @@ def test_several_files_are_one_set(tmp_path):
     first["images"], second["images"] = first["images"][:1], second["images"][1:]
     second["annotations"] = []
     paths = [written(tmp_path, first, "1.json"), written(tmp_path, second, "2.json")]
-    assert set(read_annotations(paths, 1, None).drawings) == {"a.png", "b.png"}
+    assert set(read_annotations(paths, 1, None)[0]) == {"a.png", "b.png"}
     with pytest.raises(FileError, match=r"2\.json: found a\.png twice among the images \(also in 1\.json\)"):
         read_annotations([paths[0], written(tmp_path, first, "2.json")], 1, None)
 
@@ -166,22 +149,17 @@ def test_a_file_that_is_no_coco_file_is_refused_by_what_it_lacks(tmp_path, conte
     assert message in str(caught.value)
 
 
-def test_categories_that_do_not_fit_to_the_params_are_refused(tmp_path):
-    path = written(tmp_path, coco())
-    with pytest.raises(FileError, match=r"found 2 categories; expected 3.*set prepare\.num_classes to 3, or to 1"):
-        read_annotations([path], 4, None)
-    with pytest.raises(FileError, match=r"found the categories nucleus, membrane; expected those of prepare\.classes"):
-        read_annotations([path], 3, ("nucleus", "membranes"))
-
-
-def test_an_annotation_of_an_image_that_is_not_listed_is_a_problem_by_its_number(tmp_path):
-    content = coco()
-    content["annotations"][0]["image_id"] = 99
-    found = read_annotations([written(tmp_path, content)], 1, None)
-    ((id, error),) = found.problems
-    assert id == "annotation 1"
-    assert error.reason == "found annotation 1 of the image 99, which is not listed; expected one of its images"
-    assert len(found.drawings["a.png"].shapes) == 1
+@pytest.mark.parametrize(
+    ("num_classes", "classes", "multilabel", "message"),
+    [
+        (4, None, False, r"found 2 categories; expected 3.*set prepare\.num_classes to 3, or to 1"),
+        (3, None, True, r"found 2 categories; expected 3, as prepare\.num_classes = 3 counts labels"),
+        (3, ("nucleus", "membranes"), False, "found the categories nucleus, membrane; expected those of"),
+    ],
+)
+def test_categories_that_do_not_fit_to_the_params_are_refused(tmp_path, num_classes, classes, multilabel, message):
+    with pytest.raises(FileError, match=message):
+        read_annotations([written(tmp_path, coco())], num_classes, classes, multilabel)
 
 
 def test_polygons_without_pycocotools_are_refused_with_what_to_install_and_run_lengths_are_not(tmp_path, monkeypatch):

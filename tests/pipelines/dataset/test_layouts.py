@@ -16,40 +16,52 @@ def touch(root, *names):
         (root / name).write_bytes(b"x")
 
 
-def test_pairs_are_found_by_name_with_subfolders_as_part_of_the_id(tmp_path):
-    touch(tmp_path, "images/b.JPG", "masks/b.png", "images/day 1/a.tif", "masks/day 1/a.png", "manifest.json")
-    samples, problems = find_samples(tmp_path)
-    assert [sample.id for sample in samples] == ["b", "day 1/a"]
-    assert samples[1].image == tmp_path / "images/day 1/a.tif"
-    assert samples[1].masks == (tmp_path / "masks/day 1/a.png",)
+CLASSES = ("nucleus", "membrane")
+# The files, prepare.classes, and the id of each sample with its mask files.
+SETS = {
+    "pairs": (
+        ["images/b.JPG", "masks/b.png", "images/day 1/a.tif", "masks/day 1/a.png", "manifest.json"],
+        None,
+        {"b": ["masks/b.png"], "day 1/a": ["masks/day 1/a.png"]},
+    ),
+    "pairs, with names of classes that are no folders": (
+        ["images/b.tif", "masks/b.png", "images/day 1/a.tif", "masks/day 1/a.png"],
+        CLASSES,
+        {"b": ["masks/b.png"], "day 1/a": ["masks/day 1/a.png"]},
+    ),
+    "BBBC038": (
+        ["s2/images/s2.png", "s2/masks/n2.png", "s2/masks/n1.png", "s1/images/s1.png", "s1/masks/n.png"],
+        None,
+        {"s1": ["s1/masks/n.png"], "s2": ["s2/masks/n1.png", "s2/masks/n2.png"]},
+    ),
+    "classes": (
+        ["images/day 1/b.tif", "masks/membrane/day 1/b.png", "masks/nucleus/day 1/b.tif"],
+        CLASSES,
+        {"day 1/b": ["masks/nucleus/day 1/b.tif", "masks/membrane/day 1/b.png"]},
+    ),
+}
+
+
+@pytest.mark.parametrize(("names", "classes", "expected"), SETS.values(), ids=SETS)
+def test_samples_are_found_with_their_masks_and_subfolders_are_part_of_their_ids(tmp_path, names, classes, expected):
+    touch(tmp_path, *names)
+    samples, problems = find_samples(tmp_path, 3, classes)
     assert problems == []
-
-
-def test_bbbc038_folders_are_samples_with_a_mask_file_a_nucleus(tmp_path):
-    touch(
-        tmp_path,
-        "s2/images/s2.png",
-        "s2/masks/n2.png",
-        "s2/masks/n1.png",
-        "s1/images/s1.png",
-        "s1/masks/n.png",
+    assert [(one.id, [path.relative_to(tmp_path).as_posix() for path in one.masks]) for one in samples] == list(
+        expected.items()
     )
-    samples, problems = find_samples(tmp_path)
-    assert [sample.id for sample in samples] == ["s1", "s2"]
-    assert [path.name for path in samples[1].masks] == ["n1.png", "n2.png"]
-    assert problems == []
+    assert {one.classes for one in samples} == {(1, 2) if "masks/nucleus" in str(expected) else None}
+    assert all(one.image.relative_to(tmp_path).as_posix() in names for one in samples)
 
 
-def test_an_image_without_a_mask_and_a_mask_without_an_image_are_named(tmp_path):
+def test_files_without_a_partner_are_named(tmp_path):
     touch(tmp_path, "images/a.png", "masks/a.png", "images/lonely.png", "masks/ghost.png")
     samples, problems = find_samples(tmp_path)
     assert [sample.id for sample in samples] == ["a"]
-    assert [(one.id, one.file) for one in problems] == [
-        ("ghost", "masks/ghost.png"),
-        ("lonely", "images/lonely.png"),
+    assert [(one.id, one.file, one.reason) for one in problems] == [
+        ("ghost", "masks/ghost.png", "no image images/ghost.<ext>"),
+        ("lonely", "images/lonely.png", "no mask masks/lonely.png"),
     ]
-    assert problems[0].reason.startswith("no image images/ghost.<ext>")
-    assert problems[1].reason.startswith("no mask masks/lonely.png")
 
 
 @pytest.mark.parametrize("names", [("a.png", "a.jpg"), ("a.png", "A.png")])
@@ -89,19 +101,6 @@ def test_a_folder_without_images_or_masks_is_refused(tmp_path, names, message):
         find_samples(tmp_path / "none")
 
 
-CLASSES = ("nucleus", "membrane")
-
-
-def test_with_named_classes_a_sample_has_a_mask_file_for_each_in_their_order(tmp_path):
-    touch(tmp_path, "images/a.tif", "masks/membrane/a.png", "masks/nucleus/a.png")
-    touch(tmp_path, "images/day 1/b.tif", "masks/membrane/day 1/b.png", "masks/nucleus/day 1/b.tif")
-    samples, problems = find_samples(tmp_path, 3, CLASSES)
-    assert [sample.id for sample in samples] == ["a", "day 1/b"]
-    assert samples[1].masks == (tmp_path / "masks/nucleus/day 1/b.tif", tmp_path / "masks/membrane/day 1/b.png")
-    assert {sample.classes for sample in samples} == {(1, 2)}
-    assert problems == []
-
-
 def test_an_image_that_lacks_the_mask_of_a_class_is_set_aside_with_the_file_that_is_missing(tmp_path):
     touch(tmp_path, "images/a.png", "masks/nucleus/a.png", "masks/membrane/a.png")
     touch(tmp_path, "images/b.png", "masks/nucleus/b.png", "masks/membrane/c.png")
@@ -111,14 +110,6 @@ def test_an_image_that_lacks_the_mask_of_a_class_is_set_aside_with_the_file_that
         ("images/b.png", "no mask masks/membrane/b.png"),
         ("masks/membrane/c.png", "no image images/c.<ext>"),
     ]
-
-
-def test_subfolders_of_pairs_are_no_classes_and_names_of_classes_are_no_folders(tmp_path):
-    touch(tmp_path, "images/plate1/a.tif", "masks/plate1/a.png", "images/b.tif", "masks/b.png")
-    for classes in (None, CLASSES):
-        samples, problems = find_samples(tmp_path, 3, classes)
-        assert [(sample.id, sample.classes) for sample in samples] == [("b", None), ("plate1/a", None)]
-        assert problems == []
 
 
 AMBIGUOUS = {
@@ -208,19 +199,19 @@ def volume(path, num_pages, side=4):
 
 
 def test_pages_are_samples_of_the_group_that_is_their_volume(tmp_path):
-    volume(tmp_path / "images/v.tif", 3)
-    volume(tmp_path / "masks/v.tif", 3)
-    volume(tmp_path / "images/flat.tif", 1)
-    volume(tmp_path / "masks/flat.tif", 1)
-    samples, problems = find_samples(tmp_path, pages="slices")
+    for folder in ("images", "masks/nucleus", "masks/membrane"):
+        volume(tmp_path / folder / "v.tif", 2)
+        volume(tmp_path / folder / "flat.tif", 1)
+    samples, problems = find_samples(tmp_path, 3, CLASSES, pages="slices")
     assert [(one.id, one.group, one.page) for one in samples] == [
         ("flat", None, None),
         ("v@0001", "v", 1),
         ("v@0002", "v", 2),
-        ("v@0003", "v", 3),
     ]
+    assert {(len(one.masks), one.classes) for one in samples} == {(2, (1, 2))}
     assert problems == []
-    assert [sample.id for sample in find_samples(tmp_path)[0]] == ["flat", "v"]  # refused when they are decoded
+    whole, _ = find_samples(tmp_path, 3, CLASSES)
+    assert [one.id for one in whole] == ["flat", "v"]  # refused when they are decoded
 
 
 def test_a_volume_whose_mask_has_other_pages_is_set_aside_with_both_counts(tmp_path):
@@ -236,16 +227,6 @@ def test_a_volume_whose_mask_has_other_pages_is_set_aside_with_both_counts(tmp_p
         ("masks/c.tif", "found 3 pages for the 1 pages of c.tif"),
     ]
     assert problems[3].reason.startswith("found a broken file")
-
-
-def test_a_volume_with_a_mask_for_each_class_is_sliced_through_all_of_them(tmp_path):
-    for folder in ("images", "masks/nucleus", "masks/membrane"):
-        volume(tmp_path / folder / "v.tif", 2)
-    samples, _ = find_samples(tmp_path, 3, CLASSES, pages="slices")
-    assert [(one.id, one.page, len(one.masks), one.classes) for one in samples] == [
-        ("v@0001", 1, 2, (1, 2)),
-        ("v@0002", 2, 2, (1, 2)),
-    ]
 
 
 def test_a_volume_cannot_have_annotations(tmp_path):

@@ -6,15 +6,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipelines.core.params import load_params
 from pipelines.dataset import mask_files
 from pipelines.dataset.coco import Drawing, Shape
 from pipelines.dataset.layouts import Sample, find_samples
-from pipelines.dataset.mask_files import flatness, read_labels, resize_mask
+from pipelines.dataset.mask_files import check_ignore, flatness, read_labels, resize_mask
+from tests.conftest import REPOSITORY
 from tests.unetpp.images.tiffs import write_tiff
-from unetpp.errors import FileError
-from unetpp.images.decode import Limits, decode_image, decode_mask
+from unetpp.errors import FileError, UserError
+from unetpp.images.decode import decode_image, decode_mask
 from unetpp.network.masks import IGNORE
 
+PARAMS = load_params(REPOSITORY / "params.yaml").prepare
 RNG = np.random.default_rng(0)
 PICTURE = RNG.integers(0, 256, (20, 30, 3), np.uint8)
 LEFT, RIGHT = np.zeros((20, 30), np.uint8), np.zeros((20, 30), np.uint8)
@@ -31,7 +34,7 @@ def sample(tmp_path, *masks, image=PICTURE, **more):
 
 
 def read(one, num_classes=1, image=PICTURE, **more):
-    return read_labels(one, image, num_classes, Limits(), **more)
+    return read_labels(one, image, PARAMS.model_copy(update={"num_classes": num_classes} | more))
 
 
 def test_one_file_is_the_mask_and_its_values_are_kept_as_numbers_of_objects(tmp_path):
@@ -72,6 +75,14 @@ def test_a_file_a_class_is_that_class_whatever_its_values_and_the_later_one_lies
 def test_class_indices_of_several_files_are_joined_by_the_higher_one(tmp_path):
     found = read(sample(tmp_path, (LEFT > 0) * np.uint8(2), (RIGHT > 0) * np.uint8(1)), num_classes=3)
     assert np.array_equal(found.mask, np.where(LEFT > 0, 2, (RIGHT > 0) * 1))
+
+
+def test_an_ignore_value_of_shapes_which_have_none_is_refused(tmp_path):
+    drawn = sample(tmp_path, drawing=Drawing(tmp_path / "annotations.json", (30, 20), ()))
+    check_ignore([sample(tmp_path, LEFT), drawn], None)
+    check_ignore([sample(tmp_path, LEFT)], 255)
+    with pytest.raises(UserError, match=r"annotations\.json: found COCO annotations, and prepare\.ignore is 255"):
+        check_ignore([sample(tmp_path, LEFT), drawn], 255)
 
 
 def test_shapes_are_numbered_objects(tmp_path):
@@ -118,18 +129,30 @@ def test_of_classes_that_overlap_the_number_of_pixels_is_known(tmp_path):
     assert read(sample(tmp_path, LEFT, LEFT), num_classes=1).overlap_px == 0
 
 
+INDICES = np.where(RIGHT > 0, 2, (LEFT > 0) * 1).astype(np.uint8)
+WRONG_VALUES = {
+    "a class": (INDICES * 4, 3, False, "value 8; expected 0 to 2", "set prepare.ignore to this value"),
+    "a label": (INDICES * 2, 2, True, "value 4; expected the number of a label", "a folder each, masks/<label>/"),
+    "255 of labels": (LEFT, 2, True, "values 0 and 255 alone", "masks/<label>/"),
+    "255": (LEFT, 200, False, "values 0 and 255 alone", "set prepare.num_classes to 1, or write class indices"),
+    "255 everywhere": (LEFT * 0 + 255, 200, False, "values 0 and 255 alone", "set prepare.num_classes to 1"),
+    "255 and others": (np.where(RIGHT > 0, 3, LEFT), 200, False, "value 255; expected 0 to 199", "correct the mask"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_VALUES.values(), ids=WRONG_VALUES)
+def test_values_that_are_no_class_are_refused_with_what_they_may_be(tmp_path, case):
+    mask, num_classes, multilabel, found, fix = case
+    with pytest.raises(FileError, match=rf"mask0\.png: found the mask {found}") as caught:
+        read(sample(tmp_path, mask.astype(np.uint8)), num_classes, multilabel=multilabel)
+    assert fix in caught.value.fix
+
+
 def test_a_file_of_class_indices_holds_one_label_a_pixel(tmp_path):
-    indices = np.where(RIGHT > 0, 2, (LEFT > 0) * 1).astype(np.uint8)
-    found = read(sample(tmp_path, indices), num_classes=2, multilabel=True)
-    assert np.array_equal(found.mask, indices)  # 1 and 2 are the bits of the first two labels
+    indices = INDICES.copy()
     indices[0, 0] = 3
-    assert read(sample(tmp_path, indices), num_classes=3, multilabel=True).mask[0, 0] == 4
-    with pytest.raises(FileError, match=r"found the mask value 3; expected the number of a label, 0 to 2") as caught:
-        read(sample(tmp_path, indices), num_classes=2, multilabel=True)
-    assert "a folder each, masks/<label>/" in caught.value.fix
-    with pytest.raises(FileError, match=r"0 and 255 alone") as caught:
-        read(sample(tmp_path, LEFT), num_classes=2, multilabel=True)
-    assert "masks/<label>/" in caught.value.fix
+    found = read(sample(tmp_path, indices), num_classes=3, multilabel=True).mask
+    assert np.array_equal(found, np.where(indices == 3, 4, indices))  # the bits of the first three labels
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
@@ -154,12 +177,6 @@ def test_pixels_of_the_ignore_value_are_ignored_and_all_others_are_as_without_it
         assert np.array_equal(one[..., ~unknown], other[..., ~unknown])
     same = read(sample(tmp_path, *plain, classes=classes), num_classes, ignore=ignore, **more)
     assert np.array_equal(same.mask, without.mask)
-
-
-def test_the_ignore_value_is_offered_where_a_value_is_no_class(tmp_path):
-    with pytest.raises(FileError, match="found the mask value 9") as caught:
-        read(sample(tmp_path, np.where(LEFT > 0, 9, 1).astype(np.uint8)), num_classes=3)
-    assert "set prepare.ignore to this value" in caught.value.fix
 
 
 TASKS = [("binary", 1, False), ("classes", 4, False), ("labels", 3, True)]
@@ -205,16 +222,6 @@ def test_a_mask_page_is_that_of_its_image(tmp_path):
     for page, mask in ((1, LEFT), (2, RIGHT)):
         one = Sample("a", tmp_path / "image.tif", (tmp_path / "mask.tif",), page=page)
         assert np.array_equal(read(one).mask, mask > 0)
-
-
-@pytest.mark.parametrize("values", [(0, 255), (255, 255)])
-def test_0_and_255_alone_are_told_from_other_values_that_are_no_class(tmp_path, values):
-    mask = np.where(LEFT > 0, values[1], values[0]).astype(np.uint8)
-    with pytest.raises(FileError, match=r"mask0\.png: found the mask values 0 and 255 alone") as caught:
-        read(sample(tmp_path, mask), num_classes=200)
-    assert caught.value.fix == "set prepare.num_classes to 1, or write class indices"
-    with pytest.raises(FileError, match=r"found the mask value 255; expected 0 to 199"):
-        read(sample(tmp_path, np.where(RIGHT > 0, 3, mask).astype(np.uint8)), num_classes=200)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])

@@ -1,6 +1,5 @@
 """Splits: a function of the data alone. Adding files moves no old one, but for near-duplicates, toward test."""
 
-import csv
 import re
 
 import numpy as np
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 from pipelines.core.data_sections import Shares
 from pipelines.core.params import load_params
 from pipelines.dataset.splits import SPLITS, check_apart, find_split, join, place, position
+from pipelines.dataset.tables import write_rows
 from tests.conftest import REPOSITORY
 from unetpp.data.arrow_split import SplitWriter
 from unetpp.errors import UserError
@@ -157,12 +157,8 @@ def written(tmp_path):
             with SplitWriter(tmp_path / f"{split}.arrow") as writer:
                 for id in sorted(id for id, where in arrow.items() if where == split):
                     writer.add(id, "kind", np.zeros((2, 2, 1), np.uint8), np.zeros((2, 2), np.uint8))
-        for name, rows in (
-            ("split", [("id", "split"), *table.items()]),
-            ("duplicates", [("id", "other", "distance", "correlation"), *duplicates]),
-        ):
-            with (tmp_path / f"{name}.csv").open("w", newline="") as file:
-                csv.writer(file).writerows(rows)
+        write_rows(tmp_path / "split.csv", ("id", "split"), table.items())
+        write_rows(tmp_path / "duplicates.csv", ("id", "other", "distance", "correlation"), duplicates)
         return tmp_path
 
     return write

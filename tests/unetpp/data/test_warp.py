@@ -76,11 +76,4 @@ def test_half_of_the_samples_stay_as_they_are_and_a_draw_is_a_function_of_its_ke
     same = [np.array_equal(a, Crops(24)(image, mask, key)[0]) for a, key in zip(first, keys, strict=True)]
     assert 0.4 < np.mean(same) < 0.6
     assert len({one.tobytes() for one in first}) > 150  # unturned crops have 81 places
-
-
-def test_no_limits_change_nothing():
-    image = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
-    mask = disc(32, (10, 20)).astype(np.uint8)
-    for epoch in range(8):
-        key = (0, epoch, "x")
-        assert np.array_equal(Warp(Crops(24))(image, mask, key)[0], Crops(24)(image, mask, key)[0])
+    assert np.array_equal(Warp(Crops(24))(image, mask, keys[0])[0], Crops(24)(image, mask, keys[0])[0])  # no limits

@@ -30,12 +30,6 @@ def test_scores_equal_those_of_distance_transforms(seed, tolerance_px):
     assert found == pytest.approx(reference(hat, true, tolerance_px))
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_boundary_is_what_an_erosion_takes_away(seed):
-    plane = blobs(seed)
-    np.testing.assert_array_equal(find_boundary(plane), plane & ~ndimage.binary_erosion(plane))
-
-
 def test_a_square_moved_by_two_pixels_is_within_two_and_not_within_one():
     plane = np.zeros((30, 30), bool)
     plane[5:15, 5:15] = True
