@@ -37,8 +37,8 @@ class Names:
 
     def __init__(self, where: str, what: str, advice: str):
         self._where, self._what, self._advice = where, what, advice
-        self._seen: dict[str, str] = {}
-        self._files: dict[str, str] = {}
+        self._seen: dict[str, str] = {}  # files without their case
+        self._files: list[PurePosixPath] = []
 
     def refuse(self, name: str, reason: str) -> UserError:
         return UserError(f"{self._where}: {self._what} {name!r} {reason}; {self._advice}")
@@ -64,20 +64,22 @@ class Names:
         Raises:
             UserError: it clashes with another one where case is ignored.
         """
-        other = self._seen.setdefault(str(path).casefold(), name)
-        if str(path) in self._files or other != name:
+        key = str(path).casefold()
+        if key in self._seen:
             raise UserError(
-                f"{self._where}: {self._what} {name!r} clashes with {other!r} where case is ignored; rename one"
+                f"{self._where}: {self._what} {name!r} clashes with {self._seen[key]!r} where case is ignored; rename "
+                "one"
             )
-        self._files[str(path)] = name
+        self._seen[key] = name
+        self._files.append(path)
 
     def check_folders(self) -> None:
         """Refuse a file that is also the folder of another."""
         for name in self._files:
-            for parent in PurePosixPath(name).parents:
-                if str(parent).casefold() in self._seen:
+            for parent in map(str, name.parents):
+                if parent.casefold() in self._seen:
                     raise UserError(
-                        f"{self._where}: {self._what} {str(parent)!r} is a file and also the folder of {name!r}"
+                        f"{self._where}: {self._what} {parent!r} is a file and also the folder of {str(name)!r}"
                     )
 
 

@@ -9,8 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from pipelines.storage.node_cache import fetch, find_file, share
 from pipelines.storage.places import Place
 from tests.conftest import REPOSITORY
 from tests.servers import Answer, Request
+from tests.waiting import wait_for
 from unetpp.data.arrow_split import Split, read_manifest
 from unetpp.errors import UserError
 
@@ -107,13 +106,6 @@ def start_process(node: Node) -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, "-c", SCRIPT, json.dumps(node.shared)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    give_up = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < give_up
-        time.sleep(0.05)
 
 
 def test_a_fetcher_that_is_killed_hands_over_to_the_one_that_waits(s3_node, bucket):

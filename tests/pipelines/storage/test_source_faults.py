@@ -116,6 +116,11 @@ def device_in_a_tar(world):
     return world.tar((special("images/null.png", tarfile.CHRTYPE), b""))
 
 
+@fault(r"a\.tar\.gz: entry 'images/a\.png' clashes with 'images/a\.png'")
+def the_same_name_twice_in_a_tar(world):
+    return world.tar(("images/a.png", b"x"))
+
+
 @fault(r"a\.tar: found no whole tar file \(found no end mark at byte \d+: it is cut or damaged\)")
 def tar_cut_between_two_entries(world):
     path = write_tar(world.folder / "a.tar", PAIR.items(), "w")
