@@ -121,7 +121,7 @@ def test_a_wrong_sha256_leaves_the_old_data_as_they_were(site, tmp_path):
     assert raw(tmp_path) == PAIR | NOISE
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("end", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.nightly)])
 def test_a_killed_run_asks_only_for_the_rest(site, tmp_path, end):
     whole, hold = site.answer, threading.Event()
     site.answer = lambda request, body: replace(whole(request, body), cut=500_000, hold=hold)

@@ -85,7 +85,7 @@ def test_four_processes_at_once_are_one_read_of_the_storage(s3_node, bucket):
     processes = [context.Process(target=ask, args=(s3_node.shared, start, results)) for _ in range(4)]
     for process in processes:
         process.start()
-    answers = [results.get(timeout=60) for _ in processes]
+    answers = [results.get(timeout=300) for _ in processes]
     for process in processes:
         process.join(30)
         assert process.exitcode == 0

@@ -276,6 +276,7 @@ def test_the_real_sample_is_the_same_data_by_every_way(bucket, tmp_path, shared_
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.shared_data
 def test_the_whole_real_set_is_the_same_data_by_every_way_on_any_number_of_processes(
     bucket, tmp_path, shared_data, monkeypatch
