@@ -46,7 +46,7 @@ setup: .venv/installed ## .venv with every package pinned
 
 lock:            ## requirements.lock anew from pyproject.toml
 	@rm -f requirements.lock
-	@$(FIND_LINKS) uv pip compile --quiet pyproject.toml --all-extras --python-version 3.11 --no-header --no-annotate --output-file requirements.lock
+	@$(FIND_LINKS) uv pip compile --quiet pyproject.toml --all-extras --python-version 3.11.4 --no-header --no-annotate --output-file requirements.lock
 	@sed -i 's/^\(torch==[0-9.]*\)+cpu$$/\1/' requirements.lock
 
 clean:           ## what the stages made, downloads and unfinished runs; .venv and DVC's cache stay

@@ -4,17 +4,16 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import psutil
 import requests
 
-from tests.servers import free_port
+from tests.servers import free_port, listens
+from tests.waiting import wait_for
 from unetpp.offline import TELEMETRY_OFF
 
 
@@ -45,7 +44,7 @@ class RayCluster:
         resources = '--resources={"trial_driver": 100}'
         try:
             self._start(*head, f"--num-cpus={cpus}", resources, f"--temp-dir={self._folder}")
-            self._wait_for_port(dashboard)
+            wait_for(lambda: listens(dashboard), self.nodes[0], self._folder / "node-0.log")
             for _ in range(num_nodes - 1):
                 self.add_node(cpus)
             self.wait_for_nodes(num_nodes)
@@ -59,19 +58,19 @@ class RayCluster:
 
     def wait_for_nodes(self, number: int) -> None:
         """Until so many nodes are alive, as the dashboard says."""
-        alive = 0
-        for _ in range(300):
-            alive = sum(node["state"] == "ALIVE" for node in self._known())
-            if alive == number:
-                return
-            time.sleep(0.2)
-        raise TimeoutError(f"{alive} of {number} nodes; " + (self._folder / f"node-{number - 1}.log").read_text())
+        log = self._folder / f"node-{number - 1}.log"
+        wait_for(lambda: sum(node["state"] == "ALIVE" for node in self._known()) == number, log=log)
 
     def _known(self) -> list[dict]:
         """The nodes that there are and that there were, as the dashboard has them; none where it does not answer."""
         headers = {"Authorization": f"Bearer {Path(self.env['RAY_AUTH_TOKEN_PATH']).read_text()}"}
         answer = requests.get(f"{self.address}/api/v0/nodes?detail=1", headers=headers, timeout=10)
         return answer.json()["data"]["result"]["result"] if answer.ok else []
+
+    def trials(self) -> list[int]:
+        """The ids of the processes that run a trial of Ray Tune now."""
+        running = [process for node in self.nodes for process in _family(node.pid) if process.is_running()]
+        return [process.pid for process in running if "ImplicitFunc" in " ".join(process.cmdline()[:1])]
 
     def drain_node(self, number: int, notice_s: int) -> None:
         """Tell Ray, as a cloud's provider does, that a node is going to be taken away."""
@@ -86,15 +85,6 @@ class RayCluster:
         command += ["--node-ip-address=127.0.0.1", "--object-store-memory=200000000", *arguments]
         with open(self._folder / f"node-{len(self.nodes)}.log", "w") as log:
             self.nodes.append(subprocess.Popen(command, env=self.env, stdout=log, stderr=log, start_new_session=True))
-
-    def _wait_for_port(self, port: int) -> None:
-        for _ in range(600):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    return
-            assert self.nodes[0].poll() is None, (self._folder / "node-0.log").read_text()
-            time.sleep(0.2)
-        raise TimeoutError((self._folder / "node-0.log").read_text())
 
     def kill_node(self, number: int) -> None:
         """SIGKILL of a node's raylet and all that runs under it."""

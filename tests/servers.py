@@ -1,21 +1,18 @@
-"""Real servers on loopback: an S3 store (moto), HTTP, a proxy that breaks what it passes on, a Ray cluster."""
+"""Real servers on loopback: an S3 store (moto), HTTP, a proxy that breaks what it passes on."""
 
 import http.client
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import psutil
+from tests.waiting import wait_for
 
 PAGE = 50  # keys in a page of a listing
 
@@ -24,6 +21,12 @@ def free_port() -> int:
     """A port of loopback where nobody listens."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         return free.getsockname()[1]
+
+
+def listens(port: int) -> bool:
+    """Whether somebody listens on a port of loopback."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @dataclass(frozen=True)
@@ -156,88 +159,13 @@ class Moto:
         environment = os.environ | {"MOTO_S3_DEFAULT_MAX_KEYS": str(PAGE)}
         command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
         self._process = subprocess.Popen(command, stdout=self._log, stderr=subprocess.STDOUT, env=environment)
-        for _ in range(600):
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                return
-            except OSError:
-                assert self._process.poll() is None, log.read_text()
-                time.sleep(0.1)
-        self.close()
-        raise TimeoutError(log.read_text())
+        try:
+            wait_for(lambda: listens(port), self._process, log)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         self._process.terminate()
         self._process.wait(20)
         self._log.close()
-
-
-class TwoNodes:
-    """A Ray cluster of two nodes with one core each: two `ray start`, all of whose processes end with `close`."""
-
-    def __init__(self):
-        self._folder = tempfile.TemporaryDirectory(prefix="ray", dir="/tmp")  # short: sockets lie in it
-        kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-        quiet = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": self._folder.name}
-        self.environment = kept | quiet
-        self._nodes: list[subprocess.Popen] = []
-
-    def start(self) -> None:
-        """Wait for both nodes; `environment` is then the one that finds them."""
-        port, client = free_port(), free_port()
-        address = f"127.0.0.1:{port}"
-        try:
-            self._node(
-                "head", "--head", f"--port={port}", f"--ray-client-server-port={client}", "--include-dashboard=false"
-            )
-            self._node("second", f"--address={address}")
-        except BaseException:
-            self.close()
-            raise
-        self.environment["RAY_ADDRESS"] = address
-
-    def _node(self, name: str, *arguments: str) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "ray.scripts.scripts",
-            "start",
-            "--block",
-            "--disable-usage-stats",
-            "--num-cpus=1",
-        ]
-        command += ["--node-ip-address=127.0.0.1", f"--dashboard-agent-listen-port={free_port()}"]
-        command += ['--resources={"trial_driver": 10}', "--object-store-memory=100000000", *arguments]
-        if name == "head":
-            command.append(f"--temp-dir={self._folder.name}")
-        log = Path(self._folder.name) / f"{name}.log"
-        with log.open("w") as file:
-            node = subprocess.Popen(
-                command, env=self.environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
-            )
-        self._nodes.append(node)
-        give_up = time.monotonic() + 200
-        while "Ray runtime started" not in log.read_text():
-            assert node.poll() is None, log.read_text()
-            assert time.monotonic() < give_up, log.read_text()
-            time.sleep(0.2)
-
-    def trials(self) -> list[int]:
-        """The ids of the processes that run a trial of Ray Tune now."""
-        mine = [child for node in self._nodes for child in psutil.Process(node.pid).children(recursive=True)]
-        return [one.pid for one in mine if one.is_running() and "ImplicitFunc" in " ".join(one.cmdline()[:1])]
-
-    def close(self) -> None:
-        mine = [child for node in self._nodes for child in psutil.Process(node.pid).children(recursive=True)]
-        for node in self._nodes[::-1]:
-            node.terminate()
-        for node in self._nodes:
-            try:
-                node.wait(10)
-            except subprocess.TimeoutExpired:
-                os.killpg(node.pid, signal.SIGKILL)
-                node.wait()
-        _, left = psutil.wait_procs(mine, 5)
-        for process in left:
-            process.kill()
-        self._folder.cleanup()

@@ -3,7 +3,6 @@
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -11,7 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.servers import free_port
+from tests.servers import free_port, listens
+from tests.waiting import wait_for
 
 HELP = "no PostgreSQL server on this machine (on Debian: apt-get install postgresql)"
 
@@ -95,15 +95,11 @@ class MlflowServer:
         self._process = subprocess.Popen(
             command, cwd=folder, stdout=self._log, stderr=subprocess.STDOUT, env=env, start_new_session=True
         )
-        for _ in range(1800):
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                return
-            except OSError:
-                assert self._process.poll() is None, (folder / "server.log").read_text()
-                time.sleep(0.1)
-        self.close()
-        raise TimeoutError((folder / "server.log").read_text())
+        try:
+            wait_for(lambda: listens(port), self._process, folder / "server.log", timeout_s=180)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         os.killpg(self._process.pid, 15)  # its own session: the server and its worker

@@ -37,8 +37,8 @@ class Names:
 
     def __init__(self, where: str, what: str, advice: str):
         self._where, self._what, self._advice = where, what, advice
-        self._seen: dict[str, str] = {}
-        self._files: dict[str, str] = {}
+        self._seen: dict[str, str] = {}  # files without their case
+        self._files: list[PurePosixPath] = []
 
     def refuse(self, name: str, reason: str) -> UserError:
         return UserError(f"{self._where}: {self._what} {name!r} {reason}; {self._advice}")
@@ -64,42 +64,44 @@ class Names:
         Raises:
             UserError: it clashes with another one where case is ignored.
         """
-        other = self._seen.setdefault(str(path).casefold(), name)
-        if str(path) in self._files or other != name:
+        key = str(path).casefold()
+        if key in self._seen:
             raise UserError(
-                f"{self._where}: {self._what} {name!r} clashes with {other!r} where case is ignored; rename one"
+                f"{self._where}: {self._what} {name!r} clashes with {self._seen[key]!r} where case is ignored; rename "
+                "one"
             )
-        self._files[str(path)] = name
+        self._seen[key] = name
+        self._files.append(path)
 
     def check_folders(self) -> None:
         """Refuse a file that is also the folder of another."""
         for name in self._files:
-            for parent in PurePosixPath(name).parents:
-                if str(parent).casefold() in self._seen:
+            for parent in map(str, name.parents):
+                if parent.casefold() in self._seen:
                     raise UserError(
-                        f"{self._where}: {self._what} {str(parent)!r} is a file and also the folder of {name!r}"
+                        f"{self._where}: {self._what} {parent!r} is a file and also the folder of {str(name)!r}"
                     )
 
 
-class _Budget:
-    """What an archive may grow to, entry by entry."""
+class _Entries(Names):
+    """The names of an archive, and what its entries may grow to."""
 
-    def __init__(self, path: Path, where: str, names: Names):
-        self._where, self._names = where, names
+    def __init__(self, path: Path, where: str, kind: str):
+        super().__init__(where, "entry", f"pack the {kind} again without it")
         self._packed = max(1, path.stat().st_size)
-        self.total = self._count = 0
+        self._total = self._count = 0
 
     def spend(self, name: str, size: int) -> None:
         self._count += 1
-        self.total += size
+        self._total += size
         if self._count > MAX_ENTRIES:
             raise UserError(f"{self._where}: found more than {MAX_ENTRIES} entries; split it")
         if size > MAX_ENTRY_BYTES:
-            raise self._names.refuse(name, f"declares {size} bytes, more than {MAX_ENTRY_BYTES}")
-        ratio = self.total / self._packed
-        if self.total > MAX_TOTAL_BYTES or (self.total > RATIO_MATTERS_BYTES and ratio > MAX_RATIO):
+            raise self.refuse(name, f"declares {size} bytes, more than {MAX_ENTRY_BYTES}")
+        ratio = self._total / self._packed
+        if self._total > MAX_TOTAL_BYTES or (self._total > RATIO_MATTERS_BYTES and ratio > MAX_RATIO):
             raise UserError(
-                f"{self._where}: entries would grow to {self.total} bytes, {ratio:.0f} times the archive, up to "
+                f"{self._where}: entries would grow to {self._total} bytes, {ratio:.0f} times the archive, up to "
                 f"{name!r}; expected at most {MAX_TOTAL_BYTES} bytes and {MAX_RATIO} times: {UNPACK}"
             )
 
@@ -110,21 +112,20 @@ class Zip:
     def __init__(self, path: Path, where: str):
         self._path, self._where = path, where
         self._archive = zipfile.ZipFile(path)
-        names = Names(where, "entry", "pack the zip again without it")
-        budget = _Budget(path, where, names)
+        entries = _Entries(path, where, "zip")
         self._entries: dict[PurePosixPath, zipfile.ZipInfo] = {}
         for info in self._archive.infolist():
             # As stored: ZipInfo.filename is already cut at a NUL byte.
-            name = names.check(info.orig_filename)
+            name = entries.check(info.orig_filename)
             if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise names.refuse(info.filename, "is a link or a device, not a file")
+                raise entries.refuse(info.filename, "is a link or a device, not a file")
             if info.flag_bits & 0x1:
-                raise names.refuse(info.filename, "is encrypted")
-            budget.spend(info.filename, info.file_size)
+                raise entries.refuse(info.filename, "is encrypted")
+            entries.spend(info.filename, info.file_size)
             if not info.is_dir() and not is_junk(name):
-                names.add(name, info.filename)
+                entries.add(name, info.filename)
                 self._entries[name] = info
-        names.check_folders()
+        entries.check_folders()
         self.sizes = {name: info.file_size for name, info in self._entries.items()}
 
     def extract(self, targets: Mapping[PurePosixPath, Path]) -> None:
@@ -143,21 +144,20 @@ class Tar:
 
     def __init__(self, path: Path, where: str):
         self._path, self._where = path, where
-        names = Names(where, "entry", "pack the tar again without it")
-        budget = _Budget(path, where, names)
+        entries = _Entries(path, where, "tar")
         self.sizes: dict[PurePosixPath, int] = {}
         for member in self._members():
-            name = names.check(member.name)
+            name = entries.check(member.name)
             if not (member.isreg() or member.isdir()):
                 kind = "a symbolic link" if member.issym() else "a hard link" if member.islnk() else "a device or pipe"
-                raise names.refuse(member.name, f"is {kind}, not a file")
+                raise entries.refuse(member.name, f"is {kind}, not a file")
             if member.issparse():
-                raise names.refuse(member.name, "is sparse: it declares bytes that the archive does not hold")
-            budget.spend(member.name, member.size)
+                raise entries.refuse(member.name, "is sparse: it declares bytes that the archive does not hold")
+            entries.spend(member.name, member.size)
             if member.isreg() and not is_junk(name):
-                names.add(name, member.name)
+                entries.add(name, member.name)
                 self.sizes[name] = member.size
-        names.check_folders()
+        entries.check_folders()
 
     def _members(self) -> Iterator[tarfile.TarInfo]:
         with _open_packed(self._path) as file, tarfile.open(fileobj=cast(IO[bytes], _Bounded(file)), mode="r:") as tar:

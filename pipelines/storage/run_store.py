@@ -13,14 +13,7 @@ from pipelines.core.data_sections import S3
 from pipelines.core.params import Params
 from pipelines.storage.places import Place, open_place
 from unetpp.errors import UserError
-from unetpp.training.checkpoint import (
-    MANIFEST,
-    STATE,
-    DamagedCheckpointError,
-    from_bytes,
-    name_of,
-    to_bytes,
-)
+from unetpp.training.checkpoint import MANIFEST, STATE, DamagedCheckpointError, from_bytes, name_of, to_bytes
 
 STOP = "stop"  # a file beside the checkpoints: asks the processes to stop
 BEGUN = "begun"  # another: by it they see that they look at the same place as the stage

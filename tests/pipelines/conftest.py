@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from pipelines.ingest import ingest
 from pipelines.prepare import prepare
 from tests.pipelines.dataset.made import make_fingerprint, make_samples
 from tests.pipelines.storage.buckets import Bucket
+from tests.waiting import wait_for
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL = {
@@ -68,11 +68,8 @@ class Project:
 
     def wait_for(self, process: subprocess.Popen, stage: str, *patterns: str, timeout_s: int = 400) -> None:
         """Until a started stage has printed what all of these regular expressions find."""
-        give_up = time.monotonic() + timeout_s
-        while not all(re.search(pattern, self.log(stage)) for pattern in patterns):
-            assert process.poll() is None, self.log(stage)
-            assert time.monotonic() < give_up, self.log(stage)
-            time.sleep(0.02)
+        log = self.folder / f"{stage}.log"
+        wait_for(lambda: all(re.search(pattern, log.read_text()) for pattern in patterns), process, log, timeout_s)
 
     def run(self, stage: str, *arguments: str, expect: int = 0, timeout_s: int = 900) -> str:
         """Run a stage to its end and return what it printed."""

@@ -3,22 +3,16 @@
 import json
 import shutil
 import sys
-from pathlib import Path
 
 import pytest
 
 from pipelines.core.checksums import sha256
 from pipelines.core.command import run_command
-from pipelines.core.params import load_params
 from pipelines.ingest import ingest, main
+from tests.conftest import REPOSITORY
+from tests.pipelines.storage.sources import INGEST, PAIR, located, write_folder
 
-PARAMS_FILE = Path(__file__).parents[2] / "params.yaml"
-PARAMS = load_params(PARAMS_FILE).ingest
-SMALL = PARAMS.model_copy(update={"synthetic": PARAMS.synthetic.model_copy(update={"num_images": 4, "size_px": 48})})
-
-
-def located(kind, location):
-    return PARAMS.model_copy(update={"kind": kind, "location": str(location)})
+SMALL = INGEST.model_copy(update={"synthetic": INGEST.synthetic.model_copy(update={"num_images": 4, "size_px": 48})})
 
 
 def test_the_same_source_gives_the_same_bytes(tmp_path):
@@ -30,14 +24,7 @@ def test_the_same_source_gives_the_same_bytes(tmp_path):
 def test_the_manifest_lists_every_file_with_its_size_and_hash(tmp_path):
     ingest(SMALL, tmp_path / "raw")
     manifest = json.loads((tmp_path / "raw/manifest.json").read_text())
-    assert manifest["source"] == {
-        "kind": "synthetic",
-        "location": None,
-        "num_images": 4,
-        "size_px": 48,
-        "seed": 0,
-        "masks": "instances",
-    }
+    assert manifest["source"] == {"kind": "synthetic", "location": None} | SMALL.synthetic.model_dump()
     keys = [file["key"] for file in manifest["files"]]
     assert keys == sorted(keys)
     assert len(keys) == 8
@@ -48,12 +35,9 @@ def test_the_manifest_lists_every_file_with_its_size_and_hash(tmp_path):
 
 
 def test_the_order_in_which_files_were_made_does_not_matter(tmp_path):
-    ingest(SMALL, tmp_path / "raw")
-    for number, reverse in enumerate((False, True)):
-        for path in sorted((tmp_path / "raw").rglob("*.png"), reverse=reverse):
-            target = tmp_path / "one" / path.relative_to(tmp_path / "raw")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
+    files = PAIR | {f"images/{number}.png": PAIR["images/a.png"] for number in range(9)}
+    for number, order in enumerate((sorted(files), sorted(files, reverse=True))):
+        write_folder(tmp_path / "one", {name: files[name] for name in order})
         ingest(located("folder", tmp_path / "one"), tmp_path / str(number))
         shutil.rmtree(tmp_path / "one")
     assert sha256(tmp_path / "0/manifest.json") == sha256(tmp_path / "1/manifest.json")
@@ -69,7 +53,7 @@ def test_a_source_that_fails_leaves_the_old_files_as_they_were(tmp_path):
 
 
 def test_the_command_ends_a_mistake_with_one_message_and_exit_code_2(tmp_path, monkeypatch, capsys):
-    text = PARAMS_FILE.read_text().replace("kind: synthetic ", "kind: folder ")
+    text = (REPOSITORY / "params.yaml").read_text().replace("kind: synthetic ", "kind: folder ")
     (tmp_path / "params.yaml").write_text(text.replace("location: null", "location: missing/data"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["ingest", "--out", "data/raw", "--cache", "data/cache"])

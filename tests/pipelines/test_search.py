@@ -32,7 +32,7 @@ from pipelines.tuning.ray_tune import in_order, read_trial, why_failed
 from pipelines.tuning.space import decode, read_space
 from pipelines.tuning.trials import settings_of, trial_rows
 from tests.pipelines.tuning.spaces import command, declared
-from tests.servers import TwoNodes
+from tests.ray_cluster import RayCluster
 from unetpp.errors import UserError
 from unetpp.training.checkpoint import load_checkpoint, save_checkpoint
 
@@ -297,18 +297,17 @@ def test_train_begins_anew_where_there_was_no_trial_and_not_where_its_weights_ar
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[TwoNodes]:
+def cluster() -> Iterator[RayCluster]:
     """A cluster of two nodes of one core each on this machine."""
-    nodes = TwoNodes()
-    nodes.start()
+    nodes = RayCluster(num_nodes=2, cpus=1)
     yield nodes
     nodes.close()
 
 
 @pytest.fixture
-def two_nodes(cluster, project) -> TwoNodes:
+def two_nodes(cluster, project) -> RayCluster:
     """The project's stages run on two nodes."""
-    project.environment = cluster.environment
+    project.environment = cluster.env | {"RAY_ADDRESS": cluster.driver_address}
     return cluster
 
 

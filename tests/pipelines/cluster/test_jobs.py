@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -154,10 +153,9 @@ def test_a_stage_runs_as_a_job_on_two_nodes_with_a_token(project, cluster):
     sent = run(project, environment)
     lines = []
     for line in sent.stdout:
-        lines.append(line)
-        if line.startswith("job ") and "was sent" in line:
-            time.sleep(3)
+        if lines and "was sent" in lines[-1]:  # its log begins
             os.killpg(sent.pid, signal.SIGINT)
+        lines.append(line)
     sent.stdout.close()
     assert sent.wait() == 130, "".join(lines)
     assert "stopping job unetpp-train-" in "".join(lines)

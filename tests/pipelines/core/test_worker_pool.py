@@ -13,6 +13,7 @@ import pytest
 from pipelines.core import worker_pool
 from pipelines.core.worker_pool import Died, answers
 from tests.conftest import REPOSITORY
+from tests.waiting import wait_for
 
 
 def square(folder, item):
@@ -69,8 +70,7 @@ def test_an_item_that_never_ends_is_ended(monkeypatch):
 
 def wait_for_answers(reader) -> None:
     """Until no process of a reader that was left alone has anything to do."""
-    while not all(worker.connection.poll(0.1) for worker in reader.gi_frame.f_locals["workers"]):
-        pass
+    wait_for(lambda: all(worker.connection.poll() for worker in reader.gi_frame.f_locals["workers"]))
 
 
 def test_a_slow_reader_does_not_take_an_answer_for_a_stall(monkeypatch):
@@ -110,9 +110,7 @@ def test_no_process_outlives_a_killed_parent(tmp_path):
     )
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment)
-    while len(list(tmp_path.iterdir())) < 2:
-        assert process.poll() is None
-        time.sleep(0.05)
+    wait_for(lambda: len(list(tmp_path.iterdir())) == 2, process)
     children = psutil.Process(process.pid).children(recursive=True)
     assert {int(path.name.split()[1]) for path in tmp_path.iterdir()} <= {child.pid for child in children}
     process.kill()

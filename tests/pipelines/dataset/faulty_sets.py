@@ -73,7 +73,7 @@ class FaultySet:
 class Faults:
     """A table of faults: ways to spoil a set, and what becomes of it.
 
-    A way makes `source` of the set that it is given, and returns the params of the stage. It ends, by `outcome`, in
+    A way changes the good set that it is given, and may return other params of the stage. It ends, by `outcome`, in
     "error": prepare is refused with what `message` matches, and nothing is written;
     "quarantine": the sample `odd` alone is set aside, and one of its rows, "file: reason: fix", matches `message`;
     "policy": every sample is read, those of `expect` as it says, and docs/data.md holds the words `message`.
@@ -85,7 +85,7 @@ class Faults:
     def __call__(self, outcome: str, message: str, nightly: bool = False):
         assert outcome in ("error", "quarantine", "policy")
 
-        def add(make: Callable[[FaultySet], Prepare]):
+        def add(make: Callable[[FaultySet], Prepare | None]):
             marks = [pytest.mark.nightly] if nightly else []
             self.rows.append(pytest.param(make, outcome, message, id=make.__name__.replace("_", " "), marks=marks))
             return make
@@ -93,9 +93,10 @@ class Faults:
         return add
 
 
-def check(make: Callable[[FaultySet], Prepare], outcome: str, message: str, faulty: FaultySet) -> None:
+def check(make: Callable[[FaultySet], Prepare | None], outcome: str, message: str, faulty: FaultySet) -> None:
     """Prepare a set that was spoilt and hold what comes of it against the table."""
-    params, out = make(faulty), faulty.folder / "out"
+    faulty.good()
+    params, out = make(faulty) or PREPARE, faulty.folder / "out"
     ingest(PARAMS.ingest.model_copy(update={"kind": "folder", "location": str(faulty.source)}), faulty.folder / "raw")
     if outcome == "error":
         with pytest.raises(UserError, match=message):

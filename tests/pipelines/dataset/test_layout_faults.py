@@ -16,34 +16,26 @@ fault = Faults()
 
 @fault("error", r"masks/0000\.png: found a mask that looks like a picture, and 0000\.png in images/ looks")
 def images_and_masks_swapped(faulty):
-    faulty.good()
     (faulty.source / "images").rename(faulty.source / "other")
     (faulty.source / "masks").rename(faulty.source / "images")
     (faulty.source / "other").rename(faulty.source / "masks")
-    return PREPARE
 
 
 @fault("quarantine", r"^masks/odd\.png: found a mask that looks like a pict.*the two swapped\?.*: exchange the two$")
 def one_image_and_its_mask_swapped(faulty):
-    faulty.good()
     faulty.image("odd.png", block(255))
     faulty.mask("odd.png", noise("odd", 1))
-    return PREPARE
 
 
 @fault("quarantine", r"^masks/odd\.png: found a mask of 24x23 px for an image of 24x24 px; .*: export")
 def mask_off_by_one_pixel(faulty):
-    faulty.good()
     faulty.mask("odd.png", block()[1:])
-    return PREPARE
 
 
 @fault("policy", "foreground where it is not 0")
 def mask_of_0_and_255_where_there_is_one_class(faulty):
-    faulty.good()
     faulty.mask("odd.png", block(255))
     faulty.expect(noise("odd"), block(1))
-    return PREPARE
 
 
 @fault("quarantine", r"^masks/odd\.png: found the mask values 0 and 255 alone.*: set prepare\.num_classes to 1")
@@ -62,36 +54,27 @@ def mask_value_off_the_list(faulty):
 
 @fault("policy", "an image without objects")
 def empty_mask(faulty):
-    faulty.good()
     faulty.mask("odd.png", block(0))
     faulty.expect(noise("odd"), block(0))
-    return PREPARE
 
 
 @fault("quarantine", r"^images/Odd\.png: names differ only by case or suffix: .*images/odd\.png: rename one")
 def ids_that_differ_by_case(faulty):
-    faulty.good()
     faulty.image("Odd.png", noise("another"))
-    return PREPARE
 
 
 @fault("quarantine", r"^images/odd\.png: no mask masks/odd\.png: add it or remove the image")
 def image_without_a_mask(faulty):
-    faulty.good()
     (faulty.source / "masks/odd.png").unlink()
-    return PREPARE
 
 
 @fault("quarantine", r"^images/odd\.tif: found 3 pages; expected one: save each page .*prepare\.pages to slices")
 def volume_where_pages_are_refused(faulty):
-    faulty.good()
     write_tiff(faulty.replace_image("odd.tif", noise("odd")), *(noise(f"odd{n}") for n in range(3)))
-    return PREPARE
 
 
 @fault("policy", "each page is a sample")
 def volume_where_pages_are_slices(faulty):
-    faulty.good()
     write_tiff(faulty.replace_image("odd.tif", noise("odd")), *(noise(f"odd{n}", 1, np.uint16) for n in (1, 2, 3)))
     write_tiff(faulty.replace_mask("odd.tif", block()), block(5), block(0), block(9))
     for page, value in ((1, 1), (2, 0), (3, 1)):
@@ -101,7 +84,6 @@ def volume_where_pages_are_slices(faulty):
 
 @fault("quarantine", r"^masks/odd\.tif: found 2 pages for the 3 pages of odd\.tif; .*: export")
 def volume_with_fewer_masks_than_pages(faulty):
-    faulty.good()
     write_tiff(faulty.replace_image("odd.tif", noise("odd")), *(noise(f"odd{n}", 1) for n in range(3)))
     write_tiff(faulty.replace_mask("odd.tif", block()), block(), block())
     return with_params(pages="slices")
@@ -109,7 +91,6 @@ def volume_with_fewer_masks_than_pages(faulty):
 
 @fault("policy", "the later class wins")
 def classes_that_overlap(faulty):
-    faulty.good()
     whole, part = block(255), block(255)
     part[:9] = 0
     for id in [path.stem for path in (faulty.source / "images").iterdir()]:
@@ -122,16 +103,13 @@ def classes_that_overlap(faulty):
 
 @fault("error", r"found a folder of masks for each of nucleus; .*: set prepare\.classes=")
 def classes_that_are_not_named(faulty):
-    faulty.good()
     (faulty.source / "masks").rename(faulty.source / "nucleus")
     (faulty.source / "masks").mkdir()
     (faulty.source / "nucleus").rename(faulty.source / "masks/nucleus")
-    return PREPARE
 
 
-def coco(faulty: FaultySet, **odd) -> Prepare:
+def coco(faulty: FaultySet, **odd) -> None:
     """The good pairs as a COCO set, in which the entry and the only annotation of `odd` are changed."""
-    faulty.good()
     shutil.rmtree(faulty.source / "masks")
     names = sorted(path.name for path in (faulty.source / "images").iterdir())
     images = [{"id": n, "file_name": name, "width": SIDE, "height": SIDE} for n, name in enumerate(names)]
@@ -141,28 +119,28 @@ def coco(faulty: FaultySet, **odd) -> Prepare:
         row |= {key: value for key, value in odd.items() if key in row}
     content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "nucleus"}]}
     (faulty.source / "annotations.json").write_text(json.dumps(content))
-    return PREPARE
 
 
 @fault("policy", "polygons or run lengths")
 def coco_set(faulty):
     faulty.expect(noise("odd"), block())
-    return coco(faulty)
+    coco(faulty)
 
 
 @fault("quarantine", r"^annotations\.json: found annotation 40 of odd\.png with no segmentation.*: correct")
 def coco_annotation_without_a_segmentation(faulty):
-    return coco(faulty, segmentation=[])
+    coco(faulty, segmentation=[])
 
 
 @fault("quarantine", r"^annotations\.json: found annotations for 9x24 px of odd\.png of 24x24 px", nightly=True)
 def coco_annotations_of_another_size(faulty):
-    return coco(faulty, width=9)
+    coco(faulty, width=9)
 
 
 @fault("error", r"annotations\.json: found 1 categories; expected 2, as prepare\.num_classes = 3")
 def coco_categories_that_are_not_the_classes(faulty):
-    return coco(faulty).model_copy(update={"num_classes": 3})
+    coco(faulty)
+    return with_params(num_classes=3)
 
 
 def with_groups(**changes) -> Prepare:
@@ -171,32 +149,26 @@ def with_groups(**changes) -> Prepare:
 
 @fault("policy", "join one group")
 def the_same_picture_under_two_names(faulty):
-    faulty.good()
     for number in range(20):  # some would else stand in two splits
         faulty.image(f"{number:04} again.png", noise(f"{number:04}"))
         faulty.mask(f"{number:04} again.png", block())
         faulty.together.append((f"{number:04}", f"{number:04} again"))
-    return PREPARE
 
 
 @fault("policy", "turned, mirrored")
 def the_same_picture_mirrored_and_dimmed_under_another_name(faulty):
-    faulty.good()
     for number in range(20):
         faulty.image(f"{number:04} again.png", np.ascontiguousarray(noise(f"{number:04}")[::-1] // 8))
         faulty.mask(f"{number:04} again.png", np.ascontiguousarray(block()[::-1]))
         faulty.together.append((f"{number:04}", f"{number:04} again"))
-    return PREPARE
 
 
 @fault("policy", "without any contrast is like no other")
 def many_black_pictures(faulty):
-    faulty.good()
     for number in range(5):
         faulty.image(f"black{number}.png", np.zeros((SIDE, SIDE, 3), np.uint8))
         faulty.mask(f"black{number}.png", block(0))
     faulty.apart += [("black0", f"black{number}") for number in range(1, 5)]
-    return PREPARE
 
 
 @fault("error", r"(?s)found \d+ groups or pairs of images that stand in two splits; .*are the same pixels")
@@ -207,7 +179,6 @@ def the_same_picture_in_two_splits(faulty):
 
 @fault("policy", "stays together whatever")
 def a_patient_of_many_images(faulty):
-    faulty.good()
     for number in range(30):
         faulty.image(f"p7_{number}.png", noise(f"p7_{number}"))
         faulty.mask(f"p7_{number}.png", block())
@@ -226,14 +197,12 @@ def a_patient_in_two_splits_by_a_mistake_in_the_rule(faulty):
 
 @fault("error", r"patients\.csv: line 3: found '0001' in group 'p2' and before in 'p1'; expected one group an id")
 def an_image_of_two_patients(faulty):
-    faulty.good()
     (faulty.folder / "patients.csv").write_text("id,group\n0001,p1\n0001,p2\n")
     return with_groups(table=str(faulty.folder / "patients.csv"))
 
 
 @fault("error", r"patients\.csv: found no row for 2 of 41 ids: 0039, odd; expected a row id,group for every image")
 def a_table_without_some_of_the_ids(faulty):
-    faulty.good()
     rows = [f"{number:04},p{number // 3}\n" for number in range(39)]
     (faulty.folder / "patients.csv").write_text("id,group\n" + "".join(rows))
     return with_groups(table=str(faulty.folder / "patients.csv"))
@@ -241,7 +210,6 @@ def a_table_without_some_of_the_ids(faulty):
 
 @fault("error", r"prepare\.groups\.pattern: found the id 'odd', in which .* matches nothing; expected a group for ev")
 def an_id_that_the_pattern_does_not_match(faulty):
-    faulty.good()
     return with_groups(pattern=r"^(\d\d)")
 
 

@@ -4,7 +4,6 @@ import hashlib
 import random
 import signal
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 from pipelines.ingest import ingest
 from tests.pipelines.storage.sources import PAIR, contents, located, start_ingest, write_tar, write_zip
 from tests.servers import Answer, Server, file_answer
+from tests.waiting import wait_for
 from unetpp.errors import UserError
 
 NOISE = {"images/noise.png": random.Random(0).randbytes(10**6)}
@@ -121,19 +121,18 @@ def test_a_wrong_sha256_leaves_the_old_data_as_they_were(site, tmp_path):
     assert raw(tmp_path) == PAIR | NOISE
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("end", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.nightly)])
 def test_a_killed_run_asks_only_for_the_rest(site, tmp_path, end):
     whole, hold = site.answer, threading.Event()
     site.answer = lambda request, body: replace(whole(request, body), cut=500_000, hold=hold)
     process = start_ingest(tmp_path, site.params())
-    while not any(path.stat().st_size >= 400_000 for path in tmp_path.glob("data/cache/http/*/partial")):
-        assert process.poll() is None
-        time.sleep(0.05)
+    pattern = "data/cache/http/*/partial"
+    wait_for(lambda: any(path.stat().st_size >= 400_000 for path in tmp_path.glob(pattern)), process)
     process.send_signal(end)
     process.communicate(timeout=30)
     assert process.returncode == (130 if end == signal.SIGINT else -signal.SIGKILL)
     hold.set()
-    here = next(tmp_path.glob("data/cache/http/*/partial")).stat().st_size
+    here = next(tmp_path.glob(pattern)).stat().st_size
     site.answer = whole
     site.asked()
     again = start_ingest(tmp_path, site.params())

@@ -9,8 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from pipelines.storage.node_cache import fetch, find_file, share
 from pipelines.storage.places import Place
 from tests.conftest import REPOSITORY
 from tests.servers import Answer, Request
+from tests.waiting import wait_for
 from unetpp.data.arrow_split import Split
 from unetpp.data.manifest import read_manifest
 from unetpp.errors import UserError
@@ -87,7 +86,7 @@ def test_four_processes_at_once_are_one_read_of_the_storage(s3_node, bucket):
     processes = [context.Process(target=ask, args=(s3_node.shared, start, results)) for _ in range(4)]
     for process in processes:
         process.start()
-    answers = [results.get(timeout=60) for _ in processes]
+    answers = [results.get(timeout=300) for _ in processes]
     for process in processes:
         process.join(30)
         assert process.exitcode == 0
@@ -108,13 +107,6 @@ def start_process(node: Node) -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, "-c", SCRIPT, json.dumps(node.shared)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    give_up = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < give_up
-        time.sleep(0.05)
 
 
 def test_a_fetcher_that_is_killed_hands_over_to_the_one_that_waits(s3_node, bucket):

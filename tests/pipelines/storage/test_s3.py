@@ -9,7 +9,6 @@ import signal
 import tarfile
 import termios
 import threading
-import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -24,6 +23,7 @@ from pipelines.storage import s3_download
 from tests.conftest import REPOSITORY
 from tests.pipelines.storage.sources import PAIR, SETS, contents, start_ingest
 from tests.servers import PAGE, Request, s3_error
+from tests.waiting import wait_for
 from unetpp.errors import UserError
 
 
@@ -183,9 +183,7 @@ def test_a_killed_run_fetches_only_the_rest(bucket, tmp_path, end):
 
     bucket.fault = fault
     process = start_ingest(tmp_path, bucket.params())
-    while len(held) < 4:  # all four threads wait
-        assert process.poll() is None
-        time.sleep(0.05)
+    wait_for(lambda: len(held) == 4, process)  # all four threads wait
     process.send_signal(end)
     _, said = process.communicate(timeout=30)
     assert process.returncode == (130 if end == signal.SIGINT else -signal.SIGKILL)
@@ -278,6 +276,7 @@ def test_the_real_sample_is_the_same_data_by_every_way(bucket, tmp_path, shared_
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.shared_data
 def test_the_whole_real_set_is_the_same_data_by_every_way_on_any_number_of_processes(
     bucket, tmp_path, shared_data, monkeypatch

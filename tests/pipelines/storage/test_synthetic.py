@@ -1,14 +1,9 @@
 """The generator: a function of seed and index, with exact masks."""
 
 import hashlib
-import os
-import subprocess
-import sys
-import time
 
 import cv2
 import numpy as np
-import psutil
 import pytest
 
 from pipelines.core.checksums import sha256
@@ -16,7 +11,6 @@ from pipelines.core.data_sections import Synthetic
 from pipelines.dataset.loading import find_kind
 from pipelines.storage import synthetic
 from pipelines.storage.synthetic import BORDER_PX, KINDS, LABELS, UNANNOTATED, make_image, make_masks, write_images
-from tests.conftest import REPOSITORY
 
 # Images 0, 1, 2 of seed 0 at 64x64, then their masks.
 DIGESTS = ["62da8cef254c", "b633664b490a", "159ad1a6719c", "c74d816d49aa", "4efcf7a7ab1d", "b90c2a73c7d0"]
@@ -106,30 +100,6 @@ def test_a_seed_gives_the_images_of_the_first_release(tmp_path):
     images = [cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in sorted(tmp_path.rglob("*.png"))]
     digests = [hashlib.sha256(image.tobytes()).hexdigest()[:12] for image in images]
     assert digests == DIGESTS
-
-
-def test_no_process_outlives_a_killed_run(tmp_path):
-    code = (
-        "from pathlib import Path\n"
-        "from pipelines.storage import synthetic\n"
-        "if __name__ == '__main__':\n"
-        "    synthetic.PARALLEL_PIXELS = 0\n"
-        "    synthetic.num_cores = lambda: 2\n"
-        "    wanted = synthetic.Synthetic(num_images=10**6, size_px=32, seed=0, masks='instances')\n"
-        "    synthetic.write_images(wanted, 2, Path('.'))\n"
-    )
-    (tmp_path / "draw.py").write_text(code)
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    process = subprocess.Popen([sys.executable, "draw.py"], cwd=tmp_path, env=environment)
-    while len(list((tmp_path / "images").glob("*.png"))) < 40:
-        assert process.poll() is None
-        time.sleep(0.05)
-    children = psutil.Process(process.pid).children(recursive=True)
-    assert len(children) >= 2
-    process.kill()
-    process.wait(10)
-    _, alive = psutil.wait_procs(children, timeout=10)
-    assert alive == []
 
 
 def test_classes_are_the_inside_and_the_border_of_every_nucleus_and_labels_lie_over_each_other():

@@ -3,7 +3,6 @@
 import copy
 import multiprocessing
 import pickle
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch.distributed as dist
 from pipelines.core.params import Params
 from pipelines.training.epochs import epochs
 from pipelines.training.spec import make_settings
+from tests import waiting
 from tests.servers import free_port
 from unetpp import NestedUNet
 from unetpp.training.batch_norm import average_statistics, find_batch_norms
@@ -95,8 +95,5 @@ def run_processes(world: int, jobs: dict, folder: Path) -> dict[str, list[list[d
 
 
 def wait_for(project, process, sign: Callable[[str], bool], timeout_s: int = 240) -> None:
-    give_up = time.monotonic() + timeout_s
-    while not sign(log := project.log("train")):
-        assert process.poll() is None, log
-        assert time.monotonic() < give_up, log
-        time.sleep(0.1)
+    """Until what the train stage has printed holds a sign."""
+    waiting.wait_for(lambda: sign(project.log("train")), process, project.folder / "train.log", timeout_s)
