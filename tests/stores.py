@@ -6,8 +6,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from tests.servers import free_port, listens
@@ -21,14 +19,6 @@ def find_postgres() -> Path | None:
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
     program = shutil.which("initdb") or (found[-1] if found else None)
     return Path(program).parent if program else None
-
-
-def wait_for(what: Callable[[], object], timeout_s: float = 60) -> None:
-    """Until `what` is true; fails after the time."""
-    give_up = time.monotonic() + timeout_s
-    while not what():
-        assert time.monotonic() < give_up
-        time.sleep(0.02)
 
 
 class Postgres:
