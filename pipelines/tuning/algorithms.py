@@ -50,12 +50,11 @@ def spent_s(runs: RunStore, file: str) -> float:
 def make_searcher(space: Space):
     """What proposes configs, and the number of trials."""
     search = space.params.search
-    configs = space.configs()
-    if configs is not None:
+    if space.configs is not None:
         # Tune ignores its own max_concurrent_trials for such a generator. PBT compares its whole population, whose
         # trials take turns where they do not fit beside each other.
         at_once = 0 if search.scheduler == "pbt" else search.max_concurrent
-        points = [dict(config) for config in configs]
+        points = [dict(config) for config in space.configs]
         searcher = BasicVariantGenerator(points_to_evaluate=points, constant_grid_search=True, max_concurrent=at_once)
         return searcher, len(points)
     try:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from pipelines.core.params import load_params
 from pipelines.ingest import ingest
 from pipelines.prepare import prepare
 from tests.pipelines.dataset.made import make_fingerprint, make_samples
+from tests.servers import TwoNodes
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL = {
@@ -113,6 +115,22 @@ def fingerprints() -> dict[str, dict]:
         "classes": make_fingerprint(make_samples(200, num_classes=4), num_classes=5),
         "no objects": make_fingerprint(none),
     }
+
+
+@pytest.fixture(scope="session")
+def shared_cluster() -> Iterator[TwoNodes]:
+    """A Ray cluster of two nodes of one core each on this machine."""
+    nodes = TwoNodes()
+    nodes.start()
+    yield nodes
+    nodes.close()
+
+
+@pytest.fixture
+def two_nodes(shared_cluster: TwoNodes, project: Project) -> TwoNodes:
+    """The project's stages run on two nodes."""
+    project.environment = shared_cluster.environment
+    return shared_cluster
 
 
 @pytest.fixture
