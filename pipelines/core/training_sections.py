@@ -234,8 +234,8 @@ class Train(Section):
             )
         if self.sync_batchnorm and not self.use_gpu:
             raise ValueError(
-                "train.sync_batchnorm is torch's own, which runs on GPUs alone: set it to false (on CPUs model.norm group "
-                "or instance needs no batch of all processes), or train.use_gpu to true"
+                "train.sync_batchnorm is torch's own, which runs on GPUs alone: set it to false (on CPUs model.norm "
+                "group or instance needs no batch of all processes), or train.use_gpu to true"
             )
         return self
 

@@ -172,8 +172,6 @@ def reported(log: Callable[[dict], None]) -> Iterator[list]:
     with tempfile.TemporaryDirectory(prefix="unetpp-rows-") as folder:
         path = Path(folder, "rows")
         os.mkfifo(path)
-        # For reading and writing: without a writer of its own a pipe would end between two rows.
-        pipe = open(os.open(path, os.O_RDWR), encoding="utf-8")  # noqa: SIM115
 
         class Rows(UserCallback):  # runs in Ray's controller, a process on the machine of this one
             def after_report(self, run_context, metrics, checkpoint):
@@ -181,17 +179,18 @@ def reported(log: Callable[[dict], None]) -> Iterator[list]:
                     path.write_text(json.dumps(metrics[0]) + "\n", encoding="utf-8")
 
         def read() -> None:
-            with pipe:
-                for line in iter(pipe.readline, "\n"):
-                    log(json.loads(line))
+            for line in iter(pipe.readline, "\n"):
+                log(json.loads(line))
 
         thread = threading.Thread(target=read, daemon=True)
-        thread.start()
-        try:
-            yield [Rows()]
-        finally:
-            path.write_text("\n", encoding="utf-8")
-            thread.join()
+        # For reading and writing: else the pipe would end between two rows, since nobody holds it open to write.
+        with open(os.open(path, os.O_RDWR), encoding="utf-8") as pipe:
+            thread.start()
+            try:
+                yield [Rows()]
+            finally:
+                path.write_text("\n", encoding="utf-8")
+                thread.join()
 
 
 def _announcer() -> Any:

@@ -47,11 +47,6 @@ class Candidate:
     def widths(self) -> Widths:
         return tuple(self.values["widths"])
 
-    @property
-    def config(self) -> Config:
-        """As Ray Tune has it, of choices alone."""
-        return {key: json.dumps(value) for key, value in self.values.items()}
-
 
 @dataclass(frozen=True)
 class Space:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -68,10 +68,18 @@ class Project:
 
     def wait_for(self, process: subprocess.Popen, stage: str, *patterns: str, timeout_s: int = 400) -> None:
         """Until a started stage has printed what all of these regular expressions find."""
+        self.wait_until(
+            process, stage, lambda log: all(re.search(pattern, log) for pattern in patterns), timeout_s=timeout_s
+        )
+
+    def wait_until(
+        self, process: subprocess.Popen, stage: str, done: Callable[[str], object], timeout_s: float = 240
+    ) -> None:
+        """Until something holds of what a started stage has printed."""
         give_up = time.monotonic() + timeout_s
-        while not all(re.search(pattern, self.log(stage)) for pattern in patterns):
-            assert process.poll() is None, self.log(stage)
-            assert time.monotonic() < give_up, self.log(stage)
+        while not done(log := self.log(stage)):
+            assert process.poll() is None, log
+            assert time.monotonic() < give_up, log
             time.sleep(0.02)
 
     def run(self, stage: str, *arguments: str, expect: int = 0, timeout_s: int = 900) -> str:

@@ -2,6 +2,8 @@
 
 import io
 import re
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,7 +18,8 @@ def terminal(monkeypatch):
     """Standard output is a terminal of 200 columns; the lines that were shown on it, also those that moved."""
     shown = io.StringIO()
     shown.isatty = lambda: True
-    monkeypatch.setattr(progress.sys, "stdout", shown)
+    monkeypatch.setattr(progress, "sys", SimpleNamespace(stdout=shown))
+    monkeypatch.setattr(progress, "print", partial(print, file=shown), raising=False)
     monkeypatch.setenv("COLUMNS", "200")
     return lambda: re.findall(r"\r([^\r]*)\x1b\[K", shown.getvalue())
 

@@ -5,8 +5,6 @@ import os
 import re
 import signal
 import threading
-import time
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -58,14 +56,6 @@ def test_workers_that_cannot_be_are_refused_with_what_to_do(params, changes, mes
         override(params, {"train.batch_size": 8} | changes)
 
 
-def wait_for(project, process, sign: Callable[[str], bool], timeout_s: int = 240) -> None:
-    give_up = time.monotonic() + timeout_s
-    while not sign(log := project.log("train")):
-        assert process.poll() is None, log
-        assert time.monotonic() < give_up, log
-        time.sleep(0.1)
-
-
 def worlds(log: str) -> list[str]:
     """How many workers there were, one time after the other; nodes on one machine print each other's lines again."""
     found = dict.fromkeys(re.findall(r"(\d) of at most 2 workers \(first of them: process (\d+)\)", log))
@@ -102,12 +92,12 @@ def test_training_goes_on_without_a_node_that_dies_and_with_one_that_comes(proje
     project.environment = cluster.env | {"RAY_ADDRESS": cluster.driver_address, "RAY_DEDUP_LOGS": "0"}
     training = project.start("train", "--prepared", str(prepared), *ARGUMENTS)
     try:
-        wait_for(project, training, lambda log: "epoch 3/14" in log)
+        project.wait_until(training, "train", lambda log: "epoch 3/14" in log)
         cluster.kill_node(1)
-        wait_for(project, training, lambda log: worlds(log) == ["2", "1"])
+        project.wait_until(training, "train", lambda log: worlds(log) == ["2", "1"])
         gates.open[5].set()
         cluster.add_node(cpus=1)
-        wait_for(project, training, lambda log: worlds(log) == ["2", "1", "2"])
+        project.wait_until(training, "train", lambda log: worlds(log) == ["2", "1", "2"])
         gates.open[9].set()
         assert training.wait(120) == 0, project.log("train")
     finally:

@@ -7,7 +7,6 @@ import itertools
 import os
 import re
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,19 +40,15 @@ class Run:
     """The train stage as a process, its log as it grows, and its workers."""
 
     def __init__(self, project: Project, prepared: Path, number: int = 0):
-        self._project, self.name = project, "train"
+        self._project = project
         self.driver = project.start("train", "--prepared", str(prepared), *ARGUMENTS)
 
     @property
     def log(self) -> str:
         return self._project.log("train")
 
-    def wait(self, done: Callable[[], object], what: str, timeout_s: float = 120) -> None:
-        give_up = time.monotonic() + timeout_s
-        while not done():
-            assert self.driver.poll() is None, f"ended before {what}:\n{self.log}"
-            assert time.monotonic() < give_up, f"no {what}:\n{self.log}"
-            time.sleep(0.02)
+    def wait(self, done: Callable[[], object], timeout_s: float = 120) -> None:
+        self._project.wait_until(self.driver, "train", lambda _: done(), timeout_s)
 
     def epoch(self) -> int:
         """The last epoch that was printed."""
@@ -62,7 +57,7 @@ class Run:
     def wait_for_more(self, epochs: int = 4) -> None:
         """Until so many epochs were done from now on."""
         there = self.epoch()
-        self.wait(lambda: self.epoch() >= there + epochs, f"epoch {there + epochs}")
+        self.wait(lambda: self.epoch() >= there + epochs)
 
     def workers(self) -> list[int]:
         """Pids of the processes that train, that of the first one, which listens for one thing more, first."""
@@ -79,7 +74,7 @@ class Run:
         return [process.pid for process in sorted(found, key=listens, reverse=True)]
 
     def wait_for_restart(self, times: int) -> None:
-        self.wait(lambda: self.log.count("resumes after epoch") >= times, f"restart {times}", TIMEOUT_S + 90)
+        self.wait(lambda: self.log.count("resumes after epoch") >= times, TIMEOUT_S + 90)
 
     def close(self) -> None:
         if self.driver.poll() is None:
@@ -121,7 +116,7 @@ def test_training_survives_all_that_happens_to_its_processes_and_ends_with_the_s
             silent = psutil.Process(run.workers()[rank])
             silent.suspend()
             named = rf"process \d of 2 \(pid {silent.pid} on .*\) does not answer; the workers are replaced"
-            run.wait(lambda named=named: re.search(named, run.log), named, TIMEOUT_S + 60)
+            run.wait(lambda named=named: re.search(named, run.log), TIMEOUT_S + 60)
             run.wait_for_restart(next(restarts))
             assert not silent.is_running()
 
@@ -135,7 +130,7 @@ def test_training_survives_all_that_happens_to_its_processes_and_ends_with_the_s
 
         # Ctrl-C, as a terminal sends it: to the whole group.
         run = Run(project, prepared)
-        run.wait(lambda: run.epoch() >= before + 3, f"epoch {before + 3}")
+        run.wait(lambda: run.epoch() >= before + 3)
         assert f"epoch {before - 1}/" not in run.log
         os.killpg(run.driver.pid, signal.SIGINT)
         assert run.driver.wait(60) == 130, run.log

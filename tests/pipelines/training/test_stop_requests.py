@@ -53,18 +53,18 @@ def test_training_outlives_a_node_that_is_preempted_and_one_that_dies(project, p
     project.environment["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "2"
     training = project.start("train", "--prepared", str(prepared), *ARGUMENTS)
     try:
-        wait_for(project, training, lambda log: f"epoch 2/{EPOCHS}" in log)
+        project.wait_until(training, "train", lambda log: f"epoch 2/{EPOCHS}" in log)
         cluster.drain_node(1, NOTICE_S)
-        wait_for(project, training, lambda log: "checkpoint in epoch" in log)
+        project.wait_until(training, "train", lambda log: "checkpoint in epoch" in log)
         assert re.search("the machine of process [01] will be taken away", project.log("train"))
         cluster.add_node(cpus=1)
-        wait_for(project, training, lambda log: starts(log) == 1)
+        project.wait_until(training, "train", lambda log: starts(log) == 1)
         cluster.kill_node(1)  # as whoever gave the notice does, in the end
         before = last_epoch(project.log("train"))
-        wait_for(project, training, lambda log: last_epoch(log) > before + 1)
+        project.wait_until(training, "train", lambda log: last_epoch(log) > before + 1)
         cluster.kill_node(2)
         cluster.add_node(cpus=1)
-        wait_for(project, training, lambda log: starts(log) == 2)
+        project.wait_until(training, "train", lambda log: starts(log) == 2)
         assert training.wait(240) == 0, project.log("train")
     finally:
         if training.poll() is None:
