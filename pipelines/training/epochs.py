@@ -98,15 +98,11 @@ class Training(Setup):
         scaler = make_scaler(device, self.dtype)
         self.ema = None if train.ema is None else Ema(network, train.ema)
         self.history, self.best = list(state.history), state.best
+        parts: list[Any] = [network, self.optimizer, self.ema and self.ema.network, scaler]
         if state.weights is not None:
-            network.load_state_dict(state.weights)
-            for part, kept in (
-                (self.optimizer, state.optimizer),
-                (self.ema and self.ema.network, state.ema),
-                (scaler, state.scaler),
-            ):
+            for part, kept in zip(parts, (state.weights, state.optimizer, state.ema, state.scaler), strict=True):
                 if part is not None:
-                    part.load_state_dict(kept)  # pyright: ignore[reportArgumentType]
+                    part.load_state_dict(kept)
         elif spec.init:
             network.load_state_dict(torch.load(spec.init.file, map_location="cpu", weights_only=True))
             if self.ema:

@@ -17,6 +17,7 @@ from pipelines.tuning.trials import spec_of
 from unetpp.errors import UserError
 from unetpp.inference.segmenter import Segmenter
 from unetpp.training.loop import plain_batches, train_epoch, validate
+from unetpp.training.memory import peak_memory_mib
 
 STEPS = 2  # that are timed, after as many that are not
 CLEAR_PEAK = "/proc/self/clear_refs"
@@ -154,7 +155,5 @@ def _peak_mib(device: torch.device) -> float:
     try:
         with open("/proc/self/status") as file:
             return next(int(line.split()[1]) / 1024 for line in file if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes
+    except (OSError, StopIteration):  # macOS
+        return peak_memory_mib(device)
