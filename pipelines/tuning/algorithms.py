@@ -95,7 +95,7 @@ def make_scheduler(space: Space):
             max_t=search.epochs, grace_period=search.grace_epochs, reduction_factor=search.reduction, **both
         )
     if search.scheduler == "pbt":
-        domains = {
+        domains: dict[str, Any] = {
             key: one if isinstance(one := space.dimensions[key], list) else domain(one) for key in mutable(space)
         }
         ranges = {key: one for key, one in space.dimensions.items() if isinstance(one, dict)}

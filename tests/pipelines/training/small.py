@@ -79,7 +79,7 @@ def _join(rank: int, world: int, port: int, timeout_s: float, packed: bytes) -> 
 def run_group(world: int, work: Callable, *arguments: Any) -> None:
     """As `start_group`, to the end of all."""
     for process in start_group(world, work, *arguments):
-        process.join(240)  # far below the half hour for which a process would wait for one that is silent
+        process.join(600)  # below the half hour for which a process would wait for one that is silent
         assert process.exitcode == 0
 
 
