@@ -142,20 +142,20 @@ def test_several_processes_equal_one_on_the_joint_batch(params, prepared, tmp_pa
     for name, train in (("group", {"ema": 0.9}), ("static", {})):
         alone = last(spec_of(params, prepared, group, **many, **train))
         for of_rank in states[name]:
-            assert_near(of_rank[-1], alone, atol=2e-5, rtol=1e-3)
+            assert_near(of_rank[-1], alone, atol=2e-5, rtol=1e-3, iou=1e-4)
     for of_rank in (one for name in ("group", "batch") for one in states[name]):
         assert_same(of_rank[-2], of_rank[-1])  # cut inside of an epoch, where each process has its own statistics
     # Statistics of batch norm at the end of an epoch are the same everywhere: the means over all processes.
     assert_same(states["batch"][0][-1], states["batch"][1][-1])
 
 
-def assert_near(one: TrainState, other: TrainState, atol: float, rtol: float) -> None:
+def assert_near(one: TrainState, other: TrainState, atol: float, rtol: float, iou: float) -> None:
     """But for the roundings of another order of sums."""
     for key, value in (other.weights or {}).items():
         torch.testing.assert_close((one.weights or {})[key], value, atol=atol, rtol=rtol, msg=key)
     for row, expected in zip(one.history, other.history, strict=True):
         assert row["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-4)
-        assert row["val_iou"] == pytest.approx(expected["val_iou"], abs=1e-3)
+        assert row["val_iou"] == pytest.approx(expected["val_iou"], abs=iou)
         assert row["learning_rate"] == expected["learning_rate"]
 
 
@@ -175,7 +175,7 @@ def test_processes_that_leave_and_come_in_the_middle_of_an_epoch_change_nothing_
     two = run_processes(2, {"two": (spec, inside(one, 1, 3))}, tmp_path)["two"]
     assert (inside(one, 1, 3).world, inside(whole, 0, 2).world) == (1, 3)
     for states in two:
-        assert_near(states[-1], whole[-1], atol=1e-4, rtol=2e-3)
+        assert_near(states[-1], whole[-1], atol=1e-4, rtol=2e-3, iou=1e-3)
 
 
 def test_statistics_of_a_part_of_an_epoch_are_each_process_own(params, prepared):
