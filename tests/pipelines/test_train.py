@@ -95,4 +95,4 @@ def test_sample_that_one_worker_cannot_use_stops_all_at_once_with_its_id(project
     assert "of 2)" in printed  # which process
     assert "stack expects each tensor to be equal size" in printed  # the cause
     assert printed.count("error: training stopped:") == 1
-    assert "goes on after" not in printed
+    assert "resumes after" not in printed
