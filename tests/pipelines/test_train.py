@@ -1,4 +1,4 @@
-"""The train stage: what it refuses, and its workers on a Ray cluster of two nodes."""
+"""The train stage: what it refuses, and its workers on Ray."""
 
 import json
 import shutil
@@ -43,7 +43,6 @@ def test_more_workers_than_cores_are_refused_with_the_numbers(project, prepared)
 
 
 @pytest.mark.ray
-@pytest.mark.usefixtures("two_nodes")
 def test_workers_train_from_their_nodes_cache_with_loaders_of_their_own(project, prepared, tmp_path):
     (project.folder / "architecture.yaml").write_text("widths: [4, 6, 8]\n")
     project.set({"train": {"epochs": 2, "loader_workers": 1}})
@@ -73,7 +72,6 @@ def test_workers_train_from_their_nodes_cache_with_loaders_of_their_own(project,
 
 
 @pytest.mark.ray
-@pytest.mark.usefixtures("two_nodes")
 def test_sample_that_one_worker_cannot_use_stops_all_at_once_with_its_id(project, prepared, tmp_path):
     """The other worker says the same, long before the time-out for one that is silent; nothing is tried again."""
     folder = tmp_path / "prepared"
