@@ -37,10 +37,12 @@ from pipelines.core.params import Params, load_params
 from pipelines.evaluation.depth_costs import describe_machine
 from pipelines.ingest import ingest
 from pipelines.prepare import prepare
+from pipelines.storage.run_store import FolderRun, RunStore
 from pipelines.training import ray_worker
 from pipelines.training.batches import make_loader
 from pipelines.training.epochs import epochs
-from pipelines.training.spec import make_settings, open_splits
+from pipelines.training.spec import TrainSpec, make_spec
+from pipelines.training.state import TrainState
 from unetpp import NestedUNet
 from unetpp.training.loop import choose_precision, epoch_order, make_loss, make_optimizer
 
@@ -63,16 +65,16 @@ def make_params(num_workers: int, threads: int, num_epochs: int) -> Params:
 # The steady state
 
 
-def plain_epochs(settings: dict[str, Any], num_epochs: int) -> Iterator[float]:
+def plain_epochs(spec: TrainSpec, num_epochs: int) -> Iterator[float]:
     """The loop that everybody writes, on the same network and batches; yields images a second of each epoch."""
     train = load_params(ROOT / "params.yaml").train
     torch.manual_seed(train.seed)
-    network = NestedUNet(settings["widths"]).to(memory_format=torch.channels_last)  # pyright: ignore
+    network = NestedUNet(spec.widths).to(memory_format=torch.channels_last)  # pyright: ignore
     optimizer = make_optimizer(network, train.optimizer, 1e-3, train.momentum, train.weight_decay)
     loss, dtype = make_loss(train.loss, train.head_weights, network.depths), choose_precision(train.precision, CPU)
-    split, _ = open_splits(settings)
-    loader = make_loader(train, settings["params"]["augment"], split, 3, CPU)
-    size = settings["params"]["train"]["batch_size"]
+    split, _ = spec.open_splits()
+    loader = make_loader(spec, split, CPU)
+    size = spec.train.batch_size
     for epoch in range(num_epochs):
         order = epoch_order(len(split), train.seed, epoch)
         batches = loader.batches([order[at : at + size] for at in range(0, len(order), size)], epoch)
@@ -88,18 +90,17 @@ def plain_epochs(settings: dict[str, Any], num_epochs: int) -> Iterator[float]:
         yield len(split) / (time.monotonic() - began)
 
 
-def alternate(settings: dict[str, Any], report) -> list[tuple[float, float]]:
+def alternate(spec: TrainSpec, report) -> list[tuple[float, float]]:
     """(plain, ours) images a second of neighbouring epochs, without the first two of each."""
-    num_epochs = settings["params"]["train"]["epochs"]
-    torch.set_num_threads(settings["params"]["train"]["cpus_per_worker"])
-    plain, pairs = plain_epochs(settings, num_epochs), []
-    for state in epochs(settings, CPU, {}):
+    torch.set_num_threads(spec.train.cpus_per_worker)
+    plain, pairs = plain_epochs(spec, spec.train.epochs), []
+    for state in epochs(spec, CPU):
         report(state)
-        pairs.append((next(plain), state["history"][-1]["images_per_s"]))
+        pairs.append((next(plain), state.history[-1]["images_per_s"]))
     return pairs[2:]
 
 
-def alternate_in_ray(settings: dict[str, Any]) -> list[tuple[float, float]]:
+def alternate_in_ray(spec: TrainSpec, run: RunStore) -> list[tuple[float, float]]:
     """The same in a worker of Ray Train."""
     import ray.train
 
@@ -107,20 +108,20 @@ def alternate_in_ray(settings: dict[str, Any]) -> list[tuple[float, float]]:
 
     from unetpp.training.checkpoint import save_checkpoint
 
-    def report(state: dict) -> None:
+    def report(state: TrainState) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            save_checkpoint(Path(folder), state)
-            ray.train.report(state["history"][-1], checkpoint=ray.train.Checkpoint.from_directory(folder))
+            save_checkpoint(Path(folder), state.to_dict())
+            ray.train.report(state.history[-1], checkpoint=ray.train.Checkpoint.from_directory(folder))
 
-    return alternate(settings, report)
+    return alternate(spec, report)
 
 
 def read_loop(prepared: Path, folder: Path, widths: list[int], num_epochs: int) -> list[str]:
-    settings = make_settings(make_params(1, 1, num_epochs), widths, prepared)
-    alone = alternate(settings, lambda state: None)
+    spec = make_spec(make_params(1, 1, num_epochs), widths, prepared)
+    alone = alternate(spec, lambda state: None)
     ray_worker.train_worker = alternate_in_ray  # pyright: ignore[reportAttributeAccessIssue]
     with cluster():
-        in_ray: Any = ray_worker.run_on_ray(settings, "loop", folder / "loop")
+        in_ray: Any = ray_worker.run_on_ray(spec, "loop", FolderRun(folder / "loop"))
     lines = [
         f"Steps of 8 images of 96x96, widths {', '.join(map(str, widths))}, one thread, {len(alone)} pairs of epochs:",
         "",
@@ -172,10 +173,10 @@ def stamped_train(stamps: Stamps) -> None:
         stamps.add("worker's training begins")
         return whole_epochs(*args[:6], **(kwargs | {"watch": watch}))
 
-    def stamped_worker(settings):
+    def stamped_worker(spec, run):
         stamps.add("worker's function called")
         ray_worker.epochs = watched
-        return train_worker(settings)
+        return train_worker(spec, run)
 
     def stamped_run(*args, **kwargs):
         stamps.add("ray.init done")

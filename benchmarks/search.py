@@ -26,7 +26,8 @@ from pipelines.core.params import Params, load_params
 from pipelines.ingest import ingest
 from pipelines.prepare import prepare
 from pipelines.training.epochs import epochs
-from pipelines.training.spec import make_settings
+from pipelines.training.spec import Init, make_spec
+from pipelines.training.state import TrainState
 
 RESULTS = Path(__file__).with_suffix(".json")
 BASES, DEPTH, EPOCHS, LONGER = (4, 8, 12), 4, 6, 10
@@ -66,16 +67,15 @@ def params_of(row: dict) -> Params:
 
 def train(row: dict, prepared: Path, weights: Path) -> dict:
     """The row with `curve` (a list an epoch of IoU by depth) and `cpu_s` (seconds until that epoch's end)."""
-    settings = make_settings(params_of(row), widths_of(row["base"], row["depth"]), prepared)
-    if row["what"] == "warm":
-        settings["init"] = {"file": str(weights / f"{row['base']}-{row['seed']}.pt")}
-    began, cpu_s, state = time.process_time(), [], {}
-    for state in epochs(settings, torch.device("cpu"), {}):
-        if "weights" in state and "step" not in state:
+    warm = Init(str(weights / f"{row['base']}-{row['seed']}.pt"), "") if row["what"] == "warm" else None
+    spec = make_spec(params_of(row), widths_of(row["base"], row["depth"]), prepared, init=warm)
+    began, cpu_s, state = time.process_time(), [], TrainState()
+    for state in epochs(spec, torch.device("cpu")):
+        if not state.step:
             cpu_s.append(round(time.process_time() - began, 2))
     if row["what"] == "supervised" and "rate" not in row:
-        torch.save(state["best"]["weights"], weights / f"{row['base']}-{row['seed']}.pt")
-    curve = [{key[8:]: round(iou, 5) for key, iou in one.items() if "iou_L" in key} for one in state["history"]]
+        torch.save(state.best.weights, weights / f"{row['base']}-{row['seed']}.pt")
+    curve = [{key[8:]: round(iou, 5) for key, iou in one.items() if "iou_L" in key} for one in state.history]
     return row | {"curve": curve, "cpu_s": cpu_s}
 
 

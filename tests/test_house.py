@@ -54,11 +54,12 @@ HOMES = {  # each outside system has one home file, or one wing, or the few that
     "ray": {
         "pipelines.cluster.ray_cluster",
         "pipelines.cluster.jobs",
+        "pipelines.training.private_calls",
         "pipelines.training.ray_worker",
         "pipelines.tuning.trials",
         "pipelines.tuning.algorithms",
         "pipelines.tuning.ray_tune",
-        "pipelines.search",
+        "pipelines.tuning.probe",
     },
     "optuna": {"pipelines.tuning.algorithms"},
 }

@@ -1,103 +1,26 @@
 """What a person sees of a training that runs: a line an epoch, and on a terminal one that is rewritten meanwhile."""
 
-import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import timedelta
-from pathlib import Path
-from typing import Any, Protocol
-
-from pipelines.console.line_feed import append, feed
+from typing import Any
 
 EVERY_S = 0.25  # the line that moves is rewritten so often at most
 
 
-class Screen(Protocol):
-    """Where lines appear; `moves` is False where none can be rewritten, as in the log of a job."""
-
-    moves: bool
-
-    def move(self, line: str) -> None:
-        """Show a line in place of the one that was shown so before."""
-
-    def say(self, line: str) -> None:
-        """Print a line that stays."""
-
-
-class Terminal:
-    """Standard output of this process."""
-
-    def __init__(self) -> None:
-        self.moves = sys.stdout.isatty()
-
-    def move(self, line: str) -> None:
-        # One that is longer than the window would leave its beginning behind.
-        print(f"\r{line[: shutil.get_terminal_size().columns - 1]}\x1b[K", end="", flush=True)
-
-    def say(self, line: str) -> None:
-        print(f"\r{line}\x1b[K" if self.moves else line, flush=True)
-
-
-class Relay:
-    """The terminal of another process, which reads a file: see `relayed`."""
-
-    moves = True
-
-    def __init__(self, path: Path):
-        self._path = path
-
-    def move(self, line: str) -> None:
-        self._add("move", line)
-
-    def say(self, line: str) -> None:
-        self._add("say", line)
-
-    def _add(self, how: str, line: str) -> None:
-        append(self._path, json.dumps([how, line]))
-
-
-def screen_of(settings: dict[str, Any]) -> Screen:
-    """Where a process shows what its training does, by what `relayed` put into its settings."""
-    return Relay(Path(settings["screen"])) if settings.get("screen") else Terminal()
-
-
-@contextmanager
-def relayed(here: bool) -> Iterator[dict[str, str]]:
-    """Show what processes of this machine write by `Relay`, as long as the block lasts.
-
-    Their output comes through Ray, line by line and each with a name before it: no line of it can be rewritten.
-
-    Args:
-        here: whether the processes run on this machine.
-
-    Yields:
-        what is to be added to their settings; nothing where there is no terminal.
-    """
-    terminal = Terminal()
-    if not here or not terminal.moves:
-        yield {}
-        return
-
-    def show(line: str) -> None:
-        how, text = json.loads(line)
-        getattr(terminal, how)(text)
-
-    with feed(show) as path:
-        yield {"screen": str(path)}
-
-
 class Progress:
-    """Of one training, from where it begins or goes on; of several processes the first one's.
+    """Of one training, from where it begins or resumes; of several processes the first one's.
+
+    What a worker of Ray prints comes to the terminal by Ray, line by line: none of them moves.
 
     Args:
         history: the rows of the epochs that were done before.
     """
 
-    def __init__(self, num_epochs: int, screen: Screen, history: Sequence[dict] = ()):
-        self._num_epochs, self._screen = num_epochs, screen
+    def __init__(self, num_epochs: int, history: Sequence[dict] = ()):
+        self._num_epochs, self._moves = num_epochs, sys.stdout.isatty()
         self._began: tuple[float, float] | None = None  # seconds, and epochs done then
         self._row = history[-1] if history else None
         self._shown = self._epoch_began = time.monotonic()
@@ -108,7 +31,7 @@ class Progress:
         now = time.monotonic()
         if self._began is None:
             self._began = now, epoch + number / len(sizes)
-        if not self._screen.moves:
+        if not self._moves:
             return
         if epoch != self._epoch:
             self._epoch, self._first, self._epoch_began = epoch, number, now
@@ -119,12 +42,18 @@ class Progress:
         speed = sum(sizes[self._first : number]) / (now - self._epoch_began)
         line = f"epoch {epoch + 1}/{self._num_epochs}  step {number}/{len(sizes)}  {speed:.0f} images/s"
         line += self._eta(now, epoch + number / len(sizes))
-        self._screen.move(line + (f"  val IoU {describe_ious(self._row)}" if self._row else ""))
+        line += f"  val IoU {describe_ious(self._row)}" if self._row else ""
+        # One that is longer than the window would leave its beginning behind.
+        print(f"\r{line[: shutil.get_terminal_size().columns - 1]}\x1b[K", end="", flush=True)
+
+    def say(self, line: str) -> None:
+        """Print a line that stays."""
+        print(f"\r{line}\x1b[K" if self._moves else line, flush=True)
 
     def epoch(self, row: dict[str, Any]) -> None:
         """An epoch was done."""
         self._row = row
-        self._screen.say(describe(row, self._num_epochs) + self._eta(time.monotonic(), row["epoch"]))
+        self.say(describe(row, self._num_epochs) + self._eta(time.monotonic(), row["epoch"]))
 
     def _eta(self, now: float, done: float) -> str:
         """How long the rest takes, at the speed since the first step; nothing before there is one, and at the end."""

@@ -232,6 +232,11 @@ class Train(Section):
             raise ValueError(
                 "train.compress_gradients is for NCCL, between GPUs: set it to null, or train.use_gpu to true"
             )
+        if self.sync_batchnorm and not self.use_gpu:
+            raise ValueError(
+                "train.sync_batchnorm is torch's own, which runs on GPUs alone: set it to false (on CPUs model.norm "
+                "group or instance needs no batch of all processes), or train.use_gpu to true"
+            )
         return self
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from pipelines.core.training_sections import Train
+from pipelines.training.spec import TrainSpec
 from unetpp.data.arrow_split import Split
 from unetpp.data.augment import Augment
 from unetpp.data.crops import Crops
@@ -22,11 +22,13 @@ from unetpp.training.loop import cut_epoch, epoch_order
 from unetpp.training.step import NonFiniteError
 
 
-def make_loader(train: Train, augment: dict[str, Any], split: Split, channels: int, device: torch.device) -> Loader:
+def make_loader(spec: TrainSpec, split: Split, device: torch.device) -> Loader:
     """The training batches of a split, as the sections `train` and `augment` of params want them."""
-    limits = {key: augment[key] for key in ("flips", "brightness", "hue")} | {"channels": channels}
-    crops = Warp(Crops(train.crop_px, train.foreground_crops), augment["rotate"], augment["zoom"])
-    if augment["on_device"]:
+    train, augment = spec.train, spec.augment
+    limits: dict[str, Any] = augment.model_dump(include={"flips", "brightness", "hue"})
+    limits["channels"] = spec.manifest.channels
+    crops = Warp(Crops(train.crop_px, train.foreground_crops), augment.rotate, augment.zoom)
+    if augment.on_device:
         samples = RawSamples(split, crops, train.seed, **limits)
     else:
         samples = AugmentedSamples(split, Augment(crops, **limits), train.seed)
@@ -40,19 +42,11 @@ class Batches:
         sizes: the images of each step of an epoch, over all processes.
     """
 
-    def __init__(
-        self,
-        train: Train,
-        augment: dict[str, Any],
-        split: Split,
-        channels: int,
-        device: torch.device,
-        rank: int,
-        world: int,
-    ):
+    def __init__(self, spec: TrainSpec, split: Split, device: torch.device, rank: int, world: int):
+        train = spec.train
         self._split, self._seed, self._device, self._rank, self._world = split, train.seed, device, rank, world
-        self._on_device = augment["on_device"]
-        self.loader = make_loader(train, augment, split, channels, device)
+        self._on_device = spec.augment.on_device
+        self.loader = make_loader(spec, split, device)
         # As for all processes, of which some may be gone: the same batches whoever computes them.
         self.sizes = cut_epoch(len(split), train.batch_size, max(world, train.max_workers))
 

@@ -13,11 +13,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipelines.core.training_sections import Model, Train
 from pipelines.training.batches import Batches
-from pipelines.training.ddp import set_determinism, wrap
+from pipelines.training.ddp import wrap
 from pipelines.training.epoch_metrics import make_row
-from pipelines.training.spec import build_network, open_splits
+from pipelines.training.setup import Setup
+from pipelines.training.spec import TrainSpec
+from pipelines.training.state import Best, TrainState
 from unetpp.errors import UserError
 from unetpp.inference.segmenter import Segmenter
 from unetpp.network.model import NestedUNet
@@ -28,21 +29,10 @@ from unetpp.training.batch_norm import (
     find_batch_norms,
     recompute_statistics,
     reset_statistics,
-    synchronise,
 )
 from unetpp.training.ema import Ema
 from unetpp.training.failures import FailedError, blank_images, describe, raise_any
-from unetpp.training.loop import (
-    choose_precision,
-    make_loss,
-    make_optimizer,
-    make_scaler,
-    plain_batches,
-    schedule,
-    step_seed,
-    train_steps,
-    validate,
-)
+from unetpp.training.loop import make_scaler, plain_batches, schedule, step_seed, train_steps, validate
 from unetpp.training.step import NonFiniteError, TrainStep
 
 # Several processes must stop at the same step, and agree on it so often: each time costs an exchange, and makes a GPU
@@ -59,96 +49,72 @@ class Wish(IntEnum):
 
 
 def epochs(
-    settings: dict[str, Any],
+    spec: TrainSpec,
     device: torch.device,
-    state: dict,
+    state: TrainState | None = None,
     rank: int = 0,
     world: int = 1,
     wish: Callable[[], Wish] = lambda: Wish.GO_ON,
     watch: Callable[[int, int, list[int]], None] = lambda *_: None,
-) -> Iterator[dict]:
+) -> Iterator[TrainState]:
     """Train, and yield the state after each epoch; it is all that a later call needs to go on from there.
 
     Args:
-        settings: what `make_settings` returns; with "init" ({"file", "sha256"}) a training begins with the weights of
-            that file.
-        state: {} to begin, or one that was yielded before.
+        state: one that was yielded before; None begins.
         rank, world: this process's number, and how many there are; torch.distributed is set up if several.
         wish: asked after steps; whatever any process wants, all do.
         watch: told after each step: the epoch, the steps done of it, the images in each of its steps.
 
     Yields:
-        {"epoch": epochs done, "weights", "optimizer", "history": a row an epoch, "best": {"epoch", "val_iou",
-        "weights"}}, and "ema", the averaged weights, where `train.ema` asks for them: these are what is validated and
-        kept as best. Inside of an epoch, after each `train.checkpoint_every_steps` and where it is wished for, one that
-        also has "step", the steps done of the epoch, and no new row; one that was stopped also has "stopped".
+        the state after each epoch; and inside of one, after each `train.checkpoint_every_steps` and where it is wished
+        for. Its tensors are those that training goes on to change.
 
     Raises:
         UserError: the loss is not finite any more, or a batch does not fit.
     """
-    training = Training(settings, device, state, rank, world, wish, watch)
+    training = Training(spec, device, state, rank, world, wish, watch)
     try:
         yield from training.run()
     finally:
         training.batches.close()
 
 
-class Training:
+class Training(Setup):
     """See `epochs`."""
 
     def __init__(
         self,
-        settings: dict[str, Any],
+        spec: TrainSpec,
         device: torch.device,
-        state: dict,
-        rank: int,
-        world: int,
-        wish: Callable[[], Wish],
+        state: TrainState | None = None,
+        rank: int = 0,
+        world: int = 1,
+        wish: Callable[[], Wish] = lambda: Wish.GO_ON,
         watch: Callable[[int, int, list[int]], None] = lambda *_: None,
     ):
-        params, manifest = settings["params"], settings["manifest"]
-        train = self.train = Train.model_validate(params["train"])
-        self.device, self.rank, self.world, self.wish, self.watch = device, rank, world, wish, watch
-        torch.set_num_threads(train.cpus_per_worker)
-        set_determinism(train.deterministic)
-        self.dtype = choose_precision(train.precision, device)
-        self.train_split, self.val_split = open_splits(settings)
-
-        torch.manual_seed(train.seed)
-        network = build_network(Model.model_validate(params["model"]), settings["widths"], manifest)
-        network.checkpoint_levels = train.checkpoint_levels
-        network.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        if train.sync_batchnorm and world > 1:
-            synchronise(network, device)
-        self.network = network
-        self.optimizer = make_optimizer(
-            network, train.optimizer, train.learning_rate, train.momentum, train.weight_decay
-        )
+        super().__init__(spec, device, world)
+        self.rank, self.world, self.wish, self.watch = rank, world, wish, watch
+        train, network, state = self.train, self.network, state or TrainState()
         scaler = make_scaler(device, self.dtype)
         self.ema = None if train.ema is None else Ema(network, train.ema)
-        self.history: list[dict] = list(state.get("history", ()))
-        self.best = state.get("best", {"epoch": 0, "val_iou": -1.0, "weights": {}})
-        if state:
-            network.load_state_dict(state["weights"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            if self.ema:
-                self.ema.network.load_state_dict(state["ema"])
-            if scaler:
-                scaler.load_state_dict(state["scaler"])
-        elif settings.get("init"):
-            network.load_state_dict(torch.load(settings["init"]["file"], map_location="cpu", weights_only=True))
+        self.history, self.best = list(state.history), state.best
+        parts: list[Any] = [network, self.optimizer, self.ema and self.ema.network, scaler]
+        if state.weights is not None:
+            for part, kept in zip(parts, (state.weights, state.optimizer, state.ema, state.scaler), strict=True):
+                if part is not None:
+                    part.load_state_dict(kept)
+        elif spec.init:
+            network.load_state_dict(torch.load(spec.init.file, map_location="cpu", weights_only=True))
             if self.ema:
                 self.ema.network.load_state_dict(network.state_dict())
         self.statistics = Statistics(network)
-        weights = settings["class_weights"]
-        self.class_weights = None if weights is None else torch.tensor(weights, device=device)
         # More parts than params want came of a lack of memory (train.on_oom).
-        usual = self._parts(state.get("world", world))
-        accumulate = round(self._parts(world) * state.get("accumulate", usual) / usual)
+        usual = self._parts(state.world or world)
+        accumulate = round(self._parts(world) * (state.accumulate or usual) / usual)
         self.step = TrainStep(
             wrap(network, train, device, world),
             self.optimizer,
-            make_loss(train.loss, train.head_weights, network.depths, self.class_weights, network.multilabel),
+            self.loss,
             device,
             self.dtype,
             world=world,
@@ -159,8 +125,8 @@ class Training:
             ema=self.ema,
             scaler=scaler,
         )
-        self.step.skipped = state.get("skipped", 0)
-        self.batches = Batches(train, params["augment"], self.train_split, manifest.channels, device, rank, world)
+        self.step.skipped = state.skipped
+        self.batches = Batches(spec, self.train_split, device, rank, world)
         self.sizes = self.batches.sizes
         self.rate = schedule(train.learning_rate, train.warmup_epochs * len(self.sizes), train.epochs * len(self.sizes))
         self.resumed = state
@@ -187,16 +153,20 @@ class Training:
 
         Of another number of processes the sums are added up, in process 0, and the statistics are the mean.
         """
-        sums, rows = self.resumed["sums"], self.resumed["statistics"].to(self.device)
+        sums, rows, accumulate = self.resumed.sums, self.resumed.statistics, self.resumed.accumulate
+        assert sums is not None
+        assert rows is not None
+        assert accumulate is not None
+        rows = rows.to(self.device)
         if len(sums) == self.world:
             self.statistics.restore_flat(rows[self.rank])
             return sums[self.rank]
-        self.statistics.restore_flat(self.statistics.merge(rows, self.step.accumulate / self.resumed["accumulate"]))
+        self.statistics.restore_flat(self.statistics.merge(rows, self.step.accumulate / accumulate))
         return sums.sum(dim=0) if self.rank == 0 else torch.zeros_like(sums[0])
 
-    def run(self) -> Iterator[dict]:
+    def run(self) -> Iterator[TrainState]:
         """See `epochs`."""
-        done, first = len(self.history), self.resumed.get("step", 0)
+        done, first = len(self.history), self.resumed.step
         if done == self.train.epochs:
             return
         batches = iter(())
@@ -209,9 +179,9 @@ class Training:
                 sums += self._take_over().to(self.device)
             else:
                 reset_statistics(self.network)
-            for number, state in self._steps(epoch, first, batches, sums):
-                yield state | {"step": number}
-                if "stopped" in state:
+            for state in self._steps(epoch, first, batches, sums):
+                yield state
+                if state.stopped:
                     return
             trained, waited_s = time.monotonic() - began, self.batches.waited_s
             self._finish_statistics(epoch)
@@ -224,13 +194,13 @@ class Training:
             if self.step.skipped:
                 row["skipped_steps"] = self.step.skipped
             self.history.append(row)
-            if row["val_iou"] > self.best["val_iou"]:
+            if row["val_iou"] > self.best.val_iou:
                 weights = {key: value.detach().cpu().clone() for key, value in self.result.state_dict().items()}
-                self.best = {"epoch": epoch, "val_iou": row["val_iou"], "weights": weights}
+                self.best = Best(epoch, row["val_iou"], weights)
             first = 0
             yield self._state()
 
-    def _steps(self, epoch: int, first: int, batches: Iterator, sums: Tensor) -> Iterator[tuple[int, dict]]:
+    def _steps(self, epoch: int, first: int, batches: Iterator, sums: Tensor) -> Iterator[TrainState]:
         """Make the steps of an epoch from `first` on, adding to `sums`; yields the states inside of it."""
         every, before = self.train.checkpoint_every_steps, epoch * len(self.sizes)
         steps = train_steps(
@@ -249,7 +219,7 @@ class Training:
                 wish = self._agree(number)
                 if wish or (every and (before + number) % every == 0 and number < len(self.sizes)):
                     self.step.look()  # nothing that is not finite is kept
-                    yield number, self._state(sums) | ({"stopped": True} if wish == Wish.STOP else {})
+                    yield self._state(number, sums, wish == Wish.STOP)
         except NonFiniteError as error:
             raise self.batches.explain(error, epoch, error.step - before) from None
         except FailedError as error:
@@ -283,23 +253,32 @@ class Training:
         dist.all_reduce(wanted, dist.ReduceOp.MAX)
         return Wish(int(wanted.item()))
 
-    def _state(self, sums: Tensor | None = None) -> dict:
+    def _state(self, step: int = 0, sums: Tensor | None = None, stopped: bool = False) -> TrainState:
         """What `epochs` yields; with the sums of a part of an epoch also what each process knows of it alone."""
-        state: dict[str, Any] = {"epoch": len(self.history), "history": list(self.history), "best": self.best}
-        state |= {"weights": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
-        state |= {"accumulate": self.step.accumulate, "skipped": self.step.skipped, "world": self.world}
-        if self.ema:
-            state["ema"] = self.ema.network.state_dict()
-        if self.step.scaler:
-            state["scaler"] = self.step.scaler.state_dict()
+        found = None
         if sums is not None:
             own = torch.cat([sums, self.statistics.flat().to(self.device)])
             rows = [own]
             if self.world > 1:
                 rows = [torch.empty_like(own) for _ in range(self.world)]
                 dist.all_gather(rows, own)
-            state |= {"sums": torch.stack(rows)[:, :2].cpu(), "statistics": torch.stack(rows)[:, 2:].cpu()}
-        return state
+            found = torch.stack(rows).cpu()
+        return TrainState(
+            epoch=len(self.history),
+            step=step,
+            history=list(self.history),
+            best=self.best,
+            weights=self.network.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            scaler=self.step.scaler.state_dict() if self.step.scaler else None,
+            ema=self.ema.network.state_dict() if self.ema else None,
+            accumulate=self.step.accumulate,
+            skipped=self.step.skipped,
+            world=self.world,
+            sums=None if found is None else found[:, :2],
+            statistics=None if found is None else found[:, 2:],
+            stopped=stopped,
+        )
 
     @contextmanager
     def _told(self) -> Iterator[None]:

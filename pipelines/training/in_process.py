@@ -5,18 +5,19 @@ It is the training that Ray would run, so that a run may begin here and go on th
 
 import signal
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
-from pipelines.console.progress import Progress, Terminal
+from pipelines.console.progress import Progress
 from pipelines.storage.run_store import RunStore
 from pipelines.training.epochs import Wish, epochs
 from pipelines.training.signals import heard_signals
+from pipelines.training.spec import TrainSpec
+from pipelines.training.state import TrainState
 from unetpp.errors import UserError
 
 
-def run_alone(settings: dict[str, Any], run: RunStore, log: Callable[[dict], None] = lambda row: None) -> bool:
+def run_alone(spec: TrainSpec, run: RunStore, log: Callable[[dict], None] = lambda row: None) -> bool:
     """Train, with the newest two checkpoints in `run`; one that was cut goes on.
 
     Args:
@@ -29,26 +30,26 @@ def run_alone(settings: dict[str, Any], run: RunStore, log: Callable[[dict], Non
         UserError: no such GPU, the disk is full, or what `epochs` raises.
         KeyboardInterrupt: after Ctrl-C, with a checkpoint as well; after a second one, at once.
     """
-    train = settings["params"]["train"]
-    if train["use_gpu"] and not torch.cuda.is_available():
+    if spec.train.use_gpu and not torch.cuda.is_available():
         raise UserError("train.use_gpu is true, and torch finds no GPU here; set it to false, or run `unetpp doctor`")
-    device = torch.device("cuda" if train["use_gpu"] else "cpu")
-    state, passed_over = run.newest()
+    device = torch.device("cuda" if spec.train.use_gpu else "cpu")
+    found, passed_over = run.newest()
+    state = TrainState.from_dict(found)
     for line in passed_over:
         print(f"passed over: {line}", flush=True)
-    progress = Progress(train["epochs"], Terminal(), state.get("history", ()))
+    progress = Progress(spec.train.epochs, state.history)
     with heard_signals() as signals:
 
         def wish() -> Wish:
             return Wish.STOP if signals else Wish.GO_ON
 
-        for after in epochs(settings, device, state, wish=wish, watch=progress.step):
-            run.add(after)
-            if "stopped" in after:
+        for after in epochs(spec, device, state, wish=wish, watch=progress.step):
+            run.add(after.to_dict())
+            if after.stopped:
                 if signal.SIGINT in signals:
                     raise KeyboardInterrupt
                 return False
-            if "step" not in after:
-                progress.epoch(after["history"][-1])
-                log(after["history"][-1])
+            if not after.step:
+                progress.epoch(after.history[-1])
+                log(after.history[-1])
     return True

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch.distributed as dist
 
+from pipelines.training.private_calls import group_store
+
 ANSWER_S = 5.0  # a process that lives answers the roll in this time: it has just seen the same error
 
 
@@ -24,7 +26,7 @@ class Peers:
     def __init__(self, rank: int, world: int):
         self._rank, self._world = rank, world
         # Held here, for the store to outlive the process group.
-        self._store: Any = dist.distributed_c10d._get_default_store() if world > 1 else None
+        self._store: Any = group_store() if world > 1 else None
         self._names: list[Any] = [None] * world
         if world > 1:
             dist.all_gather_object(

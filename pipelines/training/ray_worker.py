@@ -1,27 +1,31 @@
 """The training as Ray Train runs it: one process of several, and the run of them all.
 
-This is the one file that imports ray.train; the training itself is `pipelines.training.epochs`.
+The training itself is `pipelines.training.epochs`, which knows nothing of Ray.
 """
 
 import json
 import logging
 import os
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
-from pipelines.console.line_feed import append, feed
-from pipelines.console.progress import Progress, screen_of
+from pipelines.console.progress import Progress
 from pipelines.storage.run_store import STOP, RunStore, begin, check_shared
 from pipelines.training.epoch_metrics import best_so_far
 from pipelines.training.epochs import Wish, epochs
 from pipelines.training.liveness import ANSWER_S, Peers, SilentError
+from pipelines.training.private_calls import threatened_ranks
 from pipelines.training.signals import run_stoppable
-from pipelines.training.spec import open_splits
+from pipelines.training.spec import TrainSpec
+from pipelines.training.state import TrainState
 from pipelines.training.stop_requests import Wishes
 from unetpp.errors import UserError
 from unetpp.training.memory import is_out_of_memory
@@ -30,7 +34,7 @@ RESIZE_EVERY_S = 10  # where the number of workers may change, Ray looks so ofte
 STOPPED = "stopped"  # what a training returns that was asked to stop
 
 
-def train_worker(settings: dict[str, Any]) -> str | None:
+def train_worker(spec: TrainSpec, run: RunStore) -> str | None:
     """One process of a Ray Train run: resumes from the run's newest whole checkpoint, reports after each epoch.
 
     Returns:
@@ -43,21 +47,24 @@ def train_worker(settings: dict[str, Any]) -> str | None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     peers = Peers(rank, world)
-    run: RunStore = settings["run"]
-    if problem := _any_problem(settings, run, world):
+    if problem := _any_problem(spec, run, world):
         return problem
     # Not Ray's idea of the newest checkpoint: should it be torn, the one before is taken.
-    state, passed_over = run.newest()
+    found, passed_over = run.newest()
+    state = TrainState.from_dict(found)
     _agree(run, state, rank, world)
     if rank == 0:
         for line in passed_over:
             print(f"passed over: {line}", flush=True)
-        if state:
-            print(f"goes on after epoch {state['epoch']}{_inside(state)}", flush=True)
-        if isinstance(wanted := settings["params"]["train"]["num_workers"], list):
-            print(f"{world} of at most {wanted[1]} workers (first of them: process {os.getpid()})", flush=True)
+        if found:
+            print(f"resumes after epoch {state.epoch}{state.place}", flush=True)
+        if spec.train.max_workers > spec.train.min_workers:
+            print(
+                f"{world} of at most {spec.train.max_workers} workers (first of them: process {os.getpid()})",
+                flush=True,
+            )
     try:
-        return _train(settings, state, run, rank, world)
+        return _train(spec, state, run, rank, world)
     except Exception as error:
         if isinstance(error, RayError):
             raise
@@ -76,53 +83,38 @@ def train_worker(settings: dict[str, Any]) -> str | None:
         return note
 
 
-def _train(settings: dict[str, Any], state: dict, run: RunStore, rank: int, world: int) -> str | None:
+def _train(spec: TrainSpec, state: TrainState, run: RunStore, rank: int, world: int) -> str | None:
     import ray.train
     import ray.train.torch
 
-    screen = screen_of(settings)
-    progress = Progress(settings["params"]["train"]["epochs"], screen, state.get("history", ()))
+    progress = Progress(spec.train.epochs, state.history)
     watch = progress.step if rank == 0 else lambda *_: None
-    wish = Wishes(run, _threatened, screen.say) if rank == 0 else lambda: Wish.GO_ON
-    for after in epochs(settings, ray.train.torch.get_device(), state, rank, world, wish, watch):
-        inside = "step" in after
-        row = {"epoch": after["epoch"], "step": after["step"]} if inside else after["history"][-1]
-        if after["history"]:
-            row = row | best_so_far(after["history"])  # what a search compares
+    wish = Wishes(run, threatened_ranks, progress.say) if rank == 0 else lambda: Wish.GO_ON
+    for after in epochs(spec, ray.train.torch.get_device(), state, rank, world, wish, watch):
+        row = {"epoch": after.epoch, "step": after.step} if after.step else after.history[-1]
+        if after.history:
+            row = row | best_so_far(after.history)  # what a search compares
         if rank == 0:
-            screen.say(f"checkpoint{_inside(after)}") if inside else progress.epoch(row)
+            progress.say(f"checkpoint{after.place}") if after.step else progress.epoch(row)
         problem = _save(run, after) if rank == 0 else None
         if problem := _first(problem, world):  # all stop: the others would wait for this one's report
             return problem
         ray.train.report(row)
-        if "stopped" in after:
+        if after.stopped:
             return STOPPED
     return None
 
 
-def _threatened() -> list[int]:
-    """The processes whose machine Ray was told will be taken away."""
-    # ray.train.get_preemption_info() is an exchange between all processes at each call; this is what it would send.
-    from ray.train.v2._internal.execution.context import get_train_context
-
-    info = get_train_context().preemption_context.preemption_info
-    return info.preempted_ranks if info else []
-
-
-def _save(run: RunStore, state: dict) -> str | None:
+def _save(run: RunStore, state: TrainState) -> str | None:
     """Add a checkpoint to the run; the answer is why that cannot be."""
     try:
-        run.add(state)
+        run.add(state.to_dict())
     except UserError as error:
         return str(error)
     return None
 
 
-def _inside(state: dict) -> str:
-    return f" in epoch {state['epoch'] + 1}, step {state['step']}" if "step" in state else ""
-
-
-def _agree(run: RunStore, state: dict, rank: int, world: int) -> None:
+def _agree(run: RunStore, state: TrainState, rank: int, world: int) -> None:
     """Whether all processes go on from the same checkpoint: on shared storage one may see a file later than another.
 
     Raises:
@@ -130,7 +122,7 @@ def _agree(run: RunStore, state: dict, rank: int, world: int) -> None:
     """
     if world == 1:
         return
-    own = (state.get("epoch", 0), state.get("step", 0))
+    own = (state.epoch, state.step)
     every: list[Any] = [None] * world
     dist.all_gather_object(every, own)
     if len(set(every)) > 1:
@@ -152,12 +144,12 @@ def _may_pass(error: Exception) -> bool:
     )
 
 
-def _any_problem(settings: dict[str, Any], run: RunStore, world: int) -> str | None:
+def _any_problem(spec: TrainSpec, run: RunStore, world: int) -> str | None:
     """What keeps any process from its data or the run's place, the same in all: none waits for one that gave up."""
     problem = None
     try:
         check_shared(run)
-        open_splits(settings)
+        spec.open_splits()
     except UserError as error:
         problem = str(error)
     return _first(problem, world)
@@ -177,14 +169,28 @@ def reported(log: Callable[[dict], None]) -> Iterator[list]:
     """Callbacks for `run_on_ray`, by which `log` gets, in this process, the row of each epoch that was kept."""
     from ray.train import UserCallback
 
-    with feed(lambda line: log(json.loads(line))) as path:
+    with tempfile.TemporaryDirectory(prefix="unetpp-rows-") as folder:
+        path = Path(folder, "rows")
+        os.mkfifo(path)
 
         class Rows(UserCallback):  # runs in Ray's controller, a process on the machine of this one
             def after_report(self, run_context, metrics, checkpoint):
                 if "step" not in metrics[0]:
-                    append(path, json.dumps(metrics[0]))
+                    path.write_text(json.dumps(metrics[0]) + "\n", encoding="utf-8")
 
-        yield [Rows()]
+        def read() -> None:
+            for line in iter(pipe.readline, "\n"):
+                log(json.loads(line))
+
+        thread = threading.Thread(target=read, daemon=True)
+        # For reading and writing: else the pipe would end between two rows, since nobody holds it open to write.
+        with open(os.open(path, os.O_RDWR), encoding="utf-8") as pipe:
+            thread.start()
+            try:
+                yield [Rows()]
+            finally:
+                path.write_text("\n", encoding="utf-8")
+                thread.join()
 
 
 def _announcer() -> Any:
@@ -211,7 +217,7 @@ def describe_loss(rank: int, error: Exception) -> str | None:
     return None if _may_pass(error) else f"process {rank}: {type(error).__name__}: {error}"
 
 
-def run_on_ray(settings: dict[str, Any], name: str, run: RunStore, callbacks: list | None = None) -> str | None:
+def run_on_ray(spec: TrainSpec, name: str, run: RunStore, callbacks: list | None = None) -> str | None:
     """Train with Ray Train by params alone: processes, threads, GPUs, restarts. A run of the same place goes on.
 
     The processes write checkpoints themselves and Ray is told numbers alone: it would keep what a run has in a file
@@ -228,38 +234,37 @@ def run_on_ray(settings: dict[str, Any], name: str, run: RunStore, callbacks: li
     from ray.train.torch import TorchConfig, TorchTrainer
 
     begin(run)
-    train, scratch = settings["params"]["train"], tempfile.TemporaryDirectory(prefix="unetpp-ray-")
+    train, scratch = spec.train, tempfile.TemporaryDirectory(prefix="unetpp-ray-")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # every report waits for one; Ray's own is 2
     # A process that stands still outside of an exchange, where no other one waits for it by gloo or NCCL.
-    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(train["timeout_s"] + 3 * ANSWER_S)
-    workers, failures = train["num_workers"], 3
-    if isinstance(workers, list):
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(train.timeout_s + 3 * ANSWER_S)
+    failures = 3
+    if train.max_workers > train.min_workers:
         # Until Ray knows that a node is gone it tries to place workers there, which counts as a failure of its own.
-        workers, failures = tuple(workers), 3 + train["max_failures"]
+        failures += train.max_failures
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
     trainer = TorchTrainer(
-        train_worker,
-        train_loop_config=settings | {"run": run},
+        partial(train_worker, spec, run),
         scaling_config=ScalingConfig(
-            num_workers=workers,
+            num_workers=train.num_workers,
             elastic_resize_monitor_interval_s=RESIZE_EVERY_S,
-            use_gpu=train["use_gpu"],
-            resources_per_worker={"CPU": train["cpus_per_worker"]} | ({"GPU": 1} if train["use_gpu"] else {}),
+            use_gpu=train.use_gpu,
+            resources_per_worker={"CPU": train.cpus_per_worker} | ({"GPU": 1} if train.use_gpu else {}),
         ),
         run_config=RunConfig(
             name=name,
             storage_path=scratch.name,
-            failure_config=FailureConfig(max_failures=train["max_failures"], controller_failure_limit=failures),
+            failure_config=FailureConfig(max_failures=train.max_failures, controller_failure_limit=failures),
             callbacks=[*(callbacks or ()), _announcer()],
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
-        torch_config=TorchConfig(backend="nccl" if train["use_gpu"] else "gloo", timeout_s=train["timeout_s"]),
+        torch_config=TorchConfig(backend="nccl" if train.use_gpu else "gloo", timeout_s=train.timeout_s),
     )
     with scratch:
         try:
             return run_stoppable(lambda: trainer.fit().return_value, lambda: run.write(STOP, b""))
         except WorkerGroupError as error:
-            raise UserError(used_up(name, train["max_failures"], error.worker_failures)) from None
+            raise UserError(used_up(name, train.max_failures, error.worker_failures)) from None
 
 
 def used_up(name: str, max_failures: int, failures: dict[int, Exception]) -> str:

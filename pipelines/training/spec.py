@@ -1,15 +1,15 @@
-"""All that decides a training, as plain values that travel to every process, and the name that they give a run."""
+"""All that decides a training, as one record that travels to every process, and the name that it gives a run."""
 
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pipelines.core.code_closure import code_hash
 from pipelines.core.params import Params
-from pipelines.core.training_sections import Model
+from pipelines.core.training_sections import Augment, Model, Train
 from pipelines.storage.node_cache import find_file
 from unetpp.data.arrow_split import Split
 from unetpp.data.manifest import Manifest, read_manifest
@@ -18,37 +18,75 @@ from unetpp.network.losses import balanced_weights
 from unetpp.network.model import NestedUNet
 
 
-def make_settings(params: Params, widths: Sequence[int], prepared: Path, shared: dict | None = None) -> dict[str, Any]:
-    """All that decides a training, as plain values: the sections of params that it reads, widths, prepared data.
+@dataclass(frozen=True)
+class Init:
+    """A file with the weights that a training begins with."""
+
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class TrainSpec:
+    """A training: the sections of params that it reads, its network's widths, and its data.
+
+    Attributes:
+        prepared: folder of the prepared data.
+        manifest: of these data.
+        class_weights: max(2, num_classes) weights, or None.
+        shared: where other machines find the data (`node_cache.share`); None reads them in `prepared`.
+        init: the weights to begin with; None draws them.
+    """
+
+    model: Model
+    train: Train
+    augment: Augment
+    widths: tuple[int, ...]
+    prepared: Path
+    manifest: Manifest
+    class_weights: list[float] | None = None
+    shared: dict | None = None
+    init: Init | None = None
+
+    @property
+    def sections(self) -> dict[str, dict[str, Any]]:
+        """The sections of params as plain values."""
+        return {name: getattr(self, name).model_dump(mode="json") for name in ("model", "train", "augment")}
+
+    def build_network(self) -> NestedUNet:
+        return build_network(self.model, self.widths, self.manifest)
+
+    def open_splits(self) -> tuple[Split, Split]:
+        """The splits train and val: of the prepared folder, or of this node's cache."""
+        if self.shared is None:
+            return Split(self.prepared / "train.arrow"), Split(self.prepared / "val.arrow")
+        return Split(find_file(self.shared, "train")), Split(find_file(self.shared, "val"))
+
+
+def make_spec(
+    params: Params,
+    widths: Sequence[int],
+    prepared: Path,
+    manifest: Manifest | None = None,
+    shared: dict | None = None,
+    init: Init | None = None,
+) -> TrainSpec:
+    """The training of these params.
 
     Args:
-        shared: where other machines find the data (`node_cache.share`); None reads them in `prepared`.
+        manifest: of the prepared data, where it was read before; None reads it.
 
     Raises:
         UserError: no prepared data, or ones whose class weights are asked for and not known.
     """
-    used = params.model_dump(mode="json", include={"model", "train", "augment"})
-    manifest = read_manifest(prepared)
-    return {
-        "params": used,
-        "widths": list(widths),
-        "prepared": str(prepared.absolute()),
-        "manifest": manifest,
-        "class_weights": find_class_weights(params.train.class_weights, manifest, prepared),
-        "shared": shared,
-    }
+    manifest = manifest or read_manifest(prepared)
+    weights = find_class_weights(params.train.class_weights, manifest, prepared)
+    return TrainSpec(
+        params.model, params.train, params.augment, tuple(widths), prepared.absolute(), manifest, weights, shared, init
+    )
 
 
-def open_splits(settings: dict[str, Any]) -> tuple[Split, Split]:
-    """The splits train and val: of the prepared folder, or of this node's cache."""
-    if settings["shared"] is None:
-        paths = [Path(settings["prepared"]) / f"{split}.arrow" for split in ("train", "val")]
-    else:
-        paths = [find_file(settings["shared"], split) for split in ("train", "val")]
-    return Split(paths[0]), Split(paths[1])
-
-
-def build_network(model: Model, widths: list[int], manifest: Manifest) -> NestedUNet:
+def build_network(model: Model, widths: tuple[int, ...], manifest: Manifest) -> NestedUNet:
     """The network of section `model`, with these widths, for the prepared data of a manifest."""
     return NestedUNet(
         widths, manifest.channels, manifest.num_classes, multilabel=manifest.multilabel, **model.model_dump()
@@ -74,12 +112,16 @@ def find_class_weights(wanted: str | Sequence[float] | None, manifest: Manifest,
     return balanced_weights(pixels + [0] * (max(2, manifest.num_classes) - len(pixels)))
 
 
-def run_name(stage: str, settings: dict[str, Any]) -> str:
-    """A run's name: a hash of params, widths, data and code, so that only the very same training is ever resumed."""
+def run_name(stage: str, spec: TrainSpec, space: Any = None) -> str:
+    """A run's name: a hash of params, widths, data and code, so that only the very same training is ever resumed.
+
+    Args:
+        space: of a search, in place of the widths: what decides which trials there are, as plain values.
+    """
     code = code_hash("pipelines.search" if stage == "search" else "pipelines.train")
-    splits = {name: asdict(split) for name, split in settings["manifest"].splits.items()}
-    facts = [settings["params"], settings["widths"], splits, code]
-    if settings.get("init"):
-        facts.append(settings["init"]["sha256"])
+    splits = {name: asdict(split) for name, split in spec.manifest.splits.items()}
+    facts = [spec.sections, space or list(spec.widths), splits, code]
+    if spec.init:
+        facts.append(spec.init.sha256)
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return f"{stage}-{digest[:16]}"

@@ -50,12 +50,11 @@ def spent_s(runs: RunStore, file: str) -> float:
 def make_searcher(space: Space):
     """What proposes configs, and the number of trials."""
     search = space.params.search
-    configs = space.configs()
-    if configs is not None:
+    if space.configs is not None:
         # Tune ignores its own max_concurrent_trials for such a generator. PBT compares its whole population, whose
         # trials take turns where they do not fit beside each other.
         at_once = 0 if search.scheduler == "pbt" else search.max_concurrent
-        points = [dict(config) for config in configs]
+        points = [dict(config) for config in space.configs]
         searcher = BasicVariantGenerator(points_to_evaluate=points, constant_grid_search=True, max_concurrent=at_once)
         return searcher, len(points)
     try:
@@ -96,7 +95,9 @@ def make_scheduler(space: Space):
             max_t=search.epochs, grace_period=search.grace_epochs, reduction_factor=search.reduction, **both
         )
     if search.scheduler == "pbt":
-        domains = {key: _domain(space.dimensions[key]) for key in mutable(space)}
+        domains: dict[str, Any] = {
+            key: one if isinstance(one := space.dimensions[key], list) else domain(one) for key in mutable(space)
+        }
         ranges = {key: one for key, one in space.dimensions.items() if isinstance(one, dict)}
         return PopulationBasedTraining(
             perturbation_interval=search.grace_epochs,
@@ -109,9 +110,10 @@ def make_scheduler(space: Space):
     return None
 
 
-def _domain(dimension: list[str] | dict[str, list]):
+def domain(dimension: list[str] | dict[str, list]):
+    """A dimension of the space as Tune has it."""
     if isinstance(dimension, list):
-        return dimension
+        return tune.choice(dimension)
     kind, (low, high) = next(iter(dimension.items()))
     make = {"uniform": tune.uniform, "log": tune.loguniform, "int": lambda low, high: tune.randint(low, high + 1)}
     return make[kind](low, high)
@@ -123,11 +125,6 @@ def _clip(config: Config, ranges: dict[str, dict[str, list]]) -> Config:
         low, high = next(iter(one.values()))
         config[key] = min(max(config[key], low), high)
     return config
-
-
-def domain(dimension: list[str] | dict[str, list]):
-    """A dimension of the space as Tune has it."""
-    return tune.choice(dimension) if isinstance(dimension, list) else _domain(dimension)
 
 
 def rungs(space: Space) -> set[int]:

@@ -7,7 +7,7 @@ network on the device that trains, and kept in a file, so that the same search n
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from pipelines.core.numbers import short
 from pipelines.core.training_sections import Budget, Model
 from pipelines.storage.run_store import RunStore
 from pipelines.training.spec import build_network
-from pipelines.tuning.space import Config, Space, Widths, decode, trial_params
+from pipelines.tuning.space import Candidate, Space, Widths
 from unetpp.data.manifest import Manifest
 from unetpp.errors import UserError
 from unetpp.inference.segmenter import Segmenter
@@ -34,29 +34,28 @@ ROUNDS = 10  # of measuring latency; the depths take turns in each
 Costs = dict[str, dict[str, dict[str, float]]]  # by `network_key`, then "L1" ..., then the name of the cost
 
 
-def network_key(model: Model, widths: Widths | list[int]) -> str:
+def network_key(model: Model, widths: Sequence[int]) -> str:
     """What a network's costs depend on."""
     used = model.model_dump(exclude={"dropout"})
     return json.dumps([list(widths), used], sort_keys=True)
 
 
-def key_of(space: Space, config: Config) -> str:
-    """`network_key` of the network that a config builds."""
-    return network_key(trial_params(space.params, config).model, decode(config)["widths"])
+def key_of(candidate: Candidate) -> str:
+    """`network_key` of a candidate's network."""
+    return network_key(candidate.params.model, candidate.widths)
 
 
 def count_costs(space: Space, manifest: Manifest, size_px: int) -> Costs:
     """Parameters and MACs of every depth of every network of the space."""
     costs: Costs = {}
-    for config in space.networks():
-        model = trial_params(space.params, config).model
+    for candidate in space.networks:
         with torch.device("meta"):
-            network = build_network(model, decode(config)["widths"], manifest).eval()
+            network = build_network(candidate.params.model, candidate.widths, manifest).eval()
             step = 2**network.depth
             side = -(-size_px // step) * step
             example = torch.empty(1, network.in_channels, side, side)
             pruned = {f"L{depth}": prune(network, depth) for depth in network.depths}
-            costs[key_of(space, config)] = {
+            costs[key_of(candidate)] = {
                 name: {"parameters": count_parameters(one), "macs": count_macs(one, example)}
                 for name, one in pruned.items()
             }
@@ -73,12 +72,11 @@ def measure_costs(
     facts = [size_px, manifest.channels, manifest.num_classes, name, platform.node()]
     facts += [torch.get_num_threads(), torch.__version__]
     measured: Costs = {}
-    for config in space.networks():
-        key = key_of(space, config)
+    for candidate in space.networks:
+        key = key_of(candidate)
         digest = hashlib.sha256(json.dumps([key, *facts]).encode()).hexdigest()[:24]
         if digest not in there:
-            model = trial_params(space.params, config).model
-            network = build_network(model, decode(config)["widths"], manifest).to(device).eval()
+            network = build_network(candidate.params.model, candidate.widths, manifest).to(device).eval()
             modules = {f"L{depth}": Segmenter(prune(network, depth)).eval() for depth in network.depths}
             example = torch.rand(1, network.in_channels, size_px, size_px, device=device)
             latencies = measure_latency(modules, example, ROUNDS)
@@ -110,14 +108,13 @@ def check_budget(space: Space, costs: Costs) -> Space:
     limits = {name: limit for name, limit in budget.model_dump().items() if limit is not None}
     fitting: set[Widths] = set()
     nearest: tuple[float, str] = (float("inf"), "")
-    for config in space.networks():
-        widths = tuple(decode(config)["widths"])
-        for name, row in costs[key_of(space, config)].items():
+    for candidate in space.networks:
+        for name, row in costs[key_of(candidate)].items():
             if is_within(row, budget):
-                fitting.add(widths)
+                fitting.add(candidate.widths)
             excess = max((row[limit] / most for limit, most in limits.items() if limit in row), default=0)
             if excess < nearest[0]:
-                nearest = excess, f"{name} of {list(widths)} with {describe(row)}"
+                nearest = excess, f"{name} of {list(candidate.widths)} with {describe(row)}"
     if not fitting:
         asked = ", ".join(f"{name} at most {limit:g}" for name, limit in limits.items())
         raise UserError(
@@ -145,14 +142,13 @@ def check_memory(space: Space, manifest: Manifest, there_mib: float, where: str)
     largest = max(json.loads(one) for one in batches) if isinstance(batches, list) else batches["int"][1]
     batch = max(1, largest // space.params.search.num_workers)
     side = space.params.train.crop_px or manifest.size or 256
-    for config in space.networks():
-        widths = decode(config)["widths"]
+    for candidate in space.networks:
         with torch.device("meta"):
-            network = build_network(trial_params(space.params, config).model, widths, manifest)
+            network = build_network(candidate.params.model, candidate.widths, manifest)
         needed = estimate_training_mib(network, batch, side)
         if needed > there_mib:
             raise UserError(
-                f"search.widths: a step of training of {widths} needs about {needed:,.0f} MiB at {batch} images of "
-                f"{side} px a process, and {where} has {there_mib:,.0f} MiB: take narrower or fewer widths, or lower "
-                "train.batch_size"
+                f"search.widths: a step of training of {list(candidate.widths)} needs about {needed:,.0f} MiB at "
+                f"{batch} images of {side} px a process, and {where} has {there_mib:,.0f} MiB: take narrower or fewer "
+                "widths, or lower train.batch_size"
             )

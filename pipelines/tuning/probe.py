@@ -2,22 +2,24 @@
 
 import os
 import time
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
+import psutil
 import torch
 
-from pipelines.core.training_sections import Model, Train
-from pipelines.training.batches import make_loader
-from pipelines.training.spec import build_network, open_splits
-from pipelines.tuning.candidate_costs import Costs, key_of
-from pipelines.tuning.space import Config, Space, decode
-from pipelines.tuning.trials import settings_of
-from unetpp.data.device_augment import augment_batches
+from pipelines.training.batches import Batches
+from pipelines.training.setup import Setup
+from pipelines.training.spec import TrainSpec
+from pipelines.tuning.candidate_costs import Costs, check_memory, key_of
+from pipelines.tuning.space import Candidate, Space
+from pipelines.tuning.trials import spec_of
+from unetpp.errors import UserError
 from unetpp.inference.segmenter import Segmenter
-from unetpp.training.loop import choose_precision, make_loss, make_optimizer, plain_batches, train_epoch, validate
+from unetpp.training.loop import plain_batches, train_epoch, validate
+from unetpp.training.memory import peak_memory_mib
 
-STEPS = 2  # that are timed, after one that is not
+STEPS = 2  # that are timed, after as many that are not
 CLEAR_PEAK = "/proc/self/clear_refs"
 
 
@@ -39,76 +41,104 @@ class Estimate:
         )
 
 
-def probe(settings: dict[str, Any]) -> dict[str, float]:
-    """A few steps of a training in this process: seconds of a step and of a validated image, the peak of memory.
+@dataclass(frozen=True)
+class Probe:
+    """A few steps of a training: seconds of a step and of a validated image, the peak of memory of the process."""
 
-    Returns:
-        {"step_s", "image_s", "memory_mib"}; the memory is the whole process's, or a GPU's.
-    """
-    params, manifest = settings["params"], settings["manifest"]
-    model, train = Model.model_validate(params["model"]), Train.model_validate(params["train"])
-    device = torch.device("cuda" if train.use_gpu else "cpu")
-    torch.set_num_threads(train.cpus_per_worker)
-    torch.manual_seed(train.seed)
-    dtype = choose_precision(train.precision, device)
-    train_split, val_split = open_splits(settings)
-    network = build_network(model, settings["widths"], manifest)
-    network.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    optimizer = make_optimizer(network, train.optimizer, train.learning_rate, train.momentum, train.weight_decay)
-    loss = make_loss(train.loss, train.head_weights, network.depths, None, network.multilabel)
-    size = max(1, min(train.batch_size, len(train_split)) // train.max_workers)
-    in_line = train.model_copy(update={"loader_workers": 0})
-    loader = make_loader(in_line, params["augment"], train_split, manifest.channels, device)
+    step_s: float
+    image_s: float
+    memory_mib: float  # the whole process's, or a GPU's
 
-    def steps(num: int) -> float:
-        batches = loader.batches([list(range(size))] * num, 0)
-        batches = augment_batches(batches, device) if params["augment"]["on_device"] else batches
+
+def probe(spec: TrainSpec) -> Probe:
+    """A few steps of a training in this process, as of one of its workers."""
+    device = torch.device("cuda" if spec.train.use_gpu else "cpu")
+    in_line = spec.train.model_copy(update={"loader_workers": 0})
+    setup = Setup(spec, device)
+    batches = Batches(replace(spec, train=in_line), setup.train_split, device, 0, spec.train.max_workers)
+    num = min(STEPS, len(batches.sizes))
+
+    def steps() -> float:
         began = time.perf_counter()
-        train_epoch(network, batches, optimizer, lambda step: 0.0, 0, device, dtype, loss)
+        ready = batches.begin(0, last=num)
+        train_epoch(setup.network, ready, setup.optimizer, lambda step: 0.0, 0, device, setup.dtype, setup.loss)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return (time.perf_counter() - began) / num
 
     try:
         _clear_peak(device)
-        steps(1)
-        step_s = steps(STEPS)
-        seen = min(len(val_split), size)
+        steps()  # not timed
+        step_s = steps()
+        size = len(batches.shards(0)[0])
+        seen = min(len(setup.val_split), size)
         began = time.perf_counter()
-        validate(Segmenter(network), plain_batches(val_split, range(seen), size), dtype, None, train.loss)
+        images = plain_batches(setup.val_split, range(seen), size)
+        validate(Segmenter(setup.network), images, setup.dtype, None, spec.train.loss)
         image_s = (time.perf_counter() - began) / seen
     finally:
-        loader.close()
-    return {"step_s": step_s, "image_s": image_s, "memory_mib": _peak_mib(device)}
+        batches.close()
+    return Probe(step_s, image_s, _peak_mib(device))
 
 
-def estimate(space: Space, settings: dict, costs: Costs, at_once: int, run=probe) -> Estimate:
+def estimate(space: Space, spec: TrainSpec, costs: Costs, at_once: int, run: Callable[[TrainSpec], Probe]) -> Estimate:
     """Time and memory of the search, from a probe of the trials that compute most and least in a step.
 
     Args:
         run: `probe`, or what runs it on a machine of the cluster.
     """
-    configs = space.configs() or space.draw(space.num_trials(), space.params.search.seed)
-    num_train, num_val = (settings["manifest"].splits[name].num_images for name in ("train", "val"))
+    num_train, num_val = (spec.manifest.splits[name].num_images for name in ("train", "val"))
 
-    def work(config: Config) -> float:
-        return max(row["macs"] for row in costs[key_of(space, config)].values()) * _batch(space, config)
+    def work(one: Candidate) -> float:
+        return max(row["macs"] for row in costs[key_of(one)].values()) * one.params.train.batch_size
 
-    ordered = sorted(configs, key=work)
-    probed = [(work(one), run(settings_of(settings, space.params, one))) for one in (ordered[0], ordered[-1])]
-    (low, least), (high, most) = probed
+    ordered = sorted(space.candidates, key=work)
+    low, high = work(ordered[0]), work(ordered[-1])
+    least, most = (run(spec_of(one, spec)) for one in (ordered[0], ordered[-1]))
     total = 0.0
-    for config in configs:
-        share = (work(config) - low) / (high - low) if high > low else 1.0
-        step_s, image_s = (least[key] + share * (most[key] - least[key]) for key in ("step_s", "image_s"))
-        steps = max(1, num_train // _batch(space, config))
+    for one in space.candidates:
+        share = (work(one) - low) / (high - low) if high > low else 1.0
+        step_s = least.step_s + share * (most.step_s - least.step_s)
+        image_s = least.image_s + share * (most.image_s - least.image_s)
+        steps = max(1, num_train // one.params.train.batch_size)
         total += steps * step_s + num_val * image_s / space.params.search.num_workers
     total *= space.params.search.epochs / at_once
-    return Estimate(len(configs), at_once, total, max(one["memory_mib"] for _, one in probed))
+    return Estimate(len(space.candidates), at_once, total, max(least.memory_mib, most.memory_mib))
 
 
-def _batch(space: Space, config: Config) -> int:
-    return decode(config).get("train.batch_size", space.params.train.batch_size)
+def announce(space: Space, spec: TrainSpec, costs: Costs, at_once: int) -> str:
+    """What the search will take, by a probe on the connected cluster; refuses one that its memory cannot hold.
+
+    Raises:
+        UserError: with what it needs and what there is.
+    """
+    import ray
+
+    search, use_gpu = space.params.search, space.params.train.use_gpu
+    run, there = probe, psutil.virtual_memory().available / 2**20
+    if "RAY_ADDRESS" in os.environ or use_gpu:
+        remote = ray.remote(num_cpus=search.cpus_per_worker, num_gpus=int(use_gpu))(probe)
+
+        def run(spec: TrainSpec) -> Probe:
+            return ray.get(remote.remote(spec))
+
+        nodes = [node["Resources"].get("memory", 0) / 2**20 for node in ray.nodes() if node["Alive"]]
+        there = sum(nodes)
+        if not use_gpu:
+            check_memory(space, spec.manifest, max(nodes), "the largest machine of the cluster")
+    found = estimate(space, spec, costs, at_once, run)
+    processes = at_once * search.num_workers
+    if not use_gpu and found.memory_mib * processes > there:
+        what, advice = f"search.max_concurrent = {at_once}", "lower search.max_concurrent"
+        if search.scheduler == "pbt":
+            what, advice = f"search.scheduler pbt, {at_once} trials at once", "raise search.cpus_per_worker"
+        raise UserError(
+            f"{what}: {processes} processes of {found.memory_mib:,.0f} MiB, as a probe of the largest took, need more "
+            f"than the {there:,.0f} MiB that are free: {advice}"
+        )
+    hours = search.max_hours
+    limit = f"; search.max_hours ends it after {hours:g} h with the best so far" if hours else ""
+    return f"search: {found}{limit}"
 
 
 def _clear_peak(device: torch.device) -> None:
@@ -125,7 +155,5 @@ def _peak_mib(device: torch.device) -> float:
     try:
         with open("/proc/self/status") as file:
             return next(int(line.split()[1]) / 1024 for line in file if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes
+    except (OSError, StopIteration):  # macOS
+        return peak_memory_mib(device)

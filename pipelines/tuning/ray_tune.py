@@ -15,12 +15,13 @@ from pipelines.core.data_sections import S3
 from pipelines.storage.places import replace_files
 from pipelines.storage.run_store import RunStore, open_store
 from pipelines.storage.s3 import open_file_system
-from pipelines.training.spec import run_name
+from pipelines.training.spec import TrainSpec, run_name
+from pipelines.training.state import TrainState
 from pipelines.tuning.algorithms import Deadline, domain, make_scheduler, make_searcher, rungs, spent_s
 from pipelines.tuning.candidate_costs import Costs
 from pipelines.tuning.pareto import Trial
-from pipelines.tuning.space import Space, decode
-from pipelines.tuning.trials import METRIC, distributed_trial, settings_of, trial
+from pipelines.tuning.space import Space, decode, make_candidate
+from pipelines.tuning.trials import METRIC, distributed_trial, spec_of, trial
 from unetpp.errors import UserError
 from unetpp.training.checkpoint import DamagedCheckpointError, load_checkpoint
 
@@ -83,16 +84,17 @@ def has_begun(runs: str, name: str, s3: S3) -> bool:
     return open_store(f"{runs}/{name}", s3).read(SNAPSHOT) is not None
 
 
-def run_trials(space: Space, settings: dict[str, Any], costs: Costs, runs: str, name: str) -> list[Trial]:
+def run_trials(space: Space, spec: TrainSpec, costs: Costs, runs: str, name: str) -> list[Trial]:
     """Train the trials of a space on the connected cluster; a search that was cut goes on by its name.
 
     Args:
+        spec: of the data, as every trial has them.
         runs: where it is kept, a path or s3://bucket/prefix.
     """
     search, train = space.params.search, space.params.train
     random.seed(search.seed)  # PBT draws from these
     np.random.seed(search.seed)
-    common: dict[str, Any] = {"settings": settings, "params": space.params, "costs": costs}
+    common: dict[str, Any] = {"search": spec, "params": space.params, "costs": costs}
     if search.num_workers == 1:
         resources: Any = {"CPU": search.cpus_per_worker} | ({"GPU": 1} if train.use_gpu else {})
         trainable: Any = tune.with_parameters(trial, **common)
@@ -107,7 +109,7 @@ def run_trials(space: Space, settings: dict[str, Any], costs: Costs, runs: str, 
     folder, file_system = open_file_system(runs, s3)
     if snapshot := of_search.read(SNAPSHOT):
         replace_files(of_search.place, pickle.loads(snapshot))
-        print(f"{runs}/{name}: the search goes on; finished trials are not run again", flush=True)
+        print(f"{runs}/{name}: the search resumes; finished trials are not run again", flush=True)
         tuner = tune.Tuner.restore(
             f"{folder}/{name}",
             trainable,
@@ -201,7 +203,7 @@ def why_failed(error: Exception) -> str:
 
 def in_order(trials: list[Trial], space: Space) -> list[Trial]:
     """Numbered by the order of the space, or of their beginning where it has none; a restored search has another."""
-    configs = [decode(config) for config in space.configs() or []]
+    configs = [] if space.configs is None else [one.values for one in space.candidates]
     if space.params.search.scheduler != "pbt" and all(one.config in configs for one in trials):
         ordered = sorted(trials, key=lambda one: configs.index(one.config))
     else:
@@ -210,16 +212,15 @@ def in_order(trials: list[Trial], space: Space) -> list[Trial]:
     return [replace(one, number=number) for number, one in enumerate(ordered, start=1)]
 
 
-def best_weights(chosen: Trial, space: Space, settings: dict[str, Any], runs: str) -> dict[str, Any]:
+def best_weights(chosen: Trial, space: Space, spec: TrainSpec, runs: str) -> dict[str, Any]:
     """The weights of a trial's best epoch by the mean of its depths, as train takes its own."""
     if space.params.search.num_workers > 1:
-        config = {key: json.dumps(value) for key, value in chosen.config.items()}
-        name = run_name("trial", settings_of(settings, space.params, config))
-        state, _ = open_store(f"{runs}/{name}", space.params.ingest.s3).newest()
-        return state["best"]["weights"]
+        name = run_name("trial", spec_of(make_candidate(space.params, chosen.config), spec))
+        found, _ = open_store(f"{runs}/{name}", space.params.ingest.s3).newest()
+        return TrainState.from_dict(found).best.weights
     assert chosen.checkpoint is not None
     try:
         with chosen.checkpoint.as_directory() as folder:
-            return load_checkpoint(Path(folder))["best"]["weights"]
+            return TrainState.from_dict(load_checkpoint(Path(folder))).best.weights
     except DamagedCheckpointError as error:
         raise UserError(f"{error}; train.init is search and needs it: remove {runs} and search again") from None

@@ -1,13 +1,15 @@
-"""The space of a search: which widths, which other values of params, and the trials that are made of them.
+"""The space of a search: which widths, which other values of params, and the candidates that are made of them.
 
-A trial's config is a flat dict: "widths" and other dotted keys of params. What is a choice stands in it as JSON text,
-since Ray Tune and Optuna know texts and numbers as choices, not lists; a number stands for itself.
+As Ray Tune has it, a candidate is a config: a flat dict of "widths" and other dotted keys of params. What is a choice
+stands in it as JSON text, since Ray Tune and Optuna know texts and numbers as choices, not lists; a number stands for
+itself.
 """
 
 import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,18 @@ MOST_CHECKED = 2000  # configs of a grid whose every combination is checked
 
 Config = dict[str, Any]
 Widths = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One candidate: its searched values by dotted key, "widths" among them, and the params of its short training."""
+
+    values: dict[str, Any]
+    params: Params
+
+    @property
+    def widths(self) -> Widths:
+        return tuple(self.values["widths"])
 
 
 @dataclass(frozen=True)
@@ -77,6 +91,7 @@ class Space:
                 break
         return list(found.values())
 
+    @cached_property
     def configs(self) -> list[Config] | None:
         """The trials of the searchers grid and random; None where the searcher decides as it goes."""
         search = self.params.search
@@ -84,18 +99,27 @@ class Space:
             return list(self.grid())
         return self.draw(search.num_trials or 1, search.seed) if search.searcher == "random" else None
 
-    def num_trials(self) -> int:
-        configs = self.configs()
-        return len(configs) if configs is not None else self.params.search.num_trials or 1
+    @cached_property
+    def candidates(self) -> list[Candidate]:
+        """Those of `configs`; where the searcher decides as it goes, as many drawn from the seed."""
+        search = self.params.search
+        configs = self.draw(search.num_trials or 1, search.seed) if self.configs is None else self.configs
+        return [make_candidate(self.params, decode(one)) for one in configs]
 
-    def networks(self) -> list[Config]:
-        """A config for each network that differs in what it costs: every widths with every choice of section model."""
+    @property
+    def num_trials(self) -> int:
+        return (self.params.search.num_trials or 1) if self.configs is None else len(self.configs)
+
+    @cached_property
+    def networks(self) -> list[Candidate]:
+        """One for each network that differs in what it costs: every widths with every choice of section model."""
         ends = {
             key: one if isinstance(one, list) else next(iter(one.values()))[:1]
             for key, one in self.dimensions.items()
             if key == "widths" or key.startswith("model.")
         }
-        return [dict(zip(ends, values, strict=True)) for values in itertools.product(*ends.values())]
+        configs = [dict(zip(ends, values, strict=True)) for values in itertools.product(*ends.values())]
+        return [make_candidate(self.params, decode(one)) for one in configs]
 
 
 def decode(config: Config) -> Config:
@@ -103,9 +127,9 @@ def decode(config: Config) -> Config:
     return {key: json.loads(value) if isinstance(value, str) else value for key, value in config.items()}
 
 
-def trial_params(params: Params, config: Config) -> Params:
-    """The params of one trial: those of its config, and the short training that section search asks for."""
-    params = override(params, {key: value for key, value in decode(config).items() if key != "widths"})
+def make_candidate(params: Params, values: Config) -> Candidate:
+    """The candidate of these values, as params.yaml has them, with the short training that section search asks for."""
+    params = override(params, {key: value for key, value in values.items() if key != "widths"})
     search = params.search
     short = {
         "epochs": search.epochs,
@@ -114,7 +138,7 @@ def trial_params(params: Params, config: Config) -> Params:
         "init": None,
         "checkpoint_every_steps": None,  # trials are short, and compared at the ends of epochs
     }
-    return params.model_copy(update={"train": params.train.model_copy(update=short)})
+    return Candidate(values, params.model_copy(update={"train": params.train.model_copy(update=short)}))
 
 
 def read_space(params: Params) -> Space:

@@ -14,6 +14,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -26,21 +27,19 @@ from pipelines.core.checksums import sha256
 from pipelines.core.data_sections import Prepare
 from pipelines.core.files import replacing
 from pipelines.core.params import Params, load_params
-from pipelines.core.training_sections import Model
 from pipelines.dataset.layouts import find_samples
 from pipelines.dataset.loading import load_sample
 from pipelines.dataset.splits import find_split, position
 from pipelines.evaluation.depth_costs import describe_machine
 from pipelines.evaluation.predictor import Predictor, count_pixels
 from pipelines.training.epochs import epochs as train_epochs
-from pipelines.training.spec import build_network, make_settings
+from pipelines.training.spec import Init, TrainSpec, make_spec
 from studies.paper import records
 from unetpp.data.arrow_split import Split, SplitWriter
-from unetpp.data.manifest import Manifest, SplitFacts, read_manifest
+from unetpp.data.manifest import Manifest, SplitFacts
 from unetpp.errors import UserError
 from unetpp.inference.model_file import Trained
 from unetpp.inference.segmenter import Segmenter
-from unetpp.network.model import NestedUNet
 from unetpp.network.profiling import count_macs, count_parameters
 from unetpp.network.pruning import prune
 from unetpp.scores import metrics
@@ -134,19 +133,19 @@ def params_of(study: dict, recipe: str, epochs: int, model: dict, seed: int, dev
     return Params.model_validate(values)
 
 
-def draw_as_torch(settings: dict, out: Path) -> dict[str, str]:
-    """Weights as torch's layers draw them, which public code begins with, at `out`: what `init` of settings is.
+def draw_as_torch(spec: TrainSpec, out: Path) -> Init:
+    """Weights as torch's layers draw them, which public code begins with, at `out`.
 
     With batch norm behind it only a convolution's direction matters, and SGD turns a small one faster; Kaiming's
     weights have six times the mean square.
     """
-    network = build_network(Model.model_validate(settings["params"]["model"]), settings["widths"], settings["manifest"])
-    torch.manual_seed(settings["params"]["train"]["seed"])
+    network = spec.build_network()
+    torch.manual_seed(spec.train.seed)
     for module in network.modules():
         if callable(draw := getattr(module, "reset_parameters", None)):
             draw()
     torch.save(network.state_dict(), out)
-    return {"file": str(out), "sha256": sha256(out)}
+    return Init(str(out), sha256(out))
 
 
 def rim_share(split: Split) -> float:
@@ -175,19 +174,17 @@ def describe_test(split: Split) -> tuple[list[str], list[float]]:
     return list(split.kinds), [round(one, 5) for one in best]
 
 
-def measure(settings: dict, device: torch.device) -> dict:
+def measure(spec: TrainSpec, device: torch.device) -> dict:
     """Train to the end of the schedule, and score every depth and the mean of the heads on test.
 
     The weights are those of the last epoch (or their moving average): nothing is chosen by any score.
     """
-    prepared = Path(settings["prepared"])
     began = time.monotonic()
-    (state,) = deque(train_epochs(settings, device, {}), maxlen=1)  # the last
+    (state,) = deque(train_epochs(spec, device), maxlen=1)  # the last
     trained_s = time.monotonic() - began
-    model = settings["params"]["model"]
-    network = NestedUNet(settings["widths"], read_manifest(prepared).channels, 1, **model)
-    network.load_state_dict(state.get("ema", state["weights"]))
-    split = Split(prepared / "test.arrow")
+    network = spec.build_network()
+    network.load_state_dict(state.ema or state.weights or {})
+    split = Split(spec.prepared / "test.arrow")
     counts = count_pixels(Predictor(Trained(network, None), device), split, 16)
     names = [f"L{depth}" for depth in network.depths]
     depths = {name: metrics.scores(each) for name, each in counts.items()}
@@ -202,7 +199,7 @@ def measure(settings: dict, device: torch.device) -> dict:
         },
         "patches": [len(list(of_image)) for _, of_image in itertools.groupby(split.ids, lambda id: id.split("@")[0])],
         "rim_share": round(rim_share(split), 4),
-        "test_sha256": sha256(prepared / "test.arrow"),
+        "test_sha256": sha256(spec.prepared / "test.arrow"),
         "train_loss": round(state["history"][-1]["train_loss"], 5),
         "epochs": len(state["history"]),
         "trained_s": round(trained_s, 1),
@@ -249,14 +246,14 @@ def main() -> None:
         if records.read_test(protocol) is None:
             records.write_test(protocol, *describe_test(Split(prepared / "test.arrow")))
         widths, model = network_of(study, name, scale)
-        settings = make_settings(params_of(study, recipe, epochs, model, seed, device), widths, prepared)
+        spec = make_spec(params_of(study, recipe, epochs, model, seed, device), widths, prepared)
         if study["recipes"][recipe].get("init") == "torch":
-            settings["init"] = draw_as_torch(settings, prepared / f"init-{scale}-{name}-{seed}.pt")
+            spec = replace(spec, init=draw_as_torch(spec, prepared / f"init-{scale}-{name}-{seed}.pt"))
         claim.parent.mkdir(parents=True, exist_ok=True)
         claim.write_text(str(os.getpid()))
         try:
-            found = measure(settings, device)
-            records.add(protocol, recipe, run, found | {"params": settings["params"], "widths": widths})
+            found = measure(spec, device)
+            records.add(protocol, recipe, run, found | {"params": spec.sections, "widths": widths})
         finally:
             claim.unlink()
         ious = "  ".join(f"{depth} {row['iou_image']:.4f}" for depth, row in found["depths"].items())

@@ -5,7 +5,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from pipelines.ingest import ingest
 from pipelines.prepare import prepare
 from tests.pipelines.dataset.made import make_fingerprint, make_samples
 from tests.pipelines.storage.buckets import Bucket
+from tests.servers import TwoNodes
 from tests.waiting import wait_for
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -68,8 +69,16 @@ class Project:
 
     def wait_for(self, process: subprocess.Popen, stage: str, *patterns: str, timeout_s: int = 400) -> None:
         """Until a started stage has printed what all of these regular expressions find."""
+        self.wait_until(
+            process, stage, lambda log: all(re.search(pattern, log) for pattern in patterns), timeout_s=timeout_s
+        )
+
+    def wait_until(
+        self, process: subprocess.Popen, stage: str, done: Callable[[str], object], timeout_s: float = 240
+    ) -> None:
+        """Until something holds of what a started stage has printed."""
         log = self.folder / f"{stage}.log"
-        wait_for(lambda: all(re.search(pattern, log.read_text()) for pattern in patterns), process, log, timeout_s)
+        wait_for(lambda: done(log.read_text()), process, log, timeout_s)
 
     def run(self, stage: str, *arguments: str, expect: int = 0, timeout_s: int = 900) -> str:
         """Run a stage to its end and return what it printed."""
@@ -112,6 +121,22 @@ def fingerprints() -> dict[str, dict]:
         "classes": make_fingerprint(make_samples(200, num_classes=4), num_classes=5),
         "no objects": make_fingerprint(none),
     }
+
+
+@pytest.fixture(scope="session")
+def shared_cluster() -> Iterator[TwoNodes]:
+    """A Ray cluster of two nodes of one core each on this machine."""
+    nodes = TwoNodes()
+    nodes.start()
+    yield nodes
+    nodes.close()
+
+
+@pytest.fixture
+def two_nodes(shared_cluster: TwoNodes, project: Project) -> TwoNodes:
+    """The project's stages run on two nodes."""
+    project.environment = shared_cluster.environment
+    return shared_cluster
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from pipelines.pages import data_page, depth_page
 from pipelines.predict import predict
 from pipelines.prepare import prepare
 from pipelines.storage.synthetic import UNANNOTATED
-from pipelines.train import write_results
 from pipelines.training.epochs import epochs
-from pipelines.training.spec import make_settings
+from pipelines.training.results import write_results
+from pipelines.training.spec import make_spec
 from tests.conftest import REPOSITORY
 from tests.pages import Outline
 from unetpp.data.arrow_split import Split
@@ -64,12 +64,10 @@ def run(request, tmp_path_factory):
     """From images to a report, as the stages do it, in this one process."""
     folder, params, cpu = tmp_path_factory.mktemp(request.param), params_of(TASKS[request.param]), torch.device("cpu")
     ingest(params.ingest, folder / "raw")
-    manifest = prepare(params.prepare, folder / "raw", folder / "prepared")
-    settings = make_settings(params, [8, 12, 16], folder / "prepared")
-    state: dict = {}
-    for state in epochs(settings, cpu, {}):  # noqa: B007
-        pass
-    write_results(state, settings, "test", manifest, folder / "model", folder / "train")
+    prepare(params.prepare, folder / "raw", folder / "prepared")
+    spec = make_spec(params, [8, 12, 16], folder / "prepared")
+    *_, state = epochs(spec, cpu)
+    write_results(state, spec, "test", folder / "model", folder / "train")
     found = evaluate(folder / "prepared", folder / "model", folder / "evaluate", params.evaluate, cpu)
     return Run(folder, request.param, found)
 

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import signal
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,26 +17,24 @@ import yaml
 
 from pipelines.core.params import load_params
 from pipelines.pages.search_page import build_page
-from pipelines.search import announce, search
+from pipelines.search import search
 from pipelines.storage.places import Folder
 from pipelines.storage.run_store import RunStore
-from pipelines.train import find_init, read_architecture
+from pipelines.training.architecture import find_init, read_architecture
 from pipelines.training.epoch_metrics import best_so_far
-from pipelines.training.epochs import epochs
-from pipelines.training.spec import make_settings
+from pipelines.training.spec import Init, TrainSpec, make_spec
+from pipelines.training.state import TrainState
 from pipelines.tuning.algorithms import Deadline, rungs, spent_s
 from pipelines.tuning.candidate_costs import count_costs, network_key
 from pipelines.tuning.pareto import Trial
-from pipelines.tuning.probe import estimate, probe
+from pipelines.tuning.probe import Probe, announce, estimate, probe
 from pipelines.tuning.ray_tune import in_order, read_trial, why_failed
 from pipelines.tuning.space import decode, read_space
-from pipelines.tuning.trials import settings_of, trial_rows
-from tests.pipelines.tuning.spaces import command, declared
-from tests.ray_cluster import RayCluster
+from pipelines.tuning.trials import spec_of, trial_rows
+from tests.pipelines.training.small import last
+from tests.pipelines.tuning.declared import NO_LIMIT, arguments, declared
 from unetpp.errors import UserError
 from unetpp.training.checkpoint import load_checkpoint, save_checkpoint
-
-NONE = dict.fromkeys(("latency_ms", "macs", "parameters", "memory_mib"))
 
 
 def table(project, name: str = "search") -> list[dict]:
@@ -48,16 +46,17 @@ def architecture(project) -> dict:
     return yaml.safe_load((project.folder / "models/search/architecture.yaml").read_text())
 
 
-def settings_for(prepared, config=None, **search):
+def first_of(prepared, **search) -> TrainSpec:
+    """The training of the first candidate."""
     space = read_space(declared(**search))
-    return settings_of(make_settings(space.params, [], prepared), space.params, config or next(space.grid()))
+    return spec_of(space.candidates[0], make_spec(space.params, (), prepared))
 
 
 # One trial, in this process.
 
 
 def test_a_trial_reports_every_depth_at_each_epoch_and_the_best_so_far(prepared):
-    rows = [row for row, _ in trial_rows(settings_for(prepared, widths=[[4, 6, 8]], epochs=3), {})]
+    rows = [row for row, _ in trial_rows(first_of(prepared, widths=[[4, 6, 8]], epochs=3), TrainState())]
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     for depth in ("L1", "L2"):
         seen = [row[f"val_iou_{depth}"] for row in rows]
@@ -66,31 +65,31 @@ def test_a_trial_reports_every_depth_at_each_epoch_and_the_best_so_far(prepared)
 
 
 def test_a_trial_that_goes_on_from_its_checkpoint_ends_as_one_that_was_never_cut(prepared, tmp_path):
-    settings = settings_for(prepared, epochs=3)
-    whole = list(trial_rows(settings, {}))
-    first = trial_rows(settings, {})
+    spec = first_of(prepared, epochs=3)
+    whole = list(trial_rows(spec, TrainState()))
+    first = trial_rows(spec, TrainState())
     _, state = next(first)
-    save_checkpoint(tmp_path, state)
+    save_checkpoint(tmp_path, state.to_dict())
     first.close()
-    rest = list(trial_rows(settings, load_checkpoint(tmp_path)))
+    rest = list(trial_rows(spec, TrainState.from_dict(load_checkpoint(tmp_path))))
     timeless = [{key: row[key] for key in row if "iou" in key} for row, _ in whole]
     assert [{key: row[key] for key in row if "iou" in key} for row, _ in rest] == timeless[1:]
 
 
 def test_a_trial_whose_loss_is_not_finite_ends_with_the_reason_and_raises_nothing(prepared):
     space = {"train.learning_rate": [1e30], "train.optimizer": ["sgd"]}
-    rows = list(trial_rows(settings_for(prepared, space=space, epochs=3), {}))
+    rows = list(trial_rows(first_of(prepared, space=space, epochs=3), TrainState()))
     row, kept = rows[-1]
     assert "not finite any more" in row["dead"]
     assert row["best_val_iou"] >= 0
     # It stays dead: what is kept brings the same end, and no epoch is trained.
-    assert [again for again, _ in trial_rows(settings_for(prepared, space=space, epochs=3), kept)] == [row]
+    assert [again for again, _ in trial_rows(first_of(prepared, space=space, epochs=3), kept)] == [row]
 
 
 def test_a_trial_that_had_ended_only_says_so_again(prepared):
-    settings = settings_for(prepared, epochs=2)
-    *_, (row, state) = trial_rows(settings, {})
-    assert [again for again, _ in trial_rows(settings, state)] == [row]
+    spec = first_of(prepared, epochs=2)
+    *_, (row, state) = trial_rows(spec, TrainState())
+    assert [again for again, _ in trial_rows(spec, state)] == [row]
 
 
 @pytest.mark.parametrize(
@@ -102,36 +101,34 @@ def test_a_trial_without_memory_ends_with_the_reason_and_a_bug_stays_a_bug(prepa
         raise error
 
     monkeypatch.setattr("pipelines.tuning.trials.epochs", fail)
-    (row, _), *_ = trial_rows(settings_for(prepared), {})
+    (row, _), *_ = trial_rows(first_of(prepared), TrainState())
     assert row["dead"].startswith("out of memory in epoch 1")
     error = RuntimeError("a bug")
     with pytest.raises(RuntimeError, match="a bug"):
-        list(trial_rows(settings_for(prepared), {}))
+        list(trial_rows(first_of(prepared), TrainState()))
 
 
 def test_train_begins_with_the_weights_of_the_search_where_it_is_told_to(prepared, tmp_path):
-    settings = settings_for(prepared, widths=[[4, 6, 8]], epochs=1)
-    state = list(epochs(settings, torch.device("cpu"), {}))[-1]
-    torch.save(state["best"]["weights"], tmp_path / "init.pt")
-    still = settings | {"init": {"file": str(tmp_path / "init.pt"), "sha256": "0" * 64}}
-    still["params"] = settings["params"] | {"train": settings["params"]["train"] | {"learning_rate": 1e-12}}
-    warm = list(epochs(still, torch.device("cpu"), {}))[-1]
-    for key, value in state["best"]["weights"].items():
+    spec = first_of(prepared, widths=[[4, 6, 8]], epochs=1)
+    weights = last(spec).best.weights
+    torch.save(weights, tmp_path / "init.pt")
+    still = spec.train.model_copy(update={"learning_rate": 1e-12})
+    warm = last(replace(spec, init=Init(str(tmp_path / "init.pt"), "0" * 64), train=still)).weights or {}
+    for key, value in weights.items():
         if key.endswith(("weight", "bias")):
-            assert torch.allclose(warm["weights"][key], value, atol=1e-6)
+            assert torch.allclose(warm[key], value, atol=1e-6)
 
 
 def test_a_plain_u_net_has_one_depth_a_trial(prepared):
     params = declared(widths=[], grow={"max_depth": 2, "base": [4], "growth": [1.5]}, epochs=1)
     model = params.model.model_copy(update={"skips": "plain", "deep_supervision": False})
     space = read_space(params.model_copy(update={"model": model}))
-    settings = make_settings(space.params, [], prepared)
-    seen = []
-    for config in space.grid():
-        (row, _), *_ = trial_rows(settings_of(settings, space.params, config), {})
+    whole, seen = make_spec(space.params, (), prepared), []
+    for candidate in space.candidates:
+        (row, _), *_ = trial_rows(spec_of(candidate, whole), TrainState())
         seen.append([key for key in row if key.startswith("best_val_iou_L")])
     assert seen == [["best_val_iou_L1"], ["best_val_iou_L2"]]
-    costs = count_costs(space, settings["manifest"], 32)
+    costs = count_costs(space, whole.manifest, 32)
     assert [list(rows) for rows in costs.values()] == [["L1"], ["L2"]]
 
 
@@ -140,19 +137,19 @@ def test_a_plain_u_net_has_one_depth_a_trial(prepared):
 
 def test_time_of_the_search_is_the_sum_over_its_trials_by_the_probe_of_its_extremes(prepared):
     space = read_space(declared(widths=[[4, 6], [4, 6, 8], [8, 12]], epochs=5, max_concurrent=2))
-    settings = make_settings(space.params, [], prepared)
-    costs = count_costs(space, settings["manifest"], 32)
+    spec = make_spec(space.params, (), prepared)
+    costs = count_costs(space, spec.manifest, 32)
     work = [max(row["macs"] for row in rows.values()) for rows in costs.values()]
     probed = []
 
-    def run(settings):
-        probed.append(tuple(settings["widths"]))
-        macs = max(row["macs"] for row in costs[network_key(space.params.model, settings["widths"])].values())
-        return {"step_s": macs * 1e-6, "image_s": macs * 1e-7, "memory_mib": macs * 1e-3}
+    def run(spec):
+        probed.append(spec.widths)
+        macs = max(row["macs"] for row in costs[network_key(spec.model, spec.widths)].values())
+        return Probe(macs * 1e-6, macs * 1e-7, macs * 1e-3)
 
-    found = estimate(space, settings, costs, 2, run)
+    found = estimate(space, spec, costs, 2, run)
     assert len(probed) == 2
-    splits = settings["manifest"].splits
+    splits = spec.manifest.splits
     steps, images = splits["train"].num_images // space.params.train.batch_size, splits["val"].num_images
     assert found.seconds == pytest.approx(sum(5 * (steps * 1e-6 + images * 1e-7) * one for one in work) / 2)
     assert found.memory_mib == pytest.approx(max(work) * 1e-3)
@@ -160,27 +157,24 @@ def test_time_of_the_search_is_the_sum_over_its_trials_by_the_probe_of_its_extre
 
 
 def test_a_probe_measures_this_process(prepared):
-    found = probe(settings_for(prepared))
-    assert found["step_s"] > 0
-    assert found["image_s"] > 0
-    assert 50 < found["memory_mib"] < 20_000
+    found = probe(first_of(prepared))
+    assert found.step_s > 0
+    assert found.image_s > 0
+    assert 50 < found.memory_mib < 20_000
 
 
 def test_trials_that_the_memory_cannot_hold_at_once_are_refused_with_the_numbers(prepared, monkeypatch):
     space = read_space(declared())
-    settings = make_settings(space.params, [], prepared)
-    costs = count_costs(space, settings["manifest"], 32)
-    monkeypatch.setattr("pipelines.search.probe", lambda settings: dict.fromkeys(("step_s", "image_s"), 1.0) | MEMORY)
-    assert "search: 2 trials, 2 at once" in announce(space, settings, settings["manifest"], costs, 2)
-    monkeypatch.setitem(MEMORY, "memory_mib", 1e9)
+    spec = make_spec(space.params, (), prepared)
+    costs = count_costs(space, spec.manifest, 32)
+    memory_mib = iter([1.0, 1.0, 1e9, 1e9, 1e9, 1e9])
+    monkeypatch.setattr("pipelines.tuning.probe.probe", lambda spec: Probe(1.0, 1.0, next(memory_mib)))
+    assert "search: 2 trials, 2 at once" in announce(space, spec, costs, 2)
     with pytest.raises(UserError, match=r"max_concurrent = 2: 2 processes of 1,000,000,000 MiB.* lower search"):
-        announce(space, settings, settings["manifest"], costs, 2)
+        announce(space, spec, costs, 2)
     space = read_space(declared(scheduler="pbt", space={"train.learning_rate": [1e-3, 1e-2]}))
     with pytest.raises(UserError, match=r"pbt, 5 trials at once: 5 processes of 1,000,000,000 MiB.*raise search.cpus"):
-        announce(space, settings, settings["manifest"], costs, 5)
-
-
-MEMORY = {"memory_mib": 1.0}
+        announce(space, spec, costs, 5)
 
 
 # What is read of trials, without any.
@@ -220,7 +214,7 @@ def test_a_trial_that_died_before_its_first_report_is_known_by_the_file_it_began
 
 def test_trials_are_numbered_as_the_space_has_them_whatever_order_they_ended_in():
     space = read_space(declared(space={"train.learning_rate": [0.1, 0.2]}))
-    trials = [Trial(0, decode(config), "done", "") for config in space.grid()]
+    trials = [Trial(0, one.values, "done", "") for one in space.candidates]
     numbered = in_order(trials[::-1], space)
     assert [one.config for one in numbered] == [one.config for one in trials]
     assert [one.number for one in numbered] == [1, 2, 3, 4]
@@ -268,7 +262,7 @@ def test_one_candidate_needs_no_trial_and_no_ray(project, prepared, capsys):
     ("search", "message"),
     [
         ({"space": {"train.lerning_rate": [1]}}, "did you mean train.learning_rate"),
-        ({"budget": NONE | {"parameters": 10}}, r"the nearest is L1 of \[4, 6\] with"),
+        ({"budget": NO_LIMIT | {"parameters": 10}}, r"the nearest is L1 of \[4, 6\] with"),
         ({"widths": [[4, 6], [30000, 60000]]}, r"training of \[30000, 60000\] needs about"),
     ],
     ids=str,
@@ -290,25 +284,12 @@ def test_train_begins_anew_where_there_was_no_trial_and_not_where_its_weights_ar
     with pytest.raises(UserError, match=r"no init\.pt beside it"):
         find_init(path, read_architecture(path), params)
     path.with_name("init.pt").write_bytes(b"weights")
-    assert (find_init(path, read_architecture(path), params) or {})["file"] == str(path.with_name("init.pt"))
+    found = find_init(path, read_architecture(path), params)
+    assert found is not None
+    assert found.file == str(path.with_name("init.pt"))
 
 
 # Whole searches.
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[RayCluster]:
-    """A cluster of two nodes of one core each on this machine."""
-    nodes = RayCluster(num_nodes=2, cpus=1)
-    yield nodes
-    nodes.close()
-
-
-@pytest.fixture
-def two_nodes(cluster, project) -> RayCluster:
-    """The project's stages run on two nodes."""
-    project.environment = cluster.env | {"RAY_ADDRESS": cluster.driver_address}
-    return cluster
 
 
 @pytest.mark.ray
@@ -316,7 +297,7 @@ def test_a_killed_search_goes_on_and_ends_as_one_that_was_not(project, prepared)
     space = {"train.learning_rate": [0.003, 1e30], "train.optimizer": ["sgd"]}
     project.set({"search": {"widths": [[4, 6], [4, 6, 8]], "epochs": 30, "max_concurrent": 2, "space": space}})
     project.set({"train": {"init": "search"}})
-    killed = project.start("search", *command(prepared))
+    killed = project.start("search", *arguments(prepared))
     # One trial has died by its loss by then; another is in its midst.
     project.wait_for(killed, "search", "not finite", "epoch [2-9], val")
     os.kill(killed.pid, signal.SIGKILL)
@@ -327,8 +308,8 @@ def test_a_killed_search_goes_on_and_ends_as_one_that_was_not(project, prepared)
     finished = set(re.findall(r"trial (\S+): epoch 30,", before)) | set(re.findall(r"trial (\S+):.*not finite", before))
     begun = {one: int(n) for one, n in re.findall(r"trial (\S+): epoch (\d+), val", before)}
 
-    printed = project.run("search", *command(prepared))
-    assert "the search goes on" in printed
+    printed = project.run("search", *arguments(prepared))
+    assert "the search resumes" in printed
     after = {one: int(n) for one, n in re.findall(r"trial (\S+): epoch (\d+), val", printed)[::-1]}  # the first of each
     for one in finished:
         assert after.get(one, 30) == 30  # not trained again; that it had ended may have to be told again
@@ -351,8 +332,8 @@ def test_a_killed_search_goes_on_and_ends_as_one_that_was_not(project, prepared)
     assert weights["nodes.0_0.conv1.weight"].shape[0] == found["widths"][0]
 
     # Another budget chooses anew among the same trials, and the rest says the same.
-    project.set({"search": {"budget": NONE | {"parameters": 1500}}})
-    again = project.run("search", *command(prepared))
+    project.set({"search": {"budget": NO_LIMIT | {"parameters": 1500}}})
+    again = project.run("search", *arguments(prepared))
     assert "epoch 1, val IoU" not in again
     assert next(row for row in table(project) if row["chosen"] == "1")["depth"] == "L1"
     assert table(project, "curves") == curves
@@ -362,11 +343,11 @@ def test_a_killed_search_goes_on_and_ends_as_one_that_was_not(project, prepared)
 @pytest.mark.usefixtures("two_nodes")
 def test_a_search_runs_on_two_nodes_and_one_that_cannot_fit_them_is_refused(project, prepared):
     project.set({"search": {"widths": [[4, 6], [4, 6, 8]], "cpus_per_worker": 2, "max_concurrent": 2}})
-    printed = project.run("search", *command(prepared), expect=2)
+    printed = project.run("search", *arguments(prepared), expect=2)
     assert "need 4 cores, and the cluster has 2; lower search.max_concurrent" in printed
     assert "Traceback" not in printed
     project.set({"search": {"cpus_per_worker": 1, "num_workers": 2, "max_concurrent": 1, "epochs": 2}})
-    printed = project.run("search", *command(prepared))  # each trial has a worker on each node
+    printed = project.run("search", *arguments(prepared))  # each trial has a worker on each node
     assert [row["status"] for row in table(project)] == ["done"] * 3, printed
     assert len(table(project, "curves")) == 2 + 2 * 2
 
@@ -376,7 +357,7 @@ def test_asha_ends_weak_trials_early_and_a_process_that_is_killed_is_one_dead_tr
     space = {"train.learning_rate": {"log": [1e-7, 1e-2]}}
     asha = {"scheduler": "asha", "reduction": 2, "epochs": 8, "searcher": "random", "num_trials": 6, "space": space}
     project.set({"search": {"widths": [[4, 6]], "max_concurrent": 1} | asha})
-    started = project.start("search", *command(prepared))
+    started = project.start("search", *arguments(prepared))
     project.wait_for(started, "search", "epoch 2,")
     os.kill(two_nodes.trials()[0], signal.SIGKILL)
     assert started.wait(400) == 0, project.log("search")
@@ -392,7 +373,7 @@ def test_asha_ends_weak_trials_early_and_a_process_that_is_killed_is_one_dead_tr
     assert sum(int(row["epochs"]) for row in rows) < 6 * 8
     assert [row["train.learning_rate"] for row in rows] == [
         str(decode(one)["train.learning_rate"])
-        for one in read_space(declared(widths=[[4, 6]], **{key: asha[key] for key in asha})).configs() or []
+        for one in read_space(declared(widths=[[4, 6]], **{key: asha[key] for key in asha})).configs or []
     ]
 
 
@@ -402,7 +383,7 @@ def test_nsga2_looks_for_a_front_and_the_same_seed_gives_the_same_trials_whateve
     space = {"train.learning_rate": {"log": [1e-4, 1e-2]}}
     drawn = {"searcher": "nsga2", "num_trials": 4, "objective": "front", "space": space, "epochs": 1}
     project.set({"search": {"widths": [[4, 6], [4, 6, 8], [8, 12]], "max_concurrent": 2} | drawn})
-    printed = project.run("search", *command(prepared))
+    printed = project.run("search", *arguments(prepared))
     rows = table(project)
     assert len({row["trial"] for row in rows}) == 4, printed
     assert any(row["on_front"] == "1" for row in rows)
@@ -411,15 +392,14 @@ def test_nsga2_looks_for_a_front_and_the_same_seed_gives_the_same_trials_whateve
     assert float(chosen["val_iou"]) >= best - 0.01
     keys = ("widths", "depth", "val_iou", "train.learning_rate")
     first = sorted(tuple(row[key] for key in keys) for row in rows)
-    arguments = [one.replace("runs", "other runs") if one == "runs" else one for one in command(prepared)]
-    killed = project.start("search", *arguments)
+    killed = project.start("search", *arguments(prepared, "other runs"))
     project.wait_for(killed, "search", "epoch 1, val")
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     [of_tune] = (project.folder / "other runs").glob("search-*/")
     for one in [*of_tune.glob("*.json"), *of_tune.glob("*.pkl")]:
         one.write_bytes(b"")  # as a kill in the midst of Tune's copying leaves them, all at once
-    assert "the search goes on" in project.run("search", *arguments)
+    assert "the search resumes" in project.run("search", *arguments(prepared, "other runs"))
     assert sorted(tuple(row[key] for key in keys) for row in table(project)) == first
 
 
@@ -429,7 +409,7 @@ def test_tpe_searches_until_the_hours_are_over_and_keeps_the_best_so_far(project
     space = {"train.learning_rate": {"log": [1e-4, 1e-2]}}
     drawn = {"searcher": "tpe", "num_trials": 1000, "epochs": 3, "max_hours": 25 / 3600, "space": space}
     project.set({"search": {"widths": [[4, 6], [4, 6, 8]], "max_concurrent": 2} | drawn})
-    printed = project.run("search", *command(prepared))
+    printed = project.run("search", *arguments(prepared))
     rows = table(project)
     done = [row for row in rows if row["status"] == "done"]
     assert done, printed
@@ -439,7 +419,7 @@ def test_tpe_searches_until_the_hours_are_over_and_keeps_the_best_so_far(project
     chosen = next(row for row in rows if row["chosen"] == "1")
     assert float(chosen["val_iou"]) == max(float(row["val_iou"]) for row in rows if row["val_iou"])
     assert architecture(project)["params"] == {"train.learning_rate": float(chosen["train.learning_rate"])}
-    again = project.run("search", *command(prepared))  # the hours are over: nothing is trained
+    again = project.run("search", *arguments(prepared))  # the hours are over: nothing is trained
     assert "epoch 3, val IoU" not in again
     assert table(project) == rows
 
@@ -450,12 +430,10 @@ def test_pbt_lets_weak_trials_go_on_from_strong_ones(project, prepared):
     space = {"train.learning_rate": {"log": [1e-9, 1e-2]}}
     drawn = {"searcher": "random", "num_trials": 4, "scheduler": "pbt", "space": space, "epochs": 4, "seed": 3}
     project.set({"search": {"widths": [[4, 6]], "max_concurrent": 2} | drawn})
-    printed = project.run("search", *command(prepared))
+    printed = project.run("search", *arguments(prepared))
     rows = table(project)
     assert [row["status"] for row in rows] == ["done"] * 4, printed
-    began = {
-        decode(one)["train.learning_rate"] for one in read_space(declared(widths=[[4, 6]], **drawn)).configs() or []
-    }
+    began = {decode(one)["train.learning_rate"] for one in read_space(declared(widths=[[4, 6]], **drawn)).configs or []}
     ended = {float(row["train.learning_rate"]) for row in rows}
     assert ended != began  # at least one took over another's weights with a changed rate
     assert all(1e-9 <= rate <= 1e-2 for rate in ended)

@@ -1,19 +1,18 @@
-"""What batch norm knows of the data: its running statistics, and batches that several processes share."""
+"""What batch norm knows of the data: its running statistics."""
 
 from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 # As many images as tell the statistics to a per cent (Wu and Johnson 2021, section 3).
 STATISTICS_IMAGES = 1024
 
 
-def find_batch_norms(network: nn.Module) -> list[_BatchNorm]:
+def find_batch_norms(network: nn.Module) -> list[nn.BatchNorm2d | nn.SyncBatchNorm]:
     """The layers of a network that keep running statistics."""
-    return [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    return [module for module in network.modules() if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm)]
 
 
 def reset_statistics(network: nn.Module) -> None:
@@ -90,72 +89,3 @@ def average_statistics(network: nn.Module, world: int) -> None:
             assert buffer is not None
             dist.all_reduce(buffer)
             buffer /= world
-
-
-class SyncBatchNorm(nn.BatchNorm2d):
-    """Batch norm over the batch of all processes, on any device; torch's own runs on GPUs alone.
-
-    Every process must call it equally often.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
-            return super().forward(input)
-        x = input.float()
-        count = torch.tensor([x.numel() / x.shape[1]], dtype=torch.float64, device=x.device)
-        # Sums of squares lose digits, so that they are taken in float64; one exchange for all three.
-        sums = torch.cat([x.sum(dim=(0, 2, 3), dtype=torch.float64), _square_sums(x), count])
-        sums = _AllReduce.apply(sums)
-        total, squares, count = sums.split([x.shape[1], x.shape[1], 1])
-        mean = total / count
-        variance = (squares / count - mean.square()).clamp(min=0)
-        if self.track_running_stats:
-            self._track(mean.detach(), variance.detach(), count)
-        scale = torch.rsqrt(variance + self.eps).float() * self.weight
-        shift = self.bias - mean.float() * scale
-        return (x * scale[:, None, None] + shift[:, None, None]).to(input.dtype)
-
-    @torch.no_grad()
-    def _track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-        assert self.num_batches_tracked is not None
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        self.num_batches_tracked.add_(1)
-        share = 1 / self.num_batches_tracked if self.momentum is None else torch.tensor(self.momentum)
-        share = share.to(self.running_mean)
-        self.running_mean.lerp_(mean.float(), share)
-        self.running_var.lerp_((variance * count / (count - 1)).float(), share)  # the unbiased one
-
-
-def _square_sums(x: Tensor) -> Tensor:
-    """(C,) float64 sums of squares, without a float64 copy of the whole."""
-    return x.square().sum(dim=(0, 2, 3), dtype=torch.float64)
-
-
-class _AllReduce(torch.autograd.Function):
-    """The sum over all processes; so is its gradient."""
-
-    @staticmethod
-    def forward(ctx, value: Tensor) -> Tensor:
-        value = value.clone()
-        dist.all_reduce(value)
-        return value
-
-    @staticmethod
-    def backward(ctx, *gradients: Tensor) -> Tensor:
-        gradient = gradients[0].clone()
-        dist.all_reduce(gradient)
-        return gradient
-
-
-def synchronise(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network with every batch norm over the batch of all processes; the keys of its weights stay."""
-    if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    for module in list(network.modules()):
-        for name, child in module.named_children():
-            if type(child) is nn.BatchNorm2d:
-                synced = SyncBatchNorm(child.num_features, child.eps, child.momentum)
-                synced.load_state_dict(child.state_dict())
-                setattr(module, name, synced)
-    return network

@@ -33,4 +33,5 @@ class Ema:
     def update(self, step: int) -> None:
         """Take in the weights that optimizer step `step` (counted from 0) has left in the network."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._own, self._others, 1 - decay)
+        for own, other in zip(self._own, self._others, strict=True):
+            own.lerp_(other, 1 - decay)

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from unetpp.errors import UserError
-from unetpp.training.batch_norm import SyncBatchNorm
 
 
 @dataclass(frozen=True)
@@ -73,19 +72,23 @@ class Exchange:
     def __init__(self, network: DistributedDataParallel):
         self._network = network
         self._parameters = [one for one in network.parameters() if one.requires_grad]
-        self.in_passes = any(isinstance(one, SyncBatchNorm | nn.SyncBatchNorm) for one in network.modules())
+        for one in self._parameters:
+            one.register_post_accumulate_grad_hook(self._note)
+        self.in_passes = any(isinstance(one, nn.SyncBatchNorm) for one in network.modules())
         self.begin()
 
     def begin(self) -> None:
         """To be called before the first part of a batch."""
-        self._passes = 0
-        self._before: list[tuple[Tensor | None, int]] = []
+        self._passes, self._is_last = 0, False
+        self._given: set[Tensor] = set()  # parameters whose gradient the last pass has made
 
     def begin_part(self, last: bool) -> None:
         """To be called before each pass; gradients are exchanged in the last one."""
-        self._passes += 1
-        if last:
-            self._before = [(one.grad, -1 if one.grad is None else one.grad._version) for one in self._parameters]
+        self._passes, self._is_last = self._passes + 1, last
+
+    def _note(self, parameter: Tensor) -> None:
+        if self._is_last:
+            self._given.add(parameter)
 
     def give_nothing(self, parts: int) -> None:
         """Give the others gradients that are no numbers, instead of those that are missing.
@@ -96,7 +99,7 @@ class Exchange:
         Raises:
             RuntimeError: it is too late for that.
         """
-        rest = self._missing()
+        rest = [one for one in self._parameters if one not in self._given]
         some = len(rest) < len(self._parameters)
         if not rest or (self._passes and self.in_passes) or (some and self._network.static_graph):
             raise RuntimeError("too late: the others know of this pass already")
@@ -108,16 +111,6 @@ class Exchange:
             with nullcontext() if number == passes else self._network.no_sync():
                 logits = self._network(blank_images(self._network))
                 (torch.stack([one.float().sum() for one in logits]).sum() * torch.nan).backward()
-
-    def _missing(self) -> list[nn.Parameter]:
-        """The parameters whose gradient was not touched since the last part began."""
-        if not self._before:
-            return self._parameters
-        return [
-            one
-            for one, (before, version) in zip(self._parameters, self._before, strict=True)
-            if one.grad is before and (before is None or before._version == version)
-        ]
 
 
 def blank_images(network: nn.Module) -> Tensor:

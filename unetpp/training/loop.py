@@ -28,8 +28,8 @@ def choose_precision(precision: str, device: torch.device) -> torch.dtype:
         if device.type == "cuda":
             precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
         else:
-            native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-            precision = "bf16" if native else "fp32"
+            there = torch.cpu.get_capabilities()
+            precision = "bf16" if there.get("avx512_bf16") or there.get("amx_tile") else "fp32"
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
 
 

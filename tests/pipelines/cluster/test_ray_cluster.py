@@ -102,7 +102,7 @@ def test_a_cluster_that_somebody_starts_on_the_machine_does_not_end_the_workers(
         assert training.wait(60) == 130
     printed = project.log("train")
     assert "replaced" not in printed
-    assert "goes on after" not in printed
+    assert "resumes after" not in printed
     assert "Traceback" not in printed
 
 

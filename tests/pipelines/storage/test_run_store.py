@@ -12,8 +12,8 @@ from pipelines.core.params import load_params
 from pipelines.storage import places
 from pipelines.storage.run_store import STOP, RunStore, StopFile, begin, check_shared, open_store, runs_at
 from tests.conftest import REPOSITORY
-from tests.pipelines.training.runs import ARGUMENTS, run_processes, settings_of
-from tests.pipelines.tuning.spaces import command
+from tests.pipelines.training.small import ARGUMENTS, run_processes, spec_of
+from tests.pipelines.tuning.declared import arguments as search_arguments
 from tests.servers import s3_error
 from unetpp.errors import UserError
 from unetpp.inference.model_file import load_model
@@ -164,8 +164,8 @@ def test_workers_on_a_bucket_go_on_from_it_after_each_fault_and_end_as_on_a_fold
     project.wait_for(training, "train", "epoch 3/16")
     family = psutil.Process(training.pid).children(recursive=True)
     next(one for one in family if "RayTrainWorker" in one.name() + " ".join(one.cmdline())).kill()
-    project.wait_for(training, "train", "goes on after epoch")
-    after = project.log("train").rpartition("goes on after epoch")[2].split()[0]
+    project.wait_for(training, "train", "resumes after epoch")
+    after = project.log("train").rpartition("resumes after epoch")[2].split()[0]
     project.wait_for(training, "train", f"epoch {int(after) + 2}/16")
     listed = bucket.client.list_objects_v2(Bucket=bucket.name, Prefix="shared/runs/")["Contents"]
     run = listed[0]["Key"].split("/")[2]
@@ -185,9 +185,9 @@ def test_workers_on_a_bucket_go_on_from_it_after_each_fault_and_end_as_on_a_fold
     assert "epoch 1/16" not in printed
     trained = load_model(project.folder / "models/train").network.state_dict()
 
-    whole = settings_of(params, prepared, **short)
-    on_folder = run_processes(2, {"whole": (whole, "")}, tmp_path)["whole"][0][-1]
-    assert all(torch.equal(value, trained[key]) for key, value in on_folder["best"]["weights"].items())
+    whole = spec_of(params, prepared, **short)
+    on_folder = run_processes(2, {"whole": (whole, None)}, tmp_path)["whole"][0][-1]
+    assert all(torch.equal(value, trained[key]) for key, value in on_folder.best.weights.items())
     assert "finished already" in project.run("train", *arguments)
 
 
@@ -197,14 +197,14 @@ def test_killed_search_goes_on_from_a_bucket(project, prepared, bucket):
     project.set({"cluster": {"storage": f"s3://{bucket.name}/shared", "cache": str(project.folder / "cache")}})
     project.params["ingest"]["s3"]["endpoint"] = bucket.proxy.url
     project.set({})
-    searching = project.start("search", *command(prepared))
+    searching = project.start("search", *search_arguments(prepared))
     project.wait_for(searching, "search", ": epoch 2,")
     os.kill(searching.pid, signal.SIGKILL)
     searching.wait()
     assert "chosen" not in project.log("search")
-    printed = project.run("search", *command(prepared))
+    printed = project.run("search", *search_arguments(prepared))
     assert f"s3://{bucket.name}/shared/runs/search-" in printed
-    assert "the search goes on" in printed
+    assert "the search resumes" in printed
     assert "chosen: " in printed
     assert (project.folder / "models/search/init.pt").is_file()
     assert not (project.folder / "runs").exists()

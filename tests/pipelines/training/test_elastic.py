@@ -11,8 +11,7 @@ import torch
 
 from pipelines.core.params import override
 from pipelines.core.training_sections import Train
-from pipelines.training.epochs import epochs
-from tests.pipelines.training.runs import ARGUMENTS, CPU, last, settings_of, wait_for
+from tests.pipelines.training.small import ARGUMENTS, last, spec_of
 from tests.ray_cluster import RayCluster
 from tests.servers import Answer, Request
 from unetpp.errors import UserError
@@ -90,12 +89,12 @@ def test_training_goes_on_without_a_node_that_dies_and_with_one_that_comes(proje
     project.environment = cluster.env | {"RAY_ADDRESS": cluster.driver_address, "RAY_DEDUP_LOGS": "0"}
     training = project.start("train", "--prepared", str(prepared), *ARGUMENTS)
     try:
-        wait_for(project, training, lambda log: "epoch 3/14" in log)
+        project.wait_until(training, "train", lambda log: "epoch 3/14" in log)
         cluster.kill_node(1)
-        wait_for(project, training, lambda log: worlds(log) == ["2", "1"])
+        project.wait_until(training, "train", lambda log: worlds(log) == ["2", "1"])
         gates.open[5].set()
         cluster.add_node(cpus=1)
-        wait_for(project, training, lambda log: worlds(log) == ["2", "1", "2"])
+        project.wait_until(training, "train", lambda log: worlds(log) == ["2", "1", "2"])
         gates.open[9].set()
         assert training.wait(120) == 0, project.log("train")
     finally:
@@ -108,10 +107,10 @@ def test_training_goes_on_without_a_node_that_dies_and_with_one_that_comes(proje
     with open(project.folder / "reports/train/curves.csv") as file:
         rows = [row for row in csv.DictReader(file) if row["depth"] == "L2"]
     assert [int(row["epoch"]) for row in rows] == list(range(1, 15))
-    whole = last(epochs(settings_of(params, prepared, {"norm": "group"}, **shared), CPU, {}))
-    for row, expected in zip(rows, whole["history"], strict=True):
+    whole = last(spec_of(params, prepared, {"norm": "group"}, **shared))
+    for row, expected in zip(rows, whole.history, strict=True):
         assert float(row["train_loss"]) == pytest.approx(expected["train_loss"], rel=1e-3)
         assert float(row["learning_rate"]) == pytest.approx(expected["learning_rate"], rel=1e-3)
     trained = load_model(project.folder / "models/train").network.state_dict()
-    for key, value in whole["best"]["weights"].items():
+    for key, value in whole.best.weights.items():
         torch.testing.assert_close(trained[key], value, atol=2e-3, rtol=1e-2, msg=key)

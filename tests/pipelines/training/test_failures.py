@@ -1,31 +1,27 @@
 """What goes wrong in one of several processes is known to all in the same step: real processes, gloo, no Ray."""
 
-import dataclasses
-import multiprocessing
 import pickle
-import socket
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from pipelines.training.epochs import Training, Wish
-from tests.pipelines.training.runs import assert_same, settings_of
-from unetpp import NestedUNet
+from pipelines.training.epochs import Training
+from pipelines.training.spec import TrainSpec
+from pipelines.training.state import TrainState
+from tests.pipelines.training.small import CPU, assert_same, run_group, spec_of
 from unetpp.data.arrow_split import Split
 from unetpp.errors import UserError
 
 pytestmark = pytest.mark.slow
-CPU = torch.device("cpu")
 WORLD, STEP = 2, 5  # processes; the step, counted over all epochs, in which something happens
 MEMORY = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"
-PARTS = {"group": {"norm": "group"}, "sync": {}}  # of the model
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Case:
     """What happens in the process 1 at STEP: an error at a place; or, in all, more parts from there on."""
 
@@ -101,86 +97,66 @@ class Broken:
         return self._split[index]
 
 
-def _process(rank: int, port: int, folder: Path) -> None:
-    """Run the trainings that lie in jobs.pkl; keep the last state of each, or what it raised."""
-    torch.set_num_threads(1)
-    store = dist.TCPStore("127.0.0.1", port, WORLD, rank == 0)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD)
-    found: dict[str, dict | str] = {}
-    for name, (settings, case) in pickle.loads((folder / "jobs.pkl").read_bytes()).items():
-        training = Training(settings, CPU, {}, rank, WORLD, lambda: Wish.GO_ON)
+def work(rank: int, jobs: dict[str, tuple[TrainSpec, Case]], folder: Path) -> None:
+    """Keep the last state of each training, or what it raised."""
+    found: dict[str, TrainState | str] = {}
+    for name, (spec, case) in jobs.items():
+        training = Training(spec, CPU, None, rank, WORLD)
         disturb(training, case)
         try:
             found[name] = list(training.run())[-1]
         except UserError as error:
             found[name] = str(error)
-    torch.save(found, folder / f"found-{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    (folder / f"found-{rank}").write_bytes(pickle.dumps(found))
 
 
-def run(jobs: dict[str, tuple[dict, Case]], folder: Path) -> list[dict]:
-    """What each process found, by the name of the job."""
-    (folder / "jobs.pkl").write_bytes(pickle.dumps(jobs))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_process, args=(rank, port, folder)) for rank in range(WORLD)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(240)  # far below the 30 minutes for which a process would wait for one that is silent
-        assert process.exitcode == 0
-    return [torch.load(folder / f"found-{rank}.pt", weights_only=True) for rank in range(WORLD)]
-
-
+@pytest.mark.parametrize(
+    "wheres",
+    [
+        pytest.param(("backward",), id="one place"),
+        pytest.param(("forward", "end of backward"), id="all places", marks=pytest.mark.nightly),
+    ],
+)
 def test_failure_of_one_process_is_the_same_error_in_all_and_lack_of_memory_makes_the_parts_of_all_smaller(
-    params, prepared, tmp_path
+    params, prepared, tmp_path, wheres
 ):
-    def settings(model: str = "group", **train) -> dict:
-        many = {"batch_size": 8, "num_workers": WORLD, "epochs": 3, "sync_batchnorm": model == "sync"} | train
-        return settings_of(params, prepared, PARTS[model], **many)
+    def spec(**train) -> TrainSpec:
+        return spec_of(params, prepared, {"norm": "group"}, **{"num_workers": WORLD, "epochs": 3} | train)
 
     halve = {"on_oom": "halve", "ema": 0.9}
-    wheres = ("forward", "backward", "end of backward")
-    jobs = {f"stop {where}": (settings(), Case(where, fits=2)) for where in wheres}
-    jobs |= {f"halve {where}": (settings(**halve), Case(where, fits=2)) for where in wheres}
-    jobs |= {f"quarter {where}": (settings(accumulate=2, **halve), Case(where)) for where in wheres}
+    jobs = {f"stop {where}": (spec(), Case(where, fits=2)) for where in wheres}
+    jobs |= {f"halve {where}": (spec(**halve), Case(where, fits=2)) for where in wheres}
+    jobs |= {f"quarter {where}": (spec(accumulate=2, **halve), Case(where)) for where in wheres}
     jobs |= {
-        "halved": (settings(**halve), Case("accumulate")),
-        "quartered": (settings(accumulate=2, **halve), Case("accumulate")),
-        "bug": (settings(nonfinite="skip"), Case("forward", "a bug")),
-        "late bug": (settings(), Case("end of backward", "a bug")),
-        "static": (settings(static_graph=True), Case("batch")),
-        "validation": (settings(), Case("validation")),
-        **{f"batch {model}": (settings(model), Case("batch")) for model in PARTS},
+        "halved": (spec(**halve), Case("accumulate")),
+        "quartered": (spec(accumulate=2, **halve), Case("accumulate")),
+        "bug": (spec(nonfinite="skip"), Case("forward", "a bug")),
+        "late bug": (spec(), Case("end of backward", "a bug")),
+        "static": (spec(static_graph=True), Case("batch")),
+        "validation": (spec(), Case("validation")),
+        "batch": (spec(), Case("batch")),
+        "batch norm": (replace(spec(), model=params.model), Case("batch")),
     }
-    first, second = run(jobs, tmp_path)
+    run_group(WORLD, work, jobs, tmp_path)
+    first, second = (pickle.loads((tmp_path / f"found-{rank}").read_bytes()) for rank in range(WORLD))
     for name in jobs:
         if "halve" in name or "quarter" in name:
             reference = "halved" if "halve" in name else "quartered"
             assert_same(first[name], first[reference])
             assert_same(second[name], first[reference])
-            assert first[name]["accumulate"] == (2 if reference == "halved" else 4)
+            assert first[name].accumulate == (2 if reference == "halved" else 4)
         else:
             assert first[name] == second[name], name
     for where in wheres:
-        assert (
-            "out of memory at a batch of 3 image(s) of 32x32 px in a process, of 7 over all" in first[f"stop {where}"]
-        )
-        assert "2 image(s) at once fit: set train.accumulate=2" in first[f"stop {where}"]
-        assert "in epoch 2, step 2 of 4, of " in first[f"stop {where}"]
-        assert "(process 1 of 2)" in first[f"stop {where}"]
+        said = first[f"stop {where}"]
+        assert "out of memory at a batch of 3 image(s) of 32x32 px in a process, of 7 over all" in said
+        assert "2 image(s) at once fit: set train.accumulate=2" in said
+        assert "in epoch 2, step 2 of 4, of " in said
+        assert "(process 1 of 2)" in said
     for name in ("bug", "late bug"):
         assert "RuntimeError: a bug" in first[name]
         assert "in epoch 2, step 2 of 4, of " in first[name]
-    for name in ("batch group", "batch sync", "static"):
+    for name in ("batch", "batch norm", "static"):
         assert "in epoch 2: AttributeError" in first[name]
     assert "OSError: sample 5: no such device" in first["validation"]
     assert "at the end of epoch 1 (process 1 of 2)" in first["validation"]
-
-
-def test_network_of_the_tests_has_layers_of_both_kinds():
-    assert not any(isinstance(one, torch.nn.BatchNorm2d) for one in NestedUNet((4, 6), norm="group").modules())
-    assert any(isinstance(one, torch.nn.BatchNorm2d) for one in NestedUNet((4, 6)).modules())

@@ -1,7 +1,7 @@
 """A training of one process: no Ray, and every fault ends it cleanly or not at all."""
 
+import csv
 import json
-import os
 import resource
 import shutil
 import signal
@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.core.params import Params
+from pipelines.core.params import load_params
 from pipelines.storage.places import Folder
 from pipelines.storage.run_store import RunStore
 from pipelines.training.epochs import epochs
 from pipelines.training.in_process import run_alone
-from tests.pipelines.training.runs import ARGUMENTS, assert_same, settings_of
+from pipelines.training.spec import make_spec
+from pipelines.training.state import TrainState
+from tests.pipelines.training.small import ARGUMENTS, CPU, assert_same, last, spec_of
 from unetpp.data import loader
 from unetpp.data.arrow_split import Split, SplitWriter
 from unetpp.data.loader import SampleError
@@ -26,26 +28,24 @@ from unetpp.errors import UserError
 from unetpp.inference.model_file import load_model
 from unetpp.training.checkpoint import name_of
 
-CPU = torch.device("cpu")
-
 
 def test_checkpoints_are_the_newest_two_and_a_finished_run_does_nothing_more(params, prepared, tmp_path, capsys):
-    settings = settings_of(params, prepared, epochs=3)
-    assert run_alone(settings, RunStore(Folder(tmp_path / "run")))
+    spec = spec_of(params, prepared, epochs=3)
+    assert run_alone(spec, RunStore(Folder(tmp_path / "run")))
     names = sorted(path.name for path in (tmp_path / "run").iterdir())
     assert names == ["checkpoint_000002_00000000", "checkpoint_000003_00000000"]
     assert capsys.readouterr().out.count("epoch ") == 3
-    assert run_alone(settings, RunStore(Folder(tmp_path / "run")))
+    assert run_alone(spec, RunStore(Folder(tmp_path / "run")))
     assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("damage", ["flipped byte", "truncated", "killed while it was written"])
 def test_damaged_newest_checkpoint_is_said_and_the_one_before_goes_on(params, prepared, tmp_path, capsys, damage):
-    settings, run = settings_of(params, prepared, checkpoint_every_steps=1), tmp_path / "run"
-    whole = list(epochs(settings, CPU, {}))[-1]
-    for number, state in enumerate(epochs(settings, CPU, {}), start=1):
-        RunStore(Folder(run)).add(state)
-        newest = run / name_of(state)
+    spec, run = spec_of(params, prepared, checkpoint_every_steps=1), tmp_path / "run"
+    whole = last(spec)
+    for number, state in enumerate(epochs(spec, CPU), start=1):
+        RunStore(Folder(run)).add(state.to_dict())
+        newest = run / name_of(state.to_dict())
         if number == 3:
             break
     if damage == "killed while it was written":
@@ -55,30 +55,29 @@ def test_damaged_newest_checkpoint_is_said_and_the_one_before_goes_on(params, pr
         content[len(content) // 2] ^= 1
         (newest / "state.pt").write_bytes(content[:-7] if damage == "truncated" else content)
     capsys.readouterr()
-    assert run_alone(settings, RunStore(Folder(run)))
+    assert run_alone(spec, RunStore(Folder(run)))
     said = capsys.readouterr().out
     if damage == "killed while it was written":
         assert not list(run.glob(".*"))
     else:
         assert f"passed over: {newest}: expected" in said
-    assert_same(RunStore(Folder(run)).newest()[0], whole)
+    assert_same(TrainState.from_dict(RunStore(Folder(run)).newest()[0]), whole)
 
 
 def test_full_disk_is_named_and_the_checkpoint_before_stays_whole(params, prepared, tmp_path):
     """The limit of a file's size stands for the disk: the same write fails in the same way, and needs no root."""
-    settings, run = settings_of(params, prepared), tmp_path / "run"
-    first = next(epochs(settings, CPU, {}))
-    RunStore(Folder(run)).add(first)
+    spec, run = spec_of(params, prepared), tmp_path / "run"
+    RunStore(Folder(run)).add(next(epochs(spec, CPU)).to_dict())
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     try:
         with pytest.raises(UserError, match="the disk or quota is full, or the file too large"):
-            run_alone(settings, RunStore(Folder(run)))
+            run_alone(spec, RunStore(Folder(run)))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [path.name for path in run.iterdir()] == ["checkpoint_000001_00000000"]
     assert RunStore(Folder(run)).newest()[0]["epoch"] == 1
-    assert run_alone(settings, RunStore(Folder(run)))
+    assert run_alone(spec, RunStore(Folder(run)))
 
 
 def with_an_image_of_nan(prepared: Path, folder: Path) -> str:
@@ -97,13 +96,19 @@ def with_an_image_of_nan(prepared: Path, folder: Path) -> str:
     return split.id(2)
 
 
+def test_loss_that_is_not_finite_any_more_ends_the_training(params, prepared):
+    spec = spec_of(params, prepared, learning_rate=1e30, optimizer="sgd", warmup_epochs=0)
+    with pytest.raises(UserError, match=r"not finite any more .* in epoch 1, step \d of 4; the\s+batch: \S+, \S+"):
+        last(spec)
+
+
 def test_image_that_is_no_number_stops_the_training_by_its_name_or_is_skipped(params, prepared, tmp_path):
     id = with_an_image_of_nan(prepared, tmp_path / "prepared")
-    settings = settings_of(params, tmp_path / "prepared", {"norm": "group"})
+    spec = spec_of(params, tmp_path / "prepared", {"norm": "group"})
     with pytest.raises(UserError, match=rf"not finite any more of the sample\(s\) {id} in epoch 1, step \d of \d; the"):
-        list(epochs(settings, CPU, {}))
-    settings = settings_of(params, tmp_path / "prepared", {"norm": "group"}, nonfinite="skip")
-    rows = list(epochs(settings, CPU, {}))[-1]["history"]
+        last(spec)
+    spec = spec_of(params, tmp_path / "prepared", {"norm": "group"}, nonfinite="skip")
+    rows = last(spec).history
     assert [row["skipped_steps"] for row in rows] == [1, 2]
     assert all(np.isfinite(row["train_loss"]) for row in rows)
 
@@ -121,61 +126,61 @@ def test_sample_that_cannot_be_made_stops_the_training_with_its_id_the_epoch_and
 
     monkeypatch.setattr(loader.AugmentedSamples, "make", broken)
     with pytest.raises(SampleError, match=rf"sample '{bad}' in epoch 2: ZeroDivisionError: a bug") as caught:
-        run_alone(settings_of(params, prepared), RunStore(Folder(tmp_path / "run")))
+        run_alone(spec_of(params, prepared), RunStore(Folder(tmp_path / "run")))
     assert any("in epoch 2, step " in note and bad in note for note in caught.value.__notes__)
     assert RunStore(Folder(tmp_path / "run")).newest()[0]["epoch"] == 1  # nothing was lost
 
 
 def test_handlers_of_the_caller_are_back_afterwards(params, prepared, tmp_path):
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    run_alone(settings_of(params, prepared, epochs=1), RunStore(Folder(tmp_path / "run")))
+    run_alone(spec_of(params, prepared, epochs=1), RunStore(Folder(tmp_path / "run")))
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
 @pytest.mark.slow
 def test_training_that_was_terminated_interrupted_and_killed_ends_as_an_uninterrupted_one(project, prepared):
     (project.folder / "architecture.yaml").write_text("widths: [4, 6, 8]\n")
-    project.set({"train": {"epochs": 60, "num_workers": 1, "checkpoint_every_steps": 2, "ema": 0.9}})
+    project.set({"train": {"epochs": 30, "num_workers": 1, "checkpoint_every_steps": 2, "ema": 0.9}})
     arguments = ("--prepared", str(prepared), *ARGUMENTS)
 
-    terminated = project.start("train", *arguments)
-    project.wait_for(terminated, "train", "epoch 3/60")
-    terminated.send_signal(signal.SIGTERM)
-    assert terminated.wait(30) == 143
-    assert "stopped by SIGTERM with a checkpoint; the same command goes on from it" in project.log("train")
-    manifests = [json.loads(path.read_text()) for path in project.folder.glob("runs/*/checkpoint_*/manifest.json")]
-    assert max((one["epoch"], one["step"]) for one in manifests) >= (3, 1)
+    def stop(after: int, number: int) -> int:
+        """The exit code after a signal, which comes when an epoch was done."""
+        process = project.start("train", *arguments)
+        project.wait_for(process, "train", rf"epoch {after}/30")
+        process.send_signal(number)
+        code = process.wait(30)
+        assert "Traceback" not in project.log("train")
+        if number != signal.SIGKILL:
+            found = project.folder.glob("runs/*/checkpoint_*/manifest.json")
+            places = [(one["epoch"], one["step"]) for one in map(json.loads, map(Path.read_text, found))]
+            assert max(places) >= (after, 1)  # of the step that it was in
+        assert not (project.folder / "models").exists()
+        return code
 
-    interrupted = project.start("train", *arguments)
-    project.wait_for(interrupted, "train", "epoch 8/60")
-    interrupted.send_signal(signal.SIGINT)
-    assert interrupted.wait(30) == 130
+    assert stop(3, signal.SIGTERM) == 143
+    assert "stopped by SIGTERM with a checkpoint; rerun the command to resume" in project.log("train")
+    assert stop(8, signal.SIGINT) == 130
     assert "stops with a checkpoint" in project.log("train")
-    assert "Traceback" not in project.log("train")
-    manifests = [json.loads(path.read_text()) for path in project.folder.glob("runs/*/checkpoint_*/manifest.json")]
-    assert max((one["epoch"], one["step"]) for one in manifests) >= (8, 1)
-
-    killed = project.start("train", *arguments)
-    project.wait_for(killed, "train", "epoch 20/60")
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.wait()
+    stop(14, signal.SIGKILL)
     printed = project.run("train", *arguments)
-    assert "goes on after epoch" in printed
+    assert "resumes after epoch" in printed
+    assert "epoch 1/30" not in printed
+    with open(project.folder / "reports/train/curves.csv") as file:
+        rows = [(int(row["epoch"]), row["depth"]) for row in csv.DictReader(file)]
+    assert rows == [(epoch, depth) for epoch in range(1, 31) for depth in ("L1", "L2")]
+    whole = last(make_spec(load_params(project.folder / "params.yaml"), (4, 6, 8), prepared))
     weights = load_model(project.folder / "models/train").network.state_dict()
-    metrics = (project.folder / "reports/train/metrics.json").read_bytes()
-
-    fresh = [argument.replace("runs", "other runs") if argument == "runs" else argument for argument in arguments]
-    assert "goes on" not in project.run("train", *fresh)
-    again = load_model(project.folder / "models/train").network.state_dict()
-    assert all(torch.equal(weights[key], again[key]) for key in weights)
-    assert (project.folder / "reports/train/metrics.json").read_bytes() == metrics
+    assert all(torch.equal(value, weights[key]) for key, value in whole.best.weights.items())
+    metrics = json.loads((project.folder / "reports/train/metrics.json").read_text())
+    assert (metrics["best_epoch"], metrics["epochs"]) == (whole.best.epoch + 1, 30)
+    assert "finished already" in project.run("train", *arguments)
 
 
 @pytest.mark.slow
-def test_memory_of_this_machine_that_runs_out_is_refused_with_what_fits_or_halved(params: Params, tmp_path):
+def test_memory_of_this_machine_that_runs_out_is_refused_with_what_fits_or_halved():
     """Under a limit of the process's own; the memory of a first step is measured, then half of it is forbidden."""
     code = (
-        "import resource, sys, torch\n"
+        "import resource, torch\n"
         "from unetpp import NestedUNet\n"
         "from unetpp.errors import UserError\n"
         "from unetpp.training.loop import make_loss, make_optimizer\n"
@@ -184,24 +189,23 @@ def test_memory_of_this_machine_that_runs_out_is_refused_with_what_fits_or_halve
         "network = NestedUNet((16, 16)).train()\n"
         "loss = make_loss('ce_dice', 'mean', network.depths)\n"
         "optimizer = make_optimizer(network, 'adamw', 1e-3, 0.9, 0.0)\n"
-        "step = TrainStep(network, optimizer, loss, torch.device('cpu'), torch.float32, on_oom=sys.argv[1])\n"
+        "step = TrainStep(network, optimizer, loss, torch.device('cpu'), torch.float32)\n"
         "step(torch.randn(1, 3, 256, 256), torch.zeros(1, 256, 256), 1, 1e-3, 0, 0)\n"
-        "image, mask = torch.randn(16, 3, 256, 256), torch.zeros(16, 256, 256)\n"
+        "image, mask = torch.randn(8, 3, 256, 256), torch.zeros(8, 256, 256)\n"
         "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
-        "limit = used + 600 * 2**20\n"
+        "limit = used + 300 * 2**20\n"
         "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
         "try:\n"
-        "    print(step(image, mask, 16, 1e-3, 1, 1)[1].item())\n"
+        "    step(image, mask, 8, 1e-3, 1, 1)\n"
         "except UserError as error:\n"
         "    print(error)\n"
+        "step.on_oom = 'halve'\n"
+        "print(step(image, mask, 8, 1e-3, 1, 1)[1].item())\n"
     )
-    printed = [
-        subprocess.run(
-            [sys.executable, "-c", code, how], cwd=Path(__file__).parents[3], capture_output=True, text=True, check=True
-        ).stdout
-        for how in ("stop", "halve")
-    ]
-    assert "out of memory at a batch of 16 image(s) of 256x256 px" in printed[0]
-    assert "image(s) at once fit: set train.accumulate=" in printed[0]
-    assert "goes on in 2 parts" in printed[1]
-    assert printed[1].strip().endswith("16.0")
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=True)
+    refused, _, halved = done.stdout.partition("\n")
+    assert "out of memory at a batch of 8 image(s) of 256x256 px" in refused
+    assert "image(s) at once fit: set train.accumulate=" in refused
+    assert "goes on in 2 parts" in halved
+    assert halved.strip().endswith("8.0")

@@ -7,7 +7,6 @@ import itertools
 import os
 import re
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,9 +15,9 @@ import pytest
 import torch
 
 from pipelines.core.params import load_params
-from pipelines.training.spec import make_settings
+from pipelines.training.spec import make_spec
 from tests.pipelines.conftest import Project
-from tests.pipelines.training.runs import ARGUMENTS, run_processes
+from tests.pipelines.training.small import ARGUMENTS, run_processes
 from unetpp.inference.model_file import load_model
 
 pytestmark = pytest.mark.ray
@@ -33,28 +32,23 @@ def uninterrupted(prepared, tmp_path_factory) -> dict[str, torch.Tensor]:
     folder = tmp_path_factory.mktemp("uninterrupted")
     project = Project(folder)
     project.set({"train": TRAIN})
-    settings = make_settings(load_params(folder / "params.yaml"), (4, 6, 8), prepared)
-    states = run_processes(2, {"whole": (settings, "")}, folder)
-    return states["whole"][0][-1]["best"]["weights"]
+    spec = make_spec(load_params(folder / "params.yaml"), (4, 6, 8), prepared)
+    return run_processes(2, {"whole": (spec, None)}, folder)["whole"][0][-1].best.weights
 
 
 class Run:
     """The train stage as a process, its log as it grows, and its workers."""
 
     def __init__(self, project: Project, prepared: Path, number: int = 0):
-        self._project, self.name = project, "train"
+        self._project = project
         self.driver = project.start("train", "--prepared", str(prepared), *ARGUMENTS)
 
     @property
     def log(self) -> str:
         return self._project.log("train")
 
-    def wait(self, done: Callable[[], object], what: str, timeout_s: float = 120) -> None:
-        give_up = time.monotonic() + timeout_s
-        while not done():
-            assert self.driver.poll() is None, f"ended before {what}:\n{self.log}"
-            assert time.monotonic() < give_up, f"no {what}:\n{self.log}"
-            time.sleep(0.02)
+    def wait(self, done: Callable[[], object], timeout_s: float = 120) -> None:
+        self._project.wait_until(self.driver, "train", lambda _: done(), timeout_s)
 
     def epoch(self) -> int:
         """The last epoch that was printed."""
@@ -63,7 +57,7 @@ class Run:
     def wait_for_more(self, epochs: int = 4) -> None:
         """Until so many epochs were done from now on."""
         there = self.epoch()
-        self.wait(lambda: self.epoch() >= there + epochs, f"epoch {there + epochs}")
+        self.wait(lambda: self.epoch() >= there + epochs)
 
     def workers(self) -> list[int]:
         """Pids of the processes that train, that of the first one, which listens for one thing more, first."""
@@ -80,7 +74,7 @@ class Run:
         return [process.pid for process in sorted(found, key=listens, reverse=True)]
 
     def wait_for_restart(self, times: int) -> None:
-        self.wait(lambda: self.log.count("goes on after epoch") >= times, f"restart {times}", TIMEOUT_S + 90)
+        self.wait(lambda: self.log.count("resumes after epoch") >= times, TIMEOUT_S + 90)
 
     def close(self) -> None:
         if self.driver.poll() is None:
@@ -91,8 +85,15 @@ class Run:
             self.driver.wait()
 
 
+@pytest.mark.parametrize(
+    ("killed", "stopped"),
+    [
+        pytest.param([slice(1, 2)], [0], id="one of each kind"),  # that keeps the store which the others ask
+        pytest.param([slice(1, 2), slice(None)], [1, 0], id="all", marks=pytest.mark.nightly),
+    ],
+)
 def test_training_survives_all_that_happens_to_its_processes_and_ends_with_the_same_bits(
-    project, prepared, uninterrupted
+    project, prepared, uninterrupted, killed, stopped
 ):
     (project.folder / "architecture.yaml").write_text("widths: [4, 6, 8]\n")
     project.set({"train": TRAIN})
@@ -101,43 +102,51 @@ def test_training_survives_all_that_happens_to_its_processes_and_ends_with_the_s
     try:
         restarts = itertools.count(1)
 
-        # SIGKILL of one worker, then of all.
-        for whom in (slice(1, 2), slice(None)):
+        # SIGKILL of workers.
+        for whom in killed:
             run.wait_for_more()
             for pid in run.workers()[whom]:
                 os.kill(pid, signal.SIGKILL)
             run.wait_for_restart(next(restarts))
         assert re.search(r"process \d is gone; the workers are replaced", run.log)
 
-        # SIGSTOP of a worker, and of the one that keeps the store of the group: the others name it.
-        for rank in (1, 0):
+        # SIGSTOP of a worker: the others name it.
+        for rank in stopped:
             run.wait_for_more()
-            stopped = psutil.Process(run.workers()[rank])
-            stopped.suspend()
-            named = rf"process \d of 2 \(pid {stopped.pid} on .*\) does not answer; the workers are replaced"
-            run.wait(lambda named=named: re.search(named, run.log), named, TIMEOUT_S + 60)
+            silent = psutil.Process(run.workers()[rank])
+            silent.suspend()
+            named = rf"process \d of 2 \(pid {silent.pid} on .*\) does not answer; the workers are replaced"
+            run.wait(lambda named=named: re.search(named, run.log), TIMEOUT_S + 60)
             run.wait_for_restart(next(restarts))
-            assert not stopped.is_running()
+            assert not silent.is_running()
 
         # SIGTERM of the driver.
         run.wait_for_more()
         run.driver.send_signal(signal.SIGTERM)
         assert run.driver.wait(60) == 143, run.log
-        assert "stopped by SIGTERM with a checkpoint; the same command goes on from it" in run.log
+        assert "stopped by SIGTERM with a checkpoint; rerun the command to resume" in run.log
         assert f"epoch {EPOCHS}/{EPOCHS}" not in run.log
         before = run.epoch()
 
         # Ctrl-C, as a terminal sends it: to the whole group.
         run = Run(project, prepared)
-        run.wait(lambda: run.epoch() >= before + 5, f"epoch {before + 5}")
+        run.wait(lambda: run.epoch() >= before + 3)
         assert f"epoch {before - 1}/" not in run.log
         os.killpg(run.driver.pid, signal.SIGINT)
         assert run.driver.wait(60) == 130, run.log
-        assert "interrupted; the same command goes on from here" in run.log
+        assert "interrupted; " in run.log
         assert "stops with a checkpoint" in run.log
+
+        # SIGKILL of the driver.
+        run = Run(project, prepared)
+        run.wait_for_more(3)
+        assert not (project.folder / "models").exists()
+        run.driver.kill()
+        run.driver.wait()
 
         run = Run(project, prepared)
         assert run.driver.wait(300) == 0, run.log
+        assert "resumes after epoch" in run.log
         assert f"epoch {EPOCHS}/{EPOCHS}" in run.log
     finally:
         run.close()
@@ -159,4 +168,4 @@ def test_workers_that_end_once_more_than_params_allow_are_one_message(project, p
         run.close()
     assert re.search(r"error: train-\w+: the workers were replaced 0 time\(s\), .* train.max_failures", run.log)
     assert re.search(r"process \d is gone", run.log)
-    assert "goes on after epoch" not in run.log
+    assert "resumes after epoch" not in run.log

@@ -15,7 +15,8 @@ def work():
     for number in signals:
         os.kill(os.getpid(), number)
         asked.wait(10)
-    time.sleep(0.2 if len(signals) < 2 else 30)
+    if len(signals) > 1:
+        time.sleep(30)  # until the second signal ends the process
     return "done"
 def ask():
     print("asked")

@@ -12,9 +12,9 @@ from pipelines.storage.places import Folder
 from pipelines.storage.run_store import STOP, RunStore
 from pipelines.training import stop_requests
 from pipelines.training.epochs import Wish
-from pipelines.training.spec import make_settings
+from pipelines.training.spec import make_spec
 from pipelines.training.stop_requests import Wishes
-from tests.pipelines.training.runs import ARGUMENTS, run_processes, wait_for
+from tests.pipelines.training.small import ARGUMENTS, run_processes
 from tests.ray_cluster import RayCluster
 from unetpp.inference.model_file import load_model
 
@@ -46,38 +46,38 @@ def test_training_outlives_a_node_that_is_preempted_and_one_that_dies(project, p
     """Both workers' nodes but the head's are lost, and others come; no bit of the weights changes."""
     (project.folder / "architecture.yaml").write_text("widths: [4, 6, 8]\n")
     project.set({"train": {"epochs": EPOCHS, "num_workers": 2, "batch_size": 14}})
-    settings = make_settings(load_params(project.folder / "params.yaml"), (4, 6, 8), prepared)
-    whole = run_processes(2, {"whole": (settings, "")}, tmp_path)["whole"][0][-1]
+    spec = make_spec(load_params(project.folder / "params.yaml"), (4, 6, 8), prepared)
+    whole = run_processes(2, {"whole": (spec, None)}, tmp_path)["whole"][0][-1]
     project.set({"cluster": {"storage": str(tmp_path / "shared"), "cache": str(tmp_path / "cache")}})
     cluster = RayCluster(num_nodes=2, cpus=1)
     project.environment = cluster.env | {"RAY_ADDRESS": cluster.driver_address, "RAY_DEDUP_LOGS": "0"}
     project.environment["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "2"
     training = project.start("train", "--prepared", str(prepared), *ARGUMENTS)
     try:
-        wait_for(project, training, lambda log: f"epoch 2/{EPOCHS}" in log)
+        project.wait_until(training, "train", lambda log: f"epoch 2/{EPOCHS}" in log)
         cluster.drain_node(1, NOTICE_S)
-        wait_for(project, training, lambda log: "checkpoint in epoch" in log)
+        project.wait_until(training, "train", lambda log: "checkpoint in epoch" in log)
         assert re.search("the machine of process [01] will be taken away", project.log("train"))
         cluster.add_node(cpus=1)
-        wait_for(project, training, lambda log: starts(log) == 1)
+        project.wait_until(training, "train", lambda log: starts(log) == 1)
         cluster.kill_node(1)  # as whoever gave the notice does, in the end
         before = last_epoch(project.log("train"))
-        wait_for(project, training, lambda log: last_epoch(log) > before + 1)
+        project.wait_until(training, "train", lambda log: last_epoch(log) > before + 1)
         cluster.kill_node(2)
         cluster.add_node(cpus=1)
-        wait_for(project, training, lambda log: starts(log) == 2)
+        project.wait_until(training, "train", lambda log: starts(log) == 2)
         assert training.wait(240) == 0, project.log("train")
     finally:
         if training.poll() is None:
             os.killpg(training.pid, signal.SIGKILL)
         cluster.close()
     trained = load_model(project.folder / "models/train").network.state_dict()
-    assert {name for name, value in whole["best"]["weights"].items() if not torch.equal(trained[name], value)} == set()
+    assert {name for name, value in whole.best.weights.items() if not torch.equal(trained[name], value)} == set()
 
 
 def starts(log: str) -> int:
     """How often the workers went on from a checkpoint."""
-    return len(set(re.findall(r"goes on after epoch \d+.*", log)))
+    return len(set(re.findall(r"resumes after epoch \d+.*", log)))
 
 
 def last_epoch(log: str) -> int:

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from pipelines.core.params import override
 from pipelines.core.training_sections import Search
 from pipelines.pages.search_page import build_page
-from pipelines.search import write_architecture
-from pipelines.train import find_init, read_architecture
+from pipelines.training.architecture import find_init, read_architecture
 from pipelines.tuning.page_facts import page_facts
 from pipelines.tuning.pareto import Trial, choose, importance, mark_front, measured, name
+from pipelines.tuning.results import write_architecture
 from pipelines.tuning.space import read_space
 from tests.pages import Outline
-from tests.pipelines.tuning.spaces import declared
+from tests.pipelines.tuning.declared import NO_LIMIT, declared
 from unetpp.data.manifest import read_manifest
 
 PAIRS = st.lists(st.tuples(st.integers(0, 8), st.integers(1, 8)), min_size=1, max_size=24)
@@ -47,10 +47,6 @@ def points_of(pairs, **others) -> list[dict]:
 
 def search_of(**changes) -> Search:
     return declared(**changes).search
-
-
-def limits(**changes) -> dict:
-    return dict.fromkeys(("latency_ms", "macs", "parameters", "memory_mib")) | changes
 
 
 @given(PAIRS)
@@ -84,7 +80,7 @@ def test_the_choice_is_on_the_front_and_keeps_its_rule(pairs, limit, tolerance):
     assert len(others) == min(3, len(points) - 1)
     within = [point for point in points if point["macs"] <= 1000 * limit]
     if within:
-        bounded, reason, _ = choose(points, search_of(budget=limits(macs=1000 * limit)))
+        bounded, reason, _ = choose(points, search_of(budget=NO_LIMIT | {"macs": 1000 * limit}))
         assert bounded["macs"] <= 1000 * limit
         assert bounded["val_iou"] == max(point["val_iou"] for point in within)
         assert "within the budget" in reason
@@ -124,7 +120,7 @@ def page_of(*found) -> str:
 
 
 def test_the_page_is_whole_and_escapes(prepared):
-    space = read_space(declared(space={"train.loss": ["ce_dice", "lovasz"]}, budget=limits(macs=5000)))
+    space = read_space(declared(space={"train.loss": ["ce_dice", "lovasz"]}, budget=NO_LIMIT | {"macs": 5000}))
     points = points_of([(3, 2), (5, 4), (None, 3), (2, 7)], **{"train.loss": "<b>$x$ & y</b>"})
     mark_front(points, "macs")
     chosen, reason, others = choose(points, space.params.search)
@@ -146,7 +142,7 @@ def test_what_search_writes_train_reads(tmp_path):
     mark_front(points, "macs")
     chosen, reason, others = choose(points, params.search)
     weights = {"a": torch.ones(2)}
-    write_architecture(tmp_path / "search", chosen, reason, others, params, weights)
+    write_architecture(tmp_path / "search", chosen, reason, others, weights)
     found = read_architecture(tmp_path / "search/architecture.yaml")
     assert found.widths == (4, 6, 8)
     assert found.params == {"train.learning_rate": 0.002, "train.class_weights": [1.0, 2.0]}
@@ -160,7 +156,7 @@ def test_what_search_writes_train_reads(tmp_path):
     }
     init = find_init(tmp_path / "search/architecture.yaml", found, begins["search"])
     assert init is not None
-    assert torch.equal(torch.load(init["file"], weights_only=True)["a"], weights["a"])
+    assert torch.equal(torch.load(init.file, weights_only=True)["a"], weights["a"])
     assert find_init(tmp_path / "search/architecture.yaml", found, begins[None]) is None
 
 

@@ -6,8 +6,8 @@ import math
 import pytest
 
 from pipelines.core.params import load_params, override
-from pipelines.tuning.space import decode, mutable, read_space, trial_params
-from tests.pipelines.tuning.spaces import ALL, declared
+from pipelines.tuning.space import decode, make_candidate, mutable, read_space
+from tests.pipelines.tuning.declared import ALL, declared
 from unetpp.errors import UserError
 
 
@@ -29,10 +29,11 @@ def test_a_network_of_one_head_has_a_candidate_for_each_depth():
 
 def test_a_grid_is_every_combination_once():
     params = declared(space={"train.learning_rate": ["1e-3", 0.001, 3e-3], "train.class_weights": [None, [1, 2]]})
-    configs = [decode(config) for config in read_space(params).configs() or []]
-    assert len(configs) == 2 * 2 * 2  # 1e-3 and 0.001 are the same rate
-    assert {tuple(config["widths"]) for config in configs} == {(4, 6), (4, 6, 8)}
-    assert [config["train.class_weights"] for config in configs[:2]] == [None, [1.0, 2.0]]
+    space = read_space(params)
+    assert len(space.candidates) == space.num_trials == 2 * 2 * 2  # 1e-3 and 0.001 are the same rate
+    assert {one.widths for one in space.candidates} == {(4, 6), (4, 6, 8)}
+    assert [one.values["train.class_weights"] for one in space.candidates[:2]] == [None, [1.0, 2.0]]
+    assert [one.params.train.class_weights for one in space.candidates[:2]] == [None, (1.0, 2.0)]
 
 
 def test_the_same_seed_draws_the_same_trials_and_each_within_its_range():
@@ -42,10 +43,10 @@ def test_the_same_seed_draws_the_same_trials_and_each_within_its_range():
         "model.dropout": {"uniform": [0, 0.5]},
     }
     params = declared(space=ranges, searcher="random", num_trials=200)
-    configs = read_space(params).configs()
+    configs = read_space(params).configs
     assert configs is not None
-    assert configs == read_space(params).configs()
-    other = read_space(declared(space=ranges, searcher="random", num_trials=200, seed=1)).configs()
+    assert configs == read_space(params).configs
+    other = read_space(declared(space=ranges, searcher="random", num_trials=200, seed=1)).configs
     assert configs != other
     values = [decode(config) for config in configs]
     assert {one["augment.hue"] for one in values} == {0, 1, 2, 3}
@@ -54,19 +55,18 @@ def test_the_same_seed_draws_the_same_trials_and_each_within_its_range():
     assert min(rates) >= -4
     assert max(rates) <= -2
     assert 60 < sum(rate < -3 for rate in rates) < 140  # evenly by order of magnitude
-    assert trial_params(params, configs[0]).train.learning_rate == values[0]["train.learning_rate"]
+    assert make_candidate(params, values[0]).params.train.learning_rate == values[0]["train.learning_rate"]
 
 
 def test_random_never_draws_the_same_trial_twice():
     params = declared(space={"train.loss": ["ce_dice", "lovasz"]}, searcher="random", num_trials=50)
-    configs = read_space(params).configs() or []
+    configs = read_space(params).configs or []
     assert len(configs) == 4 == len({json.dumps(config) for config in configs})
 
 
 def test_a_trial_is_short_and_has_its_own_values():
     params = declared(space={"train.loss": ["lovasz"]}, epochs=2)
-    config = next(read_space(params).grid())
-    train = trial_params(params, config).train
+    train = read_space(params).candidates[0].params.train
     assert (train.epochs, train.num_workers, train.init) == (2, 1, None)
     assert train.loss == "lovasz"
     assert train.learning_rate == params.train.learning_rate

@@ -1,5 +1,6 @@
 import copy
 
+import pytest
 import torch
 from torch import nn
 
@@ -49,9 +50,12 @@ def test_network_with_recomputed_statistics_computes_in_use_what_it_computes_in_
         torch.testing.assert_close(used, expected, atol=2e-2, rtol=2e-2)
 
 
-def test_statistics_over_several_batches_are_the_means_of_theirs():
+@pytest.mark.parametrize("synchronised", [False, True])  # which alone computes as the plain one
+def test_statistics_over_several_batches_are_the_means_of_theirs(synchronised):
     torch.manual_seed(0)
     network = nn.Sequential(nn.BatchNorm2d(3, momentum=None))
+    if synchronised:
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     batches = [(torch.randn(4, 3, 8, 8) * scale, torch.zeros(4)) for scale in (1, 2, 3)]
     network(batches[0][0] + 100)  # forgotten
     recompute_statistics(network, batches, CPU, torch.float32)

@@ -1,4 +1,5 @@
 import itertools
+import platform
 from itertools import pairwise
 
 import numpy as np
@@ -128,10 +129,16 @@ def test_validation_sums_of_a_whole_equal_those_over_shards_and_the_metrics_own(
     torch.testing.assert_close(whole[-2], torch.stack([segmentation_loss(logits, mask).sum().double(), expected]))
 
 
-def test_bf16_is_chosen_only_where_the_processor_computes_in_it():
+@pytest.mark.parametrize(
+    ("there", "chosen"),
+    [({"avx512_bf16": True}, torch.bfloat16), ({"amx_tile": True}, torch.bfloat16), ({"avx2": True}, torch.float32)],
+    ids=str,
+)
+def test_bf16_is_chosen_only_where_the_processor_computes_in_it(monkeypatch, there, chosen):
+    assert {"avx512_bf16", "amx_tile"} <= set(torch.cpu.get_capabilities()) or platform.machine() != "x86_64"
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: there)
     cpu = torch.device("cpu")
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    assert choose_precision("auto", cpu) == (torch.bfloat16 if native else torch.float32)
+    assert choose_precision("auto", cpu) == chosen
     assert choose_precision("bf16", cpu) == torch.bfloat16
     assert choose_precision("fp32", cpu) == torch.float32
 
