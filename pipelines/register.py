@@ -21,6 +21,7 @@ from pipelines.registry.lock import exclusive
 from pipelines.registry.model_card import Family, family_description, version_description, with_history
 from pipelines.registry.promotion_rules import Verdict, judge
 from pipelines.registry.run_log import Inputs, flatten
+from unetpp.data.manifest import Manifest, read_manifest
 from unetpp.errors import UserError
 from unetpp.inference.model_file import load_model
 
@@ -79,7 +80,7 @@ def read_family(inputs: Inputs, settings: Register) -> Family:
     """Read and check the files of the earlier stages."""
     trained = load_model(inputs.model)
     report, manifest_path = inputs.evaluation / "report.json", inputs.prepared / "manifest.json"
-    metrics, manifest = read_json(report, "evaluate"), read_json(manifest_path, "prepare")
+    metrics, manifest = read_json(report, "evaluate"), read_manifest(inputs.prepared)
     expected = [f"L{depth}" for depth in trained.depths]
     found = [depth for depth in metrics["depths"] if depth != "mean"]
     recommended = metrics["recommended_depth"]
@@ -105,16 +106,16 @@ def read_family(inputs: Inputs, settings: Register) -> Family:
     )
 
 
-def read_leak_check(prepared: Path, manifest: dict) -> str:
+def read_leak_check(prepared: Path, manifest: Manifest) -> str:
     """Whether something that belongs together stands in two splits, by what stage prepare found in what it wrote.
 
     Its gate lets no such data pass; data that were prepared by other means have no fingerprint.
     """
     path = prepared / "fingerprint.json"
-    if "num_groups" not in manifest or not path.is_file():
+    if manifest.num_groups is None or not path.is_file():
         return "not known: the data have no fingerprint of stage prepare"
     found = read_json(path, "prepare")["duplicates"]
-    what = f"{manifest['num_groups']} groups and {found['num_pairs']} pairs of near-duplicates"
+    what = f"{manifest.num_groups} groups and {found['num_pairs']} pairs of near-duplicates"
     if found["across"]:
         return f"failed: of {what}, {found['across']} pairs stand in two splits"
     return f"passed: of {what}, none stands in two splits"
@@ -128,7 +129,7 @@ def register_depth(client, run, family: Family, inputs: Inputs, depth: int) -> s
     model = model_versions.find_or_log_model(client, run, f"L{depth}", family.trained, depth, config, tags)
     # The step is the depth, so that the run's charts show each number over the depths.
     metrics = [(key, value, depth) for key, value in run_log.numbers(family.metrics["depths"][f"L{depth}"])]
-    test = ("test", family.manifest["splits"]["test"]["sha256"])
+    test = ("test", family.manifest.splits["test"].sha256)
     runs.log_metrics(client, run, metrics, model.model_id, test)
     if "evidence_sha256" not in model.tags:
         with tempfile.TemporaryDirectory() as parent:
@@ -178,7 +179,7 @@ def decide(client, family: Family, inputs: Inputs, candidate: str, settings: Reg
         return None
     if champion == candidate:  # an attempt before this one ended between the alias and its tags
         return Verdict(True, aliases.read_history(tags)[-1].why)
-    test = family.manifest["splits"]["test"]["sha256"]
+    test = family.manifest.splits["test"].sha256
     return judge(
         family.metrics,
         read_depth(inputs.evaluation / "images.csv", family.candidate, test),

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.servers import free_port
+
 HELP = "no PostgreSQL server on this machine (on Debian: apt-get install postgresql)"
 
 
@@ -19,12 +21,6 @@ def find_postgres() -> Path | None:
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
     program = shutil.which("initdb") or (found[-1] if found else None)
     return Path(program).parent if program else None
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def wait_for(what: Callable[[], object], timeout_s: float = 60) -> None:

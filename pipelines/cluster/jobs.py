@@ -20,7 +20,7 @@ from pipelines.cluster.job_package import fetch, outputs_of, pack
 from pipelines.core.params import Params
 from pipelines.storage.node_cache import share
 from pipelines.storage.places import Place, open_place
-from unetpp.data.arrow_split import read_manifest
+from unetpp.data.manifest import read_manifest
 from unetpp.errors import UserError
 
 RECONNECTS = 20

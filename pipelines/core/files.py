@@ -1,6 +1,7 @@
 """Files that are whole or absent: writing by rename, and the disk that is full."""
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -69,8 +70,27 @@ def disk_errors(folder: str | Path) -> Iterator[None]:
             raise
         raise UserError(
             f"{folder}: the disk or quota is full, or the file too large for it ({error.strerror}; {_free(folder)} "
-            "MiB free); free some space and give the same command again"
+            "MiB free); free some space and rerun the command"
         ) from None
+
+
+@contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[None]:
+    """Hold the lock that a file stands for; it ends with the process that holds it.
+
+    Raises:
+        BlockingIOError: another process holds it, and `wait` is false.
+    """
+    while True:
+        with path.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            try:
+                is_named = os.fstat(file.fileno()).st_ino == path.stat().st_ino
+            except FileNotFoundError:
+                is_named = False
+            if is_named:  # else somebody has cleaned up meanwhile
+                yield
+                return
 
 
 def check_space(folder: str | Path, num_bytes: int) -> None:
@@ -82,7 +102,7 @@ def check_space(folder: str | Path, num_bytes: int) -> None:
     if num_bytes > shutil.disk_usage(folder).free:
         raise UserError(
             f"{folder}: {num_bytes / 2**20:.0f} MiB are needed and {_free(folder)} MiB are free; free some space and "
-            "give the same command again"
+            "rerun the command"
         )
 
 

@@ -10,7 +10,8 @@ import torch
 from pipelines.core.checksums import sha256
 from pipelines.core.files import read_json
 from pipelines.evaluation.predictor import batches
-from unetpp.data.arrow_split import Split, read_manifest
+from unetpp.data.arrow_split import Split
+from unetpp.data.manifest import read_manifest
 from unetpp.data.scaling import scale
 from unetpp.errors import UserError
 from unetpp.export.runtimes import Predict, missing, open_export, runtimes_of
@@ -48,7 +49,7 @@ def measure_runtimes(
             "network: run `dvc repro export`"
         )
     split, rows = Split(prepared / "test.arrow"), []
-    channels = read_manifest(prepared)["channels"]
+    channels = read_manifest(prepared).channels
     batch = torch.rand(settings.throughput_batch, channels, size_px, size_px)
     for depth in sorted({one["depth"] for one in entries}, key=lambda name: int(name[1:])):
         opened: dict[str, tuple[dict, str, Predict]] = {}

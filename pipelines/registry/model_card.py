@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import dataclass
 
+from unetpp.data.manifest import Manifest
 from unetpp.inference.model_file import Trained
 
 # What a latency depends on most, of what report.json says of the machine.
@@ -18,7 +19,7 @@ class Family:
     name: str  # of the registered model
     trained: Trained
     metrics: dict  # of reports/evaluate/report.json
-    manifest: dict  # of data/prepared/manifest.json
+    manifest: Manifest  # of data/prepared/manifest.json
     data_sha256: str  # of that manifest
     fingerprint: str
     commit: str
@@ -44,7 +45,7 @@ class Family:
             "classes": json.dumps(self.trained.classes),
             "fingerprint": self.fingerprint,
             "data_sha256": self.data_sha256,
-            "test_sha256": self.manifest["splits"]["test"]["sha256"],
+            "test_sha256": self.manifest.splits["test"].sha256,
             "git_commit": self.commit,
             "git_dirty": str(self.dirty).lower(),
             "seed": self._trained_with("seed"),
@@ -165,9 +166,9 @@ def _row(cells: list[str]) -> str:
 
 def _notes(family: Family) -> list[str]:
     """What the table was measured on, what goes in and out, and where it comes from."""
-    network, splits = family.trained.network, family.manifest["splits"]
+    network, splits = family.trained.network, family.manifest.splits
     machine = ", ".join(f"{key} {value}" for key, value in family.metrics["machine"].items() if key in MACHINE)
-    kinds = ", ".join(f"{count} {kind}" for kind, count in splits["test"]["kinds"].items())
+    kinds = ", ".join(f"{count} {kind}" for kind, count in splits["test"].kinds.items())
     resized = (
         f" (trained on images resized to {family.trained.size} x {family.trained.size} px)"
         if family.trained.size
@@ -179,9 +180,9 @@ def _notes(family: Family) -> list[str]:
         out = f"a probability for each label, each from 0 to 1 ({names})"
     elif network.num_classes > 1:
         out = f"a probability for each class, together 1 (background, {names})"
-    counts = ", ".join(f"{split['num_images']} {name}" for name, split in splits.items())
+    counts = ", ".join(f"{split.num_images} {name}" for name, split in splits.items())
     return [
-        f"**Table:** IoU and Dice: mean over the {splits['test']['num_images']} test images ({kinds}), "
+        f"**Table:** IoU and Dice: mean over the {splits['test'].num_images} test images ({kinds}), "
         "foreground alone. ms: one image at a time, median (95th percentile); images/s: in batches; "
         f"both on {machine}.",
         f"**In:** images of any size and number, uint8 arrays `(H, W, C)` or bytes of PNG, JPEG or TIFF{resized}. "

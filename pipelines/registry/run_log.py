@@ -14,6 +14,7 @@ import yaml
 from pipelines.core.checksums import seal
 from pipelines.registry import live_log, mlflow_store, runs
 from pipelines.registry.model_card import Family
+from unetpp.data.manifest import Manifest
 from unetpp.errors import UserError
 
 # What says where the numbers come from, beside the commit; those that are there are kept.
@@ -61,7 +62,7 @@ def log_run(client, run, family: Family, inputs: Inputs, params: dict, folder: P
     log_curves(client, run, inputs, family.trained.info.get("run"))
     runs.log_series(client, run, read_system(inputs.system))
     if "mean" in family.metrics["depths"]:
-        test = ("test", family.manifest["splits"]["test"]["sha256"])
+        test = ("test", family.manifest.splits["test"].sha256)
         mean = numbers(family.metrics["depths"]["mean"])
         runs.log_metrics(client, run, [(f"{key}_mean_of_heads", value, 0) for key, value in mean], dataset=test)
     for number, (name, trial) in enumerate(read_trials(inputs.search).items()):
@@ -126,23 +127,23 @@ def without_secrets(location: str) -> str:
 SECRET = {"register.tracking_uri": mlflow_store.shown, "ingest.location": without_secrets}
 
 
-def describe_data(prepared: Path, manifest: dict, ingest: dict | None) -> dict[str, dict]:
+def describe_data(prepared: Path, manifest: Manifest, ingest: dict | None) -> dict[str, dict]:
     """Each split as MLflow's data set: where it came from, its hash, and what DVC calls it."""
     lock = Path("dvc.lock")
     hashes = read_hashes(lock, ("ingest", "prepare")) if lock.is_file() else {}
     return {
         name: {
-            "sha256": split["sha256"],
+            "sha256": split.sha256,
             **_source(ingest),
             "profile": {
-                "num_images": split["num_images"],
-                "kinds": split["kinds"],
+                "num_images": split.num_images,
+                "kinds": split.kinds,
                 "file": f"{prepared}/{name}.arrow",
                 "dvc": {path: f"md5:{value}" for path, value in hashes.items()},
-                "raw_sha256": manifest.get("raw_sha256"),
+                "raw_sha256": manifest.raw_sha256,
             },
         }
-        for name, split in manifest["splits"].items()
+        for name, split in manifest.splits.items()
     }
 
 

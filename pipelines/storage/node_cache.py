@@ -5,25 +5,23 @@ node's cache. The first one fetches and checks the file while the others of the 
 system's and ends with the process that holds it, so that a killed fetcher hands over to the next.
 """
 
-import fcntl
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from pipelines.core.checksums import check_sha256, sha256
 from pipelines.core.data_sections import S3
-from pipelines.core.files import check_space, write_json
+from pipelines.core.files import check_space, locked, write_json
 from pipelines.core.params import Params
 from pipelines.storage.places import Place, open_place
+from unetpp.data.manifest import Manifest
 from unetpp.errors import UserError
 
 DEFAULT_CACHE = "~/.cache/unetpp"
 AGAIN = "rerun the command of the stage, which puts it there"
 
 
-def share(params: Params, prepared: Path, manifest: dict) -> dict | None:
+def share(params: Params, prepared: Path, manifest: Manifest) -> dict | None:
     """Put the files of train and val into `cluster.storage` where they are not there yet.
 
     Returns:
@@ -35,7 +33,7 @@ def share(params: Params, prepared: Path, manifest: dict) -> dict | None:
     if params.cluster.storage is None:
         return None
     storage = open_place(params.cluster.storage, params.ingest.s3)
-    digests = {split: manifest["splits"][split]["sha256"] for split in ("train", "val")}
+    digests = {split: manifest.splits[split].sha256 for split in ("train", "val")}
     for split, digest in digests.items():
         path = prepared / f"{split}.arrow"
         there = storage.size(_name(digest))
@@ -74,7 +72,7 @@ def fetch(storage: Place, cache: Path, digest: str) -> Path:
         return path
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with _locked(cache / f"{digest}.lock"):
+        with locked(cache / f"{digest}.lock"):
             if not _is_sealed(path):  # another process may have fetched it meanwhile
                 if not (path.is_file() and sha256(path) == digest):
                     _download(storage, path, digest)
@@ -122,18 +120,3 @@ def _is_sealed(path: Path) -> bool:
         return json.loads(path.with_suffix(".json").read_text(encoding="utf-8")) == _facts(path)
     except (OSError, ValueError):
         return False
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a file's lock, and wait for it; on the file that has this name now, should somebody clean up."""
-    while True:
-        with path.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            try:
-                is_named = os.fstat(file.fileno()).st_ino == path.stat().st_ino
-            except FileNotFoundError:
-                is_named = False
-            if is_named:
-                yield
-                return

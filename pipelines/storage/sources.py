@@ -6,6 +6,7 @@ Files are written as they are. The network is used for `http` and `s3` alone.
 import hashlib
 import os
 import shutil
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -94,16 +95,13 @@ def _hash_archive(path: Path, params: Ingest) -> str:
 
 def _extract(path: Path, kind: str | None, where: str, out: Path) -> None:
     """Write the images and masks of the archive at `path`, known to the user as `where`."""
-    archive = open_archive(path, kind, where)
-    try:
+    with closing(open_archive(path, kind, where)) as archive:
         prefix = _wrapper(sorted(archive.sizes))
         inner = {name.relative_to(prefix): name for name in archive.sizes if name.is_relative_to(prefix)}
         layout = check_names(sorted(inner), where)
         kept = _relevant(sorted(inner), layout)
         check_space(out, sum(archive.sizes[inner[name]] for name in kept))
         archive.extract({inner[name]: out / name for name in kept})
-    finally:
-        archive.close()
 
 
 def _fetch_bucket(params: Ingest, out: Path, cache: Path) -> Source:

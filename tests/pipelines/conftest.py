@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from pipelines.core.params import load_params
 from pipelines.ingest import ingest
 from pipelines.prepare import prepare
 from tests.pipelines.dataset.made import make_fingerprint, make_samples
+from tests.pipelines.storage.buckets import Bucket
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL = {
@@ -121,6 +123,14 @@ def project(tmp_path: Path) -> Project:
     folder = tmp_path / "a project"
     folder.mkdir()
     return Project(folder)
+
+
+@pytest.fixture
+def bucket(moto: str, aws: None) -> Iterator[Bucket]:
+    """An empty bucket, with credentials for it."""
+    made = Bucket(moto)
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,8 @@ import yaml
 from pipelines.cluster import job_package, jobs
 from pipelines.core.params import load_params
 from pipelines.storage.places import Folder
-from tests.ray_cluster import RayCluster, free_port
+from tests.ray_cluster import RayCluster
+from tests.servers import free_port
 from unetpp.errors import UserError
 
 REPOSITORY = Path(__file__).parents[3]

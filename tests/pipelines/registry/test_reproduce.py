@@ -14,7 +14,7 @@ from pipelines.core.files import write_json
 from pipelines.registry.lineage import Lineage, rows
 from pipelines.registry.reproduce import check_out, compare, stages_to_run
 from pipelines.registry.run_log import read_hashes
-from tests.test_pipeline import Clone
+from tests.clones import Clone
 from unetpp import NestedUNet, UserError
 from unetpp.inference.model_file import Trained
 

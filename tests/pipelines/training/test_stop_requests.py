@@ -14,9 +14,7 @@ from pipelines.training import stop_requests
 from pipelines.training.epochs import Wish
 from pipelines.training.spec import make_settings
 from pipelines.training.stop_requests import Wishes
-from tests.pipelines.test_train import ARGUMENTS
-from tests.pipelines.training.test_elastic import wait_for
-from tests.pipelines.training.test_exact import run_processes
+from tests.pipelines.training.runs import ARGUMENTS, run_processes, wait_for
 from tests.ray_cluster import RayCluster
 from unetpp.inference.model_file import load_model
 

@@ -10,8 +10,8 @@ from pipelines.storage.run_store import RunStore
 from pipelines.tuning import candidate_costs as costs_module
 from pipelines.tuning.candidate_costs import check_budget, check_memory, count_costs, is_within, key_of, measure_costs
 from pipelines.tuning.space import decode, read_space
-from tests.pipelines.tuning.test_space import declared
-from unetpp.data.arrow_split import read_manifest
+from tests.pipelines.tuning.spaces import declared
+from unetpp.data.manifest import read_manifest
 from unetpp.errors import UserError
 from unetpp.network.model import NestedUNet
 from unetpp.network.profiling import count_macs, count_parameters
