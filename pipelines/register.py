@@ -167,7 +167,7 @@ def check_versions(client, family: Family, versions: dict[int, str]) -> None:
         ]
         raise UserError(
             "; ".join(lines)
-            + ". No alias was moved. Each is tagged verified = false; the same command registers a new one"
+            + ". No alias was moved. Each is tagged verified = false; rerun the command to register a new one"
         )
 
 

@@ -22,7 +22,7 @@ from pipelines.core.params import Params
 from pipelines.training.epoch_metrics import curves_of
 
 RETRY_S = 15.0
-PATIENCE_S = 10.0  # how long the end of a training waits for what was not sent
+PATIENCE_S = 10.0  # how long the end of a training run waits for what was not sent
 HASTE_S = 3.0  # and that of one which was asked to stop
 UNLOGGED = "unlogged.jsonl"
 
@@ -94,7 +94,7 @@ class Sender:
 def logged_live(
     params: Params, training: str, history: Sequence[dict], spool: Path
 ) -> Iterator[Callable[[dict], None]]:
-    """Log a training's epochs in MLflow while the block runs, where `register.live` wants it and a store can be there.
+    """Log a training run in MLflow, epoch by epoch, where `register.live` wants it and a store can be there.
 
     Args:
         training: the run's name (`pipelines.training.spec.run_name`).
@@ -125,7 +125,7 @@ def logged_live(
 
 
 def _can_log(params: Params) -> bool:
-    """Whether a training of this process is to be logged, and the store is one that outlives it.
+    """Whether a training run of this process is to be logged, and the store is one that outlives it.
 
     On a cluster the default, a file in the working directory, would be lost with the job.
     """

@@ -116,8 +116,10 @@ class _Turn:
                 time.sleep(random.uniform(0.5, 1.5))
                 continue
             self._write(0)
-            if time.monotonic() - begun > SETTLE_S:
-                self.give_back()  # so slow that another may have the turn already; it will see that its name is gone
+            took_s = time.monotonic() - begun
+            if took_s > SETTLE_S:
+                print(f"the store took {took_s:.1f} s for a write, too long to keep turns by; trying again", flush=True)
+                self.give_back()  # another may have the turn already; it will see that its name is gone
                 continue
             time.sleep(SETTLE_S)
             if self._is_mine():

@@ -134,7 +134,7 @@ def _unreachable(uri: str, error: BaseException) -> StoreLostError:
     reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
     return StoreLostError(
         f"the MLflow store {shown(uri)} cannot be reached ({reason}). Start it, or set register.tracking_uri or "
-        "MLFLOW_TRACKING_URI to one that runs, and give the same command again: it goes on from here. "
+        "MLFLOW_TRACKING_URI to one that runs, and rerun the command: it continues from here. "
         "No alias was moved"
     )
 

@@ -67,7 +67,7 @@ def check_in_clean_process(name: str, versions: dict[int, str], trained: Trained
         kind = mlflow_store.StoreLostError if "cannot be reached" in said else UserError
         raise kind(
             f"{name}: a new process could not load the versions {', '.join(versions.values())} "
-            f"(exit code {done.returncode}):\n{said}\nNo alias was moved; the same command tries again"
+            f"(exit code {done.returncode}):\n{said}\nNo alias was moved; rerun the command to try again"
         )
     return {int(depth): reason for depth, reason in json.loads(done.stdout.splitlines()[-1]).items()}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from pipelines import predict
 from pipelines import register as stage
@@ -241,8 +242,9 @@ def test_missing_metrics_name_the_stage_that_writes_them(home, tmp_path):
 
 def test_server_that_is_down_ends_with_exit_code_2(home, tmp_path, monkeypatch, capsys):
     folder, _ = home
-    text = (ROOT / "params.yaml").read_text().replace("tracking_uri: null", "tracking_uri: http://127.0.0.1:9")
-    (tmp_path / "params.yaml").write_text(text)
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["register"]["tracking_uri"] = "http://127.0.0.1:9"
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     made = {"prepared": "prepared", "model": "model", "curves": "train/curves.csv", "evaluation": "evaluation"}
     arguments = [word for name, path in made.items() for word in (f"--{name}", str(folder / path))]
     arguments += ["--out", str(tmp_path / "versions.json")]

@@ -87,7 +87,7 @@ def test_process_whose_turn_was_taken_away_moves_nothing_and_leaves_the_other_it
 
 
 @pytest.mark.usefixtures("quick")
-def test_write_that_took_too_long_gives_no_turn():
+def test_write_that_took_too_long_gives_no_turn_and_is_told(capsys):
     """A write so slow that another may have settled in the meantime is taken back, and tried again."""
     registry = Registry(delay_s=0.2)
     tries = []
@@ -101,6 +101,7 @@ def test_write_that_took_too_long_gives_no_turn():
     registry.set_registered_model_tag = faster
     with exclusive(registry, "nuclei"):
         assert len(tries) >= 2
+    assert "too long to keep turns by; trying again" in capsys.readouterr().out
 
 
 def test_file_store_is_locked_across_processes_and_freed_by_a_kill(tmp_path, capfd):

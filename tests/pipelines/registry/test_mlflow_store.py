@@ -49,7 +49,7 @@ def test_passwords_are_not_shown():
 @pytest.mark.parametrize("kind", ["http://127.0.0.1:{}", "postgresql://me:secret@127.0.0.1:{}/x"])
 def test_unreachable_store_is_a_user_error_that_names_it(kind, closed_port):
     uri = kind.format(closed_port)
-    with pytest.raises(UserError, match="same command again") as error:
+    with pytest.raises(UserError, match="rerun the command") as error:
         mlflow_store.connect(uri)
     assert mlflow_store.shown(uri) in str(error.value)
     assert "secret" not in str(error.value)
