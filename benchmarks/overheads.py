@@ -117,7 +117,7 @@ def alternate_in_ray(settings: dict[str, Any]) -> list[tuple[float, float]]:
 
 def read_loop(prepared: Path, folder: Path, widths: list[int], num_epochs: int) -> list[str]:
     settings = make_settings(make_params(1, 1, num_epochs), widths, prepared)
-    alone = alternate(settings, lambda state: None)
+    alone = alternate(settings, lambda _state: None)
     ray_worker.train_worker = alternate_in_ray  # pyright: ignore[reportAttributeAccessIssue]
     with cluster():
         in_ray: Any = ray_worker.run_on_ray(settings, "loop", folder / "loop")
@@ -282,7 +282,7 @@ def _kind(line: list[str]) -> str:
 # Two processes
 
 
-def steps_of(rank: int, world: int, threads: int, batch: int, widths: list[int], ddp: bool, rounds: int) -> float:
+def steps_of(_rank: int, world: int, threads: int, batch: int, widths: list[int], ddp: bool, rounds: int) -> float:
     """Seconds of a step, the median; the batch is this process's own."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)

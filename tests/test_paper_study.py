@@ -100,7 +100,7 @@ def test_classic_begins_with_weights_as_torch_draws_them(study, monkeypatch):
         assert row["depths"] != found[one]["depths"]
 
 
-def test_another_split_has_other_images_and_the_seeds_that_its_run_names(study, monkeypatch):
+def test_another_split_has_other_images_and_the_seeds_that_its_run_names(study):
     planned = list(run.planned(run.read_study(), [0, 1]))
     assert [(seed, name) for protocol, *_, seed, name in planned if protocol == "resize_2"] == [(1, "unet")]
     ids = []

@@ -15,7 +15,7 @@ from unetpp.export.graphs import INPUT
 from unetpp.export.safetensors_files import WEIGHTS, load_safetensors
 from unetpp.export.signal_stack import kept_signal_stack
 from unetpp.inference.segmenter import Segmenter
-from unetpp.offline import openvino_silenced
+from unetpp.offline import silenced
 
 Predict = Callable[[np.ndarray], np.ndarray]
 
@@ -33,16 +33,17 @@ def of_segmenter(segmenter: Segmenter) -> Predict:
     return _of_module(segmenter.eval())
 
 
-def _open_safetensors(file: Path, threads: int) -> Predict:
+def _open_safetensors(file: Path, _threads: int) -> Predict:
     return of_segmenter(load_safetensors(file.parent))
 
 
-def _open_pt2(file: Path, threads: int) -> Predict:
+def _open_pt2(file: Path, _threads: int) -> Predict:
     return _of_module(torch.export.load(file).module())
 
 
 def _open_onnxruntime(file: Path, threads: int) -> Predict:
-    import onnxruntime
+    with silenced():
+        import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -55,7 +56,7 @@ def _open_onnxruntime(file: Path, threads: int) -> Predict:
 
 
 def _open_openvino(file: Path, threads: int) -> Predict:
-    with openvino_silenced():
+    with silenced():
         import openvino
 
     core = openvino.Core()
