@@ -68,7 +68,8 @@ def test_what_has_a_result_is_not_computed_again(study, monkeypatch, capsys):
     assert 0 < before["rim_share"] < 1
     assert before["patches"] == [1] * len(before["images"]["L1"])  # whole images
     assert not list((study / "results").rglob("*.running"))
-    assert (facts := records.read_test("resize"))
+    facts = records.read_test("resize")
+    assert facts
     kinds, best = facts
     assert len(kinds) == len(best) == len(before["images"]["L1"])
     capsys.readouterr()
