@@ -7,7 +7,6 @@ A first process makes the facts and Arrow files of images of 16 x 16 px; a secon
 
 import argparse
 import csv
-import json
 import subprocess
 import sys
 import tempfile
@@ -16,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.dataset.fingerprint import SPLITS, write_fingerprint
-from pipelines.pages.data_page import write_data_report
+from pipelines.dataset.fingerprint import SPLITS, read_fingerprint, write_fingerprint
+from pipelines.pages.data_page import build_page
 from tests.pipelines.dataset.made import make_samples
 from unetpp.data.arrow_split import SplitWriter
+from unetpp.data.manifest import Manifest, SplitFacts
 
 DIFFERENT = 2000  # samples; the rest repeat them under other ids
 
@@ -35,13 +35,13 @@ def make(folder: Path, num: int) -> None:
         writer.writerows(zip(*columns.values(), strict=True))
     image, mask = np.zeros((16, 16, 3), np.uint8), np.zeros((16, 16), np.uint8)
     mask[4:9, 4:9] = 1
-    manifest: dict = {"size": 96, "channels": 3, "num_classes": 1, "multilabel": False, "raw_sha256": "", "splits": {}}
+    splits = {}
     for split in SPLITS:
         with SplitWriter(folder / f"{split}.arrow") as arrow:
             for index in np.flatnonzero(columns["split"] == split):
                 arrow.add(columns["id"][index], columns["kind"][index], image, mask)
-        manifest["splits"][split] = {"sha256": ""}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+        splits[split] = SplitFacts(int(np.count_nonzero(columns["split"] == split)), "")
+    Manifest(size=96, channels=3, num_classes=1, splits=splits).write(folder)
 
 
 def measure(folder: Path) -> None:
@@ -49,12 +49,13 @@ def measure(folder: Path) -> None:
     before, times = _peak_mib(), [time.perf_counter()]
     write_fingerprint(folder)
     times.append(time.perf_counter())
-    write_data_report(folder, folder / "reports")
+    page = build_page(read_fingerprint(folder), folder)
     times.append(time.perf_counter())
     print(f"fingerprint {times[1] - times[0]:.1f} s, page {times[2] - times[1]:.1f} s")
     print(f"memory beyond the imports {_peak_mib() - before:.0f} MiB")
-    for name in ("samples.csv", "fingerprint.json", "reports/data.html"):
+    for name in ("samples.csv", "fingerprint.json"):
         print(f"{name} {(folder / name).stat().st_size / 1000:,.0f} kB")
+    print(f"the page {len(page.encode()) / 1000:,.0f} kB")
 
 
 def _peak_mib() -> float:

@@ -155,9 +155,9 @@ def in_process_ms(model: str, images: list[np.ndarray]) -> float:
 
 def describe(model: str) -> str:
     """The network behind a registered version, in a sentence."""
-    from pipelines.registry.model_versions import load_trained
+    import unetpp
 
-    trained = load_trained(model)
+    trained = unetpp.load(model)
     resized = f"; images are resized to {trained.size}x{trained.size}" if trained.size else ""
     return f"The network: depth {trained.network.depth}, widths {', '.join(map(str, trained.network.widths))}{resized}."
 

@@ -42,7 +42,7 @@ def _summary(arguments: argparse.Namespace) -> None:
 def _report(arguments: argparse.Namespace) -> None:
     from pipelines.registry.find_report import find_evaluation, open_page
 
-    page = find_evaluation(arguments.evaluation) / "report.html"
+    page = find_evaluation(arguments.evaluation).folder / "report.html"
     open_page(page, arguments.browser)
 
 
@@ -64,10 +64,9 @@ def _compare(arguments: argparse.Namespace) -> None:
 
 def _mlflow(arguments: argparse.Namespace) -> None:
     from pipelines.core.params import load_params
-    from pipelines.registry.mlflow_store import serve_page
+    from pipelines.registry.mlflow_store import project_uri, serve_page
 
-    registry = load_params().registry
-    serve_page(arguments.port, registry.tracking_uri, registry.model_name)
+    serve_page(arguments.port, project_uri(), load_params().registry.model_name)
 
 
 def _job(arguments: argparse.Namespace) -> None:
@@ -84,38 +83,31 @@ def _job(arguments: argparse.Namespace) -> None:
 
 def _lineage(arguments: argparse.Namespace) -> None:
     from pipelines.registry.lineage import show_lineage
+    from pipelines.registry.mlflow_store import project_uri
 
-    print(show_lineage(arguments.model, _store()))
+    print(show_lineage(arguments.model, project_uri()))
 
 
 def _reproduce(arguments: argparse.Namespace) -> None:
+    from pipelines.registry.mlflow_store import project_uri
     from pipelines.registry.reproduce import reproduce
 
-    if not reproduce(arguments.model, arguments.out, arguments.again, _store()):
+    if not reproduce(arguments.model, arguments.out, arguments.again, project_uri()):
         raise SystemExit(1)
 
 
-def _store() -> str | None:
-    """register.tracking_uri where there are params."""
-    from pipelines.core.params import load_params
-
-    return load_params().registry.tracking_uri if Path("params.yaml").is_file() else None
-
-
 def _promote(arguments: argparse.Namespace) -> None:
-    from pipelines.core.params import load_params
-    from pipelines.registry.mlflow_store import tracking_uri
+    from pipelines.registry.mlflow_store import project_uri
     from pipelines.registry.promote import promote
 
-    print(promote(tracking_uri(load_params().registry.tracking_uri), arguments.model, arguments.why))
+    print(promote(project_uri(), arguments.model, arguments.why))
 
 
 def _rollback(arguments: argparse.Namespace) -> None:
-    from pipelines.core.params import load_params
-    from pipelines.registry.mlflow_store import tracking_uri
+    from pipelines.registry.mlflow_store import project_uri
     from pipelines.registry.promote import rollback
 
-    print(rollback(tracking_uri(load_params().registry.tracking_uri), arguments.model, arguments.why))
+    print(rollback(project_uri(), arguments.model, arguments.why))
 
 
 def build_parser() -> argparse.ArgumentParser:

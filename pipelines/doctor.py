@@ -8,38 +8,35 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlparse
 
-Finding = tuple[str, str, str]  # what it is about, what was found, what to do ("" when all is well)
-PACKAGES = (
-    "torch",
-    "ray",
-    "mlflow",
-    "dvc",
-    "albumentations",
-    "numpy",
-    "pyarrow",
-    "opencv-python-headless",
-    "boto3",
-)
+PACKAGES = ("torch", "ray", "mlflow", "dvc", "albumentations", "numpy", "pyarrow", "opencv-python-headless", "boto3")
+
+
+@dataclass(frozen=True)
+class Finding:
+    about: str
+    found: str
+    advice: str = ""  # what to do; "" when all is well
 
 
 def _versions() -> Iterator[Finding]:
     version = ".".join(map(str, sys.version_info[:3]))
     legal = (3, 11) <= sys.version_info[:2] <= (3, 13)
-    yield "python", f"{version} ({sys.executable})", "" if legal else "use Python 3.11 to 3.13"
+    yield Finding("python", f"{version} ({sys.executable})", "" if legal else "use Python 3.11 to 3.13")
     lock = Path("requirements.lock")
     pinned = dict(line.split("==", 1) for line in lock.read_text().split() if "==" in line) if lock.is_file() else {}
     for name in PACKAGES:
         try:
             found = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            yield name, "missing", "make setup"
+            yield Finding(name, "missing", "make setup")
             continue
         expected = pinned.get(name, found)
         agrees = found.split("+")[0] == expected
-        yield name, found, "" if agrees else f"requirements.lock has {expected}: rm -rf .venv && make setup"
+        yield Finding(name, found, "" if agrees else f"requirements.lock has {expected}: rm -rf .venv && make setup")
 
 
 def _machine() -> Iterator[Finding]:
@@ -49,38 +46,27 @@ def _machine() -> Iterator[Finding]:
     from unetpp.training.loop import choose_precision
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    yield "processor", f"{cores} cores, {platform.machine()}", ""
-    free = psutil.virtual_memory().available / 2**30
-    yield (
-        "memory",
-        f"{free:.1f} GiB free",
-        "" if free >= 4 else "Ray and two workers need about 4 GiB: close something",
-    )
-    disk = shutil.disk_usage(".").free / 2**30
-    yield (
-        "disk",
-        f"{disk:.0f} GiB free here",
-        "" if disk >= 2 else "free some space; runs/ may be deleted when nothing trains",
-    )
-    shm = shutil.disk_usage("/dev/shm").free / 2**30 if Path("/dev/shm").is_dir() else None
-    if shm is not None:
-        yield (
-            "/dev/shm",
-            f"{shm:.1f} GiB free",
-            "" if shm >= 1 else "in a container, start it with --shm-size=2g or more",
-        )
+    yield Finding("processor", f"{cores} cores, {platform.machine()}")
+    gib = psutil.virtual_memory().available / 2**30
+    yield _free("memory", gib, 4, "Ray and two workers need about 4 GiB: close something")
+    gib = shutil.disk_usage(".").free / 2**30
+    yield _free("disk here", gib, 2, "free some space; runs/ may be deleted when nothing trains")
+    if Path("/dev/shm").is_dir():
+        gib = shutil.disk_usage("/dev/shm").free / 2**30
+        yield _free("/dev/shm", gib, 1, "in a container, start it with --shm-size=2g or more")
     precision = choose_precision("auto", torch.device("cpu"))
-    yield "precision on the processor", str(precision).removeprefix("torch."), ""
+    yield Finding("precision on the processor", str(precision).removeprefix("torch."))
     if not torch.cuda.is_available():
-        yield "GPU", "none that torch can use", ""
+        yield Finding("GPU", "none that torch can use")
         return
     for index in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(index)
-        yield (
-            f"GPU {index}",
-            f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB; set train.use_gpu: true",
-            "",
-        )
+        memory = f"{facts.total_memory / 2**30:.0f} GiB"
+        yield Finding(f"GPU {index}", f"{facts.name}, {memory}; set train.use_gpu: true")
+
+
+def _free(about: str, gib: float, needed: int, advice: str) -> Finding:
+    return Finding(about, f"{gib:.1f} GiB free", "" if gib >= needed else advice)
 
 
 def _project() -> Iterator[Finding]:
@@ -90,34 +76,32 @@ def _project() -> Iterator[Finding]:
     try:
         params = load_params()
     except UserError as error:
-        yield "params.yaml", "not usable", str(error)
+        yield Finding("params.yaml", "not usable", str(error))
         return
-    yield "params.yaml", "legal", ""
+    yield Finding("params.yaml", "legal")
     cores = os.cpu_count() or 1
     asked = params.train.min_workers * params.train.cpus_per_worker
     if not os.environ.get("RAY_ADDRESS") and asked > cores:
-        yield "train.num_workers", f"{asked} cores asked for, {cores} here", "lower train.num_workers"
+        yield Finding("train.num_workers", f"{asked} cores asked for, {cores} here", "lower train.num_workers")
     yield from _dvc()
-    yield from _ray()
-    yield from _mlflow(params.registry)
+    yield _ray()
+    yield _mlflow()
 
 
 def _dvc() -> Iterator[Finding]:
     if not Path("dvc.yaml").is_file() or not Path(".dvc").is_dir():
-        yield "dvc", "no dvc.yaml and .dvc here", "run from the project's folder"
+        yield Finding("dvc", "no dvc.yaml and .dvc here", "run from the project's folder")
         return
     status = subprocess.run([sys.executable, "-m", "dvc", "status"], capture_output=True, text=True, check=False)
     if status.returncode:
-        yield "dvc", "dvc status fails", (status.stderr or status.stdout).strip().splitlines()[-1]
+        yield Finding("dvc", "dvc status fails", (status.stderr or status.stdout).strip().splitlines()[-1])
     else:
         current = "up to date" in status.stdout
-        yield "dvc", "up to date" if current else "stages to run: dvc repro (dvc status says why)", ""
-    commits = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, check=False).returncode == 0
-    yield (
-        "git",
-        "has commits" if commits else "no repository or no commit",
-        "" if commits else "dvc exp needs git init and a commit",
-    )
+        yield Finding("dvc", "up to date" if current else "stages to run: dvc repro (dvc status says why)")
+    if subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, check=False).returncode == 0:
+        yield Finding("git", "has commits")
+    else:
+        yield Finding("git", "no repository or no commit", "dvc exp needs git init and a commit")
 
 
 def _reaches(address: str, port: int) -> bool:
@@ -129,34 +113,25 @@ def _reaches(address: str, port: int) -> bool:
         return False
 
 
-def _ray() -> Iterator[Finding]:
+def _ray() -> Finding:
     address = os.environ.get("RAY_ADDRESS")
     if not address:
-        yield "ray", "each stage starts its own on this machine (RAY_ADDRESS is not set)", ""
-    elif _reaches(address, 6379):
-        yield "ray", f"{address} answers", ""
-    else:
-        yield (
-            "ray",
-            f"{address} does not answer",
-            "start that cluster, or unset RAY_ADDRESS to use this machine",
-        )
+        return Finding("ray", "each stage starts its own on this machine (RAY_ADDRESS is not set)")
+    if _reaches(address, 6379):
+        return Finding("ray", f"{address} answers")
+    return Finding("ray", f"{address} does not answer", "start that cluster, or unset RAY_ADDRESS to use this machine")
 
 
-def _mlflow(registry) -> Iterator[Finding]:
-    from pipelines.registry.mlflow_store import shown, tracking_uri
+def _mlflow() -> Finding:
+    from pipelines.registry.mlflow_store import is_server, project_uri, shown
 
-    uri = tracking_uri(registry.tracking_uri)
-    if not uri.startswith("http"):
-        yield "mlflow", f"{shown(uri)} (`unetpp mlflow` opens the page)", ""
-    elif _reaches(uri, 443 if uri.startswith("https") else 80):
-        yield "mlflow", f"{shown(uri)} answers", ""
-    else:
-        yield (
-            "mlflow",
-            f"{shown(uri)} does not answer",
-            "start that server, or unset MLFLOW_TRACKING_URI to use mlflow.db here",
-        )
+    uri = project_uri()
+    if not is_server(uri):
+        return Finding("mlflow", f"{shown(uri)} (`unetpp mlflow` opens the page)")
+    if _reaches(uri, 443 if uri.startswith("https") else 80):
+        return Finding("mlflow", f"{shown(uri)} answers")
+    advice = "start that server, or unset MLFLOW_TRACKING_URI to use mlflow.db here"
+    return Finding("mlflow", f"{shown(uri)} does not answer", advice)
 
 
 def doctor() -> int:
@@ -166,12 +141,11 @@ def doctor() -> int:
         the exit code: 0 when nothing is wrong, 1 otherwise.
     """
     findings = [finding for group in (_versions, _machine, _project) for finding in group()]
-    width = max(len(name) for name, _, _ in findings)
-    for name, found, advice in findings:
-        print(
-            f"{'--' if advice else 'ok'}  {name:<{width}}  {found}"
-            + (f"\n{'':>{width + 6}}-> {advice}" if advice else "")
-        )
-    wrong = sum(1 for _, _, advice in findings if advice)
+    width = max(len(one.about) for one in findings)
+    for one in findings:
+        print(f"{'--' if one.advice else 'ok'}  {one.about:<{width}}  {one.found}")
+        if one.advice:
+            print(f"{'':>{width + 6}}-> {one.advice}")
+    wrong = sum(bool(one.advice) for one in findings)
     print(f"\n{wrong} thing(s) to put right" if wrong else "\nall is well")
     return 1 if wrong else 0

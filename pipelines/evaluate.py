@@ -9,69 +9,42 @@ memory are of this machine, on this day. What each number means: docs/measuremen
 import argparse
 import csv
 import json
-from math import isnan
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from pipelines.core.checksums import sha256
 from pipelines.core.command import run_command
 from pipelines.core.delivery_sections import Evaluate
-from pipelines.core.files import replacing, sha256, write_json
+from pipelines.core.files import replacing, write_json
 from pipelines.core.git import git_commit
 from pipelines.core.params import load_params
 from pipelines.evaluation.bootstrap import LEVEL, RESAMPLES
 from pipelines.evaluation.decision import Decision, decide
-from pipelines.evaluation.depth_costs import describe_machine, measure_cost
+from pipelines.evaluation.depth_costs import measure_devices
 from pipelines.evaluation.depth_table import describe
-from pipelines.evaluation.examples import find_extremes, pick
+from pipelines.evaluation.examples import find_extremes, pick, write_examples
 from pipelines.evaluation.gates import check_gates
 from pipelines.evaluation.predictor import Predictor
-from pipelines.evaluation.quality import Quality, choose_thresholds, measure_quality
+from pipelines.evaluation.quality import Quality, TrueObjects, choose_thresholds, measure_quality
 from pipelines.evaluation.report_schema import Report
-from pipelines.evaluation.scores import by_class, by_kind, by_size, image_rows, resample, summarise
-from pipelines.pages import depth_page
-from unetpp.data.arrow_split import Split, read_manifest
+from pipelines.evaluation.scores import (
+    by_class,
+    by_kind,
+    by_size,
+    class_ious,
+    image_rows,
+    reliability_rows,
+    resample,
+    summarise,
+)
+from pipelines.evaluation.subject import Subject
+from unetpp.data.arrow_split import Split
 from unetpp.errors import UserError
-from unetpp.inference.model_file import Trained, load_model
 from unetpp.scores import metrics
 from unetpp.scores.calibration import reliability
-
-
-def read_groups(prepared: Path, ids: list[str]) -> list[str]:
-    """The group of each image, from split.csv of a prepared folder.
-
-    Raises:
-        UserError: no such file, or one without these images.
-    """
-    path = prepared / "split.csv"
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            groups = {row["id"]: row["group"] for row in csv.DictReader(file)}
-        return [groups[id] for id in ids]
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; expected the groups of the images: run `dvc repro prepare`") from None
-    except KeyError as error:
-        raise UserError(
-            f"{path}: found no column or image {error}; expected a row for each image of test.arrow with the columns "
-            "id and group: run `dvc repro prepare`"
-        ) from None
-
-
-def _check(trained: Trained, manifest: dict, prepared: Path, model: Path, digest: str) -> None:
-    network = trained.network
-    found = {name: getattr(network, name) for name in ("num_classes", "multilabel")} | {"channels": network.in_channels}
-    for key, value in found.items():
-        if manifest[key] != value:
-            raise UserError(
-                f"{model}: found a network of {key} {value}; expected {manifest[key]}, "
-                f"as in {prepared}/manifest.json: train again on these data"
-            )
-    if digest != manifest["splits"]["test"]["sha256"]:
-        raise UserError(
-            f"{prepared}/test.arrow: found sha256 {digest[:12]}; expected "
-            f"{manifest['splits']['test']['sha256'][:12]}, as in manifest.json: run the prepare stage again"
-        )
 
 
 def _write_csv(path: Path, rows: list[dict]) -> None:
@@ -81,44 +54,111 @@ def _write_csv(path: Path, rows: list[dict]) -> None:
         writer.writerows(rows)
 
 
-def _measure_devices(trained: Trained, settings: Evaluate, size_px: int, main: torch.device) -> list[dict]:
-    """The costs on each device present, the main one first."""
-    present = [main.type] + [one for one in ("cuda", "cpu") if one != main.type and _is_present(one)]
-    devices = []
-    for kind in present:
-        device = torch.device(kind)
-        costs = measure_cost(trained, size_px, settings.latency_rounds, settings.throughput_batch, device)
-        spread = float(np.median([row["latency_spread"] for row in costs.values()]))
-        reading = {
-            "size_px": size_px,
-            "latency_rounds": settings.latency_rounds,
-            "throughput_batch": settings.throughput_batch,
-            "spread": round(spread, 3),
-        }
-        machine = describe_machine(device) | reading
-        devices.append({"device": kind, "main": kind == main.type, "machine": machine, "depths": costs})
-    return devices
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of every depth, by name (L1, L2 ..., mean)."""
+
+    devices: list[dict]  # the costs on each, the main one first
+    quality: dict[str, Quality]
+    true_objects: TrueObjects
+    means: dict[str, dict[str, np.ndarray]]  # resampled, by score
+    depths: dict[str, dict]  # scores and costs as flat numbers
+    gates: dict[str, list[dict]]
+    runtimes: list[dict]  # a row for each exported model
 
 
-def _is_present(kind: str) -> bool:
-    return kind == "cpu" or torch.cuda.is_available()
+def measure(
+    subject: Subject, predict: Predictor, settings: Evaluate, device: torch.device, exports: Path | None
+) -> Measured:
+    """Costs, scores with intervals, gates, and what the exports cost and score."""
+    trained, split, batch = subject.trained, subject.split, settings.throughput_batch
+    size_px = settings.latency_size_px or subject.manifest.size or 256
+    # First, while the process is young: what lies in memory later slows it.
+    devices = measure_devices(trained, settings, size_px, device)
+    thresholds = choose_thresholds(predict, Split(subject.prepared / "val.arrow"), batch)
+    quality, true_objects = measure_quality(predict, split, batch, settings.boundary_tolerance_px)
+    means = resample(quality, subject.groups)
+    scores = summarise(quality, means, thresholds, f"L{trained.depths[-1]}")
+    depths = {name: row | devices[0]["depths"][name] for name, row in scores.items()}
+    gates = check_gates(predict, split, settings.gates, size_px, batch)
+    runtimes = []
+    if exports is not None:
+        from pipelines.evaluation.runtime_scores import measure_runtimes  # late: they are extras
+
+        ious = {name: metrics.per_image_iou(each.counts).numpy() for name, each in quality.items()}
+        runtimes = measure_runtimes(exports, subject.prepared, settings, size_px, ious)
+    return Measured(devices, quality, true_objects, means, depths, gates, runtimes)
 
 
-def _classes(quality: dict[str, Quality], names: list[str]) -> dict[str, dict[str, float | None]]:
-    """IoU of each class by name; None for a class that is in no test image and that no depth finds."""
+def make_report(
+    subject: Subject, measured: Measured, decision: Decision, settings: Evaluate, samples: list[dict]
+) -> dict:
+    """What report.json holds (`report_schema.Report`)."""
+    quality, kinds, classes = measured.quality, subject.split.kinds, subject.trained.classes
+    limits = ("tolerance_iou", "max_latency_ms", "max_memory_mib", "max_parameters")
+    result = {
+        "schema": 2,
+        "recommended_depth": decision.depth,
+        "nearest_depth": decision.nearest,
+        "recommendation": decision.sentence,
+        "num_images": len(subject.split),
+        "num_groups": len(set(subject.groups)),
+        "intervals": {"level": LEVEL, "resamples": RESAMPLES, "over": "groups"},
+        "decision": {name: getattr(settings, name) for name in limits} | {"candidates": decision.candidates},
+        "depths": measured.depths,
+        "groups": {
+            "class": by_class(quality, classes),
+            "size": by_size(quality, measured.true_objects, settings.object_sizes_px),
+            "kind": by_kind(quality, kinds),
+        },
+        "reliability": {name: reliability(each.bins) for name, each in quality.items()},
+        "gates": measured.gates,
+        "runtimes": measured.runtimes,
+        "samples": samples,
+        "machine": measured.devices[0]["machine"],
+        "devices": measured.devices,
+        "test": {
+            "sha256": subject.manifest.splits["test"].sha256,
+            "kinds": subject.manifest.splits["test"].kinds,
+        },
+        "classes": class_ious(quality, classes),
+        "multilabel": subject.trained.network.multilabel,
+    }
+    Report.model_validate(result)  # what others read is what the schema says, or it is not written
+    return result
+
+
+def write_results(out: Path, result: dict, rows: list[dict]) -> None:
+    """report.json and the tables; for `dvc metrics`, metrics.json with the few numbers that one compares."""
+    depths = result["depths"]
+    write_json(out / "report.json", result)
+    compared = {key: {name: round(row[key], 4) for name, row in depths.items()} for key in ("iou_image", "latency_ms")}
+    write_json(out / "metrics.json", {"recommended_depth": result["recommended_depth"]} | compared)
+    _write_csv(out / "depths.csv", [{"depth": name} | row for name, row in depths.items()])
+    _write_csv(out / "images.csv", rows)
+    _write_csv(out / "reliability.csv", reliability_rows(result))
+
+
+def find_provenance(subject: Subject) -> dict[str, object]:
+    """What the numbers come from, by what the page calls it."""
+    trained, commit, dirty = subject.trained, *git_commit(Path.cwd())
     return {
-        name: {
-            one: None if isnan(iou) else iou for one, iou in zip(names, metrics.per_class_iou(each.counts), strict=True)
-        }
-        for name, each in quality.items()
+        "Test images (test.arrow), sha256": subject.manifest.splits["test"].sha256,
+        "Raw data manifest, sha256": subject.manifest.raw_sha256,
+        "Model file (model.pt), sha256": sha256(subject.weights),
+        "Training run": trained.info.get("run"),
+        "Epoch of the weights": trained.info.get("epoch"),
+        "Params of the training": json.dumps(trained.info.get("params"), sort_keys=True),
+        "Network": ", ".join(f"{key} {value}" for key, value in trained.network.config().items()),
+        "Commit of the evaluating code": commit + (" with changed files" if dirty else ""),
     }
 
 
 def evaluate(
     prepared: Path, model: Path, out: Path, settings: Evaluate, device: torch.device, exports: Path | None = None
 ) -> dict:
-    """Measure every depth on the test split; write report.json, depths.csv, images.csv, report.html
-    and, for `dvc metrics`, metrics.json with the few numbers that one compares between runs.
+    """Measure every depth on the test split; write report.json, depths.csv, images.csv, reliability.csv,
+    what the page shows (page/) and, for `dvc metrics`, metrics.json with the few numbers that one compares.
 
     Args:
         exports: folder of the export stage, whose models are measured by their own runtimes too.
@@ -129,105 +169,32 @@ def evaluate(
     Raises:
         UserError: a missing or damaged model or data, or ones that do not belong together.
     """
-    trained = load_model(model)
-    manifest = read_manifest(prepared)
-    digest = sha256(prepared / "test.arrow")
-    _check(trained, manifest, prepared, model, digest)
-    split = Split(prepared / "test.arrow")
-    if len(split) == 0:
-        raise UserError(f"{prepared}/test.arrow: found no image; raise prepare.shares.test, or bring more images")
-    groups = read_groups(prepared, split.ids)
-    size_px = settings.latency_size_px or manifest["size"] or 256
-    # First, while the process is young: what lies in memory later slows it.
-    devices = _measure_devices(trained, settings, size_px, device)
-
-    predict = Predictor(trained, device)
-    batch = settings.throughput_batch
-    thresholds = choose_thresholds(predict, Split(prepared / "val.arrow"), batch)
-    quality, true_objects = measure_quality(predict, split, batch, settings.boundary_tolerance_px)
-    means = resample(quality, groups)
-    deepest = f"L{trained.depths[-1]}"
-    scores = summarise(quality, means, thresholds, deepest)
-    depths = {name: row | devices[0]["depths"][name] for name, row in scores.items()}
-    decision = decide(depths, means["iou_image"], settings)
-    rows = image_rows(quality, split.ids, split.kinds, groups)
-    shown = f"L{decision.depth}" if decision.depth else deepest  # the images to show are ranked by what is deployed
+    subject = Subject.open(prepared, model)
+    predict = Predictor(subject.trained, device)
+    measured = measure(subject, predict, settings, device, exports)
+    decision = decide(measured.depths, measured.means["iou_image"], settings)
+    rows = image_rows(measured.quality, subject.split.ids, subject.split.kinds, subject.groups)
+    # The images to show are ranked by what is deployed.
+    shown = f"L{decision.depth or subject.trained.depths[-1]}"
     picked = pick(rows, shown, settings.page_images)
-    result = {
-        "schema": 2,
-        "recommended_depth": decision.depth,
-        "nearest_depth": decision.nearest,
-        "recommendation": decision.sentence,
-        "num_images": len(split),
-        "num_groups": len(set(groups)),
-        "intervals": {"level": LEVEL, "resamples": RESAMPLES, "over": "groups"},
-        "decision": _rule(settings, decision),
-        "depths": depths,
-        "groups": {
-            "class": by_class(quality, trained.classes),
-            "size": by_size(quality, true_objects, settings.object_sizes_px),
-            "kind": by_kind(quality, split.kinds),
-        },
-        "reliability": {name: reliability(each.bins) for name, each in quality.items()},
-        "gates": check_gates(predict, split, settings.gates, size_px, batch),
-        "runtimes": _measure_runtimes(exports, prepared, settings, size_px, quality),
-        "samples": [
-            {"rank": rank} | {key: rows[index][key] for key in ("id", "kind", "group")} for rank, index in picked
-        ],
-        "machine": devices[0]["machine"],
-        "devices": devices,
-        "test": {"sha256": digest, "kinds": manifest["splits"]["test"]["kinds"]},
-        "classes": _classes(quality, trained.classes),
-        "multilabel": trained.network.multilabel,
+    samples = [{"rank": rank} | {key: rows[index][key] for key in ("id", "kind", "group")} for rank, index in picked]
+    result = make_report(subject, measured, decision, settings, samples)
+    write_results(out, result, rows)
+    page = {
+        "report": result,
+        "rows": rows,
+        "samples": [{"rank": rank, "row": index} for rank, index in picked],
+        "extremes": {name: find_extremes(rows, name) for name in measured.quality},
+        "shown": shown,
+        "rule": {name: getattr(settings, name) for name in ("tolerance_iou", "max_latency_ms")}
+        | {"resamples": RESAMPLES},
+        "provenance": find_provenance(subject),
     }
-    Report.model_validate(result)  # what others read is what the schema says, or it is not written
-
-    samples = []
-    for rank, index in picked:
-        image, mask = split[index]
-        masks_hat = {name: mask_hat[0].numpy() for name, mask_hat in predict([image]).items()}
-        samples.append(depth_page.Sample(rank, rows[index], image, mask, masks_hat))
-    commit, dirty = git_commit(Path.cwd())
-    weights = model / "model.pt" if model.is_dir() else model
-    provenance = {
-        "Test images (test.arrow), sha256": digest,
-        "Raw data manifest, sha256": manifest.get("raw_sha256"),
-        "Model file (model.pt), sha256": sha256(weights),
-        "Training run": trained.info.get("run"),
-        "Epoch of the weights": trained.info.get("epoch"),
-        "Params of the training": json.dumps(trained.info.get("params"), sort_keys=True),
-        "Network": ", ".join(f"{key} {value}" for key, value in trained.network.config().items()),
-        "Commit of the evaluating code": commit + (" with changed files" if dirty else ""),
-    }
-    rule = {"tolerance_iou": settings.tolerance_iou, "max_latency_ms": settings.max_latency_ms, "resamples": RESAMPLES}
-    extremes = {name: find_extremes(rows, name) for name in quality}
-    page = depth_page.build_report(result, rows, samples, extremes, shown, rule, provenance)
-    write_json(out / "report.json", result)
-    compared = {key: {name: round(row[key], 4) for name, row in depths.items()} for key in ("iou_image", "latency_ms")}
-    write_json(out / "metrics.json", {"recommended_depth": decision.depth} | compared)
-    _write_csv(out / "depths.csv", [{"depth": name} | row for name, row in depths.items()])
-    _write_csv(out / "images.csv", rows)
-    _write_csv(out / "reliability.csv", depth_page.reliability_rows(result))
-    with replacing(out / "report.html") as partial:
-        partial.write_text(page, encoding="utf-8")
+    with replacing(out / "page") as folder:
+        folder.mkdir()
+        write_json(folder / "page.json", page)
+        write_examples(folder / "shown.npz", predict, subject.split, [index for _, index in picked])
     return result
-
-
-def _rule(settings: Evaluate, decision: Decision) -> dict:
-    limits = ("tolerance_iou", "max_latency_ms", "max_memory_mib", "max_parameters")
-    return {name: getattr(settings, name) for name in limits} | {"candidates": decision.candidates}
-
-
-def _measure_runtimes(
-    exports: Path | None, prepared: Path, settings: Evaluate, size_px: int, quality: dict[str, Quality]
-) -> list[dict]:
-    """A row for each exported model; none without exports."""
-    if exports is None:
-        return []
-    from pipelines.evaluation.runtime_scores import measure_runtimes  # late: they are extras
-
-    ious = {name: metrics.per_image_iou(each.counts).numpy() for name, each in quality.items()}
-    return measure_runtimes(exports, prepared, settings, size_px, ious)
 
 
 def main() -> None:
@@ -245,7 +212,6 @@ def main() -> None:
     device = torch.device("cuda" if params.train.use_gpu else "cpu")
     result = evaluate(arguments.prepared, arguments.model, arguments.out, params.evaluate, device, arguments.exports)
     print(describe(result))
-    print(f"\nreport: {arguments.out / 'report.html'}")
 
 
 if __name__ == "__main__":

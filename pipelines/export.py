@@ -14,9 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+import unetpp
+from pipelines.core.checksums import seal, sha256
 from pipelines.core.command import run_command
 from pipelines.core.delivery_sections import Export
-from pipelines.core.files import replacing, sha256, write_json
+from pipelines.core.files import replacing, write_json
 from pipelines.core.params import load_params
 from unetpp.data.arrow_split import Split
 from unetpp.data.scaling import scaled
@@ -140,9 +142,7 @@ def export(
             "machine": describe_machine(),
         }
         write_json(partial / "exports.json", result)
-        names = sorted(path for path in partial.rglob("*") if path.is_file())
-        sums = "".join(f"{sha256(path)}  {path.relative_to(partial).as_posix()}\n" for path in names)
-        (partial / "SHA256SUMS").write_text(sums, encoding="utf-8")
+        seal(partial)
     return result
 
 
@@ -206,19 +206,6 @@ def describe_exports(result: dict) -> str:
     return "\n".join(lines)
 
 
-def load(model: str) -> Trained:
-    """A model from a folder or file of the train stage, or from MLflow by `models:/NAME@ALIAS`.
-
-    Raises:
-        UserError: no such model.
-    """
-    if not model.startswith("models:/"):
-        return load_model(model)
-    from pipelines.registry.model_versions import load_trained
-
-    return load_trained(model, load_params().registry.tracking_uri)
-
-
 def export_model(
     model: str,
     out: Path,
@@ -231,7 +218,7 @@ def export_model(
     """`unetpp export`: of one depth, or of all, with no more than a model; onnx-int8 alone needs prepared data.
 
     Raises:
-        UserError: as `load` and `export`; onnx-int8 without prepared data.
+        UserError: as `unetpp.load` and `export`; onnx-int8 without prepared data.
     """
     if "onnx-int8" in formats and prepared is None:
         raise UserError(
@@ -239,7 +226,7 @@ def export_model(
             "folder that the prepare stage wrote, or leave onnx-int8 out"
         )
     images = [] if prepared is None else calibration_images(prepared, CALIBRATION_IMAGES)
-    result = export(load(model), out, formats, opset, tolerance, images, None if depth is None else [depth])
+    result = export(unetpp.load(model), out, formats, opset, tolerance, images, None if depth is None else [depth])
     print(f"{describe_exports(result)}\nwrote {out}")
 
 

@@ -8,9 +8,10 @@ from tempfile import TemporaryDirectory
 
 import psutil
 
+from pipelines.core.checksums import sha256
 from pipelines.core.command import run_command
 from pipelines.core.data_sections import Ingest
-from pipelines.core.files import disk_errors, replacing, sha256, write_json
+from pipelines.core.files import disk_errors, replacing, write_json
 from pipelines.core.params import load_params
 from pipelines.storage.sources import fetch
 

@@ -8,16 +8,13 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import unetpp
 from pipelines.core.files import replacing
 from unetpp.errors import UserError
 from unetpp.export.runtimes import open_export
-from unetpp.export.safetensors_files import read_safetensors
 from unetpp.images.decode import SUFFIXES, decode_image
 from unetpp.images.pictures import encode_png
-from unetpp.inference.model_file import Trained
 from unetpp.inference.predictor import Predictor
 
 
@@ -58,50 +55,26 @@ def find_images(patterns: list[str]) -> list[Path]:
     return sorted(found)
 
 
-def load_registered(uri: str) -> Trained:
-    """A registered version by its `models:/` URI, from the store of params.yaml where there is one; for `unetpp.load`.
-
-    Raises:
-        UserError: no such model, version or alias, or no store.
-    """
-    from pipelines.core.params import load_params
-    from pipelines.registry.model_versions import load_trained
-
-    return load_trained(uri, load_params().registry.tracking_uri if Path("params.yaml").is_file() else None)
-
-
 def load(model: str, depth: int | None, heads: str | None = None) -> Predictor:
-    """A model from a folder or file of the train stage or of an export, or from MLflow by `models:/NAME@ALIAS`.
+    """A model by any name that `unetpp.load` knows, or an .onnx of an export, with config.json beside it.
 
     Args:
         depth: the depth to prune to, by default the deepest.
         heads: average these heads instead (`read_heads`).
 
     Raises:
-        UserError: no such model, or a depth or a head that it does not have.
+        UserError: no such model, or a depth or a head that it does not have; a .pt2, which runs code of its author
+            when it is opened.
     """
-    if Path(model).suffix in (".onnx", ".pt2", ".safetensors"):
-        return load_file(Path(model), depth, heads)
-    trained = load_registered(model) if model.startswith("models:/") else unetpp.load(model)
-    return Predictor(trained, depth, heads=None if heads is None else read_heads(heads))
-
-
-def load_file(path: Path, depth: int | None, heads: str | None) -> Predictor:
-    """One file of an export, with config.json beside it.
-
-    Raises:
-        UserError: a .pt2, which runs code of its author when it is opened; a depth or heads; no such export.
-    """
-    if path.suffix == ".pt2":
-        raise UserError(f"{path}: opening a .pt2 can run its author's code; give its folder, {path.parent}, instead")
+    file = Path(model)
+    if file.suffix == ".pt2":
+        raise UserError(f"{file}: opening a .pt2 can run its author's code; give its folder, {file.parent}, instead")
+    if file.suffix != ".onnx":
+        return Predictor(unetpp.load(model), depth, heads=None if heads is None else read_heads(heads))
     if depth is not None or heads is not None:
-        raise UserError(f"{path}: an exported file is one depth and its head: leave --depth and --heads out")
-    open_file = open_export(path)
-
-    def network(image: Tensor) -> Tensor:
-        return torch.from_numpy(open_file(image.numpy()))
-
-    return Predictor(read_safetensors(path.parent), network=network)
+        raise UserError(f"{file}: an exported file is one depth and its head: leave --depth and --heads out")
+    predict_array = open_export(file)
+    return Predictor(unetpp.load(file.parent), network=lambda image: torch.from_numpy(predict_array(image.numpy())))
 
 
 def predict_mask(predictor: Predictor, image: np.ndarray) -> np.ndarray:

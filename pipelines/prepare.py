@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from pipelines.core.checksums import sha256
 from pipelines.core.command import run_command
 from pipelines.core.data_sections import Prepare
-from pipelines.core.files import disk_errors, replacing, sha256, write_json
+from pipelines.core.files import disk_errors, replacing, write_json
 from pipelines.core.params import load_params
+from pipelines.dataset.fingerprint import comparable, read_fingerprint, write_fingerprint
 from pipelines.dataset.groups import find_groups
 from pipelines.dataset.layouts import Problem, Sample, find_samples
 from pipelines.dataset.loading import load_all
@@ -22,6 +24,7 @@ from pipelines.dataset.sample_stats import write_samples
 from pipelines.dataset.split_balance import Balance, propose_salt
 from pipelines.dataset.splits import SPLITS, Place, check_apart, join, place
 from unetpp.data.arrow_split import SplitWriter
+from unetpp.data.manifest import Manifest, SplitFacts
 from unetpp.errors import UserError
 from unetpp.images.decode import Limits
 
@@ -30,7 +33,7 @@ LARGE_GROUP, LARGE_SHARE = 10, 0.1
 DRAWN = ("ignored_px", "foreground_px")  # facts of what is not background
 
 
-def prepare(params: Prepare, raw: Path, out: Path) -> dict:
+def prepare(params: Prepare, raw: Path, out: Path) -> Manifest:
     """Write an Arrow file a split, tables of samples and of problems, manifest and fingerprint; return the manifest.
 
     The folder `out` is written whole or not at all, and the same raw files give the same bytes. Where a sample goes
@@ -80,32 +83,29 @@ def prepare(params: Prepare, raw: Path, out: Path) -> dict:
             [(ids[one], ids[other], why) for found, why in pairs for one, other in found if {one, other} <= known],
         )
         counts = Counter((place.split, kinds[index]) for index, place in places.items())
-        manifest = {
-            "size": params.size,
-            "channels": params.channels,
-            "num_classes": params.num_classes,
-            "multilabel": params.multilabel,
-            "classes": list(params.classes) if params.classes and params.num_classes > 1 else None,
-            "splits": {
-                split: {
-                    "num_images": sum(number for (where, _), number in counts.items() if where == split),
-                    "sha256": sha256(partial / f"{split}.arrow"),
-                    "kinds": {kind: number for (where, kind), number in sorted(counts.items()) if where == split},
-                }
+        manifest = Manifest(
+            size=params.size,
+            channels=params.channels,
+            num_classes=params.num_classes,
+            multilabel=params.multilabel,
+            classes=list(params.classes) if params.classes and params.num_classes > 1 else None,
+            splits={
+                split: SplitFacts(
+                    num_images=sum(number for (where, _), number in counts.items() if where == split),
+                    sha256=sha256(partial / f"{split}.arrow"),
+                    kinds={kind: number for (where, kind), number in sorted(counts.items()) if where == split},
+                )
                 for split in SPLITS
             },
-            "num_groups": len({place.group for place in places.values()}),
-            "num_near_duplicates": len(duplicates),
-            "quarantined": len(problems),
-            "raw_sha256": sha256(raw / "manifest.json"),
-            "foreground_share": 1 - train.class_pixels[0] / max(1, train.known_pixels),  # of the annotated train pixels
-            "ignored_share": train.ignored_pixels / max(1, train.known_pixels + train.ignored_pixels),  # of train
-            "class_pixels": train.class_pixels,  # of train; of labels first the pixels without one
-        }
-        write_json(partial / "manifest.json", manifest)
-        # Late, here and below: the processes that only decode need no charts.
-        from pipelines.dataset.fingerprint import write_fingerprint
-
+            num_groups=len({place.group for place in places.values()}),
+            num_near_duplicates=len(duplicates),
+            quarantined=len(problems),
+            raw_sha256=sha256(raw / "manifest.json"),
+            foreground_share=1 - train.class_pixels[0] / max(1, train.known_pixels),
+            ignored_share=train.ignored_pixels / max(1, train.known_pixels + train.ignored_pixels),
+            class_pixels=train.class_pixels,
+        )
+        manifest.write(partial)
         write_fingerprint(partial)
     return manifest
 
@@ -209,28 +209,27 @@ def main() -> None:
     parser.add_argument("--raw", type=Path, required=True, help="folder that stage ingest wrote")
     parser.add_argument("--out", type=Path, required=True, help="folder of the prepared splits")
     parser.add_argument("--split", type=Path, required=True, help="a copy of split.csv, for git to show what moved")
-    parser.add_argument("--reports", type=Path, required=True, help="folder of data.html and data.json")
+    parser.add_argument("--metrics", type=Path, required=True, help="the few numbers that one compares between runs")
     arguments = parser.parse_args()
     manifest = prepare(load_params().prepare, arguments.raw, arguments.out)
     with replacing(arguments.split) as partial:
         shutil.copyfile(arguments.out / "split.csv", partial)
-    for split, found in manifest["splits"].items():
-        kinds = ", ".join(f"{count} {kind}" for kind, count in found["kinds"].items())
-        print(f"prepare: {split:<5} {found['num_images']:>5} images: {kinds}")
+    for split, found in manifest.splits.items():
+        kinds = ", ".join(f"{count} {kind}" for kind, count in found.kinds.items())
+        print(f"prepare: {split:<5} {found.num_images:>5} images: {kinds}")
     print(
-        f"prepare: {manifest['num_groups']} groups, {manifest['num_near_duplicates']} pairs of near-duplicates, see "
+        f"prepare: {manifest.num_groups} groups, {manifest.num_near_duplicates} pairs of near-duplicates, see "
         f"{arguments.out / 'duplicates.csv'}"
     )
-    print(f"prepare: {manifest['quarantined']} files set aside, see {arguments.out / 'quarantine.csv'}")
-    if manifest["ignored_share"]:
-        print(f"prepare: {manifest['ignored_share']:.1%} of the train pixels are ignored")
-    which = "other train pixels" if manifest["ignored_share"] else "train pixels"
-    print(f"prepare: {manifest['foreground_share']:.1%} of the {which} are foreground")
-    from pipelines.pages.data_page import write_data_report
-
-    for warning in write_data_report(arguments.out, arguments.reports):
+    print(f"prepare: {manifest.quarantined} files set aside, see {arguments.out / 'quarantine.csv'}")
+    if manifest.ignored_share:
+        print(f"prepare: {manifest.ignored_share:.1%} of the train pixels are ignored")
+    which = "other train pixels" if manifest.ignored_share else "train pixels"
+    print(f"prepare: {manifest.foreground_share:.1%} of the {which} are foreground")
+    fingerprint = read_fingerprint(arguments.out)
+    write_json(arguments.metrics, comparable(fingerprint))
+    for warning in fingerprint["findings"]["warnings"]:
         print(f"prepare: {warning}")
-    print(f"prepare: look at {arguments.reports / 'data.html'} before you train")
 
 
 if __name__ == "__main__":

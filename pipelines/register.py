@@ -7,19 +7,21 @@ middle leaves the aliases on the former family, and the same command completes w
 
 import argparse
 import hashlib
-import json
 import tempfile
 from pathlib import Path
 
+from pipelines.core.checksums import SUMS, sha256
 from pipelines.core.delivery_sections import Register
-from pipelines.core.files import sha256, write_json
+from pipelines.core.files import read_json, write_json
 from pipelines.core.git import git_commit
 from pipelines.core.params import load_params
+from pipelines.evaluation.scored import read_depth
 from pipelines.registry import aliases, evidence, mlflow_store, model_versions, read_back, run_log, runs
 from pipelines.registry.lock import exclusive
 from pipelines.registry.model_card import Family, family_description, version_description, with_history
-from pipelines.registry.promotion_rules import Scored, Verdict, judge
+from pipelines.registry.promotion_rules import Verdict, judge
 from pipelines.registry.run_log import Inputs, flatten
+from unetpp.data.manifest import Manifest, read_manifest
 from unetpp.errors import UserError
 from unetpp.inference.model_file import load_model
 
@@ -78,7 +80,7 @@ def read_family(inputs: Inputs, settings: Register) -> Family:
     """Read and check the files of the earlier stages."""
     trained = load_model(inputs.model)
     report, manifest_path = inputs.evaluation / "report.json", inputs.prepared / "manifest.json"
-    metrics, manifest = _read_json(report, "evaluate"), _read_json(manifest_path, "prepare")
+    metrics, manifest = read_json(report, "evaluate"), read_manifest(inputs.prepared)
     expected = [f"L{depth}" for depth in trained.depths]
     found = [depth for depth in metrics["depths"] if depth != "mean"]
     recommended = metrics["recommended_depth"]
@@ -104,26 +106,19 @@ def read_family(inputs: Inputs, settings: Register) -> Family:
     )
 
 
-def read_leak_check(prepared: Path, manifest: dict) -> str:
+def read_leak_check(prepared: Path, manifest: Manifest) -> str:
     """Whether something that belongs together stands in two splits, by what stage prepare found in what it wrote.
 
     Its gate lets no such data pass; data that were prepared by other means have no fingerprint.
     """
     path = prepared / "fingerprint.json"
-    if "num_groups" not in manifest or not path.is_file():
+    if manifest.num_groups is None or not path.is_file():
         return "not known: the data have no fingerprint of stage prepare"
-    found = _read_json(path, "prepare")["duplicates"]
-    what = f"{manifest['num_groups']} groups and {found['num_pairs']} pairs of near-duplicates"
+    found = read_json(path, "prepare")["duplicates"]
+    what = f"{manifest.num_groups} groups and {found['num_pairs']} pairs of near-duplicates"
     if found["across"]:
         return f"failed: of {what}, {found['across']} pairs stand in two splits"
     return f"passed: of {what}, none stands in two splits"
-
-
-def _read_json(path: Path, stage: str) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); run `dvc repro {stage}`, which writes it") from None
 
 
 def register_depth(client, run, family: Family, inputs: Inputs, depth: int) -> str:
@@ -134,14 +129,14 @@ def register_depth(client, run, family: Family, inputs: Inputs, depth: int) -> s
     model = model_versions.find_or_log_model(client, run, f"L{depth}", family.trained, depth, config, tags)
     # The step is the depth, so that the run's charts show each number over the depths.
     metrics = [(key, value, depth) for key, value in run_log.numbers(family.metrics["depths"][f"L{depth}"])]
-    test = ("test", family.manifest["splits"]["test"]["sha256"])
+    test = ("test", family.manifest.splits["test"].sha256)
     runs.log_metrics(client, run, metrics, model.model_id, test)
     if "evidence_sha256" not in model.tags:
         with tempfile.TemporaryDirectory() as parent:
             folder = Path(parent)
             evidence.gather(folder, inputs.evaluation, inputs.exports, inputs.prepared, segmenter, depth)
             client.log_model_artifacts(model.model_id, str(folder), "evidence")
-            client.set_logged_model_tags(model.model_id, {"evidence_sha256": sha256(folder / evidence.SUMS)})
+            client.set_logged_model_tags(model.model_id, {"evidence_sha256": sha256(folder / SUMS)})
     tags |= {"model_id": model.model_id}
     return str(model_versions.find_or_create_version(client, family.name, model, run, tags).version)
 
@@ -183,13 +178,12 @@ def decide(client, family: Family, inputs: Inputs, candidate: str, settings: Reg
     if champion is not None and "promotion" in tags:
         return None
     if champion == candidate:  # an attempt before this one ended between the alias and its tags
-        return Verdict(True, aliases.read_history(tags)[-1]["why"])
-    ious, groups = evidence.read_ious(inputs.evaluation / "images.csv", family.candidate)
-    test = family.manifest["splits"]["test"]["sha256"]
+        return Verdict(True, aliases.read_history(tags)[-1].why)
+    test = family.manifest.splits["test"].sha256
     return judge(
         family.metrics,
-        Scored(candidate, family.candidate, test, ious, groups),
-        None if champion is None else aliases.read_scored(client, family.name, champion),
+        read_depth(inputs.evaluation / "images.csv", family.candidate, test),
+        aliases.find_champion(client, family.name),
         settings.promotion_tolerance_iou,
         settings.promotion_min_images,
     )

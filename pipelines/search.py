@@ -19,9 +19,8 @@ import yaml
 from pipelines.cluster.jobs import address_of, run_remotely
 from pipelines.cluster.ray_cluster import check_fits, cluster, how_many_fit
 from pipelines.core.command import run_command
-from pipelines.core.files import replacing
+from pipelines.core.files import replacing, write_json
 from pipelines.core.params import Params, load_params
-from pipelines.pages.search_page import build_page
 from pipelines.storage.node_cache import share
 from pipelines.storage.run_store import open_store, runs_at
 from pipelines.training.spec import make_settings, run_name
@@ -34,10 +33,11 @@ from pipelines.tuning.candidate_costs import (
     key_of,
     measure_costs,
 )
+from pipelines.tuning.page_facts import page_facts
 from pipelines.tuning.pareto import Point, Trial, choose, mark_front, measured, name
 from pipelines.tuning.probe import estimate, probe
 from pipelines.tuning.space import Space, decode, read_space
-from unetpp.data.arrow_split import read_manifest
+from unetpp.data.manifest import Manifest, read_manifest
 from unetpp.errors import UserError
 
 INIT = "init.pt"
@@ -46,7 +46,7 @@ COLUMNS += ("status", "reason", "seconds", "epochs", "on_front", "chosen")
 
 
 def search(params: Params, prepared: Path, runs: Path, out: Path, reports: Path) -> None:
-    """Write `out` (architecture.yaml; init.pt where train asks for it) and `reports` (two tables and the page).
+    """Write `out` (architecture.yaml; init.pt where train asks for it) and `reports`: two tables, page.json.
 
     Raises:
         UserError: the space is empty or has a value that is not legal, a budget that no candidate meets, widths that
@@ -56,7 +56,7 @@ def search(params: Params, prepared: Path, runs: Path, out: Path, reports: Path)
     space, manifest = read_space(params), read_manifest(prepared)
     if "RAY_ADDRESS" not in os.environ and not params.train.use_gpu:
         check_memory(space, manifest, psutil.virtual_memory().available / 2**20, "this machine")
-    size_px = params.search.size_px or manifest["size"] or 256
+    size_px = params.search.size_px or manifest.size or 256
     costs = count_costs(space, manifest, size_px)
     fitting = check_budget(space, costs)
     if space.is_single:
@@ -78,9 +78,7 @@ def search(params: Params, prepared: Path, runs: Path, out: Path, reports: Path)
         weights = weights_of(chosen["trial"]) if params.train.init == "search" else None
     chosen["chosen"] = 1
     write_tables(points, trials, space, reports)
-    with replacing(reports / "search.html") as partial:
-        page = build_page(points, trials, chosen, reason, others, space, manifest, size_px)
-        partial.write_text(page, encoding="utf-8")
+    write_json(reports / "page.json", page_facts(points, trials, chosen, reason, others, space, manifest, size_px))
     write_architecture(out, chosen, reason, others, params, weights)
     for point in points:
         said = f"val IoU {point['val_iou']:.4f}" if point["val_iou"] is not None else "no val IoU"
@@ -89,7 +87,7 @@ def search(params: Params, prepared: Path, runs: Path, out: Path, reports: Path)
     print(f"chosen: {name(chosen)}, {reason} ({time.monotonic() - began:.0f} s); wrote {out}, {reports}")
 
 
-def run_search(space: Space, prepared: Path, manifest: dict, costs: Costs, runs: str) -> tuple[list[Trial], Any]:
+def run_search(space: Space, prepared: Path, manifest: Manifest, costs: Costs, runs: str) -> tuple[list[Trial], Any]:
     """The trials of the space, kept at `runs`, and what gives the weights of one of them by its number."""
     from pipelines.tuning.ray_tune import best_weights, has_begun, run_trials
 
@@ -119,7 +117,7 @@ def run_search(space: Space, prepared: Path, manifest: dict, costs: Costs, runs:
     return trials, lambda number: best_weights(trials[number - 1], space, settings, runs)
 
 
-def announce(space: Space, settings: dict, manifest: dict, costs: Costs, at_once: int) -> str:
+def announce(space: Space, settings: dict, manifest: Manifest, costs: Costs, at_once: int) -> str:
     """What the search will take; refuses one that the memory of the machines cannot hold.
 
     Raises:

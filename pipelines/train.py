@@ -21,8 +21,9 @@ from pipelines.cluster.jobs import address_of, run_remotely
 from pipelines.cluster.ray_cluster import check_fits, cluster
 from pipelines.console.machine_load import sampled
 from pipelines.console.progress import relayed
+from pipelines.core.checksums import sha256
 from pipelines.core.command import run_command
-from pipelines.core.files import replacing, sha256, write_json
+from pipelines.core.files import replacing, write_json
 from pipelines.core.params import Params, load_params, override
 from pipelines.core.training_sections import Architecture, Model
 from pipelines.registry.live_log import UNLOGGED, logged_live
@@ -31,7 +32,7 @@ from pipelines.storage.run_store import RunStore, open_store, runs_at
 from pipelines.training.in_process import run_alone
 from pipelines.training.ray_worker import STOPPED, reported, run_on_ray
 from pipelines.training.spec import build_network, make_settings, run_name
-from unetpp.data.arrow_split import read_manifest
+from unetpp.data.manifest import Manifest, read_manifest
 from unetpp.errors import UserError
 from unetpp.inference.model_file import Trained
 
@@ -84,9 +85,9 @@ def train(params: Params, prepared: Path, architecture: Path, runs: Path, out: P
     manifest = read_manifest(prepared)
     settings = make_settings(params, chosen.widths, prepared) | {"init": find_init(architecture, chosen, params)}
     name = run_name("train", settings)  # whatever storage the data are in
-    if manifest["splits"]["train"]["num_images"] < params.train.max_workers:
+    if manifest.splits["train"].num_images < params.train.max_workers:
         raise UserError(
-            f"{prepared}: {manifest['splits']['train']['num_images']} training image(s) for "
+            f"{prepared}: {manifest.splits['train'].num_images} training image(s) for "
             f"{params.train.max_workers} workers; set train.num_workers to 1, or bring more images"
         )
     run = open_store(f"{runs_at(params, runs)}/{name}", params.ingest.s3)
@@ -120,7 +121,7 @@ def _run(
     run: RunStore,
     name: str,
     prepared: Path,
-    manifest: dict,
+    manifest: Manifest,
     log: Callable[[dict], None],
 ) -> bool:
     """Train to the end, here or on Ray; False where SIGTERM stopped it. `log` gets the row of each epoch."""
@@ -143,15 +144,15 @@ def _run(
     return not stopped
 
 
-def write_results(state: dict, settings: dict, name: str, manifest: dict, out: Path, reports: Path) -> None:
+def write_results(state: dict, settings: dict, name: str, manifest: Manifest, out: Path, reports: Path) -> None:
     """The best weights as a model file, the curves as a table, the best epoch as metrics."""
     network = build_network(Model.model_validate(settings["params"]["model"]), settings["widths"], manifest)
     network.load_state_dict(state["best"]["weights"])
     best = state["history"][state["best"]["epoch"]]
     info = {"run": name, "epoch": best["epoch"], "val_iou": best["val_iou"], "params": settings["params"]}
-    info["classes"] = manifest["classes"]
-    info["data"] = {split: facts["sha256"] for split, facts in manifest["splits"].items()}
-    trained = Trained(network, manifest["size"], info)
+    info["classes"] = manifest.classes
+    info["data"] = {split: facts.sha256 for split, facts in manifest.splits.items()}
+    trained = Trained(network, manifest.size, info)
     with replacing(out) as folder:
         folder.mkdir()
         trained.save(folder / "model.pt")

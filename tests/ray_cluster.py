@@ -14,13 +14,8 @@ from pathlib import Path
 import psutil
 import requests
 
+from tests.servers import free_port
 from unetpp.offline import TELEMETRY_OFF
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class RayCluster:

@@ -20,6 +20,12 @@ import psutil
 PAGE = 50  # keys in a page of a listing
 
 
+def free_port() -> int:
+    """A port of loopback where nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
+
+
 @dataclass(frozen=True)
 class Request:
     """What a client asked."""
@@ -144,9 +150,7 @@ class Moto:
     """moto's S3 store as a process of its own."""
 
     def __init__(self, log: Path):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self._log = log.open("w")
         environment = os.environ | {"MOTO_S3_DEFAULT_MAX_KEYS": str(PAGE)}
@@ -180,7 +184,7 @@ class TwoNodes:
 
     def start(self) -> None:
         """Wait for both nodes; `environment` is then the one that finds them."""
-        port, client = _free_port(), _free_port()
+        port, client = free_port(), free_port()
         address = f"127.0.0.1:{port}"
         try:
             self._node(
@@ -202,7 +206,7 @@ class TwoNodes:
             "--disable-usage-stats",
             "--num-cpus=1",
         ]
-        command += ["--node-ip-address=127.0.0.1", f"--dashboard-agent-listen-port={_free_port()}"]
+        command += ["--node-ip-address=127.0.0.1", f"--dashboard-agent-listen-port={free_port()}"]
         command += ['--resources={"trial_driver": 10}', "--object-store-memory=100000000", *arguments]
         if name == "head":
             command.append(f"--temp-dir={self._folder.name}")
@@ -237,8 +241,3 @@ class TwoNodes:
         for process in left:
             process.kill()
         self._folder.cleanup()
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]

@@ -8,7 +8,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+from tests.servers import free_port
 
 HELP = "no PostgreSQL server on this machine (on Debian: apt-get install postgresql)"
 
@@ -20,10 +23,12 @@ def find_postgres() -> Path | None:
     return Path(program).parent if program else None
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+def wait_for(what: Callable[[], object], timeout_s: float = 60) -> None:
+    """Until `what` is true; fails after the time."""
+    give_up = time.monotonic() + timeout_s
+    while not what():
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
 
 
 class Postgres:

@@ -48,6 +48,7 @@ HOMES = {  # each outside system has one home file, or one wing, or the few that
     "s3fs": {"pipelines.storage.s3"},
     "botocore": {"pipelines.storage.s3"},
     "jinja2": {"pipelines.pages.html_page"},
+    "requests": {"pipelines.storage.http_download", "pipelines.registry.mlflow_store"},
     "mlflow": {
         f"pipelines.{name}" for name in ("registry.mlflow_store", "registry.runs", "registry.model_versions", "served")
     },

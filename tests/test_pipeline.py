@@ -2,12 +2,10 @@
 
 import csv
 import json
-import os
 import shutil
 import subprocess
 import sys
 from contextlib import closing
-from pathlib import Path
 
 import boto3
 import numpy as np
@@ -15,60 +13,13 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipelines.core.files import sha256
 from pipelines.core.params import load_params
 from pipelines.evaluation.report_schema import Report
 from pipelines.ingest import ingest
+from tests.clones import Clone
 from tests.conftest import REPOSITORY
 
-SMALL = {
-    "ingest": {"synthetic": {"num_images": 40, "size_px": 64, "seed": 1, "masks": "instances"}},
-    "prepare": {"size": 32},
-    "search": {"widths": [[4, 6], [4, 6, 8]], "epochs": 2},
-    "train": {"epochs": 4, "batch_size": 8, "warmup_epochs": 1},
-    "evaluate": {"latency_rounds": 3, "throughput_batch": 2},
-}
-
 pytestmark = pytest.mark.ray
-
-
-class Clone:
-    """A clone of the working tree, with its commands run by the environment that runs the tests."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        names = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
-        for name in names.splitlines():
-            if (REPOSITORY / name).is_file():
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(REPOSITORY / name, folder / name)
-        params = yaml.safe_load((folder / "params.yaml").read_text())
-        for section, values in SMALL.items():
-            params[section] |= values
-        (folder / "params.yaml").write_text(yaml.safe_dump(params))
-        for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "small params"]):
-            identity = ["-c", "user.name=tests", "-c", "user.email=tests@localhost"]
-            subprocess.run(["git", *identity, *command], cwd=folder, check=True)
-
-    def run(self, *command: str, expect: int = 0, **environment: str) -> str:
-        """A command in the clone; what it prints."""
-        scripts = str(Path(sys.executable).parent)
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "MLFLOW_"))}
-        # The folder first, so that the stages run the clone's own code.
-        env = kept | {"PATH": scripts + os.pathsep + os.environ["PATH"], "PYTHONPATH": str(self.folder)} | environment
-        done = subprocess.run(
-            command, cwd=self.folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900
-        )
-        assert done.returncode == expect, done.stdout
-        return done.stdout
-
-    def hashes(self, *folders: str) -> dict[str, str]:
-        """sha256 by name of all files in these folders."""
-        paths = [path for folder in folders for path in (self.folder / folder).rglob("*") if path.is_file()]
-        return {path.relative_to(self.folder).as_posix(): sha256(path) for path in paths}
-
-    def json(self, name: str) -> dict:
-        return json.loads((self.folder / name).read_text())
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +161,9 @@ def test_real_images_need_two_overrides(clone, shared_data):
     assert "fluorescence" in (clone.folder / "reports/evaluate/images.csv").read_text()
 
 
-def test_classes_by_name_go_through_the_whole_pipeline_with_params_alone(clone):
+@pytest.fixture(scope="module")
+def classes(clone: Clone) -> Clone:
+    """The clone after an experiment of that name, on classes."""
     # An experiment leaves its params in the working tree, those of the test before too.
     changes = [
         "ingest.kind=synthetic",
@@ -221,7 +174,12 @@ def test_classes_by_name_go_through_the_whole_pipeline_with_params_alone(clone):
     ]
     changes += ["model.norm=group", "model.upsampling=transposed", "train.loss=focal_dice", "train.head_weights=sum"]
     changes += ["train.epochs=2"]
-    clone.run("dvc", "exp", "run", *(word for change in changes for word in ("-S", change)))
+    clone.run("dvc", "exp", "run", "--name", "classes", *(word for change in changes for word in ("-S", change)))
+    return clone
+
+
+def test_classes_by_name_go_through_the_whole_pipeline_with_params_alone(classes):
+    clone = classes
     assert clone.json("reports/train/metrics.json")["epochs"] == 2
     report = clone.json("reports/evaluate/report.json")
     assert set(report["classes"]["L1"]) == {"nucleus", "border"}
@@ -233,6 +191,34 @@ def test_classes_by_name_go_through_the_whole_pipeline_with_params_alone(clone):
         clone.run("unetpp", "predict", image, *way, "--out", "classes")
         mask = np.array(Image.open(next((clone.folder / "classes").iterdir())))
         assert set(np.unique(mask)) <= {0, 1, 2}
+
+
+def test_experiments_are_compared_by_params_metrics_and_plots(classes):
+    clone = classes
+    clone.run("dvc", "exp", "run", "--name", "tolerant", "-S", "evaluate.tolerance_iou=0.5")
+    table = clone.run("dvc", "exp", "show", "--only-changed", "--csv")
+    rows = {row["Experiment"]: row for row in csv.DictReader(table[table.index("Experiment,") :].splitlines())}
+    assert {rows[name]["evaluate.tolerance_iou"] for name in ("classes", "tolerant")} == {"0.01", "0.5"}
+    assert all(float(rows[name]["latency_ms.L1"]) > 0 for name in ("classes", "tolerant"))
+    metrics = json.loads(clone.run("dvc", "metrics", "diff", "classes", "tolerant", "--all", "--json"))
+    assert set(metrics) == {f"reports/{name}" for name in ("data.json", "evaluate/metrics.json", "train/metrics.json")}
+    assert metrics["reports/evaluate/metrics.json"]["iou_image.L1"]["diff"] == 0
+    printed = clone.run("dvc", "plots", "diff", "classes", "tolerant", "--out", "dvc_plots")
+    assert "failed" not in table + printed
+    page = (clone.folder / "dvc_plots/index.html").read_text()
+    assert '"rev": "classes"' in page
+    assert '"rev": "tolerant"' in page
+
+
+def test_an_override_changes_one_line_of_params(tmp_path):
+    """params.yaml is in the style in which DVC writes it."""
+    path = tmp_path / "params.yaml"
+    shutil.copy(REPOSITORY / "params.yaml", path)
+    code = "from dvc.utils.serialize import modify_yaml\nwith modify_yaml('params.yaml') as p: p['train']['epochs'] = 7"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    before, after = ((one / "params.yaml").read_text().splitlines() for one in (REPOSITORY, tmp_path))
+    assert len(before) == len(after)
+    assert [line.split()[:2] for line, old in zip(after, before, strict=True) if line != old] == [["epochs:", "7"]]
 
 
 @pytest.mark.usefixtures("aws")

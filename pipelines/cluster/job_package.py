@@ -18,11 +18,12 @@ from pathlib import Path
 
 import yaml
 
+from pipelines.core.checksums import check_sha256, sha256
 from pipelines.core.command import run_command
 from pipelines.core.data_sections import S3
-from pipelines.core.files import replacing, sha256, write_json
+from pipelines.core.files import replacing, write_json
 from pipelines.core.params import Params
-from pipelines.storage.node_cache import Storage, open_storage
+from pipelines.storage.places import Place, open_place
 from unetpp.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -109,7 +110,7 @@ def _digest(folder: Path) -> str:
     return found.hexdigest()[:16]
 
 
-def store(storage: Storage, key: str, outputs: dict[str, Path]) -> None:
+def store(storage: Place, key: str, outputs: dict[str, Path]) -> None:
     """Put outputs into the storage as one archive, and last a file that seals it."""
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder, "outputs.tar")
@@ -117,35 +118,27 @@ def store(storage: Storage, key: str, outputs: dict[str, Path]) -> None:
             for name, path in outputs.items():
                 tar.add(path, arcname=name)
         storage.write(f"{key}.tar", archive)
-        seal = Path(folder, "seal.json")
-        write_json(seal, {"sha256": sha256(archive), "size": archive.stat().st_size})
-        storage.write(f"{key}.json", seal)
+        seal = {"sha256": sha256(archive), "size": archive.stat().st_size}
+        storage.write(f"{key}.json", json.dumps(seal).encode())
 
 
-def fetch(storage: Storage, key: str, outputs: dict[str, Path]) -> None:
+def fetch(storage: Place, key: str, outputs: dict[str, Path]) -> None:
     """Fetch what `store` put there, verify it, and put every output in its place.
 
     Raises:
         UserError: it is missing, or its bytes are not those that the job wrote.
     """
-    name = storage.name(f"{key}.tar")
-    if storage.size(f"{key}.json") is None or storage.size(f"{key}.tar") is None:
-        raise UserError(
-            f"{name}: no results of the job there; expected what it writes before it succeeds: is cluster.storage the "
-            "same place here and on the cluster?"
-        )
-    seal = json.loads(b"".join(storage.read(f"{key}.json")))
+    name, seal = f"{key}.tar", storage.read(f"{key}.json")
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder, "outputs.tar")
-        with archive.open("wb") as file:
-            for piece in storage.read(f"{key}.tar"):
-                file.write(piece)
-        found = sha256(archive)
-        if found != seal["sha256"]:
+        found = storage.fetch(name, archive)
+        if seal is None or found is None:
             raise UserError(
-                f"{name}: found sha256 {found}; expected {seal['sha256']}, of what the job wrote: remove it there and "
-                "give the same command again"
+                f"{storage.name(name)}: no results of the job there; expected what it writes before it succeeds: is "
+                "cluster.storage the same place here and on the cluster?"
             )
+        advice = "the job wrote other bytes: remove it there and rerun the command"
+        check_sha256(storage.name(name), found, json.loads(seal)["sha256"], advice)
         with tarfile.open(archive) as tar:
             tar.extractall(folder, filter="data")
         for output, path in outputs.items():
@@ -203,7 +196,7 @@ def _run_stage() -> None:
         if error.code not in (None, 0):
             raise
     outputs = {name: Path(arguments[name]) for name in job["outputs"]}
-    store(open_storage(job["storage"], S3.model_validate(job["s3"])), Path(KEY).read_text(), outputs)
+    store(open_place(job["storage"], S3.model_validate(job["s3"])), Path(KEY).read_text(), outputs)
 
 
 if __name__ == "__main__":

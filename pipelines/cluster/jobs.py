@@ -19,8 +19,9 @@ from urllib.parse import urlsplit
 
 from pipelines.cluster.job_package import fetch, outputs_of, pack
 from pipelines.core.params import Params
-from pipelines.storage.node_cache import Storage, open_storage, share
-from unetpp.data.arrow_split import read_manifest
+from pipelines.storage.node_cache import share
+from pipelines.storage.places import Place, open_place
+from unetpp.data.manifest import read_manifest
 from unetpp.errors import UserError
 
 RECONNECTS = 20
@@ -59,7 +60,7 @@ def run_remotely(stage: str, params: Params, address: str, arguments: dict[str, 
     fetch(storage, key, outputs_of(stage, arguments))
 
 
-def _shared_storage(params: Params, where: str, prepared: Path) -> Storage:
+def _shared_storage(params: Params, where: str, prepared: Path) -> Place:
     """The storage that this machine and the cluster share, with the prepared data in it."""
     if params.cluster.storage is None:
         raise UserError(
@@ -67,7 +68,7 @@ def _shared_storage(params: Params, where: str, prepared: Path) -> Storage:
             "absolute path that this machine and the cluster share; data, checkpoints and results pass through it"
         )
     share(params, prepared, read_manifest(prepared))
-    return open_storage(params.cluster.storage, params.ingest.s3)
+    return open_place(params.cluster.storage, params.ingest.s3)
 
 
 def send_archive(stage: str, params: Params, arguments: dict[str, Path], out: str) -> None:
@@ -84,7 +85,7 @@ def send_archive(stage: str, params: Params, arguments: dict[str, Path], out: st
         pack(Path(folder, "zip", stage), stage, params, arguments)
         made = Path(shutil.make_archive(str(Path(folder, stage)), "zip", Path(folder, "zip")))
         parent, _, name = out.rpartition("/")
-        open_storage(parent or ".", params.ingest.s3).write(name, made)
+        open_place(parent or ".", params.ingest.s3).write(name, made)
     print(f"wrote {out}; its job is `{_entrypoint(params.cluster.python)}`")
 
 

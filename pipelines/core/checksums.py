@@ -1,54 +1,69 @@
-"""SHA256SUMS of a model's folder: written when it is logged, compared before anything of it is used."""
+"""sha256 of files: one file's, what a download is compared with, and SHA256SUMS over all files of a folder."""
 
+import hashlib
+from collections.abc import Collection
 from pathlib import Path
 
-from pipelines.core.files import sha256
 from unetpp.errors import UserError
 
 SUMS = "SHA256SUMS"
-NEEDED = {"MLmodel", "config.json", "model.safetensors"}
+OF_A_MODEL = ("MLmodel", "config.json", "model.safetensors")
+
+
+def sha256(path: str | Path) -> str:
+    """Hex digest of a file's bytes, read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_sha256(name: str | Path, found: str, expected: str, advice: str) -> None:
+    """Compare the digest of what the user knows as `name` with the expected one.
+
+    Raises:
+        UserError: they differ; it ends with `advice`.
+    """
+    if found != expected:
+        raise UserError(f"{name}: found the sha256 {found}; expected {expected}: {advice}")
 
 
 def seal(folder: Path) -> str:
-    """Write SHA256SUMS over all other files of a model's folder, as `sha256sum` does; returns its own hash."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS)
+    """Write SHA256SUMS over all other files of a folder, as `sha256sum` does; returns its own hash."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / SUMS)
     lines = [f"{sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
     return sha256(folder / SUMS)
 
 
-def sealed_files(folder: Path) -> dict[str, str]:
-    """What SHA256SUMS in a model's folder lists: sha256 by name.
+def sealed_files(folder: Path, needed: Collection[str] = OF_A_MODEL) -> dict[str, str]:
+    """What SHA256SUMS of a folder, of a model's if nothing else is said, lists: sha256 by name.
 
     Raises:
-        UserError: it is missing, lists no weights, or a name that leads out of the folder.
+        UserError: it is missing, lacks one of the names `needed`, or has a name that leads out of the folder.
     """
     try:
         lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
         hashes = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{folder / SUMS}: cannot be read ({error}); expected a model that the register stage logged"
-        ) from None
+        raise UserError(f"{folder / SUMS}: cannot be read ({error}); expected what the register stage logged") from None
     outside = [name for name in hashes if Path(name).is_absolute() or ".." in Path(name).parts]
-    lacking = NEEDED - set(hashes)
+    lacking = set(needed) - set(hashes)
     if outside or lacking:
         what = f"it names {outside[0]!r}" if outside else f"it lacks {', '.join(sorted(lacking))}"
-        raise UserError(f"{folder / SUMS}: {what}; expected a model that the register stage logged: register it again")
+        raise UserError(f"{folder / SUMS}: {what}; expected what the register stage logged: register it again")
     return hashes
 
 
-def check_seal(folder: Path) -> None:
-    """Compare a model's files with its SHA256SUMS.
+def check_seal(folder: Path, needed: Collection[str] = OF_A_MODEL) -> None:
+    """Compare the files of a folder, of a model's if nothing else is said, with its SHA256SUMS.
 
     Raises:
         UserError: a file is missing or has other bytes; the message names it.
     """
-    for name, expected in sealed_files(folder).items():
+    for name, expected in sealed_files(folder, needed).items():
         found = sha256(folder / name) if (folder / name).is_file() else None
         if found != expected:
             what = f"found sha256 {found[:12]}" if found else "no such file"
             raise UserError(
-                f"{folder / name}: {what}; expected {expected[:12]}, as {SUMS} says: the model is damaged or was "
-                "changed after it was registered, and is not loaded; load another version, or register it again"
+                f"{folder / name}: {what}; expected {expected[:12]}, as {SUMS} says: it is damaged or was changed "
+                "after it was registered, and is not loaded; load another version, or register it again"
             )

@@ -1,21 +1,16 @@
-"""Files that are whole or absent: hashes, writing by rename, and the disk that is full."""
+"""Files that are whole or absent: writing by rename, and the disk that is full."""
 
 import errno
-import hashlib
+import fcntl
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from unetpp.errors import UserError
-
-
-def sha256(path: str | Path) -> str:
-    """Hex digest of a file's bytes, read in pieces."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
@@ -50,6 +45,18 @@ def write_json(path: str | Path, value) -> None:
         partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
+def read_json(path: Path, stage: str) -> Any:
+    """What a stage wrote as JSON.
+
+    Raises:
+        UserError: it cannot be read; the message names the stage to run.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); run `dvc repro {stage}`, which writes it") from None
+
+
 @contextmanager
 def disk_errors(folder: str | Path) -> Iterator[None]:
     """A full disk, in the block, is a `UserError` that names `folder` and what is free there.
@@ -63,8 +70,27 @@ def disk_errors(folder: str | Path) -> Iterator[None]:
             raise
         raise UserError(
             f"{folder}: the disk or quota is full, or the file too large for it ({error.strerror}; {_free(folder)} "
-            "MiB free); free some space and give the same command again"
+            "MiB free); free some space and rerun the command"
         ) from None
+
+
+@contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[None]:
+    """Hold the lock that a file stands for; it ends with the process that holds it.
+
+    Raises:
+        BlockingIOError: another process holds it, and `wait` is false.
+    """
+    while True:
+        with path.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            try:
+                is_named = os.fstat(file.fileno()).st_ino == path.stat().st_ino
+            except FileNotFoundError:
+                is_named = False
+            if is_named:  # else somebody has cleaned up meanwhile
+                yield
+                return
 
 
 def check_space(folder: str | Path, num_bytes: int) -> None:
@@ -76,7 +102,7 @@ def check_space(folder: str | Path, num_bytes: int) -> None:
     if num_bytes > shutil.disk_usage(folder).free:
         raise UserError(
             f"{folder}: {num_bytes / 2**20:.0f} MiB are needed and {_free(folder)} MiB are free; free some space and "
-            "give the same command again"
+            "rerun the command"
         )
 
 

@@ -1,5 +1,7 @@
 """Numbers as a person reads them, on pages and in a terminal."""
 
+from typing import Any
+
 NOTHING = "–"  # noqa: RUF001 - what stands in a table where there is no number
 
 
@@ -25,3 +27,8 @@ def points(iou: float | None) -> str:
         return NOTHING
     text = f"{abs(iou) * 100:.1f}"
     return text if text == "0.0" else f"{'−' if iou < 0 else '+'}{text}"  # noqa: RUF001 - the sign that screen readers say
+
+
+def say(value: Any) -> str:
+    """A searched value; a drawn number in three digits."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -4,6 +4,7 @@ A function of samples.csv and of what lies beside it. Each sum over all samples 
 """
 
 import csv
+import json
 import re
 from collections import Counter
 from itertools import groupby
@@ -17,7 +18,7 @@ from pipelines.dataset.object_sizes import add_up, share_smaller, size_quantile_
 from pipelines.dataset.sample_stats import Samples, read_samples, rounded
 from pipelines.dataset.split_drift import SPLITS, measure_balance
 from pipelines.dataset.suggestions import advise
-from unetpp.data.arrow_split import read_manifest
+from unetpp.data.manifest import Manifest, read_manifest
 
 SHOWN = 8  # rows of a table; what is rarer is one row together
 LISTED = 10  # ids named as examples
@@ -26,7 +27,7 @@ STEPS = 20
 NEARLY_ALL = 0.9  # share of foreground from which on a mask may be the wrong way round
 
 
-def summarise(samples: Samples, manifest: dict, duplicates: list[dict], quarantined: list[dict]) -> dict:
+def summarise(samples: Samples, manifest: Manifest, duplicates: list[dict], quarantined: list[dict]) -> dict:
     """The fingerprint.
 
     Args:
@@ -38,7 +39,7 @@ def summarise(samples: Samples, manifest: dict, duplicates: list[dict], quaranti
     within = {split: samples["split"] == split for split in SPLITS}
     within["all"] = np.ones(len(samples["id"]), bool)
     return {
-        "prepared": {key: manifest[key] for key in ("size", "channels", "num_classes", "multilabel")},
+        "prepared": {key: getattr(manifest, key) for key in ("size", "channels", "num_classes", "multilabel")},
         "splits": {name: _sums(samples, where) for name, where in within.items()},
         "counts": _counts(samples, within),
         "images": _images(samples),
@@ -163,14 +164,14 @@ def _size_facts(sizes: dict[int, int]) -> dict:
     return {"num_objects": sum(sizes.values())} | quantiles
 
 
-def _names(manifest: dict) -> list[str]:
+def _names(manifest: Manifest) -> list[str]:
     """What the pages call the background and the classes or labels, in the order of their numbers from 0."""
-    last = manifest["num_classes"] if manifest["multilabel"] else max(2, manifest["num_classes"]) - 1
-    names = manifest.get("classes") or [str(number) for number in range(1, last + 1)]
-    return ["no label" if manifest["multilabel"] else "background", *names]
+    last = manifest.num_classes if manifest.multilabel else max(2, manifest.num_classes) - 1
+    names = manifest.classes or [str(number) for number in range(1, last + 1)]
+    return ["no label" if manifest.multilabel else "background", *names]
 
 
-def _classes(samples: Samples, within: dict[str, np.ndarray], manifest: dict) -> list[dict]:
+def _classes(samples: Samples, within: dict[str, np.ndarray], manifest: Manifest) -> list[dict]:
     """Pixels of each class, the images that have it, and the weight that would make all classes count the same.
 
     Shares are of the annotated pixels. Labels may overlap, so that theirs add up to more than 1, and have no weight.
@@ -197,7 +198,7 @@ def _classes(samples: Samples, within: dict[str, np.ndarray], manifest: dict) ->
                 "pixels": count,
                 "share": rounded(share),
                 "missing_in": [name for name in SPLITS if value and not pixels[name].get(value)],
-                "weight": rounded(1 / (num_present * share)) if count and not manifest["multilabel"] else None,
+                "weight": rounded(1 / (num_present * share)) if count and not manifest.multilabel else None,
             }
         )
     return rows
@@ -263,8 +264,30 @@ def write_fingerprint(prepared: Path) -> None:
     write_json(prepared / "fingerprint.json", fingerprint)
 
 
+def read_fingerprint(prepared: Path) -> dict:
+    """fingerprint.json of a prepared folder."""
+    return json.loads((prepared / "fingerprint.json").read_text(encoding="utf-8"))
+
+
 def _read_csv(path: Path) -> list[dict]:
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def comparable(fingerprint: dict) -> dict:
+    """The few numbers that one compares between runs."""
+    splits, objects = fingerprint["splits"], fingerprint["objects"]["prepared"]
+    return {
+        "num_images": {name: row["num_images"] for name, row in splits.items()},
+        "foreground_share": round(splits["all"]["foreground_share"], 4),
+        "ignored_share": round(splits["all"]["ignored_share"], 4),
+        "empty_masks": splits["all"]["empty_masks"],
+        "objects": objects["num_objects"],
+        "object_px": {share: round(objects[share], 2) for share in ("p10", "p50", "p90")},
+        "suggested_depth": fingerprint["advice"]["depth"],
+        "near_duplicates": fingerprint["duplicates"]["num_pairs"],
+        "quarantined_files": fingerprint["quarantine"]["num_files"],
+        "warnings": len(fingerprint["findings"]["warnings"]),
+    }

@@ -5,16 +5,14 @@ together, since its errors are alike. Both models are scored on each drawn group
 does not widen the interval of their difference.
 """
 
-import csv
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from pipelines.evaluation.bootstrap import bootstrap, interval
+from pipelines.evaluation.scored import SCORES, Scored
 from unetpp.errors import UserError
-
-SCORES = {"iou": "IoU", "boundary_f1": "Boundary F1", "object_f1": "Object F1"}  # columns of images.csv, then _L1 ...
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,9 @@ class Difference:
     num_groups: int
 
 
-def paired_difference(candidate: dict[str, float], other: dict[str, float], groups: dict[str, str]) -> Difference:
+def paired_difference(
+    candidate: Mapping[str, float], other: Mapping[str, float], groups: Mapping[str, str]
+) -> Difference:
     """The difference of two models' scores on the images that both were scored on.
 
     Args:
@@ -57,33 +57,27 @@ def paired_difference(candidate: dict[str, float], other: dict[str, float], grou
 
 
 @dataclass(frozen=True)
-class Scored:
-    """What images.csv holds: a score of each image at each depth, and the image's group."""
+class Evaluation:
+    """What stage evaluate wrote of a model."""
 
-    scores: dict[str, dict[str, dict[str, float]]]  # of SCORES, by depth, by image id
-    groups: dict[str, str]
+    report: dict  # report.json
+    scored: Mapping[str, Scored]  # images.csv, by depth
+    version_depth: int | None = None  # of the registered version that was named; None for a whole evaluation
 
-    @classmethod
-    def read(cls, path: Path) -> "Scored":
-        """Raises UserError: no such file, or none that evaluate wrote."""
-        scores: dict[str, dict[str, dict[str, float]]] = {score: {} for score in SCORES}
-        groups: dict[str, str] = {}
-        try:
-            with path.open(newline="", encoding="utf-8") as file:
-                for row in csv.DictReader(file):
-                    groups[row["id"]] = row.get("group") or ""
-                    for score, by_depth in scores.items():
-                        for column, text in row.items():
-                            depth = column.removeprefix(f"{score}_")
-                            if column != depth and text:
-                                by_depth.setdefault(depth, {})[row["id"]] = float(text)
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise UserError(f"{path}: cannot be read ({error!r}); expected what `dvc repro evaluate` writes") from None
-        if not scores["iou"]:
-            raise UserError(
-                f"{path}: found no column iou_L1, iou_L2 ...; expected the images.csv of the evaluate stage"
-            )
-        return cls(scores, groups)
+    @property
+    def depth(self) -> str | None:
+        """The depth that is meant: of the version, or the recommended one, if there is one."""
+        depth = self.report.get("recommended_depth") if self.version_depth is None else self.version_depth
+        return None if depth is None else f"L{depth}"
+
+    @property
+    def groups(self) -> Mapping[str, str]:
+        """The group of every image that was scored."""
+        return next(iter(self.scored.values())).groups
+
+    @property
+    def test_sha256(self) -> str | None:
+        return self.report.get("test", {}).get("sha256")
 
 
 @dataclass(frozen=True)
@@ -103,66 +97,71 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two evaluations side by side: report.json of each, a table for each score, and how well they match."""
+    """Two evaluations side by side: a table for each score, and how well they match."""
 
-    reports: tuple[dict, dict]
+    sides: tuple[Evaluation, Evaluation]  # A and B
     num_images: tuple[int, int]
     common: list[str]  # ids
-    same_data: bool | None  # None: one of them does not say what it was measured on
-    tables: dict[str, list[Row]]  # by score, the depths that both have
-    recommended: Row | None  # of IoU; None where one of them recommends no depth
+    tables: dict[str, list[Row]]  # by score: the two depths that are meant, or all that both have
+    chosen: Row | None  # IoU of the two depths that are meant; None where one of the two recommends none
     changed: list[tuple[str, float, float]]  # id and both IoUs of that row, from the most lost to the most won
 
     @property
     def remark(self) -> str:
         """How far the two can be compared, in a sentence."""
         ours, theirs = self.num_images
-        if self.same_data and len(self.common) == ours == theirs:
+        hashes = [side.test_sha256 for side in self.sides]
+        if None not in hashes and hashes[0] == hashes[1] and len(self.common) == ours == theirs:
             return f"Both were scored on the same {ours} test images."
         these = f"{len(self.common)} test images are in both, of {ours} of A and {theirs} of B; only these are compared"
-        if self.same_data is False:
+        if None not in hashes and hashes[0] != hashes[1]:
             return f"The test splits differ: {these}, and only their ids say that they are the same pictures."
         return f"{these}, and the reports do not say whether they are the same pictures."
 
 
-def compare(one: tuple[dict, Scored], other: tuple[dict, Scored]) -> Comparison:
+def compare(one: Evaluation, other: Evaluation) -> Comparison:
     """Compare two evaluations, A and B; every difference is B minus A, on the images that both were scored on.
 
-    Args:
-        one, other: report.json and images.csv of A and of B.
+    A registered version is one depth: where one of the two is a version, only the two depths that are meant are
+    compared; else all that both have, and the recommended ones.
 
     Raises:
-        UserError: no image or no depth in common.
+        UserError: no image or no depth in common, or no scores of the depth that is meant.
     """
-    reports, scored = (one[0], other[0]), (one[1], other[1])
-    groups = scored[1].groups | {id_: group for id_, group in scored[0].groups.items() if group}
+    sides = (one, other)
+    for side, name in zip(sides, "AB", strict=True):
+        if side.depth is not None and side.depth not in side.scored:
+            raise UserError(
+                f"found the depths {', '.join(side.scored)} in {name}; expected {side.depth}, which is "
+                f"{'recommended' if side.version_depth is None else 'that of the version'}"
+            )
+    groups = {**other.groups, **{id_: group for id_, group in one.groups.items() if group}}
 
-    def row(score: str, names: tuple[str, str]) -> Row:
-        a, b = (each.scores[score][name] for each, name in zip(scored, names, strict=True))
+    def scores(score: str, depths: tuple[str, str]) -> tuple[Mapping[str, float], Mapping[str, float]]:
+        return getattr(one.scored[depths[0]], score), getattr(other.scored[depths[1]], score)
+
+    def row(score: str, depths: tuple[str, str]) -> Row:
+        a, b = scores(score, depths)
         both = sorted(a.keys() & b.keys())
         means = tuple(float(np.mean([values[id_] for id_ in both])) if both else 0.0 for values in (a, b))
-        return Row(names, (means[0], means[1]), paired_difference(b, a, groups))
+        return Row(depths, (means[0], means[1]), paired_difference(b, a, groups))
 
-    tables = {}
-    for score in SCORES:
-        depths = [name for name in scored[0].scores[score] if name in scored[1].scores[score]]
-        if depths:
-            tables[score] = [row(score, (name, name)) for name in depths]
-    if "iou" not in tables:
-        found = (", ".join(each.scores["iou"]) for each in scored)
+    meant = None if one.depth is None or other.depth is None else (one.depth, other.depth)
+    of_versions = any(side.version_depth is not None for side in sides)
+    pairs = [meant] if meant and of_versions else [(name, name) for name in one.scored if name in other.scored]
+    if not pairs:
+        found = (", ".join(side.scored) for side in sides)
         raise UserError("found the depths {} in A and {} in B; expected one in common".format(*found))
-    depths = [report.get("recommended_depth") for report in reports]
-    chosen = None if None in depths else row("iou", (f"L{depths[0]}", f"L{depths[1]}"))
-    hashes = [report.get("test", {}).get("sha256") for report in reports]
-    shown = chosen or tables["iou"][-1]
-    a, b = (each.scores["iou"][name] for each, name in zip(scored, shown.names, strict=True))
-    common = sorted(a.keys() & b.keys(), key=lambda id_: (b[id_] - a[id_], id_))
+    tables = {score: [row(score, pair) for pair in pairs if all(scores(score, pair))] for score in SCORES}
+    tables = {score: rows for score, rows in tables.items() if rows}
+    chosen = row("iou", meant) if meant else None
+    a, b = scores("iou", meant or pairs[-1])
+    changed = sorted(a.keys() & b.keys(), key=lambda id_: (b[id_] - a[id_], id_))
     return Comparison(
-        reports,
-        (len(scored[0].groups), len(scored[1].groups)),
-        sorted(scored[0].groups.keys() & scored[1].groups.keys()),
-        None if None in hashes else hashes[0] == hashes[1],
+        sides,
+        (len(one.groups), len(other.groups)),
+        sorted(one.groups.keys() & other.groups.keys()),
         tables,
         chosen,
-        [(id_, a[id_], b[id_]) for id_ in common],
+        [(id_, a[id_], b[id_]) for id_ in changed],
     )

@@ -6,9 +6,11 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
+from pipelines.core.delivery_sections import Evaluate
 from pipelines.evaluation.cold_start import measure_cold_start
 from pipelines.evaluation.predictor import MEAN
 from unetpp.inference.model_file import Trained
@@ -76,3 +78,26 @@ def describe_machine(device: torch.device) -> dict[str, str | int]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
     }
+
+
+def measure_devices(trained: Trained, settings: Evaluate, size_px: int, main: torch.device) -> list[dict]:
+    """The costs on each device present, the main one first."""
+    present = [main.type] + [one for one in ("cuda", "cpu") if one != main.type and _is_present(one)]
+    devices = []
+    for kind in present:
+        device = torch.device(kind)
+        costs = measure_cost(trained, size_px, settings.latency_rounds, settings.throughput_batch, device)
+        spread = float(np.median([row["latency_spread"] for row in costs.values()]))
+        reading = {
+            "size_px": size_px,
+            "latency_rounds": settings.latency_rounds,
+            "throughput_batch": settings.throughput_batch,
+            "spread": round(spread, 3),
+        }
+        machine = describe_machine(device) | reading
+        devices.append({"device": kind, "main": kind == main.type, "machine": machine, "depths": costs})
+    return devices
+
+
+def _is_present(kind: str) -> bool:
+    return kind == "cpu" or torch.cuda.is_available()

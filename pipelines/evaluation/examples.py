@@ -1,6 +1,11 @@
 """Which test images the report shows: the best, the median, the worst, and others between."""
 
+from pathlib import Path
+
 import numpy as np
+
+from pipelines.evaluation.predictor import Predictor
+from unetpp.data.arrow_split import Split
 
 BAD = 0.4  # of the others, the share that are the worst ones: errors teach more than successes
 
@@ -33,3 +38,14 @@ def pick(rows: list[dict], name: str, number: int) -> list[tuple[str | None, int
     chosen = [others[place] for place in spread] + others[len(others) - bad :]
     rank_of |= dict.fromkeys(chosen)
     return [(rank_of[index], index) for index in order if index in rank_of]
+
+
+def write_examples(path: Path, predict: Predictor, split: Split, indices: list[int]) -> None:
+    """Images of a split with their masks and what each depth made of them, by the names `INDEX/image`, `INDEX/mask`
+    and `INDEX/L1` ..."""
+    shown = {}
+    for index in indices:
+        image, mask = split[index]
+        masks_hat = {f"{index}/{name}": mask_hat[0].numpy() for name, mask_hat in predict([image]).items()}
+        shown |= {f"{index}/image": image, f"{index}/mask": mask} | masks_hat
+    np.savez_compressed(path, **shown)

@@ -12,7 +12,6 @@ from unetpp.data.scaling import scale
 from unetpp.inference.model_file import Trained
 from unetpp.inference.segmenter import Segmenter
 from unetpp.network.masks import to_mask, to_probs
-from unetpp.scores import metrics
 
 MEAN = "mean"  # the name of the ensemble: the mean of the probabilities of all heads
 BATCH_PIXELS = 2**21  # of the images predicted together; large ones go one by one
@@ -76,14 +75,3 @@ def batches(split: Split, batch_size: int, indices: Iterable[int] | None = None)
         for group in (alike[start : start + step] for start in range(0, len(alike), step)):
             images, masks = zip(*(split[index] for index in group), strict=True)
             yield Batch(group, images, torch.from_numpy(np.stack(masks)))
-
-
-def count_pixels(predict: Predictor, split: Split, batch_size: int) -> dict[str, Tensor]:
-    """Run the split once; (N, K, 3) counts of each name, in the split's order (see `metrics.confusion`)."""
-    counts: dict[str, list[Tensor]] = {name: [torch.empty(0)] * len(split) for name in predict.names}
-    for batch in batches(split, batch_size):
-        for name, mask_hat in predict(batch.images).items():
-            each = metrics.confusion(mask_hat, batch.mask, *predict.task)
-            for index, one in zip(batch.indices, each, strict=True):
-                counts[name][index] = one
-    return {name: torch.stack(each) for name, each in counts.items()}

@@ -1,6 +1,5 @@
 """What each exported depth scores and costs in each runtime: the rows of the report's table of runtimes."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -8,8 +7,11 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from pipelines.core.files import sha256
-from unetpp.data.arrow_split import Split, read_manifest
+from pipelines.core.checksums import sha256
+from pipelines.core.files import read_json
+from pipelines.evaluation.predictor import batches
+from unetpp.data.arrow_split import Split
+from unetpp.data.manifest import read_manifest
 from unetpp.data.scaling import scale
 from unetpp.errors import UserError
 from unetpp.export.runtimes import Predict, missing, open_export, runtimes_of
@@ -17,8 +19,6 @@ from unetpp.export.safetensors_files import read_safetensors
 from unetpp.network import profiling
 from unetpp.network.masks import to_mask
 from unetpp.scores import metrics
-
-BATCH_PIXELS = 2**21  # of the images predicted together; large ones go one by one
 
 
 def measure_runtimes(
@@ -49,7 +49,7 @@ def measure_runtimes(
             "network: run `dvc repro export`"
         )
     split, rows = Split(prepared / "test.arrow"), []
-    channels = read_manifest(prepared)["channels"]
+    channels = read_manifest(prepared).channels
     batch = torch.rand(settings.throughput_batch, channels, size_px, size_px)
     for depth in sorted({one["depth"] for one in entries}, key=lambda name: int(name[1:])):
         opened: dict[str, tuple[dict, str, Predict]] = {}
@@ -91,9 +91,7 @@ def read_exports(folder: Path) -> list[dict]:
         UserError: no such file, or a file of other bytes.
     """
     path = folder / "exports.json"
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; expected a folder that the export stage wrote: run `dvc repro export`")
-    entries = json.loads(path.read_text(encoding="utf-8"))["exports"]
+    entries = read_json(path, "export")["exports"]
     for one in entries:
         file = folder / one["file"]
         found = sha256(file) if file.is_file() else "no such file"
@@ -107,18 +105,12 @@ def read_exports(folder: Path) -> list[dict]:
 
 def image_ious(predict: Predict, split: Split, num_classes: int, multilabel: bool, batch_size: int) -> np.ndarray:
     """iou_image of each image of a split, (N,), in its order; images of one size go together."""
-    by_size: dict[tuple[int, ...], list[int]] = {}
-    for index in range(len(split)):
-        by_size.setdefault(split[index][0].shape, []).append(index)
     found = np.empty(len(split))
-    for (height, width, _), indices in by_size.items():
-        step = max(1, min(batch_size, BATCH_PIXELS // (height * width)))
-        for group in (indices[start : start + step] for start in range(0, len(indices), step)):
-            images, masks = zip(*(split[index] for index in group), strict=True)
-            probs = predict(torch.stack([scale(image) for image in images]).numpy())
-            mask_hat = to_mask(torch.from_numpy(probs), multilabel)
-            counts = metrics.confusion(mask_hat, torch.from_numpy(np.stack(masks)), num_classes, multilabel)
-            found[group] = metrics.per_image_iou(counts).numpy()
+    for batch in batches(split, batch_size):
+        probs = predict(torch.stack([scale(image) for image in batch.images]).numpy())
+        mask_hat = to_mask(torch.from_numpy(probs), multilabel)
+        counts = metrics.confusion(mask_hat, batch.mask, num_classes, multilabel)
+        found[batch.indices] = metrics.per_image_iou(counts).numpy()
     return found
 
 

@@ -147,3 +147,20 @@ def image_rows(
 
 def _rounded(value: float) -> float:
     return round(float(value), 6)
+
+
+def reliability_rows(metrics: dict) -> list[dict]:
+    """What `dvc plots` draws: a row for each depth and bin of probabilities; an empty one where there are none."""
+    empty = {"confidence": None, "accuracy": None, "share": None}
+    bins = metrics.get("reliability") or {name: [empty] for name in metrics["depths"]}
+    return [{"depth": name} | empty | one for name, found in bins.items() for one in found]
+
+
+def class_ious(quality: dict[str, Quality], names: list[str]) -> dict[str, dict[str, float | None]]:
+    """IoU of each class by name; None for a class that is in no test image and that no depth finds."""
+    return {
+        name: {
+            one: None if isnan(iou) else iou for one, iou in zip(names, metrics.per_class_iou(each.counts), strict=True)
+        }
+        for name, each in quality.items()
+    }

@@ -1,7 +1,8 @@
 """Two evaluations side by side: a table for the terminal, and a page."""
 
 from pipelines.core.numbers import fixed
-from pipelines.evaluation.compare import SCORES, Comparison, Row
+from pipelines.evaluation.compare import Comparison, Row
+from pipelines.evaluation.scored import SCORES
 from pipelines.pages.depth_charts import differences
 from pipelines.pages.html_page import render
 
@@ -21,14 +22,14 @@ def comparison_text(found: Comparison, names: tuple[str, str]) -> str:
 
 
 def _rows(found: Comparison) -> list[Row]:
-    """The depths that both have, and the recommended ones where they differ."""
-    rows, chosen = found.tables["iou"], found.recommended
-    return rows if chosen is None or chosen.names[0] == chosen.names[1] else [*rows, chosen]
+    """The depths of the table, and those that are meant where it lacks them."""
+    rows, chosen = found.tables["iou"], found.chosen
+    return rows if chosen is None or chosen in rows else [*rows, chosen]
 
 
 def _cells(found: Comparison, row: Row) -> tuple[str, ...]:
     difference = row.difference
-    mark = ">" if found.recommended is not None and row.names == found.recommended.names else " "
+    mark = ">" if row == found.chosen else " "
     latencies = (fixed(latency(found, row, side), 1) for side in (0, 1))
     return (
         f"{mark} {':'.join(dict.fromkeys(row.names))}",
@@ -48,21 +49,24 @@ def signed(iou: float) -> str:
 
 def latency(found: Comparison, row: Row, side: int) -> float | None:
     """Median latency in ms of a row's A (side 0) or B (side 1), if it was measured."""
-    return found.reports[side]["depths"].get(row.names[side], {}).get("latency_ms")
+    return found.sides[side].report["depths"].get(row.names[side], {}).get("latency_ms")
 
 
 def conclusion(found: Comparison) -> str:
-    """What the two recommended depths say, in a sentence."""
-    row = found.recommended
+    """What the two depths that are meant say, in a sentence."""
+    row = found.chosen
     if row is None:
-        lacking = [name for name, each in zip("AB", found.reports, strict=True) if not each.get("recommended_depth")]
+        lacking = [name for name, side in zip("AB", found.sides, strict=True) if side.depth is None]
         return f"{' and '.join(lacking)} recommend{'s' if len(lacking) == 1 else ''} no depth to compare."
     mean, low, high = (signed(value) for value in (row.difference.mean, row.difference.low, row.difference.high))
     over = f"{row.difference.num_images} images in {row.difference.num_groups} groups"
-    return (
-        f"{row.names[1]} of B against {row.names[0]} of A, the recommended ones: {mean} IoU points "
-        f"[{low}, {high}] on {over}: {row.verdict}."
-    )
+    a, b = (f"{name} of {side} ({why(found, at)})" for at, (name, side) in enumerate(zip(row.names, "AB", strict=True)))
+    return f"{b} against {a}: {mean} IoU points [{low}, {high}] on {over}: {row.verdict}."
+
+
+def why(found: Comparison, side: int) -> str:
+    """Why a side's depth is the one that is compared."""
+    return "recommended" if found.sides[side].version_depth is None else "registered"
 
 
 def build_page(found: Comparison, names: tuple[str, str]) -> str:
@@ -72,7 +76,7 @@ def build_page(found: Comparison, names: tuple[str, str]) -> str:
         names: what the user called A and B.
     """
     rows = {row.names[0]: row.difference for row in found.tables["iou"]}
-    machines = [report.get("machine", {}) for report in found.reports]
+    machines = [side.report.get("machine", {}) for side in found.sides]
     keys = ("device", "processor", "threads", "precision", "size_px")
     return render(
         "compare.html.j2",
@@ -87,5 +91,6 @@ def build_page(found: Comparison, names: tuple[str, str]) -> str:
         machines=[", ".join(f"{key} {one[key]}" for key in keys if key in one) for one in machines],
         lost=[one for one in found.changed[:MOST_CHANGED] if one[2] < one[1]],
         won=[one for one in found.changed[::-1][:MOST_CHANGED] if one[2] > one[1]],
-        shown=(found.recommended or found.tables["iou"][-1]).names,
+        shown=(found.chosen or found.tables["iou"][-1]).names,
+        meant=" and ".join(dict.fromkeys(why(found, side) for side in (0, 1))),
     )

@@ -1,7 +1,6 @@
 """The data report: the fingerprint of the prepared images as one page, to be looked at before training."""
 
 import hashlib
-import json
 from itertools import chain
 from pathlib import Path
 
@@ -9,11 +8,10 @@ import cv2
 import numpy as np
 from markupsafe import Markup
 
-from pipelines.core.files import replacing, write_json
-from pipelines.dataset.fingerprint import SPLITS
 from pipelines.dataset.object_sizes import BINS_PER_OCTAVE
 from pipelines.pages.html_page import ACCENT, INK, chart, data_uri, outline_path, render
-from unetpp.data.arrow_split import Split, read_manifest
+from unetpp.data.arrow_split import Split
+from unetpp.data.manifest import read_manifest
 from unetpp.images.display import display
 from unetpp.network.masks import IGNORE, find_classes
 
@@ -26,48 +24,22 @@ UNKNOWN = "#ffffff"  # around what nobody annotated
 PATH_BYTES = 24_000  # of the outlines of a picture; finer ones are left out, and that is said
 
 
-def write_data_report(prepared: Path, reports: Path) -> list[str]:
-    """data.html and, for `dvc metrics`, data.json from a prepared folder; returns the warnings."""
-    fingerprint = json.loads((prepared / "fingerprint.json").read_text(encoding="utf-8"))
-    write_json(reports / "data.json", _metrics(fingerprint))
-    with replacing(reports / "data.html") as partial:
-        partial.write_text(build_page(fingerprint, prepared), encoding="utf-8")
-    return fingerprint["findings"]["warnings"]
-
-
-def _metrics(fingerprint: dict) -> dict:
-    """The few numbers that one compares between runs."""
-    splits, objects = fingerprint["splits"], fingerprint["objects"]["prepared"]
-    return {
-        "num_images": {name: row["num_images"] for name, row in splits.items()},
-        "foreground_share": round(splits["all"]["foreground_share"], 4),
-        "ignored_share": round(splits["all"]["ignored_share"], 4),
-        "empty_masks": splits["all"]["empty_masks"],
-        "objects": objects["num_objects"],
-        "object_px": {share: round(objects[share], 2) for share in ("p10", "p50", "p90")},
-        "suggested_depth": fingerprint["advice"]["depth"],
-        "near_duplicates": fingerprint["duplicates"]["num_pairs"],
-        "quarantined_files": fingerprint["quarantine"]["num_files"],
-        "warnings": len(fingerprint["findings"]["warnings"]),
-    }
-
-
 def build_page(fingerprint: dict, prepared: Path) -> str:
-    """The page, self-contained; its size does not grow with the number of images."""
-    splits = {name: Split(prepared / f"{name}.arrow") for name in SPLITS}
+    """The page of a prepared folder, self-contained; its size does not grow with the number of images."""
+    manifest = read_manifest(prepared)
+    splits = {name: Split(prepared / f"{name}.arrow") for name in manifest.splits}
     pairs = fingerprint["duplicates"]["pairs"]
     wanted = {id for pair in pairs for id in (pair["id"], pair["other"])}
     places = {id: (split, index) for split in splits.values() for index, id in enumerate(split.ids) if id in wanted}
-    manifest = read_manifest(prepared)
     classes = [row["name"] for row in fingerprint["classes"][1:]]
-    provenance = {f"{name}.arrow, sha256": manifest["splits"][name]["sha256"] for name in SPLITS}
+    provenance = {f"{name}.arrow, sha256": manifest.splits[name].sha256 for name in splits}
     return render(
         "data.html.j2",
         facts=fingerprint,
         advice=fingerprint["advice"],
         findings=fingerprint["findings"],
         per_cell=PER_CELL,
-        names=SPLITS,
+        names=list(splits),
         sizes_chart=_sizes_chart(fingerprint),
         foreground_chart=_foreground_chart(fingerprint),
         intensity_chart=_intensity_chart(fingerprint),
@@ -78,7 +50,7 @@ def build_page(fingerprint: dict, prepared: Path) -> str:
             for pair in pairs
             if pair["id"] in places and pair["other"] in places
         ],
-        provenance={"Raw data manifest, sha256": manifest["raw_sha256"], **provenance},
+        provenance={"Raw data manifest, sha256": manifest.raw_sha256, **provenance},
     )
 
 

@@ -1,4 +1,7 @@
-"""The depth report: what evaluate measured, as one self-contained page and as a table for the terminal."""
+"""The depth report: what evaluate measured, as one self-contained page."""
+
+import json
+from pathlib import Path
 
 import numpy as np
 
@@ -7,8 +10,6 @@ from pipelines.pages.depth_charts import accuracy_against_latency, differences, 
 from pipelines.pages.html_page import render
 from pipelines.pages.viewer import Sample, class_colour, picture
 from unetpp.network.masks import IGNORE
-
-__all__ = ["Sample", "build_report", "recommended", "reliability_rows"]
 
 # The scores of a depth, in the order of the page: key, what it is called, what it says. Each may be missing.
 SCORES = (
@@ -45,11 +46,23 @@ def recommended(metrics: dict) -> str | None:
     return None if depth is None else f"L{depth}"
 
 
-def reliability_rows(metrics: dict) -> list[dict]:
-    """What `dvc plots` draws: a row for each depth and bin of probabilities; an empty one where there are none."""
-    empty = {"confidence": None, "accuracy": None, "share": None}
-    bins = metrics.get("reliability") or {name: [empty] for name in metrics["depths"]}
-    return [{"depth": name} | empty | one for name, found in bins.items() for one in found]
+def build_page(folder: Path) -> str:
+    """The page, from the folder that stage evaluate wrote for it: page.json, and shown.npz with the images."""
+    facts = json.loads((folder / "page.json").read_text(encoding="utf-8"))
+    report, rows = facts["report"], facts["rows"]
+    with np.load(folder / "shown.npz", allow_pickle=False) as shown:
+        samples = [
+            Sample(
+                one["rank"],
+                rows[one["row"]],
+                shown[f"{one['row']}/image"],
+                shown[f"{one['row']}/mask"],
+                {name: shown[f"{one['row']}/{name}"] for name in report["depths"]},
+            )
+            for one in facts["samples"]
+        ]
+    others = (facts[key] for key in ("extremes", "shown", "rule", "provenance"))
+    return build_report(report, rows, samples, *others)
 
 
 def build_report(

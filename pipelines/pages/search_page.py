@@ -5,69 +5,45 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
 
-from pipelines.core.numbers import short
+from pipelines.core.numbers import say, short
 from pipelines.pages.html_page import ACCENT, INK, chart, render
-from pipelines.tuning.pareto import SHOWN, Point, Trial, importance, measured, name, say
-from pipelines.tuning.space import Space
 
+Point = dict[str, Any]  # a row of search.csv
 # Okabe and Ito's colours, by depth.
 COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#d55e00", "#0072b2", "#cc79a7")
 MOST_LABELLED = 14  # lines that carry their trial's number
 MOST_POINTS = 24  # in the table: the chosen one, the front, then the most accurate
 
 
-def build_page(
-    points: list[Point],
-    trials: list[Trial],
-    chosen: Point,
-    reason: str,
-    others: list[str],
-    space: Space,
-    manifest: dict,
-    size_px: int,
-) -> str:
-    """The page, self-contained."""
-    search = space.params.search
-    there = measured(points)
+def build_page(facts: dict[str, Any]) -> str:
+    """The page, self-contained.
+
+    Args:
+        facts: what stage search wrote into page.json (`pipelines.tuning.page_facts`).
+    """
+    search, points, trials = facts["search"], facts["points"], facts["trials"]
+    chosen, there = points[facts["chosen"]], [point for point in points if point["measured"]]
     charts: dict[str, Markup] = {}
     if there:
-        charts["front"] = front_chart(there, chosen, search.cost, search.budget.model_dump()[search.cost])
-        charts["parallel"] = parallel_chart(there, chosen, search.cost)
-    if any(trial.curve for trial in trials):
+        charts["front"] = front_chart(there, chosen, search["cost"], facts["cost"], search["budget"][search["cost"]])
+        charts["parallel"] = parallel_chart(there, search["cost"], facts["cost"])
+    if any(trial["curve"] for trial in trials):
         charts["curves"] = curves_chart(trials, chosen)
-    explained = importance(points)
-    if explained:
-        charts["importance"] = importance_chart(explained)
+    if facts["importance"]:
+        charts["importance"] = importance_chart(facts["importance"])
     ordered = sorted(there, key=lambda point: (-point["chosen"], -point["on_front"], -point["val_iou"]))
     return render(
         "search.html.j2",
-        points=(ordered or points)[:MOST_POINTS],
+        **facts | {"chosen": chosen, "points": (ordered or points)[:MOST_POINTS]},
         num_points=len(points),
         say=say,
-        trials=[{"trial": trial, "name": _config(trial.config)} for trial in trials],
-        chosen=chosen,
-        chosen_name=name(chosen),
         whole=len(chosen["widths"].split()) - 1,
-        reason=reason,
-        others=others,
         charts=charts,
-        explained=explained,
-        search=search,
-        searched=space.searched,
-        cost=SHOWN[search.cost],
-        budget={key: limit for key, limit in search.budget.model_dump().items() if limit is not None},
-        size_px=size_px,
-        num_val=manifest["splits"]["val"]["num_images"],
-        provenance={f"{key}.arrow, sha256": manifest["splits"][key]["sha256"] for key in ("train", "val")},
+        budget={key: limit for key, limit in search["budget"].items() if limit is not None},
     )
 
 
-def _config(config: dict[str, Any]) -> str:
-    others = [f"{key} {say(value)}" for key, value in config.items() if key != "widths"]
-    return ", ".join([" ".join(map(str, config["widths"])), *others])
-
-
-def front_chart(points: list[Point], chosen: Point, cost: str, limit: float | None) -> Markup:
+def front_chart(points: list[Point], chosen: Point, cost: str, label: str, limit: float | None) -> Markup:
     """Every point by cost and val IoU in the colour of its depth, the front as a line."""
     with chart("front-caption", (6.4, 4.0)) as made:
         axes = made.axes
@@ -114,36 +90,36 @@ def front_chart(points: list[Point], chosen: Point, cost: str, limit: float | No
         ticks = [tick for tick in ticks if low <= tick <= high] or [last[cost]]
         axes.set_xticks(ticks, labels=[short(tick) for tick in ticks])
         axes.minorticks_off()
-        axes.set_xlabel(SHOWN[cost])
+        axes.set_xlabel(label)
         axes.set_ylabel("val IoU")
         axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=7, handletextpad=0.3, columnspacing=1)
     return made.svg
 
 
-def parallel_chart(points: list[Point], chosen: Point, cost: str) -> Markup:
+def parallel_chart(points: list[Point], cost: str, label: str) -> Markup:
     """A line for each point through an axis for each value, its cost and its val IoU."""
     columns = {"widths": [point["widths"] for point in points], "depth": [point["depth"] for point in points]}
     columns |= {key: [point["params"][key] for point in points] for key in points[0]["params"]}
-    columns |= {SHOWN[cost]: [point[cost] for point in points], "val IoU": [point["val_iou"] for point in points]}
+    columns |= {label: [point[cost] for point in points], "val IoU": [point["val_iou"] for point in points]}
     with chart("parallel-caption", (max(6.4, 1.35 * len(columns)), 4.2)) as made:
         axes = made.axes
         heights = {}
-        for x, (label, values) in enumerate(columns.items()):
-            heights[label], ticks = _axis(values)
+        for x, (key, values) in enumerate(columns.items()):
+            heights[key], ticks = _axis(values)
             axes.axvline(x, color=INK, linewidth=0.8, alpha=0.5)
             for y, said in ticks:
                 axes.annotate(
                     said, (x, y), xytext=(4, 2), textcoords="offset points", size=7.5, alpha=0.9, parse_math=False
                 )
         for index, point in enumerate(points):
-            line = [heights[label][index] for label in columns]
+            line = [heights[key][index] for key in columns]
             style: dict[str, Any] = {"color": INK, "alpha": 0.18, "linewidth": 1}
             if point["on_front"]:
                 style = {"color": COLOURS[int(point["depth"][1:]) - 1], "alpha": 0.9, "linewidth": 1.4}
-            if point is chosen:
+            if point["chosen"]:
                 style = {"color": ACCENT, "linewidth": 3.2}
             axes.plot(range(len(columns)), line, **style)
-        labels = [label.replace(".", ".\n", 1) for label in columns]
+        labels = [key.replace(".", ".\n", 1) for key in columns]
         axes.set_xticks(range(len(columns)), labels=labels, parse_math=False)
         axes.set_yticks([])
         axes.set_xlim(-0.4, len(columns) - 0.5)
@@ -164,33 +140,38 @@ def _axis(values: list) -> tuple[list[float], list[tuple[float, str]]]:
     return [places[str(value)] for value in values], [(places[label], label) for label in shown]
 
 
-def curves_chart(trials: list[Trial], chosen: Point) -> Markup:
+def curves_chart(trials: list[dict[str, Any]], chosen: Point) -> Markup:
     """Each trial's best depth by epoch; of the chosen trial every depth, in colours."""
     with chart("curves-caption", (6.4, 4.0)) as made:
         axes = made.axes
-        labelled = sum(bool(trial.curve) for trial in trials) <= MOST_LABELLED
+        labelled = sum(bool(trial["curve"]) for trial in trials) <= MOST_LABELLED
         for trial in trials:
-            if not trial.curve or not trial.best:
+            if not trial["curve"] or not trial["best"]:
                 continue
-            epochs = [int(row["epoch"]) for row in trial.curve]
-            best = max(trial.best, key=lambda depth: trial.best[depth])
-            shown = list(trial.best) if trial.number == chosen["trial"] else [best]
+            epochs = [int(row["epoch"]) for row in trial["curve"]]
+            best = max(trial["best"], key=lambda depth: trial["best"][depth])
+            shown = list(trial["best"]) if trial["number"] == chosen["trial"] else [best]
             for depth in shown:
-                own = trial.number == chosen["trial"]
+                own = trial["number"] == chosen["trial"]
                 axes.plot(
                     epochs,
-                    [row[f"val_iou_{depth}"] for row in trial.curve],
+                    [row[f"val_iou_{depth}"] for row in trial["curve"]],
                     color=COLOURS[int(depth[1:]) - 1] if own else INK,
                     alpha=1 if own else 0.3,
                     linewidth=1.8 if own else 1,
                     marker="o",
                     markersize=3,
-                    label=f"{depth} of trial {trial.number}" if own else None,
+                    label=f"{depth} of trial {trial['number']}" if own else None,
                 )
-            if labelled and trial.number != chosen["trial"]:
-                last = trial.curve[-1][f"val_iou_{best}"]
+            if labelled and trial["number"] != chosen["trial"]:
+                last = trial["curve"][-1][f"val_iou_{best}"]
                 axes.annotate(
-                    str(trial.number), (epochs[-1], last), xytext=(4, -3), textcoords="offset points", size=8, alpha=0.8
+                    str(trial["number"]),
+                    (epochs[-1], last),
+                    xytext=(4, -3),
+                    textcoords="offset points",
+                    size=8,
+                    alpha=0.8,
                 )
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("epoch")

@@ -12,9 +12,10 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipelines.registry import evidence, mlflow_store
-from pipelines.registry.model_card import Family, with_history
-from pipelines.registry.promotion_rules import Scored, Verdict
+from pipelines.evaluation.scored import read_depth
+from pipelines.registry import mlflow_store
+from pipelines.registry.model_card import Event, Family, with_history
+from pipelines.registry.promotion_rules import Champion, Verdict
 from unetpp.errors import UserError
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -35,51 +36,48 @@ def find_aliases(client, name: str) -> dict[str, str]:
     return {alias: str(version) for alias, version in client.get_registered_model(name).aliases.items()}
 
 
-def read_scored(client, name: str, version: str) -> Scored | str:
-    """A version with its scores on every test image; why they cannot be read, where they cannot."""
+def find_champion(client, name: str) -> Champion | None:
+    """The champion with its scores on every test image."""
+    version = find_aliases(client, name).get(CHAMPION)
+    if version is None:
+        return None
     tags = client.get_model_version(name, version).tags
     if "depth" not in tags or "test_sha256" not in tags:
-        return f"version {version} was not registered by this stage"
+        return Champion(version, None, "was not registered by this stage")
     with tempfile.TemporaryDirectory() as folder:
         path = mlflow_store.download(name, version, "evidence/images.csv", Path(folder))
         if path is None:
-            return f"version {version} has no evidence/images.csv"
+            return Champion(version, None, "has no evidence/images.csv")
         try:
-            ious, groups = evidence.read_ious(path, int(tags["depth"]))
+            return Champion(version, read_depth(path, int(tags["depth"]), tags["test_sha256"]))
         except UserError as error:
-            return f"version {version}: {error}"
-    return Scored(version, int(tags["depth"]), tags["test_sha256"], ious, groups)
+            return Champion(version, None, str(error))
 
 
 def record(client, name: str, version: str, what: str, why: str) -> None:
-    """Add what happened to a version to its history and to the model's, and to both descriptions."""
-    event = {"when": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"), "who": whoami()}
-    event |= {"version": version, "what": what, "why": " ".join(why.split())[:1000]}
-    found = client.get_model_version(name, version)
-    if events := _added(found.tags.get(HISTORY), event):
-        client.set_model_version_tag(name, version, HISTORY, json.dumps(events))
-        client.update_model_version(name, version, with_history(found.description or "", events))
-    model = client.get_registered_model(name)
-    if events := _added(model.tags.get(HISTORY), event):
-        client.set_registered_model_tag(name, HISTORY, json.dumps(events))
-        client.update_registered_model(name, with_history(model.description or "", events))
+    """Add what happened to a version to its history and to the model's, and to both descriptions.
+
+    What is the last event already, told by an attempt before this one, is not added again.
+    """
+    when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    event = Event(when, whoami(), version, what, " ".join(why.split())[:1000])
+    of_version = (name, version), client.get_model_version, client.set_model_version_tag, client.update_model_version
+    of_model = (name,), client.get_registered_model, client.set_registered_model_tag, client.update_registered_model
+    for which, get, set_tag, update in (of_version, of_model):
+        found = get(*which)
+        events = read_history(found.tags)
+        if events and events[-1].same_as(event):
+            continue
+        events.append(event)
+        while len(text := json.dumps([vars(one) for one in events])) > MAX_CHARS:
+            del events[0]
+        set_tag(*which, HISTORY, text)
+        update(*which, with_history(found.description or "", events))
 
 
-def read_history(tags: dict[str, str]) -> list[dict]:
+def read_history(tags: dict[str, str]) -> list[Event]:
     """What happened to a version or a model, the latest last."""
-    return json.loads(tags.get(HISTORY, "[]"))
-
-
-def _added(tag: str | None, event: dict) -> list[dict]:
-    """The history with one more event; empty where it is the last one already, told by an attempt before this."""
-    events = json.loads(tag or "[]")
-    same = ("version", "what", "why")
-    if events and all(events[-1][key] == event[key] for key in same):
-        return []
-    events.append(event)
-    while len(json.dumps(events)) > MAX_CHARS:
-        del events[0]
-    return events
+    return [Event(**one) for one in json.loads(tags.get(HISTORY, "[]"))]
 
 
 def deploy(client, family: Family, versions: dict[int, str], candidate: str, verdict: Verdict | None) -> None:
@@ -105,13 +103,11 @@ def deploy(client, family: Family, versions: dict[int, str], candidate: str, ver
 
 def crown(client, name: str, version: str, what: str, why: str) -> None:
     """Make a version the champion, and say so; a challenger that it was is one no more."""
-    aliases = find_aliases(client, name)
-    stack = read_stack(client, name)
+    aliases, stack = find_aliases(client, name), read_stack(client, name)
     former = aliases.get(CHAMPION)
-    if former is not None and (not stack or stack[-1] != former):
-        stack.append(former)  # it was made champion by hand, on the page
-    if not stack or stack[-1] != version:
-        stack.append(version)
+    for one in (former, version):  # the former may have been made champion by hand, on the page
+        if one is not None and stack[-1:] != [one]:
+            stack.append(one)
     record(client, name, version, what, why)
     client.set_registered_model_tag(name, STACK, " ".join(stack[-100:]))
     client.set_registered_model_alias(name, CHAMPION, version)
@@ -158,6 +154,6 @@ def roll_back(client, name: str, why: str) -> tuple[str, str]:
 
 def _mark(client, name: str, version: str, promotion: str, why: str) -> None:
     """Tags to filter by. They come after the alias: a version that has them was judged, and is not judged again."""
-    client.set_model_version_tag(name, version, "promotion_reason", " ".join(why.split())[:MAX_CHARS])
-    client.set_model_version_tag(name, version, "promotion_by", whoami())
-    client.set_model_version_tag(name, version, "promotion", promotion)
+    tags = {"promotion_reason": " ".join(why.split())[:MAX_CHARS], "promotion_by": whoami(), "promotion": promotion}
+    for key, value in tags.items():
+        client.set_model_version_tag(name, version, key, value)

@@ -3,15 +3,15 @@
 `mlflow artifacts download -u models:/NAME@champion/evidence` fetches it; `sha256sum -c SHA256SUMS` checks it.
 """
 
-import csv
-import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 
-from pipelines.core.files import sha256
+from pipelines.core.checksums import seal
+from pipelines.evaluation.scored import read_depth
 from unetpp.data.arrow_split import Split
 from unetpp.data.scaling import scale
 from unetpp.errors import UserError
@@ -19,50 +19,10 @@ from unetpp.images.display import display, outline
 from unetpp.inference.segmenter import Segmenter
 from unetpp.network.masks import IGNORE, to_mask
 
-SUMS = "SHA256SUMS"
 COPIED = ("report.html", "report.json", "images.csv")
 SIDE_PX = 512  # overlays are enlarged by whole factors up to about this
 # Okabe and Ito's colours, told apart by colour-blind readers, as RGB.
 TRUE, PREDICTED, BOTH = (213, 94, 0), (0, 114, 178), (255, 255, 255)
-
-
-def write_sums(folder: Path) -> None:
-    """Write `folder/SHA256SUMS` of all files below it, in the format of sha256sum."""
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    lines = [f"{sha256(folder / name)}  {name}\n" for name in names if name != SUMS]
-    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
-
-
-def check_sums(folder: Path) -> str | None:
-    """What is wrong with the files below `folder` by its SHA256SUMS; None where all are there and whole."""
-    path = folder / SUMS
-    if not path.is_file():
-        return f"{SUMS} is missing"
-    for line in path.read_text(encoding="utf-8").splitlines():
-        expected, _, name = line.partition("  ")
-        if not (folder / name).is_file():
-            return f"{name} is missing"
-        if sha256(folder / name) != expected:
-            return f"the bytes of {name} differ from {SUMS}"
-    return None
-
-
-def read_ious(path: Path, depth: int) -> tuple[dict[str, float], dict[str, str]]:
-    """Of images.csv: the IoU of a depth by image id, and the group by image id where the file has groups.
-
-    Raises:
-        UserError: no such file or column.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        ious = {row["id"]: float(row[f"iou_L{depth}"]) for row in rows if row[f"iou_L{depth}"]}
-    except (OSError, KeyError, ValueError) as error:
-        raise UserError(
-            f"{path}: no IoU of L{depth} by image ({error!r}); run `dvc repro evaluate`, which writes it"
-        ) from None
-    ious = {id: iou for id, iou in ious.items() if math.isfinite(iou)}
-    return ious, {row["id"]: row["group"] for row in rows if row.get("group")}
 
 
 def gather(
@@ -77,12 +37,12 @@ def gather(
             link = folder / "exports" / path.relative_to(exports / f"L{depth}")
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(path.absolute())
-    ious, _ = read_ious(evaluation / "images.csv", depth)
-    write_overlays(folder / "overlays", prepared / "test.arrow", segmenter, ious)
-    write_sums(folder)
+    scored = read_depth(evaluation / "images.csv", depth)
+    write_overlays(folder / "overlays", prepared / "test.arrow", segmenter, scored.iou)
+    seal(folder)
 
 
-def write_overlays(folder: Path, test: Path, segmenter: Segmenter, ious: dict[str, float]) -> None:
+def write_overlays(folder: Path, test: Path, segmenter: Segmenter, ious: Mapping[str, float]) -> None:
     """The best, the median and the worst test image as PNG: outlines of the true mask and of the predicted one."""
     order = sorted(ious, key=lambda id: (-ious[id], id))
     if not order:

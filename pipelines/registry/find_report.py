@@ -1,16 +1,17 @@
 """Where an evaluation lies that the user names: a folder, a git revision or DVC experiment, an MLflow run or model."""
 
-import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
 import webbrowser
+from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.core.params import load_params
-from pipelines.evaluation.compare import Scored
+from pipelines.core.files import read_json
+from pipelines.evaluation.compare import Evaluation
+from pipelines.evaluation.scored import read_scored
 from unetpp.errors import UserError
 
 FILES = ("report.html", "report.json", "images.csv")
@@ -21,8 +22,16 @@ EXPECTED = (
 )
 
 
-def find_evaluation(name: str) -> Path:
-    """The folder that holds FILES of what `name` says; what lies elsewhere is copied to a temporary folder first.
+@dataclass(frozen=True)
+class Found:
+    """A folder that holds FILES."""
+
+    folder: Path
+    version_depth: int | None = None  # of the registered version that was named; None for a whole evaluation
+
+
+def find_evaluation(name: str) -> Found:
+    """What `name` says; what lies elsewhere is copied to a temporary folder first.
 
     Args:
         name: a folder (of the stage, or of the project), one of the stage's files, `models:/NAME@ALIAS` or
@@ -37,26 +46,23 @@ def find_evaluation(name: str) -> Path:
     if path.is_dir():
         for folder in (path, path / "evaluate", path / IN_REPOSITORY):
             if (folder / "report.json").is_file():
-                return folder
+                return Found(folder)
         raise UserError(f"{name}: found no report.json in this folder; {EXPECTED}. `dvc repro evaluate` writes one")
     if name.startswith("models:/") or re.fullmatch(r"(runs:/)?[0-9a-f]{32}", name):
         return _from_mlflow(name)
-    return _from_git(name)
+    return Found(_from_git(name))
 
 
-def read_evaluation(folder: Path) -> tuple[dict, Scored]:
+def read_evaluation(found: Found) -> Evaluation:
     """report.json and images.csv of a folder.
 
     Raises:
         UserError: one of them is missing or broken.
     """
-    path = folder / "report.json"
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        report["depths"].items()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: cannot be read ({error!r}); `dvc repro evaluate` writes it") from None
-    return report, Scored.read(folder / "images.csv")
+    report = read_json(found.folder / "report.json", "evaluate")
+    if not isinstance(report, dict) or not isinstance(report.get("depths"), dict):
+        raise UserError(f"{found.folder / 'report.json'}: found no depths; run `dvc repro evaluate`, which writes it")
+    return Evaluation(report, read_scored(found.folder / "images.csv"), found.version_depth)
 
 
 def open_page(page: Path, browser: bool) -> None:
@@ -117,51 +123,26 @@ def _existing(experiments: dict[str, str]) -> str:
     return f"Here there is {', '.join(here)}" if here else "Here there is none: `dvc repro` makes one"
 
 
-def _from_mlflow(name: str) -> Path:
-    from pipelines.registry import mlflow_store  # takes seconds, and a folder needs none of it
+def _from_mlflow(name: str) -> Found:
+    from pipelines.registry import mlflow_store, model_versions  # takes seconds, and a folder needs none of it
 
-    configured = load_params().registry.tracking_uri if Path("params.yaml").is_file() else None
-    uri = mlflow_store.tracking_uri(configured)
-    local = uri.removeprefix("sqlite:///")
-    if local != uri and not Path(local).is_file():  # connecting would make an empty one
-        raise UserError(
-            f"{name}: there is no MLflow store {local}: `dvc repro register` makes it; or set MLFLOW_TRACKING_URI"
-        )
-    with mlflow_store.explained(uri):
-        client = mlflow_store.connect(uri)
-        run_id = _run_of(client, name, uri) if name.startswith("models:/") else name.removeprefix("runs:/")
+    if name.startswith("models:/"):
+        model_versions.parse_uri(name)
+    with mlflow_store.reading(mlflow_store.project_uri()) as client:
+        run_id, depth = name.removeprefix("runs:/"), None
+        if name.startswith("models:/"):
+            version = model_versions.find_version(client, name)
+            run_id, depth = str(version.run_id), version.tags.get("depth")
         try:
-            return Path(client.download_artifacts(run_id, "report", tempfile.mkdtemp(prefix="unetpp-report-")))
+            folder = client.download_artifacts(run_id, "report", tempfile.mkdtemp(prefix="unetpp-report-"))
         except (mlflow_store.MlflowException, FileNotFoundError) as error:
             if isinstance(error, mlflow_store.MlflowException) and error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             raise UserError(
-                f"{name}: {mlflow_store.shown(uri)} has no such run with a folder `report` ({error}); {_runs(client)}"
+                f"{name}: {mlflow_store.shown(client.tracking_uri)} has no such run with a folder `report` ({error}); "
+                f"{_runs(client)}"
             ) from None
-
-
-def _run_of(client, name: str, uri: str) -> str:
-    """The run that made the version behind a models:/ URI."""
-    from pipelines.registry import mlflow_store
-
-    model, mark, alias = name.removeprefix("models:/").partition("@")
-    if not mark:
-        model, _, alias = model.partition("/")
-    if not model or not alias:
-        raise UserError(f"found model {name!r}; expected models:/NAME@ALIAS or models:/NAME/VERSION")
-    try:
-        found = client.get_model_version_by_alias(model, alias) if mark else client.get_model_version(model, alias)
-    except mlflow_store.MlflowException as error:
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise
-        models = {one.name: one for one in client.search_registered_models()}
-        there = ", ".join(models) or "no model: `dvc repro register` makes one"
-        if model in models:
-            there = (
-                f"of {model} the aliases {', '.join(sorted(client.get_registered_model(model).aliases)) or '(none)'}"
-            )
-        raise UserError(f"{name}: no such model in {mlflow_store.shown(uri)}; it holds {there}") from None
-    return found.run_id
+    return Found(Path(folder), None if depth is None else int(depth))
 
 
 def _runs(client) -> str:

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from pipelines.core.checksums import SUMS
-from pipelines.core.files import sha256
+from pipelines.core.checksums import SUMS, sha256
 from pipelines.registry import mlflow_store, model_versions
+from pipelines.registry.run_log import read_hashes
 from unetpp.errors import UserError
 
 NOT_RECORDED = "not recorded"
@@ -59,35 +57,19 @@ class Lineage:
         return read_hashes(lock) if lock else {}
 
 
-def read_hashes(lock: Path) -> dict[str, str]:
-    """The hash of each output of a dvc.lock, by its path.
-
-    Raises:
-        UserError: it is none.
-    """
-    try:
-        stages = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"]
-        outputs = [output for stage in stages.values() for output in stage.get("outs", [])]
-        return {output["path"]: output.get("md5") or output.get("etag", "") for output in outputs}
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{lock}: not a dvc.lock ({error!r}); `dvc repro` writes one") from None
-
-
-def find_lineage(model: str, folder: Path, configured: str | None = None) -> Lineage:
+def find_lineage(model: str, folder: Path, store: str) -> Lineage:
     """Fetch what is recorded of a version.
 
     Args:
         model: NAME, NAME@ALIAS or NAME/VERSION, with or without models:/.
         folder: an empty one, for the run's files.
-        configured: register.tracking_uri, if there are params.
+        store: URI of the registry.
 
     Raises:
         UserError: no such version, or no store.
     """
     uri = "models:/" + model.removeprefix("models:/")
-    store = mlflow_store.tracking_uri(configured)
-    with mlflow_store.explained(store):
-        client = mlflow_store.connect(store)
+    with mlflow_store.reading(store) as client:
         if "@" not in uri and "/" not in uri.removeprefix("models:/"):
             uri = _usual(client, uri)
         version = model_versions.find_version(client, uri)
@@ -108,11 +90,8 @@ def find_lineage(model: str, folder: Path, configured: str | None = None) -> Lin
 
 
 def _usual(client, uri: str) -> str:
-    name = uri.removeprefix("models:/")
-    for alias in USUAL:
-        if any(model.name == name and alias in model.aliases for model in client.search_registered_models()):
-            return f"{uri}@{alias}"
-    return f"{uri}@{USUAL[0]}"  # there is none, and the error says which there are
+    known = model_versions.find_model(client, uri.removeprefix("models:/")).aliases
+    return f"{uri}@{next((alias for alias in USUAL if alias in known), USUAL[0])}"
 
 
 def _run(client, run_id: str | None):
@@ -136,37 +115,36 @@ def _weights(client, name: str, version: str) -> str | None:
 def rows(lineage: Lineage) -> list[tuple[str, str]]:
     """What `unetpp lineage` prints, as (what, value)."""
     run, hashes = lineage.run, lineage.hashes()
-    described = f"{lineage.uri}, L{lineage.tags.get('depth', '?')}"
-    found = [("model", described + (f" ({', '.join(lineage.aliases)})" if lineage.aliases else ""))]
-    found.append(("run", f"{run.info.run_id}, {run.info.run_name}, {run.info.status}" if run else "no longer there"))
+
+    def dvc(path: str) -> str:
+        return f"{path} md5 {hashes[path]}" if path in hashes else f"{path}: {NOT_RECORDED} (no dvc.lock in the run)"
+
+    def file(name: str) -> str:
+        path = lineage.file(name)
+        return f"{path.name} sha256 {sha256(path)}" if path else f"{name}: {NOT_RECORDED}"
+
+    aliases = f" ({', '.join(lineage.aliases)})" if lineage.aliases else ""
     kind, location = lineage.param("ingest.kind"), lineage.param("ingest.location")
     source = kind if location in (None, "null") else f"{kind} {location}"
-    found.append(("data source", source or NOT_RECORDED))
-    found.append(("data, raw", _dvc(hashes, "data/raw")))
-    found.append(("data, prepared", f"manifest sha256 {lineage.tag('data_sha256') or NOT_RECORDED}"))
-    found.append(("", _dvc(hashes, "data/prepared")))
-    found.append(("split", _dvc(hashes, "reports/prepare/split.csv")))
-    for one in sorted(run.inputs.dataset_inputs, key=lambda one: one.dataset.name) if run and run.inputs else []:
-        found.append(("", f"{one.dataset.name}: sha256 {one.dataset.digest}..."))
-    found.append(("params", _file(lineage, "pipeline/params.yaml")))
-    found.extend(("", line) for line in _params(lineage))
-    commit = lineage.commit or NOT_RECORDED
-    found.append(("code", commit + (", with changes that were not committed" if lineage.dirty else "")))
-    found.append(("pipeline", _file(lineage, "pipeline/dvc.lock")))
-    found.append(("checkpoint", _file(lineage, "model/model.pt")))
-    sealed = f"model.safetensors sha256 {lineage.weights}" if lineage.weights else f"{SUMS} {NOT_RECORDED}"
-    found.append(("weights", sealed))
-    found.append(("environment", _file(lineage, "pipeline/requirements.lock")))
-    return found
-
-
-def _dvc(hashes: dict[str, str], path: str) -> str:
-    return f"{path} md5 {hashes[path]}" if path in hashes else f"{path}: {NOT_RECORDED} (no dvc.lock in the run)"
-
-
-def _file(lineage: Lineage, name: str) -> str:
-    path = lineage.file(name)
-    return f"{Path(name).name} sha256 {sha256(path)}" if path else f"{name}: {NOT_RECORDED}"
+    inputs = sorted(run.inputs.dataset_inputs, key=lambda one: one.dataset.name) if run and run.inputs else []
+    dirty = ", with changes that were not committed" if lineage.dirty else ""
+    return [
+        ("model", f"{lineage.uri}, L{lineage.tags.get('depth', '?')}{aliases}"),
+        ("run", f"{run.info.run_id}, {run.info.run_name}, {run.info.status}" if run else "no longer there"),
+        ("data source", source or NOT_RECORDED),
+        ("data, raw", dvc("data/raw")),
+        ("data, prepared", f"manifest sha256 {lineage.tag('data_sha256') or NOT_RECORDED}"),
+        ("", dvc("data/prepared")),
+        ("split", dvc("reports/prepare/split.csv")),
+        *(("", f"{one.dataset.name}: sha256 {one.dataset.digest}...") for one in inputs),
+        ("params", file("pipeline/params.yaml")),
+        *(("", line) for line in _params(lineage)),
+        ("code", (lineage.commit or NOT_RECORDED) + dirty),
+        ("pipeline", file("pipeline/dvc.lock")),
+        ("checkpoint", file("model/model.pt")),
+        ("weights", f"model.safetensors sha256 {lineage.weights}" if lineage.weights else f"{SUMS} {NOT_RECORDED}"),
+        ("environment", file("pipeline/requirements.lock")),
+    ]
 
 
 def _params(lineage: Lineage) -> list[str]:
@@ -177,9 +155,9 @@ def _params(lineage: Lineage) -> list[str]:
     return [f"{section}: {' '.join(values)}" for section, values in sections.items()]
 
 
-def show_lineage(model: str, configured: str | None = None) -> str:
+def show_lineage(model: str, store: str) -> str:
     """The lines that `unetpp lineage MODEL` prints."""
     with tempfile.TemporaryDirectory(prefix="unetpp-") as folder:
-        found = rows(find_lineage(model, Path(folder), configured))
+        found = rows(find_lineage(model, Path(folder), store))
     width = max(len(what) for what, _ in found)
     return "\n".join(f"{what:<{width}}  {value}" for what, value in found)

@@ -7,6 +7,7 @@ was not renewed for a minute its holder is taken for dead.
 """
 
 import fcntl
+import itertools
 import os
 import random
 import socket
@@ -15,6 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from unetpp.errors import UserError
@@ -29,6 +31,12 @@ class TurnLostError(UserError):
     """Another has taken the turn, because this process did not renew it for a minute; trying again is safe."""
 
 
+def sqlite_path(uri: str) -> Path | None:
+    """The file of a store in a local file; None for a server or a database."""
+    parts = urlsplit(uri)
+    return Path(parts.path.removeprefix("/")) if parts.scheme.startswith("sqlite") else None
+
+
 @contextmanager
 def exclusive(client, name: str) -> Iterator[Callable[[], None]]:
     """Wait for the turn to change the registered model `name`, which exists; no other has it during the block.
@@ -36,22 +44,29 @@ def exclusive(client, name: str) -> Iterator[Callable[[], None]]:
     Yields:
         a check to make before what must not happen twice: it raises `TurnLostError` where the turn was taken away.
     """
-    parts = urlsplit(client.tracking_uri)
-    if parts.scheme.startswith("sqlite"):
-        with file_locked(f"{parts.path.removeprefix('/')}.lock", "another registration is at work in this store"):
+    if path := sqlite_path(client.tracking_uri):
+        with file_locked(f"{path}.lock", "another registration is at work in this store"):
             yield lambda: None
-    else:
-        with _Turn(client, name).held() as check:
-            yield check
+        return
+    turn = _Turn(client, name)
+    turn.take()
+    renewing = threading.Thread(target=turn.renew, daemon=True)
+    renewing.start()
+    try:
+        yield turn.check
+    finally:
+        turn.ended.set()
+        renewing.join()
+        with suppress(Exception):  # where the store is away the next one waits until the turn is stale
+            turn.give_back()
 
 
 @contextmanager
 def opening(uri: str) -> Iterator[None]:
     """One process at a time opens a store in a local file: two that create its tables at once break them."""
-    parts = urlsplit(uri)
-    path = f"{parts.path.removeprefix('/')}.opening"
-    if parts.scheme.startswith("sqlite") and os.access(os.path.dirname(path) or ".", os.W_OK):
-        with file_locked(path):
+    path = sqlite_path(uri)
+    if path and os.access(path.parent, os.W_OK):
+        with file_locked(f"{path}.opening"):
             yield
     else:  # who may not write there creates no tables either
         yield
@@ -76,7 +91,7 @@ class _Turn:
     def __init__(self, client, name: str):
         self._client, self._name = client, name
         self._mine = f"{socket.gethostname()} {os.getpid()} {uuid.uuid4().hex[:12]}"
-        self._ended = threading.Event()
+        self.ended = threading.Event()
 
     def _read(self) -> str:
         return self._client.get_registered_model(self._name).tags.get(TAG, "")
@@ -87,28 +102,7 @@ class _Turn:
     def _is_mine(self) -> bool:
         return self._read().startswith(self._mine)
 
-    def _check(self) -> None:
-        if not self._is_mine():
-            raise TurnLostError(
-                f"the turn to register {self._name} went to another process, as this one stood still for "
-                f"{STALE_S:.0f} s; give the same command again"
-            )
-
-    @contextmanager
-    def held(self) -> Iterator[Callable[[], None]]:
-        self._acquire()
-        thread = threading.Thread(target=self._renew, daemon=True)
-        thread.start()
-        try:
-            yield self._check
-        finally:
-            self._ended.set()
-            thread.join()
-            # Where the store is away the next one waits until the turn is stale.
-            with suppress(Exception):
-                self._release()
-
-    def _acquire(self) -> None:
+    def take(self) -> None:
         seen, since, told = "", time.monotonic(), False
         while True:
             begun = time.monotonic()
@@ -123,20 +117,27 @@ class _Turn:
                 continue
             self._write(0)
             if time.monotonic() - begun > SETTLE_S:
-                self._release()  # so slow that another may have the turn already; it will see that its name is gone
+                self.give_back()  # so slow that another may have the turn already; it will see that its name is gone
                 continue
             time.sleep(SETTLE_S)
             if self._is_mine():
                 return
 
-    def _release(self) -> None:
-        if self._is_mine():
-            self._client.delete_registered_model_tag(self._name, TAG)
-
-    def _renew(self) -> None:
-        beat = 0
-        while not self._ended.wait(BEAT_S):
-            beat += 1
+    def renew(self) -> None:
+        for beat in itertools.count(1):
+            if self.ended.wait(BEAT_S):
+                return
             with suppress(Exception):  # the store may come back; the holder's own calls say so if not
                 if self._is_mine():
                     self._write(beat)
+
+    def check(self) -> None:
+        if not self._is_mine():
+            raise TurnLostError(
+                f"the turn to register {self._name} went to another process, as this one stood still for "
+                f"{STALE_S:.0f} s; rerun the command"
+            )
+
+    def give_back(self) -> None:
+        if self._is_mine():
+            self._client.delete_registered_model_tag(self._name, TAG)

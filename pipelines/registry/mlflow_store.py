@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from pipelines.registry.lock import TurnLostError, opening
+from pipelines.core.params import load_params
+from pipelines.registry.lock import TurnLostError, opening, sqlite_path
 from unetpp.errors import UserError
 from unetpp.offline import silence
 
@@ -58,6 +59,11 @@ class StoreLostError(UserError):
 def tracking_uri(configured: str | None = None) -> str:
     """Where runs and models are kept: `configured`, else $MLFLOW_TRACKING_URI, else mlflow.db in this folder."""
     return configured or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+
+
+def project_uri() -> str:
+    """`tracking_uri` by the params of the project in this folder, where there are any."""
+    return tracking_uri(load_params().registry.tracking_uri if Path("params.yaml").is_file() else None)
 
 
 def is_server(uri: str) -> bool:
@@ -167,14 +173,27 @@ def connect(uri: str) -> MlflowClient:
     return client
 
 
+@contextmanager
+def reading(uri: str) -> Iterator[MlflowClient]:
+    """A client of a store that exists; its loss in the block is explained.
+
+    Raises:
+        UserError: there is no such file, or nobody answers there.
+    """
+    path = sqlite_path(uri)
+    if path and not path.is_file():  # connecting would make an empty one
+        raise UserError(f"there is no MLflow store {path}: `dvc repro register` makes it; or set MLFLOW_TRACKING_URI")
+    with explained(uri):
+        yield connect(uri)
+
+
 def _create_file(uri: str) -> None:
     """Make a store that is a file and is not there yet, whole or not at all.
 
     MLflow makes it by some fifty migrations in 5 seconds, and cannot open one that was killed between two of them.
     """
-    parts = urlsplit(uri)
-    path = Path(parts.path.removeprefix("/"))
-    if not parts.scheme.startswith("sqlite") or parts.query or path.exists() or not os.access(path.parent, os.W_OK):
+    path = sqlite_path(uri)
+    if not path or urlsplit(uri).query or path.exists() or not os.access(path.parent, os.W_OK):
         return
     partial = path.with_name(f"{path.name}.partial")
     partial.unlink(missing_ok=True)
@@ -204,13 +223,12 @@ def download(name: str, version: str, path: str, folder: Path) -> Path | None:
         return None
 
 
-def serve_page(port: int, configured: str | None = None, model_name: str | None = None) -> None:
-    """Become MLflow's server for the page; returns only where the store is a server itself.
+def serve_page(port: int, store: str, model_name: str | None = None) -> None:
+    """Become MLflow's server for the page of a store; returns only where the store is a server itself.
 
     Raises:
         UserError: the port is taken.
     """
-    store = tracking_uri(configured)
     # Without the parameter the page opens as one for language models, which hides the list of models.
     page = f"/#/models{f'/{model_name}' if model_name else ''}?workflowType=machine_learning"
     if is_server(store):
@@ -230,16 +248,6 @@ def serve_page(port: int, configured: str | None = None, model_name: str | None 
         "MLFLOW_BACKEND_STORE_URI": with_driver(store),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-    ]
+    options = {"--host": "127.0.0.1", "--port": str(port), "--workers": "1"}
+    command = [sys.executable, "-m", "mlflow", "server", *(word for option in options.items() for word in option)]
     os.execve(sys.executable, command, environment)

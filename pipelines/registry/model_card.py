@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import dataclass
 
+from unetpp.data.manifest import Manifest
 from unetpp.inference.model_file import Trained
 
 # What a latency depends on most, of what report.json says of the machine.
@@ -18,7 +19,7 @@ class Family:
     name: str  # of the registered model
     trained: Trained
     metrics: dict  # of reports/evaluate/report.json
-    manifest: dict  # of data/prepared/manifest.json
+    manifest: Manifest  # of data/prepared/manifest.json
     data_sha256: str  # of that manifest
     fingerprint: str
     commit: str
@@ -44,7 +45,7 @@ class Family:
             "classes": json.dumps(self.trained.classes),
             "fingerprint": self.fingerprint,
             "data_sha256": self.data_sha256,
-            "test_sha256": self.manifest["splits"]["test"]["sha256"],
+            "test_sha256": self.manifest.splits["test"].sha256,
             "git_commit": self.commit,
             "git_dirty": str(self.dirty).lower(),
             "seed": self._trained_with("seed"),
@@ -61,6 +62,21 @@ class Family:
     def candidate(self) -> int:
         """The depth to deploy; where none is recommended, the one that came nearest."""
         return self.recommended or self.metrics.get("nearest_depth") or self.trained.depths[-1]
+
+
+@dataclass(frozen=True)
+class Event:
+    """What happened to a version: it became champion or challenger, or was one."""
+
+    when: str
+    who: str
+    version: str
+    what: str
+    why: str
+
+    def same_as(self, other: "Event") -> bool:
+        """Whether both say the same, whenever and by whomever."""
+        return (self.version, self.what, self.why) == (other.version, other.what, other.why)
 
 
 def version_description(family: Family, versions: dict[int, str], depth: int) -> str:
@@ -150,9 +166,9 @@ def _row(cells: list[str]) -> str:
 
 def _notes(family: Family) -> list[str]:
     """What the table was measured on, what goes in and out, and where it comes from."""
-    network, splits = family.trained.network, family.manifest["splits"]
+    network, splits = family.trained.network, family.manifest.splits
     machine = ", ".join(f"{key} {value}" for key, value in family.metrics["machine"].items() if key in MACHINE)
-    kinds = ", ".join(f"{count} {kind}" for kind, count in splits["test"]["kinds"].items())
+    kinds = ", ".join(f"{count} {kind}" for kind, count in splits["test"].kinds.items())
     resized = (
         f" (trained on images resized to {family.trained.size} x {family.trained.size} px)"
         if family.trained.size
@@ -164,9 +180,9 @@ def _notes(family: Family) -> list[str]:
         out = f"a probability for each label, each from 0 to 1 ({names})"
     elif network.num_classes > 1:
         out = f"a probability for each class, together 1 (background, {names})"
-    counts = ", ".join(f"{split['num_images']} {name}" for name, split in splits.items())
+    counts = ", ".join(f"{split.num_images} {name}" for name, split in splits.items())
     return [
-        f"**Table:** IoU and Dice: mean over the {splits['test']['num_images']} test images ({kinds}), "
+        f"**Table:** IoU and Dice: mean over the {splits['test'].num_images} test images ({kinds}), "
         "foreground alone. ms: one image at a time, median (95th percentile); images/s: in batches; "
         f"both on {machine}.",
         f"**In:** images of any size and number, uint8 arrays `(H, W, C)` or bytes of PNG, JPEG or TIFF{resized}. "
@@ -181,17 +197,17 @@ def _notes(family: Family) -> list[str]:
     ]
 
 
-def with_history(description: str, events: list[dict]) -> str:
+def with_history(description: str, events: list[Event]) -> str:
     """A description with what happened to the version, or the model, as its last section."""
     body = re.sub(r"\n\n\*\*Now:\*\*.*", "", description.partition(f"\n\n{HISTORY}")[0])
     if not events:
         return body
     # Second, below the decision, what came of it: who looks at a challenger need not read to the end.
     first, _, rest = body.partition("\n\n")
-    body = f"{first}\n\n**Now:** version {events[-1]['version']} is {events[-1]['what']}.\n\n{rest}"
+    body = f"{first}\n\n**Now:** version {events[-1].version} is {events[-1].what}.\n\n{rest}"
     # A reason is what somebody typed: it stays in its line.
     lines = [
-        f"- {one['when']}, {one['who']}: version {one['version']}: **{one['what']}**. {' '.join(one['why'].split())}"
+        f"- {one.when}, {one.who}: version {one.version}: **{one.what}**. {' '.join(one.why.split())}"
         for one in reversed(events)
     ]
     return f"{body}\n\n{HISTORY}\n\n" + "\n".join(lines)

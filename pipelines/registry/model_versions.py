@@ -15,13 +15,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pipelines.core.checksums import SUMS, check_seal, seal, sealed_files
-from pipelines.core.files import sha256
-from pipelines.registry.mlflow_store import connect, explained, shown, tracking_uri
+from pipelines.core.checksums import SUMS, check_seal, seal, sealed_files, sha256
+from pipelines.registry.mlflow_store import shown
 from unetpp.errors import UserError
 from unetpp.export.safetensors_files import read_safetensors, save_safetensors
 from unetpp.inference.model_file import Trained
-from unetpp.inference.segmenter import Segmenter
 
 with warnings.catch_warnings():
     # While they are imported, mlflow and sqlalchemy warn of each other (deprecated loaders, type hints).
@@ -31,7 +29,7 @@ with warnings.catch_warnings():
     from mlflow import MlflowClient
     from mlflow.artifacts import download_artifacts
     from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Run
-    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
     from mlflow.exceptions import MlflowException
     from mlflow.models import Model, ModelSignature
     from mlflow.pyfunc import PyFuncModel
@@ -146,8 +144,8 @@ def mark_verified(client: MlflowClient, name: str, version: str, model_id: str, 
     client.set_logged_model_tags(model_id, {"verified": value})
 
 
-def load_version(name: str, version: str) -> Segmenter:
-    """A registered version as a module: (N, C, H, W) float32 in [0, 1] to (N, num_classes, H, W) probabilities.
+def fetch_version(name: str, version: str) -> Trained:
+    """A registered version, with the heads of all depths that it holds.
 
     Only what SHA256SUMS lists is fetched, and its hashes are compared, before a weight is read; no code of the model's
     folder runs.
@@ -155,11 +153,6 @@ def load_version(name: str, version: str) -> Segmenter:
     Raises:
         UserError: a file is missing or has other bytes than when it was logged, or it was not logged by `register`.
     """
-    return fetch_version(name, version).segmenter()
-
-
-def fetch_version(name: str, version: str) -> Trained:
-    """`load_version` with the heads of all depths that the version holds."""
     model_id = logged_model_id(MlflowClient(), name, version)
     with tempfile.TemporaryDirectory(prefix="unetpp-") as parent:
         folder = Path(parent)
@@ -179,7 +172,7 @@ def download_model(model_id: str, folder: Path) -> None:
     """Fetch the files of a logged model that its SHA256SUMS lists, and compare them.
 
     Raises:
-        UserError: see `load_version`.
+        UserError: see `fetch_version`.
     """
     location = _location(model_id)
     for name in download_sums(model_id, folder):
@@ -192,7 +185,7 @@ def download_sums(model_id: str, folder: Path) -> dict[str, str]:
     """Fetch SHA256SUMS of a logged model, compare it with the registry's tag, and return sha256 by name.
 
     Raises:
-        UserError: see `load_version`.
+        UserError: see `fetch_version`.
     """
     expected = MlflowClient().get_logged_model(model_id).tags.get("sha256sums")
     _download(f"{_location(model_id)}/{SUMS}", folder)
@@ -233,22 +226,6 @@ def logged_model_id(client: MlflowClient, name: str, version: str) -> str:
     raise UserError(f"models:/{name}/{version}: found the source {source}; expected a logged model")
 
 
-def load_trained(uri: str, configured: str | None = None) -> Trained:
-    """What is behind `models:/name@alias` or `models:/name/version`: the network of its depth, and its shallower heads.
-
-    Args:
-        configured: register.tracking_uri, if there are params.
-
-    Raises:
-        UserError: no such model, version or alias (the message names those that exist), or no store.
-    """
-    parse_uri(uri)  # what is no address is refused before anybody is asked
-    store = tracking_uri(configured)
-    with explained(store):
-        version = find_version(connect(store), uri)
-        return fetch_version(version.name, str(version.version))
-
-
 def parse_uri(uri: str) -> tuple[str, str, bool]:
     """`models:/NAME@ALIAS` as (NAME, ALIAS, True), `models:/NAME/VERSION` as (NAME, VERSION, False).
 
@@ -270,22 +247,28 @@ def find_version(client: MlflowClient, uri: str) -> ModelVersion:
         UserError: no such model, version or alias; the message names those that exist.
     """
     name, which, is_alias = parse_uri(uri)
+    model = find_model(client, name)
     try:
         return client.get_model_version_by_alias(name, which) if is_alias else client.get_model_version(name, which)
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
-        store = shown(mlflow.get_tracking_uri())
-        raise UserError(f"{uri}: no such model in {store}; {_existing(client, name)}") from None
+        versions = sorted(int(one.version) for one in client.search_model_versions(f"name = '{name}'"))
+        aliases, numbers = (", ".join(map(str, found)) or "(none)" for found in (sorted(model.aliases), versions))
+        store = shown(client.tracking_uri)
+        raise UserError(
+            f"{uri}: no such version in {store}; {name} has the aliases {aliases} and the versions {numbers}"
+        ) from None
 
 
-def _existing(client: MlflowClient, name: str) -> str:
+def find_model(client: MlflowClient, name: str) -> RegisteredModel:
+    """A registered model.
+
+    Raises:
+        UserError: there is none of this name; the message names those that exist.
+    """
     models = {model.name: model for model in client.search_registered_models()}
     if name not in models:
-        if not models:
-            return "it holds no registered model: `dvc repro register` makes one"
-        return f"it holds {', '.join(f'models:/{one}' for one in models)}"
-    aliases = sorted(client.get_registered_model(name).aliases)
-    versions = sorted(int(one.version) for one in client.search_model_versions(f"name = '{name}'"))
-    listed = ", ".join(map(str, versions)) or "(none)"
-    return f"{name} has the aliases {', '.join(aliases) or '(none)'} and the versions {listed}"
+        there = ", ".join(f"models:/{one}" for one in models) or "no registered model: `dvc repro register` makes one"
+        raise UserError(f"models:/{name}: no such model in {shown(client.tracking_uri)}; it holds {there}")
+    return client.get_registered_model(name)

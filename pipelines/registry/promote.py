@@ -1,6 +1,6 @@
 """`unetpp promote` and `unetpp rollback`: the champion by hand, with a trace of who, when and why."""
 
-from pipelines.registry import aliases, mlflow_store
+from pipelines.registry import aliases, mlflow_store, model_versions
 from pipelines.registry.lock import exclusive
 from unetpp.errors import UserError
 
@@ -14,20 +14,17 @@ def promote(uri: str, model: str, why: str) -> str:
     Raises:
         UserError: no such version, one that was never read back, one that is champion already, or no reason.
     """
-    name, mark, which = _split(model)
+    address = f"models:/{model.removeprefix('models:/')}"
+    if not set("@/") & set(model.removeprefix("models:/")):
+        address += f"@{aliases.CHALLENGER}"
+    name, _, _ = model_versions.parse_uri(address)
     _check_reason(why)
 
     def attempt() -> str:
         client = mlflow_store.connect(uri)
-        known = _find(client, name, uri)
-        version = known["aliases"].get(which) if mark == "@" else which if which in known["versions"] else None
-        if version is None:
-            listed = ", ".join(f"@{alias}" for alias in sorted(known["aliases"]))
-            raise UserError(
-                f"{model}: {name} has no {mark}{which}; it has {listed or 'no alias'} and the versions "
-                f"{', '.join(sorted(known['versions'], key=int)) or '(none)'}"
-            )
-        if client.get_model_version(name, version).tags.get("verified") != "true":
+        found = model_versions.find_version(client, address)
+        version = str(found.version)
+        if found.tags.get("verified") != "true":
             raise UserError(
                 f"{name}/{version} was not read back whole (its tag verified is not true) and is never deployed: "
                 "`dvc repro --force --single-item register` registers a new version"
@@ -54,7 +51,7 @@ def rollback(uri: str, name: str, why: str) -> str:
 
     def attempt() -> str:
         client = mlflow_store.connect(uri)
-        _find(client, name, uri)
+        model_versions.find_model(client, name)
         with exclusive(client, name) as check_turn:
             check_turn()
             gone, back = aliases.roll_back(client, name, why)
@@ -63,29 +60,6 @@ def rollback(uri: str, name: str, why: str) -> str:
     return mlflow_store.persistent(uri, attempt)
 
 
-def _split(model: str) -> tuple[str, str, str]:
-    name = model.removeprefix("models:/")
-    for mark in ("@", "/"):
-        before, found, after = name.partition(mark)
-        if found:
-            if before and after:
-                return before, mark, after
-            raise UserError(f"found {model!r}; expected NAME@ALIAS, NAME/VERSION, or NAME for its challenger")
-    return name, "@", aliases.CHALLENGER
-
-
 def _check_reason(why: str) -> None:
     if not why.strip():
         raise UserError("--why is empty; say in a sentence why, for those who look at this model later")
-
-
-def _find(client, name: str, uri: str) -> dict:
-    models = {model.name for model in client.search_registered_models()}
-    if name not in models:
-        raise UserError(
-            f"{mlflow_store.shown(uri)} holds no registered model {name!r}; it holds "
-            f"{', '.join(sorted(models)) or 'none'}"
-        )
-    versions = client.search_model_versions(f"name = '{name}'")
-    found = {str(version.version) for version in versions}
-    return {"aliases": aliases.find_aliases(client, name), "versions": found}

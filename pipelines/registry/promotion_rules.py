@@ -4,20 +4,19 @@ The candidate is the depth that its report recommends. It becomes `champion` whe
 champion on the same test images and passes every gate; otherwise it stays `challenger`, with the reason.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pipelines.evaluation.compare import paired_difference
+from pipelines.evaluation.scored import Scored
 
 
 @dataclass(frozen=True)
-class Scored:
-    """A version and what it scored on the test images."""
+class Champion:
+    """The version that is champion, and what it scored; or why its scores cannot be read."""
 
     version: str
-    depth: int
-    test_sha256: str  # of the test images
-    ious: dict[str, float]  # by image id
-    groups: dict[str, str] = field(default_factory=dict)  # by image id
+    scored: Scored | None
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -28,13 +27,11 @@ class Verdict:
     reason: str
 
 
-def judge(
-    report: dict, candidate: Scored, champion: Scored | str | None, tolerance_iou: float, min_images: int
-) -> Verdict:
+def judge(report: dict, candidate: Scored, champion: Champion | None, tolerance_iou: float, min_images: int) -> Verdict:
     """Decide by report.json of the candidate, and the scores of both.
 
     Args:
-        champion: None where there is none; a sentence where there is one whose scores cannot be read.
+        champion: None where there is none.
         tolerance_iou: how far below 0 the interval of the difference may begin.
         min_images: common images that a comparison needs where the test images are not all the same.
     """
@@ -45,21 +42,22 @@ def judge(
         return Verdict(False, gates)
     if champion is None:
         return Verdict(True, f"there was no champion; {gates}")
-    if isinstance(champion, str):
-        return Verdict(False, f"it cannot be compared with the champion: {champion}")
-    common = candidate.ious.keys() & champion.ious.keys()
-    same = candidate.test_sha256 == champion.test_sha256
+    if champion.scored is None:
+        return Verdict(False, f"it cannot be compared with the champion: version {champion.version} {champion.reason}")
+    theirs = champion.scored
+    common = candidate.iou.keys() & theirs.iou.keys()
+    same = candidate.test_sha256 == theirs.test_sha256
     if not common or (not same and len(common) < min_images):
         return Verdict(
             False,
             f"it was tested on other images than the champion, version {champion.version}: {len(common)} in common, "
             f"at least {min_images} needed (register.promotion_min_images)",
         )
-    found = paired_difference(candidate.ious, champion.ious, candidate.groups or champion.groups)
+    found = paired_difference(candidate.iou, theirs.iou, candidate.groups or theirs.groups)
     which = f"the same {found.num_images} test images" if same else f"{found.num_images} common test images"
     compared = (
         f"IoU {found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}] beside the champion, version {champion.version} "
-        f"(L{champion.depth}), on {which} in {found.num_groups} groups"
+        f"({theirs.depth}), on {which} in {found.num_groups} groups"
     )
     if found.low > 0:
         return Verdict(True, f"better: {compared}; {gates}")
@@ -69,9 +67,9 @@ def judge(
     return Verdict(False, f"{worse}: {compared}; the interval begins below the tolerance of -{tolerance_iou:g}")
 
 
-def judge_gates(report: dict, depth: int) -> tuple[bool, str]:
+def judge_gates(report: dict, depth: str) -> tuple[bool, str]:
     """Whether a depth passes its gates, and the sentence that says so; a report without gates was not judged."""
-    gates = report.get("gates", {}).get(f"L{depth}")
+    gates = report.get("gates", {}).get(depth)
     if not gates:
         return True, "its behaviour was not judged: the report has no gates"
     failed = [gate for gate in gates if not gate["passed"]]

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.core.files import sha256
-from pipelines.registry import evidence, mlflow_store, model_versions
+from pipelines.core.checksums import SUMS, check_seal, sha256
+from pipelines.registry import mlflow_store, model_versions
 from unetpp.errors import UserError
 from unetpp.inference.model_file import Trained
 from unetpp.inference.tiles import predict_image
@@ -28,7 +28,7 @@ SIZES = ((33, 57), (64, 48), (130, 71))  # H x W of the images that a version is
 def check_in_clean_process(name: str, versions: dict[int, str], trained: Trained) -> dict[int, str]:
     """Load versions in one new process, by their URIs, and compare what they predict with the network's own.
 
-    Both ways in are tried: `load_version`, and the pyfunc that MLflow serves, which may not unpickle anything.
+    Both ways in are tried: `unetpp.load`, and the pyfunc that MLflow serves, which may not unpickle anything.
 
     Args:
         versions: version by depth.
@@ -57,15 +57,8 @@ def check_in_clean_process(name: str, versions: dict[int, str], trained: Trained
             "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
             "PYTHONPATH": os.pathsep.join(filter(None, code)),
         }
-        command = [
-            sys.executable,
-            "-m",
-            "pipelines.registry.read_back",
-            "--name",
-            name,
-            "--expected",
-            f"{folder}/expected.npz",
-        ]
+        command = [sys.executable, "-m", "pipelines.registry.read_back", f"--name={name}"]
+        command += [f"--expected={folder}/expected.npz"]
         command += [f"{depth}={version}" for depth, version in versions.items()]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -87,12 +80,15 @@ def check_evidence(name: str, version: str, expected: str) -> str | None:
     """
     with tempfile.TemporaryDirectory() as parent:
         folder = mlflow_store.download(name, version, "evidence", Path(parent))
-        if folder is None or not (folder / evidence.SUMS).is_file():
-            return f"lacks evidence/{evidence.SUMS}"
-        if sha256(folder / evidence.SUMS) != expected:
-            return f"is damaged: the bytes of evidence/{evidence.SUMS} are not those that were uploaded"
-        wrong = evidence.check_sums(folder)
-        return f"is damaged: evidence: {wrong}" if wrong else None
+        if folder is None or not (folder / SUMS).is_file():
+            return f"lacks evidence/{SUMS}"
+        if sha256(folder / SUMS) != expected:
+            return f"is damaged: the bytes of evidence/{SUMS} are not those that were uploaded"
+        try:
+            check_seal(folder, needed=())
+        except UserError as error:
+            return "is damaged: " + str(error).replace(f"{folder}/", "evidence/")
+        return None
 
 
 def differing(loaded: Trained, served, expected: dict[str, np.ndarray], depth: int) -> str:
@@ -101,7 +97,7 @@ def differing(loaded: Trained, served, expected: dict[str, np.ndarray], depth: i
     for key in (key for key in expected if key.startswith("image")):
         answer = expected[f"L{depth}/{key}"]
         ways = {
-            "load_version": predict_image(segmenter, expected[key], loaded.size)[0].numpy(),
+            "unetpp.load": predict_image(segmenter, expected[key], loaded.size)[0].numpy(),
             "the pyfunc": served.predict(expected[key], {"mode": "probabilities"}),
         }
         for way, found in ways.items():

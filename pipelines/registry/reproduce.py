@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 import yaml
 
-from pipelines.registry.lineage import Lineage, find_lineage, read_hashes
+from pipelines.registry.lineage import Lineage, find_lineage
+from pipelines.registry.run_log import read_hashes
 from unetpp.errors import UserError
 from unetpp.inference.model_file import load_model
 
@@ -192,7 +193,7 @@ def _compare_metrics(then: Path | None, now: Path) -> list[Compared]:
     return found
 
 
-def reproduce(model: str, out: Path, run: bool, configured: str | None = None) -> bool:
+def reproduce(model: str, out: Path, run: bool, store: str) -> bool:
     """Check a version's state out into `out`, and with `run` run it again; prints, and returns whether all is equal.
 
     Raises:
@@ -200,7 +201,7 @@ def reproduce(model: str, out: Path, run: bool, configured: str | None = None) -
     """
     out = out.absolute()
     with tempfile.TemporaryDirectory(prefix="unetpp-") as folder:
-        lineage = find_lineage(model, Path(folder), configured)
+        lineage = find_lineage(model, Path(folder), store)
         notes = check_out(lineage, Path.cwd(), out)
         project = out / _git(Path.cwd(), "rev-parse", "--show-prefix")
         print(f"{lineage.uri}, commit {lineage.commit}, is checked out in {project}", flush=True)

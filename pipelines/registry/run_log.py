@@ -4,16 +4,17 @@ import csv
 import itertools
 import json
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import yaml
 
+from pipelines.core.checksums import seal
 from pipelines.registry import live_log, mlflow_store, runs
-from pipelines.registry.evidence import write_sums
 from pipelines.registry.model_card import Family
+from unetpp.data.manifest import Manifest
 from unetpp.errors import UserError
 
 # What says where the numbers come from, beside the commit; those that are there are kept.
@@ -61,7 +62,7 @@ def log_run(client, run, family: Family, inputs: Inputs, params: dict, folder: P
     log_curves(client, run, inputs, family.trained.info.get("run"))
     runs.log_series(client, run, read_system(inputs.system))
     if "mean" in family.metrics["depths"]:
-        test = ("test", family.manifest["splits"]["test"]["sha256"])
+        test = ("test", family.manifest.splits["test"].sha256)
         mean = numbers(family.metrics["depths"]["mean"])
         runs.log_metrics(client, run, [(f"{key}_mean_of_heads", value, 0) for key, value in mean], dataset=test)
     for number, (name, trial) in enumerate(read_trials(inputs.search).items()):
@@ -92,7 +93,7 @@ def gather(inputs: Inputs, folder: Path) -> None:
             if path.is_file():  # dvc.lock is missing when the stage is run by hand
                 (folder / name).mkdir(parents=True, exist_ok=True)
                 (folder / name / path.name).symlink_to(path.absolute())
-    write_sums(folder)
+    seal(folder)
 
 
 def numbers(values: dict) -> list[tuple[str, float]]:
@@ -104,14 +105,13 @@ def flatten(values: dict, prefix: str = "") -> dict[str, str]:
     """Nested sections as dotted keys; lists and null as JSON."""
     flat = {}
     for key, value in values.items():
+        name = f"{prefix}{key}"
         if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        elif f"{prefix}{key}" == "register.tracking_uri" and value:
-            flat[f"{prefix}{key}"] = mlflow_store.shown(value)
-        elif f"{prefix}{key}" == "ingest.location" and value:
-            flat[f"{prefix}{key}"] = without_secrets(value)
+            flat |= flatten(value, f"{name}.")
+        elif value and name in SECRET:
+            flat[name] = SECRET[name](value)
         else:
-            flat[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value)
+            flat[name] = value if isinstance(value, str) else json.dumps(value)
     return flat
 
 
@@ -123,29 +123,34 @@ def without_secrets(location: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
-def describe_data(prepared: Path, manifest: dict, ingest: dict | None) -> dict[str, dict]:
+# What may hold a password or a signature, and how it is shown.
+SECRET = {"register.tracking_uri": mlflow_store.shown, "ingest.location": without_secrets}
+
+
+def describe_data(prepared: Path, manifest: Manifest, ingest: dict | None) -> dict[str, dict]:
     """Each split as MLflow's data set: where it came from, its hash, and what DVC calls it."""
-    hashes = {Path(path).as_posix(): value for path, value in read_dvc_hashes(Path("dvc.lock")).items()}
+    lock = Path("dvc.lock")
+    hashes = read_hashes(lock, ("ingest", "prepare")) if lock.is_file() else {}
     return {
         name: {
-            "sha256": split["sha256"],
+            "sha256": split.sha256,
             **_source(ingest),
             "profile": {
-                "num_images": split["num_images"],
-                "kinds": split["kinds"],
+                "num_images": split.num_images,
+                "kinds": split.kinds,
                 "file": f"{prepared}/{name}.arrow",
-                "dvc": hashes,
-                "raw_sha256": manifest.get("raw_sha256"),
+                "dvc": {path: f"md5:{value}" for path, value in hashes.items()},
+                "raw_sha256": manifest.raw_sha256,
             },
         }
-        for name, split in manifest["splits"].items()
+        for name, split in manifest.splits.items()
     }
 
 
 def _source(ingest: dict | None) -> dict:
     kind, location = (ingest["kind"], ingest.get("location")) if ingest else ("unknown", None)
     if kind == "synthetic" and ingest:
-        return {"source_type": "synthetic", "source": {"uri": "synthetic", **ingest["synthetic"]}}
+        return {"source_type": kind, "source": {"uri": kind, **ingest["synthetic"]}}
     if kind in ("folder", "zip", "tar"):
         return {"source_type": "local", "source": {"uri": str(Path(location or ".").absolute()), "kind": kind}}
     # MLflow's page knows "uri" of a bucket and "url" of an address.
@@ -153,13 +158,20 @@ def _source(ingest: dict | None) -> dict:
     return {"source_type": kind, "source": {key: without_secrets(location or kind), "kind": kind}}
 
 
-def read_dvc_hashes(lock: Path) -> dict[str, str]:
-    """The hash of every output of the stages ingest and prepare in dvc.lock; empty without the file."""
-    if not lock.is_file():
-        return {}
-    stages = (yaml.safe_load(lock.read_text(encoding="utf-8")) or {}).get("stages", {})
-    outs = [out for stage in ("ingest", "prepare") for out in stages.get(stage, {}).get("outs", [])]
-    return {out["path"]: f"{out.get('hash', 'md5')}:{out[out.get('hash', 'md5')]}" for out in outs}
+def read_hashes(lock: Path, stages: Sequence[str] | None = None) -> dict[str, str]:
+    """DVC's hash of each output of a dvc.lock by its path, of some stages or of all.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        found = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"]
+        outputs = [
+            output for name, stage in found.items() if not stages or name in stages for output in stage.get("outs", [])
+        ]
+        return {output["path"]: output.get("md5") or output.get("etag", "") for output in outputs}
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{lock}: not a dvc.lock ({error!r}); `dvc repro` writes one") from None
 
 
 def _read_csv(path: Path, stage: str, what: str, add: Callable[[dict[str, str]], None]) -> None:

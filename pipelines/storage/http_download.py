@@ -1,23 +1,24 @@
 """An archive by its address, over HTTP: begun again where it broke, by Range, and checked by its sha256."""
 
-import http.client
 import json
 import time
-import urllib.error
-import urllib.request
 from hashlib import sha256 as hash_of
 from pathlib import Path
 
+import requests
+from requests.adapters import HTTPAdapter
 from tqdm import tqdm
+from urllib3.exceptions import HTTPError
+from urllib3.util import Retry
 
-from pipelines.core.files import check_space, disk_errors, sha256, write_json
+from pipelines.core.checksums import check_sha256, sha256
+from pipelines.core.files import check_space, disk_errors, write_json
 from unetpp.errors import UserError
 
-# In a row, without a byte in between.
+# Of one request; and of answers in a row that break off without a byte.
 ATTEMPTS = 5
 TIMEOUT_S = 60
 CHUNK = 2**18
-BROKEN = (http.client.HTTPException, ConnectionError, TimeoutError)
 RETRIED = (408, 429, 500, 502, 503, 504)
 
 
@@ -36,13 +37,12 @@ def download(url: str, expected: str | None, cache: Path) -> tuple[Path, str]:
     if not (expected and file.found() == expected):
         file.fetch()
     found = file.found()
-    if expected and found != expected:
-        file.forget()
-        raise UserError(
-            f"{url}: found the sha256 {found}; expected {expected}: the file there is another one, or ingest.sha256 is "
-            "wrong"
-        )
     assert found
+    try:
+        check_sha256(url, found, expected or found, "the file there is another one, or ingest.sha256 is wrong")
+    except UserError:
+        file.forget()
+        raise
     return file.path, found
 
 
@@ -64,51 +64,46 @@ class _File:
 
     def fetch(self) -> None:
         """Bring the file up to date with the server."""
-        failures = 0
-        while True:
-            before = _size(self._partial)
-            try:
-                if self._attempt():
-                    return
-                cause = "the body ended early"
-            except urllib.error.HTTPError as error:
-                cause = f"{error.code} {error.reason}"
-                if error.code not in RETRIED:
-                    raise UserError(f"{self._url}: {self._explain(error)}") from None
-            except (urllib.error.URLError, *BROKEN) as error:
-                cause = str(getattr(error, "reason", error)) or type(error).__name__
-            failures = failures + 1 if _size(self._partial) <= before else 1
-            if failures >= ATTEMPTS:
-                raise UserError(
-                    f"{self._url}: cannot be fetched ({cause}, {failures} times; {_size(self._partial)} bytes are "
-                    "here); check the address and the connection and give the same command again, it goes on from here"
-                )
-            time.sleep(min(2**failures / 4, 5))
+        waits = {"backoff_factor": 0.5, "backoff_max": 5, "retry_after_max": TIMEOUT_S}
+        retry = Retry(ATTEMPTS - 1, status_forcelist=RETRIED, raise_on_status=False, **waits)
+        with requests.Session() as session:
+            session.headers.update({"User-Agent": "unetpp", "Accept-Encoding": "identity"})
+            session.mount("http://", HTTPAdapter(max_retries=retry))
+            session.mount("https://", HTTPAdapter(max_retries=retry))
+            failures, here = 0, _size(self._partial)
+            while not self._attempt(session):  # urllib3 repeats a request, and never its body
+                failures = failures + 1 if _size(self._partial) <= here else 1
+                if failures >= ATTEMPTS:
+                    raise self._given_up("the body ended early", failures)
+                here = _size(self._partial)
+                time.sleep(2**failures / 4)
 
-    def _attempt(self) -> bool:
+    def _attempt(self, session: requests.Session) -> bool:
         """One request and what comes of it; whether the file is whole now."""
         whole, part = _read_facts(self.path), _read_facts(self._partial)
         start = _size(self._partial) if part else 0
-        request = urllib.request.Request(self._url, headers={"User-Agent": "unetpp", "Accept-Encoding": "identity"})
+        headers = {}
         if start and part.get("validator"):
-            request.add_header("Range", f"bytes={start}-")
             # Where the file changed, the server sends all of the new one instead.
-            request.add_header("If-Range", part["validator"])
+            headers = {"Range": f"bytes={start}-", "If-Range": part["validator"]}
         elif whole.get("validator") and self.found() == whole["sha256"]:
             is_etag = whole["validator"].startswith('"')
-            request.add_header("If-None-Match" if is_etag else "If-Modified-Since", whole["validator"])
+            headers = {"If-None-Match" if is_etag else "If-Modified-Since": whole["validator"]}
         try:
-            answer = urllib.request.urlopen(request, timeout=TIMEOUT_S)
-        except urllib.error.HTTPError as error:
-            error.close()
-            if error.code == 304:
+            answer = session.get(self._url, headers=headers, stream=True, timeout=TIMEOUT_S)
+        except (requests.ConnectionError, requests.Timeout) as error:
+            raise self._given_up(str(getattr(error.args[0], "reason", error)), ATTEMPTS) from None
+        except requests.RequestException as error:
+            raise UserError(f"{self._url}: {error}; check ingest.location") from None
+        with answer:
+            if answer.status_code == 304:
                 return True
-            if error.code == 416:  # what is here is not a beginning of what is there
+            if answer.status_code == 416:  # what is here is not a beginning of what is there
                 self._partial.unlink(missing_ok=True)
                 return False
-            raise
-        with answer:
-            if answer.status != 206:  # the first request, or a server without Range, or a file that changed
+            if not answer.ok:
+                raise self._refused(answer)
+            if answer.status_code != 206:  # the first request, or a server without Range, or a file that changed
                 start = 0
             elif not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
                 raise UserError(
@@ -123,36 +118,48 @@ class _File:
             check_space(self._partial.parent, (total or 0) - start)
             with disk_errors(self._partial.parent):
                 write_json(_facts_path(self._partial), facts)
-            self._save(answer, start, total)
-        if total is not None and _size(self._partial) != total:
-            return False
+            if not self._save(answer, start, total):
+                return False
         # With its sha256: a file that somebody wrote into is fetched again, whatever the server says of its own.
         write_json(_facts_path(self.path), facts | {"sha256": sha256(self._partial)})
         self._partial.replace(self.path)
         _facts_path(self._partial).unlink()
         return True
 
-    def _save(self, answer: http.client.HTTPResponse, start: int, total: int | None) -> None:
-        """Append the body to what is here up to byte `start`."""
+    def _save(self, answer: requests.Response, start: int, total: int | None) -> bool:
+        """Append the body to what is here up to byte `start`; whether all of it came."""
         with (
             self._partial.open("r+b" if start else "wb") as file,
             tqdm(total=total, initial=start, unit="B", unit_scale=True, disable=None) as progress,
         ):
             file.truncate(start)
             file.seek(start)
-            while piece := answer.read1(CHUNK):
-                with disk_errors(self._partial.parent):
-                    file.write(piece)
-                    file.flush()
-                progress.update(len(piece))
+            try:
+                while piece := answer.raw.read1(CHUNK):
+                    with disk_errors(self._partial.parent):
+                        file.write(piece)
+                        file.flush()
+                    progress.update(len(piece))
+            except HTTPError:
+                return False
+            return total in (None, file.tell())
 
-    def _explain(self, error: urllib.error.HTTPError) -> str:
-        said = f"the server answers {error.code} {error.reason}"
-        if error.code in (404, 410):
-            return f"{said}; expected an archive there: correct ingest.location"
-        if error.code in (401, 403):
-            return f"{said}; expected an address that all may read: fetch it yourself and set ingest.kind to zip or tar"
-        return f"{said}; check ingest.location"
+    def _refused(self, answer: requests.Response) -> UserError:
+        said = f"{answer.status_code} {answer.reason}"
+        if answer.status_code in RETRIED:
+            return self._given_up(said, ATTEMPTS)
+        advice = "check ingest.location"
+        if answer.status_code in (404, 410):
+            advice = "expected an archive there: correct ingest.location"
+        elif answer.status_code in (401, 403):
+            advice = "expected an address that all may read: fetch it yourself and set ingest.kind to zip or tar"
+        return UserError(f"{self._url}: the server answers {said}; {advice}")
+
+    def _given_up(self, cause: str, times: int) -> UserError:
+        return UserError(
+            f"{self._url}: cannot be fetched ({cause}, {times} times; {_size(self._partial)} bytes are here); check "
+            "the address and the connection and rerun the command: it resumes from here"
+        )
 
 
 def _facts_path(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Where a training keeps its checkpoints: a folder, or a prefix in an S3-compatible store; both work alike.
+"""Where a training run keeps its checkpoints: a folder, or a prefix in an S3-compatible store; both work alike.
 
 A checkpoint is two files, and its manifest is written last: it is whole or it is passed over, wherever it lies. Small
 files beside the checkpoints are how the stage and its processes, on whatever machines, tell each other something.
@@ -6,39 +6,53 @@ files beside the checkpoints are how the stage and its processes, on whatever ma
 
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from pipelines.core.data_sections import S3
-from pipelines.core.files import disk_errors, replacing
 from pipelines.core.params import Params
-from pipelines.storage.s3 import Store
+from pipelines.storage.places import Place, open_place
 from unetpp.errors import UserError
 from unetpp.training.checkpoint import (
     MANIFEST,
     STATE,
     DamagedCheckpointError,
-    add_checkpoint,
     from_bytes,
     name_of,
-    newest_checkpoint,
     to_bytes,
 )
 
 STOP = "stop"  # a file beside the checkpoints: asks the processes to stop
 BEGUN = "begun"  # another: by it they see that they look at the same place as the stage
 KEEP = 2  # checkpoints: should the newest be damaged, there is another one
-ASK_EVERY_S = 5  # a bucket costs a request, and does not change faster than a person
 
 
-class RunStore(Protocol):
-    """One run's checkpoints and small files; it travels to other processes. `name` is its address."""
+@dataclass(frozen=True)
+class RunStore:
+    """One run's checkpoints and small files; it travels to other processes."""
 
-    name: str
+    place: Place
+
+    @property
+    def name(self) -> str:
+        """Its address."""
+        return self.place.location
 
     def newest(self) -> tuple[dict, list[str]]:
-        """As `unetpp.training.checkpoint.newest_checkpoint`."""
-        ...
+        """The state of the furthest whole checkpoint.
+
+        Returns:
+            the state, empty when there is none; and a line for each damaged one.
+        """
+        sealed, torn = self._checkpoints()
+        passed_over = [f"{self.place.name(checkpoint)}: torn checkpoint (no manifest)" for checkpoint in torn]
+        for checkpoint in reversed(sealed):
+            manifest, content = self.read(f"{checkpoint}/{MANIFEST}"), self.read(f"{checkpoint}/{STATE}")
+            try:
+                return from_bytes(content, manifest, self.place.name(checkpoint)), passed_over
+            except DamagedCheckpointError as error:
+                passed_over.append(str(error))
+        return {}, passed_over
 
     def add(self, state: dict) -> None:
         """Keep a state as the newest checkpoint, and the one before it.
@@ -46,96 +60,31 @@ class RunStore(Protocol):
         Raises:
             UserError: it cannot be written; what stood before is as it was.
         """
-        ...
-
-    def read(self, file: str) -> bytes | None:
-        """A small file; None where there is none."""
-        ...
-
-    def write(self, file: str, content: bytes) -> None: ...
-
-    def remove(self, file: str) -> None: ...
-
-
-class FolderRun:
-    """A run in a folder, of this machine or one that all machines share."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.name = str(folder)
-
-    def newest(self) -> tuple[dict, list[str]]:
-        return newest_checkpoint(self.folder)
-
-    def add(self, state: dict) -> None:
-        with disk_errors(self.folder):
-            add_checkpoint(self.folder, state, KEEP)
-
-    def read(self, file: str) -> bytes | None:
-        try:
-            return (self.folder / file).read_bytes()
-        except FileNotFoundError:
-            return None
-
-    def write(self, file: str, content: bytes) -> None:
-        with disk_errors(self.folder), replacing(self.folder / file) as partial:
-            partial.write_bytes(content)
-
-    def remove(self, file: str) -> None:
-        (self.folder / file).unlink(missing_ok=True)
-
-
-class BucketRun:
-    """A run under a prefix in an S3-compatible store, reached as `ingest.s3` says."""
-
-    def __init__(self, location: str, s3: S3):
-        self.name, self._s3 = location, s3
-        own = s3.model_copy(update={"anonymous": False, "requester_pays": False})
-        self._store = Store(own, location, num_workers=8, setting="cluster.storage")
-
-    def __reduce__(self):
-        return BucketRun, (self.name, self._s3)  # a connection does not travel to other processes
-
-    def newest(self) -> tuple[dict, list[str]]:
-        sealed, torn = self._checkpoints()
-        passed_over = [f"{self.name}/{checkpoint}: torn checkpoint (no manifest)" for checkpoint in torn]
-        for checkpoint in reversed(sealed):
-            manifest, content = self.read(f"{checkpoint}/{MANIFEST}"), self.read(f"{checkpoint}/{STATE}")
-            try:
-                return from_bytes(content, manifest, f"{self.name}/{checkpoint}"), passed_over
-            except DamagedCheckpointError as error:
-                passed_over.append(str(error))
-        return {}, passed_over
-
-    def add(self, state: dict) -> None:
-        target, (sealed, torn) = name_of(state), self._checkpoints()
+        target, (sealed, _) = name_of(state), self._checkpoints()
         content, manifest = to_bytes(state)
         self.write(f"{target}/{STATE}", content)
         self.write(f"{target}/{MANIFEST}", manifest)
         # Further ones are damaged: this state comes from an earlier one.
         older = [name for name in sealed if name < target]
-        for name in sorted({*sealed, *torn} - {target, *older[max(0, len(older) - KEEP + 1) :]}):
-            self.remove(f"{name}/{MANIFEST}")  # first, so that what is left of it is torn
-            self.remove(f"{name}/{STATE}")
+        kept = {f"{name}/{file}" for name in (target, *older[1 - KEEP :]) for file in (STATE, MANIFEST)}
+        # Also what killed writers have left. Manifests first, so that what is left of a checkpoint is torn.
+        gone = {name for name in self.place.list() if name.lstrip(".").startswith("checkpoint_")} - kept
+        for name in sorted(gone, key=lambda name: not name.endswith(MANIFEST)):
+            self.place.delete(name)
 
     def _checkpoints(self) -> tuple[list[str], list[str]]:
         """The names of those with a manifest, and of those without; each the furthest last."""
-        keys = {found.key.removeprefix(self._store.prefix) for found in self._store.list()}
-        names = sorted({key.partition("/")[0] for key in keys if key.startswith("checkpoint_")})
-        sealed = [name for name in names if f"{name}/{MANIFEST}" in keys]
+        files = {name for name in self.place.list() if name.startswith("checkpoint_")}
+        names = sorted({name.partition("/")[0] for name in files})
+        sealed = [name for name in names if f"{name}/{MANIFEST}" in files]
         return sealed, [name for name in names if name not in sealed]
 
     def read(self, file: str) -> bytes | None:
-        found = self._store.find(self._store.prefix + file)
-        if found is None:
-            return None
-        return b"".join(self._store.read(found, 0, found.size)[1])
+        """A small file; None where there is none."""
+        return self.place.read(file)
 
     def write(self, file: str, content: bytes | memoryview) -> None:
-        self._store.write(content, self._store.prefix + file)
-
-    def remove(self, file: str) -> None:
-        self._store.remove(self._store.prefix + file)
+        self.place.write(file, content)
 
 
 def runs_at(params: Params, here: Path) -> str:
@@ -146,7 +95,7 @@ def runs_at(params: Params, here: Path) -> str:
 
 def open_store(location: str, s3: S3) -> RunStore:
     """The run at a path or at s3://bucket/prefix."""
-    return BucketRun(location, s3) if location.startswith("s3://") else FolderRun(Path(location))
+    return RunStore(open_place(location, s3))
 
 
 def begin(run: RunStore) -> None:
@@ -155,14 +104,8 @@ def begin(run: RunStore) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    try:
-        run.remove(STOP)
-        run.write(BEGUN, b"")
-    except OSError as error:
-        raise UserError(
-            f"{run.name}: cannot be written ({error.strerror}); expected a folder that all machines share: correct "
-            "cluster.storage"
-        ) from None
+    run.place.delete(STOP)
+    run.write(BEGUN, b"")
 
 
 def check_shared(run: RunStore) -> None:
@@ -186,12 +129,11 @@ class StopFile:
 
     def __init__(self, run: RunStore):
         self._run, self._found, self._asked = run, False, float("-inf")
-        self._every_s = 0 if isinstance(run, FolderRun) else ASK_EVERY_S
 
     def __call__(self) -> bool:
         now = time.monotonic()
-        if not self._found and now - self._asked >= self._every_s:
+        if not self._found and now - self._asked >= self._run.place.ask_every_s:
             self._asked = now
-            with suppress(UserError, OSError):
+            with suppress(UserError):
                 self._found = self._run.read(STOP) is not None
         return self._found

@@ -64,18 +64,15 @@ class Store:
         self.params = params
         self.bucket, _, prefix = location.removeprefix("s3://").partition("/")
         self.prefix = prefix.rstrip("/") + "/" if prefix.strip("/") else ""
-        logging.getLogger("botocore.credentials").setLevel(
-            "WARNING"
-        )  # else each process of Ray says where they are from
+        # Else each process of Ray says where they are from.
+        logging.getLogger("botocore.credentials").setLevel("WARNING")
         self._payer = {"RequestPayer": "requester"} if params.requester_pays else {}
         config = Config(
             signature_version=UNSIGNED if params.anonymous else None,
-            retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
             max_pool_connections=num_workers,
             connect_timeout=10,
             read_timeout=60,
-            request_checksum_calculation=params.checksums,
-            response_checksum_validation=params.checksums,
+            **_settings(params),
         )
         with self.explained():
             session = boto3.Session(profile_name=params.profile, region_name=params.region)
@@ -111,22 +108,17 @@ class Store:
                 raise
         return Object(key, answer["ContentLength"], answer["ETag"].strip('"'))
 
-    def upload(self, path: Path, key: str) -> None:
-        """Write a file as an object, in parts where it is large; others see it whole or not at all.
+    def write(self, key: str, content: bytes | memoryview | Path) -> None:
+        """Write bytes, or a file, as an object, in parts where it is large; others see it whole or not at all.
 
         Raises:
             UserError: no access, no credentials, no such bucket, nobody there.
         """
-        with self.explained(key), path.open("rb") as file:
+        with self.explained(key), content.open("rb") if isinstance(content, Path) else io.BytesIO(content) as file:
             self._client.upload_fileobj(file, self.bucket, key, ExtraArgs=self._payer)
 
-    def write(self, content: bytes | memoryview, key: str) -> None:
-        """Write bytes as an object, as `upload` does a file."""
-        with self.explained(key):
-            self._client.upload_fileobj(io.BytesIO(content), self.bucket, key, ExtraArgs=self._payer)
-
-    def remove(self, key: str) -> None:
-        """Remove an object; that there is none is no error.
+    def delete(self, key: str) -> None:
+        """Delete an object; that there is none is no error.
 
         Raises:
             UserError: no access, no credentials, no such bucket, nobody there.
@@ -182,7 +174,7 @@ class Store:
             if broken == ATTEMPTS:
                 raise UserError(
                     f"{self.name(source.key)}: broke off {broken} times, last after {start} of {stop} bytes ({cause}); "
-                    "expected the whole object: give the same command again, it goes on from here"
+                    "expected the whole object: rerun the command: it resumes from here"
                 )
             time.sleep(min(2**broken / 4, 5))
             if start < stop:
@@ -202,13 +194,6 @@ class Store:
         except (aws.BotoCoreError, aws.ClientError, ValueError) as error:
             raise UserError(f"{self.name(key)}: {self._explain(error)}") from None
 
-    def _unreachable(self, error: Exception) -> str:
-        where = self.params.endpoint or "AWS"
-        return (
-            f"{where} cannot be reached ({error}); expected a store that answers: correct ingest.s3.endpoint or "
-            "ingest.s3.region, or try again"
-        )
-
     def _explain(self, error: Exception) -> str:
         """What happened and what to do about it."""
         if isinstance(error, aws.ClientError):
@@ -225,7 +210,10 @@ class Store:
         if isinstance(error, aws.SSOError | aws.TokenRetrievalError | aws.CredentialRetrievalError | aws.LoginError):
             return f"the credentials cannot be renewed ({error}); log in again (aws sso login, aws login)"
         if isinstance(error, aws.HTTPClientError | aws.ConnectionError | aws.NoRegionError):
-            return self._unreachable(error)
+            return (
+                f"{self.params.endpoint or 'AWS'} cannot be reached ({error}); expected a store that answers: correct "
+                "ingest.s3.endpoint or ingest.s3.region, or try again"
+            )
         return f"{error}; correct {self.setting} or ingest.s3"
 
     def _explain_answer(self, error: aws.ClientError) -> str:
@@ -249,9 +237,9 @@ class Store:
         if code == "NoSuchBucket":
             return f"no bucket {self.bucket!r} there ({said}); correct {self.setting}, or ingest.s3.endpoint"
         if code in ("PreconditionFailed", "412") or status == 412:
-            return "changed while it was downloaded; give the same command again when nobody writes there"
+            return "changed while it was downloaded; rerun the command when nobody writes there"
         if status == 404:
-            return f"is listed but gone ({said}); give the same command again when nobody writes there"
+            return f"is listed but gone ({said}); rerun the command when nobody writes there"
         if status in (301, 307) or code in ("AuthorizationHeaderMalformed", "IllegalLocationConstraintException"):
             region = answer["Error"].get("Region") or "the bucket's own"
             return f"wrong region ({said}); set ingest.s3.region to {region}"
@@ -262,8 +250,17 @@ class Store:
                 "ingest.s3.profile (ingest.s3.requester_pays=true where the reader pays)"
             )
         if status >= 500 or code in ("SlowDown", "RequestTimeout", "Throttling"):
-            return f"the store fails, {ATTEMPTS} times in a row ({said}); give the same command again later"
+            return f"the store fails, {ATTEMPTS} times in a row ({said}); rerun the command later"
         return f"the store refuses the request ({said}); check {self.setting} and ingest.s3"
+
+
+def _settings(params: S3) -> dict[str, Any]:
+    """What holds for every client."""
+    return {
+        "retries": {"mode": "standard", "total_max_attempts": ATTEMPTS},
+        "request_checksum_calculation": params.checksums,
+        "response_checksum_validation": params.checksums,
+    }
 
 
 def open_file_system(location: str, params: S3) -> tuple[str, Any]:
@@ -281,26 +278,7 @@ def open_file_system(location: str, params: S3) -> tuple[str, Any]:
         profile=params.profile,
         endpoint_url=params.endpoint,
         client_kwargs={"region_name": params.region},
-        config_kwargs={
-            "retries": {"mode": "standard", "total_max_attempts": ATTEMPTS},
-            "request_checksum_calculation": params.checksums,
-            "response_checksum_validation": params.checksums,
-        },
+        config_kwargs=_settings(params),
         use_listings_cache=False,  # other processes write there, too
     )
     return location.removeprefix("s3://"), pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(found))
-
-
-def replace_files(location: str, params: S3, files: dict[str, bytes]) -> None:
-    """Make `files` the files of a folder, or right under a prefix, that have such endings; what else is there stays."""
-    import pyarrow.fs
-
-    folder, file_system = open_file_system(location, params)
-    file_system = file_system or pyarrow.fs.LocalFileSystem()
-    endings = {Path(name).suffix for name in files}
-    for found in file_system.get_file_info(pyarrow.fs.FileSelector(folder, allow_not_found=True)):
-        if found.is_file and Path(found.path).suffix in endings:
-            file_system.delete_file(found.path)
-    for name, content in files.items():
-        with file_system.open_output_stream(f"{folder}/{name}") as opened:
-            opened.write(content)

@@ -5,19 +5,19 @@ says which objects and parts of objects are whole; it is only ever appended to, 
 disk, so that a run may be cut anywhere. Whole objects are checked against their sha256 before they are used again.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
-from pipelines.core.files import check_space, disk_errors, replacing, sha256
+from pipelines.core.checksums import sha256
+from pipelines.core.files import check_space, disk_errors, locked, replacing
 from pipelines.storage.s3 import Object, Store
 from unetpp.errors import UserError
 
@@ -42,7 +42,12 @@ def download(store: Store, objects: list[Object], cache: Path, num_workers: int)
     Raises:
         UserError: an object that changed, is damaged or may not be read; another run at work in this cache.
     """
-    with _locked(cache):
+    cache.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(cache / LOCK, wait=False))
+        except BlockingIOError:
+            raise UserError(f"{cache}: another run downloads into this folder; wait for its end") from None
         journal = Journal(cache)
         fetched: dict[str, Fetched] = {}
 
@@ -158,20 +163,16 @@ class _Unfinished:
 
     def fetch(self, start: int) -> None:
         facts, pieces = self._store.read(self._source, start, self._stop(start))
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o644)
-        try:
-            position = start
+        self._path.touch()
+        with disk_errors(self._path.parent), self._path.open("r+b", buffering=0) as file:
+            file.seek(start)
             for piece in pieces:
                 left = memoryview(piece)
-                with disk_errors(self._path.parent):
-                    while left:  # a write may take a part of it alone
-                        written = os.pwrite(descriptor, left, position)
-                        position, left = position + written, left[written:]
+                while left:  # a write may take a part of it alone
+                    left = left[file.write(left) :]
                 self._progress.update(len(piece))
             if len(self._all) > 1:
-                os.fsync(descriptor)  # the journal must not know of bytes that a loss of power takes away
-        finally:
-            os.close(descriptor)
+                os.fsync(file.fileno())  # the journal must not know of bytes that a loss of power takes away
         part = {"start": start, "version_id": facts.version_id, "md5": facts.md5}
         if len(self._all) > 1:
             self._journal.add(self._source, **part)
@@ -187,7 +188,7 @@ class _Unfinished:
                 self._path.unlink()
                 raise UserError(
                     f"{self._store.name(self._source.key)}: the bytes are not those of its ETag {self._source.etag} "
-                    "(their MD5 differs); give the same command again, and if it stays (the store's ETags are no MD5), "
+                    "(their MD5 differs); rerun the command, and if it stays (the store's ETags are no MD5), "
                     "set ingest.s3.checksums=when_required"
                 )
         digest = sha256(self._path)
@@ -224,15 +225,3 @@ def _run_all(work: Callable, items: Iterable, num_workers: int) -> None:
         for thread in threads:
             thread.join(2 / num_workers)
         raise errors[0]
-
-
-@contextmanager
-def _locked(cache: Path) -> Iterator[None]:
-    """Hold the cache for this process alone."""
-    cache.mkdir(parents=True, exist_ok=True)
-    with (cache / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{cache}: another run downloads into this folder; wait for its end") from None
-        yield

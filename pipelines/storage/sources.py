@@ -6,11 +6,13 @@ Files are written as they are. The network is used for `http` and `s3` alone.
 import hashlib
 import os
 import shutil
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from pipelines.core.checksums import check_sha256, sha256
 from pipelines.core.data_sections import Ingest
-from pipelines.core.files import check_space, disk_errors, sha256
+from pipelines.core.files import check_space, disk_errors
 from pipelines.storage import http_download, s3_download
 from pipelines.storage.archives import Names, open_archive
 from pipelines.storage.layout_names import belongs, check_names, find_layout, is_junk, list_names
@@ -87,26 +89,19 @@ def _hash_archive(path: Path, params: Ingest) -> str:
         found = "a folder; for a folder set ingest.kind=folder" if path.is_dir() else "no such file"
         raise UserError(f"{path}: found {found}; ingest.location must be a {params.kind} file")
     digest = sha256(path)
-    if params.sha256 not in (None, digest):
-        raise UserError(
-            f"{path}: found the sha256 {digest}; expected {params.sha256}: it is another file, or ingest.sha256 is "
-            "wrong"
-        )
+    check_sha256(path, digest, params.sha256 or digest, "it is another file, or ingest.sha256 is wrong")
     return digest
 
 
 def _extract(path: Path, kind: str | None, where: str, out: Path) -> None:
     """Write the images and masks of the archive at `path`, known to the user as `where`."""
-    archive = open_archive(path, kind, where)
-    try:
+    with closing(open_archive(path, kind, where)) as archive:
         prefix = _wrapper(sorted(archive.sizes))
         inner = {name.relative_to(prefix): name for name in archive.sizes if name.is_relative_to(prefix)}
         layout = check_names(sorted(inner), where)
         kept = _relevant(sorted(inner), layout)
         check_space(out, sum(archive.sizes[inner[name]] for name in kept))
         archive.extract({inner[name]: out / name for name in kept})
-    finally:
-        archive.close()
 
 
 def _fetch_bucket(params: Ingest, out: Path, cache: Path) -> Source:

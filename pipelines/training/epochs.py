@@ -160,7 +160,7 @@ class Training:
             scaler=scaler,
         )
         self.step.skipped = state.get("skipped", 0)
-        self.batches = Batches(train, params["augment"], self.train_split, manifest["channels"], device, rank, world)
+        self.batches = Batches(train, params["augment"], self.train_split, manifest.channels, device, rank, world)
         self.sizes = self.batches.sizes
         self.rate = schedule(train.learning_rate, train.warmup_epochs * len(self.sizes), train.epochs * len(self.sizes))
         self.resumed = state

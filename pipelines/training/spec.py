@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from pipelines.core.code_closure import code_hash
 from pipelines.core.params import Params
 from pipelines.core.training_sections import Model
 from pipelines.storage.node_cache import find_file
-from unetpp.data.arrow_split import Split, read_manifest
+from unetpp.data.arrow_split import Split
+from unetpp.data.manifest import Manifest, read_manifest
 from unetpp.errors import UserError
 from unetpp.network.losses import balanced_weights
 from unetpp.network.model import NestedUNet
@@ -46,13 +48,14 @@ def open_splits(settings: dict[str, Any]) -> tuple[Split, Split]:
     return Split(paths[0]), Split(paths[1])
 
 
-def build_network(model: Model, widths: list[int], manifest: dict) -> NestedUNet:
+def build_network(model: Model, widths: list[int], manifest: Manifest) -> NestedUNet:
     """The network of section `model`, with these widths, for the prepared data of a manifest."""
-    data = {key: manifest[key] for key in ("num_classes", "multilabel")}
-    return NestedUNet(widths, manifest["channels"], **data, **model.model_dump())
+    return NestedUNet(
+        widths, manifest.channels, manifest.num_classes, multilabel=manifest.multilabel, **model.model_dump()
+    )
 
 
-def find_class_weights(wanted: str | Sequence[float] | None, manifest: dict, prepared: Path) -> list[float] | None:
+def find_class_weights(wanted: str | Sequence[float] | None, manifest: Manifest, prepared: Path) -> list[float] | None:
     """What `train.class_weights` asks for: max(2, num_classes) weights, or None.
 
     Raises:
@@ -62,19 +65,20 @@ def find_class_weights(wanted: str | Sequence[float] | None, manifest: dict, pre
         return None
     if wanted != "balanced":
         return [float(one) for one in wanted]
-    if "class_pixels" not in manifest:
+    if manifest.class_pixels is None:
         raise UserError(
             f"{prepared}/manifest.json: found no class_pixels, by which train.class_weights=balanced weighs; run "
             "`dvc repro prepare` with this version, or give the weights themselves"
         )
-    pixels = list(manifest["class_pixels"])
-    return balanced_weights(pixels + [0] * (max(2, manifest["num_classes"]) - len(pixels)))
+    pixels = manifest.class_pixels
+    return balanced_weights(pixels + [0] * (max(2, manifest.num_classes) - len(pixels)))
 
 
 def run_name(stage: str, settings: dict[str, Any]) -> str:
     """A run's name: a hash of params, widths, data and code, so that only the very same training is ever resumed."""
     code = code_hash("pipelines.search" if stage == "search" else "pipelines.train")
-    facts = [settings["params"], settings["widths"], settings["manifest"]["splits"], code]
+    splits = {name: asdict(split) for name, split in settings["manifest"].splits.items()}
+    facts = [settings["params"], settings["widths"], splits, code]
     if settings.get("init"):
         facts.append(settings["init"]["sha256"])
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -10,7 +10,7 @@ from ray import tune
 from ray.tune.search import ConcurrencyLimiter
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from pipelines.storage.run_store import ASK_EVERY_S, FolderRun, RunStore
+from pipelines.storage.run_store import RunStore
 from pipelines.tuning.space import Config, Space, mutable
 from pipelines.tuning.trials import COST, METRIC
 from unetpp.errors import UserError
@@ -21,7 +21,7 @@ class Deadline(tune.Stopper):
 
     def __init__(self, hours: float, runs: RunStore, file: str):
         self._seconds, self._runs, self._file = hours * 3600, runs, file
-        self._every_s = 1 if isinstance(runs, FolderRun) else ASK_EVERY_S
+        self._every_s = max(1, runs.place.ask_every_s)
         self._began: float | None = None
 
     def __getstate__(self) -> dict:

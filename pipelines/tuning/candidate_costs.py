@@ -17,6 +17,7 @@ from pipelines.core.training_sections import Budget, Model
 from pipelines.storage.run_store import RunStore
 from pipelines.training.spec import build_network
 from pipelines.tuning.space import Config, Space, Widths, decode, trial_params
+from unetpp.data.manifest import Manifest
 from unetpp.errors import UserError
 from unetpp.inference.segmenter import Segmenter
 from unetpp.network.profiling import (
@@ -44,7 +45,7 @@ def key_of(space: Space, config: Config) -> str:
     return network_key(trial_params(space.params, config).model, decode(config)["widths"])
 
 
-def count_costs(space: Space, manifest: dict, size_px: int) -> Costs:
+def count_costs(space: Space, manifest: Manifest, size_px: int) -> Costs:
     """Parameters and MACs of every depth of every network of the space."""
     costs: Costs = {}
     for config in space.networks():
@@ -63,13 +64,13 @@ def count_costs(space: Space, manifest: dict, size_px: int) -> Costs:
 
 
 def measure_costs(
-    space: Space, costs: Costs, manifest: dict, size_px: int, device: torch.device, runs: RunStore
+    space: Space, costs: Costs, manifest: Manifest, size_px: int, device: torch.device, runs: RunStore
 ) -> Costs:
     """The costs with `latency_ms` and `memory_mib` of one image on the device; a file beside the runs keeps them."""
     torch.set_num_threads(space.params.search.cpus_per_worker)
     there = json.loads(runs.read(KEPT) or "{}")
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
-    facts = [size_px, manifest["channels"], manifest["num_classes"], name, platform.node()]
+    facts = [size_px, manifest.channels, manifest.num_classes, name, platform.node()]
     facts += [torch.get_num_threads(), torch.__version__]
     measured: Costs = {}
     for config in space.networks():
@@ -134,7 +135,7 @@ def describe(row: Mapping[str, Any]) -> str:
     return said
 
 
-def check_memory(space: Space, manifest: dict, there_mib: float, where: str) -> None:
+def check_memory(space: Space, manifest: Manifest, there_mib: float, where: str) -> None:
     """Refuse widths of which one process's step of training cannot fit the memory, by an estimate.
 
     Raises:
@@ -143,7 +144,7 @@ def check_memory(space: Space, manifest: dict, there_mib: float, where: str) -> 
     batches = space.dimensions.get("train.batch_size", [json.dumps(space.params.train.batch_size)])
     largest = max(json.loads(one) for one in batches) if isinstance(batches, list) else batches["int"][1]
     batch = max(1, largest // space.params.search.num_workers)
-    side = space.params.train.crop_px or manifest["size"] or 256
+    side = space.params.train.crop_px or manifest.size or 256
     for config in space.networks():
         widths = decode(config)["widths"]
         with torch.device("meta"):

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.core.numbers import short
+from pipelines.core.numbers import say, short
 from pipelines.core.training_sections import Search
 from pipelines.tuning.candidate_costs import is_within
 
@@ -77,11 +77,6 @@ def choose(points: list[Point], search: Search) -> tuple[Point, str, list[str]]:
 def amount(point: Point, cost: str) -> str:
     """A cost in three digits."""
     return f"{point[cost]:.1f}" if cost in ("latency_ms", "memory_mib") else short(point[cost])
-
-
-def say(value: Any) -> str:
-    """A searched value; a drawn number in three digits."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def name(point: Point) -> str:

@@ -58,7 +58,7 @@ def probe(settings: dict[str, Any]) -> dict[str, float]:
     loss = make_loss(train.loss, train.head_weights, network.depths, None, network.multilabel)
     size = max(1, min(train.batch_size, len(train_split)) // train.max_workers)
     in_line = train.model_copy(update={"loader_workers": 0})
-    loader = make_loader(in_line, params["augment"], train_split, manifest["channels"], device)
+    loader = make_loader(in_line, params["augment"], train_split, manifest.channels, device)
 
     def steps(num: int) -> float:
         batches = loader.batches([list(range(size))] * num, 0)
@@ -89,7 +89,7 @@ def estimate(space: Space, settings: dict, costs: Costs, at_once: int, run=probe
         run: `probe`, or what runs it on a machine of the cluster.
     """
     configs = space.configs() or space.draw(space.num_trials(), space.params.search.seed)
-    num_train, num_val = (settings["manifest"]["splits"][name]["num_images"] for name in ("train", "val"))
+    num_train, num_val = (settings["manifest"].splits[name].num_images for name in ("train", "val"))
 
     def work(config: Config) -> float:
         return max(row["macs"] for row in costs[key_of(space, config)].values()) * _batch(space, config)

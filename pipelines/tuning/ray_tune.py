@@ -12,8 +12,9 @@ import numpy as np
 from ray import tune
 
 from pipelines.core.data_sections import S3
+from pipelines.storage.places import replace_files
 from pipelines.storage.run_store import RunStore, open_store
-from pipelines.storage.s3 import open_file_system, replace_files
+from pipelines.storage.s3 import open_file_system
 from pipelines.training.spec import run_name
 from pipelines.tuning.algorithms import Deadline, domain, make_scheduler, make_searcher, rungs, spent_s
 from pipelines.tuning.candidate_costs import Costs
@@ -105,7 +106,7 @@ def run_trials(space: Space, settings: dict[str, Any], costs: Costs, runs: str, 
     of_search = open_store(f"{runs}/{name}", s3)
     folder, file_system = open_file_system(runs, s3)
     if snapshot := of_search.read(SNAPSHOT):
-        replace_files(f"{runs}/{name}", s3, pickle.loads(snapshot))
+        replace_files(of_search.place, pickle.loads(snapshot))
         print(f"{runs}/{name}: the search goes on; finished trials are not run again", flush=True)
         tuner = tune.Tuner.restore(
             f"{folder}/{name}",

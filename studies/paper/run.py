@@ -22,8 +22,9 @@ import torch
 import yaml
 
 from benchmarks.resize import best_iou
+from pipelines.core.checksums import sha256
 from pipelines.core.data_sections import Prepare
-from pipelines.core.files import replacing, sha256, write_json
+from pipelines.core.files import replacing
 from pipelines.core.params import Params, load_params
 from pipelines.core.training_sections import Model
 from pipelines.dataset.layouts import find_samples
@@ -34,7 +35,8 @@ from pipelines.evaluation.predictor import Predictor, count_pixels
 from pipelines.training.epochs import epochs as train_epochs
 from pipelines.training.spec import build_network, make_settings
 from studies.paper import records
-from unetpp.data.arrow_split import Split, SplitWriter, read_manifest
+from unetpp.data.arrow_split import Split, SplitWriter
+from unetpp.data.manifest import Manifest, SplitFacts, read_manifest
 from unetpp.errors import UserError
 from unetpp.inference.model_file import Trained
 from unetpp.inference.segmenter import Segmenter
@@ -91,20 +93,8 @@ def prepare_protocol(data: Path, protocol: dict, params: Prepare, out: Path) -> 
                 counts[name] += 1
         for writer in writers.values():
             writer.__exit__(None, None, None)
-        splits = {
-            name: {"num_images": count, "sha256": sha256(partial / f"{name}.arrow")} for name, count in counts.items()
-        }
-        write_json(
-            partial / "manifest.json",
-            {
-                "size": protocol["size"],
-                "channels": params.channels,
-                "num_classes": 1,
-                "multilabel": False,
-                "classes": None,
-                "splits": splits,
-            },
-        )
+        splits = {name: SplitFacts(count, sha256(partial / f"{name}.arrow")) for name, count in counts.items()}
+        Manifest(size=protocol["size"], channels=params.channels, num_classes=1, splits=splits).write(partial)
 
 
 def patches(id: str, image: np.ndarray, mask: np.ndarray, tile: dict | None):
@@ -195,7 +185,7 @@ def measure(settings: dict, device: torch.device) -> dict:
     (state,) = deque(train_epochs(settings, device, {}), maxlen=1)  # the last
     trained_s = time.monotonic() - began
     model = settings["params"]["model"]
-    network = NestedUNet(settings["widths"], read_manifest(prepared)["channels"], 1, **model)
+    network = NestedUNet(settings["widths"], read_manifest(prepared).channels, 1, **model)
     network.load_state_dict(state.get("ema", state["weights"]))
     split = Split(prepared / "test.arrow")
     counts = count_pixels(Predictor(Trained(network, None), device), split, 16)

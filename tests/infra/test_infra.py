@@ -199,7 +199,7 @@ SHIMS = {
 
 @pytest.mark.ray
 def test_slurm_script_starts_a_cluster_runs_the_stage_on_it_and_leaves_nothing(tmp_path):
-    from tests.ray_cluster import free_port
+    from tests.servers import free_port
 
     folder = tmp_path / "shims"
     folder.mkdir()

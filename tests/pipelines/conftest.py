@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from pipelines.core.params import load_params
 from pipelines.ingest import ingest
 from pipelines.prepare import prepare
 from tests.pipelines.dataset.made import make_fingerprint, make_samples
+from tests.pipelines.storage.buckets import Bucket
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL = {
@@ -121,3 +123,42 @@ def project(tmp_path: Path) -> Project:
     folder = tmp_path / "a project"
     folder.mkdir()
     return Project(folder)
+
+
+@pytest.fixture
+def bucket(moto: str, aws: None) -> Iterator[Bucket]:
+    """An empty bucket, with credentials for it."""
+    made = Bucket(moto)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """A project whose family was registered once, at the second attempt (the first was interrupted at L2), and what
+    versions.json holds; its registry is mlflow.db in the folder."""
+    from pipelines.registry import mlflow_store, model_versions
+    from tests.pipelines.registry.family import NAME, register, write_lock, write_stages
+
+    folder = write_stages(tmp_path_factory.mktemp("home") / "a project")
+    upload_model = model_versions.upload_model
+    calls = []
+
+    def interrupted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return upload_model(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "")  # MLflow sets it to where it is connected: undone at the end
+        patch.chdir(folder)
+        write_lock(folder)
+        with patch.context() as first:
+            first.setattr(model_versions, "upload_model", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                register(folder)
+        client = mlflow_store.connect(f"sqlite:///{folder}/mlflow.db")
+        assert client.get_registered_model(NAME).aliases == {}
+        assert [run.info.status for run in client.search_runs(["1"], "tags.model_name = 'nuclei'")] == ["FAILED"]
+        return folder, register(folder)

@@ -11,9 +11,10 @@ import yaml
 from PIL import Image
 
 from pipelines.core.params import Params
+from pipelines.dataset.fingerprint import read_fingerprint
 from pipelines.evaluate import evaluate
 from pipelines.ingest import ingest
-from pipelines.pages.data_page import write_data_report
+from pipelines.pages import data_page, depth_page
 from pipelines.predict import predict
 from pipelines.prepare import prepare
 from pipelines.storage.synthetic import UNANNOTATED
@@ -22,7 +23,8 @@ from pipelines.training.epochs import epochs
 from pipelines.training.spec import make_settings
 from tests.conftest import REPOSITORY
 from tests.pages import Outline
-from unetpp.data.arrow_split import Split, read_manifest
+from unetpp.data.arrow_split import Split
+from unetpp.data.manifest import read_manifest
 from unetpp.errors import UserError
 from unetpp.network.masks import IGNORE
 
@@ -64,7 +66,6 @@ def run(request, tmp_path_factory):
     folder, params, cpu = tmp_path_factory.mktemp(request.param), params_of(TASKS[request.param]), torch.device("cpu")
     ingest(params.ingest, folder / "raw")
     manifest = prepare(params.prepare, folder / "raw", folder / "prepared")
-    write_data_report(folder / "prepared", folder)
     settings = make_settings(params, [8, 12, 16], folder / "prepared")
     state: dict = {}
     for state in epochs(settings, cpu, {}):  # noqa: B007
@@ -86,9 +87,9 @@ def test_every_class_is_found_far_above_chance(run):
     manifest = read_manifest(run.folder / "prepared")
     found = run.report["classes"]["L2"]
     assert tuple(found) == NAMES
-    assert manifest["multilabel"] == (run.task == "labels")
-    known = (1 - manifest["ignored_share"]) * SIZE_PX**2 * manifest["splits"]["train"]["num_images"]
-    for name, pixels in zip(NAMES, manifest["class_pixels"][1:], strict=True):
+    assert manifest.multilabel == (run.task == "labels")
+    known = (1 - manifest.ignored_share) * SIZE_PX**2 * manifest.splits["train"].num_images
+    for name, pixels in zip(NAMES, manifest.class_pixels[1:], strict=True):
         share = pixels / known
         by_chance = share / (2 - share)  # of a guess that takes so many pixels anywhere
         assert found[name] > 3 * by_chance, name
@@ -139,13 +140,14 @@ def test_prepared_masks_are_the_files_in_the_projects_own_numbers(run):
 
 
 def test_both_pages_name_the_classes(run):
-    for page in ("data.html", "evaluate/report.html"):
-        outline = Outline((run.folder / page).read_text())
+    data = data_page.build_page(read_fingerprint(run.folder / "prepared"), run.folder / "prepared")
+    for page in (data, depth_page.build_page(run.folder / "evaluate/page")):
+        outline = Outline(page)
         assert outline.open == []
         for name in NAMES:
             assert name in outline.text
     assert "IoU per image by class" in outline.text
-    data = Outline((run.folder / "data.html").read_text()).text
+    data = Outline(data).text
     assert ("Not annotated, % of pixels" in data) == (run.task == "classes")
     assert ("Labels may lie over each other" in data) == (run.task == "labels")
     assert ("train.class_weights" in data) <= (run.task == "classes")  # labels have none
@@ -172,7 +174,7 @@ def test_folders_that_overlap_are_told_where_labels_were_not_asked_for(tmp_path)
     params = params_of(TASKS["labels"], num_classes=3, multilabel=False)
     ingest(params.ingest, tmp_path / "raw")
     manifest = prepare(params.prepare, tmp_path / "raw", tmp_path / "prepared")
-    assert not manifest["multilabel"]
+    assert not manifest.multilabel
     warnings = json.loads((tmp_path / "prepared/fingerprint.json").read_text())["findings"]["warnings"]
     (line,) = [line for line in warnings if "lie over each other" in line]
     assert line.startswith("In 30 images classes lie over each other, on ")

@@ -13,15 +13,17 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from torch import nn
 
 from pipelines import evaluate as stage
 from pipelines.core.git import git_commit
 from pipelines.core.params import load_params
 from pipelines.evaluation.examples import pick
-from pipelines.evaluation.predictor import Predictor, count_pixels
+from pipelines.evaluation.predictor import Predictor
+from pipelines.evaluation.quality import measure_quality
 from pipelines.evaluation.report_schema import Depth, Report
+from pipelines.pages.depth_page import build_page
 from unetpp.data.arrow_split import Split, SplitWriter
+from unetpp.data.manifest import Manifest, SplitFacts
 from unetpp.data.scaling import scale, standardise
 from unetpp.errors import UserError
 from unetpp.inference.model_file import Trained, load_model
@@ -31,7 +33,7 @@ from unetpp.network.model import NestedUNet
 from unetpp.scores import metrics
 
 ROOT = Path(__file__).parents[2]
-FILES = {"metrics.json", "report.json", "depths.csv", "images.csv", "reliability.csv", "report.html"}
+FILES = {"metrics.json", "report.json", "depths.csv", "images.csv", "reliability.csv", "page"}
 HOSTILE = "<script>alert(1)</script>"
 SETTINGS = load_params(ROOT / "params.yaml").evaluate.model_copy(update={"latency_rounds": 3, "throughput_batch": 4})
 
@@ -48,18 +50,6 @@ def _no_process(request, monkeypatch):
 @pytest.fixture
 def real_cold_start():
     """Asked for by a test that starts the process."""
-
-
-@pytest.fixture(autouse=True)
-def _no_page(request, monkeypatch):
-    """The page is the slowest part of so small an evaluation; tests that look at it ask for it."""
-    if "page" not in request.fixturenames:
-        monkeypatch.setattr("pipelines.pages.depth_page.build_report", lambda *_: "a page")
-
-
-@pytest.fixture
-def page():
-    """Asked for by a test that looks at the page."""
 
 
 @pytest.fixture(autouse=True)
@@ -86,19 +76,10 @@ def write_data(folder, sizes=((16, 16),) * 6, num_classes=1, size=16, change=lam
                 writer.add(id, "ab"[index % 2], change(image), mask)
                 rows.append(f"{id},group {index // 2},{'ab'[index % 2]},{split},")
         digest = hashlib.sha256((folder / f"{split}.arrow").read_bytes()).hexdigest()
-        splits[split] = {"num_images": len(sizes), "sha256": digest, "kinds": {"a": 3, "b": 3}}
+        splits[split] = SplitFacts(len(sizes), digest, {"a": 3, "b": 3})
     (folder / "split.csv").write_text("\n".join(rows) + "\n")
-    manifest = {
-        "size": size,
-        "channels": 3,
-        "num_classes": num_classes,
-        "multilabel": multilabel,
-        "splits": splits,
-        "quarantined": 0,
-        "raw_sha256": "00" * 32,
-        "foreground_share": 0.2,
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    facts = {"size": size, "num_classes": num_classes, "multilabel": multilabel}
+    Manifest(channels=3, splits=splits, raw_sha256="00" * 32, **facts).write(folder)
     return folder
 
 
@@ -112,25 +93,6 @@ def write_model(folder, **keywords):
 
 def run(tmp_path, settings=SETTINGS):
     return stage.evaluate(tmp_path / "prepared", tmp_path / "model", tmp_path / "out", settings, torch.device("cpu"))
-
-
-class Perfect(nn.Module):
-    """Knows that whatever is above the middle of its image's range is foreground; as a network, at every head."""
-
-    depth, depths, num_classes, multilabel = 2, (1, 2), 1, False
-
-    def forward(self, image):
-        middle = (image.amin(dim=(1, 2, 3), keepdim=True) + image.amax(dim=(1, 2, 3), keepdim=True)) / 2
-        return (100 * (image[:, :1] - middle),) * 2
-
-
-def test_a_perfect_network_scores_one(tmp_path):
-    write_data(tmp_path / "prepared")
-    predict = Predictor(Trained(Perfect(), 16), torch.device("cpu"))  # type: ignore[arg-type]
-    counts = count_pixels(predict, Split(tmp_path / "prepared/test.arrow"), 4)
-    assert set(counts) == {"L1", "L2", "mean"}
-    for each in counts.values():
-        assert set(metrics.scores(each).values()) == {1.0}
 
 
 def test_images_of_floats_are_measured_and_shown_as_others_are(tmp_path):
@@ -157,7 +119,7 @@ def test_one_pass_of_the_whole_equals_each_pruned_network(tmp_path, num_classes)
     write_data(tmp_path / "prepared", sizes, num_classes)
     trained = load_model(write_model(tmp_path / "model", num_classes=num_classes))
     split = Split(tmp_path / "prepared/test.arrow")
-    counts = count_pixels(Predictor(trained, torch.device("cpu")), split, 2)
+    quality, _ = measure_quality(Predictor(trained, torch.device("cpu")), split, 2, 1.0)
     for depth in trained.depths:
         network = trained.segmenter(depth).network
         for index in range(len(split)):
@@ -169,7 +131,7 @@ def test_one_pass_of_the_whole_equals_each_pruned_network(tmp_path, num_classes)
             probs = logits.sigmoid() if num_classes == 1 else logits.softmax(dim=1)
             mask_hat = to_mask(probs)[:, : image.shape[0], : image.shape[1]]
             expected = metrics.confusion(mask_hat, torch.tensor(mask)[None], num_classes)[0]
-            assert torch.equal(counts[f"L{depth}"][index], expected)
+            assert torch.equal(quality[f"L{depth}"].counts[index], expected)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +145,6 @@ def test_one_pass_of_the_whole_equals_each_pruned_network(tmp_path, num_classes)
         ({"skips": "encoder"}, 1, ["L1", "L2", "mean"]),
     ],
 )
-@pytest.mark.usefixtures("page")
 def test_every_kind_of_network_gets_its_files(tmp_path, keywords, num_classes, names):
     write_data(
         tmp_path / "prepared",
@@ -224,7 +185,7 @@ def test_every_kind_of_network_gets_its_files(tmp_path, keywords, num_classes, n
     assert list(result["groups"]["class"]) == load_model(tmp_path / "model").classes
     assert {sample["rank"] for sample in result["samples"]} == {"best", "median", "worst", None}
     assert len(result["samples"]) == 6
-    page = (out / "report.html").read_text()
+    page = build_page(out / "page")
     assert HOSTILE not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert git_commit(Path.cwd())[0] in page
@@ -335,7 +296,7 @@ def test_latency_is_read_at_the_size_asked_for(tmp_path, monkeypatch):
         sizes.append(size_px)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stage, "measure_cost", measure)
+    monkeypatch.setattr("pipelines.evaluation.depth_costs.measure_cost", measure)
     for size in (None, 40):
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, SETTINGS.model_copy(update={"latency_size_px": size}))

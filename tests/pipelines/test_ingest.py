@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.core.checksums import sha256
 from pipelines.core.command import run_command
-from pipelines.core.files import sha256
 from pipelines.core.params import load_params
 from pipelines.ingest import ingest, main
 

@@ -16,15 +16,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipelines.core.checksums import sha256
 from pipelines.core.command import run_command
-from pipelines.core.files import sha256
 from pipelines.core.params import load_params
 from pipelines.dataset.layouts import Sample, find_samples
 from pipelines.dataset.loading import _load, find_kind, load_sample, resize_sample
 from pipelines.dataset.splits import SPLITS, find_split, place, position
 from pipelines.ingest import ingest
 from pipelines.prepare import main, prepare
-from unetpp.data.arrow_split import Split, read_manifest
+from unetpp.data.arrow_split import Split
+from unetpp.data.manifest import read_manifest
 from unetpp.errors import UserError
 
 PARAMS_FILE = Path(__file__).parents[2] / "params.yaml"
@@ -73,20 +74,20 @@ def test_the_manifest_tells_what_the_splits_hold(made, tmp_path):
     splits = {name: Split(tmp_path / f"out/{name}.arrow") for name in SPLITS}
     assert sum(len(split) for split in splits.values()) == NUM_IMAGES
     for name, split in splits.items():
-        described = manifest["splits"][name]
-        assert described["num_images"] == len(split)
-        assert described["sha256"] == sha256(split.path)
-        assert described["kinds"] == {kind: split.kinds.count(kind) for kind in sorted(set(split.kinds))}
+        described = manifest.splits[name]
+        assert described.num_images == len(split)
+        assert described.sha256 == sha256(split.path)
+        assert described.kinds == {kind: split.kinds.count(kind) for kind in sorted(set(split.kinds))}
         assert split.ids == sorted(split.ids)
     rows = {(row["id"], row["kind"], row["split"]) for row in read_csv(tmp_path / "out/split.csv")}
     assert rows == {
         (*pair, name) for name, split in splits.items() for pair in zip(split.ids, split.kinds, strict=True)
     }
-    assert manifest["quarantined"] == 0
+    assert manifest.quarantined == 0
     assert read_csv(tmp_path / "out/quarantine.csv") == []
     train = [splits["train"][index] for index in range(len(splits["train"]))]
-    assert manifest["foreground_share"] == pytest.approx(np.mean([mask > 0 for _, mask in train]))
-    assert manifest["raw_sha256"] == sha256(made / "manifest.json")
+    assert manifest.foreground_share == pytest.approx(np.mean([mask > 0 for _, mask in train]))
+    assert manifest.raw_sha256 == sha256(made / "manifest.json")
 
 
 def test_a_split_is_a_function_of_the_sample_and_adding_files_moves_none(made, raw, tmp_path):
@@ -142,7 +143,7 @@ def test_sixteen_bits_and_one_channel_survive(raw, tmp_path):
     assert image.dtype == np.uint16
     assert image.shape == (32, 32, 1)
     assert image.max() <= 16 * 255
-    assert manifest["splits"]["train"]["kinds"]["fluorescence"] > 0
+    assert manifest.splits["train"].kinds["fluorescence"] > 0
 
 
 def test_without_a_size_images_keep_theirs(made, tmp_path):
@@ -183,7 +184,7 @@ def test_images_of_floats_are_resized_as_floats(raw, tmp_path):
         Image.fromarray(pixels).save(path.with_suffix(".tif"))
         path.unlink()
     manifest = prepare(PARAMS, raw, tmp_path / "out")
-    assert manifest["quarantined"] == 0
+    assert manifest.quarantined == 0
     image, _ = Split(tmp_path / "out/train.arrow")[0]
     assert (image.dtype, image.shape) == (np.float32, (32, 32, 3))
     assert -5 <= image.min() < image.max() <= -4.745
@@ -235,12 +236,12 @@ def test_a_broken_sample_is_set_aside_with_its_file_and_the_reason(raw, tmp_path
     damage(raw / folder / name)
     manifest = prepare(PARAMS, raw, tmp_path / "out")
     rows = read_csv(tmp_path / "out/quarantine.csv")
-    assert manifest["quarantined"] == len(rows)
+    assert manifest.quarantined == len(rows)
     named = [row for row in rows if row["reason"].startswith(reason)]
     assert [row["file"] for row in named] == [
         f"{folder}/{'ghost.png' if folder == 'masks' and len(rows) == 2 else name}"
     ]
-    assert sum(split["num_images"] for split in manifest["splits"].values()) == NUM_IMAGES - 1
+    assert sum(split.num_images for split in manifest.splits.values()) == NUM_IMAGES - 1
 
 
 def test_a_value_that_is_no_class_is_set_aside_by_name(raw, tmp_path):
@@ -257,7 +258,7 @@ def run_stage(tmp_path, monkeypatch):
     """The exit code of the command in a folder with raw data in `raw` and the params of the project."""
     (tmp_path / "params.yaml").write_text(PARAMS_FILE.read_text().replace("size: 96 ", "size: 32 "))
     monkeypatch.chdir(tmp_path)
-    arguments = ["--raw", "raw", "--out", "out", "--split", "split.csv", "--reports", "reports"]
+    arguments = ["--raw", "raw", "--out", "out", "--split", "split.csv", "--metrics", "data.json"]
     monkeypatch.setattr(sys, "argv", ["prepare", *arguments])
     with pytest.raises(SystemExit) as caught:
         run_command(main)
@@ -302,7 +303,7 @@ def test_a_kind_that_misses_a_split_is_told_with_a_salt_that_does_better(made, t
         params = PARAMS.model_copy(update={"salt": str(number)})
         manifest = prepare(params, made, tmp_path / "out")
         printed = capsys.readouterr().out
-        kinds = [manifest["splits"][split]["kinds"] for split in ("val", "test")]
+        kinds = [manifest.splits[split].kinds for split in ("val", "test")]
         if any(len(found) < 3 for found in kinds):
             break
         assert "0 in val" not in printed
@@ -356,7 +357,7 @@ def test_a_file_that_kills_its_process_is_set_aside_by_name_and_the_rest_goes_on
     assert [row["file"] for row in rows] == hostile
     for row in rows:
         assert row["reason"].startswith("found a file that cannot be decoded (the process at it was killed by SIGKILL)")
-    assert sum(split["num_images"] for split in manifest["splits"].values()) == NUM_IMAGES - 2
+    assert sum(split.num_images for split in manifest.splits.values()) == NUM_IMAGES - 2
 
 
 def test_one_mask_of_many_that_kills_its_process_is_named(tmp_path, monkeypatch):
@@ -399,7 +400,7 @@ def test_copies_under_other_names_join_one_group_and_move_toward_test_alone(made
         copy_as(raw, id, f"copy of {id}", lambda image: image[:, ::-1])
     manifest = prepare(PARAMS, raw, tmp_path / "after")
     after = places(tmp_path / "after")
-    assert manifest["num_groups"] == NUM_IMAGES
+    assert manifest.num_groups == NUM_IMAGES
     assert [(row["id"], row["other"]) for row in read_csv(tmp_path / "after/duplicates.csv")] == [
         (f"copy of {id}", id) for id in sorted(before)
     ]
@@ -460,7 +461,7 @@ def test_a_group_by_pattern_stays_together(made, tmp_path):
 
     salt = next(salt for salt in map(str, itertools.count()) if set(splits(salt)) == set(SPLITS))
     manifest = prepare(PARAMS.model_copy(update={"groups": groups, "salt": salt}), made, tmp_path / "out")
-    assert manifest["num_groups"] == 3
+    assert manifest.num_groups == 3
     for id, row in places(tmp_path / "out").items():
         assert row["group"] == id[10]
         assert row["split"] == splits(salt)[int(id[10])]
@@ -522,8 +523,8 @@ def test_the_command_writes_split_csv_twice_the_same_and_nothing_to_the_error_st
         "out",
         "--split",
         "reports/split.csv",
-        "--reports",
-        "reports",
+        "--metrics",
+        "reports/data.json",
     ]
     environment = os.environ | {"PYTHONPATH": str(PARAMS_FILE.parent)}
     done = subprocess.run(
@@ -548,7 +549,7 @@ def test_a_full_disk_is_named_and_the_old_output_stays(raw, tmp_path):
         "import resource, sys\n"
         "from pipelines import prepare\nfrom pipelines.core import command\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
-        "sys.argv[1:] = ['--raw', 'raw', '--out', 'out', '--split', 'split.csv', '--reports', 'reports']\n"
+        "sys.argv[1:] = ['--raw', 'raw', '--out', 'out', '--split', 'split.csv', '--metrics', 'data.json']\n"
         "command.run_command(prepare.main)\n"
     )
     environment = os.environ | {"PYTHONPATH": str(PARAMS_FILE.parent)}
@@ -570,9 +571,9 @@ def test_real_images_have_the_kinds_that_one_sees(shared_data, tmp_path):
             shutil.copyfile(shared_data / "dsb2018" / folder / name, tmp_path / "some" / folder / name)
     ingest(ALL.ingest.model_copy(update={"kind": "folder", "location": str(tmp_path / "some")}), tmp_path / "raw")
     manifest = prepare(PARAMS.model_copy(update={"size": 96}), tmp_path / "raw", tmp_path / "out")
-    assert manifest["quarantined"] == 0
-    assert sum(split["num_images"] for split in manifest["splits"].values()) == len(names)
-    assert 0.08 < manifest["foreground_share"] < 0.22
+    assert manifest.quarantined == 0
+    assert sum(split.num_images for split in manifest.splits.values()) == len(names)
+    assert 0.08 < manifest.foreground_share < 0.22
     kinds = {row["id"]: row["kind"] for row in read_csv(tmp_path / "out/split.csv")}
     for name in names:
         with Image.open(shared_data / "dsb2018/images" / name) as image:
@@ -585,7 +586,7 @@ def test_the_real_zip_is_prepared_with_every_nucleus_in_the_mask(shared_data, tm
     params = ALL.ingest.model_copy(update={"kind": "zip", "location": str(shared_data / "bbbc038_sample.zip")})
     ingest(params, tmp_path / "raw")
     manifest = prepare(PARAMS.model_copy(update={"size": 96}), tmp_path / "raw", tmp_path / "out")
-    assert manifest["quarantined"] == 0
+    assert manifest.quarantined == 0
     ious = []
     for name in SPLITS:
         split = Split(tmp_path / f"out/{name}.arrow")

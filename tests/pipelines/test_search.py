@@ -16,9 +16,10 @@ import torch
 import yaml
 
 from pipelines.core.params import load_params
+from pipelines.pages.search_page import build_page
 from pipelines.search import announce, search
-from pipelines.storage.run_store import FolderRun
-from pipelines.storage.s3 import replace_files
+from pipelines.storage.places import Folder
+from pipelines.storage.run_store import RunStore
 from pipelines.train import find_init, read_architecture
 from pipelines.training.epoch_metrics import best_so_far
 from pipelines.training.epochs import epochs
@@ -30,17 +31,12 @@ from pipelines.tuning.probe import estimate, probe
 from pipelines.tuning.ray_tune import in_order, read_trial, why_failed
 from pipelines.tuning.space import decode, read_space
 from pipelines.tuning.trials import settings_of, trial_rows
-from tests.pipelines.tuning.test_space import declared
+from tests.pipelines.tuning.spaces import command, declared
 from tests.servers import TwoNodes
 from unetpp.errors import UserError
 from unetpp.training.checkpoint import load_checkpoint, save_checkpoint
 
-ARGUMENTS = ("--runs", "runs", "--out", "models/search", "--reports", "reports")
 NONE = dict.fromkeys(("latency_ms", "macs", "parameters", "memory_mib"))
-
-
-def command(prepared: Path) -> tuple[str, ...]:
-    return ("--prepared", str(prepared), *ARGUMENTS)
 
 
 def table(project, name: str = "search") -> list[dict]:
@@ -156,8 +152,8 @@ def test_time_of_the_search_is_the_sum_over_its_trials_by_the_probe_of_its_extre
 
     found = estimate(space, settings, costs, 2, run)
     assert len(probed) == 2
-    splits = settings["manifest"]["splits"]
-    steps, images = splits["train"]["num_images"] // space.params.train.batch_size, splits["val"]["num_images"]
+    splits = settings["manifest"].splits
+    steps, images = splits["train"].num_images // space.params.train.batch_size, splits["val"].num_images
     assert found.seconds == pytest.approx(sum(5 * (steps * 1e-6 + images * 1e-7) * one for one in work) / 2)
     assert found.memory_mib == pytest.approx(max(work) * 1e-3)
     assert str(found).startswith("3 trials, 2 at once: about")
@@ -187,21 +183,11 @@ def test_trials_that_the_memory_cannot_hold_at_once_are_refused_with_the_numbers
 MEMORY = {"memory_mib": 1.0}
 
 
-def test_files_of_a_snapshot_replace_those_of_a_later_write_that_was_cut(tmp_path):
-    for name in ("experiment_state-2.json", "searcher-1.pkl", "other.txt", "trial-1/result.json"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("as it was")
-    replace_files(str(tmp_path), declared().ingest.s3, {"experiment_state-1.json": b"{}", "a.pkl": b"."})
-    found = {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
-    new = {"experiment_state-1.json": "{}", "a.pkl": "."}
-    assert found == new | {"other.txt": "as it was", "trial-1/result.json": "as it was"}
-
-
 # What is read of trials, without any.
 
 
 def test_hours_of_earlier_commands_count(tmp_path):
-    runs, file = FolderRun(tmp_path), "hours.json"
+    runs, file = RunStore(Folder(tmp_path)), "hours.json"
     assert spent_s(runs, file) == 0
     assert not Deadline(1, runs, file).stop_all()
     runs.write(file, json.dumps({"spent_s": 3601}).encode())
@@ -274,7 +260,8 @@ def test_one_candidate_needs_no_trial_and_no_ray(project, prepared, capsys):
     assert [row["depth"] for row in rows] == ["L1", "L2"]
     assert rows[-1]["chosen"] == "1"
     assert "no trial" in rows[0]["reason"]
-    assert "is chosen" in (project.folder / "reports/search.html").read_text()
+    facts = json.loads((project.folder / "reports/page.json").read_text())
+    assert "is chosen" in build_page(facts)
 
 
 @pytest.mark.parametrize(

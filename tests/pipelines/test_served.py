@@ -310,7 +310,7 @@ def test_a_version_of_another_network_is_told_by_how_much_it_differs(folder):
     assert differing(loaded, served, {"image0": image, "L2/image0": right}, 2) == ""
     wrong = right + 0.25
     assert differing(loaded, served, {"image0": image, "L2/image0": wrong}, 2) == (
-        "by load_version differs from its network by up to 0.25"
+        "by unetpp.load differs from its network by up to 0.25"
     )
     other = load_model(str(folder))
     other.predict = lambda *_: right[0] * np.nan

@@ -1,6 +1,5 @@
 """`mlflow models serve` as the guide says it, asked over HTTP."""
 
-import base64
 import json
 import subprocess
 from pathlib import Path
@@ -100,13 +99,9 @@ def test_nothing_is_lost_or_mixed_up_at_eight_clients(server):
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        (b"{", "valid JSON"),
-        (b'{"inputs": ["no image!"]}', "image 1 of 1: found text that is not base64"),
-        (json.dumps({"inputs": [base64.b64encode(b"GIF89a").decode()]}).encode(), "found no image but a file"),
-        (b'{"inputs": [[[0, 256]]]}', "expected whole numbers from 0 to 255"),
-        (b'{"inputs": [[[0, 1]]], "params": {"depth": 3}}', "this version answers at 1, 2"),
+        (b"{", "valid JSON"),  # by MLflow
+        (b'{"inputs": ["no image!"]}', "image 1 of 1: found text that is not base64"),  # by us; more in test_served
         (b'{"inputs": [[[0, 1]]], "params": {"threshold": "high"}}', "threshold"),
-        (b'{"images": []}', "exactly one of the input fields"),
     ],
     ids=str,
 )
@@ -125,7 +120,7 @@ def test_a_process_of_its_own_passes_a_right_version_and_names_the_file_that_som
     try:
         reasons = read_back.check_in_clean_process(NAME, {1: "1", 2: "2"}, trained)
         with pytest.raises(UserError, match=r"models:/unetpp-nuclei/2: model\.safetensors: found sha256"):
-            model_versions.load_version(NAME, "2")
+            model_versions.fetch_version(NAME, "2")
     finally:
         weights.write_bytes(content)
     assert set(reasons) == {2}
@@ -139,10 +134,10 @@ def test_sums_that_were_replaced_together_with_the_weights_are_refused(store):
     sums.write_text(content.replace("0", "1"))
     try:
         with pytest.raises(UserError, match=r"models:/unetpp-nuclei/1: SHA256SUMS: its bytes are not those"):
-            model_versions.load_version(NAME, "1")
+            model_versions.fetch_version(NAME, "1")
     finally:
         sums.write_text(content)
-    assert model_versions.load_version(NAME, "1").network.depths == (1,)
+    assert model_versions.fetch_version(NAME, "1").network.depths == (1,)
 
 
 def test_a_version_without_its_files_is_refused_by_their_name(store, tmp_path):
@@ -151,6 +146,6 @@ def test_a_version_without_its_files_is_refused_by_their_name(store, tmp_path):
     weights.rename(tmp_path / "weights")
     try:
         with pytest.raises(UserError, match=r"model\.safetensors: no such file in the artifact store"):
-            model_versions.load_version(NAME, "1")
+            model_versions.fetch_version(NAME, "1")
     finally:
         (tmp_path / "weights").rename(weights)

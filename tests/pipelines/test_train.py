@@ -14,20 +14,10 @@ import torch
 from pipelines.core.params import Params
 from pipelines.training.epochs import epochs
 from pipelines.training.spec import make_settings, run_name
+from tests.pipelines.training.runs import ARGUMENTS
 from unetpp.data.arrow_split import Split, SplitWriter
 from unetpp.errors import UserError
 from unetpp.inference.model_file import load_model
-
-ARGUMENTS = (
-    "--architecture",
-    "architecture.yaml",
-    "--runs",
-    "runs",
-    "--out",
-    "models/train",
-    "--reports",
-    "reports/train",
-)
 
 
 def settings_of(params: Params, prepared: Path, **train) -> dict:

@@ -1,6 +1,5 @@
-"""A prepared split: one memory-mapped Arrow file of images and masks, and the manifest beside it."""
+"""A prepared split: one memory-mapped Arrow file of images and masks."""
 
-import json
 from bisect import bisect_right
 from functools import cached_property
 from itertools import accumulate
@@ -242,18 +241,3 @@ class Split:
     def spots(self, index: int) -> list[np.ndarray]:
         """Where the foreground of a sample lies, a class each (`find_spots`): known without a look at the mask."""
         return [places.values.to_numpy() for places in self._value(index, "spots")]
-
-
-def read_manifest(prepared: str | Path) -> dict:
-    """manifest.json of a prepared folder: size, channels, num_classes, splits and hashes.
-
-    Raises:
-        UserError: missing or not JSON.
-    """
-    path = Path(prepared) / "manifest.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path}: no such file; expected a prepared folder: run `dvc repro prepare`") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); remove the folder and run `dvc repro prepare`") from None

@@ -27,8 +27,13 @@ def quantise(source: str | Path, target: str | Path, images: Iterable[np.ndarray
     import onnx
 
     with silenced():
-        from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-        from onnxruntime.quantization.shape_inference import quant_pre_process
+        from onnxruntime.quantization import (
+            CalibrationDataReader,
+            QuantFormat,
+            QuantType,
+            quant_pre_process,
+            quantize_static,
+        )
 
     class Reader(CalibrationDataReader):
         def __init__(self, images: Iterator[np.ndarray]):

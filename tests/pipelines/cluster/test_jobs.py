@@ -14,8 +14,9 @@ import yaml
 
 from pipelines.cluster import job_package, jobs
 from pipelines.core.params import load_params
-from pipelines.storage.node_cache import open_storage
-from tests.ray_cluster import RayCluster, free_port
+from pipelines.storage.places import Folder
+from tests.ray_cluster import RayCluster
+from tests.servers import free_port
 from unetpp.errors import UserError
 
 REPOSITORY = Path(__file__).parents[3]
@@ -32,8 +33,8 @@ def outputs(tmp_path) -> dict[str, Path]:
 
 
 @pytest.fixture
-def storage(tmp_path, params):
-    return open_storage(str(tmp_path / "shared"), params.ingest.s3)
+def storage(tmp_path):
+    return Folder(tmp_path / "shared")
 
 
 def test_fetched_outputs_are_what_the_job_stored(outputs, storage, tmp_path):

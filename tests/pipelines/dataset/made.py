@@ -7,6 +7,7 @@ from pipelines.dataset.fingerprint import SPLITS, summarise
 from pipelines.dataset.object_sizes import count_sizes, diameters_px, join
 from pipelines.dataset.sample_stats import Samples
 from pipelines.dataset.suggestions import advise
+from unetpp.data.manifest import Manifest
 
 KINDS = ("fluorescence", "tissue", "bright-field")
 
@@ -74,7 +75,7 @@ def make_fingerprint(
     quarantined: list[dict] | None = None,
 ) -> dict:
     """The whole fingerprint of samples, with advice and findings."""
-    manifest = {"size": size, "channels": 3, "num_classes": num_classes, "multilabel": False}
+    manifest = Manifest(size=size, channels=3, num_classes=num_classes, splits={})
     fingerprint = summarise(samples, manifest, duplicates or [], quarantined or [])
     fingerprint["advice"] = advise(fingerprint)
     fingerprint["findings"] = find_what_stands_out(fingerprint)

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from pipelines.dataset.fingerprint import SPLITS, summarise
 from tests.pipelines.dataset.made import make_fingerprint, make_samples
+from unetpp.data.manifest import Manifest
 
-MANIFEST = {"size": 96, "channels": 3, "num_classes": 4, "multilabel": False}
+MANIFEST = Manifest(size=96, channels=3, num_classes=4, splits={})
 SUMS = ("num_images", "pixels", "foreground_px", "empty_masks", "num_objects")
 
 

@@ -2,14 +2,16 @@
 
 import csv
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from pipelines.core.files import write_json
-from pipelines.evaluation.compare import Scored, compare, paired_difference
+from pipelines.evaluation.compare import Evaluation, compare, paired_difference
+from pipelines.evaluation.scored import read_scored
 from pipelines.pages.compare_page import build_page, comparison_text, conclusion
-from pipelines.registry.find_report import read_evaluation
+from pipelines.registry.find_report import Found, read_evaluation
 from tests.pages import Outline
 from tests.pipelines.pages.reports import HOSTILE, whole
 from unetpp.errors import UserError
@@ -79,8 +81,10 @@ def test_models_without_a_common_image_are_refused():
 IDS = [f"{HOSTILE}{number:02}" for number in range(40)]
 
 
-def evaluation(folder, shift=0.0, ids=IDS, depth: int | None = 1, sha="0" * 64, names=("L1", "L2", "mean")):
-    """What evaluate writes: L1 scores 0.5, L2 0.6 and the mean 0.7 on average, and `shift` more."""
+def evaluation(
+    folder, shift=0.0, ids=IDS, depth: int | None = 1, sha="0" * 64, names=("L1", "L2", "mean"), version=None
+) -> Evaluation:
+    """What evaluate writes, read again: L1 scores 0.5, L2 0.6 and the mean 0.7 on average, and `shift` more."""
     rng = np.random.default_rng(0)
     hard = dict(zip(IDS, rng.normal(0, 0.05, len(IDS)), strict=True))
     metrics = whole(names, depth=depth)
@@ -92,7 +96,7 @@ def evaluation(folder, shift=0.0, ids=IDS, depth: int | None = 1, sha="0" * 64, 
         for number, id_ in enumerate(ids):
             ious = [0.5 + 0.1 * index + hard[id_] + shift for index in range(len(names))]
             writer.writerow([id_, "k", f"group {number // 2}", *ious, *("" if number == 0 else 0.5 for _ in names)])
-    return folder
+    return read_evaluation(Found(folder, version))
 
 
 @pytest.fixture
@@ -105,71 +109,89 @@ def two(tmp_path):
 
 
 def test_a_model_that_is_better_by_two_points_is_shown_to_be(two):
-    found = compare(read_evaluation(evaluation(two[0])), read_evaluation(evaluation(two[1], 0.02)))
+    found = compare(evaluation(two[0]), evaluation(two[1], 0.02))
     assert [row.names for row in found.tables["iou"]] == [("L1", "L1"), ("L2", "L2"), ("mean", "mean")]
     for row in found.tables["iou"]:
         assert (row.difference.mean, row.difference.low) == pytest.approx((0.02, 0.02))
         assert (row.difference.num_images, row.difference.num_groups) == (40, 20)
         assert row.verdict == "B is better"
     assert found.remark == "Both were scored on the same 40 test images."
-    turned = compare(read_evaluation(two[1]), read_evaluation(two[0]))
+    turned = compare(found.sides[1], found.sides[0])
     assert {row.verdict for row in turned.tables["iou"]} == {"A is better"}
 
 
 def test_the_recommended_depths_are_compared_also_where_they_differ(two):
-    found = compare(read_evaluation(evaluation(two[0])), read_evaluation(evaluation(two[1], depth=2)))
-    assert found.recommended is not None
-    assert found.recommended.names == ("L1", "L2")
-    assert found.recommended.difference.mean == pytest.approx(0.1)
+    found = compare(evaluation(two[0]), evaluation(two[1], depth=2))
+    assert found.chosen is not None
+    assert found.chosen.names == ("L1", "L2")
+    assert found.chosen.difference.mean == pytest.approx(0.1)
     text = comparison_text(found, ("first", "second"))
     assert "> L1:L2" in text
-    assert "L2 of B against L1 of A, the recommended ones: +10.0 IoU points [+10.0, +10.0] on 40 images" in text
+    assert "L2 of B (recommended) against L1 of A (recommended): +10.0 IoU points [+10.0, +10.0] on 40 images" in text
     assert {row.verdict for row in found.tables["iou"]} == {"no difference shown"}
 
 
+def test_a_version_is_one_depth_also_beside_another_of_the_same_run(two):
+    one = evaluation(two[0], version=1)
+    found = compare(one, replace(one, version_depth=2))
+    assert {score: [row.names for row in rows] for score, rows in found.tables.items()} == {
+        "iou": [("L1", "L2")],
+        "object_f1": [("L1", "L2")],
+    }
+    assert found.chosen is not None
+    assert found.chosen.difference.mean == pytest.approx(0.1)
+    assert found.changed[0][2] - found.changed[0][1] == pytest.approx(0.1)
+    assert "L2 of B (registered) against L1 of A (registered): +10.0" in comparison_text(found, ("a", "b"))
+    assert "L1 of A, L2 of B" in Outline(build_page(found, ("a", "b"))).text
+    with pytest.raises(
+        UserError, match=r"found the depths L1, L2, mean in B; expected L3, which is that of the version"
+    ):
+        compare(one, replace(one, version_depth=3))
+
+
 def test_where_a_model_recommends_no_depth_that_is_said(two):
-    found = compare(read_evaluation(evaluation(two[0], depth=None)), read_evaluation(evaluation(two[1])))
-    assert found.recommended is None
+    found = compare(evaluation(two[0], depth=None), evaluation(two[1]))
+    assert found.chosen is None
     assert conclusion(found) == "A recommends no depth to compare."
     assert Outline(build_page(found, ("a", "b"))).open == []
 
 
 def test_only_common_images_count_and_other_data_are_pointed_out(two):
-    one = read_evaluation(evaluation(two[0], ids=IDS[:30]))
-    other = read_evaluation(evaluation(two[1], ids=IDS[10:], sha="1" * 64))
+    one = evaluation(two[0], ids=IDS[:30])
+    other = evaluation(two[1], ids=IDS[10:], sha="1" * 64)
     found = compare(one, other)
     assert found.tables["iou"][0].difference.num_images == len(found.common) == 20
     assert "The test splits differ: 20 test images are in both, of 30 of A and 30 of B" in found.remark
-    del other[0]["test"]
+    del other.report["test"]
     assert "the reports do not say whether they are the same pictures" in compare(one, other).remark
 
 
 def test_an_image_without_a_score_is_left_out_of_that_score_alone(two):
-    found = compare(read_evaluation(evaluation(two[0])), read_evaluation(evaluation(two[1])))
+    found = compare(evaluation(two[0]), evaluation(two[1]))
     assert found.tables["object_f1"][0].difference.num_images == 39
     assert "boundary_f1" not in found.tables
 
 
 def test_models_of_other_depths_are_compared_by_what_they_share(two):
-    one = read_evaluation(evaluation(two[0], names=("L1",)))
-    found = compare(one, read_evaluation(evaluation(two[1])))
+    one = evaluation(two[0], names=("L1",))
+    found = compare(one, evaluation(two[1]))
     assert [row.names for row in found.tables["iou"]] == [("L1", "L1")]
     with pytest.raises(UserError, match=r"found the depths L1 in A and L3 in B"):
-        compare(one, read_evaluation(evaluation(two[1], names=("L3",), depth=3)))
+        compare(one, evaluation(two[1], names=("L3",), depth=3))
 
 
 @pytest.mark.parametrize(("text", "why"), [("", "no column iou_L1"), ("id,iou_L1\na,much\n", "cannot be read")])
 def test_a_table_that_is_none_is_refused_by_name(tmp_path, text, why):
     (tmp_path / "images.csv").write_text(text)
     with pytest.raises(UserError, match=rf"images\.csv: .*{why}"):
-        Scored.read(tmp_path / "images.csv")
+        read_scored(tmp_path / "images.csv")
     with pytest.raises(UserError, match=r"report\.json: cannot be read"):
-        read_evaluation(tmp_path)
+        read_evaluation(Found(tmp_path))
 
 
 @pytest.mark.browser
 def test_the_page_shows_hostile_names_and_runs_none(two, browser, tmp_path):
-    found = compare(read_evaluation(evaluation(two[0])), read_evaluation(evaluation(two[1], 0.02, depth=2)))
+    found = compare(evaluation(two[0]), evaluation(two[1], 0.02, depth=2))
     text = build_page(found, (HOSTILE, "n" * 200))
     outline = Outline(text)
     assert outline.open == []

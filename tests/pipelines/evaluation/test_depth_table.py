@@ -70,7 +70,7 @@ def test_what_could_not_be_computed_is_a_dash(report):
 
 
 def test_the_summary_says_where_to_look_and_what_to_run_before(report, tmp_path):
-    with pytest.raises(UserError, match="`dvc repro evaluate` writes it"):
+    with pytest.raises(UserError, match="dvc repro evaluate"):
         summary(tmp_path)
     for stage, name, values in (
         ("evaluate", "report", report),

@@ -10,15 +10,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.core.files import sha256
+from pipelines import prepare as prepare_stage
+from pipelines.core.checksums import sha256
+from pipelines.core.files import write_json
 from pipelines.core.params import load_params
-from pipelines.dataset.fingerprint import write_fingerprint
-from pipelines.pages.data_page import build_page, outline_path, write_data_report
+from pipelines.dataset.fingerprint import comparable, read_fingerprint, write_fingerprint
+from pipelines.pages import __main__ as pages_stage
+from pipelines.pages.data_page import build_page, outline_path
 from pipelines.prepare import SPLITS, prepare
 from tests.conftest import REPOSITORY
 from tests.pages import Outline
 from tests.pipelines.dataset.made import make_fingerprint, make_samples
 from unetpp.data.arrow_split import Split, SplitWriter
+from unetpp.data.manifest import Manifest, SplitFacts
 
 PARAMS = load_params(REPOSITORY / "params.yaml").prepare.model_copy(update={"size": 32})
 HOSTILE = (
@@ -60,7 +64,9 @@ def hostile(tmp_path_factory):
         writer.writerow(("id", "other", "distance", "correlation"))
         writer.writerows((one, other, 2, 0.99) for one, other in pairwise(train[:13]))
     write_fingerprint(folder / "prepared")
-    write_data_report(folder / "prepared", folder / "reports")
+    found = read_fingerprint(folder / "prepared")
+    write_json(folder / "reports/data.json", comparable(found))
+    (folder / "reports/data.html").write_text(build_page(found, folder / "prepared"), encoding="utf-8")
     return folder
 
 
@@ -150,9 +156,8 @@ def test_the_outlines_can_be_switched_off(hostile, browser):
 def test_the_same_data_give_the_same_bytes(hostile, tmp_path):
     shutil.copytree(hostile / "prepared", tmp_path / "prepared")
     write_fingerprint(tmp_path / "prepared")
-    write_data_report(tmp_path / "prepared", tmp_path / "reports")
-    for name in ("data.html", "data.json"):
-        assert sha256(tmp_path / "reports" / name) == sha256(hostile / "reports" / name)
+    page = build_page(read_fingerprint(tmp_path / "prepared"), tmp_path / "prepared")
+    assert page == page_of(hostile)
     assert sha256(tmp_path / "prepared/fingerprint.json") == sha256(hostile / "prepared/fingerprint.json")
 
 
@@ -184,15 +189,15 @@ def small(tmp_path_factory):
     folder = tmp_path_factory.mktemp("small") / "prepared"
     folder.mkdir()
     rng = np.random.default_rng(0)
-    manifest: dict = {"raw_sha256": "0" * 64, "splits": {}}
+    splits = {}
     for name in SPLITS:
         with SplitWriter(folder / f"{name}.arrow") as writer:
             for number in range(18):
                 image = rng.integers(0, 2**16, (300, 200, 3), np.uint16)
                 mask = rng.integers(0, 5, (300, 200), np.uint8)
                 writer.add(f"{name}_{number}", ("a", "b", "")[number % 3], image, mask)
-        manifest["splits"][name] = {"sha256": sha256(folder / f"{name}.arrow")}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+        splits[name] = SplitFacts(18, sha256(folder / f"{name}.arrow"))
+    Manifest(size=None, channels=3, num_classes=5, splits=splits, raw_sha256="0" * 64).write(folder)
     return folder
 
 
@@ -232,33 +237,17 @@ def test_an_outline_encloses_what_it_is_the_outline_of():
     assert length == np.sum(noise[1:] != noise[:-1]) + np.sum(noise[:, 1:] != noise[:, :-1])
 
 
-def test_the_command_writes_page_and_metrics_and_prints_the_warnings(hostile, tmp_path, monkeypatch, capsys):
-    from pipelines import prepare as stage
-
+def test_the_commands_write_metrics_and_page_and_print_the_warnings(hostile, tmp_path, monkeypatch, capsys):
     (tmp_path / "params.yaml").write_text((REPOSITORY / "params.yaml").read_text().replace("size: 96 ", "size: 32 "))
     monkeypatch.chdir(tmp_path)
-    arguments = ["--raw", str(hostile / "raw"), "--out", "out", "--split", "split.csv", "--reports", "a/b"]
+    arguments = ["--raw", str(hostile / "raw"), "--out", "out", "--split", "split.csv", "--metrics", "a/b.json"]
     monkeypatch.setattr("sys.argv", ["prepare", *arguments])
-    stage.main()
-    fingerprint = json.loads((tmp_path / "out/fingerprint.json").read_text())
+    prepare_stage.main()
+    fingerprint = read_fingerprint(tmp_path / "out")
     printed = capsys.readouterr().out
     for warning in fingerprint["findings"]["warnings"]:
         assert warning in printed
-    assert sorted(path.name for path in (tmp_path / "a/b").iterdir()) == ["data.html", "data.json"]
-
-
-def test_too_many_broken_files_make_no_page(tmp_path, monkeypatch):
-    from pipelines import prepare as stage
-    from unetpp.errors import UserError
-
-    for name in ("images", "masks"):
-        (tmp_path / "raw" / name).mkdir(parents=True)
-        (tmp_path / "raw" / name / "a.png").write_bytes(b"")
-    (tmp_path / "raw/manifest.json").write_text("{}")
-    shutil.copy(REPOSITORY / "params.yaml", tmp_path)
-    monkeypatch.chdir(tmp_path)
-    arguments = ["--raw", "raw", "--out", "out", "--split", "split.csv", "--reports", "reports"]
-    monkeypatch.setattr("sys.argv", ["prepare", *arguments])
-    with pytest.raises(UserError, match=r"images/a\.png"):
-        stage.main()
-    assert not (tmp_path / "reports").exists()
+    assert json.loads((tmp_path / "a/b.json").read_text()) == comparable(fingerprint)
+    monkeypatch.setattr("sys.argv", ["pages", "data", "--of", "out", "--out", "a/data.html"])
+    pages_stage.main()
+    assert (tmp_path / "a/data.html").read_text() == build_page(fingerprint, tmp_path / "out")

@@ -13,6 +13,7 @@ import yaml
 from PIL import Image
 
 from pipelines.core.numbers import points, short
+from pipelines.evaluation.scores import reliability_rows
 from pipelines.pages import depth_page, html_page, viewer
 from tests.pages import Outline
 from tests.pipelines.pages.reports import HOSTILE, RULE, page_of, smallest, whole
@@ -209,7 +210,7 @@ def test_each_plot_of_dvc_has_its_template_and_the_columns_that_it_draws(reposit
     evaluate = whole()
     columns = {
         "reports/evaluate/depths.csv": {"depth", *evaluate["depths"]["L1"]},
-        "reports/evaluate/reliability.csv": set(depth_page.reliability_rows(evaluate)[0]),
+        "reports/evaluate/reliability.csv": set(reliability_rows(evaluate)[0]),
         "reports/train/curves.csv": {"depth", "epoch", "val_iou"},
     }
     plots = yaml.safe_load((repository / "dvc.yaml").read_text())["plots"]
@@ -223,6 +224,4 @@ def test_each_plot_of_dvc_has_its_template_and_the_columns_that_it_draws(reposit
 
 
 def test_a_report_without_bins_has_a_row_for_each_depth_of_the_plot():
-    assert depth_page.reliability_rows(smallest()) == [
-        {"depth": "L1", "confidence": None, "accuracy": None, "share": None}
-    ]
+    assert reliability_rows(smallest()) == [{"depth": "L1", "confidence": None, "accuracy": None, "share": None}]

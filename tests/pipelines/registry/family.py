@@ -9,11 +9,12 @@ import torch
 import yaml
 
 from pipelines import register as stage
+from pipelines.core.checksums import seal, sha256
 from pipelines.core.delivery_sections import Register
-from pipelines.core.files import sha256, write_json
-from pipelines.registry.evidence import write_sums
+from pipelines.core.files import write_json
 from pipelines.registry.run_log import Inputs
 from unetpp.data.arrow_split import SplitWriter
+from unetpp.data.manifest import Manifest, SplitFacts
 from unetpp.inference.model_file import Trained
 from unetpp.network.model import NestedUNet
 
@@ -78,8 +79,9 @@ def write_stages(folder: Path, seed: int = 0, iou: float = 0.8, images=IMAGES, g
                 mask = np.zeros((32, 40), np.uint8)
                 mask[8:20, 10:30] = 1
                 writer.add(f"{split} {id}", "tissue", rng.integers(0, 255, (32, 40, 3), np.uint8), mask)
-        splits[split] = {"num_images": len(images), "sha256": sha256(path), "kinds": {"tissue": len(images)}}
-    write_json(folder / "prepared/manifest.json", {"splits": splits, "num_groups": 9, "raw_sha256": "ab"})
+        splits[split] = SplitFacts(len(images), sha256(path), {"tissue": len(images)})
+    manifest = Manifest(size=96, channels=3, num_classes=1, splits=splits, num_groups=9, raw_sha256="ab")
+    manifest.write(folder / "prepared")
     duplicates = {"num_pairs": 2, "num_images": 20, "across": 0, "pairs": []}
     write_json(folder / "prepared/fingerprint.json", {"duplicates": duplicates})
     curves = [(epoch, depth) for epoch in range(3) for depth in (1, 2)]
@@ -118,7 +120,7 @@ def write_stages(folder: Path, seed: int = 0, iou: float = 0.8, images=IMAGES, g
         (folder / f"exports/L{depth}/openvino").mkdir(parents=True)
         (folder / f"exports/L{depth}/model.onnx").write_bytes(bytes([depth]))
         (folder / f"exports/L{depth}/openvino/model.xml").write_bytes(bytes([depth]))
-    write_sums(folder / "exports")
+    seal(folder / "exports")
     write_trials(folder / "search")
     return folder
 

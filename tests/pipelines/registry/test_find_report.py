@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.registry import find_report
-from pipelines.registry.find_report import FILES, find_evaluation, open_page
+from pipelines import cli
+from pipelines.evaluation.compare import compare
+from pipelines.registry import find_report, mlflow_store, runs
+from pipelines.registry.find_report import FILES, find_evaluation, open_page, read_evaluation
+from tests.pages import Outline
+from tests.pipelines.registry.family import NAME
 from unetpp.errors import UserError
 
 
@@ -35,7 +39,7 @@ def elsewhere(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["project", "project/reports", "project/reports/evaluate/report.html"])
 def test_a_project_its_reports_and_the_page_itself_name_the_folder(elsewhere, name):
     folder = write_files(elsewhere / "project/reports/evaluate")
-    assert find_evaluation(str(elsewhere / name)).samefile(folder)
+    assert find_evaluation(str(elsewhere / name)).folder.samefile(folder)
 
 
 def test_a_wrong_name_is_told_what_was_expected_and_what_there_is(elsewhere):
@@ -94,7 +98,7 @@ def test_a_commit_and_an_experiment_name_what_they_made(elsewhere):
     run("git", *identity, "tag", "v1", folder=elsewhere)
     run("dvc", "exp", "run", "-q", "-n", "tried", "-S", "seed=2", folder=elsewhere)
     for name, seed in (("v1", 1), ("HEAD", 1), ("tried", 2)):
-        folder = find_evaluation(name)
+        folder = find_evaluation(name).folder
         assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
         assert (folder / "report.html").read_text() == f"report.html of the folderseed: {seed}\n"
     with pytest.raises(UserError, match="the experiment tried"):
@@ -105,31 +109,61 @@ def test_a_commit_and_an_experiment_name_what_they_made(elsewhere):
         find_evaluation("HEAD")
 
 
-@pytest.mark.slow
-def test_a_run_a_version_and_an_alias_name_what_was_logged_with_them(elsewhere, monkeypatch):
-    from pipelines.registry import mlflow_store, runs
-
-    uri = f"sqlite:///{elsewhere / 'mlflow.db'}"
+@pytest.fixture
+def registry(home, monkeypatch):
+    """The registry of a real family, and the run that made it."""
+    uri = f"sqlite:///{home[0]}/mlflow.db"
+    monkeypatch.chdir(home[0])
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    client = mlflow_store.connect(uri)
-    experiment = runs.experiment_id(client, "test")
-    with runs.open_run(client, experiment, "a run", "f") as run:
-        run_id = run.info.run_id
-        client.log_artifacts(run_id, str(write_files(elsewhere / "made")), "report")
-    client.create_registered_model("nuclei")
-    client.create_model_version("nuclei", run.info.artifact_uri, run_id)
-    client.set_registered_model_alias("nuclei", "recommended", "1")
-    for name in (run_id, f"runs:/{run_id}", "models:/nuclei@recommended", "models:/nuclei/1"):
-        assert (find_evaluation(name) / "report.html").read_text() == "report.html of the folder"
+    return mlflow_store.connect(uri), home[1]["run_id"]
+
+
+@pytest.mark.slow
+def test_a_run_a_version_and_an_alias_name_what_was_logged_with_them(registry):
+    client, run_id = registry
+    names = {run_id: None, f"runs:/{run_id}": None, f"models:/{NAME}@L2": 2, f"models:/{NAME}/1": 1}
+    for name, depth in names.items():
+        found = find_evaluation(name)
+        assert (found.folder / "report.html").read_text() == "<h1>report</h1>"
+        assert found.version_depth == depth
     for name, answer in (
-        ("0" * 32, rf"no such run with a folder `report`.*its newest runs are {run_id} \(a run\)"),
-        ("models:/nuclei@champion", "of nuclei the aliases recommended"),
-        ("models:/cells/1", "it holds nuclei"),
-        ("models:/nuclei", re.escape("expected models:/NAME@ALIAS")),
+        ("0" * 32, rf"no such run with a folder `report`.*its newest runs are .*{run_id} \({NAME} "),
+        (f"models:/{NAME}@L7", f"{NAME} has the aliases L1, L2, champion, recommended and the versions 1, 2"),
+        ("models:/cells/1", f"it holds models:/{NAME}"),
+        (f"models:/{NAME}", re.escape("expected models:/NAME@ALIAS")),
     ):
         with pytest.raises(UserError, match=answer):
             find_evaluation(name)
-    with runs.open_run(client, experiment, "bare", "g") as bare:
+    with runs.open_run(client, runs.experiment_id(client, "other"), "bare", "g") as bare:
         pass
     with pytest.raises(UserError, match="no such run with a folder `report`"):
         find_evaluation(bare.info.run_id)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("registry")
+def test_two_versions_of_one_run_are_compared_by_their_depths(tmp_path, monkeypatch, capsys):
+    page = tmp_path / "compare.html"
+    monkeypatch.setattr(
+        sys, "argv", ["unetpp", "compare", f"models:/{NAME}@L1", f"models:/{NAME}@L2", "--out", str(page)]
+    )
+    cli.main()
+    text = capsys.readouterr().out
+    assert [line.split()[1:5] for line in text.splitlines() if line.startswith(">")] == [
+        ["L1:L2", "0.803", "0.900", "+9.6"]
+    ]
+    assert "L1:L1" not in text
+    assert "L2 of B (registered) against L1 of A (registered): +9.6 IoU points [+9.4, +9.8] on 8 images" in text
+    outline = Outline(page.read_text())
+    assert "L1 of A, L2 of B" in outline.text
+    assert "By the IoU of L1 of A and L2 of B." in outline.text
+    assert "B is better" in outline.text
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("registry")
+def test_a_version_against_a_whole_evaluation_is_its_depth_against_the_recommended_one(home):
+    version = read_evaluation(find_evaluation(f"models:/{NAME}@L2"))
+    found = compare(version, read_evaluation(find_evaluation(str(home[0] / "evaluation"))))
+    assert [row.names for row in found.tables["iou"]] == [("L2", "L1")]
+    assert found.chosen == found.tables["iou"][0]

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.registry import mlflow_store, model_versions
+from pipelines.registry import mlflow_store
+from pipelines.registry.load import load_registered
 from unetpp.errors import UserError
 
 ROOT = Path(__file__).parents[3]
@@ -82,15 +83,19 @@ def test_other_errors_pass_unchanged():
         raise KeyError("a bug")
 
 
-@pytest.mark.parametrize("uri", ["models:/", "models:/name", "models:/name@", "runs:/1/L1", "name@L1"])
+@pytest.mark.parametrize("uri", ["models:/", "models:/name", "models:/name@", "models:/@L1"])
 def test_malformed_model_uri_is_a_user_error(uri):
     with pytest.raises(UserError, match="expected models:/NAME@ALIAS"):
-        model_versions.load_trained(uri)
+        load_registered(uri)
 
 
 def test_empty_registry_says_how_to_fill_it(store):
-    with pytest.raises(UserError, match="dvc repro register"):
-        model_versions.load_trained("models:/nuclei@L1")
+    with pytest.raises(UserError, match=r"no MLflow store .*mlflow\.db: `dvc repro register` makes it"):
+        load_registered("models:/nuclei@L1")
+    assert not list(Path.cwd().iterdir())  # nor is an empty one made
+    mlflow_store.connect(store)
+    with pytest.raises(UserError, match="holds no registered model: `dvc repro register` makes one"):
+        load_registered("models:/nuclei@L1")
 
 
 def test_page_on_a_taken_port_is_a_user_error_with_the_fix(store):
@@ -99,13 +104,13 @@ def test_page_on_a_taken_port_is_a_user_error_with_the_fix(store):
         other.listen()
         port = other.getsockname()[1]
         with pytest.raises(UserError, match=f"port {port} is taken.*--port {port + 1}"):
-            mlflow_store.serve_page(port)
+            mlflow_store.serve_page(port, store)
 
 
 def test_page_becomes_the_server_of_the_same_store(store, closed_port, monkeypatch, capsys):
     started = {}
     monkeypatch.setattr(mlflow_store.os, "execve", lambda file, command, env: started.update(command=command, env=env))
-    mlflow_store.serve_page(closed_port, model_name="nuclei")
+    mlflow_store.serve_page(closed_port, store, "nuclei")
     assert started["command"][1:4] == ["-m", "mlflow", "server"]
     assert started["command"][started["command"].index("--host") + 1] == "127.0.0.1"
     assert started["env"]["MLFLOW_BACKEND_STORE_URI"] == store

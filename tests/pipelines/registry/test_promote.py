@@ -64,11 +64,11 @@ def test_promote_and_rollback_leave_a_trace(home, monkeypatch):
     monkeypatch.setattr(aliases, "whoami", lambda: "ana@desk")
     with pytest.raises(UserError, match="--why is empty"):
         promote(uri, f"{NAME}/3", " ")
-    with pytest.raises(UserError, match=r"nuclei has no /77; it has @L1, .* and the versions 1, 2, 3, 4, 5, 6"):
+    with pytest.raises(UserError, match=r"nuclei/77: no such version .* L1, L2, .* and the versions 1, 2, 3, 4, 5, 6"):
         promote(uri, f"{NAME}/77", "x")
     with pytest.raises(UserError, match="nuclei/5 is the champion already"):
         promote(uri, f"{NAME}@champion", "x")
-    with pytest.raises(UserError, match=r"holds no registered model 'other'; it holds nuclei"):
+    with pytest.raises(UserError, match=r"models:/other: no such model .* it holds models:/nuclei"):
         rollback(uri, "other", "x")
     assert promote(uri, f"models:/{NAME}/3", "slides\nof the new scanner") == (
         "nuclei: version 3 is champion, version 5 was it"

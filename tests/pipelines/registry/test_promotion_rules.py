@@ -4,18 +4,19 @@ from dataclasses import replace
 
 import pytest
 
-from pipelines.registry.promotion_rules import Scored, judge
+from pipelines.evaluation.scored import Scored
+from pipelines.registry.promotion_rules import Champion, judge
 
 IDS = [f"image {number}" for number in range(20)]
 REPORT = {"recommended_depth": 2, "recommendation": "L2 it is."}
 GATE = {"name": "flips", "value": 0.02, "limit": 0.05, "passed": True, "what": "flips change little"}
 
 
-def scored(version: str, iou: float, spread: float = 0.0, ids=IDS, test="same") -> Scored:
-    return Scored(version, 2, test, {id: iou + spread * (-1) ** n for n, id in enumerate(ids)})
+def scored(iou: float, spread: float = 0.0, ids=IDS, test="same") -> Scored:
+    return Scored("L2", {id: iou + spread * (-1) ** n for n, id in enumerate(ids)}, {}, {}, {}, test)
 
 
-CHAMPION = scored("3", 0.80)
+CHAMPION = Champion("3", scored(0.80))
 
 
 def decide(candidate: Scored, champion=CHAMPION, report=REPORT, tolerance=0.01, min_images=5):
@@ -23,27 +24,27 @@ def decide(candidate: Scored, champion=CHAMPION, report=REPORT, tolerance=0.01, 
 
 
 def test_better_candidate_becomes_champion_and_a_worse_one_does_not():
-    assert decide(scored("5", 0.85)).promote
-    verdict = decide(scored("5", 0.75))
+    assert decide(scored(0.85)).promote
+    verdict = decide(scored(0.75))
     assert not verdict.promote
     assert verdict.reason.startswith("worse: IoU -0.0500 [-0.0500, -0.0500] beside the champion, version 3 (L2)")
 
 
 def test_candidate_that_is_worse_by_less_than_the_tolerance_becomes_champion():
-    assert decide(scored("5", 0.795)).promote
-    assert not decide(scored("5", 0.795), tolerance=0.001).promote
+    assert decide(scored(0.795)).promote
+    assert not decide(scored(0.795), tolerance=0.001).promote
 
 
 def test_candidate_that_may_be_worse_stays_challenger_though_its_mean_is_higher():
-    verdict = decide(scored("5", 0.805, spread=0.3))
+    verdict = decide(scored(0.805, spread=0.3))
     assert not verdict.promote
     assert "it may be worse" in verdict.reason
 
 
 def test_groups_count_once_however_many_images_they_have():
     """One group that is much better and nineteen of its images do not outweigh the doubt of two groups."""
-    candidate = scored("5", 0.79)
-    candidate = replace(candidate, ious=candidate.ious | dict.fromkeys(IDS[1:], 0.9))
+    candidate = scored(0.79)
+    candidate = replace(candidate, iou={**candidate.iou, **dict.fromkeys(IDS[1:], 0.9)})
     assert decide(candidate).promote
     grouped = replace(candidate, groups=dict.fromkeys(IDS[1:], "one") | {IDS[0]: "two"})
     assert not decide(grouped, tolerance=0).promote
@@ -52,50 +53,49 @@ def test_groups_count_once_however_many_images_they_have():
 @pytest.mark.parametrize("champion", [None, CHAMPION])
 def test_gates_decide_first(champion):
     failed = REPORT | {"gates": {"L2": [GATE, GATE | {"value": 0.2, "passed": False}], "L1": [GATE]}}
-    verdict = decide(scored("5", 0.9), champion, failed)
+    verdict = decide(scored(0.9), champion, failed)
     assert not verdict.promote
     assert verdict.reason == "it fails 1 of 2 gates: flips 0.2, limit 0.05"
-    passed = decide(scored("5", 0.9), champion, REPORT | {"gates": {"L2": [GATE]}})
+    passed = decide(scored(0.9), champion, REPORT | {"gates": {"L2": [GATE]}})
     assert passed.promote
     assert "all 1 gates passed" in passed.reason
 
 
 def test_report_without_gates_says_so():
-    assert "its behaviour was not judged" in decide(scored("5", 0.9), None).reason
+    assert "its behaviour was not judged" in decide(scored(0.9), None).reason
 
 
 def test_gate_that_could_not_be_measured_is_named():
     failed = REPORT | {"gates": {"L2": [GATE | {"value": None, "passed": False}]}}
-    assert "flips not measured" in decide(scored("5", 0.9), report=failed).reason
+    assert "flips not measured" in decide(scored(0.9), report=failed).reason
 
 
 def test_no_recommended_depth_is_no_champion_even_where_there_is_none():
     report = {"recommended_depth": None, "recommendation": "No depth meets the budget."}
-    verdict = decide(scored("1", 0.9), None, report)
+    verdict = decide(scored(0.9), None, report)
     assert not verdict.promote
     assert "No depth meets the budget." in verdict.reason
 
 
 def test_first_ever_becomes_champion():
-    assert decide(scored("1", 0.1), None).promote
+    assert decide(scored(0.1), None).promote
 
 
 def test_other_test_images_are_compared_where_enough_are_common():
-    other = scored("5", 0.9, ids=IDS[:6], test="other")
+    other = scored(0.9, ids=IDS[:6], test="other")
     assert decide(other).promote
     assert "6 common test images" in decide(other).reason
     verdict = decide(other, min_images=7)
     assert not verdict.promote
     assert "6 in common, at least 7 needed" in verdict.reason
-    assert not decide(scored("5", 0.9, ids=["else"], test="other"), min_images=1).promote
+    assert not decide(scored(0.9, ids=["else"], test="other"), min_images=1).promote
 
 
 def test_the_same_few_test_images_are_enough():
-    few = [scored(version, iou, ids=IDS[:2]) for version, iou in (("5", 0.9), ("3", 0.8))]
-    assert decide(few[0], few[1], min_images=20).promote
+    assert decide(scored(0.9, ids=IDS[:2]), Champion("3", scored(0.8, ids=IDS[:2])), min_images=20).promote
 
 
 def test_champion_without_scores_is_not_replaced():
-    verdict = decide(scored("5", 0.9), "version 3 has no evidence/images.csv")
+    verdict = decide(scored(0.9), Champion("3", None, "has no evidence/images.csv"))
     assert not verdict.promote
     assert "version 3 has no evidence/images.csv" in verdict.reason

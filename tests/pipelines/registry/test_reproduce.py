@@ -9,10 +9,12 @@ import torch
 import yaml
 
 from pipelines.cli import build_parser
-from pipelines.core.files import sha256, write_json
-from pipelines.registry.lineage import Lineage, read_hashes, rows
+from pipelines.core.checksums import sha256
+from pipelines.core.files import write_json
+from pipelines.registry.lineage import Lineage, rows
 from pipelines.registry.reproduce import check_out, compare, stages_to_run
-from tests.test_pipeline import Clone
+from pipelines.registry.run_log import read_hashes
+from tests.clones import Clone
 from unetpp import NestedUNet, UserError
 from unetpp.inference.model_file import Trained
 

@@ -1,7 +1,6 @@
 """Registering on real stores: PostgreSQL and S3 behind a server with log-in, many at once, and a store that breaks."""
 
 import os
-import time
 from contextlib import closing
 from multiprocessing import get_context
 from pathlib import Path
@@ -162,12 +161,13 @@ class Breaking:
         answer = self._pass_on(request, body)
         if broken and self.how == "answer lost":  # what was asked is done, and nobody hears of it
             return Answer(200, {"Content-Length": "9"}, b"", cut=0)
-        if self.how == "slow":
-            time.sleep(0.02)
         return answer
 
 
-def test_server_that_breaks_in_the_middle_leaves_no_alias_and_a_later_run_completes(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "shares", [(0.1, 0.5, 0.85), pytest.param((0.3, 0.7, 0.95), marks=pytest.mark.nightly)], ids=["early", "late"]
+)
+def test_server_that_breaks_in_the_middle_leaves_no_alias_and_a_later_run_completes(tmp_path, monkeypatch, shares):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setattr(mlflow_store, "RETRY_AFTER_S", ())
     monkeypatch.setattr(read_back, "check_in_clean_process", lambda *_: {})
@@ -177,11 +177,10 @@ def test_server_that_breaks_in_the_middle_leaves_no_alias_and_a_later_run_comple
     try:
         folder = write_stages(tmp_path / "a project")
         monkeypatch.chdir(folder)
-        breaking.how = "slow"
         assert register(folder, "whole", proxy.url)["champion"] == 1
         total = breaking.count
         broken = 0
-        for number, share in enumerate((0.1, 0.3, 0.5, 0.7, 0.85, 0.95)):
+        for number, share in enumerate(shares):
             breaking.how = ("500", "hangs up", "answer lost")[number % 3]
             breaking.count, breaking.limit = 0, int(share * total)
             # A run of its own, so that each begins from nothing.
@@ -207,7 +206,7 @@ def test_server_that_breaks_in_the_middle_leaves_no_alias_and_a_later_run_comple
             fingerprint = client.get_run(found["run_id"]).data.tags["fingerprint"]
             same = client.search_runs([found["experiment_id"]], f"tags.fingerprint = '{fingerprint}'")
             assert [run.info.status for run in same] == ["FINISHED"]
-        assert broken >= 4  # of the six, most broke before the aliases
+        assert broken >= 2  # most broke before the aliases
     finally:
         proxy.close()
         server.close()

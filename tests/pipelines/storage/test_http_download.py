@@ -1,28 +1,20 @@
 """An address over real HTTP: resumed where it broke, asked again only where it may have changed."""
 
 import hashlib
-import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import yaml
 
-from pipelines.core.params import load_params
 from pipelines.ingest import ingest
-from tests.conftest import REPOSITORY
-from tests.pipelines.storage.test_sources import PAIR, contents, write_zip
-from tests.pipelines.test_faults import write_tar
+from tests.pipelines.storage.sources import PAIR, contents, located, start_ingest, write_tar, write_zip
 from tests.servers import Answer, Server, file_answer
 from unetpp.errors import UserError
 
-PARAMS = load_params(REPOSITORY / "params.yaml").ingest
 NOISE = {"images/noise.png": random.Random(0).randbytes(10**6)}
 
 
@@ -35,8 +27,7 @@ class Site:
         self.server = Server(lambda request, body: self.answer(request, body))
 
     def params(self, sha256: str | None = None):
-        location = f"{self.server.url}/set.zip"
-        return PARAMS.model_copy(update={"kind": "http", "location": location, "sha256": sha256})
+        return located("http", f"{self.server.url}/set.zip", sha256=sha256)
 
     def asked(self) -> list[str | None]:
         """The Range headers since the last call."""
@@ -47,7 +38,7 @@ class Site:
 
 @pytest.fixture
 def site(tmp_path):
-    made = Site(write_zip(tmp_path / "set.zip", PAIR | NOISE).read_bytes())
+    made = Site(write_zip(tmp_path / "set.zip", (PAIR | NOISE).items()).read_bytes())
     yield made
     made.server.close()
 
@@ -85,7 +76,7 @@ def test_an_archive_without_a_pin_is_fetched_again_when_the_server_says_it_chang
     ingest(site.params(), tmp_path / "raw", tmp_path / "cache")
     assert site.server.requests[len(before)].headers["if-none-match"] == '"one"'
     assert raw(tmp_path) == PAIR | NOISE
-    site.answer = file_answer(write_zip(tmp_path / "b.zip", PAIR).read_bytes(), etag='"two"')
+    site.answer = file_answer(write_zip(tmp_path / "b.zip", PAIR.items()).read_bytes(), etag='"two"')
     ingest(site.params(), tmp_path / "raw", tmp_path / "cache")
     assert raw(tmp_path) == PAIR
 
@@ -107,7 +98,8 @@ def test_a_server_without_range_sends_all_of_it_again(site, tmp_path):
 
 
 def test_two_halves_of_different_files_are_never_put_together(site, tmp_path):
-    other = write_zip(tmp_path / "b.zip", PAIR | {"images/noise.png": random.Random(1).randbytes(10**6)}).read_bytes()
+    files = PAIR | {"images/noise.png": random.Random(1).randbytes(10**6)}
+    other = write_zip(tmp_path / "b.zip", files.items()).read_bytes()
     first, second = file_answer(site.content), file_answer(other, etag='"two"')
     answers = iter([lambda request, body: replace(first(request, body), cut=300_000)])
     site.answer = lambda request, body: next(answers, second)(request, body)
@@ -131,25 +123,21 @@ def test_a_wrong_sha256_leaves_the_old_data_as_they_were(site, tmp_path):
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_run_asks_only_for_the_rest(site, tmp_path, end):
-    values = yaml.safe_load((REPOSITORY / "params.yaml").read_text()) | {"ingest": site.params().model_dump()}
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
     whole, hold = site.answer, threading.Event()
     site.answer = lambda request, body: replace(whole(request, body), cut=500_000, hold=hold)
-    command = [sys.executable, "-m", "pipelines.ingest", "--out", "data/raw", "--cache", "data/cache"]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE)
+    process = start_ingest(tmp_path, site.params())
     while not any(path.stat().st_size >= 400_000 for path in tmp_path.glob("data/cache/http/*/partial")):
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(end)
-    assert process.wait(30) == (130 if end == signal.SIGINT else -signal.SIGKILL)
-    assert process.stderr is not None
-    process.stderr.close()
+    process.communicate(timeout=30)
+    assert process.returncode == (130 if end == signal.SIGINT else -signal.SIGKILL)
     hold.set()
     here = next(tmp_path.glob("data/cache/http/*/partial")).stat().st_size
     site.answer = whole
     site.asked()
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    again = start_ingest(tmp_path, site.params())
+    _, said = again.communicate(timeout=60)
+    assert again.returncode == 0, said
     assert site.asked() == [f"bytes={here}-"]
     assert contents(tmp_path / "data/raw").keys() == (PAIR | NOISE).keys() | {"manifest.json"}

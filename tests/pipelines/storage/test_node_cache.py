@@ -4,6 +4,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,74 +14,63 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
-from pipelines.core.files import sha256
-from pipelines.core.params import load_params
-from pipelines.storage import node_cache
-from pipelines.storage.node_cache import fetch, find_file, open_storage, share
+from pipelines.core.checksums import sha256
+from pipelines.core.data_sections import S3
+from pipelines.core.params import Params, load_params
+from pipelines.storage.node_cache import fetch, find_file, share
+from pipelines.storage.places import Place
 from tests.conftest import REPOSITORY
-from tests.pipelines.storage import test_s3
-from tests.pipelines.storage.test_s3 import Bucket
-from tests.servers import Answer, Request, s3_error
-from unetpp.data.arrow_split import Split, read_manifest
+from tests.servers import Answer, Request
+from unetpp.data.arrow_split import Split
+from unetpp.data.manifest import read_manifest
 from unetpp.errors import UserError
 
 PARAMS = load_params(REPOSITORY / "params.yaml")
 CONTENT = os.urandom(3_000_000)
-bucket = test_s3.bucket
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
-pytestmark = pytest.mark.usefixtures("aws")
 
 
-class Place:
-    """Storage of one kind, with one file in it, and a cache that is empty."""
+NAME = f"{DIGEST}.arrow"
+WHOLE = {NAME, f"{DIGEST}.json", f"{DIGEST}.lock"}
 
-    def __init__(self, folder: Path, bucket: Bucket | None):
-        self.bucket, self.cache = bucket, folder / "a cache"
-        self.location = f"s3://{bucket.name}/a prefix" if bucket else str(folder / "shared")
-        endpoint = bucket.proxy.url if bucket else None
-        self.s3 = PARAMS.ingest.s3.model_copy(update={"endpoint": endpoint})
-        self.storage = open_storage(self.location, self.s3)
-        source = folder / "source"
-        source.write_bytes(CONTENT)
-        self.storage.write(f"{DIGEST}.arrow", source)
 
-    @property
-    def shared(self) -> dict:
-        s3 = self.s3.model_dump(mode="json")
-        return {"storage": self.location, "cache": str(self.cache), "s3": s3, "digests": {"train": DIGEST}}
+class Node:
+    """A node with an empty cache, and a file in the storage that it shares."""
 
-    def replace(self, content: bytes) -> None:
-        """Other bytes under the same name."""
-        if self.bucket:
-            self.bucket.client.put_object(Bucket=self.bucket.name, Key=f"a prefix/{DIGEST}.arrow", Body=content)
-        else:
-            (Path(self.location) / f"{DIGEST}.arrow").write_bytes(content)
+    def __init__(self, storage: Place, s3: S3, folder: Path):
+        self.storage, self.cache = storage, folder / "a cache"
+        values = {"cache": str(self.cache), "s3": s3.model_dump(mode="json"), "digests": {"train": DIGEST}}
+        self.shared = {"storage": storage.location} | values
+        storage.write(NAME, CONTENT)
+
+    def params(self) -> Params:
+        cluster = PARAMS.cluster.model_copy(update={"storage": self.storage.location, "cache": str(self.cache)})
+        ingest = PARAMS.ingest.model_copy(update={"s3": S3.model_validate(self.shared["s3"])})
+        return PARAMS.model_copy(update={"cluster": cluster, "ingest": ingest})
 
     def files(self) -> set[str]:
         return {path.name for path in self.cache.iterdir()} if self.cache.exists() else set()
 
 
-WHOLE = {f"{DIGEST}.arrow", f"{DIGEST}.json", f"{DIGEST}.lock"}
-
-
-@pytest.fixture(params=["folder", "s3"])
-def place(request, tmp_path) -> Place:
-    return Place(tmp_path, request.getfixturevalue("bucket") if request.param == "s3" else None)
+@pytest.fixture
+def node(place, bucket, tmp_path) -> Node:
+    return Node(place, bucket.params().s3, tmp_path)
 
 
 @pytest.fixture
-def s3_place(bucket, tmp_path) -> Place:
-    return Place(tmp_path, bucket)
+def s3_node(s3_place, bucket, tmp_path) -> Node:
+    return Node(s3_place, bucket.params().s3, tmp_path)
 
 
-def test_a_file_is_fetched_once_and_then_lies_here(place):
-    path = find_file(place.shared, "train")
+def test_a_file_is_fetched_once_and_then_lies_here(node):
+    path = find_file(node.shared, "train")
     assert path.read_bytes() == CONTENT
-    assert place.files() == WHOLE
-    place.replace(b"gone bad")
-    assert find_file(place.shared, "train") == path
+    assert node.files() == WHOLE
+    node.storage.write(NAME, b"gone bad")
+    assert find_file(node.shared, "train") == path
     assert path.read_bytes() == CONTENT
 
 
@@ -90,12 +80,11 @@ def ask(shared: dict, start, results) -> None:
     results.put((os.getpid(), sha256(path)))
 
 
-def test_four_processes_at_once_are_one_read_of_the_storage(s3_place):
-    assert s3_place.bucket is not None
-    s3_place.bucket.reads()
+def test_four_processes_at_once_are_one_read_of_the_storage(s3_node, bucket):
+    bucket.reads()
     context = multiprocessing.get_context("spawn")  # a server of before has another environment
     start, results = context.Barrier(4), context.Queue()
-    processes = [context.Process(target=ask, args=(s3_place.shared, start, results)) for _ in range(4)]
+    processes = [context.Process(target=ask, args=(s3_node.shared, start, results)) for _ in range(4)]
     for process in processes:
         process.start()
     answers = [results.get(timeout=60) for _ in processes]
@@ -104,7 +93,7 @@ def test_four_processes_at_once_are_one_read_of_the_storage(s3_place):
         assert process.exitcode == 0
     assert {digest for _, digest in answers} == {DIGEST}
     assert len({pid for pid, _ in answers}) == 4
-    assert [request.method for request in s3_place.bucket.reads()] == ["GET"]
+    assert [request.method for request in bucket.reads()] == ["GET"]
 
 
 SCRIPT = """
@@ -115,9 +104,9 @@ print(find_file(json.loads(sys.argv[1]), "train"), flush=True)
 """
 
 
-def start_process(place: Place) -> subprocess.Popen:
+def start_process(node: Node) -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, "-c", SCRIPT, json.dumps(place.shared)]
+    command = [sys.executable, "-c", SCRIPT, json.dumps(node.shared)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
@@ -128,22 +117,21 @@ def wait_for(condition: Callable[[], object]) -> None:
         time.sleep(0.05)
 
 
-def test_a_fetcher_that_is_killed_hands_over_to_the_one_that_waits(s3_place):
-    assert s3_place.bucket is not None
+def test_a_fetcher_that_is_killed_hands_over_to_the_one_that_waits(s3_node, bucket):
     hold, cuts = threading.Event(), iter([1_000_000])
 
     def half(request: Request, answer: Answer) -> Answer:
         cut = next(cuts, None) if request.is_object else None
         return replace(answer, cut=cut, hold=hold) if cut else answer
 
-    s3_place.bucket.fault = half
-    s3_place.bucket.reads()
-    first = start_process(s3_place)
-    partial = s3_place.cache / f"{DIGEST}.partial"
+    bucket.fault = half
+    bucket.reads()
+    first = start_process(s3_node)
+    partial = s3_node.cache / f"{DIGEST}.partial"
     wait_for(lambda: partial.exists() and partial.stat().st_size > 0)
-    second = start_process(s3_place)
-    time.sleep(2)
-    assert second.poll() is None  # it waits
+    second = start_process(s3_node)
+    lock = str(s3_node.cache / f"{DIGEST}.lock")
+    wait_for(lambda: lock in [file.path for file in psutil.Process(second.pid).open_files()])  # where it waits
     first.send_signal(signal.SIGKILL)
     first.wait(30)
     printed, _ = second.communicate(timeout=60)
@@ -151,81 +139,71 @@ def test_a_fetcher_that_is_killed_hands_over_to_the_one_that_waits(s3_place):
     assert first.stdout is not None
     first.stdout.close()
     assert Path(printed.strip()).read_bytes() == CONTENT
-    assert s3_place.files() == WHOLE
-    assert len(s3_place.bucket.reads()) == 2
+    assert s3_node.files() == WHOLE
+    assert len(bucket.reads()) == 2
 
 
-def test_a_kill_between_the_file_and_its_seal_costs_a_check_and_no_fetch(place):
-    path = find_file(place.shared, "train")
+def test_a_kill_between_the_file_and_its_seal_costs_a_check_and_no_fetch(node):
+    path = find_file(node.shared, "train")
     path.with_suffix(".json").unlink()
-    place.replace(b"not asked for")
-    assert find_file(place.shared, "train").read_bytes() == CONTENT
-    assert place.files() == WHOLE
+    node.storage.write(NAME, b"not asked for")
+    assert find_file(node.shared, "train").read_bytes() == CONTENT
+    assert node.files() == WHOLE
 
 
 @pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b"x"), lambda path: path.unlink()])
-def test_a_file_of_the_cache_that_was_changed_or_removed_is_fetched_again(place, damage):
-    path = find_file(place.shared, "train")
+def test_a_file_of_the_cache_that_was_changed_or_removed_is_fetched_again(node, damage):
+    path = find_file(node.shared, "train")
     damage(path)
-    assert find_file(place.shared, "train").read_bytes() == CONTENT
+    assert find_file(node.shared, "train").read_bytes() == CONTENT
 
 
-def test_a_file_that_is_not_in_the_storage_is_named(place):
-    shared = place.shared | {"digests": {"train": "0" * 64}}
+def test_a_file_that_is_not_in_the_storage_is_named(node):
+    shared = node.shared | {"digests": {"train": "0" * 64}}
     with pytest.raises(UserError, match=rf"{'0' * 64}\.arrow: no such file, and cluster\.storage should hold it"):
         find_file(shared, "train")
-    assert place.files() == {f"{'0' * 64}.lock"}
+    assert node.files() == {f"{'0' * 64}.lock"}
 
 
 @pytest.mark.parametrize("content", [CONTENT[:-1], CONTENT[:-1] + bytes([CONTENT[-1] ^ 1]), b""])
-def test_a_file_that_is_damaged_in_the_storage_is_refused_by_its_hash(place, content):
-    place.replace(content)
+def test_a_file_that_is_damaged_in_the_storage_is_refused_by_its_hash(node, content):
+    node.storage.write(NAME, content)
     found = hashlib.sha256(content).hexdigest()
     with pytest.raises(UserError, match=rf"{DIGEST}\.arrow: found the sha256 {found}; expected {DIGEST}: remove it"):
-        find_file(place.shared, "train")
-    assert place.files() == {f"{DIGEST}.lock"}
-    place.replace(CONTENT)
-    assert find_file(place.shared, "train").read_bytes() == CONTENT
+        find_file(node.shared, "train")
+    assert node.files() == {f"{DIGEST}.lock"}
+    node.storage.write(NAME, CONTENT)
+    assert find_file(node.shared, "train").read_bytes() == CONTENT
 
 
-def test_a_disk_without_space_is_refused_before_the_first_byte(place, monkeypatch):
-    usage = node_cache.shutil.disk_usage("/")._replace(free=2 * 2**20)
-    monkeypatch.setattr(node_cache.shutil, "disk_usage", lambda _: usage)
+def test_a_disk_without_space_is_refused_before_the_first_byte(node, monkeypatch):
+    usage = shutil.disk_usage("/")._replace(free=2 * 2**20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(UserError, match=r"a cache: 3 MiB are needed and 2 MiB are free"):
-        find_file(place.shared, "train")
-    assert place.files() == {f"{DIGEST}.lock"}
+        find_file(node.shared, "train")
+    assert node.files() == {f"{DIGEST}.lock"}
 
 
-def test_a_disk_that_fills_up_meanwhile_leaves_nothing_half(place):
+def test_a_disk_that_fills_up_meanwhile_leaves_nothing_half(node):
     """A real limit of the system: no file of this process may grow beyond a million bytes."""
     script = "import resource, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
     script += "resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))\n" + SCRIPT
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, "-c", script, json.dumps(place.shared)]
+    command = [sys.executable, "-c", script, json.dumps(node.shared)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert "UserError" in done.stderr
     assert "a cache: the disk or quota is full" in done.stderr
-    assert place.files() == {f"{DIGEST}.lock"}
+    assert node.files() == {f"{DIGEST}.lock"}
 
 
-def test_a_cache_that_cannot_be_made_is_named(place, tmp_path):
+def test_a_cache_that_cannot_be_made_is_named(node, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UserError, match=r"file/cache: .*set cluster\.cache to one"):
-        fetch(place.storage, tmp_path / "file" / "cache", DIGEST)
+        fetch(node.storage, tmp_path / "file" / "cache", DIGEST)
 
 
-def test_a_store_that_does_not_let_write_says_which_permission_it_wants(s3_place, tmp_path):
-    assert s3_place.bucket is not None
-    denied = s3_error(403, "AccessDenied")
-    s3_place.bucket.fault = lambda request, answer: denied if request.method == "PUT" else answer
-    with pytest.raises(UserError, match=r"s3://.*/new\.arrow: may not be written .*s3:PutObject"):
-        s3_place.storage.write("new.arrow", tmp_path / "source")
-
-
-def test_the_stage_puts_files_there_once_and_a_worker_reads_them_from_its_cache(place, prepared, capsys):
-    cluster = PARAMS.cluster.model_copy(update={"storage": place.location, "cache": str(place.cache)})
-    ingest = PARAMS.ingest.model_copy(update={"s3": place.s3})
-    params, manifest = PARAMS.model_copy(update={"cluster": cluster, "ingest": ingest}), read_manifest(prepared)
+def test_the_stage_puts_files_there_once_and_a_worker_reads_them_from_its_cache(node, prepared, capsys):
+    params, manifest = node.params(), read_manifest(prepared)
     shared = share(params, prepared, manifest)
     assert shared is not None
     assert capsys.readouterr().out.count("put into") == 2
@@ -233,18 +211,16 @@ def test_the_stage_puts_files_there_once_and_a_worker_reads_them_from_its_cache(
     assert capsys.readouterr().out == ""
     for split in ("train", "val"):
         here = find_file(json.loads(json.dumps(shared)), split)
-        assert here.parent == place.cache
+        assert here.parent == node.cache
         assert Split(here).ids == Split(prepared / f"{split}.arrow").ids
 
 
-def test_a_prepared_file_that_is_not_the_manifests_is_not_put_anywhere(place, prepared):
-    params = PARAMS.model_copy(update={"cluster": PARAMS.cluster.model_copy(update={"storage": place.location})})
-    params = params.model_copy(update={"ingest": PARAMS.ingest.model_copy(update={"s3": place.s3})})
+def test_a_prepared_file_that_is_not_the_manifests_is_not_put_anywhere(node, prepared):
     manifest = read_manifest(prepared)
-    manifest["splits"]["val"]["sha256"] = "0" * 64
-    with pytest.raises(UserError, match=r"val\.arrow: found [0-9a-f]{64}; expected the sha256 0{64}"):
-        share(params, prepared, manifest)
-    assert place.storage.size(f"{'0' * 64}.arrow") is None
+    manifest.splits["val"] = replace(manifest.splits["val"], sha256="0" * 64)
+    with pytest.raises(UserError, match=r"val\.arrow: found the sha256 [0-9a-f]{64}; expected 0{64}"):
+        share(node.params(), prepared, manifest)
+    assert node.storage.size(f"{'0' * 64}.arrow") is None
 
 
 def test_without_storage_nothing_is_put_anywhere(prepared):

@@ -3,64 +3,28 @@
 import os
 import pickle
 import signal
-from collections.abc import Callable
-from pathlib import Path
 
 import psutil
 import pytest
 import torch
 
 from pipelines.core.params import load_params
-from pipelines.storage import run_store
-from pipelines.storage.run_store import STOP, StopFile, begin, check_shared, open_store, runs_at
+from pipelines.storage import places
+from pipelines.storage.run_store import STOP, RunStore, StopFile, begin, check_shared, open_store, runs_at
 from tests.conftest import REPOSITORY
-from tests.pipelines.storage import test_s3
-from tests.pipelines.storage.test_s3 import Bucket
-from tests.pipelines.test_search import command
-from tests.pipelines.test_train import ARGUMENTS
-from tests.pipelines.training.test_exact import run_processes, settings_of
+from tests.pipelines.training.runs import ARGUMENTS, run_processes, settings_of
+from tests.pipelines.tuning.spaces import command
 from tests.servers import s3_error
 from unetpp.errors import UserError
 from unetpp.inference.model_file import load_model
 from unetpp.training.checkpoint import MANIFEST, STATE
 
 PARAMS = load_params(REPOSITORY / "params.yaml")
-bucket = test_s3.bucket
-pytestmark = pytest.mark.usefixtures("aws")
-RUN = "runs/a run"
-
-
-class Place:
-    """A run of one kind, and its files as they lie there."""
-
-    def __init__(self, folder: Path, bucket: Bucket | None):
-        self.folder, self.bucket = folder / RUN, bucket
-        location = f"s3://{bucket.name}/a prefix/{RUN}" if bucket else str(self.folder)
-        endpoint = bucket.proxy.url if bucket else None
-        self.store = open_store(location, PARAMS.ingest.s3.model_copy(update={"endpoint": endpoint}))
-
-    def names(self) -> list[str]:
-        if self.bucket is None:
-            return sorted(str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file())
-        found = self.bucket.client.list_objects_v2(Bucket=self.bucket.name, Prefix=f"a prefix/{RUN}/")
-        return sorted(one["Key"].removeprefix(f"a prefix/{RUN}/") for one in found.get("Contents", ()))
-
-    def change(self, name: str, change: Callable[[bytearray], bytes] | None) -> None:
-        """Other bytes in place of a file's; None removes it."""
-        if change is None:
-            self.store.remove(name)
-        else:
-            self.store.write(name, bytes(change(bytearray(self.store.read(name) or b""))))
-
-
-@pytest.fixture(params=["folder", "s3"])
-def place(request, tmp_path) -> Place:
-    return Place(tmp_path, request.getfixturevalue("bucket") if request.param == "s3" else None)
 
 
 @pytest.fixture
-def s3_place(bucket, tmp_path) -> Place:
-    return Place(tmp_path, bucket)
+def run(place) -> RunStore:
+    return RunStore(place)
 
 
 def state(epoch: int, step: int = 0) -> dict:
@@ -77,17 +41,14 @@ def flip(content: bytearray) -> bytes:
     return bytes(content)
 
 
-def test_newest_checkpoint_is_the_furthest_and_two_are_kept(place):
-    assert place.store.newest() == ({}, [])
+def test_newest_checkpoint_is_the_furthest_and_two_are_kept(run):
+    assert run.newest() == ({}, [])
     for epoch, step in ((0, 3), (1, 0), (1, 7), (2, 0)):
-        place.store.add(state(epoch, step))
-    found, passed_over = place.store.newest()
+        run.add(state(epoch, step))
+    found, passed_over = pickle.loads(pickle.dumps(run)).newest()  # as it travels to a worker
     assert (found["epoch"], passed_over) == (2, [])
     assert torch.equal(found["weights"]["w"], torch.full((500,), 2.0))
-    assert place.names() == names_of("checkpoint_000001_00000007", "checkpoint_000002_00000000")
-    again = pickle.loads(pickle.dumps(place.store))  # as it travels to a worker
-    assert again.name == place.store.name
-    assert again.newest()[0]["epoch"] == 2
+    assert sorted(run.place.list()) == names_of("checkpoint_000001_00000007", "checkpoint_000002_00000000")
 
 
 @pytest.mark.parametrize(
@@ -95,71 +56,80 @@ def test_newest_checkpoint_is_the_furthest_and_two_are_kept(place):
     [(STATE, flip), (STATE, lambda old: old[:-1]), (STATE, None), (MANIFEST, None), (MANIFEST, lambda old: b"{")],
     ids=["flipped byte", "truncated", "no state", "no manifest", "torn manifest"],
 )
-def test_damaged_checkpoint_is_said_passed_over_and_gone_with_the_next(place, file, change):
+def test_damaged_checkpoint_is_said_passed_over_and_gone_with_the_next(run, file, change):
     for epoch in (1, 2, 3):
-        place.store.add(state(epoch))
-    place.change(f"checkpoint_000003_00000000/{file}", change)
-    found, passed_over = place.store.newest()
+        run.add(state(epoch))
+    name = f"checkpoint_000003_00000000/{file}"
+    if change is None:
+        run.place.delete(name)
+    else:
+        run.write(name, bytes(change(bytearray(run.read(name)))))
+    found, passed_over = run.newest()
     assert found["epoch"] == 2
     assert len(passed_over) == 1
-    assert passed_over[0].startswith(f"{place.store.name}/checkpoint_000003_00000000: ")
+    assert passed_over[0].startswith(f"{run.name}/checkpoint_000003_00000000: ")
     # Who goes on from the whole one makes the same again, perhaps by way of one inside of the epoch: two are kept then.
-    place.store.add(state(2, 5))
-    assert place.store.newest()[1] == []
-    assert place.names() == names_of("checkpoint_000002_00000000", "checkpoint_000002_00000005")
-    place.store.add(state(3))
-    assert place.store.newest()[0]["epoch"] == 3
+    run.add(state(2, 5))
+    assert run.newest()[1] == []
+    assert sorted(run.place.list()) == names_of("checkpoint_000002_00000000", "checkpoint_000002_00000005")
+    run.add(state(3))
+    assert run.newest()[0]["epoch"] == 3
+
+
+def test_what_killed_writers_have_left_is_gone_with_the_next_checkpoint(run):
+    run.add(state(1))
+    half = ("checkpoint_000002_00000000/.state.pt.abc", ".checkpoint_000001_00000000.partial/state.pt")
+    for name in (*half, "hours.json"):
+        run.write(name, b"half")
+    assert run.newest()[0]["epoch"] == 1
+    run.add(state(2))
+    assert set(run.place.list()) == {
+        *names_of("checkpoint_000001_00000000", "checkpoint_000002_00000000"),
+        "hours.json",
+    }
 
 
 @pytest.mark.parametrize("file", [STATE, MANIFEST])
-def test_write_that_fails_in_the_middle_leaves_a_whole_checkpoint(s3_place, monkeypatch, file):
+def test_write_that_fails_in_the_middle_leaves_a_whole_checkpoint(bucket, monkeypatch, file):
     monkeypatch.setattr("pipelines.storage.s3.ATTEMPTS", 1)
-    place = Place(Path("/nowhere"), s3_place.bucket)
-    place.store.add(state(1))
-    s3_place.bucket.fault = lambda request, answer: (
+    run = open_store(f"s3://{bucket.name}/a prefix", bucket.params().s3)
+    run.add(state(1))
+    bucket.fault = lambda request, answer: (
         s3_error(503, "SlowDown") if request.method == "PUT" and file in request.path else answer
     )
     with pytest.raises(UserError, match="the store fails"):
-        place.store.add(state(2))
-    s3_place.bucket.fault = lambda request, answer: answer
-    found, _ = place.store.newest()
+        run.add(state(2))
+    bucket.fault = lambda request, answer: answer
+    found, _ = run.newest()
     assert found["epoch"] == (1 if file == STATE else 2)  # it arrives, and its answer is lost: with the manifest whole
-    place.store.add(state(2))
-    found, passed_over = place.store.newest()
+    run.add(state(2))
+    found, passed_over = run.newest()
     assert (found["epoch"], passed_over) == (2, [])
 
 
-def test_run_that_begins_is_not_asked_to_stop_any_more(place, monkeypatch):
-    monkeypatch.setattr(run_store, "ASK_EVERY_S", 0)
-    place.store.write(STOP, b"")
-    assert StopFile(place.store)()
-    begin(place.store)
-    stop = StopFile(place.store)
+def test_run_that_begins_is_not_asked_to_stop_any_more(run, monkeypatch):
+    monkeypatch.setattr(places.Bucket, "ask_every_s", 0)
+    run.write(STOP, b"")
+    assert StopFile(run)()
+    begin(run)
+    stop = StopFile(run)
     assert not stop()
-    place.store.write(STOP, b"")
+    run.write(STOP, b"")
     assert stop()
 
 
-def test_bucket_is_asked_every_few_seconds_alone(s3_place):
-    stop = StopFile(s3_place.store)
-    s3_place.bucket.proxy.requests.clear()
+def test_bucket_is_asked_every_few_seconds_alone(s3_place, bucket):
+    stop = StopFile(RunStore(s3_place))
+    bucket.proxy.requests.clear()
     assert not any(stop() for _ in range(100))
-    assert len(s3_place.bucket.proxy.requests) == 1
+    assert len(bucket.proxy.requests) == 1
 
 
-def test_place_that_the_stage_has_not_written_to_is_refused(place):
-    with pytest.raises(UserError, match=r"a run: this machine does not see what the stage wrote there"):
-        check_shared(place.store)
-    begin(place.store)
-    check_shared(place.store)
-
-
-def test_missing_permission_to_remove_is_said_before_anything_is_trained(s3_place):
-    s3_place.bucket.fault = lambda request, answer: (
-        s3_error(403, "AccessDenied") if request.method == "DELETE" else answer
-    )
-    with pytest.raises(UserError, match=r"may not be removed \(403 AccessDenied.*expected the permission s3:DeleteObj"):
-        begin(s3_place.store)
+def test_place_that_the_stage_has_not_written_to_is_refused(run):
+    with pytest.raises(UserError, match=r"this machine does not see what the stage wrote there"):
+        check_shared(run)
+    begin(run)
+    check_shared(run)
 
 
 def test_runs_are_in_the_storage_of_the_cluster_where_it_has_one(tmp_path):

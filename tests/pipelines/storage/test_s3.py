@@ -6,82 +6,35 @@ import os
 import pty
 import shutil
 import signal
-import subprocess
-import sys
 import tarfile
 import termios
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import count
 
-import boto3
 import pytest
-import yaml
 
-from pipelines.core.files import sha256
+from pipelines.core.checksums import sha256
 from pipelines.core.params import load_params
 from pipelines.ingest import ingest
 from pipelines.prepare import prepare
 from pipelines.storage import s3_download
 from tests.conftest import REPOSITORY
-from tests.pipelines.storage.test_sources import PAIR, SETS, contents
-from tests.servers import PAGE, Answer, Request, Server, pass_on, s3_error
+from tests.pipelines.storage.sources import PAIR, SETS, contents, start_ingest
+from tests.servers import PAGE, Request, s3_error
 from unetpp.errors import UserError
-
-PARAMS = load_params(REPOSITORY / "params.yaml").ingest
-NUMBERS = count()
-pytestmark = pytest.mark.usefixtures("aws")
-
-
-class Bucket:
-    """A new bucket of the store, seen through a proxy. `fault` may change each answer."""
-
-    def __init__(self, moto: str):
-        self.name = f"bucket-{next(NUMBERS)}"
-        self.client = boto3.client("s3", endpoint_url=moto)
-        self.client.create_bucket(Bucket=self.name)
-        self.fault = lambda request, answer: answer
-        forward = pass_on(moto)
-
-        def answer(request: Request, body: bytes) -> Answer:
-            return self.fault(request, forward(request, body))
-
-        self.proxy = Server(answer)
-
-    def put(self, files: dict[str, bytes], prefix: str = "set/") -> None:
-        for key, content in files.items():
-            self.client.put_object(Bucket=self.name, Key=prefix + key, Body=content)
-
-    def params(self, prefix: str = "set", **s3):
-        settings = PARAMS.s3.model_copy(update={"endpoint": self.proxy.url} | s3)
-        return PARAMS.model_copy(
-            update={"kind": "s3", "location": f"s3://{self.name}/{prefix}", "s3": settings, "num_workers": 4}
-        )
-
-    def reads(self) -> list[Request]:
-        """The reads of objects since the last call."""
-        reads = [request for request in self.proxy.requests if request.is_object]
-        self.proxy.requests.clear()
-        return reads
-
-
-@pytest.fixture
-def bucket(moto) -> Iterator[Bucket]:
-    made = Bucket(moto)
-    yield made
-    made.proxy.close()
-    made.client.close()
 
 
 def keys(requests: list[Request]) -> list[str]:
     return sorted(request.path.partition("/set/")[2].partition("?")[0] for request in requests)
 
 
-@pytest.mark.parametrize("files", SETS.values(), ids=SETS)
+@pytest.mark.parametrize(
+    "files",
+    [pytest.param(files, marks=[pytest.mark.nightly] * (name != "pairs"), id=name) for name, files in SETS.items()],
+)
 @pytest.mark.parametrize("prefix", ["", "a b/", "deep/down/"])
 def test_objects_arrive_unchanged_and_the_manifest_pins_them(bucket, tmp_path, files, prefix):
     bucket.put(files | {"notes.txt": b"x", "images/": b"", "images/.DS_Store": b"x"}, prefix)
@@ -229,29 +182,21 @@ def test_a_killed_run_fetches_only_the_rest(bucket, tmp_path, end):
         return answer
 
     bucket.fault = fault
-    values = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
-    values["ingest"] = bucket.params().model_dump()
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
-    command = [sys.executable, "-m", "pipelines.ingest", "--out", "data/raw", "--cache", "data/cache"]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    process = start_ingest(tmp_path, bucket.params())
     while len(held) < 4:  # all four threads wait
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(end)
-    assert process.wait(30) == (130 if end == signal.SIGINT else -signal.SIGKILL)
-    assert process.stderr is not None
-    said = process.stderr.read()
-    process.stderr.close()
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == (130 if end == signal.SIGINT else -signal.SIGKILL)
     assert said == ("interrupted; the same command goes on from here\n" if end == signal.SIGINT else "")
     assert not (tmp_path / "data/raw").exists()
     bucket.fault = lambda request, answer: answer
     hold.set()
-    time.sleep(0.2)
     bucket.reads()
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""  # no progress bar where there is no terminal
+    again = start_ingest(tmp_path, bucket.params())
+    _, said = again.communicate(timeout=60)
+    assert (again.returncode, said) == (0, "")  # no progress bar where there is no terminal
     assert len(bucket.reads()) == 40 - 15
     assert contents(tmp_path / "data/raw").keys() == files.keys() | {"manifest.json"}
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["cache", "raw"]
@@ -260,13 +205,9 @@ def test_a_killed_run_fetches_only_the_rest(bucket, tmp_path, end):
 def test_progress_is_shown_on_a_terminal(bucket, tmp_path):
     """And on nothing else: the test above finds nothing on a pipe."""
     bucket.put(PAIR)
-    values = yaml.safe_load((REPOSITORY / "params.yaml").read_text()) | {"ingest": bucket.params().model_dump()}
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
-    command = [sys.executable, "-m", "pipelines.ingest", "--out", "data/raw", "--cache", "data/cache"]
     ours, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (24, 100))
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    subprocess.run(command, cwd=tmp_path, env=environment, stderr=terminal, stdout=subprocess.DEVNULL, check=True)
+    assert start_ingest(tmp_path, bucket.params(), stderr=terminal).wait(60) == 0
     os.close(terminal)
     shown = os.read(ours, 10_000).decode()
     os.close(ours)
@@ -329,7 +270,7 @@ def test_the_real_sample_is_the_same_data_by_every_way(bucket, tmp_path, shared_
         out = tmp_path / kind / "prepared"
         made = prepare(load_params(REPOSITORY / "params.yaml").prepare, tmp_path / kind / "raw", out)
         prepared[kind] = {path.name: sha256(path) for path in out.iterdir() if path.name != "manifest.json"}
-        prepared[kind]["manifest"] = {key: value for key, value in made.items() if key != "raw_sha256"}
+        prepared[kind]["manifest"] = replace(made, raw_sha256=None)  # the raw manifest says which way the files came
     assert len({key.split("/")[0] for key in raw["zip"]}) == 31
     for kind in ways:
         assert raw[kind] == raw["zip"]
@@ -360,8 +301,8 @@ def test_the_whole_real_set_is_the_same_data_by_every_way_on_any_number_of_proce
         raw, out = tmp_path / kind / "raw", tmp_path / kind / "prepared"
         ingest(bucket.params().model_copy(update={"kind": kind} | update), raw, tmp_path / "cache")
         made = prepare(params.model_copy(update={"num_workers": num_workers}), raw, out)
-        made.pop("raw_sha256")  # the raw manifest says which way the files came
-        found.append(made | {path.name: sha256(path) for path in out.iterdir() if path.name != "manifest.json"})
+        files = {path.name: sha256(path) for path in out.iterdir() if path.name != "manifest.json"}
+        found.append((replace(made, raw_sha256=None), files))
         shutil.rmtree(raw)
     assert found[0] == found[1] == found[2]
-    assert sum(split["num_images"] for split in found[0]["splits"].values()) == 547
+    assert sum(split.num_images for split in found[0][0].splits.values()) == 547

@@ -11,8 +11,8 @@ import numpy as np
 import psutil
 import pytest
 
+from pipelines.core.checksums import sha256
 from pipelines.core.data_sections import Synthetic
-from pipelines.core.files import sha256
 from pipelines.dataset.loading import find_kind
 from pipelines.storage import synthetic
 from pipelines.storage.synthetic import BORDER_PX, KINDS, LABELS, UNANNOTATED, make_image, make_masks, write_images

@@ -5,8 +5,6 @@ import os
 import re
 import signal
 import threading
-import time
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -14,16 +12,12 @@ import torch
 from pipelines.core.params import override
 from pipelines.core.training_sections import Train
 from pipelines.training.epochs import epochs
-from tests.pipelines.storage import test_s3
-from tests.pipelines.test_train import ARGUMENTS
-from tests.pipelines.training.test_exact import CPU, last, settings_of
+from tests.pipelines.training.runs import ARGUMENTS, CPU, last, settings_of, wait_for
 from tests.ray_cluster import RayCluster
 from tests.servers import Answer, Request
 from unetpp.errors import UserError
 from unetpp.inference.model_file import load_model
 from unetpp.training.checkpoint import STATE
-
-bucket = test_s3.bucket
 
 
 @pytest.mark.parametrize(
@@ -58,14 +52,6 @@ def test_number_of_workers_is_one_or_from_fewest_to_most(params, value, ends):
 def test_workers_that_cannot_be_are_refused_with_what_to_do(params, changes, message):
     with pytest.raises(UserError, match=message):
         override(params, {"train.batch_size": 8} | changes)
-
-
-def wait_for(project, process, sign: Callable[[str], bool], timeout_s: int = 240) -> None:
-    give_up = time.monotonic() + timeout_s
-    while not sign(log := project.log("train")):
-        assert process.poll() is None, log
-        assert time.monotonic() < give_up, log
-        time.sleep(0.1)
 
 
 def worlds(log: str) -> list[str]:

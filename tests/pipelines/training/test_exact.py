@@ -1,50 +1,23 @@
 """A training gives the same bits wherever it was cut, and the same numbers in however many processes."""
 
 import copy
-import multiprocessing
-import pickle
-import socket
 from collections import Counter
 from itertools import chain
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 
-from pipelines.core.params import Params
 from pipelines.core.training_sections import Train
+from pipelines.storage.places import Folder
+from pipelines.storage.run_store import RunStore
 from pipelines.training.batches import Batches
 from pipelines.training.epochs import Training, Wish, epochs
-from pipelines.training.spec import make_settings, open_splits
-from unetpp import NestedUNet
-from unetpp.training.batch_norm import average_statistics, find_batch_norms
-from unetpp.training.checkpoint import add_checkpoint, newest_checkpoint
+from pipelines.training.spec import open_splits
+from tests.pipelines.training.runs import CPU, assert_same, last, run_processes, settings_of
+from unetpp.training.batch_norm import find_batch_norms
 from unetpp.training.loop import cut_epoch
 
-CPU = torch.device("cpu")
 EVERYTHING = {"ema": 0.9, "accumulate": 2, "clip_norm": 0.5, "nonfinite": "skip"}
-
-
-def settings_of(params: Params, prepared: Path, model: dict | None = None, **train) -> dict:
-    small = {"epochs": 2, "batch_size": 8, "warmup_epochs": 1, "num_workers": 1, "precision": "fp32"} | train
-    changes = {"train": params.train.model_copy(update=small), "model": params.model.model_copy(update=model or {})}
-    return make_settings(params.model_copy(update=changes), (4, 6, 8), prepared)
-
-
-def last(iterator) -> dict:
-    return list(iterator)[-1]
-
-
-def assert_same(one: dict, other: dict) -> None:
-    for key in ("weights", "ema"):
-        for name, value in one.get(key, {}).items():
-            assert torch.equal(value, other[key][name]), name
-    for name, value in one["best"]["weights"].items():
-        assert torch.equal(value, other["best"]["weights"][name]), name
-    for row, again in zip(one["history"], other["history"], strict=True):
-        for key in row.keys() - {"images_per_s", "data_wait_share"}:
-            assert row[key] == again[key], key
 
 
 @pytest.mark.parametrize(("model", "train"), [({}, {}), ({"dropout": 0.2}, EVERYTHING)], ids=["plain", "everything"])
@@ -52,14 +25,14 @@ def test_training_cut_at_any_step_equals_an_uninterrupted_one_bit_for_bit(params
     settings = settings_of(params, prepared, model, checkpoint_every_steps=1, **train)
     cuts = []
     for state in epochs(settings, CPU, {}):
-        folder = add_checkpoint(tmp_path / str(len(cuts)), state)
-        cuts.append(folder.parent)
-    whole, _ = newest_checkpoint(cuts[-1])
-    steps = len(cut_epoch(settings["manifest"]["splits"]["train"]["num_images"], 8))
+        cuts.append(RunStore(Folder(tmp_path / str(len(cuts)))))
+        cuts[-1].add(state)
+    whole, _ = cuts[-1].newest()
+    steps = len(cut_epoch(settings["manifest"].splits["train"].num_images, 8))
     assert len(cuts) == 2 * steps
     # At the first step, inside of each epoch, between them, and at the last step.
     for number in {0, steps - 2, steps - 1, steps, 2 * steps - 2}:
-        state, _ = newest_checkpoint(cuts[number])
+        state, _ = cuts[number].newest()
         assert ("step" in state) == ((number + 1) % steps != 0)
         assert_same(last(epochs(settings, CPU, state)), whole)
 
@@ -110,52 +83,6 @@ def shares_of(world: int, settings: dict) -> list[tuple[list[int], ...]]:
 
 
 # Several processes.
-
-
-def _process(rank: int, world: int, port: int, folder: Path) -> None:
-    """Run what lies in job.pkl, by name: settings, and a state to begin with, or "cut" to go on from one in the middle.
-
-    Write the states that there were.
-    """
-    torch.set_num_threads(1)
-    store = dist.TCPStore("127.0.0.1", port, world, rank == 0)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
-    jobs = pickle.loads((folder / "job.pkl").read_bytes())
-    for name, (settings, how) in jobs.items():
-        begin = how if isinstance(how, dict) else {}
-        states = [copy.deepcopy(state) for state in epochs(settings, CPU, begin, rank, world)]
-        if how == "cut":
-            cut = next(state for state in states if state["epoch"] == 1 and "step" in state)
-            states.append(list(epochs(settings, CPU, cut, rank, world))[-1])
-        torch.save(states, folder / f"{name}-{rank}.pt")
-    network = NestedUNet((4, 6))
-    for norm in find_batch_norms(network):
-        norm.running_mean.fill_(rank)
-        norm.running_var.fill_(10 * rank)
-    average_statistics(network, world)
-    for norm in find_batch_norms(network):
-        assert torch.equal(norm.running_mean, torch.full_like(norm.running_mean, (world - 1) / 2))
-        assert torch.equal(norm.running_var, torch.full_like(norm.running_var, 10 * (world - 1) / 2))
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def run_processes(world: int, jobs: dict, folder: Path) -> dict[str, list[list[dict]]]:
-    """The states that each process yielded, by the name of the job."""
-    (folder / "job.pkl").write_bytes(pickle.dumps(jobs))
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_process, args=(rank, world, port, folder)) for rank in range(world)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(600)
-        assert process.exitcode == 0
-    return {
-        name: [torch.load(folder / f"{name}-{rank}.pt", weights_only=True) for rank in range(world)] for name in jobs
-    }
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipelines.training.epochs import Training, Wish
-from tests.pipelines.training.test_exact import assert_same, settings_of
+from tests.pipelines.training.runs import assert_same, settings_of
 from unetpp import NestedUNet
 from unetpp.data.arrow_split import Split
 from unetpp.errors import UserError

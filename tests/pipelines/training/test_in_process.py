@@ -14,28 +14,28 @@ import pytest
 import torch
 
 from pipelines.core.params import Params
-from pipelines.storage.run_store import FolderRun
+from pipelines.storage.places import Folder
+from pipelines.storage.run_store import RunStore
 from pipelines.training.epochs import epochs
 from pipelines.training.in_process import run_alone
-from tests.pipelines.test_train import ARGUMENTS
-from tests.pipelines.training.test_exact import assert_same, settings_of
+from tests.pipelines.training.runs import ARGUMENTS, assert_same, settings_of
 from unetpp.data import loader
 from unetpp.data.arrow_split import Split, SplitWriter
 from unetpp.data.loader import SampleError
 from unetpp.errors import UserError
 from unetpp.inference.model_file import load_model
-from unetpp.training.checkpoint import add_checkpoint, newest_checkpoint
+from unetpp.training.checkpoint import name_of
 
 CPU = torch.device("cpu")
 
 
 def test_checkpoints_are_the_newest_two_and_a_finished_run_does_nothing_more(params, prepared, tmp_path, capsys):
     settings = settings_of(params, prepared, epochs=3)
-    assert run_alone(settings, FolderRun(tmp_path / "run"))
+    assert run_alone(settings, RunStore(Folder(tmp_path / "run")))
     names = sorted(path.name for path in (tmp_path / "run").iterdir())
     assert names == ["checkpoint_000002_00000000", "checkpoint_000003_00000000"]
     assert capsys.readouterr().out.count("epoch ") == 3
-    assert run_alone(settings, FolderRun(tmp_path / "run"))
+    assert run_alone(settings, RunStore(Folder(tmp_path / "run")))
     assert capsys.readouterr().out == ""
 
 
@@ -44,7 +44,8 @@ def test_damaged_newest_checkpoint_is_said_and_the_one_before_goes_on(params, pr
     settings, run = settings_of(params, prepared, checkpoint_every_steps=1), tmp_path / "run"
     whole = list(epochs(settings, CPU, {}))[-1]
     for number, state in enumerate(epochs(settings, CPU, {}), start=1):
-        newest = add_checkpoint(run, state)
+        RunStore(Folder(run)).add(state)
+        newest = run / name_of(state)
         if number == 3:
             break
     if damage == "killed while it was written":
@@ -54,30 +55,30 @@ def test_damaged_newest_checkpoint_is_said_and_the_one_before_goes_on(params, pr
         content[len(content) // 2] ^= 1
         (newest / "state.pt").write_bytes(content[:-7] if damage == "truncated" else content)
     capsys.readouterr()
-    assert run_alone(settings, FolderRun(run))
+    assert run_alone(settings, RunStore(Folder(run)))
     said = capsys.readouterr().out
     if damage == "killed while it was written":
         assert not list(run.glob(".*"))
     else:
         assert f"passed over: {newest}: expected" in said
-    assert_same(newest_checkpoint(run)[0], whole)
+    assert_same(RunStore(Folder(run)).newest()[0], whole)
 
 
 def test_full_disk_is_named_and_the_checkpoint_before_stays_whole(params, prepared, tmp_path):
     """The limit of a file's size stands for the disk: the same write fails in the same way, and needs no root."""
     settings, run = settings_of(params, prepared), tmp_path / "run"
     first = next(epochs(settings, CPU, {}))
-    add_checkpoint(run, first)
+    RunStore(Folder(run)).add(first)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     try:
         with pytest.raises(UserError, match="the disk or quota is full, or the file too large"):
-            run_alone(settings, FolderRun(run))
+            run_alone(settings, RunStore(Folder(run)))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [path.name for path in run.iterdir()] == ["checkpoint_000001_00000000"]
-    assert newest_checkpoint(run)[0]["epoch"] == 1
-    assert run_alone(settings, FolderRun(run))
+    assert RunStore(Folder(run)).newest()[0]["epoch"] == 1
+    assert run_alone(settings, RunStore(Folder(run)))
 
 
 def with_an_image_of_nan(prepared: Path, folder: Path) -> str:
@@ -120,14 +121,14 @@ def test_sample_that_cannot_be_made_stops_the_training_with_its_id_the_epoch_and
 
     monkeypatch.setattr(loader.AugmentedSamples, "make", broken)
     with pytest.raises(SampleError, match=rf"sample '{bad}' in epoch 2: ZeroDivisionError: a bug") as caught:
-        run_alone(settings_of(params, prepared), FolderRun(tmp_path / "run"))
+        run_alone(settings_of(params, prepared), RunStore(Folder(tmp_path / "run")))
     assert any("in epoch 2, step " in note and bad in note for note in caught.value.__notes__)
-    assert newest_checkpoint(tmp_path / "run")[0]["epoch"] == 1  # nothing was lost
+    assert RunStore(Folder(tmp_path / "run")).newest()[0]["epoch"] == 1  # nothing was lost
 
 
 def test_handlers_of_the_caller_are_back_afterwards(params, prepared, tmp_path):
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    run_alone(settings_of(params, prepared, epochs=1), FolderRun(tmp_path / "run"))
+    run_alone(settings_of(params, prepared, epochs=1), RunStore(Folder(tmp_path / "run")))
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 

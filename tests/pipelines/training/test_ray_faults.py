@@ -18,8 +18,7 @@ import torch
 from pipelines.core.params import load_params
 from pipelines.training.spec import make_settings
 from tests.pipelines.conftest import Project
-from tests.pipelines.test_train import ARGUMENTS
-from tests.pipelines.training.test_exact import run_processes
+from tests.pipelines.training.runs import ARGUMENTS, run_processes
 from unetpp.inference.model_file import load_model
 
 pytestmark = pytest.mark.ray

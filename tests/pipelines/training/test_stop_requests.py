@@ -8,14 +8,13 @@ import pytest
 import torch
 
 from pipelines.core.params import load_params
-from pipelines.storage.run_store import STOP, FolderRun
+from pipelines.storage.places import Folder
+from pipelines.storage.run_store import STOP, RunStore
 from pipelines.training import stop_requests
 from pipelines.training.epochs import Wish
 from pipelines.training.spec import make_settings
 from pipelines.training.stop_requests import Wishes
-from tests.pipelines.test_train import ARGUMENTS
-from tests.pipelines.training.test_elastic import wait_for
-from tests.pipelines.training.test_exact import run_processes
+from tests.pipelines.training.runs import ARGUMENTS, run_processes, wait_for
 from tests.ray_cluster import RayCluster
 from unetpp.inference.model_file import load_model
 
@@ -26,7 +25,7 @@ NOTICE_S = 25
 def test_checkpoints_are_wished_for_at_the_notice_and_every_ten_seconds_after(tmp_path, monkeypatch):
     clock, threatened, said = [0.0], [], []
     monkeypatch.setattr(stop_requests.time, "monotonic", lambda: clock[0])
-    run = FolderRun(tmp_path)
+    run = RunStore(Folder(tmp_path))
     wishes = Wishes(run, lambda: threatened, said.append)
     assert [wishes(), wishes()] == [Wish.GO_ON, Wish.GO_ON]
     threatened.append(1)

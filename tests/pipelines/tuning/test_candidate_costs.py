@@ -5,12 +5,13 @@ import json
 import pytest
 import torch
 
-from pipelines.storage.run_store import FolderRun
+from pipelines.storage.places import Folder
+from pipelines.storage.run_store import RunStore
 from pipelines.tuning import candidate_costs as costs_module
 from pipelines.tuning.candidate_costs import check_budget, check_memory, count_costs, is_within, key_of, measure_costs
 from pipelines.tuning.space import decode, read_space
-from tests.pipelines.tuning.test_space import declared
-from unetpp.data.arrow_split import read_manifest
+from tests.pipelines.tuning.spaces import declared
+from unetpp.data.manifest import read_manifest
 from unetpp.errors import UserError
 from unetpp.network.model import NestedUNet
 from unetpp.network.profiling import count_macs, count_parameters
@@ -42,12 +43,12 @@ def test_counts_are_those_of_the_pruned_networks_themselves(manifest):
 def test_what_was_measured_once_is_not_measured_again(manifest, tmp_path, monkeypatch):
     space = read_space(declared())
     costs = count_costs(space, manifest, 32)
-    measured = measure_costs(space, costs, manifest, 32, CPU, FolderRun(tmp_path))
+    measured = measure_costs(space, costs, manifest, 32, CPU, RunStore(Folder(tmp_path)))
     depths = [row for rows in measured.values() for row in rows.values()]
     assert len(depths) == 3
     assert all(row["latency_ms"] > 0 and row["memory_mib"] > 0 for row in depths)
     monkeypatch.setattr(costs_module, "measure_latency", None)  # a call of it would fail
-    assert measure_costs(space, costs, manifest, 32, CPU, FolderRun(tmp_path)) == measured
+    assert measure_costs(space, costs, manifest, 32, CPU, RunStore(Folder(tmp_path))) == measured
     assert len(json.loads((tmp_path / "costs.json").read_text())) == 2
 
 

@@ -1,5 +1,7 @@
 """The front, the choice and what explains it, as laws over points that were never trained."""
 
+import json
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,11 +12,12 @@ from pipelines.core.training_sections import Search
 from pipelines.pages.search_page import build_page
 from pipelines.search import write_architecture
 from pipelines.train import find_init, read_architecture
+from pipelines.tuning.page_facts import page_facts
 from pipelines.tuning.pareto import Trial, choose, importance, mark_front, measured, name
 from pipelines.tuning.space import read_space
 from tests.pages import Outline
-from tests.pipelines.tuning.test_space import declared
-from unetpp.data.arrow_split import read_manifest
+from tests.pipelines.tuning.spaces import declared
+from unetpp.data.manifest import read_manifest
 
 PAIRS = st.lists(st.tuples(st.integers(0, 8), st.integers(1, 8)), min_size=1, max_size=24)
 
@@ -115,13 +118,18 @@ def test_a_range_is_judged_by_its_thirds():
     assert importance(points)["train.learning_rate"] > 0.8
 
 
+def page_of(*found) -> str:
+    """By way of the file that search writes."""
+    return build_page(json.loads(json.dumps(page_facts(*found))))
+
+
 def test_the_page_is_whole_and_escapes(prepared):
     space = read_space(declared(space={"train.loss": ["ce_dice", "lovasz"]}, budget=limits(macs=5000)))
     points = points_of([(3, 2), (5, 4), (None, 3), (2, 7)], **{"train.loss": "<b>$x$ & y</b>"})
     mark_front(points, "macs")
     chosen, reason, others = choose(points, space.params.search)
     chosen["chosen"] = 1
-    page = build_page(points, [], chosen, reason, others, space, read_manifest(prepared), 32)
+    page = page_of(points, [], chosen, reason, others, space, read_manifest(prepared), 32)
     outline = Outline(page)
     assert outline.open == []
     assert "<b>$x$" not in page
@@ -169,7 +177,7 @@ def test_the_page_tells_what_became_of_every_trial(prepared):
     mark_front(points, "macs")
     chosen, reason, others = choose(points, space.params.search)
     chosen["chosen"] = 1
-    outline = Outline(build_page(points, trials, chosen, reason, others, space, read_manifest(prepared), 32))
+    outline = Outline(page_of(points, trials, chosen, reason, others, space, read_manifest(prepared), 32))
     assert outline.open == []
     for trial in trials:
         assert f"{trial.status}: {trial.reason}" in outline.text or not trial.reason
@@ -185,7 +193,7 @@ def test_the_page_fits_a_phone_and_a_desk_and_asks_for_nothing(browser, prepared
     chosen, reason, others = choose(points, space.params.search)
     chosen["chosen"] = 1
     path = tmp_path / "search.html"
-    path.write_text(build_page(points, [], chosen, reason, others, space, read_manifest(prepared), 32))
+    path.write_text(page_of(points, [], chosen, reason, others, space, read_manifest(prepared), 32))
     for width in (390, 1280):
         browser.open(path, width)
         assert browser.errors == []

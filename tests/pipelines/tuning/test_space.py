@@ -5,18 +5,10 @@ import math
 
 import pytest
 
-from pipelines.core.params import Params, load_params, override
+from pipelines.core.params import load_params, override
 from pipelines.tuning.space import decode, mutable, read_space, trial_params
-from tests.conftest import REPOSITORY
+from tests.pipelines.tuning.spaces import ALL, declared
 from unetpp.errors import UserError
-
-ALL = load_params(REPOSITORY / "params.yaml")
-
-
-def declared(**search) -> Params:
-    values = ALL.model_dump(mode="json", by_alias=True)
-    values["search"] |= {"widths": [[4, 6], [4, 6, 8]]} | search
-    return Params.model_validate(values)
 
 
 def test_widths_that_grow_stand_beside_those_listed_and_none_twice():

@@ -6,9 +6,9 @@ import pickle
 import numpy as np
 import pytest
 
-from pipelines.core.files import sha256
+from pipelines.core.checksums import sha256
 from unetpp.data import arrow_split
-from unetpp.data.arrow_split import Split, SplitWriter, read_manifest
+from unetpp.data.arrow_split import Split, SplitWriter
 from unetpp.data.crops import find_spots
 from unetpp.data.scaling import find_limits, scale
 from unetpp.errors import UserError
@@ -165,11 +165,3 @@ def test_rows_of_the_wrong_type_or_shape_are_refused(tmp_path):
         for bad in ((image.astype(np.float64), mask), (image, mask[:3]), (image, mask.astype(np.int64))):
             with pytest.raises(ValueError, match="cell: expected"):
                 writer.add("cell", "a", *bad)
-
-
-def test_a_missing_or_broken_manifest_is_refused_by_name(tmp_path):
-    with pytest.raises(UserError, match=r"manifest\.json: no such file"):
-        read_manifest(tmp_path)
-    (tmp_path / "manifest.json").write_text('{"size": 96')
-    with pytest.raises(UserError, match=r"manifest\.json: not JSON"):
-        read_manifest(tmp_path)

@@ -11,7 +11,7 @@ from unetpp.export.safetensors_files import folded, save_safetensors
 from unetpp.export.verification import Comparison, compare, make_examples
 from unetpp.inference.model_file import Trained
 
-# Each kind of network, and a few that have several properties at once: those are tested always.
+# Each kind of network, and a few that have several properties at once: those are tested always, the others by night.
 BOTH = [
     {"skips": "plain", "deep_supervision": False, "norm": "group", "upsampling": "transposed", "dropout": 0.2},
     {"num_classes": 3, "in_channels": 1},
@@ -38,7 +38,7 @@ def write(trained: Trained, folder, depth: int | None = None) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [*BOTH, *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS)], ids=lambda kind: str(kind)
+    "kind", [*BOTH, *(pytest.param(kind, marks=pytest.mark.nightly) for kind in KINDS)], ids=lambda kind: str(kind)
 )
 def test_every_format_in_every_runtime_gives_the_probabilities_of_the_network(kind, tmp_path):
     trained = made(kind)
@@ -74,7 +74,7 @@ def test_every_format_in_every_runtime_gives_the_probabilities_of_the_network(ki
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("opset", [18, 23])
+@pytest.mark.parametrize("opset", [18, pytest.param(23, marks=pytest.mark.nightly)])
 def test_the_opset_is_the_one_asked_for(tmp_path, opset):
     trained = made({}, (4, 6))
     save_onnx(capture(folded(trained).segmenter()), tmp_path / "model.onnx", opset)

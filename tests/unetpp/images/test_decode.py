@@ -14,6 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
+from tests.unetpp.images.pngs import png, png_chunk
 from tests.unetpp.images.tiffs import write_tiff
 from unetpp.errors import FileError, UserError
 from unetpp.images.decode import Limits, count_pages, decode_image, decode_mask, read_header
@@ -368,17 +369,6 @@ def test_grey_masks_of_2_and_4_bits_in_a_tiff_keep_the_stored_class(tmp_path, bi
     # Rows of whole bytes: the width is that of the pixels in one.
     path = write_tiff(tmp_path / "a.tif", np.array([[0b00011011]], np.uint8), tags={256: 8 // bits, 258: bits})
     assert decode_mask(path).tolist() == [{2: [0, 1, 2, 3], 4: [1, 11]}[bits]]
-
-
-def png_chunk(name, data):
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-
-def png(width, height, bits, rows):
-    """A grey PNG made by hand."""
-    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
-    start = b"\x89PNG\r\n\x1a\n"
-    return start + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
 
 
 def test_colour_masks_with_equal_channels_are_read_and_others_are_refused(tmp_path):

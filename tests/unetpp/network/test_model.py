@@ -3,12 +3,12 @@ import torch
 from torch import nn
 
 from tests.unetpp.network.classic import ClassicNestedUNet, ClassicUNet, with_lived_in_norms
+from tests.unetpp.network.counts import FULL, count, dense_parameters
 from unetpp import NestedUNet, UserError, from_classic, prune
 from unetpp.network.losses import LOSSES, deep_supervision_loss
 from unetpp.network.model import NORMS, SKIPS, UPSAMPLINGS
 from unetpp.training.loop import make_loss
 
-FULL = (32, 64, 128, 256, 512)
 SMALL = (2, 3, 4, 5, 6, 7, 8)
 PATTERNS = [
     ("dense", True),
@@ -18,25 +18,6 @@ PATTERNS = [
     ("encoder", True),
     ("plain", False),
 ]
-
-
-def count(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
-
-
-def block_parameters(in_channels: int, width: int) -> int:
-    """Closed form: two 3x3 convolutions with bias, two batch norms with scale and shift."""
-    return (9 * in_channels * width + width) + (9 * width * width + width) + 4 * width
-
-
-def dense_parameters(widths: tuple[int, ...], heads: int, in_channels: int = 3, num_classes: int = 1) -> int:
-    """Closed form of UNet++."""
-    depth = len(widths) - 1
-    total = heads * (widths[0] * num_classes + num_classes)
-    for i in range(depth + 1):
-        total += block_parameters(in_channels if i == 0 else widths[i - 1], widths[i])
-        total += sum(block_parameters(j * widths[i] + widths[i + 1], widths[i]) for j in range(1, depth - i + 1))
-    return total
 
 
 def test_parameter_counts_are_those_of_the_published_networks():

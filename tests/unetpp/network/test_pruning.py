@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tests.unetpp.network.classic import with_lived_in_norms
-from tests.unetpp.network.test_model import FULL, count, dense_parameters
+from tests.unetpp.network.counts import FULL, count, dense_parameters
 from unetpp import NestedUNet, UserError, prune
 
 

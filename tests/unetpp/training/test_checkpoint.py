@@ -5,7 +5,6 @@ from unetpp.training.checkpoint import (
     STATE,
     DamagedCheckpointError,
     load_checkpoint,
-    newest_checkpoint,
     save_checkpoint,
 )
 
@@ -39,17 +38,8 @@ def flip_a_byte(file) -> None:
     ],
     ids=["flipped byte", "truncated", "no state", "no manifest", "torn manifest"],
 )
-def test_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, damage):
-    write(tmp_path / "checkpoint_b", 2)
+def test_damaged_checkpoint_is_refused_by_its_name(tmp_path, damage):
     write(tmp_path / "checkpoint_a", 3)
     damage(tmp_path / "checkpoint_a")
     with pytest.raises(DamagedCheckpointError, match="checkpoint_a"):
         load_checkpoint(tmp_path / "checkpoint_a")
-    state, passed_over = newest_checkpoint(tmp_path)
-    assert state["epoch"] == 2
-    # One without a readable manifest sorts last: it is never reached, and needs no word.
-    assert all("checkpoint_a" in line for line in passed_over)
-
-
-def test_run_without_checkpoints_has_none(tmp_path):
-    assert newest_checkpoint(tmp_path / "missing") == ({}, [])

@@ -1,0 +1,70 @@
+"""What is evaluated: a network and the test images, found to belong together."""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.core.checksums import sha256
+from unetpp.data.arrow_split import Split
+from unetpp.data.manifest import Manifest, read_manifest
+from unetpp.errors import UserError
+from unetpp.inference.model_file import Trained, load_model
+
+
+def read_groups(prepared: Path, ids: list[str]) -> list[str]:
+    """The group of each image, from split.csv of a prepared folder.
+
+    Raises:
+        UserError: no such file, or one without these images.
+    """
+    path = prepared / "split.csv"
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            groups = {row["id"]: row["group"] for row in csv.DictReader(file)}
+        return [groups[id] for id in ids]
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; expected the groups of the images: run `dvc repro prepare`") from None
+    except KeyError as error:
+        raise UserError(
+            f"{path}: found no column or image {error}; expected a row for each image of test.arrow with the columns "
+            "id and group: run `dvc repro prepare`"
+        ) from None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated: a network, and the test images that chose nothing of it."""
+
+    trained: Trained
+    weights: Path  # its file
+    prepared: Path
+    manifest: Manifest
+    split: Split
+    groups: list[str]  # of each image
+
+    @classmethod
+    def open(cls, prepared: Path, model: Path) -> "Subject":
+        """
+        Raises:
+            UserError: a missing or damaged model or data, ones that do not belong together, or no test image.
+        """
+        trained, manifest, path = load_model(model), read_manifest(prepared), prepared / "test.arrow"
+        network = trained.network
+        found = {name: getattr(network, name) for name in ("num_classes", "multilabel")}
+        for key, value in (found | {"channels": network.in_channels}).items():
+            if (expected := getattr(manifest, key)) != value:
+                raise UserError(
+                    f"{model}: found a network of {key} {value}; expected {expected}, "
+                    f"as in {prepared}/manifest.json: train again on these data"
+                )
+        expected = manifest.splits["test"].sha256
+        if (digest := sha256(path)) != expected:
+            raise UserError(
+                f"{path}: found sha256 {digest[:12]}; expected {expected[:12]}, as in manifest.json: run the prepare "
+                "stage again"
+            )
+        split = Split(path)
+        if len(split) == 0:
+            raise UserError(f"{path}: found no image; raise prepare.shares.test, or bring more images")
+        weights = model / "model.pt" if model.is_dir() else model
+        return cls(trained, weights, prepared, manifest, split, read_groups(prepared, split.ids))

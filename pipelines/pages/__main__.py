@@ -1,0 +1,44 @@
+"""The stage pages: one HTML page, from what a measuring stage wrote.
+
+    python -m pipelines.pages depths --of reports/evaluate/page --out reports/evaluate/report.html
+
+A stage of its own, so that a word or a colour in a page makes nothing be measured again.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from pipelines.core.command import run_command
+from pipelines.core.files import replacing
+from pipelines.pages import data_page, depth_page, search_page
+from unetpp.errors import UserError
+
+
+def _read(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+PAGES = {
+    "data": lambda prepared: data_page.build_page(_read(prepared / "fingerprint.json"), prepared),
+    "search": lambda path: search_page.build_page(_read(path)),
+    "depths": depth_page.build_page,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m pipelines.pages", description="Make one of the HTML pages.")
+    parser.add_argument("page", choices=PAGES)
+    parser.add_argument("--of", type=Path, required=True, help="what the measuring stage wrote for it")
+    parser.add_argument("--out", type=Path, required=True, help="the page to write")
+    arguments = parser.parse_args()
+    if not arguments.of.exists():
+        raise UserError(f"{arguments.of}: no such file or folder; `dvc repro` writes it")
+    page = PAGES[arguments.page](arguments.of)
+    with replacing(arguments.out) as partial:
+        partial.write_text(page, encoding="utf-8")
+    print(f"wrote {arguments.out}")
+
+
+if __name__ == "__main__":
+    run_command(main)

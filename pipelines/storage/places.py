@@ -1,0 +1,202 @@
+"""Where files lie that several processes or machines share: a folder, or a prefix in an S3-compatible store.
+
+Under both, a file is visible whole or not at all, whoever writes it, and whenever the writer is killed.
+"""
+
+import hashlib
+import os
+import shutil
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from pipelines.core.data_sections import S3
+from pipelines.core.files import disk_errors
+from pipelines.storage.s3 import Store
+from unetpp.errors import UserError
+
+CHUNK = 2**20
+
+
+class Place(ABC):
+    """Files by relative name; it travels to other processes. `location` is its address.
+
+    Every method raises `UserError` where the place cannot be read or written.
+    """
+
+    location: str
+    ask_every_s: float = 0  # how often it may be asked for something that changes seldom
+
+    @abstractmethod
+    def name(self, name: str) -> str:
+        """A file as the user knows it."""
+
+    @abstractmethod
+    def list(self) -> Iterator[str]:
+        """The names of all files."""
+
+    @abstractmethod
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None where there is none."""
+
+    @abstractmethod
+    def pieces(self, name: str) -> Iterator[bytes] | None:
+        """A file's bytes in pieces; None where there is none."""
+
+    @abstractmethod
+    def write(self, name: str, content: bytes | memoryview | Path) -> None:
+        """Put bytes, or a file of this machine, there."""
+
+    @abstractmethod
+    def delete(self, name: str) -> None:
+        """Delete a file; that there is none is no error."""
+
+    def read(self, name: str) -> bytes | None:
+        """A file's bytes; None where there is none."""
+        pieces = self.pieces(name)
+        return None if pieces is None else b"".join(pieces)
+
+    def fetch(self, name: str, path: Path) -> str | None:
+        """Copy a file to `path`; returns the sha256 of what came, None where there is no such file."""
+        pieces = self.pieces(name)
+        if pieces is None:
+            return None
+        found = hashlib.sha256()
+        with path.open("wb") as file:
+            for piece in pieces:
+                found.update(piece)
+                with disk_errors(path.parent):
+                    file.write(piece)
+            with disk_errors(path.parent):
+                _to_disk(file)
+        return found.hexdigest()
+
+
+class Folder(Place):
+    """A folder, of this machine or one that all machines share."""
+
+    def __init__(self, location: str | Path):
+        self.location = str(location)
+        self._root = Path(location)
+
+    def name(self, name: str) -> str:
+        return str(self._root / name)
+
+    def list(self) -> Iterator[str]:
+        for folder, _, files in os.walk(self._root):
+            yield from (Path(folder, file).relative_to(self._root).as_posix() for file in files)
+
+    def size(self, name: str) -> int | None:
+        with self._explained("read"), suppress(FileNotFoundError):
+            return (self._root / name).stat().st_size
+        return None
+
+    def pieces(self, name: str) -> Iterator[bytes] | None:
+        with self._explained("read"), suppress(FileNotFoundError):
+            return self._pieces((self._root / name).open("rb"))
+        return None
+
+    def _pieces(self, file) -> Iterator[bytes]:
+        with self._explained("read"), file:
+            while piece := file.read(CHUNK):
+                yield piece
+
+    def write(self, name: str, content: bytes | memoryview | Path) -> None:
+        path = self._root / name
+        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # two machines may write at once
+        with self._explained("written"):
+            try:
+                with disk_errors(self._root):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    with partial.open("wb") as file:
+                        if isinstance(content, Path):
+                            with content.open("rb") as source:
+                                shutil.copyfileobj(source, file, CHUNK)
+                        else:
+                            file.write(content)
+                        _to_disk(file)
+                    os.replace(partial, path)
+            finally:
+                self._remove(partial)
+
+    def delete(self, name: str) -> None:
+        with self._explained("written"):
+            self._remove(self._root / name)
+
+    def _remove(self, path: Path) -> None:
+        """Also the folder below the root that it leaves empty: a bucket has none."""
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.unlink()
+        if path.parent != self._root:
+            with suppress(OSError):
+                path.parent.rmdir()
+
+    @contextmanager
+    def _explained(self, wanted: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self._root}: cannot be {wanted} ({error.strerror}); expected a folder that all machines share and "
+                "may write: correct cluster.storage"
+            ) from None
+
+
+class Bucket(Place):
+    """A prefix in an S3-compatible store, reached as `ingest.s3` says."""
+
+    ask_every_s = 5  # it costs a request, and does not change faster than a person
+
+    def __init__(self, location: str, s3: S3):
+        self.location, self._s3 = location, s3
+        own = s3.model_copy(update={"anonymous": False, "requester_pays": False})
+        self._store = Store(own, location, num_workers=8, setting="cluster.storage")
+
+    def __reduce__(self):
+        return Bucket, (self.location, self._s3)  # a connection does not travel to other processes
+
+    def _key(self, name: str) -> str:
+        return self._store.prefix + name
+
+    def name(self, name: str) -> str:
+        return self._store.name(self._key(name))
+
+    def list(self) -> Iterator[str]:
+        return (found.key.removeprefix(self._store.prefix) for found in self._store.list())
+
+    def size(self, name: str) -> int | None:
+        found = self._store.find(self._key(name))
+        return found.size if found else None
+
+    def pieces(self, name: str) -> Iterator[bytes] | None:
+        found = self._store.find(self._key(name))
+        return self._store.read(found, 0, found.size)[1] if found else None
+
+    def write(self, name: str, content: bytes | memoryview | Path) -> None:
+        self._store.write(self._key(name), content)
+
+    def delete(self, name: str) -> None:
+        self._store.delete(self._key(name))
+
+
+def open_place(location: str, s3: S3) -> Place:
+    """The place at a path or at s3://bucket/prefix."""
+    return Bucket(location, s3) if location.startswith("s3://") else Folder(location)
+
+
+def replace_files(place: Place, files: dict[str, bytes]) -> None:
+    """Make `files` the files right in a place that have such endings; what else is there stays."""
+    endings = {Path(name).suffix for name in files}
+    for name in list(place.list()):
+        if "/" not in name and Path(name).suffix in endings:
+            place.delete(name)
+    for name, content in files.items():
+        place.write(name, content)
+
+
+def _to_disk(file) -> None:
+    """So that a name never stands for bytes that a loss of power takes away."""
+    file.flush()
+    os.fsync(file.fileno())

@@ -1,0 +1,60 @@
+"""The working tree as a repository of its own, in which a test runs the pipeline as a user does."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from pipelines.core.checksums import sha256
+from tests.conftest import REPOSITORY
+
+SMALL = {
+    "ingest": {"synthetic": {"num_images": 40, "size_px": 64, "seed": 1, "masks": "instances"}},
+    "prepare": {"size": 32},
+    "search": {"widths": [[4, 6], [4, 6, 8]], "epochs": 2},
+    "train": {"epochs": 4, "batch_size": 8, "warmup_epochs": 1},
+    "evaluate": {"latency_rounds": 3, "throughput_batch": 2},
+}
+
+
+class Clone:
+    """A clone of the working tree, with its commands run by the environment that runs the tests."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        names = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+        for name in names.splitlines():
+            if (REPOSITORY / name).is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(REPOSITORY / name, folder / name)
+        params = yaml.safe_load((folder / "params.yaml").read_text())
+        for section, values in SMALL.items():
+            params[section] |= values
+        (folder / "params.yaml").write_text(yaml.safe_dump(params))
+        for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "small params"]):
+            identity = ["-c", "user.name=tests", "-c", "user.email=tests@localhost"]
+            subprocess.run(["git", *identity, *command], cwd=folder, check=True)
+
+    def run(self, *command: str, expect: int = 0, **environment: str) -> str:
+        """A command in the clone; what it prints."""
+        scripts = str(Path(sys.executable).parent)
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "MLFLOW_"))}
+        # The folder first, so that the stages run the clone's own code.
+        env = kept | {"PATH": scripts + os.pathsep + os.environ["PATH"], "PYTHONPATH": str(self.folder)} | environment
+        done = subprocess.run(
+            command, cwd=self.folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900
+        )
+        assert done.returncode == expect, done.stdout
+        return done.stdout
+
+    def hashes(self, *folders: str) -> dict[str, str]:
+        """sha256 by name of all files in these folders."""
+        paths = [path for folder in folders for path in (self.folder / folder).rglob("*") if path.is_file()]
+        return {path.relative_to(self.folder).as_posix(): sha256(path) for path in paths}
+
+    def json(self, name: str) -> dict:
+        return json.loads((self.folder / name).read_text())

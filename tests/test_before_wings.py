@@ -1,0 +1,72 @@
+"""What the code of before the wings wrote is still read: prepared data, a checkpoint, a model file, a registered model.
+
+before_wings.tar.xz holds one of each, written by commit c018d77 from 24 synthetic images of 32x32, and the
+probabilities that its networks gave for one of them.
+"""
+
+import sqlite3
+import tarfile
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.core.params import load_params
+from pipelines.evaluate import evaluate
+from pipelines.registry import model_versions
+from tests.conftest import REPOSITORY
+from unetpp.data.arrow_split import Split
+from unetpp.data.scaling import scale
+from unetpp.inference.model_file import load_model
+
+WAS_AT = "/tmp/before"
+PLACES = {  # MLflow keeps absolute paths
+    "experiments": "artifact_location",
+    "runs": "artifact_uri",
+    "logged_models": "artifact_location",
+    "model_versions": "storage_location",
+}
+
+
+@pytest.fixture(scope="module")
+def before(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("before")
+    with tarfile.open(REPOSITORY / "tests/before_wings.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    with closing(sqlite3.connect(folder / "mlflow.db")) as store, store:
+        for table, column in PLACES.items():
+            store.execute(f"UPDATE {table} SET {column} = replace({column}, ?, ?)", (WAS_AT, str(folder)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(before) -> dict[str, np.ndarray]:
+    with np.load(before / "expected.npz") as found:
+        return dict(found)
+
+
+def probs_of(trained, depth: int, before: Path, id: str) -> np.ndarray:
+    split = Split(before / "data/prepared/test.arrow")
+    with torch.inference_mode():
+        return trained.segmenter(depth)(scale(split[split.ids.index(id)][0])[None]).numpy()
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_model_file_gives_the_probabilities_that_it_gave(before, expected, depth):
+    found = probs_of(load_model(before / "models/train"), depth, before, str(expected["id"]))
+    np.testing.assert_allclose(found, expected[f"L{depth}"], atol=1e-5)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_registered_version_gives_the_probabilities_that_it_gave(before, expected, depth):
+    trained = model_versions.load_trained(f"models:/unetpp-nuclei@L{depth}", f"sqlite:///{before}/mlflow.db")
+    np.testing.assert_allclose(probs_of(trained, depth, before, str(expected["id"])), expected[f"L{depth}"], atol=1e-5)
+
+
+def test_prepared_data_and_a_model_of_before_are_evaluated(before, tmp_path):
+    settings = load_params(before / "params.yaml").evaluate
+    found = evaluate(before / "data/prepared", before / "models/train", tmp_path / "out", settings, torch.device("cpu"))
+    assert set(found["depths"]) == {"L1", "L2", "mean"}
+    assert found["num_images"] == 3

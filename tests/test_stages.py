@@ -1,0 +1,167 @@
+"""dvc.yaml names the code that decides each stage's result: no less, or what is stale stays; no more, by wings."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipelines.core.code_closure import DECIDE_NOTHING, closure, code_hash
+
+from .conftest import REPOSITORY
+
+STAGES = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
+MODULES = {name: "pipelines.pages.__main__" if name == "pages" else f"pipelines.{name}" for name in STAGES}
+# What these wings do is the very result of these stages.
+DECIDED_HERE = {"ingest": "storage", "register": "registry"}
+# The packages' own files are names and switches against telemetry.
+EXCEPTIONS = {"pipelines/__init__.py", "unetpp/__init__.py", "unetpp/offline.py"}
+
+
+def code_deps(stage: str) -> list[str]:
+    deps = (STAGES[stage].get("do") or STAGES[stage])["deps"]
+    return [one for one in deps if one.startswith(("pipelines/", "unetpp/"))]
+
+
+def decisive(stage: str) -> set[str]:
+    wings = tuple(wing for wing in DECIDE_NOTHING if wing != DECIDED_HERE.get(stage))
+    return {path.as_posix() for path in closure(MODULES[stage], wings)} - EXCEPTIONS
+
+
+def is_within(file: str, dep: str) -> bool:
+    return file == dep or file.startswith(f"{dep}/")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_all_code_that_decides_its_result_and_on_no_other_wing(stage):
+    files, deps = decisive(stage), code_deps(stage)
+    assert len(files) > 5
+    missing = {file for file in files if not any(is_within(file, dep) for dep in deps) and "/__init__" not in file}
+    assert missing == set(), f"add them, or their wings, to the deps of {stage} in dvc.yaml"
+    unused = {dep for dep in deps if not any(is_within(file, dep) for file in files)}
+    assert unused == set(), f"nothing that {stage} runs imports them"
+
+
+# A file of each wing that decides something, and the stages that are stale when it changes.
+TOUCHED = {
+    "pipelines/storage/archives.py": {"ingest"},
+    "pipelines/dataset/splits.py": {"prepare"},
+    "pipelines/tuning/space.py": {"search"},
+    "pipelines/training/batches.py": {"search", "train"},
+    "pipelines/training/epoch_metrics.py": {"search", "train", "register"},
+    "pipelines/evaluation/quality.py": {"evaluate", "register"},
+    "pipelines/registry/promotion_rules.py": {"register"},
+    "pipelines/served.py": {"register"},
+    "pipelines/pages/templates/report.html.j2": {"pages@data", "pages@search", "pages@depths"},
+    "pipelines/core/files.py": set(),
+    "pipelines/console/progress.py": set(),
+    "pipelines/cluster/jobs.py": set(),
+    "unetpp/images/decode.py": {"ingest", "prepare", "register"},
+    "unetpp/network/losses.py": {"search", "train", "export", "evaluate", "register"},
+    "unetpp/data/augment.py": {"search", "train", "export", "evaluate", "register"},
+    "unetpp/scores/metrics.py": {"search", "train", "evaluate"},
+    "unetpp/inference/segmenter.py": {"search", "train", "export", "evaluate", "register"},
+    "unetpp/training/checkpoint.py": {"search", "train"},
+    "unetpp/export/graphs.py": {"export", "evaluate", "register"},
+}
+
+
+@pytest.mark.slow
+def test_a_changed_file_makes_exactly_the_stages_stale_that_use_it(tmp_path):
+    """By `dvc status` of a copy whose stages count as run."""
+    for name in ("pipelines", "unetpp", "dvc.yaml", "params.yaml", ".dvcignore", ".dvc/config"):
+        source, copy = REPOSITORY / name, tmp_path / name
+        copy.parent.mkdir(exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, copy)
+    run_dvc(tmp_path, "config", "core.no_scm", "true")
+    for out in outs():
+        path = tmp_path / out
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(out)
+    run_dvc(tmp_path, "commit", "--force")
+    code = ROUNDS.format(names=[*TOUCHED])
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = {name: set(stages) for name, stages in json.loads(done.stdout.splitlines()[-1]).items()}
+    assert found.pop("nothing") == set()
+    assert found.pop("an import, which writes __pycache__") == set()
+    assert found == TOUCHED
+
+
+ROUNDS = """
+import json, subprocess, sys
+from pathlib import Path
+from dvc.repo import Repo
+
+def stale():
+    with Repo(".") as repo:
+        return [stage for stage, changes in repo.status().items() if any("changed deps" in one for one in changes)]
+
+found = {{"nothing": stale()}}
+subprocess.run([sys.executable, "-c", "import pipelines.training.spec"], check=True)
+assert list(Path("pipelines/training").glob("__pycache__/*.pyc"))
+found["an import, which writes __pycache__"] = stale()
+for name in {names}:
+    before = Path(name).read_bytes()
+    Path(name).write_bytes(before + b"\\n")
+    found[name] = stale()
+    Path(name).write_bytes(before)
+print(json.dumps(found))
+"""
+
+
+def run_dvc(folder: Path, *arguments: str) -> str:
+    return subprocess.run(["dvc", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+def outs() -> list[str]:
+    """The paths that the stages write; what several stages write into one folder are files in it."""
+    found = []
+    for stage in STAGES.values():
+        for item in (stage.get("foreach") or {"": {}}).values():
+            body = stage.get("do") or stage
+            for out in [*body.get("outs", ()), *body.get("metrics", ())]:
+                path = next(iter(out)) if isinstance(out, dict) else out
+                found.append(item.get("out", path))
+    return found
+
+
+def test_the_hash_of_the_code_changes_with_what_it_does_and_not_with_what_it_says(tmp_path, monkeypatch):
+    home = "pipelines.core.code_closure"
+    file = Path("unetpp/network/losses.py")
+    text = (REPOSITORY / file).read_text()
+    for name in ("pipelines", "unetpp"):
+        shutil.copytree(REPOSITORY / name, tmp_path / name)
+
+    def hashed() -> str:
+        closure.cache_clear()
+        code_hash.cache_clear()
+        return code_hash("pipelines.train")
+
+    monkeypatch.setattr(f"{home}.ROOT", tmp_path)
+    try:
+        before = hashed()
+        (tmp_path / file).write_text(text.replace('"""', '"""Said otherwise. ', 1) + "\n\n# a comment\n")
+        assert hashed() == before
+        (tmp_path / file).write_text(text + "\nx = 1\n")
+        assert hashed() != before
+        (tmp_path / file).write_text(text)
+        (tmp_path / "pipelines/training/batches.py").write_text("x = 1\n")
+        assert hashed() != before
+        (tmp_path / "pipelines/training/batches.py").write_text(
+            (REPOSITORY / "pipelines/training/batches.py").read_text()
+        )
+        (tmp_path / "unetpp/images/tiff.py").write_text("x = 1\n")  # decides what prepare writes, and no training run
+        assert hashed() == before
+    finally:
+        closure.cache_clear()
+        code_hash.cache_clear()

@@ -1,0 +1,60 @@
+"""The manifest of prepared data: what size and how many classes they have, and what each split holds."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from unetpp.errors import UserError
+
+
+@dataclass(frozen=True)
+class SplitFacts:
+    """What a prepared split holds."""
+
+    num_images: int
+    sha256: str  # of its Arrow file
+    kinds: dict[str, int] = field(default_factory=dict)  # how many images of each kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """manifest.json of a prepared folder. Data that stage prepare did not make may lack what has a default."""
+
+    size: int | None  # side in px of every image; None where images keep their sizes
+    channels: int
+    num_classes: int
+    multilabel: bool = False
+    classes: list[str] | None = None  # names of more than one
+    splits: dict[str, SplitFacts]
+    num_groups: int | None = None
+    num_near_duplicates: int = 0  # pairs
+    quarantined: int = 0  # files
+    raw_sha256: str | None = None  # of the manifest of the raw data
+    foreground_share: float = 0.0  # of the annotated pixels of train
+    ignored_share: float = 0.0  # of the pixels of train
+    class_pixels: list[int] | None = None  # of train; of labels first the pixels without one
+
+    def write(self, prepared: Path) -> None:
+        """Write manifest.json into an existing folder."""
+        (prepared / "manifest.json").write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+
+def read_manifest(prepared: str | Path) -> Manifest:
+    """The manifest of a prepared folder.
+
+    Raises:
+        UserError: missing, not JSON, or with other keys than those of this version.
+    """
+    path = Path(prepared) / "manifest.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        splits = {name: SplitFacts(**facts) for name, facts in found["splits"].items()}
+        return Manifest(**found | {"splits": splits})
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path}: no such file; expected a prepared folder: run `dvc repro prepare`") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); remove the folder and run `dvc repro prepare`") from None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: found a manifest of another version ({error}): run `dvc repro prepare` with this version"
+        ) from None
