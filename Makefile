@@ -2,7 +2,12 @@
 # All paths are relative, so that the project may lie in a folder with a space in its name.
 
 PYTHON ?= python3
-export PATH := $(CURDIR)/.venv/bin:$(PATH)
+VENV := $(CURDIR)/.venv
+# Ray does not start dependably from an interpreter whose path has a space: there .venv is a link into the user's cache.
+ifneq ($(words $(CURDIR)),1)
+VENV := $(HOME)/.cache/unetpp/venvs/$(shell pwd | cksum | cut -d ' ' -f 1)
+endif
+export PATH := $(VENV)/bin:$(PATH)
 # uv does not read pip's settings: where local wheels lie, if there is such a place.
 FIND_LINKS = UV_FIND_LINKS="$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-$$(pip config get global.find-links 2>/dev/null)}}"
 
@@ -37,11 +42,12 @@ setup: .venv/installed ## .venv with every package pinned
 .venv/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "error: Python %d.%d found, 3.11 to 3.13 expected; name another one: make PYTHON=python3.12 ..." % v)'
 	@echo "installing into .venv (once; one or two minutes)"
-	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check uv
+	@test -x .venv/bin/python || $(PYTHON) -m venv "$(VENV)"
+	@test -e .venv || ln -sfn "$(VENV)" .venv
+	@python -m pip install --quiet --disable-pip-version-check uv
 	@# Compiled once here: a stage is several processes, and each would compile torch anew where Python may not write.
-	@$(FIND_LINKS) uv pip install --quiet --python .venv/bin/python --compile-bytecode -r requirements.lock
-	@uv pip install --quiet --python .venv/bin/python --no-deps -e .
+	@$(FIND_LINKS) uv pip install --quiet --python "$(VENV)/bin/python" --compile-bytecode -r requirements.lock
+	@uv pip install --quiet --python "$(VENV)/bin/python" --no-deps -e .
 	@touch .venv/installed
 
 lock:            ## requirements.lock anew from pyproject.toml

@@ -118,7 +118,7 @@ def alternate_in_ray(spec: TrainSpec, run: RunStore) -> list[tuple[float, float]
 
 def read_loop(prepared: Path, folder: Path, widths: list[int], num_epochs: int) -> list[str]:
     spec = make_spec(make_params(1, 1, num_epochs), widths, prepared)
-    alone = alternate(spec, lambda state: None)
+    alone = alternate(spec, lambda _state: None)
     ray_worker.train_worker = alternate_in_ray  # pyright: ignore[reportAttributeAccessIssue]
     with cluster():
         in_ray: Any = ray_worker.run_on_ray(spec, "loop", FolderRun(folder / "loop"))
@@ -283,7 +283,7 @@ def _kind(line: list[str]) -> str:
 # Two processes
 
 
-def steps_of(rank: int, world: int, threads: int, batch: int, widths: list[int], ddp: bool, rounds: int) -> float:
+def steps_of(_rank: int, world: int, threads: int, batch: int, widths: list[int], ddp: bool, rounds: int) -> float:
     """Seconds of a step, the median; the batch is this process's own."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)

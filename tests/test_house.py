@@ -1,6 +1,7 @@
 """Laws of the house: layers, the lock, and silence."""
 
 import ast
+import importlib
 import os
 import re
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
-from unetpp.offline import TELEMETRY_OFF
+from unetpp.offline import TELEMETRY_OFF, silenced
 
 # The law of layers, lowest first: a file imports from its own wing and from rows above that of its wing.
 LAYERS = (
@@ -169,6 +170,17 @@ def test_telemetry_is_off_in_every_process_of_ours():
     assert "analytics = false" in (REPOSITORY / ".dvc/config").read_text()
 
 
+def test_a_hosts_settings_are_as_before_what_was_silenced(monkeypatch):
+    monkeypatch.setenv("DVC_NO_ANALYTICS", "mine")
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    environment, modules = dict(os.environ), dict(sys.modules)
+    with silenced():
+        assert (os.environ["DVC_NO_ANALYTICS"], os.environ["ORT_DISABLE_TELEMETRY"]) == ("mine", "1")
+        with pytest.raises(ModuleNotFoundError):
+            importlib.import_module("openvino_telemetry")
+    assert (dict(os.environ), dict(sys.modules)) == (environment, modules)
+
+
 def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
@@ -199,4 +211,5 @@ def test_no_file_names_a_host_of_ours():
             assert not re.search(r"find-links|index-url", text) or path.name in {
                 "Makefile",
                 "test_house.py",
+                "test_wheel.py",
             }, name

@@ -68,7 +68,9 @@ def test_what_has_a_result_is_not_computed_again(study, monkeypatch, capsys):
     assert 0 < before["rim_share"] < 1
     assert before["patches"] == [1] * len(before["images"]["L1"])  # whole images
     assert not list((study / "results").rglob("*.running"))
-    kinds, best = records.read_test("resize")
+    facts = records.read_test("resize")
+    assert facts
+    kinds, best = facts
     assert len(kinds) == len(best) == len(before["images"]["L1"])
     capsys.readouterr()
     # A command that was killed leaves its claim behind; it holds nobody up.
@@ -100,7 +102,7 @@ def test_classic_begins_with_weights_as_torch_draws_them(study, monkeypatch):
         assert row["depths"] != found[one]["depths"]
 
 
-def test_another_split_has_other_images_and_the_seeds_that_its_run_names(study, monkeypatch):
+def test_another_split_has_other_images_and_the_seeds_that_its_run_names(study):
     planned = list(run.planned(run.read_study(), [0, 1]))
     assert [(seed, name) for protocol, *_, seed, name in planned if protocol == "resize_2"] == [(1, "unet")]
     ids = []

@@ -92,7 +92,7 @@ def test_a_png_is_predicted_as_with_all_packages(installed, tmp_path, size, kind
     predict([str(tmp_path / "a.png")], model, None, tmp_path / "c")
     masks = [np.array(Image.open(tmp_path / folder / "a.png")) for folder in "bc"]
     assert len(np.unique(masks[0])) > 1
-    assert np.array_equal(*masks)
+    assert np.array_equal(masks[0], masks[1])
 
 
 @pytest.mark.parametrize("command", [("mlflow",), ("export", "--out", "x"), ("doctor",), ("compare", "a", "b")])

@@ -1,7 +1,7 @@
 """Nothing here calls home: the one place that turns off telemetry and version checks of dependencies.
 
-Our own commands and their workers call `silence`; `import unetpp` alone changes nothing for its host. DVC's own
-commands never import this; `.dvc/config` says the same to them.
+Our own commands and their workers call `silence`; in a host's process `silenced` is around what would call home, and
+nothing else changes. DVC's own commands never import this; `.dvc/config` says the same to them.
 """
 
 import os
@@ -27,18 +27,22 @@ def silence() -> None:
 
 
 @contextmanager
-def openvino_silenced() -> Iterator[None]:
-    """For the import of openvino, which sends an event unless a file in the home declines.
+def silenced() -> Iterator[None]:
+    """For the import and first use of a library within a host's process: afterwards the host's settings are as before.
 
-    Without the package that sends, openvino falls back to a stub of its own for good. None in the table of modules
-    makes that package's import fail as if it were not installed; afterwards the table is as it was.
+    `import openvino` sends an event unless a file in the home declines. Without the package that sends it, openvino
+    falls back to a stub of its own for good; None in the table of modules makes that package's import fail as if it
+    were not installed.
     """
-    name = "openvino_telemetry"
-    before = sys.modules.get(name)
-    sys.modules[name] = cast(ModuleType, None)
+    missing = [name for name in TELEMETRY_OFF if name not in os.environ]
+    sender = sys.modules.get("openvino_telemetry")
+    silence()
+    sys.modules["openvino_telemetry"] = cast(ModuleType, None)
     try:
         yield
     finally:
-        del sys.modules[name]
-        if before is not None:
-            sys.modules[name] = before
+        for name in missing:
+            os.environ.pop(name, None)
+        del sys.modules["openvino_telemetry"]
+        if sender is not None:
+            sys.modules["openvino_telemetry"] = sender

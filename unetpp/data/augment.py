@@ -8,13 +8,16 @@ whatever the number of processes, the order, or a restart in between. This is th
 
 from collections.abc import Sequence
 
-import albumentations as A
 import cv2
 import numpy as np
 
 from unetpp.data.crops import Crops, Key, draw_exposure, draw_seeds
 from unetpp.data.scaling import find_limits, scaled
 from unetpp.data.warp import Warp
+from unetpp.offline import silenced
+
+with silenced():
+    import albumentations as A
 
 cv2.setNumThreads(0)  # one image at a time is too little work for threads, and they fight torch's
 

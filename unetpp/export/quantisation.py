@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from unetpp.export.graphs import INPUT
+from unetpp.offline import silenced
 
 # What lies between two convolutions is quantised too, or each would begin and end in float.
 OPERATORS = ["Conv", "Relu", "MaxPool", "Concat", "Resize"]
@@ -24,13 +25,15 @@ def quantise(source: str | Path, target: str | Path, images: Iterable[np.ndarray
         images: float32 (N, C, H, W) in [0, 1], of the kind that the model will see, of any sizes.
     """
     import onnx
-    from onnxruntime.quantization import (
-        CalibrationDataReader,
-        QuantFormat,
-        QuantType,
-        quant_pre_process,
-        quantize_static,
-    )
+
+    with silenced():
+        from onnxruntime.quantization import (
+            CalibrationDataReader,
+            QuantFormat,
+            QuantType,
+            quant_pre_process,
+            quantize_static,
+        )
 
     class Reader(CalibrationDataReader):
         def __init__(self, images: Iterator[np.ndarray]):

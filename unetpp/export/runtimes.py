@@ -4,7 +4,6 @@ All run on the processor in float32 (an int8 file in int8) with the same number 
 """
 
 import importlib.util
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,10 +15,9 @@ from unetpp.export.graphs import INPUT
 from unetpp.export.safetensors_files import WEIGHTS, load_safetensors
 from unetpp.export.signal_stack import kept_signal_stack
 from unetpp.inference.segmenter import Segmenter
-from unetpp.offline import TELEMETRY_OFF, openvino_silenced
+from unetpp.offline import silenced
 
 Predict = Callable[[np.ndarray], np.ndarray]
-ORT_SWITCH = "ORT_DISABLE_TELEMETRY"
 
 
 def _of_module(module: Callable[[torch.Tensor], torch.Tensor]) -> Predict:
@@ -35,17 +33,17 @@ def of_segmenter(segmenter: Segmenter) -> Predict:
     return _of_module(segmenter.eval())
 
 
-def _open_safetensors(file: Path, threads: int) -> Predict:
+def _open_safetensors(file: Path, _threads: int) -> Predict:
     return of_segmenter(load_safetensors(file.parent))
 
 
-def _open_pt2(file: Path, threads: int) -> Predict:
+def _open_pt2(file: Path, _threads: int) -> Predict:
     return _of_module(torch.export.load(file).module())
 
 
 def _open_onnxruntime(file: Path, threads: int) -> Predict:
-    os.environ.setdefault(ORT_SWITCH, TELEMETRY_OFF[ORT_SWITCH])  # read while it is imported
-    import onnxruntime
+    with silenced():
+        import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -58,7 +56,7 @@ def _open_onnxruntime(file: Path, threads: int) -> Predict:
 
 
 def _open_openvino(file: Path, threads: int) -> Predict:
-    with openvino_silenced():
+    with silenced():
         import openvino
 
     core = openvino.Core()

@@ -13,10 +13,9 @@ from pipelines.registry import live_log, mlflow_store, run_log, runs
 from pipelines.registry.live_log import Sender, logged_live, read_unlogged
 from pipelines.registry.run_log import Inputs
 from tests.pipelines.registry.family import write_csv
-from tests.pipelines.training.runs import ARGUMENTS
 from tests.pipelines.training.small import ARGUMENTS
 from tests.servers import free_port
-from tests.stores import MlflowServer, wait_for
+from tests.stores import MlflowServer
 from tests.waiting import wait_for
 
 NAMES = ("val_iou/L1", "val_iou/L2", "val_loss/L1", "val_loss/L2", "train_loss", "learning_rate", "images_per_s")
