@@ -31,7 +31,7 @@ from pipelines.dataset.layouts import find_samples
 from pipelines.dataset.loading import load_sample
 from pipelines.dataset.splits import find_split, position
 from pipelines.evaluation.depth_costs import describe_machine
-from pipelines.evaluation.predictor import Predictor, count_pixels
+from pipelines.evaluation.predictor import Predictor, batches
 from pipelines.training.epochs import epochs as train_epochs
 from pipelines.training.spec import Init, TrainSpec, make_spec
 from studies.paper import records
@@ -174,6 +174,17 @@ def describe_test(split: Split) -> tuple[list[str], list[float]]:
     return list(split.kinds), [round(one, 5) for one in best]
 
 
+def count_pixels(predict: Predictor, split: Split, batch_size: int) -> dict[str, Tensor]:
+    """Run the split once; (N, K, 3) counts of each name, in the split's order (see `metrics.confusion`)."""
+    counts: dict[str, list[Tensor]] = {name: [torch.empty(0)] * len(split) for name in predict.names}
+    for batch in batches(split, batch_size):
+        for name, mask_hat in predict(batch.images).items():
+            each = metrics.confusion(mask_hat, batch.mask, *predict.task)
+            for index, one in zip(batch.indices, each, strict=True):
+                counts[name][index] = one
+    return {name: torch.stack(each) for name, each in counts.items()}
+
+
 def measure(spec: TrainSpec, device: torch.device) -> dict:
     """Train to the end of the schedule, and score every depth and the mean of the heads on test.
 
@@ -200,8 +211,8 @@ def measure(spec: TrainSpec, device: torch.device) -> dict:
         "patches": [len(list(of_image)) for _, of_image in itertools.groupby(split.ids, lambda id: id.split("@")[0])],
         "rim_share": round(rim_share(split), 4),
         "test_sha256": sha256(spec.prepared / "test.arrow"),
-        "train_loss": round(state["history"][-1]["train_loss"], 5),
-        "epochs": len(state["history"]),
+        "train_loss": round(state.history[-1]["train_loss"], 5),
+        "epochs": len(state.history),
         "trained_s": round(trained_s, 1),
         "machine": describe_machine(device),
     }
