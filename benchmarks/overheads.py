@@ -100,7 +100,7 @@ def alternate(spec: TrainSpec, report) -> list[tuple[float, float]]:
     return pairs[2:]
 
 
-def alternate_in_ray(spec: TrainSpec, run: RunStore) -> list[tuple[float, float]]:
+def alternate_in_ray(spec: TrainSpec, _run: RunStore) -> list[tuple[float, float]]:
     """The same in a worker of Ray Train."""
     import ray.train
 

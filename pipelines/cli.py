@@ -27,7 +27,7 @@ def _export(arguments: argparse.Namespace) -> None:
     )
 
 
-def _doctor(arguments: argparse.Namespace) -> None:
+def _doctor(_arguments: argparse.Namespace) -> None:
     from pipelines.doctor import doctor
 
     raise SystemExit(doctor())

@@ -95,9 +95,11 @@ class RayCluster:
         """End every process of the cluster, jobs and workers too, and remove its files."""
         # Their command lines name the session's folder; some leave their parent, which is not waited for.
         mine = [process for node in self.nodes for process in _family(node.pid)]
-        for process in psutil.process_iter(["cmdline"]):
-            if any(str(self._folder) in part for part in process.info["cmdline"] or ()):
-                mine.append(process)
+        mine += [
+            process
+            for process in psutil.process_iter(["cmdline"])
+            if any(str(self._folder) in part for part in process.info["cmdline"] or ())
+        ]
         for process in mine:
             if process.is_running():
                 process.send_signal(signal.SIGKILL)

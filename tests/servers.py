@@ -135,7 +135,7 @@ def pass_on(upstream: str) -> Callable[[Request, bytes], Answer]:
 def file_answer(content: bytes, etag: str = '"one"', ranges: bool = True) -> Callable[[Request, bytes], Answer]:
     """An `answer` that serves one file, with or without Range."""
 
-    def answer(request: Request, body: bytes) -> Answer:
+    def answer(request: Request, _body: bytes) -> Answer:
         headers = {"ETag": etag}
         if request.headers.get("if-none-match") == etag:
             return Answer(304, headers, b"")

@@ -146,8 +146,10 @@ def _overlays(splits: dict[str, Split], multilabel: bool) -> list[dict]:
         for name, split in splits.items():
             indices = [index for index, other in enumerate(split.kinds) if other == kind]
             hashed = sorted(indices, key=lambda index: hashlib.sha256(split.ids[index].encode()).digest())
-            for index in hashed[:PER_CELL]:
-                pictures.append(_picture(split.ids[index], split, index, True, multilabel) | {"split": name})
+            pictures += [
+                _picture(split.ids[index], split, index, True, multilabel) | {"split": name}
+                for index in hashed[:PER_CELL]
+            ]
         shown.append({"kind": kind, "num_images": totals[kind], "pictures": pictures})
     return shown
 

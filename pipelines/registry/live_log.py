@@ -106,7 +106,7 @@ def logged_live(
     """
     spool.unlink(missing_ok=True)
     if not _can_log(params):
-        yield lambda row: None
+        yield lambda _row: None
         return
     sender = Sender(_RunLog(params, training))
     for row in history:

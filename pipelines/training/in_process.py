@@ -17,7 +17,7 @@ from pipelines.training.state import TrainState
 from unetpp.errors import UserError
 
 
-def run_alone(spec: TrainSpec, run: RunStore, log: Callable[[dict], None] = lambda row: None) -> bool:
+def run_alone(spec: TrainSpec, run: RunStore, log: Callable[[dict], None] = lambda _row: None) -> bool:
     """Train, with the newest two checkpoints in `run`; one that was cut goes on.
 
     Args:

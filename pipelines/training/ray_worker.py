@@ -52,7 +52,7 @@ def train_worker(spec: TrainSpec, run: RunStore) -> str | None:
     # Not Ray's idea of the newest checkpoint: should it be torn, the one before is taken.
     found, passed_over = run.newest()
     state = TrainState.from_dict(found)
-    _agree(run, state, rank, world)
+    _agree(run, state, world)
     if rank == 0:
         for line in passed_over:
             print(f"passed over: {line}", flush=True)
@@ -114,7 +114,7 @@ def _save(run: RunStore, state: TrainState) -> str | None:
     return None
 
 
-def _agree(run: RunStore, state: TrainState, rank: int, world: int) -> None:
+def _agree(run: RunStore, state: TrainState, world: int) -> None:
     """Whether all processes go on from the same checkpoint: on shared storage one may see a file later than another.
 
     Raises:
@@ -174,7 +174,7 @@ def reported(log: Callable[[dict], None]) -> Iterator[list]:
         os.mkfifo(path)
 
         class Rows(UserCallback):  # runs in Ray's controller, a process on the machine of this one
-            def after_report(self, run_context, metrics, checkpoint):
+            def after_report(self, run_context, metrics, checkpoint):  # noqa: ARG002 - Ray passes them by name
                 if "step" not in metrics[0]:
                     path.write_text(json.dumps(metrics[0]) + "\n", encoding="utf-8")
 
@@ -198,7 +198,7 @@ def _announcer() -> Any:
     from ray.train import UserCallback
 
     class Announce(UserCallback):
-        def after_exception(self, run_context, worker_exceptions):
+        def after_exception(self, run_context, worker_exceptions):  # noqa: ARG002 - Ray passes them by name
             told = {line for rank, error in worker_exceptions.items() if (line := describe_loss(rank, error))}
             for line in sorted(told) or ["a process ended"]:
                 print(f"{line}; the workers are replaced", flush=True)

@@ -27,7 +27,7 @@ class Deadline(tune.Stopper):
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_began": None}
 
-    def __call__(self, trial_id: str, result: dict) -> bool:
+    def __call__(self, trial_id: str, result: dict) -> bool:  # noqa: ARG002 - the names are Tune's
         return False
 
     def stop_all(self) -> bool:

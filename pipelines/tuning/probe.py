@@ -61,7 +61,7 @@ def probe(spec: TrainSpec) -> Probe:
     def steps() -> float:
         began = time.perf_counter()
         ready = batches.begin(0, last=num)
-        train_epoch(setup.network, ready, setup.optimizer, lambda step: 0.0, 0, device, setup.dtype, setup.loss)
+        train_epoch(setup.network, ready, setup.optimizer, lambda _step: 0.0, 0, device, setup.dtype, setup.loss)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return (time.perf_counter() - began) / num

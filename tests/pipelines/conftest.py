@@ -147,7 +147,7 @@ def project(tmp_path: Path) -> Project:
 
 
 @pytest.fixture
-def bucket(moto: str, aws: None) -> Iterator[Bucket]:
+def bucket(moto: str, aws: None) -> Iterator[Bucket]:  # noqa: ARG001 - for its effect
     """An empty bucket, with credentials for it."""
     made = Bucket(moto)
     yield made

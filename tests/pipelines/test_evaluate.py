@@ -292,7 +292,7 @@ def test_latency_is_read_at_the_size_asked_for(tmp_path, monkeypatch):
     write_model(tmp_path / "model")
     sizes = []
 
-    def measure(trained, size_px, *_):
+    def measure(_trained, size_px, *_):
         sizes.append(size_px)
         raise KeyboardInterrupt
 

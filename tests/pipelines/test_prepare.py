@@ -408,7 +408,7 @@ def test_a_wrong_rule_that_divides_near_duplicates_is_caught_by_the_gate(raw, tm
         copy_as(raw, f"nuclei_{number:05}", f"nuclei_{number:05}b", lambda image: image if blind else image[::-1])
     monkeypatch.setattr("pipelines.prepare.place", by_number)
     if blind:
-        monkeypatch.setattr("pipelines.prepare.find_duplicates", lambda *arguments: [])
+        monkeypatch.setattr("pipelines.prepare.find_duplicates", lambda *_: [])
     why = "the same pixels" if blind else "near-duplicates, distance 0, correlation 1.000"
     with pytest.raises(UserError, match=rf"(nuclei_\d+) in \w+ and \1b in \w+ are {why}"):
         prepare(PARAMS, raw, tmp_path / "out")
@@ -445,7 +445,7 @@ def test_slices_of_a_volume_stay_together_whatever_the_groups_say(raw, tmp_path,
         assert len({row["group"] for row in found.values()}) == 13
         assert read_rows(tmp_path / "out/duplicates.csv") == []
     monkeypatch.setattr("pipelines.prepare.place", by_number)
-    monkeypatch.setattr("pipelines.prepare.Looks.same_pixels", lambda looks: [])
+    monkeypatch.setattr("pipelines.prepare.Looks.same_pixels", lambda _looks: [])
     with pytest.raises(UserError, match=r"nuclei_00000 in \w+ and nuclei_000\d\d in \w+ are slices of one volume"):
         prepare(PARAMS.model_copy(update={"groups": groups}), raw, tmp_path / "out")
 
@@ -474,7 +474,8 @@ def test_folds_divide_what_is_not_test(made, tmp_path):
     assert sorted(val) == sorted(id for id, row in plain.items() if row["split"] != "test")
 
 
-def test_the_command_writes_split_csv_twice_the_same_and_nothing_to_the_error_stream(raw, tmp_path):
+@pytest.mark.usefixtures("raw")
+def test_the_command_writes_split_csv_twice_the_same_and_nothing_to_the_error_stream(tmp_path):
     done = run_stage(tmp_path, "", "-W", "error")
     assert (done.returncode, done.stderr) == (0, "")
     assert "prepare: 24 groups, 0 pairs of near-duplicates" in done.stdout

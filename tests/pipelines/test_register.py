@@ -54,7 +54,7 @@ def model_of(client, version: int):
 
 
 @pytest.mark.parametrize("depth", [1, 2])
-def test_loaded_model_predicts_what_its_network_does_for_any_batch_and_size(home, client, depth):
+def test_loaded_model_predicts_what_its_network_does_for_any_batch_and_size(home, depth):
     folder, _ = home
     uri = f"models:/{NAME}@L{depth}"
     trained = load_registered(uri, f"sqlite:///{folder}/mlflow.db")
@@ -160,7 +160,8 @@ def test_search_trials_are_runs_within_the_run(client, run):
     assert [(one.step, one.value) for one in by_epoch] == [(0, 0.2), (1, 0.4)]
 
 
-def test_evidence_of_a_version_is_fetched_by_alias_and_whole(client, tmp_path):
+@pytest.mark.usefixtures("client")
+def test_evidence_of_a_version_is_fetched_by_alias_and_whole(tmp_path):
     fetched = Path(
         mlflow_store.mlflow.artifacts.download_artifacts(f"models:/{NAME}@L1/evidence", dst_path=str(tmp_path))
     )
@@ -212,7 +213,7 @@ def test_missing_alias_is_a_user_error_that_names_those_that_exist(home):
         load_registered("models:/other/1", f"sqlite:///{home[0]}/mlflow.db")
 
 
-def test_registering_again_makes_nothing_new_and_restores_what_is_missing(home, client, run):
+def test_registering_again_makes_nothing_new_and_restores_what_is_missing(home, client):
     folder, result = home
     metrics = len(model_of(client, 1).metrics)
     client.delete_registered_model_alias(NAME, "L2")

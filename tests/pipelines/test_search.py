@@ -96,7 +96,7 @@ def test_a_trial_that_had_ended_only_says_so_again(prepared):
     "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory"), MemoryError()]
 )
 def test_a_trial_without_memory_ends_with_the_reason_and_a_bug_stays_a_bug(prepared, monkeypatch, error):
-    def fail(*arguments, **keywords):
+    def fail(*_, **__):
         yield from ()
         raise error
 
@@ -168,7 +168,7 @@ def test_trials_that_the_memory_cannot_hold_at_once_are_refused_with_the_numbers
     spec = make_spec(space.params, (), prepared)
     costs = count_costs(space, spec.manifest, 32)
     memory_mib = iter([1.0, 1.0, 1e9, 1e9, 1e9, 1e9])
-    monkeypatch.setattr("pipelines.tuning.probe.probe", lambda spec: Probe(1.0, 1.0, next(memory_mib)))
+    monkeypatch.setattr("pipelines.tuning.probe.probe", lambda _spec: Probe(1.0, 1.0, next(memory_mib)))
     assert "search: 2 trials, 2 at once" in announce(space, spec, costs, 2)
     with pytest.raises(UserError, match=r"max_concurrent = 2: 2 processes of 1,000,000,000 MiB.* lower search"):
         announce(space, spec, costs, 2)

@@ -52,7 +52,7 @@ def store(tmp_path_factory, trained):
 
 
 @pytest.fixture(scope="module")
-def server(store, tmp_path_factory):
+def server(store, tmp_path_factory):  # noqa: ARG001 - for its effect
     """Host and port of the served champion."""
     log = tmp_path_factory.mktemp("log") / "server.log"
     with serving(f"models:/{NAME}@champion", log) as address:

@@ -25,7 +25,15 @@ cv2.setNumThreads(0)  # one image at a time is too little work for threads, and 
 class Hue(A.HueSaturationValue):
     """The library's hue shift without its detour over 8 bits, which leaves a dim image of 16 bits a few grey levels."""
 
-    def apply(self, img: np.ndarray, hue_shift: float, sat_shift: float, val_shift: float, **params) -> np.ndarray:
+    # The library passes all of them by name.
+    def apply(
+        self,
+        img: np.ndarray,
+        hue_shift: float,
+        sat_shift: float,  # noqa: ARG002
+        val_shift: float,  # noqa: ARG002
+        **params,  # noqa: ARG002
+    ) -> np.ndarray:
         """Image (H, W, 3) float32 in [0, 1]; `hue_shift` in degrees / 2."""
         hsv = cv2.cvtColor(img, cv2.COLOR_RGB2HSV)  # of floats the hue is in degrees
         hue = hsv[..., 0] + np.float32(2 * hue_shift)

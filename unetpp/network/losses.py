@@ -68,13 +68,13 @@ def focal_dice(logits: Tensor, truth: Tensor, valid: Tensor, weight: Tensor, exc
     return 0.5 * _mean(weight * entropy, valid).mean(dim=1) + _dice(logits, truth, valid, exclusive)
 
 
-def tversky(logits: Tensor, truth: Tensor, valid: Tensor, weight: Tensor, exclusive: bool) -> Tensor:
+def tversky(logits: Tensor, truth: Tensor, valid: Tensor, _weight: Tensor, exclusive: bool) -> Tensor:
     """One minus Tversky's index, in which a missed pixel weighs more than an extra one."""
     tp, fp, fn = _overlap(logits, truth, valid, exclusive)
     return 1 - ((tp + 1) / (tp + EXTRA * fp + MISSED * fn + 1)).mean(dim=1)
 
 
-def lovasz(logits: Tensor, truth: Tensor, valid: Tensor, weight: Tensor, exclusive: bool) -> Tensor:
+def lovasz(logits: Tensor, truth: Tensor, valid: Tensor, _weight: Tensor, exclusive: bool) -> Tensor:
     """The Lovász extension of one minus IoU (Berman et al. 2018), per image.
 
     Of hinge errors for one class or for labels; of softmax errors for classes, mean over the classes (the background

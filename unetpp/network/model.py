@@ -20,8 +20,8 @@ from unetpp.network.masks import MAX_LABELS
 SKIPS = {
     "dense": lambda j: range(j),  # UNet++: all of them
     "short": lambda j: (j - 1,),  # UNet+: the nearest
-    "encoder": lambda j: (0,),  # UNet^e: the encoder's
-    "plain": lambda j: (0,),  # U-Net: the encoder's, and no nodes but the encoder and the last diagonal
+    "encoder": lambda _j: (0,),  # UNet^e: the encoder's
+    "plain": lambda _j: (0,),  # U-Net: the encoder's, and no nodes but the encoder and the last diagonal
 }
 MAX_DEPTH = 6
 
@@ -31,7 +31,7 @@ NORMS = {
     "batch": lambda width: nn.BatchNorm2d(width, momentum=None),
     "instance": lambda width: nn.InstanceNorm2d(width, affine=True),
     "group": lambda width: nn.GroupNorm(math.gcd(width, 8), width),  # 8 groups, or as many as divide the width
-    "none": lambda width: nn.Identity(),  # of an exported network: the convolutions hold it (`unetpp.network.folding`)
+    "none": lambda _width: nn.Identity(),  # of an exported network: the convolutions hold it (`unetpp.network.folding`)
 }
 
 
@@ -75,15 +75,15 @@ class Deconvolve(nn.Module):
         self.conv = nn.ConvTranspose2d(below, width, 2, stride=2)
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="linear")
 
-    def forward(self, x: Tensor, size: torch.Size) -> Tensor:
+    def forward(self, x: Tensor, size: torch.Size) -> Tensor:  # noqa: ARG002 - as `Interpolate`
         return self.conv(x)
 
 
 # What brings a node of the level below, of `below` channels, to the size of level i of `width` channels:
 # the module and its channels.
 UPSAMPLINGS = {
-    "bilinear_aligned": lambda below, width: (Interpolate(align_corners=True), below),  # as the classic code
-    "bilinear": lambda below, width: (Interpolate(align_corners=False), below),
+    "bilinear_aligned": lambda below, _width: (Interpolate(align_corners=True), below),  # as the classic code
+    "bilinear": lambda below, _width: (Interpolate(align_corners=False), below),
     "transposed": lambda below, width: (Deconvolve(below, width), width),
 }
 

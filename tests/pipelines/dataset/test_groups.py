@@ -47,7 +47,7 @@ def test_a_table_gives_groups_whatever_its_other_columns_and_tells_ids_that_it_k
     assert "1 of 4 ids are no image of this set, such as gone" in capsys.readouterr().out
 
 
-def test_slices_go_by_their_own_row_or_by_that_of_their_volume(tmp_path, capsys):
+def test_slices_go_by_their_own_row_or_by_that_of_their_volume(tmp_path):
     groups = write(tmp_path / "t.csv", "id,group\nv,p1\nw@0001,p2\nw,p3\n")
     assert find_groups(samples("v@0000", "v@0001", volume="v"), groups) == ["p1", "p1"]
     assert find_groups(samples("w@0000", "w@0001", volume="w"), groups) == ["p3", "p2"]

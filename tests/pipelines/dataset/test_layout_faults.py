@@ -209,7 +209,7 @@ def a_table_without_some_of_the_ids(faulty):
 
 
 @fault("error", r"prepare\.groups\.pattern: found the id 'odd', in which .* matches nothing; expected a group for ev")
-def an_id_that_the_pattern_does_not_match(faulty):
+def an_id_that_the_pattern_does_not_match(_faulty):
     return with_groups(pattern=r"^(\d\d)")
 
 

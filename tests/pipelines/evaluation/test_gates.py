@@ -22,14 +22,14 @@ class Bright(nn.Module):
         found = (channel > (low + high) / 2) & (high > low + 1e-3)
         return (self.change(found, channel).float() * 40 - 20,)
 
-    def change(self, found, channel):
+    def change(self, found, _channel, /):
         return found
 
 
 class Sided(Bright):
     """Sees nothing in the left half, so that mirrored images have other masks."""
 
-    def change(self, found, channel):
+    def change(self, found, _channel):
         found = found.clone()
         found[..., : found.shape[-1] // 2] = False
         return found
@@ -38,7 +38,7 @@ class Sided(Bright):
 class Gridded(Bright):
     """Sees every eighth column alone, counted from the image's edge."""
 
-    def change(self, found, channel):
+    def change(self, found, _channel):
         columns = torch.arange(found.shape[-1])
         return found & ((columns % 8 == 0) | (columns % 8 == 7))
 

@@ -60,7 +60,7 @@ def test_every_row_is_sent_once_and_in_order_or_given_back(away, capfd):
 
 def test_training_never_waits_for_a_store_that_hangs():
     hangs = threading.Event()  # set at the end: whoever waited for the store would wait forever
-    sender = Sender(lambda rows, status: hangs.wait() and None)
+    sender = Sender(lambda _rows, _status: hangs.wait() and None)
     for epoch in range(1, 100):
         sender.add({"epoch": epoch})
     assert len(sender.close("FINISHED", 0.2)) == 99

@@ -22,15 +22,15 @@ class Registry:
         self.tags: dict[str, str] = {}
         self.delay_s = delay_s
 
-    def get_registered_model(self, name):
+    def get_registered_model(self, _name):
         time.sleep(self.delay_s)
         return SimpleNamespace(tags=dict(self.tags))
 
-    def set_registered_model_tag(self, name, key, value):
+    def set_registered_model_tag(self, _name, key, value):
         time.sleep(self.delay_s)
         self.tags[key] = value
 
-    def delete_registered_model_tag(self, name, key):
+    def delete_registered_model_tag(self, _name, key):
         time.sleep(self.delay_s)
         del self.tags[key]
 
@@ -40,7 +40,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(turns, "SETTLE_S", 0.1)
     monkeypatch.setattr(turns, "BEAT_S", 0.05)
     monkeypatch.setattr(turns, "STALE_S", 0.5)
-    monkeypatch.setattr(turns, "random", SimpleNamespace(uniform=lambda low, high: 0.02))
+    monkeypatch.setattr(turns, "random", SimpleNamespace(uniform=lambda _low, _high: 0.02))
 
 
 @pytest.mark.usefixtures("quick")
@@ -92,7 +92,7 @@ def test_write_that_took_too_long_gives_no_turn_and_is_told(capsys):
     registry = Registry(delay_s=0.2)
     tries = []
 
-    def faster(name, key, value):
+    def faster(_name, key, value):
         tries.append(value)
         registry.delay_s = 0.0
         time.sleep(0.2 if len(tries) == 1 else 0)

@@ -109,7 +109,7 @@ def test_page_on_a_taken_port_is_a_user_error_with_the_fix(store):
 
 def test_page_becomes_the_server_of_the_same_store(store, closed_port, monkeypatch, capsys):
     started = {}
-    monkeypatch.setattr(mlflow_store.os, "execve", lambda file, command, env: started.update(command=command, env=env))
+    monkeypatch.setattr(mlflow_store.os, "execve", lambda _file, command, env: started.update(command=command, env=env))
     mlflow_store.serve_page(closed_port, store, "nuclei")
     assert started["command"][1:4] == ["-m", "mlflow", "server"]
     assert started["command"][started["command"].index("--host") + 1] == "127.0.0.1"

@@ -212,7 +212,7 @@ def test_server_that_breaks_in_the_middle_leaves_no_alias_and_a_later_run_comple
         server.close()
 
 
-def test_server_that_fails_for_a_moment_is_tried_again(tmp_path, monkeypatch, capsys):
+def test_server_that_fails_for_a_moment_is_tried_again(monkeypatch, capsys):
     """A failure that MLflow's own retries do not outlast, and the stage's do."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setattr(mlflow_store, "RETRY_AFTER_S", (0.1,))

@@ -43,7 +43,7 @@ def test_a_write_that_fails_leaves_what_was_there_and_nothing_half(tmp_path, mon
     place = Folder(tmp_path)
     place.write("a", b"old")
 
-    def fail(file):
+    def fail(_file):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(places, "_to_disk", fail)

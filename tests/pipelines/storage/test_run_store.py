@@ -53,7 +53,7 @@ def test_newest_checkpoint_is_the_furthest_and_two_are_kept(run):
 
 @pytest.mark.parametrize(
     ("file", "change"),
-    [(STATE, flip), (STATE, lambda old: old[:-1]), (STATE, None), (MANIFEST, None), (MANIFEST, lambda old: b"{")],
+    [(STATE, flip), (STATE, lambda old: old[:-1]), (STATE, None), (MANIFEST, None), (MANIFEST, lambda _old: b"{")],
     ids=["flipped byte", "truncated", "no state", "no manifest", "torn manifest"],
 )
 def test_damaged_checkpoint_is_said_passed_over_and_gone_with_the_next(run, file, change):
@@ -99,7 +99,7 @@ def test_write_that_fails_in_the_middle_leaves_a_whole_checkpoint(bucket, monkey
     )
     with pytest.raises(UserError, match="the store fails"):
         run.add(state(2))
-    bucket.fault = lambda request, answer: answer
+    bucket.fault = lambda _request, answer: answer
     found, _ = run.newest()
     assert found["epoch"] == (1 if file == STATE else 2)  # it arrives, and its answer is lost: with the manifest whole
     run.add(state(2))

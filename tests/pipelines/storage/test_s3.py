@@ -106,7 +106,7 @@ def test_a_large_object_comes_in_parts_and_a_cut_run_goes_on_with_the_rest(bucke
     with pytest.raises(UserError, match=r"large\.png: may not be read"):
         ingest(params, tmp_path / "raw", tmp_path / "cache")
     assert len(bucket.reads()) == 1 + 8  # a.png before, seven parts and the one that is refused; the mask comes after
-    bucket.fault = lambda request, answer: answer
+    bucket.fault = lambda _request, answer: answer
     ingest(params, tmp_path / "raw", tmp_path / "cache")
     assert (tmp_path / "raw/images/large.png").read_bytes() == content
     ranges = [request.headers.get("range") for request in bucket.reads()]
@@ -189,7 +189,7 @@ def test_a_killed_run_fetches_only_the_rest(bucket, tmp_path, end):
     assert process.returncode == (130 if end == signal.SIGINT else -signal.SIGKILL)
     assert said == ("interrupted; the same command goes on from here\n" if end == signal.SIGINT else "")
     assert not (tmp_path / "data/raw").exists()
-    bucket.fault = lambda request, answer: answer
+    bucket.fault = lambda _request, answer: answer
     hold.set()
     bucket.reads()
     again = start_ingest(tmp_path, bucket.params())

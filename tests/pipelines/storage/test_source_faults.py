@@ -70,7 +70,7 @@ class World:
         return self.s3(lambda request, old: old if request.is_object else answer)
 
     def http(self, answer: Answer) -> Ingest:
-        self.bucket.fault = lambda request, old: answer
+        self.bucket.fault = lambda _request, _old: answer
         return located("http", f"{self.bucket.proxy.url}/a.zip")
 
 
@@ -224,7 +224,7 @@ def endpoint_where_nobody_listens(world):
 
 
 @fault(r"/a\.zip: cannot be fetched \(.*refused, 2 times")
-def address_where_nobody_listens(world):
+def address_where_nobody_listens(_world):
     return located("http", f"http://127.0.0.1:{free_port()}/a.zip")
 
 
@@ -312,7 +312,7 @@ WHERE = r"s3://bucket-\d+/set"
     ],
 )
 def test_an_error_of_the_store_says_what_to_do(world, asked, answer, message):
-    refused(world, world.s3_on_list(answer) if asked == "list" else world.s3_on_read(lambda old: answer), message)
+    refused(world, world.s3_on_list(answer) if asked == "list" else world.s3_on_read(lambda _old: answer), message)
 
 
 @pytest.mark.parametrize(
@@ -394,7 +394,7 @@ def test_a_full_disk_is_named_and_nothing_half_written_stays(kind, world, bucket
 def test_what_cannot_fit_is_not_begun(bucket, tmp_path, monkeypatch):
     bucket.put(PAIR)
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 10))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(0, 0, 10))
     with pytest.raises(UserError, match=r"MiB are needed and 0 MiB are free"):
         ingest(bucket.params(), tmp_path / "raw", tmp_path / "cache")
     assert bucket.reads() == []
@@ -403,7 +403,7 @@ def test_what_cannot_fit_is_not_begun(bucket, tmp_path, monkeypatch):
 
 
 def test_no_source_but_an_address_or_a_bucket_touches_the_network(tmp_path, monkeypatch):
-    def refuse(*arguments):
+    def refuse(*_):
         raise AssertionError("the network was asked")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)

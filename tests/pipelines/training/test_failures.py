@@ -49,7 +49,7 @@ def disturb(training: Training, case: Case) -> None:
     def fail(*_):
         raise RuntimeError(case.words)
 
-    def look(module, inputs, logits: Tensor):
+    def look(_module, inputs, logits: Tensor):
         if network.training and case.where == "forward" and now(inputs[0]):
             fail()
         if network.training and "backward" in case.where and now(inputs[0]):

@@ -39,7 +39,7 @@ def uninterrupted(prepared, tmp_path_factory) -> dict[str, torch.Tensor]:
 class Run:
     """The train stage as a process, its log as it grows, and its workers."""
 
-    def __init__(self, project: Project, prepared: Path, number: int = 0):
+    def __init__(self, project: Project, prepared: Path):
         self._project = project
         self.driver = project.start("train", "--prepared", str(prepared), *ARGUMENTS)
 

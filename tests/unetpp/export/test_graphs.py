@@ -103,7 +103,10 @@ def test_an_export_of_another_network_is_seen(tmp_path):
 
 def test_an_answer_of_another_shape_is_refused(tmp_path, monkeypatch):
     (tmp_path / "model.onnx").write_bytes(b"")
-    nothing = {"openvino": {".onnx": lambda file, threads: lambda image: np.zeros((0, 1, 0, 0))}, "other": {".onnx": 0}}
+    nothing = {
+        "openvino": {".onnx": lambda _file, _threads: lambda _image: np.zeros((0, 1, 0, 0))},
+        "other": {".onnx": 0},
+    }
     monkeypatch.setattr("unetpp.export.runtimes.RUNTIMES", nothing)
     predict = open_export(tmp_path / "model.onnx", "openvino")
     with pytest.raises(UserError, match=r"openvino answers images \(1, 3, 1, 1\) with shape \(0, 1, 0, 0\); .* other"):

@@ -235,7 +235,8 @@ def no_decoding(monkeypatch):
         monkeypatch.setattr(owner, name, fail)
 
 
-def test_an_image_that_declares_too_many_pixels_is_refused_by_its_header(tmp_path, no_decoding):
+@pytest.mark.usefixtures("no_decoding")
+def test_an_image_that_declares_too_many_pixels_is_refused_by_its_header(tmp_path):
     (tmp_path / "a.png").write_bytes(png(50_000, 50_000, 8, bytes(100)))
     write_tiff(tmp_path / "a.tif", GREY, tags={256: 50_000, 257: 50_000})
     write_tiff(tmp_path / "b.tif", GREY.astype(np.float64), tags={256: 50_000, 257: 50_000})

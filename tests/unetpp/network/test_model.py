@@ -185,9 +185,9 @@ def test_details_that_are_none_are_refused_with_those_that_are(details):
 def test_a_row_more_in_a_table_is_all_that_a_new_pattern_norm_upsampling_or_loss_takes(monkeypatch):
     """Without another line of code it is built, trained with every head, pruned and saved as the others."""
     monkeypatch.setitem(SKIPS, "two", lambda j: range(max(0, j - 2), j))
-    monkeypatch.setitem(NORMS, "none", lambda width: nn.Identity())
-    monkeypatch.setitem(UPSAMPLINGS, "nearest", lambda below, width: (Nearest(), below))
-    monkeypatch.setitem(LOSSES, "l1", lambda logits, truth, valid, weight, exclusive: l1(logits, truth * valid))
+    monkeypatch.setitem(NORMS, "none", lambda _width: nn.Identity())
+    monkeypatch.setitem(UPSAMPLINGS, "nearest", lambda below, _width: (Nearest(), below))
+    monkeypatch.setitem(LOSSES, "l1", lambda logits, truth, valid, *_, **__: l1(logits, truth * valid))
     torch.manual_seed(0)
     network = NestedUNet((2, 3, 4, 5), skips="two", norm="none", upsampling="nearest")
     image, mask = torch.randn(2, 3, 16, 16), torch.randint(0, 2, (2, 16, 16))

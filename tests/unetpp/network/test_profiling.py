@@ -86,7 +86,7 @@ def test_each_round_runs_each_module_once_in_turn():
 
 def test_noise_is_the_middle_half_of_the_rounds_by_their_median(monkeypatch):
     times = iter([9.0, 1.0, 2.0, 3.0, 4.0, 5.0])
-    monkeypatch.setattr(profiling, "_time", lambda module, example: next(times))
+    monkeypatch.setattr(profiling, "_time", lambda *_: next(times))
     found = profiling.measure_latency({"": nn.Identity()}, torch.rand(1), rounds=5, warmup=1)[""]
     assert found.median_ms == 3000
     assert found.spread == pytest.approx(2 / 3)
@@ -95,7 +95,7 @@ def test_noise_is_the_middle_half_of_the_rounds_by_their_median(monkeypatch):
 
 def test_the_best_batch_is_the_one_of_most_images_a_second(monkeypatch):
     seconds = {1: 1.0, 2: 1.5, 4: 2.0, 8: 8.0, 16: 0.001}  # the search ends at 8, where nothing is gained
-    monkeypatch.setattr(profiling, "_time", lambda module, example: seconds[len(example)])
+    monkeypatch.setattr(profiling, "_time", lambda _module, example: seconds[len(example)])
     found = profiling.find_best_batch({"a": nn.Identity()}, torch.rand(1, 1, 2, 2), max_batch=16)
     assert (found["a"].batch, found["a"].images_per_s) == (4, pytest.approx(2))
 
@@ -104,7 +104,7 @@ def test_the_best_batch_is_the_one_of_most_images_a_second(monkeypatch):
 def test_no_batch_is_larger_than_allowed(monkeypatch, max_batch, tried):
     sizes = []
 
-    def time(module, example):
+    def time(_module, example):
         sizes.append(len(example))
         return 1.0
 

@@ -156,7 +156,7 @@ def test_batch_that_does_not_fit_is_halved_until_it_does(norm):
 
 
 def test_other_errors_are_no_lack_of_memory():
-    def broken(logits, mask):
+    def broken(_logits, _mask):
         raise RuntimeError("a bug")
 
     with pytest.raises(RuntimeError, match="a bug"):
