@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 import torch
 import yaml
+from torch import Tensor
 
 from benchmarks.resize import best_iou
 from pipelines.core.checksums import sha256
