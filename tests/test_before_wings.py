@@ -15,7 +15,7 @@ import torch
 
 from pipelines.core.params import load_params
 from pipelines.evaluate import evaluate
-from pipelines.registry import model_versions
+from pipelines.registry.load import load_registered
 from tests.conftest import REPOSITORY
 from unetpp.data.arrow_split import Split
 from unetpp.data.scaling import scale
@@ -61,7 +61,7 @@ def test_a_model_file_gives_the_probabilities_that_it_gave(before, expected, dep
 
 @pytest.mark.parametrize("depth", [1, 2])
 def test_a_registered_version_gives_the_probabilities_that_it_gave(before, expected, depth):
-    trained = model_versions.load_trained(f"models:/unetpp-nuclei@L{depth}", f"sqlite:///{before}/mlflow.db")
+    trained = load_registered(f"models:/unetpp-nuclei@L{depth}", f"sqlite:///{before}/mlflow.db")
     np.testing.assert_allclose(probs_of(trained, depth, before, str(expected["id"])), expected[f"L{depth}"], atol=1e-5)
 
 

@@ -16,7 +16,7 @@ from pipelines.ingest import ingest
 from pipelines.prepare import prepare
 from tests.pipelines.dataset.made import make_fingerprint, make_samples
 from tests.pipelines.storage.buckets import Bucket
-from tests.servers import TwoNodes
+from tests.ray_cluster import RayCluster
 from tests.waiting import wait_for
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -124,18 +124,17 @@ def fingerprints() -> dict[str, dict]:
 
 
 @pytest.fixture(scope="session")
-def shared_cluster() -> Iterator[TwoNodes]:
+def shared_cluster() -> Iterator[RayCluster]:
     """A Ray cluster of two nodes of one core each on this machine."""
-    nodes = TwoNodes()
-    nodes.start()
+    nodes = RayCluster(num_nodes=2, cpus=1)
     yield nodes
     nodes.close()
 
 
 @pytest.fixture
-def two_nodes(shared_cluster: TwoNodes, project: Project) -> TwoNodes:
+def two_nodes(shared_cluster: RayCluster, project: Project) -> RayCluster:
     """The project's stages run on two nodes."""
-    project.environment = shared_cluster.environment
+    project.environment = shared_cluster.env | {"RAY_ADDRESS": shared_cluster.driver_address}
     return shared_cluster
 
 

@@ -1,5 +1,6 @@
 """Buckets of a real store on loopback, seen through a proxy that can break what it passes on."""
 
+from collections.abc import Callable
 from itertools import count
 
 import boto3
@@ -18,7 +19,7 @@ class Bucket:
         self.name = f"bucket-{next(NUMBERS)}"
         self.client = boto3.client("s3", endpoint_url=moto)
         self.client.create_bucket(Bucket=self.name)
-        self.fault = lambda request, answer: answer
+        self.fault: Callable[[Request, Answer], Answer] = lambda request, answer: answer
         forward = pass_on(moto)
 
         def answer(request: Request, body: bytes) -> Answer:
