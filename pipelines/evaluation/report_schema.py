@@ -115,7 +115,7 @@ class Size(BaseModel):
     """Objects of a size; the other keys are names of depths."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
-    __pydantic_extra__: dict[str, BySize]
+    __pydantic_extra__: dict[str, BySize]  # pyright: ignore[reportIncompatibleVariableOverride] - as pydantic says
 
     num_objects: int
     from_px: Number
@@ -126,7 +126,7 @@ class Kind(BaseModel):
     """Images of a kind; the other keys are names of depths."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
-    __pydantic_extra__: dict[str, ByKind]
+    __pydantic_extra__: dict[str, ByKind]  # pyright: ignore[reportIncompatibleVariableOverride] - as pydantic says
 
     num_images: int
 

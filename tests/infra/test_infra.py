@@ -8,6 +8,7 @@ import shlex
 import subprocess
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -26,7 +27,7 @@ def schema(name: str) -> dict:
     return json.loads(gzip.decompress((SCHEMAS / f"{name}.json.gz").read_bytes()))
 
 
-def strict(node):
+def strict(node: Any) -> Any:
     """A Kubernetes schema as `kubectl apply --validate=strict` reads it: an unknown field is an error."""
     if isinstance(node, list):
         return [strict(one) for one in node]

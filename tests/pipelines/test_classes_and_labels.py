@@ -86,6 +86,7 @@ def test_every_class_is_found_far_above_chance(run):
     assert tuple(found) == NAMES
     assert manifest.multilabel == (run.task == "labels")
     known = (1 - manifest.ignored_share) * SIZE_PX**2 * manifest.splits["train"].num_images
+    assert manifest.class_pixels is not None
     for name, pixels in zip(NAMES, manifest.class_pixels[1:], strict=True):
         share = pixels / known
         by_chance = share / (2 - share)  # of a guess that takes so many pixels anywhere
@@ -138,12 +139,12 @@ def test_prepared_masks_are_the_files_in_the_projects_own_numbers(run):
 
 def test_both_pages_name_the_classes(run):
     data = data_page.build_page(read_fingerprint(run.folder / "prepared"), run.folder / "prepared")
-    for page in (data, depth_page.build_page(run.folder / "evaluate/page")):
-        outline = Outline(page)
+    outlines = [Outline(page) for page in (data, depth_page.build_page(run.folder / "evaluate/page"))]
+    for outline in outlines:
         assert outline.open == []
         for name in NAMES:
             assert name in outline.text
-    assert "IoU per image by class" in outline.text
+    assert "IoU per image by class" in outlines[-1].text
     data = Outline(data).text
     assert ("Not annotated, % of pixels" in data) == (run.task == "classes")
     assert ("Labels may lie over each other" in data) == (run.task == "labels")

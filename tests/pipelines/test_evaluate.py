@@ -61,7 +61,9 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
-def write_data(folder, sizes=((16, 16),) * 6, num_classes=1, size=16, change=lambda image: image, multilabel=False):
+def write_data(
+    folder, sizes=((16, 16),) * 6, num_classes=1, size: int | None = 16, change=lambda image: image, multilabel=False
+):
     """A prepared folder whose test and val splits hold bright squares on dark ground; the value gives the class."""
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -83,10 +85,10 @@ def write_data(folder, sizes=((16, 16),) * 6, num_classes=1, size=16, change=lam
     return folder
 
 
-def write_model(folder, **keywords):
+def write_model(folder, widths: tuple[int, ...] = (2, 4, 8), **keywords):
     folder.mkdir()
     torch.manual_seed(0)
-    network = NestedUNet(**({"widths": [2, 4, 8]} | keywords)).eval()
+    network = NestedUNet(widths, **keywords).eval()
     Trained(network, 16, {"fingerprint": "f" * 64, "epoch": 3}).save(folder / "model.pt")
     return folder
 

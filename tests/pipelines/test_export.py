@@ -86,7 +86,7 @@ def test_every_file_is_listed_with_its_hash_its_size_and_its_difference(made):
             assert one["max_difference"] < 1e-5
         else:
             assert 0 < one["max_difference"] < 0.5
-    sums = dict(reversed(line.split("  ")) for line in (made.exports / "SHA256SUMS").read_text().splitlines())
+    sums = dict(line.split("  ")[::-1] for line in (made.exports / "SHA256SUMS").read_text().splitlines())
     found = {path.relative_to(made.exports).as_posix(): path for path in made.exports.rglob("*") if path.is_file()}
     assert set(sums) == set(found) - {"SHA256SUMS"} == {f"L1/{name}" for name in FILES} | {"exports.json"}
     assert all(hashlib.sha256(found[name].read_bytes()).hexdigest() == digest for name, digest in sums.items())
@@ -202,7 +202,9 @@ def test_exported_models_predict_the_masks_of_the_network(made, tmp_path):
 
     def mask(model: Path) -> np.ndarray:
         predict([str(tmp_path / "a.png")], str(model), None, tmp_path / "out")
-        return cv2.imread(str(tmp_path / "out/a.png"), cv2.IMREAD_UNCHANGED)
+        found = cv2.imread(str(tmp_path / "out/a.png"), cv2.IMREAD_UNCHANGED)
+        assert found is not None
+        return found
 
     expected = mask(made.folder / "models/train")
     for name in ("", "model.safetensors", "model.onnx", "model-int8.onnx"):

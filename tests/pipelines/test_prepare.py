@@ -136,6 +136,7 @@ def test_classes_are_resized_as_shares_and_two_classes_equal_foreground():
     ids=["12 bits of 16, grey", "floats, RGB"],
 )
 def test_pixels_keep_their_type_and_range(raw, tmp_path, channels, change, high):
+    pixels = None
     for path in list((raw / "images").iterdir()):
         pixels = change(np.asarray(Image.open(path).convert("L")))
         Image.fromarray(pixels).save(path.with_suffix(".tif"))
@@ -144,6 +145,7 @@ def test_pixels_keep_their_type_and_range(raw, tmp_path, channels, change, high)
     assert manifest.quarantined == 0
     assert manifest.splits["train"].kinds["fluorescence"] > 0
     image, _ = Split(tmp_path / "out/train.arrow")[0]
+    assert pixels is not None
     assert (image.dtype, image.shape) == (pixels.dtype, (32, 32, channels))
     assert image.min() < image.max() <= high
     assert len(np.unique(image)) > 100
@@ -261,7 +263,8 @@ def test_raw_data_without_a_manifest_without_masks_or_too_few_for_three_splits_a
 
 
 def test_a_kind_that_misses_a_split_is_told_with_a_salt_that_does_better(made, tmp_path, capsys):
-    for number in itertools.count():
+    number = 0
+    while True:
         params = PARAMS.model_copy(update={"salt": str(number)})
         manifest = prepare(params, made, tmp_path / "out")
         printed = capsys.readouterr().out
@@ -270,9 +273,11 @@ def test_a_kind_that_misses_a_split_is_told_with_a_salt_that_does_better(made, t
             break
         assert "0 in val" not in printed
         assert "0 in test" not in printed
+        number += 1
     assert re.search(r"warning: of the 8 [a-z-]+ images there are .* 0 in (val \(0\.8\)|test \(1\.6\))", printed)
-    salt = re.search(rf"prepare\.salt=({number}-\d+) would give", printed)[1]
-    kinds = prepare(params.model_copy(update={"salt": salt}), made, tmp_path / "out").splits
+    salt = re.search(rf"prepare\.salt=({number}-\d+) would give", printed)
+    assert salt
+    kinds = prepare(params.model_copy(update={"salt": salt[1]}), made, tmp_path / "out").splits
     assert all(set(kinds[split].kinds) == {"bright-field", "fluorescence", "tissue"} for split in SPLITS)
     assert "warning" not in capsys.readouterr().out
 
@@ -436,8 +441,9 @@ def test_slices_of_a_volume_stay_together_whatever_the_groups_say(raw, tmp_path,
     samples, problems = find_samples(raw)
     samples = [replace(sample, group="v" if sample.id < "nuclei_00012" else None) for sample in samples]
     monkeypatch.setattr("pipelines.prepare.find_samples", lambda *_: (samples, problems))
+    groups = PARAMS.groups
     for pattern in (None, r"(\d+)$"):
-        groups = PARAMS.groups.model_copy(update={"pattern": pattern})
+        groups = groups.model_copy(update={"pattern": pattern})
         prepare(PARAMS.model_copy(update={"groups": groups}), raw, tmp_path / "out")
         found = places(tmp_path / "out")
         volume = {(row["group"], row["split"]) for id, row in found.items() if id < "nuclei_00012"}

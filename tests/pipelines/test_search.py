@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -70,6 +71,7 @@ def test_a_trial_that_goes_on_from_its_checkpoint_ends_as_one_that_was_never_cut
     first = trial_rows(spec, TrainState())
     _, state = next(first)
     save_checkpoint(tmp_path, state.to_dict())
+    assert isinstance(first, Generator)
     first.close()
     rest = list(trial_rows(spec, TrainState.from_dict(load_checkpoint(tmp_path))))
     timeless = [{key: row[key] for key in row if "iou" in key} for row, _ in whole]

@@ -154,6 +154,7 @@ def test_params_choose_depth_threshold_and_what_is_answered(model):
     assert np.array_equal(model.predict(image, {"mode": "mean"}), probs(trained.ensemble())[0] >= 0.5)
     answer = ask(model, {"inputs": [text(image)], "params": {"encoding": "png", "depth": 1}})[1]["predictions"]
     png = cv2.imdecode(np.frombuffer(base64.b64decode(answer[0]), np.uint8), cv2.IMREAD_UNCHANGED)
+    assert png is not None
     assert np.array_equal(png, expected(image, 1) * 255)
 
 
@@ -303,7 +304,7 @@ def test_a_missing_file_is_named(folder, tmp_path):
         checksums.check_seal(tmp_path / "model")
 
 
-def test_a_version_of_another_network_is_told_by_how_much_it_differs(folder):
+def test_a_version_of_another_network_is_told_by_how_much_it_differs(folder, monkeypatch):
     image = picture()
     right = predict_image(make().segmenter(2), image, None).numpy()
     loaded, served = read_safetensors(folder), load_model(str(folder))
@@ -313,6 +314,6 @@ def test_a_version_of_another_network_is_told_by_how_much_it_differs(folder):
         "by unetpp.load differs from its network by up to 0.25"
     )
     other = load_model(str(folder))
-    other.predict = lambda *_: right[0] * np.nan
+    monkeypatch.setattr(other, "predict", lambda *_: right[0] * np.nan)
     assert "by the pyfunc differs" in differing(loaded, other, {"image0": image, "L2/image0": right}, 2)
     assert "gives shape" in differing(loaded, served, {"image0": image, "L2/image0": right[..., 1:]}, 2)

@@ -43,11 +43,12 @@ def store(tmp_path_factory, trained):
         client.create_registered_model(NAME)
         experiment = client.create_experiment("tests")
         run = client.create_run(experiment, run_name="one")
+        versions = []
         for depth in trained.depths:
             tags = {"fingerprint": "f", "depth": str(depth)}
             model = model_versions.find_or_log_model(client, run, f"L{depth}", trained, depth, {}, tags)
-            version = model_versions.find_or_create_version(client, NAME, model, run, tags)
-        client.set_registered_model_alias(NAME, "champion", version.version)
+            versions.append(model_versions.find_or_create_version(client, NAME, model, run, tags))
+        client.set_registered_model_alias(NAME, "champion", versions[-1].version)
         yield client
 
 
@@ -75,6 +76,7 @@ def test_the_guides_curl_line_gives_the_mask(server, trained, tmp_path):
     command = command.replace(":5001", f":{server[1]}")
     subprocess.run(["bash", "-euo", "pipefail", "-c", command], cwd=tmp_path, check=True, timeout=60)
     mask = cv2.imread(str(tmp_path / "mask.png"), cv2.IMREAD_UNCHANGED)
+    assert mask is not None
     assert np.array_equal(mask, expected(trained, image) * 255)
     assert 0.02 < (mask > 0).mean() < 0.98
 

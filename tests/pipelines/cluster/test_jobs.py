@@ -152,6 +152,7 @@ def test_a_stage_runs_as_a_job_on_two_nodes_with_a_token(project, cluster):
     # Ctrl-C stops the job there too.
     sent = run(project, environment)
     lines = []
+    assert sent.stdout is not None
     for line in sent.stdout:
         if lines and "was sent" in lines[-1]:  # its log begins
             os.killpg(sent.pid, signal.SIGINT)

@@ -131,11 +131,11 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def noise(key: str, channels: int = 3, dtype=np.uint8) -> np.ndarray:
+def noise(key: str, channels: int = 3, dtype: type[np.number] = np.uint8) -> np.ndarray:
     """A picture that no other key gives."""
     generator = np.random.default_rng(list(key.encode()))
     shape = (SIDE, SIDE, channels) if channels > 1 else (SIDE, SIDE)
-    high = np.iinfo(dtype).max if np.dtype(dtype).kind == "u" else 2**15
+    high = np.iinfo(dtype).max if issubclass(dtype, np.unsignedinteger) else 2**15
     return generator.integers(0, high, shape).astype(dtype)
 
 

@@ -110,7 +110,7 @@ def test_different_images_are_not_alike():
     assert find([picture(index, 48) for index in range(500)]) == []
 
 
-def fields(level, noise, number=150, size=96, dtype=np.uint8):
+def fields(level, noise, number=150, size=96, dtype: type[np.unsignedinteger] = np.uint8):
     """Empty fields under one uneven lamp."""
     rng = np.random.default_rng(0)
     y, x = np.indices((size, size)) / size - 0.5

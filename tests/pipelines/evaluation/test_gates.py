@@ -46,6 +46,8 @@ class Gridded(Bright):
 class Exposed(Bright):
     """Sees all, or nothing where the image is lopsided: gamma and clipping change that."""
 
+    limit: float
+
     def change(self, found, channel):
         lopsided = (channel**3).mean(dim=(2, 3), keepdim=True) > self.limit
         return found & lopsided

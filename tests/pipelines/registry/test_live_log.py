@@ -60,7 +60,11 @@ def test_every_row_is_sent_once_and_in_order_or_given_back(away, capfd):
 
 def test_training_never_waits_for_a_store_that_hangs():
     hangs = threading.Event()  # set at the end: whoever waited for the store would wait forever
-    sender = Sender(lambda _rows, _status: hangs.wait() and None)
+
+    def send(*_: object) -> None:
+        hangs.wait()
+
+    sender = Sender(send)
     for epoch in range(1, 100):
         sender.add({"epoch": epoch})
     assert len(sender.close("FINISHED", 0.2)) == 99
@@ -198,7 +202,7 @@ def test_killed_training_goes_on_in_the_same_run(project, prepared):
     project.set({"train": {"epochs": 100, "num_workers": 1}, "register": {"live": True, "tracking_uri": uri}})
     arguments = ("--prepared", str(prepared), *ARGUMENTS)
     killed = project.start("train", *arguments)
-    wait_for(lambda: "epoch 10/100" in project.log("train"), 120)
+    wait_for(lambda: "epoch 10/100" in project.log("train"), timeout_s=120)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
     project.run("train", *arguments)
@@ -222,7 +226,7 @@ def test_epochs_of_several_workers_reach_mlflow_while_they_train(project, prepar
         found = client.search_runs([where])
         return len(client.get_metric_history(found[0].info.run_id, "val_iou/L2")) if found else 0
 
-    wait_for(lambda: logged() or process.poll() is not None, 200)
+    wait_for(lambda: logged() or process.poll() is not None, timeout_s=200)
     assert process.poll() is None, project.log("train")
     assert process.wait(200) == 0, project.log("train")
     client, run = only_run(uri)

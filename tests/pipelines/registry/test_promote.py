@@ -81,7 +81,7 @@ def test_promote_and_rollback_leave_a_trace(home, monkeypatch):
     assert current(uri)["champion"] == 5
     assert client.get_model_version(NAME, "3").tags["promotion"] == "rolled back"
     assert "**no champion any more, rolled back to version 5**. worse on frozen sections" in description(uri, 3)
-    assert "worse on frozen sections" in client.get_registered_model(NAME).description
+    assert "worse on frozen sections" in (client.get_registered_model(NAME).description or "")
     register(folder / "run 1", uri=uri)  # what a person rolled back does not come again by itself
     assert current(uri)["champion"] == 5
     assert "worse on frozen sections" in description(uri, 3)

@@ -19,7 +19,7 @@ def scored(iou: float, spread: float = 0.0, ids=IDS, test="same") -> Scored:
 CHAMPION = Champion("3", scored(0.80))
 
 
-def decide(candidate: Scored, champion=CHAMPION, report=REPORT, tolerance=0.01, min_images=5):
+def decide(candidate: Scored, champion: Champion | None = CHAMPION, report=REPORT, tolerance=0.01, min_images=5):
     return judge(report, candidate, champion, tolerance, min_images)
 
 

@@ -169,7 +169,7 @@ def test_a_comparison_names_what_differs_and_by_how_much(tmp_path):
         path.mkdir(parents=True)
     Trained(network, None).save(lineage.folder / "model/model.pt")
     with torch.no_grad():
-        network.heads["1"].bias += 0.25
+        network.get_parameter("heads.1.bias").add_(0.25)
     Trained(network, None).save(project / "models/train/model.pt")
     for path, iou in ((lineage.folder / "report/report.json", 0.8), (project / "reports/evaluate/report.json", 0.7)):
         write_json(path, {"depths": {"L1": {"iou_image": iou, "dice_image": 0.9, "latency_ms": iou}}})

@@ -149,7 +149,8 @@ class Breaking:
 
     def __init__(self, upstream: str):
         self._pass_on = pass_on(upstream)
-        self.count, self.limit, self.how = 0, None, ""
+        self.count, self.how = 0, ""
+        self.limit: int | None = None
 
     def __call__(self, request, body) -> Answer:
         self.count += 1

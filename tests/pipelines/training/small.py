@@ -5,7 +5,7 @@ import pickle
 import socket
 from collections.abc import Callable
 from datetime import timedelta
-from multiprocessing.process import BaseProcess
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ def assert_same(one: TrainState, other: TrainState) -> None:
             assert row[key] == again[key], key
 
 
-def start_group(world: int, work: Callable, *arguments: Any, timeout_s: float = 1800) -> list[BaseProcess]:
+def start_group(world: int, work: Callable, *arguments: Any, timeout_s: float = 1800) -> list[SpawnProcess]:
     """Processes of one gloo group, each of which calls `work(rank, *arguments)`, a function of a module."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -69,7 +69,8 @@ def start_group(world: int, work: Callable, *arguments: Any, timeout_s: float = 
 def _join(rank: int, world: int, port: int, timeout_s: float, packed: bytes) -> None:
     work, arguments = pickle.loads(packed)
     torch.set_num_threads(1)
-    store = dist.TCPStore("127.0.0.1", port, world, rank == 0)
+    # torch documents it and does not list it among what it exports.
+    store = dist.TCPStore("127.0.0.1", port, world, rank == 0)  # pyright: ignore[reportPrivateImportUsage]
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=timeout_s))
     work(rank, *arguments)
     dist.barrier()

@@ -64,7 +64,7 @@ def test_processes_that_make_the_batches_change_no_bit_of_a_training(params, pre
 def test_training_that_was_asked_to_stop_goes_on_from_the_step_it_was_in(params, prepared):
     spec = spec_of(params, prepared, {"dropout": 0.2}, ema=0.9)
     whole, asked = last(spec), iter([Wish.GO_ON, Wish.KEEP, Wish.STOP])
-    places = []
+    places, state = [], None
     for state in epochs(spec, CPU, wish=lambda: next(asked)):
         places.append((state.epoch, state.step, state.stopped))
     assert places == [(0, 2, False), (0, 3, True)]
@@ -119,14 +119,15 @@ def test_statistics_become_the_means_over_the_processes(monkeypatch):
     network = NestedUNet((4, 6))
     norms = find_batch_norms(network)
     for norm in norms:
-        norm.running_mean.fill_(1)
-        norm.running_var.fill_(3)
+        norm.get_buffer("running_mean").fill_(1)
+        norm.get_buffer("running_var").fill_(3)
     monkeypatch.setattr(batch_norm.dist, "all_reduce", lambda value: value.add_(5))  # of the other process
     batch_norm.average_statistics(network, 2)
     assert norms
     for norm in norms:
-        assert torch.equal(norm.running_mean, torch.full_like(norm.running_mean, 3))
-        assert torch.equal(norm.running_var, torch.full_like(norm.running_var, 4))
+        mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+        assert torch.equal(mean, torch.full_like(mean, 3))
+        assert torch.equal(variance, torch.full_like(variance, 4))
 
 
 @pytest.mark.slow
@@ -141,7 +142,7 @@ def test_several_processes_equal_one_on_the_joint_batch(params, prepared, tmp_pa
     }
     states = run_processes(3, jobs, tmp_path)
     for name, train in (("group", {"ema": 0.9}), ("static", {})):
-        alone = last(spec_of(params, prepared, group, **many, **train))
+        alone = last(spec_of(params, prepared, group, None, **many, **train))
         for of_rank in states[name]:
             assert_near(of_rank[-1], alone, atol=2e-5, rtol=1e-3, iou=1e-4)
     for of_rank in (one for name in ("group", "batch") for one in states[name]):
@@ -212,9 +213,10 @@ def test_statistics_of_several_processes_become_those_of_others(params, prepared
     norm = find_batch_norms(training.network)[0]
     rows = []
     for rank in (1.0, 3.0):
-        norm.running_mean.fill_(rank)
-        norm.num_batches_tracked.fill_(3)
+        norm.get_buffer("running_mean").fill_(rank)
+        norm.get_buffer("num_batches_tracked").fill_(3)
         rows.append(training.statistics.flat())
     training.statistics.restore_flat(training.statistics.merge(torch.stack(rows), share=2))
-    assert torch.equal(norm.running_mean, torch.full_like(norm.running_mean, 2.0))
+    mean = norm.get_buffer("running_mean")
+    assert torch.equal(mean, torch.full_like(mean, 2.0))
     assert norm.num_batches_tracked == 6

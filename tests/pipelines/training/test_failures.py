@@ -4,6 +4,7 @@ import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -61,14 +62,16 @@ def disturb(training: Training, case: Case) -> None:
 
         def sample(index: int, epoch: int):
             if (index, epoch) == (bad, 1):
-                raise_bug = make(index, epoch)[0].no_such_name
+                made: Any = make(index, epoch)
+                raise_bug = made[0].no_such_name
                 return raise_bug
             return make(index, epoch)
 
         training.batches.loader._dataset.sample = lambda index, epoch: named(training, sample, index, epoch)
     if case.where == "validation":
         split = training.val_split
-        training.val_split = Broken(split, len(split) - 1 - (len(split) - 1 - training.rank) % WORLD, training.rank)
+        broken = Broken(split, len(split) - 1 - (len(split) - 1 - training.rank) % WORLD, training.rank)
+        training.val_split = cast(Split, broken)
     # The block at the top is the last of the forward pass and the first of the backward pass.
     first = next(module for module in network.modules() if isinstance(module, torch.nn.Conv2d))
     last = [module for module in network.modules() if isinstance(module, torch.nn.Conv2d)][-1]
@@ -121,7 +124,7 @@ def test_failure_of_one_process_is_the_same_error_in_all_and_lack_of_memory_make
     params, prepared, tmp_path, wheres
 ):
     def spec(**train) -> TrainSpec:
-        return spec_of(params, prepared, {"norm": "group"}, **{"num_workers": WORLD, "epochs": 3} | train)
+        return spec_of(params, prepared, {"norm": "group"}, None, **{"num_workers": WORLD, "epochs": 3} | train)
 
     halve = {"on_oom": "halve", "ema": 0.9}
     jobs = {f"stop {where}": (spec(), Case(where, fits=2)) for where in wheres}

@@ -48,6 +48,8 @@ def test_damaged_newest_checkpoint_is_said_and_the_one_before_goes_on(params, pr
         newest = run / name_of(state.to_dict())
         if number == 3:
             break
+    else:
+        pytest.fail("it has fewer checkpoints than three")
     if damage == "killed while it was written":
         newest.rename(run / f".{newest.name}.partial")
     else:

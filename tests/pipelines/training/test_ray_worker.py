@@ -11,7 +11,8 @@ from unetpp.errors import UserError
 def test_rows_of_whole_epochs_reach_the_stage_in_their_order():
     rows = []
     with reported(rows.append) as callbacks:
-        (travelled,) = pickle.loads(cloudpickle.dumps(callbacks))  # as Ray's controller gets it
+        sent = cloudpickle.dumps(callbacks)  # pyright: ignore[reportPrivateImportUsage] - Ray does not list it
+        (travelled,) = pickle.loads(sent)  # as Ray's controller gets it
         for epoch in range(300):
             travelled.after_report(None, [{"epoch": epoch, "step": 1}], None)
             travelled.after_report(None, [{"epoch": epoch, "text": "x" * 500}, {"epoch": -1}], None)

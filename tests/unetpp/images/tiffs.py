@@ -2,6 +2,7 @@
 
 import struct
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -9,7 +10,11 @@ SAMPLES = {"u": 1, "b": 1, "i": 2, "f": 3}
 
 
 def write_tiff(
-    path: Path, *pages: np.ndarray, order: str = "<", big: bool = False, tags: dict[int, int] | None = None
+    path: Path,
+    *pages: np.ndarray,
+    order: Literal["<", ">"] = "<",
+    big: bool = False,
+    tags: dict[int, int] | None = None,
 ) -> Path:
     """Uncompressed pages (H, W) or (H, W, C) of any type. `tags` stand in place of the true ones, in every page."""
     number, word = ("Q", "Q") if big else ("H", "I")

@@ -13,8 +13,8 @@ def segmenter(widths=(4, 6), **options) -> Segmenter:
     network = NestedUNet(widths, **options)
     with torch.no_grad():
         for norm in (one for one in network.modules() if isinstance(one, torch.nn.BatchNorm2d)):
-            norm.running_mean.normal_(0, 0.1)
-            norm.running_var.uniform_(0.5, 2)
+            norm.get_buffer("running_mean").normal_(0, 0.1)
+            norm.get_buffer("running_var").uniform_(0.5, 2)
     return Segmenter(network.eval())
 
 

@@ -1,9 +1,20 @@
 """The classic UNet++ and U-Net, node by node from the paper's definition: the reference that ours is held to."""
 
+from typing import TYPE_CHECKING, TypeVar
+
 import torch
 from torch import Tensor, nn
 
 NODES = [(i, j) for i in range(5) for j in range(5 - i)]
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class Named(nn.Module):
+    """What is set by a name that is put together is a module."""
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> nn.Module: ...
 
 
 class VGGBlock(nn.Module):
@@ -19,7 +30,7 @@ class VGGBlock(nn.Module):
         return torch.relu(self.bn2(self.conv2(x)))
 
 
-class ClassicNestedUNet(nn.Module):
+class ClassicNestedUNet(Named):
     """UNet++ of depth 4 with the names of the widely copied public code."""
 
     def __init__(self, w: list[int], num_classes: int = 1, in_channels: int = 3, deep_supervision: bool = True):
@@ -58,7 +69,7 @@ class ClassicNestedUNet(nn.Module):
         return [self.final(x0_4)]
 
 
-class ClassicUNet(nn.Module):
+class ClassicUNet(Named):
     """U-Net of depth 4 with the same names."""
 
     def __init__(self, w: list[int], num_classes: int = 1, in_channels: int = 3):
@@ -84,12 +95,12 @@ class ClassicUNet(nn.Module):
         return [self.final(x0_4)]
 
 
-def with_lived_in_norms(model: nn.Module) -> nn.Module:
+def with_lived_in_norms(model: Network) -> Network:
     """Batch norms with statistics other than their first ones, so that a wrong mapping shows; in eval mode."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.running_mean, -0.5, 0.5)
-            nn.init.uniform_(module.running_var, 0.5, 2.0)
+            nn.init.uniform_(module.get_buffer("running_mean"), -0.5, 0.5)
+            nn.init.uniform_(module.get_buffer("running_var"), 0.5, 2.0)
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.uniform_(module.bias, -0.5, 0.5)
     return model.eval()

@@ -76,7 +76,7 @@ def lovasz_by_definition(errors: np.ndarray, truth: np.ndarray) -> float:
         after = jaccard_of(wrong, truth)
         total += max(errors[index], 0) * (after - before)
         before = after
-    return total
+    return float(total)
 
 
 def expected_loss(name: str, logits: torch.Tensor, mask: torch.Tensor, multilabel: bool) -> float:
@@ -118,6 +118,7 @@ def test_ignored_pixels_get_no_gradient_and_what_is_said_of_them_changes_no_bit(
         loss.sum().backward()
         found.append((loss.detach(), other.grad))
         assert torch.isfinite(loss).all()
+        assert other.grad is not None
         assert not other.grad[unknown.expand_as(other)].any()
         assert other.grad[1:].any()
     assert torch.equal(found[0][0], found[1][0])

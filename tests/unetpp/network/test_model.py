@@ -74,8 +74,8 @@ def test_every_parameter_gets_a_gradient(depth, skips, deep_supervision):
     deep_supervision_loss(network(image), mask).mean().backward()
     without = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert not without
-    heads = [network.heads[str(d)].weight.grad.abs().sum() for d in network.depths]
-    assert all(gradient > 0 for gradient in heads)
+    heads = [network.get_parameter(f"heads.{d}.weight").grad for d in network.depths]
+    assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in heads)
 
 
 @pytest.mark.parametrize(("skips", "deep_supervision"), PATTERNS)
@@ -136,7 +136,8 @@ def test_transposed_convolutions_have_the_closed_form_count_of_parameters():
 
 def test_group_norm_groups_divide_every_width():
     for width in (1, 3, 4, 6, 12, 35, 64):
-        norm = NestedUNet((width, width), norm="group").nodes["0_0"].norm1
+        norm = NestedUNet((width, width), norm="group").get_submodule("nodes.0_0.norm1")
+        assert isinstance(norm, nn.GroupNorm)
         assert width % norm.num_groups == 0
         assert norm.num_groups <= 8
 
@@ -167,8 +168,8 @@ def test_dropout_drops_in_training_alone_and_by_torchs_seed():
 
 def test_weights_begin_with_the_variance_that_relus_keep():
     torch.manual_seed(0)
-    conv = NestedUNet((64, 128)).nodes["1_0"].conv2
-    assert conv.weight.std().item() == pytest.approx((2 / (9 * 128)) ** 0.5, rel=0.02)
+    weight = NestedUNet((64, 128)).get_parameter("nodes.1_0.conv2.weight")
+    assert weight.std().item() == pytest.approx((2 / (9 * 128)) ** 0.5, rel=0.02)
 
 
 def test_more_labels_than_a_mask_can_hold_are_refused():

@@ -129,7 +129,8 @@ def test_peak_memory_on_a_gpu_is_the_most_held_at_once():
     ],
 )
 def test_the_model_of_training_memory_is_near_what_torch_counts_and_not_below(widths, side_px, batch, skips):
-    network = NestedUNet(widths, skips=skips, deep_supervision=skips != "plain").to(memory_format=torch.channels_last)
+    network = NestedUNet(widths, skips=skips, deep_supervision=skips != "plain")
+    network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - no overload of torch's
     optimizer = torch.optim.AdamW(network.parameters())
     image, mask = torch.rand(batch, 3, side_px, side_px), torch.zeros(batch, side_px, side_px, dtype=torch.uint8)
     image = image.contiguous(memory_format=torch.channels_last)

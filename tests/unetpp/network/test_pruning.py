@@ -30,10 +30,11 @@ def test_pruned_network_takes_the_smaller_multiple():
 def test_pruning_copies_the_weights():
     model = NestedUNet((2, 3, 4))
     pruned = prune(model, 1)
-    before = model.nodes["0_0"].conv1.weight.clone()
+    weight = "nodes.0_0.conv1.weight"
+    before = model.get_parameter(weight).clone()
     with torch.no_grad():
-        pruned.nodes["0_0"].conv1.weight.zero_()
-    assert torch.equal(model.nodes["0_0"].conv1.weight, before)
+        pruned.get_parameter(weight).zero_()
+    assert torch.equal(model.get_parameter(weight), before)
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ def blobs(seed: int, shape=(40, 33)) -> np.ndarray:
 
 def reference(hat: np.ndarray, true: np.ndarray, tolerance_px: float) -> tuple[float, float]:
     """By distance transforms of the whole image."""
-    edges = [plane & ~ndimage.binary_erosion(plane) for plane in (hat, true)]
-    extra = ndimage.distance_transform_edt(~edges[1])[edges[0]]
-    missed = ndimage.distance_transform_edt(~edges[0])[edges[1]]
+    edges = [plane & np.logical_not(ndimage.binary_erosion(plane)) for plane in (hat, true)]
+    extra = np.asarray(ndimage.distance_transform_edt(~edges[1]))[edges[0]]
+    missed = np.asarray(ndimage.distance_transform_edt(~edges[0]))[edges[1]]
     precision, recall = (extra <= tolerance_px).mean(), (missed <= tolerance_px).mean()
     f1 = 0 if precision + recall == 0 else 2 * precision * recall / (precision + recall)
     return f1, max(np.percentile(extra, 95), np.percentile(missed, 95))

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
+from sklearn.metrics import f1_score, jaccard_score, precision_recall_fscore_support
 
 from unetpp.network.masks import IGNORE
 from unetpp.scores.metrics import (
@@ -94,8 +94,9 @@ def test_precision_and_recall_of_classes_equal_those_of_scikit_learn():
     hat, true = (torch.randint(0, 4, (3, 16, 12), generator=rng) for _ in range(2))
     precision, recall = precision_recall(confusion(hat, true, 4))
     flat = (true.flatten().numpy(), hat.flatten().numpy())
-    assert precision == pytest.approx(precision_score(*flat, labels=[1, 2, 3], average=None).tolist())
-    assert recall == pytest.approx(recall_score(*flat, labels=[1, 2, 3], average=None).tolist())
+    expected = precision_recall_fscore_support(*flat, labels=[1, 2, 3])
+    assert precision == pytest.approx(np.asarray(expected[0]).tolist())
+    assert recall == pytest.approx(np.asarray(expected[1]).tolist())
 
 
 def test_what_is_nowhere_predicted_has_no_precision_and_what_is_nowhere_has_no_recall():
@@ -109,6 +110,7 @@ def test_what_is_nowhere_predicted_has_no_precision_and_what_is_nowhere_has_no_r
 
 
 def test_dice_of_images_and_classes_average_to_dice_image(masks):
-    counts = confusion(*masks, 1)
+    hat, true = masks
+    counts = confusion(hat, true, 1)
     assert per_image_dice(counts).mean().item() == pytest.approx(scores(counts)["dice_image"])
     assert per_class_dice(counts) == [pytest.approx(scores(counts)["dice_image"])]
