@@ -1,6 +1,7 @@
 """What all tests share: the repository's params, the real images, and few threads."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from tests.stores import Postgres, find_postgres
 
 # Two processes of tests run side by side.
 os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+
+# A shell starts what runs in the background with Ctrl-C ignored, which the processes of the tests would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = os.environ.get("UNETPP_SHARED_DATA")

@@ -54,7 +54,7 @@ def test_a_source_that_fails_leaves_the_old_files_as_they_were(tmp_path):
 
 def test_the_command_ends_a_mistake_with_one_message_and_exit_code_2(tmp_path, monkeypatch, capsys):
     text = (REPOSITORY / "params.yaml").read_text().replace("kind: synthetic ", "kind: folder ")
-    (tmp_path / "params.yaml").write_text(text.replace("location: null", "location: missing/data"))
+    (tmp_path / "params.yaml").write_text(text.replace("  location:  ", "  location: missing/data  "))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["ingest", "--out", "data/raw", "--cache", "data/cache"])
     with pytest.raises(SystemExit) as caught:
