@@ -4,6 +4,7 @@ before_wings.tar.xz holds one of each, written by commit c018d77 from 24 synthet
 probabilities that its networks gave for one of them.
 """
 
+import shutil
 import sqlite3
 import tarfile
 from contextlib import closing
@@ -16,6 +17,10 @@ import torch
 from pipelines.core.params import load_params
 from pipelines.evaluate import evaluate
 from pipelines.registry.load import load_registered
+from pipelines.storage.places import Folder
+from pipelines.storage.run_store import RunStore
+from pipelines.training.in_process import run_alone
+from pipelines.training.spec import make_spec
 from tests.conftest import REPOSITORY
 from unetpp.data.arrow_split import Split
 from unetpp.data.scaling import scale
@@ -70,3 +75,17 @@ def test_prepared_data_and_a_model_of_before_are_evaluated(before, tmp_path):
     found = evaluate(before / "data/prepared", before / "models/train", tmp_path / "out", settings, torch.device("cpu"))
     assert set(found["depths"]) == {"L1", "L2", "mean"}
     assert found["num_images"] == 3
+
+
+def test_a_checkpoint_of_before_is_resumed(before, tmp_path):
+    (run,) = (before / "runs").iterdir()
+    whole, _ = RunStore(Folder(run)).newest()
+    (newest,) = (one for one in run.iterdir() if "_000002_" in one.name)
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns(newest.name))
+    spec = make_spec(load_params(before / "params.yaml"), (4, 6, 8), before / "data/prepared")
+    assert run_alone(spec, RunStore(Folder(tmp_path / "run")))
+    state, skipped = RunStore(Folder(tmp_path / "run")).newest()
+    assert skipped == []
+    assert state["history"][0] == whole["history"][0]  # it was not trained again
+    assert state["epoch"] == 2
+    assert state["history"][1]["train_loss"] == pytest.approx(whole["history"][1]["train_loss"], rel=0.02)

@@ -24,5 +24,5 @@ def run_command(main: Callable[[], None]) -> None:
         print(f"error: {package} is not installed: pip install 'unetpp[pipelines]'", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        print("interrupted; rerun the command to resume", file=sys.stderr)
         raise SystemExit(130) from None

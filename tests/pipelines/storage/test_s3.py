@@ -187,7 +187,7 @@ def test_a_killed_run_fetches_only_the_rest(bucket, tmp_path, end):
     process.send_signal(end)
     _, said = process.communicate(timeout=30)
     assert process.returncode == (130 if end == signal.SIGINT else -signal.SIGKILL)
-    assert said == ("interrupted; the same command goes on from here\n" if end == signal.SIGINT else "")
+    assert said == ("interrupted; rerun the command to resume\n" if end == signal.SIGINT else "")
     assert not (tmp_path / "data/raw").exists()
     bucket.fault = lambda _request, answer: answer
     hold.set()
