@@ -1,7 +1,6 @@
 """Files that are whole or absent: writing by rename, and the disk that is full."""
 
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -81,6 +80,8 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
     Raises:
         BlockingIOError: another process holds it, and `wait` is false.
     """
+    import fcntl  # late: Windows, where `unetpp predict` runs, has none
+
     while True:
         with path.open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
