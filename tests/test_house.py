@@ -213,18 +213,3 @@ def test_no_file_names_a_host_of_ours():
                 "test_house.py",
                 "test_wheel.py",
             }, name
-
-
-def test_tests_of_a_group_share_a_process(tmp_path):
-    """Of pytest 9.2 pytest-xdist 3.8 forgot the groups, and several Rays ran side by side."""
-    (tmp_path / "test_group.py").write_text(
-        "import os, pathlib, pytest\n"
-        "@pytest.mark.xdist_group('one')\n"
-        "@pytest.mark.parametrize('number', range(6))\n"
-        "def test_process(number):\n"
-        f"    (pathlib.Path({str(tmp_path)!r}) / str(os.getpid())).touch()\n"
-    )
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "loadgroup", "-p", "no:cacheprovider"]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
-    subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=True)
-    assert len([path for path in tmp_path.iterdir() if path.name.isdecimal()]) == 1

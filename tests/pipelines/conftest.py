@@ -123,7 +123,7 @@ def fingerprints() -> dict[str, dict]:
     }
 
 
-@pytest.fixture(scope="module")  # not the session: an idle Ray disturbs those that other tests start
+@pytest.fixture(scope="session")
 def shared_cluster() -> Iterator[RayCluster]:
     """A Ray cluster of two nodes of one core each on this machine."""
     nodes = RayCluster(num_nodes=2, cpus=1)

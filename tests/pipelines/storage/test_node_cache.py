@@ -157,7 +157,9 @@ def test_a_file_that_is_not_in_the_storage_is_named(node):
     assert node.files() == {f"{'0' * 64}.lock"}
 
 
-@pytest.mark.parametrize("content", [CONTENT[:-1], CONTENT[:-1] + bytes([CONTENT[-1] ^ 1]), b""])
+@pytest.mark.parametrize(
+    "content", [CONTENT[:-1], CONTENT[:-1] + bytes([CONTENT[-1] ^ 1]), b""], ids=["shorter", "a byte changed", "empty"]
+)
 def test_a_file_that_is_damaged_in_the_storage_is_refused_by_its_hash(node, content):
     node.storage.write(NAME, content)
     found = hashlib.sha256(content).hexdigest()
