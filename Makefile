@@ -40,7 +40,7 @@ mlflow: setup    ## the MLflow page
 setup: .venv/installed ## .venv with every package pinned
 
 .venv/installed: requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "error: Python %d.%d found, 3.11 to 3.13 expected; name another one: make PYTHON=python3.12 ..." % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:3]; sys.exit(0 if (3, 11, 4) <= v < (3, 14) else "error: Python %d.%d.%d found, 3.11.4 to 3.13 expected; name another one: make PYTHON=python3.12 ..." % v)'
 	@echo "installing into .venv (once; one or two minutes)"
 	@test -x .venv/bin/python || $(PYTHON) -m venv "$(VENV)"
 	@test -e .venv || ln -sfn "$(VENV)" .venv

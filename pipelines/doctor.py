@@ -24,8 +24,8 @@ class Finding:
 
 def _versions() -> Iterator[Finding]:
     version = ".".join(map(str, sys.version_info[:3]))
-    legal = (3, 11) <= sys.version_info[:2] <= (3, 13)
-    yield Finding("python", f"{version} ({sys.executable})", "" if legal else "use Python 3.11 to 3.13")
+    legal = (3, 11, 4) <= sys.version_info[:3] < (3, 14)
+    yield Finding("python", f"{version} ({sys.executable})", "" if legal else "use Python 3.11.4 to 3.13")
     lock = Path("requirements.lock")
     pinned = dict(line.split("==", 1) for line in lock.read_text().split() if "==" in line) if lock.is_file() else {}
     for name in PACKAGES:

@@ -1,4 +1,4 @@
-"""What a person sees of a training that runs: a line an epoch, and on a terminal one that is rewritten meanwhile."""
+"""What a person sees of a training run: a line an epoch, and on a terminal one that is rewritten meanwhile."""
 
 import shutil
 import sys

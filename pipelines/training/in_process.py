@@ -36,7 +36,7 @@ def run_alone(spec: TrainSpec, run: RunStore, log: Callable[[dict], None] = lamb
     found, passed_over = run.newest()
     state = TrainState.from_dict(found)
     for line in passed_over:
-        print(f"passed over: {line}", flush=True)
+        print(f"skipped damaged checkpoint: {line}", flush=True)
     progress = Progress(spec.train.epochs, state.history)
     with heard_signals() as signals:
 

@@ -55,7 +55,7 @@ def train_worker(spec: TrainSpec, run: RunStore) -> str | None:
     _agree(run, state, world)
     if rank == 0:
         for line in passed_over:
-            print(f"passed over: {line}", flush=True)
+            print(f"skipped damaged checkpoint: {line}", flush=True)
         if found:
             print(f"resumes after epoch {state.epoch}{state.place}", flush=True)
         if spec.train.max_workers > spec.train.min_workers:

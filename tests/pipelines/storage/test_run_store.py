@@ -181,7 +181,7 @@ def test_workers_on_a_bucket_go_on_from_it_after_each_fault_and_end_as_on_a_fold
     name = f"checkpoint_{newest['epoch']:06}_{newest.get('step', 0):08}"
     store.write(f"{name}/{STATE}", flip(bytearray(store.read(f"{name}/{STATE}") or b"")))
     printed = project.run("train", *arguments)
-    assert f"passed over: s3://{bucket.name}/shared/runs/{run}/{name}: expected" in printed
+    assert f"skipped damaged checkpoint: s3://{bucket.name}/shared/runs/{run}/{name}: expected" in printed
     assert "epoch 1/16" not in printed
     trained = load_model(project.folder / "models/train").network.state_dict()
 

@@ -62,7 +62,7 @@ def test_damaged_newest_checkpoint_is_said_and_the_one_before_goes_on(params, pr
     if damage == "killed while it was written":
         assert not list(run.glob(".*"))
     else:
-        assert f"passed over: {newest}: expected" in said
+        assert f"skipped damaged checkpoint: {newest}: expected" in said
     assert_same(TrainState.from_dict(RunStore(Folder(run)).newest()[0]), whole)
 
 
