@@ -83,6 +83,8 @@ class RayCluster:
     def _start(self, *arguments: str) -> None:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
         command += ["--node-ip-address=127.0.0.1", "--object-store-memory=200000000", *arguments]
+        # By itself each node's agent takes port 52365, and a second one on the machine never runs a job.
+        command += [f"--dashboard-agent-listen-port={free_port()}"]
         with open(self._folder / f"node-{len(self.nodes)}.log", "w") as log:
             self.nodes.append(subprocess.Popen(command, env=self.env, stdout=log, stderr=log, start_new_session=True))
 

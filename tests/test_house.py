@@ -213,3 +213,19 @@ def test_no_file_names_a_host_of_ours():
                 "test_house.py",
                 "test_wheel.py",
             }, name
+
+
+def test_tests_of_a_group_share_a_process(tmp_path):
+    # pytest-xdist 3.8 forgets the groups under pytest 9.2: then two Rays run at once and disturb each other.
+    (tmp_path / "test_group.py").write_text(
+        "import os, pathlib, pytest\n"
+        "pytestmark = pytest.mark.xdist_group('one')\n"
+        "@pytest.mark.parametrize('number', range(6))\n"
+        "def test_one(number):\n"
+        "    pathlib.Path(__file__).with_name(f'pid-{os.getpid()}').touch()\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "loadgroup", "-p", "no:cacheprovider"]
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    done = subprocess.run(command, cwd=tmp_path, env=kept, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list(tmp_path.glob("pid-*"))) == 1

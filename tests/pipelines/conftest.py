@@ -123,9 +123,9 @@ def fingerprints() -> dict[str, dict]:
     }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def shared_cluster() -> Iterator[RayCluster]:
-    """A Ray cluster of two nodes of one core each on this machine."""
+    """A Ray cluster of two nodes of one core each on this machine; idle, it would slow other modules' tests."""
     nodes = RayCluster(num_nodes=2, cpus=1)
     yield nodes
     nodes.close()
