@@ -41,7 +41,7 @@ from pipelines.evaluation.scores import (
     summarise,
 )
 from pipelines.evaluation.subject import Subject
-from unetpp.data.arrow_split import Split
+from unetpp.data.resized import Resized
 from unetpp.errors import UserError
 from unetpp.scores import metrics
 from unetpp.scores.calibration import reliability
@@ -75,12 +75,12 @@ def measure(
     size_px = settings.latency_size_px or subject.manifest.size or 256
     # First, while the process is young: what lies in memory later slows it.
     devices = measure_devices(trained, settings, size_px, device)
-    thresholds = choose_thresholds(predict, Split(subject.prepared / "val.arrow"), batch)
+    thresholds = choose_thresholds(predict, subject.open_val(), batch)
     quality, true_objects = measure_quality(predict, split, batch, settings.boundary_tolerance_px)
     means = resample(quality, subject.groups)
     scores = summarise(quality, means, thresholds, f"L{trained.depths[-1]}")
     depths = {name: row | devices[0]["depths"][name] for name, row in scores.items()}
-    gates = check_gates(predict, split, settings.gates, size_px, batch)
+    gates = check_gates(predict, Resized.of(split, subject.manifest), settings.gates, size_px, batch)
     runtimes = []
     if exports is not None:
         from pipelines.evaluation.runtime_scores import measure_runtimes  # late: they are extras
@@ -122,6 +122,7 @@ def make_report(
             "kinds": subject.manifest.splits["test"].kinds,
         },
         "classes": class_ious(quality, classes),
+        "size_px": subject.manifest.size,
         "multilabel": subject.trained.network.multilabel,
     }
     Report.model_validate(result)  # what others read is what the schema says, or it is not written
@@ -173,7 +174,7 @@ def evaluate(
     predict = Predictor(subject.trained, device)
     measured = measure(subject, predict, settings, device, exports)
     decision = decide(measured.depths, measured.means["iou_image"], settings)
-    rows = image_rows(measured.quality, subject.split.ids, subject.split.kinds, subject.groups)
+    rows = image_rows(measured.quality, subject.split, subject.groups)
     # The images to show are ranked by what is deployed.
     shown = f"L{decision.depth or subject.trained.depths[-1]}"
     picked = pick(rows, shown, settings.page_images)

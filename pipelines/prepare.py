@@ -5,7 +5,6 @@ import dataclasses
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ from pipelines.core.params import load_params
 from pipelines.dataset.fingerprint import comparable, read_fingerprint, write_fingerprint
 from pipelines.dataset.groups import find_groups
 from pipelines.dataset.layouts import Problem, Sample, find_samples
-from pipelines.dataset.loading import load_all
+from pipelines.dataset.loading import load_all, load_full
 from pipelines.dataset.mask_files import check_ignore, limits_of
 from pipelines.dataset.near_duplicates import Looks, find_duplicates
 from pipelines.dataset.sample_buffer import Spool
@@ -66,7 +65,7 @@ def prepare(params: Prepare, raw: Path, out: Path) -> Manifest:
             check_foreground([one.facts for one in seen.values()], params.ignore)
             duplicates = _find_duplicates(samples, looks, params)
             places = _place(seen, join(groups, [*(pair[:2] for pair in duplicates), *volumes]), params)
-            train = _write_splits(partial, seen, places, spool, params.multilabel)
+            train = _write_splits(partial, samples, seen, places, spool, params)
         _write_tables(partial, samples, seen, places, duplicates, problems)
         alike = [(pair, "the same pixels") for pair in looks.same_pixels()]
         alike += [(pair, "slices of one volume") for pair in volumes]
@@ -82,6 +81,7 @@ def prepare(params: Prepare, raw: Path, out: Path) -> Manifest:
             multilabel=params.multilabel,
             classes=list(params.classes) if params.classes and params.num_classes > 1 else None,
             splits={split: _describe(split, partial, seen, places) for split in SPLITS},
+            val_full_sha256=sha256(partial / "val_full.arrow") if params.size is not None else None,
             num_groups=len({place.group for place in places.values()}),
             num_near_duplicates=len(duplicates),
             quarantined=len(problems),
@@ -144,15 +144,36 @@ def _place(seen: dict[int, Seen], joined: list[list[str]], params: Prepare) -> d
 
 
 def _write_splits(
-    out: Path, seen: dict[int, Seen], places: dict[int, Place], spool: Spool, multilabel: bool
+    out: Path,
+    samples: list[Sample],
+    seen: dict[int, Seen],
+    places: dict[int, Place],
+    spool: Spool,
+    params: Prepare,
 ) -> SplitWriter:
-    """Write the Arrow files, sorted by id; return the writer of train, which counted its pixels."""
-    with ExitStack() as stack:
-        writers = {split: stack.enter_context(SplitWriter(out / f"{split}.arrow", multilabel)) for split in SPLITS}
-        for index, one in seen.items():
-            image, mask = spool.take(index, 2)
-            writers[places[index].split].add(one.id, one.kind, image, mask)
-    return writers["train"]
+    """Write the Arrow files, sorted by id; return the writer of train, which counted its pixels.
+
+    Where the network sees images at another size than their own, val is written at both and test at its own, at which
+    predicted masks are delivered. These samples are decoded a second time: kept, the pixels of the whole set at their
+    own sizes would fill the disk.
+    """
+    members = {split: [index for index in seen if places[index].split == split] for split in SPLITS}
+
+    def write(name: str, indices: list[int]) -> SplitWriter:
+        with SplitWriter(out / f"{name}.arrow", params.multilabel) as writer:
+            for index in indices:
+                writer.add(seen[index].id, seen[index].kind, *spool.take(index, 2))
+        return writer
+
+    train = write("train", members["train"])
+    write("val", members["val"])
+    for name, split in (("val_full", "val"), ("test", "test")) if params.size is not None else ():
+        for number, arrays in load_full([samples[index] for index in members[split]], params):
+            spool.put(members[split][number], *arrays)
+        write(name, members[split])
+    if params.size is None:
+        write("test", members["test"])
+    return train
 
 
 def _write_tables(

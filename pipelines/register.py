@@ -124,8 +124,7 @@ def read_leak_check(prepared: Path, manifest: Manifest) -> str:
 def register_depth(client, run, family: Family, inputs: Inputs, depth: int) -> str:
     """Log, measure and register one depth with its evidence; returns its version."""
     tags = family.tags(depth) | {"run_id": run.info.run_id}
-    segmenter = family.trained.segmenter(depth)
-    config = flatten(segmenter.network.config() | {"depth": depth})
+    config = flatten(family.trained.segmenter(depth).network.config() | {"depth": depth})
     model = model_versions.find_or_log_model(client, run, f"L{depth}", family.trained, depth, config, tags)
     # The step is the depth, so that the run's charts show each number over the depths.
     metrics = [(key, value, depth) for key, value in run_log.numbers(family.metrics["depths"][f"L{depth}"])]
@@ -134,7 +133,7 @@ def register_depth(client, run, family: Family, inputs: Inputs, depth: int) -> s
     if "evidence_sha256" not in model.tags:
         with tempfile.TemporaryDirectory() as parent:
             folder = Path(parent)
-            evidence.gather(folder, inputs.evaluation, inputs.exports, inputs.prepared, segmenter, depth)
+            evidence.gather(folder, inputs.evaluation, inputs.exports, inputs.prepared, family.trained, depth)
             client.log_model_artifacts(model.model_id, str(folder), "evidence")
             client.set_logged_model_tags(model.model_id, {"evidence_sha256": sha256(folder / SUMS)})
     tags |= {"model_id": model.model_id}

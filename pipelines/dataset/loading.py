@@ -14,14 +14,15 @@ from tqdm import tqdm
 from pipelines.core.data_sections import Prepare
 from pipelines.core.worker_pool import Died, answers, num_cores
 from pipelines.dataset.layouts import Problem, Sample
-from pipelines.dataset.mask_files import limits_of, read_labels, resize_mask
+from pipelines.dataset.mask_files import limits_of, read_labels
 from pipelines.dataset.near_duplicates import Look, look_at
 from pipelines.dataset.sample_stats import Facts, describe
+from unetpp.data.resized import resize_sample
 from unetpp.data.scaling import find_limits
-from unetpp.errors import FileError
+from unetpp.errors import FileError, UserError
 from unetpp.images.decode import to_array
 from unetpp.images.pictures import read_picture
-from unetpp.images.pixels import convert, resize
+from unetpp.images.pixels import convert
 
 # In 547 images of BBBC038 the darkest bright-field or stained one has a median brightness of 0.52 and the
 # brightest fluorescence one 0.2; the palest stain has a mean chroma of 0.047, and grey images have 0.
@@ -49,17 +50,8 @@ def find_kind(image: np.ndarray) -> str:
     return "tissue" if chroma.mean() > COLOURED else "bright-field"
 
 
-def resize_sample(
-    image: np.ndarray, mask: np.ndarray, size: int, num_classes: int, multilabel: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
-    """Image (H, W, C) and mask (H, W) uint8 to size x size by one geometry (`mask_files.resize_mask`)."""
-    if mask.shape == (size, size):
-        return image, mask
-    return resize(image, size), resize_mask(mask, size, num_classes, multilabel)
-
-
 class Loaded(NamedTuple):
-    """A sample as it is written, and what is known of it as it was."""
+    """A sample as it is written for training, and what is known of it as it was."""
 
     kind: str
     image: np.ndarray  # (H, W, C) uint8 or uint16
@@ -107,6 +99,31 @@ def load_all(
             yield index, answer
         else:
             problems.append(Problem.of(answer, samples[index].id, raw))
+
+
+def load_full(samples: list[Sample], params: Prepare) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
+    """(index, image (H, W, C) and mask (H, W)) of samples that `load_all` has loaded, at their own sizes.
+
+    Raises:
+        UserError: a file changed in between.
+    """
+    load = functools.partial(_load_full, params)
+    num_processes = min(params.num_workers, num_cores())
+    for index, answer in tqdm(answers(load, samples, num_processes), total=len(samples), unit="image", disable=None):
+        if isinstance(answer, Died | FileError):
+            raise UserError(
+                f"{samples[index].image}: this image or its mask could be read before and now cannot "
+                f"({answer.how if isinstance(answer, Died) else answer}); leave the files alone and rerun the stage"
+            )
+        yield index, answer
+
+
+def _load_full(params: Prepare, sample: Sample) -> tuple[np.ndarray, np.ndarray] | FileError:
+    try:
+        image = to_array(read_picture(sample.image, sample.page, limits_of(params)), channels=3)
+        return convert(image, params.channels), read_labels(sample, image, params).mask
+    except FileError as error:
+        return error
 
 
 def _load(params: Prepare, sample: Sample) -> Loaded | FileError:

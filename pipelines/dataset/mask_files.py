@@ -12,8 +12,7 @@ from pipelines.dataset.layouts import Sample
 from unetpp.errors import FileError, UserError
 from unetpp.images.decode import decode_image, decode_mask
 from unetpp.images.pictures import Limits
-from unetpp.images.pixels import resize
-from unetpp.network.masks import IGNORE, MAX_LABELS, find_classes, find_values
+from unetpp.network.masks import IGNORE, MAX_LABELS, find_classes
 
 # Share of neighbouring pixels that are equal. Of the 547 real pairs of DSB2018 no mask has less than 0.95, and no
 # image more than 0.90 (a dim one with a background of zeros); half of the images have less than 0.40.
@@ -134,34 +133,6 @@ def _check_classes(path: Path, values: np.ndarray, num_classes: int, multilabel:
             "unlabelled pixels"
         )
     raise FileError(path, f"found the mask {found}; expected {expected}", fix)
-
-
-def resize_mask(mask: np.ndarray, size: int, num_classes: int, multilabel: bool = False) -> np.ndarray:
-    """A mask (H, W) uint8 (unetpp.network.masks) to size x size, by the geometry in which images are resized.
-
-    OpenCV's nearest neighbour samples the corner of a pixel, and would lay a smaller mask up to half a pixel
-    beside its image. So each class is resized as its image is, as a share of each pixel, and then decided: a pixel of
-    which half or more is IGNORE stays that; else the foreground, and each label, takes half of what is known of the
-    pixel, and of several classes the largest share wins.
-    """
-    present = find_values(mask)
-
-    def share(inside: np.ndarray) -> np.ndarray:
-        return resize(inside.astype(np.float32), size)
-
-    unknown = share(mask == IGNORE) if IGNORE in present else np.zeros((size, size), np.float32)
-    present = present[present != IGNORE]
-    if multilabel or num_classes == 1:
-        least = np.float32(0.5) * (1 - unknown)
-        small = np.zeros((size, size), np.uint8)
-        for number, inside in find_classes(mask, multilabel):
-            small |= (share(inside) >= least) * np.uint8(1 << number - 1)
-    elif len(present):
-        small = present[np.stack([share(mask == value) for value in present]).argmax(axis=0)].astype(np.uint8)
-    else:
-        small = np.zeros((size, size), np.uint8)
-    small[unknown >= 0.5] = IGNORE
-    return small
 
 
 def check_ignore(samples: Iterable[Sample], ignore: int | None) -> None:

@@ -138,7 +138,10 @@ def compare(one: Evaluation, other: Evaluation) -> Comparison:
     groups = {**other.groups, **{id_: group for id_, group in one.groups.items() if group}}
 
     def scores(score: str, depths: tuple[str, str]) -> tuple[Mapping[str, float], Mapping[str, float]]:
-        return getattr(one.scored[depths[0]], score), getattr(other.scored[depths[1]], score)
+        sides = one.scored[depths[0]], other.scored[depths[1]]
+        common = set(sides[0].common(sides[1]))
+        a, b = ({id_: value for id_, value in getattr(side, score).items() if id_ in common} for side in sides)
+        return a, b
 
     def row(score: str, depths: tuple[str, str]) -> Row:
         a, b = scores(score, depths)

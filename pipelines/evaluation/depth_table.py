@@ -12,10 +12,11 @@ def describe(report: dict) -> str:
     """What report.json holds, as text: sentence, tables, and what to be careful about."""
     depth = report["recommended_depth"]
     deepest = [name for name in report["depths"] if name != "mean"][-1]
-    head = ("depth", "iou_image", "95 %", f"to {deepest}", "95 %", *_QUALITY)
+    seen = f"at {report['size_px']} px" if report.get("size_px") else None  # else it is the score itself
+    head = ("depth", "iou_image", "95 %", f"to {deepest}", "95 %", *([seen] if seen else []), *_QUALITY)
     parts = [
         textwrap.fill(report["recommendation"], COLUMNS, break_on_hyphens=False),
-        _align([head, *(_quality(name, row) for name, row in report["depths"].items())], depth),
+        _align([head, *(_quality(name, row, bool(seen)) for name, row in report["depths"].items())], depth),
         _align([_COST, *(_cost(name, row) for name, row in report["depths"].items())], depth),
         _gates(report),
         *(textwrap.fill(f"note: {note}", COLUMNS) for note in _notes(report)),
@@ -39,13 +40,14 @@ _COST = (
 )
 
 
-def _quality(name: str, row: dict) -> tuple[str, ...]:
+def _quality(name: str, row: dict, seen: bool) -> tuple[str, ...]:
     return (
         name,
         f"{row['iou_image']:.3f}",
         f"{row['iou_image_low']:.3f} to {row['iou_image_high']:.3f}",
         f"{100 * row['difference_iou']:+.1f}",
         f"{100 * row['difference_iou_low']:+.1f} to {100 * row['difference_iou_high']:+.1f}",
+        *([f"{row['iou_image_seen']:.3f}"] if seen else []),
         f"{row['dice_image']:.3f}",
         f"{row['boundary_f1']:.3f}",
         f"{row['object_f1']:.3f}",

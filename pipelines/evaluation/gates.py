@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipelines.core.delivery_sections import Gates
 from pipelines.evaluation.predictor import Predictor, batches
-from unetpp.data.arrow_split import Split
+from unetpp.data.resized import Resized
 from unetpp.data.scaling import scale
 from unetpp.scores import metrics
 
@@ -33,8 +33,12 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {  # of images in [0, 1]
 }
 
 
-def check_gates(predict: Predictor, split: Split, gates: Gates, size_px: int, batch_size: int) -> dict[str, list[dict]]:
+def check_gates(
+    predict: Predictor, split: Resized, gates: Gates, size_px: int, batch_size: int
+) -> dict[str, list[dict]]:
     """Measure every gate for every name on up to `gates.num_images` images, spread evenly over the split.
+
+    At the size that the network sees: what is asked is how steady the network is.
 
     Returns:
         by name a row a gate: name, value, limit, direction ("at least" or "at most" the limit), passed, what.
@@ -76,7 +80,7 @@ def _agreement(predict: Predictor, mask: Tensor, plain: Tensor) -> Tensor:
 
 def _find_on_nothing(predict: Predictor, size_px: int) -> dict[str, float]:
     """The largest share of foreground in an image of one grey, by name."""
-    channels = predict.segmenter.network.in_channels
+    channels = predict.heads.network.in_channels
     images = torch.stack([torch.full((channels, size_px, size_px), grey) for grey in GREYS])
     masks = predict.masks_of(images)
     return {name: (mask > 0).double().mean(dim=(1, 2)).max().item() for name, mask in masks.items()}

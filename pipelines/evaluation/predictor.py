@@ -1,60 +1,88 @@
-"""Every depth's answer in one pass of the whole network, over a split of images of any sizes."""
+"""Every depth's answer to a batch of images, by the path of prediction, in one pass of the whole network if it can."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from unetpp.data.arrow_split import Split
-from unetpp.data.scaling import scale
+from unetpp.data.resized import Resized
 from unetpp.inference.model_file import Trained
-from unetpp.inference.segmenter import Segmenter
+from unetpp.inference.segmenter import Segmenter, pad_to_multiple
+from unetpp.inference.tiles import TILE_PX, predict_resized, to_own_size
 from unetpp.network.masks import to_mask, to_probs
 
 MEAN = "mean"  # the name of the ensemble: the mean of the probabilities of all heads
 BATCH_PIXELS = 2**21  # of the images predicted together; large ones go one by one
 
 
-def head_probs(segmenter: Segmenter, image: Tensor) -> list[Tensor]:
-    """Probabilities (N, num_classes, H, W) of every head, shallowest first, of images (N, C, H, W)."""
-    height, width = image.shape[-2:]
-    multilabel = segmenter.network.multilabel
-    return [to_probs(logits, multilabel)[..., :height, :width] for logits in segmenter.logits(image)]
+class Heads(Segmenter):
+    """A segmenter that gives the probabilities of every head, shallowest first: (N, num_heads * num_classes, H, W)."""
+
+    def probs(self, standardised: Tensor) -> Tensor:
+        height, width = standardised.shape[-2:]
+        logits = self.network(pad_to_multiple(standardised, 2**self.network.depth))
+        probs = torch.cat([to_probs(one, self.network.multilabel) for one in logits], dim=1)
+        return F.pad(probs, (0, width - probs.shape[-1], 0, height - probs.shape[-2]))
+
+
+class Answer(NamedTuple):
+    """What one depth, or the mean, makes of N images of one size; all on the CPU."""
+
+    name: str
+    seen: Tensor  # (N, num_classes, h, w) probabilities at the size that the network sees
+    probs: Tensor  # (N, num_classes, H, W) at the images' own size, as prediction delivers them
 
 
 class Predictor:
     """Probabilities or masks of every depth; with several depths, of their mean too."""
 
     def __init__(self, trained: Trained, device: torch.device):
-        self.segmenter = Segmenter(trained.network).eval().to(device)
-        self.device = device
+        self.heads = Heads(trained.network).eval().to(device)
+        self.trained, self.size, self.device = trained, trained.size, device
         self.names = [f"L{depth}" for depth in trained.depths] + [MEAN] * (len(trained.depths) > 1)
 
     @property
     def task(self) -> tuple[int, bool]:
         """num_classes and multilabel, as unetpp.network.masks takes them."""
-        return self.segmenter.network.num_classes, self.segmenter.network.multilabel
+        return self.heads.network.num_classes, self.heads.network.multilabel
 
-    def probs(self, images: Iterable[np.ndarray]) -> dict[str, Tensor]:
-        """(H, W, C) images of one size to (N, num_classes, H, W) probabilities of each name, on the CPU."""
-        return self.probs_of(torch.stack([scale(image) for image in images]))
+    def answers(self, images: Sequence[np.ndarray]) -> Iterator[Answer]:
+        """Each name's answer to (H, W, C) images of one size.
 
-    def probs_of(self, images: Tensor) -> dict[str, Tensor]:
-        """As `probs`, of (N, C, H, W) in [0, 1]."""
-        with torch.inference_mode():
-            probs = head_probs(self.segmenter, images.to(self.device))
-            probs.append(torch.stack(probs).mean(dim=0))
-            return {name: each.cpu() for name, each in zip(self.names, probs, strict=False)}
+        A pruned network pads to a smaller multiple, and cuts other tiles: where the images need either, each depth
+        answers by itself.
+        """
+        seen = self._named(predict_resized(self.heads, images, self.size, device=self.device))
+        sides = (self.size, self.size) if self.size is not None else images[0].shape[:2]
+        if max(sides) > TILE_PX or any(side % 2**self.heads.network.depth for side in sides):
+            for depth, segmenter in self._pruned.items():
+                seen[f"L{depth}"] = predict_resized(segmenter, images, self.size, device=self.device)
+        for name, probs in seen.items():
+            yield Answer(name, probs.cpu(), to_own_size(probs, images[0].shape[:2]).cpu())
 
     def masks_of(self, images: Tensor) -> dict[str, Tensor]:
-        """(N, C, H, W) images in [0, 1] to the (N, H, W) uint8 masks of each name."""
-        return {name: to_mask(each, self.task[1]) for name, each in self.probs_of(images).items()}
+        """(N, C, H, W) images in [0, 1], at the size that the network sees, to the (N, H, W) masks of each name."""
+        with torch.inference_mode():
+            probs = self._named(self.heads(images.to(self.device)))
+        return {name: to_mask(each.cpu(), self.task[1]) for name, each in probs.items()}
 
-    def __call__(self, images: Iterable[np.ndarray]) -> dict[str, Tensor]:
-        """(H, W, C) images of one size to the (N, H, W) uint8 masks of each name."""
-        return {name: to_mask(each, self.task[1]) for name, each in self.probs(images).items()}
+    def __call__(self, images: Sequence[np.ndarray]) -> dict[str, Tensor]:
+        """(H, W, C) images of one size to the (N, H, W) uint8 masks of each name, at their own size."""
+        return {answer.name: to_mask(answer.probs, self.task[1]) for answer in self.answers(images)}
+
+    @cached_property
+    def _pruned(self) -> dict[int, Segmenter]:
+        return {depth: self.trained.segmenter(depth).to(self.device) for depth in self.trained.depths[:-1]}
+
+    def _named(self, probs: Tensor) -> dict[str, Tensor]:
+        """What `Heads` gives, by name, with the mean."""
+        found = list(probs.split(self.heads.network.num_classes, dim=1))
+        return dict(zip(self.names, [*found, torch.stack(found).mean(dim=0)], strict=False))
 
 
 class Batch(NamedTuple):
@@ -65,11 +93,11 @@ class Batch(NamedTuple):
     mask: Tensor  # (N, H, W) uint8
 
 
-def batches(split: Split, batch_size: int, indices: Iterable[int] | None = None) -> Iterator[Batch]:
+def batches(split: Split | Resized, batch_size: int, indices: Iterable[int] | None = None) -> Iterator[Batch]:
     """A split (or some of it) in batches of one size each; a batch never holds many pixels."""
     by_size: dict[tuple[int, ...], list[int]] = {}
     for index in range(len(split)) if indices is None else indices:
-        by_size.setdefault(split[index][0].shape, []).append(index)
+        by_size.setdefault(split.shape(index), []).append(index)
     for (height, width, _), alike in by_size.items():
         step = max(1, min(batch_size, BATCH_PIXELS // (height * width)))
         for group in (alike[start : start + step] for start in range(0, len(alike), step)):

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.evaluation.predictor import Predictor, batches
+from pipelines.evaluation.predictor import Batch, Predictor, batches
 from unetpp.data.arrow_split import Split
+from unetpp.data.resized import resize_mask
 from unetpp.network.masks import to_mask, to_planes
 from unetpp.scores import metrics
 from unetpp.scores.boundaries import Boundary, compare_boundaries
@@ -23,6 +24,7 @@ class Quality:
     """The scores of one name (a depth, or the mean) on N images with F foreground classes or labels."""
 
     counts: Tensor  # (N, K, 3), see metrics.confusion
+    seen_counts: Tensor  # the same at the size that the network sees
     shapes: dict[str, np.ndarray]  # each of NOTHING's names: (N, F), nan for a class in neither mask nor prediction
     bins: Tensor  # (10, 3), see calibration.count_bins
     by_threshold: Tensor | None  # (N, T, F, 3), see calibration.count_by_threshold; None for classes
@@ -61,13 +63,14 @@ def mean_or_none(values: np.ndarray) -> float | None:
 def measure_quality(
     predict: Predictor, split: Split, batch_size: int, tolerance_px: float
 ) -> tuple[dict[str, Quality], TrueObjects]:
-    """Score every name on every image of a split, in the split's order, and list the true objects."""
+    """Score every name on every image of a split at its own size, in the split's order, and list the true objects."""
     num_classes, multilabel = predict.task
     first = 1 if num_classes > 1 and not multilabel else 0  # the channel of the first foreground class
     num_foreground = num_classes - first
     num_counted = num_classes + 1 - first  # with the background
     found = {
         name: Quality(
+            torch.zeros(len(split), num_counted, 3, dtype=torch.int64),
             torch.zeros(len(split), num_counted, 3, dtype=torch.int64),
             {score: np.full((len(split), num_foreground), np.nan) for score in NOTHING},
             torch.zeros(10, 3, dtype=torch.float64),
@@ -81,9 +84,13 @@ def measure_quality(
         truth = truth[:, first:]
         planes = _Planes(truth.numpy(), (~valid).numpy(), tolerance_px)
         true_objects.areas += [each.areas for each in planes.objects]
-        for name, probs in predict.probs(batch.images).items():
+        seen_mask = _seen(batch, predict.size, num_classes, multilabel)
+        for name, seen, probs in predict.answers(batch.images):
             quality, mask_hat = found[name], to_mask(probs, multilabel)
             quality.counts[batch.indices] = metrics.confusion(mask_hat, batch.mask, num_classes, multilabel)
+            quality.seen_counts[batch.indices] = metrics.confusion(
+                to_mask(seen, multilabel), seen_mask, num_classes, multilabel
+            )
             quality.bins += count_bins(probs[:, first:], truth, valid)
             if quality.by_threshold is not None:
                 quality.by_threshold[batch.indices] = count_by_threshold(probs, truth, valid)
@@ -93,6 +100,14 @@ def measure_quality(
                 quality.shapes[score][batch.indices] = values
             quality.best_iou += best_iou
     return found, true_objects
+
+
+def _seen(batch: Batch, size: int | None, num_classes: int, multilabel: bool) -> Tensor:
+    """The true masks (N, h, w) of a batch at the size that the network sees."""
+    masks = batch.mask.numpy()
+    if size is None or masks.shape[1:] == (size, size):
+        return batch.mask
+    return torch.from_numpy(np.stack([resize_mask(mask, size, num_classes, multilabel) for mask in masks]))
 
 
 class _Planes:
@@ -134,6 +149,6 @@ def choose_thresholds(predict: Predictor, val: Split, batch_size: int) -> dict[s
     counts: dict[str, list[Tensor]] = {name: [torch.zeros(0, 19, num_classes, 3)] for name in predict.names}
     for batch in batches(val, batch_size):
         truth, valid = to_planes(batch.mask, num_classes, multilabel)
-        for name, probs in predict.probs(batch.images).items():
+        for name, _, probs in predict.answers(batch.images):
             counts[name].append(count_by_threshold(probs, truth, valid))
     return {name: choose_threshold(torch.cat(each)) for name, each in counts.items()}

@@ -62,6 +62,7 @@ class Depth(Cost):
     ece: Share | None
     threshold: Share | None
     iou_image_at_threshold: Share | None
+    iou_image_seen: Share | None = None  # at the size that the network sees; unknown in reports of before
 
 
 class Candidate(Part):
@@ -196,4 +197,5 @@ class Report(Part):
     devices: list[Device]
     test: Test
     classes: dict[str, dict[str, Number]]
+    size_px: int | None = None  # that whole images are resized to for the network, if they are
     multilabel: bool  # the classes are labels that may lie over each other

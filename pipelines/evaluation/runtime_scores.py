@@ -12,10 +12,11 @@ from pipelines.core.files import read_json
 from pipelines.evaluation.predictor import batches
 from unetpp.data.arrow_split import Split
 from unetpp.data.manifest import read_manifest
-from unetpp.data.scaling import scale
 from unetpp.errors import UserError
 from unetpp.export.runtimes import Predict, missing, open_export, runtimes_of
 from unetpp.export.safetensors_files import read_safetensors
+from unetpp.inference.model_file import Trained
+from unetpp.inference.tiles import predict_resized, to_own_size
 from unetpp.network import profiling
 from unetpp.network.masks import to_mask
 from unetpp.scores import metrics
@@ -60,9 +61,9 @@ def measure_runtimes(
         timed = cast(Any, {name: _of_tensor(predict) for name, (_, _, predict) in opened.items()})
         latency = profiling.measure_latency(timed, batch[:1], settings.latency_rounds)
         together = profiling.measure_latency(timed, batch, rounds=5, warmup=1)
-        network = read_safetensors(exports / depth).network
+        trained = read_safetensors(exports / depth)
         for name, (one, runtime, predict) in opened.items():
-            found = image_ious(predict, split, network.num_classes, network.multilabel, settings.throughput_batch)
+            found = image_ious(predict, split, trained, settings.throughput_batch)
             difference = float(np.mean(found - np.asarray(ious[depth])))  # below 0 is worse
             offered = -difference <= settings.tolerance_iou + 1e-12
             rows.append(
@@ -103,13 +104,13 @@ def read_exports(folder: Path) -> list[dict]:
     return entries
 
 
-def image_ious(predict: Predict, split: Split, num_classes: int, multilabel: bool, batch_size: int) -> np.ndarray:
-    """iou_image of each image of a split, (N,), in its order; images of one size go together."""
-    found = np.empty(len(split))
+def image_ious(predict: Predict, split: Split, trained: Trained, batch_size: int) -> np.ndarray:
+    """iou_image of each image of a split at its own size, (N,), in its order; images of one size go together."""
+    found, network = np.empty(len(split)), trained.network
     for batch in batches(split, batch_size):
-        probs = predict(torch.stack([scale(image) for image in batch.images]).numpy())
-        mask_hat = to_mask(torch.from_numpy(probs), multilabel)
-        counts = metrics.confusion(mask_hat, batch.mask, num_classes, multilabel)
+        seen = predict_resized(lambda pixels: torch.from_numpy(predict(pixels.numpy())), batch.images, trained.size)
+        mask_hat = to_mask(to_own_size(seen, batch.images[0].shape[:2]), network.multilabel)
+        counts = metrics.confusion(mask_hat, batch.mask, network.num_classes, network.multilabel)
         found[batch.indices] = metrics.per_image_iou(counts).numpy()
     return found
 

@@ -3,7 +3,7 @@
 import csv
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from unetpp.errors import UserError
@@ -21,6 +21,12 @@ class Scored:
     object_f1: Mapping[str, float]
     groups: Mapping[str, str]  # of every image; "" for one without
     test_sha256: str | None = None  # of the test images, where it is known
+    sizes: Mapping[str, str] = field(default_factory=dict)  # "HxW" at which each was scored; in no report of before
+
+    def common(self, other: "Scored") -> list[str]:
+        """The images that both were scored on at the same size, sorted: a score at another one is another measure."""
+        both = self.iou.keys() & other.iou.keys()
+        return sorted(id for id in both if self.sizes.get(id) == other.sizes.get(id))
 
 
 def read_scored(path: Path, test_sha256: str | None = None) -> dict[str, Scored]:
@@ -31,10 +37,13 @@ def read_scored(path: Path, test_sha256: str | None = None) -> dict[str, Scored]
     """
     scores: dict[str, dict[str, dict[str, float]]] = {}  # by depth, by score, by image
     groups: dict[str, str] = {}
+    sizes: dict[str, str] = {}
     try:
         with path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 groups[row["id"]] = row.get("group") or ""
+                if "height" in row:
+                    sizes[row["id"]] = f"{row['height']}x{row['width']}"
                 for column, text in row.items():
                     score, _, depth = column.rpartition("_")
                     if score in SCORES:
@@ -45,7 +54,10 @@ def read_scored(path: Path, test_sha256: str | None = None) -> dict[str, Scored]
         raise UserError(f"{path}: cannot be read ({error!r}); expected what `dvc repro evaluate` writes") from None
     if not any(found["iou"] for found in scores.values()):
         raise UserError(f"{path}: found no column iou_L1, iou_L2 ...; expected the images.csv of the evaluate stage")
-    return {depth: Scored(depth, **found, groups=groups, test_sha256=test_sha256) for depth, found in scores.items()}
+    return {
+        depth: Scored(depth, **found, groups=groups, test_sha256=test_sha256, sizes=sizes)
+        for depth, found in scores.items()
+    }
 
 
 def read_depth(path: Path, depth: int, test_sha256: str | None = None) -> Scored:

@@ -12,6 +12,7 @@ import numpy as np
 
 from pipelines.evaluation.bootstrap import bootstrap, interval
 from pipelines.evaluation.quality import Quality, TrueObjects, mean_or_none
+from unetpp.data.arrow_split import Split
 from unetpp.scores import metrics
 from unetpp.scores.calibration import THRESHOLDS, expected_calibration_error
 
@@ -59,6 +60,7 @@ def summarise(
         row["hd95_px"], row["dsb_ap"] = float(images["hd95_px"].mean()), float(images["dsb_ap"].mean())
         row["ece"] = expected_calibration_error(each.bins)
         row |= _at_threshold(each, thresholds[name])
+        row["iou_image_seen"] = metrics.per_image_iou(each.seen_counts).mean().item()
         rows[name] = row
     return rows
 
@@ -132,16 +134,14 @@ def by_size(
     return result
 
 
-def image_rows(
-    quality: Mapping[str, Quality], ids: Sequence[str], kinds: Sequence[str], groups: Sequence[str]
-) -> list[dict]:
-    """What images.csv holds: IoU, boundary F1 and object F1 of each image at each depth."""
+def image_rows(quality: Mapping[str, Quality], split: Split, groups: Sequence[str]) -> list[dict]:
+    """What images.csv holds: the size at which each image was scored, IoU, boundary F1 and object F1 at each depth."""
     images = {name: each.per_image() for name, each in quality.items()}
     columns = (("iou", "iou_image"), ("boundary_f1", "boundary_f1"), ("object_f1", "object_f1"))
     return [
-        {"id": id_, "kind": kind, "group": group}
+        {"id": id_, "kind": kind, "group": group, "height": split.shape(index)[0], "width": split.shape(index)[1]}
         | {f"{column}_{name}": _rounded(images[name][score][index]) for column, score in columns for name in images}
-        for index, (id_, kind, group) in enumerate(zip(ids, kinds, groups, strict=True))
+        for index, (id_, kind, group) in enumerate(zip(split.ids, split.kinds, groups, strict=True))
     ]
 
 

@@ -57,14 +57,22 @@ class Subject:
                     f"{model}: found a network of {key} {value}; expected {expected}, "
                     f"as in {prepared}/manifest.json: train again on these data"
                 )
-        expected = manifest.splits["test"].sha256
-        if (digest := sha256(path)) != expected:
-            raise UserError(
-                f"{path}: found sha256 {digest[:12]}; expected {expected[:12]}, as in manifest.json: run the prepare "
-                "stage again"
-            )
-        split = Split(path)
+        split = _open(path, manifest.splits["test"].sha256)
         if len(split) == 0:
             raise UserError(f"{path}: found no image; raise prepare.shares.test, or bring more images")
         weights = model / "model.pt" if model.is_dir() else model
         return cls(trained, weights, prepared, manifest, split, read_groups(prepared, split.ids))
+
+    def open_val(self) -> Split:
+        """The val split at the images' own sizes."""
+        if self.manifest.val_full_sha256:
+            return _open(self.prepared / "val_full.arrow", self.manifest.val_full_sha256)
+        return _open(self.prepared / "val.arrow", self.manifest.splits["val"].sha256)
+
+
+def _open(path: Path, expected: str) -> Split:
+    if (digest := sha256(path)) != expected:
+        raise UserError(
+            f"{path}: found sha256 {digest[:12]}; expected {expected[:12]}, as in manifest.json: rerun prepare"
+        )
+    return Split(path)

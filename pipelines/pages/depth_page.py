@@ -14,6 +14,7 @@ from unetpp.network.masks import IGNORE
 # The scores of a depth, in the order of the page: key, what it is called, what it says. Each may be missing.
 SCORES = (
     ("iou_image", "IoU per image", "foreground IoU, mean over images"),
+    ("iou_image_seen", "IoU at the network's size", "the same at the size that the network sees"),
     ("iou_pixels", "IoU of all pixels", "of the pixels of all images together"),
     ("iou_paper", "IoU as in the paper", "mean of background and foreground, as the paper's released code has it"),
     ("dice_image", "Dice per image", "foreground Dice, mean over images"),

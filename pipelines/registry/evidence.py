@@ -8,16 +8,15 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 
 from pipelines.core.checksums import seal
 from pipelines.evaluation.scored import read_depth
 from unetpp.data.arrow_split import Split
-from unetpp.data.scaling import scale
 from unetpp.errors import UserError
 from unetpp.images.display import display, outline
-from unetpp.inference.segmenter import Segmenter
-from unetpp.network.masks import IGNORE, to_mask
+from unetpp.inference.model_file import Trained
+from unetpp.inference.predictor import Predictor
+from unetpp.network.masks import IGNORE
 
 COPIED = ("report.html", "report.json", "images.csv")
 SIDE_PX = 512  # overlays are enlarged by whole factors up to about this
@@ -25,9 +24,7 @@ SIDE_PX = 512  # overlays are enlarged by whole factors up to about this
 TRUE, PREDICTED, BOTH = (213, 94, 0), (0, 114, 178), (255, 255, 255)
 
 
-def gather(
-    folder: Path, evaluation: Path, exports: Path | None, prepared: Path, segmenter: Segmenter, depth: int
-) -> None:
+def gather(folder: Path, evaluation: Path, exports: Path | None, prepared: Path, trained: Trained, depth: int) -> None:
     """Fill an empty folder with the evidence of one depth."""
     for name in COPIED:
         if (evaluation / name).is_file():
@@ -38,25 +35,23 @@ def gather(
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(path.absolute())
     scored = read_depth(evaluation / "images.csv", depth)
-    write_overlays(folder / "overlays", prepared / "test.arrow", segmenter, scored.iou)
+    write_overlays(folder / "overlays", prepared / "test.arrow", trained, depth, scored.iou)
     seal(folder)
 
 
-def write_overlays(folder: Path, test: Path, segmenter: Segmenter, ious: Mapping[str, float]) -> None:
+def write_overlays(folder: Path, test: Path, trained: Trained, depth: int, ious: Mapping[str, float]) -> None:
     """The best, the median and the worst test image as PNG: outlines of the true mask and of the predicted one."""
     order = sorted(ious, key=lambda id: (-ious[id], id))
     if not order:
         return
-    split = Split(test)
+    split, predict = Split(test), Predictor(trained, depth).mask
     indices = {id: index for index, id in enumerate(split.ids)}
     folder.mkdir()
     for rank, id in {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}.items():
         if id not in indices:
             raise UserError(f"{test}: has no image {id!r}, which images.csv names: run `dvc repro evaluate`")
         image, mask = split[indices[id]]
-        with torch.inference_mode():
-            probs = segmenter(scale(image)[None])
-        mask_hat = to_mask(probs, segmenter.network.multilabel)[0].numpy()
+        mask_hat = predict(image)
         known = np.where(np.asarray(mask) == IGNORE, 0, mask)
         drawn = draw(image, known, mask_hat)
         # Of the id alone what every file system takes: the rest of it may be a path.

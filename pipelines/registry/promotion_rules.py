@@ -45,7 +45,13 @@ def judge(report: dict, candidate: Scored, champion: Champion | None, tolerance_
     if champion.scored is None:
         return Verdict(False, f"it cannot be compared with the champion: version {champion.version} {champion.reason}")
     theirs = champion.scored
-    common = candidate.iou.keys() & theirs.iou.keys()
+    common = candidate.common(theirs)
+    if not common and candidate.iou.keys() & theirs.iou.keys():
+        return Verdict(
+            False,
+            f"it cannot be compared with the champion: version {champion.version} was scored on these images at "
+            "another size; evaluate its network on these data, or promote by hand",
+        )
     same = candidate.test_sha256 == theirs.test_sha256
     if not common or (not same and len(common) < min_images):
         return Verdict(
@@ -53,7 +59,8 @@ def judge(report: dict, candidate: Scored, champion: Champion | None, tolerance_
             f"it was tested on other images than the champion, version {champion.version}: {len(common)} in common, "
             f"at least {min_images} needed (register.promotion_min_images)",
         )
-    found = paired_difference(candidate.iou, theirs.iou, candidate.groups or theirs.groups)
+    ours = {id_: candidate.iou[id_] for id_ in common}
+    found = paired_difference(ours, theirs.iou, candidate.groups or theirs.groups)
     which = f"the same {found.num_images} test images" if same else f"{found.num_images} common test images"
     compared = (
         f"IoU {found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}] beside the champion, version {champion.version} "

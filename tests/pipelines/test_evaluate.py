@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+import unetpp
 from pipelines import evaluate as stage
 from pipelines.core.git import git_commit
 from pipelines.core.params import load_params
@@ -24,11 +25,8 @@ from pipelines.evaluation.report_schema import Depth, Report
 from pipelines.pages.depth_page import build_page
 from unetpp.data.arrow_split import Split, SplitWriter
 from unetpp.data.manifest import Manifest, SplitFacts
-from unetpp.data.scaling import scale, standardise
 from unetpp.errors import UserError
 from unetpp.inference.model_file import Trained, load_model
-from unetpp.inference.segmenter import pad_to_multiple
-from unetpp.network.masks import to_mask
 from unetpp.network.model import NestedUNet
 from unetpp.scores import metrics
 
@@ -116,23 +114,18 @@ def full_range(image):
 
 
 @pytest.mark.parametrize("num_classes", [1, 3])
-def test_one_pass_of_the_whole_equals_each_pruned_network(tmp_path, num_classes):
+def test_what_is_scored_is_what_prediction_delivers(tmp_path, num_classes):
     sizes = [(16, 16), (19, 22), (16, 16), (31, 16), (19, 22), (16, 16)]
     write_data(tmp_path / "prepared", sizes, num_classes)
     trained = load_model(write_model(tmp_path / "model", num_classes=num_classes))
     split = Split(tmp_path / "prepared/test.arrow")
     quality, _ = measure_quality(Predictor(trained, torch.device("cpu")), split, 2, 1.0)
     for depth in trained.depths:
-        network = trained.segmenter(depth).network
+        predictor = unetpp.Predictor(trained, depth)
         for index in range(len(split)):
             image, mask = split[index]
-            # Padded to the sides of the whole network, or depths would see other pixels past the edge.
-            step = 2**trained.network.depth
-            with torch.inference_mode():
-                logits = network(pad_to_multiple(standardise(scale(image)[None]), step))[0]
-            probs = logits.sigmoid() if num_classes == 1 else logits.softmax(dim=1)
-            mask_hat = to_mask(probs)[:, : image.shape[0], : image.shape[1]]
-            expected = metrics.confusion(mask_hat, torch.tensor(mask)[None], num_classes)[0]
+            mask_hat = torch.from_numpy(predictor.mask(image))
+            expected = metrics.confusion(mask_hat[None], torch.tensor(mask)[None], num_classes)[0]
             assert torch.equal(quality[f"L{depth}"].counts[index], expected)
 
 
@@ -170,7 +163,10 @@ def test_every_kind_of_network_gets_its_files(tmp_path, keywords, num_classes, n
     with open(out / "images.csv", newline="") as file:
         images = list(csv.DictReader(file))
     scores = ("iou", "boundary_f1", "object_f1")
-    assert list(images[0]) == ["id", "kind", "group"] + [f"{score}_{name}" for score in scores for name in names]
+    assert list(images[0]) == ["id", "kind", "group", "height", "width"] + [
+        f"{score}_{name}" for score in scores for name in names
+    ]
+    assert [(image["height"], image["width"]) for image in images][:2] == [("16", "16"), ("19", "22")]
     assert {image["group"] for image in images} == {"group 0", "group 1", "group 2"}
     for name in names:
         row = result["depths"][name]
@@ -229,7 +225,8 @@ def test_images_without_any_object_make_a_report(tmp_path):
                     id = f"{split}_{number}" if number or split == "val" else HOSTILE
                     writer.add(id, "a", np.full((16, 16, 3), 7, np.uint8), np.zeros((16, 16), np.uint8))
         manifest = json.loads((folder / "manifest.json").read_text())
-        manifest["splits"]["test"]["sha256"] = hashlib.sha256((folder / "test.arrow").read_bytes()).hexdigest()
+        for split, facts in manifest["splits"].items():
+            facts["sha256"] = hashlib.sha256((folder / f"{split}.arrow").read_bytes()).hexdigest()
         (folder / "manifest.json").write_text(json.dumps(manifest))
 
     erase(write_data(tmp_path / "prepared", sizes=((16, 16),) * 3))

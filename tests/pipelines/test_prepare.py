@@ -18,14 +18,16 @@ from PIL import Image
 from pipelines.core.checksums import sha256
 from pipelines.core.params import load_params
 from pipelines.dataset.layouts import find_samples
-from pipelines.dataset.loading import _load, find_kind, resize_sample
+from pipelines.dataset.loading import _load, find_kind
 from pipelines.dataset.splits import SPLITS, find_split, place, position
 from pipelines.dataset.tables import read_rows
 from pipelines.ingest import ingest
 from pipelines.prepare import prepare
 from unetpp.data.arrow_split import Split
 from unetpp.data.manifest import read_manifest
+from unetpp.data.resized import Resized, resize_sample
 from unetpp.errors import UserError
+from unetpp.images.decode import decode_image, decode_mask
 
 PARAMS_FILE = Path(__file__).parents[2] / "params.yaml"
 ALL = load_params(PARAMS_FILE)
@@ -82,6 +84,21 @@ def test_the_manifest_tells_what_the_splits_hold(made, tmp_path):
     train = [splits["train"][index] for index in range(len(splits["train"]))]
     assert manifest.foreground_share == pytest.approx(np.mean([mask > 0 for _, mask in train]))
     assert manifest.raw_sha256 == sha256(made / "manifest.json")
+
+
+def test_what_a_model_is_judged_by_keeps_its_own_size(made, tmp_path):
+    prepare(PARAMS, made, tmp_path / "out")
+    manifest = read_manifest(tmp_path / "out")
+    for name, small in (("test", None), ("val_full", "val")):
+        split = Split(tmp_path / f"out/{name}.arrow")
+        for index, id in enumerate(split.ids):
+            image, mask = split[index]
+            assert np.array_equal(image, decode_image(made / f"images/{id}.png", 3))
+            assert np.array_equal(mask > 0, decode_mask(made / f"masks/{id}.png") > 0)
+            if small:
+                seen = Resized.of(split, manifest)[index]
+                assert all(map(np.array_equal, seen, Split(tmp_path / f"out/{small}.arrow")[index]))
+    assert manifest.val_full_sha256 == sha256(tmp_path / "out/val_full.arrow")
 
 
 def test_a_split_is_a_function_of_the_sample_and_adding_files_moves_none(made, raw, tmp_path):
@@ -295,7 +312,7 @@ def test_the_result_is_the_same_bytes_on_any_number_of_processes(raw, tmp_path, 
     assert hashes(tmp_path / "one") == hashes(tmp_path / "more")
     assert sorted(hashes(tmp_path / "one")) == [
         *("duplicates.csv", "fingerprint.json", "manifest.json", "quarantine.csv", "samples.csv", "split.csv"),
-        *("test.arrow", "train.arrow", "val.arrow"),
+        *("test.arrow", "train.arrow", "val.arrow", "val_full.arrow"),
     ]
 
 

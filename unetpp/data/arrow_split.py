@@ -220,9 +220,14 @@ class Split:
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Image (H, W, C) uint8, uint16 or float32 and mask (H, W) uint8: read-only views into the mapped file."""
-        height, width, channels = (self._value(index, name).as_py() for name in ("height", "width", "channels"))
+        shape = self.shape(index)
         image = self._pixels(index, "image", self._value(index, "image_dtype").as_py())
-        return image.reshape(height, width, channels), self._pixels(index, "mask", "uint8").reshape(height, width)
+        return image.reshape(shape), self._pixels(index, "mask", "uint8").reshape(shape[:2])
+
+    def shape(self, index: int) -> tuple[int, int, int]:
+        """(H, W, C) of a sample's image, known without a look at it."""
+        height, width, channels = (self._value(index, name).as_py() for name in ("height", "width", "channels"))
+        return height, width, channels
 
     def id(self, index: int) -> str:
         """The id of a sample."""

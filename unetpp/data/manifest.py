@@ -20,12 +20,13 @@ class SplitFacts:
 class Manifest:
     """manifest.json of a prepared folder. Data that stage prepare did not make may lack what has a default."""
 
-    size: int | None  # side in px of every image; None where images keep their sizes
+    size: int | None  # side in px of what the network sees: of the images of train and val; None: their own sizes
     channels: int
     num_classes: int
     multilabel: bool = False
     classes: list[str] | None = None  # names of more than one
     splits: dict[str, SplitFacts]
+    val_full_sha256: str | None = None  # of val_full.arrow: val at the images' own sizes, where `size` changes them
     num_groups: int | None = None
     num_near_duplicates: int = 0  # pairs
     quarantined: int = 0  # files

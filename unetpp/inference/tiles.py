@@ -12,7 +12,7 @@ There the fading keeps seams away. docs/serving.md says how much was measured.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -64,11 +64,11 @@ def predict_tiled(segmenter: Segmenter, image: Tensor, tile_px: int = TILE_PX) -
     """What `segmenter(image)` gives, by tiles where a side of the image is longer than `tile_px`.
 
     Args:
-        image: (1, C, H, W) float in [0, 1].
+        image: (N, C, H, W) float in [0, 1].
         tile_px: raised where the network looks so far that it would leave no room in the middle of a tile.
 
     Returns:
-        probabilities (1, num_classes, H, W).
+        probabilities (N, num_classes, H, W).
     """
     network, (height, width) = segmenter.network, image.shape[-2:]
     multiple = 2**network.depth  # a tile that starts at a multiple of it is pooled as the whole image is
@@ -78,12 +78,15 @@ def predict_tiled(segmenter: Segmenter, image: Tensor, tile_px: int = TILE_PX) -
     if max(height, width) <= tile:
         return segmenter(image)
     standardised = standardise(image)
-    probs = image.new_zeros((1, network.num_classes, height, width))
+    probs = image.new_zeros(0)
     for top, rows in _spans(height, tile, halo, fade):
         for left, columns in _spans(width, tile, halo, fade):
             window = (..., slice(top, top + len(rows)), slice(left, left + len(columns)))
             weights = rows.to(image)[:, None] * columns.to(image)[None, :]  # (h, w)
-            probs[window] += segmenter.probs(standardised[window]) * weights
+            found = segmenter.probs(standardised[window])
+            if not len(probs):  # how many channels a segmenter gives is its own affair
+                probs = image.new_zeros((*found.shape[:2], height, width))
+            probs[window] += found * weights
     return probs
 
 
@@ -105,7 +108,23 @@ def predict_image(
         limits: what is scaled to 0 and 1, by default `find_limits`.
         device: where the network is, if not on the processor.
     """
-    pixels = image if size is None else resize(image, size)
-    pixels = scale(pixels, limits).unsqueeze(0).to(device)
-    probs = predict_tiled(network, pixels) if isinstance(network, Segmenter) else network(pixels)
-    return F.interpolate(probs, image.shape[:2], mode="bilinear", align_corners=False)
+    return to_own_size(predict_resized(network, [image], size, limits, device), image.shape[:2])
+
+
+@torch.inference_mode()
+def predict_resized(
+    network: Callable[[Tensor], Tensor],
+    images: Sequence[np.ndarray],
+    size: int | None,
+    limits: tuple[float, float] | None = None,
+    device: torch.device | None = None,
+) -> Tensor:
+    """As `predict_image` for N images of one size, before the probabilities return to it: (N, num_classes, h, w)."""
+    pixels = [scale(image if size is None else resize(image, size), limits) for image in images]
+    batch = torch.stack(pixels).to(device)
+    return predict_tiled(network, batch) if isinstance(network, Segmenter) else network(batch)
+
+
+def to_own_size(probs: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Probabilities (N, K, h, w) at the images' own size, (N, K, H, W)."""
+    return F.interpolate(probs, shape, mode="bilinear", align_corners=False)

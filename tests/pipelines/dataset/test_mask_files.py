@@ -10,9 +10,10 @@ from pipelines.core.params import load_params
 from pipelines.dataset import mask_files
 from pipelines.dataset.coco import Drawing, Shape
 from pipelines.dataset.layouts import Sample, find_samples
-from pipelines.dataset.mask_files import check_ignore, flatness, read_labels, resize_mask
+from pipelines.dataset.mask_files import check_ignore, flatness, read_labels
 from tests.conftest import REPOSITORY
 from tests.unetpp.images.tiffs import write_tiff
+from unetpp.data.resized import resize_mask
 from unetpp.errors import FileError, UserError
 from unetpp.images.decode import decode_image, decode_mask
 from unetpp.network.masks import IGNORE

@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from pipelines.evaluation.predictor import Predictor, batches, head_probs
+import unetpp
+from pipelines.evaluation.predictor import Answer, Predictor, batches
 from pipelines.evaluation.quality import choose_thresholds, measure_quality
 from pipelines.evaluation.scores import by_class, by_kind, by_size, image_rows, resample, summarise
 from unetpp.data.arrow_split import Split, SplitWriter
 from unetpp.inference.model_file import Trained
-from unetpp.inference.segmenter import Segmenter
 from unetpp.network.masks import IGNORE
 from unetpp.network.model import NestedUNet
 from unetpp.scores import metrics
@@ -19,7 +19,7 @@ from unetpp.scores.calibration import THRESHOLDS
 from unetpp.scores.object_matching import Objects, match_objects
 
 CPU = torch.device("cpu")
-SIZES = ((16, 16), (19, 22), (16, 16), (12, 40))
+SIZES = ((16, 16), (20, 24), (16, 16), (12, 40))  # of which all depths are answered in one pass
 
 
 class Told(nn.Module):
@@ -61,7 +61,7 @@ def squares(values=(1, 1, 1, 1)):
 
 
 def predictor(network) -> Predictor:
-    return Predictor(Trained(network, 16), CPU)  # type: ignore[arg-type]
+    return Predictor(Trained(network, None), CPU)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -145,11 +145,12 @@ def test_ignored_pixels_count_in_no_score(tmp_path):
     predict = predictor(Told())
 
     def everything(images):
-        return {name: torch.ones(len(images), 1, *images[0].shape[:2]) for name in predict.names}
+        ones = torch.ones(len(images), 1, *images[0].shape[:2])
+        return [Answer(name, ones, ones) for name in predict.names]
 
     half = measure_quality(predict, split, 2, 1.0)[0]["L2"]
     assert half.bins[:, 0].sum() == sum(mask.shape[0] * 9 for mask in masks) < plain.bins[:, 0].sum()
-    predict.probs = everything  # type: ignore[method-assign]
+    predict.answers = everything  # type: ignore[method-assign]
     full = measure_quality(predict, split, 2, 1.0)[0]["L2"]
     assert full.counts[:, 1, 1].tolist() == [(mask[:, :9] == 0).sum() for mask in masks]
 
@@ -183,10 +184,10 @@ def test_kinds_and_rows_hold_the_means_of_their_images(tmp_path):
     torch.manual_seed(0)
     quality, _ = measure_quality(Predictor(Trained(NestedUNet([2, 4, 8]).eval(), 16), CPU), split, 8, 1.0)
     kinds = by_kind(quality, split.kinds)
-    rows = image_rows(quality, split.ids, split.kinds, list("wxyz"))
+    rows = image_rows(quality, split, list("wxyz"))
     assert list(kinds) == ["b", "a"]
     assert [kind["num_images"] for kind in kinds.values()] == [3, 1]
-    assert list(rows[0])[:4] == ["id", "kind", "group", "iou_L1"]
+    assert list(rows[0])[:4] == ["id", "kind", "group", "height"]
     for score, column in (("iou_image", "iou"), ("boundary_f1", "boundary_f1"), ("object_f1", "object_f1")):
         mean = np.mean([row[f"{column}_L1"] for row in rows if row["kind"] == "b"])
         assert kinds["b"]["L1"][score] == pytest.approx(mean, abs=1e-5)
@@ -228,14 +229,25 @@ def test_batches_hold_one_size_and_every_image_once(tmp_path):
     assert [batch.indices for batch in batches(split, 8, [2, 1])] == [[2], [1]]
 
 
-def test_the_mean_is_of_the_probabilities():
-    network = NestedUNet([2, 4, 8]).eval()
-    segmenter = Segmenter(network)
-    image = torch.rand(2, 3, 13, 10)
-    with torch.no_grad():
-        probs = head_probs(segmenter, image)
-        mean = Segmenter(segmenter.network, dict.fromkeys(segmenter.network.depths, 1.0)).eval()(image)
-        assert torch.equal(probs[-1], segmenter(image))
-    assert mean.shape == (2, 1, 13, 10)
-    torch.testing.assert_close(mean, (probs[0] + probs[1]) / 2)
-    torch.testing.assert_close(Predictor(Trained(network, None), CPU).probs_of(image)["mean"], mean)
+@pytest.mark.parametrize(("size", "shape"), [(16, (37, 22)), (None, (13, 10)), (None, (16, 24))])
+def test_every_depth_answers_what_prediction_delivers(size, shape):
+    torch.manual_seed(0)
+    trained = Trained(NestedUNet([2, 4, 8]).eval(), size)
+    images = np.random.default_rng(0).integers(0, 255, (2, *shape, 3), dtype=np.uint8)
+    answers = list(Predictor(trained, CPU).answers(list(images)))
+    predictors = [unetpp.Predictor(trained, 1), unetpp.Predictor(trained), unetpp.Predictor(trained, heads="mean")]
+    assert [answer.name for answer in answers] == ["L1", "L2", "mean"]
+    for (_, seen, probs), predictor in zip(answers, predictors, strict=True):
+        torch.testing.assert_close(probs, torch.from_numpy(predictor.probs(images)))
+        assert seen.shape[2:] == ((size, size) if size else shape)
+
+
+def test_scores_are_at_the_images_own_size_and_beside_them_at_the_networks(tmp_path):
+    # A dot that is gone at 16 px: what the network is shown has none, and what a person gets misses it.
+    mask = np.zeros((128, 128), np.uint8)
+    mask[:64], mask[100:103, 100:103] = 1, 1
+    split = write_split(tmp_path / "test.arrow", [mask])
+    quality, _ = measure_quality(Predictor(Trained(Told(), 16), CPU), split, 2, 1.0)  # type: ignore[arg-type]
+    row = summarise(quality, resample(quality, ["a"]), dict.fromkeys(quality), "L2")["L2"]
+    assert row["iou_image_seen"] == 1
+    assert row["iou_image"] == pytest.approx(64 * 128 / (64 * 128 + 9))

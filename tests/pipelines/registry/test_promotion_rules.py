@@ -91,6 +91,14 @@ def test_other_test_images_are_compared_where_enough_are_common():
     assert not decide(scored(0.9, ids=["else"], test="other"), min_images=1).promote
 
 
+def test_scores_at_another_size_of_the_same_images_are_not_compared():
+    own = replace(scored(0.9), sizes=dict.fromkeys(IDS, "256x320"))
+    verdict = decide(own)
+    assert not verdict.promote
+    assert "another size" in verdict.reason
+    assert decide(own, Champion("3", replace(scored(0.8), sizes=own.sizes))).promote
+
+
 def test_the_same_few_test_images_are_enough():
     assert decide(scored(0.9, ids=IDS[:2]), Champion("3", scored(0.8, ids=IDS[:2])), min_images=20).promote
 
