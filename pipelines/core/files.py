@@ -11,6 +11,8 @@ from typing import Any
 
 from unetpp.errors import UserError
 
+MAX_NAME_BYTES = 255  # of a file, on every system
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
@@ -20,7 +22,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    start, end = os.fsencode(f".{path.name}"), f".partial-{os.getpid()}"
+    most = MAX_NAME_BYTES - len(end)
+    name = os.fsdecode(start) if len(start) <= most else start[:most].decode(errors="ignore")
+    partial = path.with_name(name + end)
     _remove(partial)
     try:
         yield partial
