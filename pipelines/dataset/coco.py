@@ -138,24 +138,26 @@ def _check_extent(shape: Shape, inside: np.ndarray) -> None:
     Raises:
         ValueError: it is such a one, or lies within one pixel and its coordinates are fractions.
     """
-    height, width = inside.shape
-    rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
-    box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1) if len(rows) else (0, 0, 0, 0)
-    size = box[2] - box[0], box[3] - box[1]
-    values = [one for polygon in shape.segmentation for one in polygon] if isinstance(shape.segmentation, list) else [2]
-    if max(width, height) > 2 and max(values) <= 1 and any(value % 1 for value in values):
-        raise ValueError("coordinates within 0 to 1, which are shares and no px")
-    slack = 4 + 2 * sum(size)
+    sides = np.array([inside.shape[1], inside.shape[0]])
+    if isinstance(shape.segmentation, list):  # by its points: of a thin one hardly a pixel may be drawn
+        points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in shape.segmentation])
+        if sides.max() > 2 and points.max() <= 1 and (points % 1).any():
+            raise ValueError("coordinates within 0 to 1, which are shares and no px")
+        box = np.array([points.min(axis=0), points.max(axis=0)]).clip(0, sides)
+    else:
+        points = np.argwhere(inside.T) if inside.any() else np.zeros((1, 2))
+        box = np.array([points.min(axis=0), points.max(axis=0) + 1])
+    size = box[1] - box[0]
+    slack = 4 + 2 * size.sum()
     if _is_number(shape.area) and shape.area > 0:
         drawn = int(np.count_nonzero(inside))
-        if not drawn / 2 - slack <= shape.area <= 2 * size[0] * size[1] + slack:
+        if not drawn / 2 - slack <= shape.area <= 2 * size.prod() + slack:
             raise ValueError(f"the area {shape.area:g}, of which {drawn} px are drawn")
     bbox = shape.bbox
     if isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_number, bbox)) and min(bbox[2:]) > 0:
-        ends = [bbox[0], bbox[1], bbox[0] + bbox[2], bbox[1] + bbox[3]]
-        ends = [min(max(end, 0), side) for end, side in zip(ends, (width, height) * 2, strict=True)]
-        if any(abs(end - found) > 2 + 0.05 * max(size) for end, found in zip(ends, box, strict=True)):
-            raise ValueError(f"the bbox {bbox}, of which {[int(one) for one in (*box[:2], *size)]} is drawn")
+        corner, extent = np.reshape(bbox, (2, 2))
+        if (abs(np.array([corner, corner + extent]).clip(0, sides) - box) > 2 + 0.05 * size.max()).any():
+            raise ValueError(f"the bbox {bbox}, of which {[round(float(one), 1) for one in (*box[0], *size)]} is drawn")
 
 
 def _is_number(value: Any) -> bool:

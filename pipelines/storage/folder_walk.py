@@ -27,7 +27,8 @@ def walk(root: Path, fix: str, links_to: Iterable[Path] = ()) -> tuple[dict[Pure
     trees = [Path(os.path.realpath(one)) for one in (root, *links_to)]
     files: dict[PurePosixPath, int] = {}
     problems: list[FileError] = []
-    folders = [(PurePosixPath(), (trees[0],))]  # each with the true paths of itself and of what it lies in
+    # Each with the true paths of itself and of what it lies in.
+    folders: list[tuple[PurePosixPath, tuple[Path, ...]]] = [(PurePosixPath(), (trees[0],))]
     num_entries = 0
     while folders:
         folder, way = folders.pop()

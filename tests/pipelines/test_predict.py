@@ -141,7 +141,14 @@ def test_files_folders_and_patterns_name_images(tmp_path):
     assert names == ["a.png", "c.jpg"]
     names = [path.name for path in find_images([str(tmp_path / "*.png"), str(tmp_path / "a.png")])[0]]
     assert names == ["a.png"]
-    for pattern, message in ((tmp_path / "*.gif", "no file matches"), (tmp_path / "b" / "no", "no such file")):
+    for pattern, wanted in (
+        ("**/*.jpg", ["c.jpg"]),
+        ("**", ["a.png", "c.jpg", "notes.txt"]),
+        ("**/b/**/c*", ["c.jpg"]),
+    ):
+        assert [path.name for path in find_images([str(tmp_path / pattern)])[0]] == wanted
+    gifs = [(tmp_path / "*.gif", "no file matches"), (tmp_path / "**/*.gif", "no file matches")]
+    for pattern, message in (*gifs, (tmp_path / "b" / "no", "no such file")):
         with pytest.raises(UserError, match=message):
             find_images([str(pattern)])
     (tmp_path / "empty").mkdir()
@@ -172,6 +179,7 @@ def test_what_links_lead_to_is_predicted_and_what_cannot_be_entered_is_named(tmp
     assert lines[0].endswith(f": name {tmp_path}/disk itself")
     assert [line.partition(": ")[0] for line in lines[1:]] == [f"{tmp_path}/in/{name}" for name in ("pipe.png", "up")]
     assert "wrote 5 masks" in capsys.readouterr().out
+    assert find_images([f"{tmp_path}/in/**/*.png"]) == find_images([str(tmp_path / "in")])
     wanted = {"a.png", "b.png", "linked.png", "caf\udce9.png", f"{'x' * 246}.png"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == wanted
     with pytest.raises(

@@ -158,7 +158,7 @@ OF_ANOTHER_SCALE = {
     ),
     "half the size": ([[5, 5, 15, 5, 15, 12, 5, 12]], {"area": 300}, "the area 300, of which "),
     "twice the size": ([[10, 5, 50, 5, 50, 35, 10, 35]], {"area": 300.0}, "the area 300, of which "),
-    "elsewhere": (SQUARE, {"bbox": [16, 10, 20, 15]}, "the bbox [16, 10, 20, 15], of which [10, 10, "),
+    "elsewhere": (SQUARE, {"bbox": [16, 10, 20, 15]}, "the bbox [16, 10, 20, 15], of which [10.0, 10.0, "),
     "x and y exchanged": (SQUARE, {"bbox": [10, 10, 15, 20]}, "the bbox [10, 10, 15, 20], of which"),
     "outside the image": ([[-30, 5, -20, 5, -20, 25]], {"area": 100}, "the area 100, of which 0 px are drawn"),
     "run lengths": (ALL_ROWS, {"area": 30}, "the area 30, of which 800 px are drawn"),
