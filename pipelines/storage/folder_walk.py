@@ -72,4 +72,5 @@ def walk(root: Path, fix: str, links_to: Iterable[Path] = ()) -> tuple[dict[Pure
 
 
 def _unreadable(path: Path, kind: str, error: OSError) -> FileError:
-    return FileError(path, f"found a {kind} that cannot be read ({error.strerror}); expected one that can", "mend it")
+    reason = f"found a {kind} that cannot be read ({error.strerror}); expected one that can"
+    return FileError(path, reason, "correct its permissions or its target, or remove it")

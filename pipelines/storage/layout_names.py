@@ -129,11 +129,15 @@ def choose(names: Iterable[PurePosixPath], where: str) -> dict[PurePosixPath, Pu
         left_out = next(name for name in names if name not in taken)
         others = len(names) - len(kept)
         print(f"left out {others} files that are no images of the set, such as {_spelled(str(left_out))}")
-    spelled = {PurePosixPath(_spelled(str(name))): original for name, original in kept.items()}
-    if len(spelled) < len(kept):
-        raise UserError(f"{where}: found two names that are the same where bytes that are no UTF-8 are %XX: rename one")
-    if foreign := [name for name in kept if _spelled(str(name)) != str(name)]:
-        print(f"{len(foreign)} names are no UTF-8: their other bytes are written as in {_spelled(str(foreign[0]))}")
+    spelled: dict[PurePosixPath, PurePosixPath] = {}
+    foreign = 0
+    for name, original in kept.items():
+        written = PurePosixPath(_spelled(str(name)))
+        foreign += written != name
+        if (other := spelled.setdefault(written, original)) != original:
+            raise UserError(f"{where}: found {str(other)!r} and {str(original)!r}, which become one name; rename one")
+    if foreign:
+        print(f"{foreign} names are no UTF-8: their other bytes are written as %E9 and the like")
     return spelled
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pipelines import predict as stage
 from pipelines.cli import build_parser
 from pipelines.predict import find_images, predict, read_heads
 from unetpp import NestedUNet, UserError
@@ -194,6 +195,23 @@ def test_broken_image_is_named_and_the_others_are_done(tmp_path, model):
     with pytest.raises(UserError, match=r"1 of 2 images.*\n.*bad\.png"):
         predict([str(tmp_path / "in")], str(model), None, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.png"]
+
+
+def test_image_that_may_not_be_read_is_named_and_the_others_are_done(tmp_path, model, monkeypatch):
+    """By the system's answer: root, who may run this, reads all."""
+    for name in "ab":
+        write(tmp_path / f"in/{name}.png")
+    decode = stage.decode_image
+
+    def refuse(path, channels):
+        if path.name == "a.png":
+            raise PermissionError(13, "Permission denied", str(path))
+        return decode(path, channels)
+
+    monkeypatch.setattr(stage, "decode_image", refuse)
+    with pytest.raises(UserError, match=r"1 of 2 images.*\n.*a\.png: cannot be read \(Permission denied\)"):
+        predict([str(tmp_path / "in")], str(model), None, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["b.png"]
 
 
 def test_images_of_one_name_are_refused_before_one_overwrites_the_other(tmp_path, model):

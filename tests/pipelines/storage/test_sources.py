@@ -48,6 +48,17 @@ def test_what_systems_leave_behind_and_what_is_no_image_is_left_out(tmp_path, ki
     assert "left out 2 files that are no images of the set, such as images/list.csv" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+def test_names_that_are_no_utf8_are_written_as_the_bytes_that_they_are(tmp_path, kind, capsys):
+    latin = {f"{name.removesuffix('a.png')}caf\udce9.png": content for name, content in PAIR.items()}
+    run(kind, write_source(kind, tmp_path, PAIR | latin), tmp_path / "out")
+    wanted = {f"{name.removesuffix('a.png')}caf%E9.png": content for name, content in PAIR.items()}
+    assert contents(tmp_path / "out") == PAIR | wanted
+    assert "2 names are no UTF-8" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"found 'images/caf%E9\.png' and 'images/caf\\udce9\.png', which become one"):
+        run(kind, write_source(kind, tmp_path, PAIR | latin | wanted), tmp_path / "out 2")
+
+
 def patch_entries(path, offset, value):
     """Overwrite two bytes of every entry in the central directory."""
     raw = bytearray(path.read_bytes())
