@@ -11,8 +11,6 @@ from typing import Any
 
 from unetpp.errors import UserError
 
-MAX_NAME_BYTES = 255  # of a file, on every system
-
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
@@ -23,7 +21,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     start, end = os.fsencode(f".{path.name}"), f".partial-{os.getpid()}"
-    most = MAX_NAME_BYTES - len(end)
+    most = 255 - len(end)  # no name of a file is longer
     name = os.fsdecode(start) if len(start) <= most else start[:most].decode(errors="ignore")
     partial = path.with_name(name + end)
     _remove(partial)

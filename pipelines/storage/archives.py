@@ -14,12 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
-from pipelines.core.files import MAX_NAME_BYTES, disk_errors
+from pipelines.core.files import disk_errors
 from pipelines.storage.folder_walk import MAX_ENTRIES
 from pipelines.storage.layout_names import composed, is_junk
 from unetpp.errors import UserError
 
 # The largest public set of this kind (BBBC038) has 30,000 entries and 400 MB.
+MAX_NAME_BYTES = 255  # of a file or folder, on any disk
 MAX_ENTRY_BYTES = 4 * 2**30
 MAX_TOTAL_BYTES = 256 * 2**30
 # Deflate cannot pass 1032; raw masks come near 100. Small archives may be anything.
@@ -28,16 +29,8 @@ RATIO_MATTERS_BYTES = 2**30
 # A tar keeps long names in blocks of text before an entry; tarfile reads such a block as a whole.
 MAX_READ_BYTES = 2**24
 
-DAMAGED = (
-    zipfile.BadZipFile,
-    tarfile.TarError,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    NotImplementedError,
-    OSError,
-    UnicodeError,
-)
+BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError)
+DAMAGED = (*BROKEN, EOFError, NotImplementedError, OSError, UnicodeError)
 UNPACK = "unpack it yourself and set ingest.kind=folder"
 
 

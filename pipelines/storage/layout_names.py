@@ -43,9 +43,10 @@ def belongs(name: PurePosixPath, layout: str) -> bool:
     """Whether a file of a set of this layout is one of its images, masks or annotations, by its name."""
     if layout == "coco" and is_annotations(name):
         return True
-    level = 1 if layout == "bbbc038" else 0
+    if layout == "bbbc038":
+        return len(name.parts) == 3 and name.parts[1] in ("images", "masks") and is_picture(name)
     folders = ("images",) if layout == "coco" else ("images", "masks")
-    return len(name.parts) > level + 1 and name.parts[level] in folders and is_picture(name)
+    return len(name.parts) > 1 and name.parts[0] in folders and is_picture(name)
 
 
 def find_layout(names: Iterable[PurePosixPath]) -> str | None:
