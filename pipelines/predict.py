@@ -1,5 +1,6 @@
 """`unetpp predict`: a mask for each image, by a trained model of this project or a registered one."""
 
+import fnmatch
 import glob
 import os
 import re
@@ -11,6 +12,8 @@ import torch
 
 import unetpp
 from pipelines.core.files import replacing
+from pipelines.storage.folder_walk import PLAIN, walk
+from pipelines.storage.layout_names import is_picture
 from unetpp.errors import UserError
 from unetpp.export.runtimes import open_export
 from unetpp.images.decode import decode_image
@@ -34,25 +37,60 @@ def read_heads(text: str) -> dict[int, float] | Literal["mean"]:
     return {int(match[1]): float(match[2] or 1) for match in found if match}
 
 
-def find_images(patterns: list[str]) -> list[Path]:
-    """The image files that files, folders (searched through) and glob patterns name, sorted.
+def named(pattern: str) -> list[Path]:
+    """The files and folders of this name, or else those that it matches as a pattern."""
+    return [Path(name) for name in ([pattern] if os.path.exists(pattern) else glob.glob(pattern, recursive=True))]
+
+
+def find_images(patterns: list[str]) -> tuple[list[Path], list[str]]:
+    """The image files that files, folders (searched through) and glob patterns name, sorted, and what is no such file.
 
     Raises:
         UserError: a pattern that names nothing, or no image among what they name.
     """
     found: set[Path] = set()
+    problems: list[str] = []
     for pattern in patterns:
-        names = [pattern] if os.path.exists(pattern) else glob.glob(pattern, recursive=True)
-        if not names:
-            raise UserError(f"{pattern}: no such file or folder, and no file matches it as a pattern")
-        for path in map(Path, names):
-            files = path.rglob("*") if path.is_dir() else [path]
-            found.update(f for f in files if f.is_file() and (f.suffix.lower() in SUFFIXES or f == path))
+        base, rest = _split(pattern)
+        names = named(base)
+        matched = bool(names and not rest)
+        for path in names:
+            if path.is_dir():
+                files, refused = walk(path, "name {} itself")
+                chosen = [path / name for name in files if (_fits(name.parts, rest) if rest else is_picture(name))]
+                found.update(chosen)
+                matched |= bool(chosen)
+                problems += map(str, refused)
+            elif path.is_file():
+                found.add(path)
+            else:
+                problems.append(f"{path}: found a link to nothing, or {PLAIN}: leave it out")
+        if not matched:
+            raise UserError(
+                "\n".join([f"{pattern}: no such file or folder, and no file matches it as a pattern", *problems])
+            )
     if not found:
-        raise UserError(
-            f"{', '.join(patterns)}: no image there; expected files ending in {', '.join(sorted(SUFFIXES))}"
-        )
-    return sorted(found)
+        expected = f"expected files ending in {', '.join(sorted(SUFFIXES))}"
+        raise UserError("\n".join([f"{', '.join(patterns)}: no image there; {expected}", *problems]))
+    return sorted(found), problems
+
+
+def _split(pattern: str) -> tuple[str, tuple[str, ...]]:
+    """What a pattern names down to `**`, and the rest: folders are walked in one way, whoever asks for it."""
+    parts = Path(pattern).parts
+    if "**" not in parts or os.path.exists(pattern):
+        return pattern, ()
+    at = parts.index("**")
+    return str(Path(*parts[:at])), parts[at:]
+
+
+def _fits(name: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
+    """Whether the parts of a name are those of a pattern, in which `**` stands for any number of them."""
+    if not pattern or not name:
+        return not name and set(pattern) <= {"**"}
+    if pattern[0] == "**":
+        return _fits(name, pattern[1:]) or _fits(name[1:], pattern)
+    return fnmatch.fnmatchcase(name[0], pattern[0]) and _fits(name[1:], pattern[1:])
 
 
 def load(model: str, depth: int | None, heads: str | None = None) -> Predictor:
@@ -120,7 +158,7 @@ def predict(patterns: list[str], model: str, depth: int | None, out: Path, heads
         UserError: no image, no model, two images of one name, labels that are no names of folders, or images that
             could not be read.
     """
-    images = find_images(patterns)
+    images, broken = find_images(patterns)
     names = [image.stem for image in images]
     twice = sorted({str(image) for image in images if names.count(image.stem) > 1})
     if twice:
@@ -130,13 +168,17 @@ def predict(patterns: list[str], model: str, depth: int | None, out: Path, heads
     loaded = load(model, depth, heads)
     if loaded.multilabel:
         _check_folders(loaded.classes, model)
-    broken = []
+    num_read = 0
     for number, image in enumerate(images, start=1):
         try:
             mask = predict_mask(loaded, decode_image(image, loaded.in_channels))
         except UserError as error:
             broken.append(str(error))
             continue
+        except OSError as error:
+            broken.append(f"{image}: cannot be read ({error.strerror}); expected a readable file")
+            continue
+        num_read += 1
         if loaded.multilabel:
             for bit, label in enumerate(loaded.classes):
                 write_mask(out / label / f"{image.stem}.png", (mask >> bit & 1) * np.uint8(255))
@@ -144,6 +186,9 @@ def predict(patterns: list[str], model: str, depth: int | None, out: Path, heads
             write_mask(out / f"{image.stem}.png", mask)
         if number % 100 == 0:
             print(f"{number} of {len(images)} images")
-    print(f"wrote {_describe(len(images) - len(broken), loaded, out)}")
+    print(f"wrote {_describe(num_read, loaded, out)}")
     if broken:
-        raise UserError(f"{len(broken)} of {len(images)} images could not be read:\n" + "\n".join(broken))
+        raise UserError(
+            f"{len(broken)} of {num_read + len(broken)} images, links or folders could not be read:\n"
+            + "\n".join(broken)
+        )

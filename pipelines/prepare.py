@@ -47,8 +47,8 @@ def prepare(params: Prepare, raw: Path, out: Path) -> Manifest:
     is known when all have been seen; until then the decoded ones wait on the disk, which takes their space twice.
 
     Raises:
-        UserError: no samples, more broken ones than prepare.max_quarantined, ids without a group, an empty split, a
-            group or a near-duplicate in two splits, a full disk.
+        UserError: no samples, more broken ones than prepare.max_quarantined, ids without a group, an empty split or one
+            without foreground, a group or a near-duplicate in two splits, a full disk.
     """
     if not (raw / "manifest.json").is_file():
         raise UserError(f"{raw}: found no manifest.json; expected what stage ingest writes: run `dvc repro ingest`")
@@ -62,9 +62,10 @@ def prepare(params: Prepare, raw: Path, out: Path) -> Manifest:
         with Spool(partial / "spool") as spool:
             seen = _load(samples, params, raw, problems, looks, spool)
             _check_quarantine(problems, len(seen), params.max_quarantined, raw)
-            check_foreground([one.facts for one in seen.values()], params.ignore)
             duplicates = _find_duplicates(samples, looks, params)
             places = _place(seen, join(groups, [*(pair[:2] for pair in duplicates), *volumes]), params)
+            facts = {split: [one.facts for at, one in seen.items() if places[at].split == split] for split in SPLITS}
+            check_foreground(facts, params.ignore, params.no_foreground)
             train = _write_splits(partial, samples, seen, places, spool, params)
         _write_tables(partial, samples, seen, places, duplicates, problems)
         alike = [(pair, "the same pixels") for pair in looks.same_pixels()]

@@ -38,6 +38,7 @@ class S3(Section):
 class Ingest(Section):
     kind: Literal["synthetic", "folder", "zip", "tar", "http", "s3"]
     location: str | None
+    links_to: tuple[str, ...]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None
     num_workers: Annotated[int, Field(ge=1, le=256)]
     s3: S3
@@ -116,6 +117,7 @@ class Prepare(Section):
     max_quarantined: Share
     classes: Annotated[tuple[ClassName, ...], Field(min_length=1)] | None
     pages: Literal["refuse", "slices"]
+    no_foreground: Literal["refuse", "allow"]
     max_pixels: PositiveInt
     max_file_mib: PositiveInt
     num_workers: Annotated[int, Field(ge=1, le=256)]

@@ -20,7 +20,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    start, end = os.fsencode(f".{path.name}"), f".partial-{os.getpid()}"
+    most = 255 - len(end)  # no name of a file is longer
+    name = os.fsdecode(start) if len(start) <= most else start[:most].decode(errors="ignore")
+    partial = path.with_name(name + end)
     _remove(partial)
     try:
         yield partial

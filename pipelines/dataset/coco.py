@@ -5,6 +5,7 @@ lengths are read here: its C code fills a mask from too short a list with whatev
 """
 
 import json
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ class Shape:
     id: str
     class_index: int
     segmentation: list | dict  # polygons, or run lengths
+    area: Any = None
+    bbox: Any = None
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Drawing:
     """All that is annotated on an image. No shape is an image without objects."""
 
     file: Path
-    size: tuple[int, int] | None  # width, height; None where the file does not say
+    size: tuple[Any, Any] | None  # width, height as the file says it; None where it does not
     shapes: Sequence[Shape]
 
 
@@ -60,8 +63,7 @@ def read_annotations(
                 reason = f"found {name} twice among the images (also in {other}); expected it once"
                 raise FileError(path, reason, "keep one file with all annotations of an image")
             size = image.get("width"), image.get("height")
-            known = all(isinstance(side, int) for side in size)
-            drawings[name] = Drawing(path, size if known else None, shapes[name])
+            drawings[name] = Drawing(path, None if size == (None, None) else size, shapes[name])
         for annotation in content["annotations"]:
             id = str(annotation.get("id"))
             image = _value(annotation, "image_id", int | str, path, f"annotation {id}")
@@ -73,7 +75,8 @@ def read_annotations(
             if not isinstance(category, int | str) or category not in indices:
                 reason = f"found annotation {id} of the category {category}, which is not listed; expected one that is"
                 raise FileError(path, reason, "correct category_id or add the category")
-            shapes[names[image]].append(Shape(id, indices[category], annotation.get("segmentation")))
+            said = (annotation.get(key) for key in ("segmentation", "area", "bbox"))
+            shapes[names[image]].append(Shape(id, indices[category], *said))
     if any(isinstance(shape.segmentation, list) for one in drawings.values() for shape in one.shapes):
         _pycocotools(paths[0])  # once and before any work, not for every image
     return drawings, problems
@@ -86,7 +89,7 @@ def draw(drawing: Drawing, image: Path, height: int, width: int) -> Iterator[tup
         FileError: annotations made for another size, or a segmentation that is none.
     """
     if drawing.size not in (None, (width, height)):
-        found, wanted = "x".join(map(str, drawing.size or ())), f"{width}x{height}"
+        found, wanted = "x".join(map(repr, drawing.size or ())), f"{width}x{height}"
         raise FileError(
             drawing.file,
             f"found annotations for {found} px of {image.name} of {wanted} px; expected the same size",
@@ -95,6 +98,7 @@ def draw(drawing: Drawing, image: Path, height: int, width: int) -> Iterator[tup
     for shape in drawing.shapes:
         try:
             inside = _rasterise(shape.segmentation, height, width, drawing.file)
+            _check_extent(shape, inside)
         except (ValueError, TypeError, OverflowError, KeyError) as error:
             if isinstance(error, UserError):
                 raise
@@ -118,11 +122,46 @@ def _rasterise(segmentation: list | dict, height: int, width: int, file: Path) -
             raise ValueError("a polygon that is no list of three and more points")
         for value, side in zip(polygon, [width, height] * (len(polygon) // 2), strict=True):
             # A point far outside would make pycocotools ask for memory by the distance.
-            if isinstance(value, bool) or not isinstance(value, int | float) or not -side <= value <= 2 * side:
+            if not _is_number(value) or not -side <= value <= 2 * side:
                 raise ValueError(f"the coordinate {value!r}")
     tool = _pycocotools(file)
     union = tool.merge(tool.frPyObjects(segmentation, height, width))
     return _from_run_lengths({"size": [height, width], "counts": union["counts"].decode()}, height, width)
+
+
+def _check_extent(shape: Shape, inside: np.ndarray) -> None:
+    """Hold what was drawn, (H, W) bool, against the annotation's own area and bbox, where it has them.
+
+    Tools differ by a pixel or two at each side, and some write the area of the bbox, so what is caught is a shape of
+    another scale or at another place.
+
+    Raises:
+        ValueError: it is such a one, or lies within one pixel and its coordinates are fractions.
+    """
+    sides = np.array([inside.shape[1], inside.shape[0]])
+    if isinstance(shape.segmentation, list):  # by its points: of a thin one hardly a pixel may be drawn
+        points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in shape.segmentation])
+        if sides.max() > 2 and points.max() <= 1 and (points % 1).any():
+            raise ValueError("coordinates within 0 to 1, which are shares and no px")
+        box = np.array([points.min(axis=0), points.max(axis=0)]).clip(0, sides)
+    else:
+        points = np.argwhere(inside.T) if inside.any() else np.zeros((1, 2))
+        box = np.array([points.min(axis=0), points.max(axis=0) + 1])
+    size = box[1] - box[0]
+    slack = 4 + 2 * size.sum()
+    if _is_number(shape.area) and shape.area > 0:
+        drawn = int(np.count_nonzero(inside))
+        if not drawn / 2 - slack <= shape.area <= 2 * size.prod() + slack:
+            raise ValueError(f"the area {shape.area:g}, of which {drawn} px are drawn")
+    bbox = shape.bbox
+    if isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_number, bbox)) and min(bbox[2:]) > 0:
+        corner, extent = np.reshape(bbox, (2, 2))
+        if (abs(np.array([corner, corner + extent]).clip(0, sides) - box) > 2 + 0.05 * size.max()).any():
+            raise ValueError(f"the bbox {bbox}, of which {[round(float(one), 1) for one in (*box[0], *size)]} is drawn")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _from_run_lengths(segmentation: dict, height: int, width: int) -> np.ndarray:

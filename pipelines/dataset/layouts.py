@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from pipelines.dataset.coco import Drawing, read_annotations
-from pipelines.storage.layout_names import EXPECTED, belongs, check_names, is_annotations, list_names
+from pipelines.storage.layout_names import EXPECTED, belongs, check_names, composed, is_annotations, list_names
 from unetpp.errors import FileError, UserError
 from unetpp.images.pictures import Limits, count_pages
 
@@ -124,16 +124,16 @@ def _class_folders(root: Path, names: list[PurePosixPath], classes: tuple[str, .
 
 
 def _by_id(names: list[PurePosixPath], folder: str, problems: list[Problem]) -> dict[str, PurePosixPath]:
-    """The files under a folder by id; names that differ only by case or suffix are problems."""
+    """The files under a folder by id; names that differ only by case, suffix or form of Unicode are problems."""
     same = defaultdict(list)
     for name in names:
         if name.is_relative_to(folder):
-            id = name.relative_to(folder).with_suffix("").as_posix()
-            same[id.casefold()].append((id, name))
+            id = composed(name.relative_to(folder).with_suffix("").as_posix())
+            same[composed(id.casefold())].append((id, name))
     for group in same.values():
         if len(group) > 1:
             others = ", ".join(str(name) for _, name in group)
-            reason = f"names differ only by case or suffix: {others}"
+            reason = f"names differ only by case, suffix or form of Unicode: {others}"
             problems += [Problem(id, str(name), reason, "rename one") for id, name in group]
     return {group[0][0]: group[0][1] for group in same.values() if len(group) == 1}
 
@@ -170,19 +170,21 @@ def _find_bbbc038(root: Path, names: list[PurePosixPath]) -> tuple[list[Sample],
     samples, problems = [], []
     by_case = defaultdict(list)
     for id in folders:
-        by_case[id.casefold()].append(id)
+        by_case[composed(id.casefold())].append(id)
     for id, found in folders.items():
         images, masks = found["images"], found["masks"]
-        clashing = by_case[id.casefold()]
+        clashing = by_case[composed(id.casefold())]
         if len(clashing) > 1:
-            problems.append(Problem(id, id, f"names differ only by case: {', '.join(clashing)}", "rename one"))
+            problems.append(
+                Problem(id, id, f"names differ only by case or form of Unicode: {', '.join(clashing)}", "rename one")
+            )
         elif len(images) != 1:
             reason = f"found {len(images)} image files; expected one"
             problems.append(Problem(id, f"{id}/images", reason, "keep one image in each folder"))
         elif not masks:
             problems.append(Problem(id, str(images[0]), f"no mask in {id}/masks", "add them or remove the image"))
         else:
-            samples.append(Sample(id, root / images[0], tuple(root / mask for mask in masks)))
+            samples.append(Sample(composed(id), root / images[0], tuple(root / mask for mask in masks)))
     return samples, problems
 
 
@@ -192,14 +194,15 @@ def _find_coco(
     problems: list[Problem] = []
     images = _by_id(names, "images", problems)
     clashing = {problem.file for problem in problems}
-    files = {str(name.relative_to("images")) for name in names if name.parts[0] == "images"}
+    files = {composed(str(name.relative_to("images"))) for name in names if name.parts[0] == "images"}
     paths = [root / name for name in names if is_annotations(name)]
     annotated, errors = read_annotations(paths, num_classes, classes, multilabel)
     problems += [Problem.of(error, id, root) for id, error in errors]
     drawings: dict[str, Drawing] = {}
     for listed, drawing in annotated.items():
         # Tools write a file's name from images/ on, or from above it.
-        file = listed if listed in files else listed.removeprefix("images/")
+        name = composed(listed)
+        file = name if name in files else name.removeprefix("images/")
         if file in drawings:
             raise FileError(
                 drawing.file,
@@ -208,12 +211,12 @@ def _find_coco(
             )
         drawings[file] = drawing
         if file not in files:
-            name = drawing.file.relative_to(root).as_posix()
+            path = drawing.file.relative_to(root).as_posix()
             reason = f"found {file} among its images; expected images/{file} to exist"
-            problems.append(Problem(file, name, reason, "add the image or remove its entry"))
+            problems.append(Problem(file, path, reason, "add the image or remove its entry"))
     samples = []
     for id, name in images.items():
-        drawing = drawings.get(str(name.relative_to("images")))
+        drawing = drawings.get(composed(str(name.relative_to("images"))))
         if drawing is not None:
             samples.append(Sample(id, root / name, (), drawing=drawing))
         elif str(name) not in clashing:

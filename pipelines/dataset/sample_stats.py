@@ -4,7 +4,7 @@ All that the data report says of a set is made of these rows; no image is read a
 """
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -103,18 +103,27 @@ def describe(
     )
 
 
-def check_foreground(facts: Sequence[Facts], ignore: int | None) -> None:
-    """Refuse a set of which all that was drawn is ignored: that value is the foreground's.
+def check_foreground(splits: Mapping[str, Sequence[Facts]], ignore: int | None, no_foreground: str) -> None:
+    """Refuse a split in which there is nothing to find: on it, what finds nothing scores 1.
 
     Raises:
-        UserError: there are ignored pixels, and none of foreground.
+        UserError: a split without foreground, or a set of which all that was drawn has the value `ignore`.
     """
+    facts = [one for each in splits.values() for one in each]
     ignored = sum(one.ignored_px for one in facts)
     if ignored and not any(one.foreground_px for one in facts):
         raise UserError(
             f"prepare.ignore: found the value {ignore} in {ignored:,} pixels, and no other foreground in any mask, "
             "so that nothing is left to learn; expected a value that marks unlabelled pixels: set prepare.ignore "
             "to null where it marks the foreground"
+        )
+    bare = [split for split, each in splits.items() if not any(one.prepared_foreground_px for one in each)]
+    if bare and no_foreground == "refuse":
+        counts = ", ".join(f"{split} ({len(splits[split])} images)" for split in bare)
+        raise UserError(
+            f"prepare.no_foreground: found no foreground pixel in {counts}; expected some in each of train, val and "
+            "test, as else nothing is learned, or all that finds nothing scores 1.000: add annotated images, set other "
+            "prepare.shares or another prepare.salt, or set prepare.no_foreground to allow"
         )
 
 

@@ -2,10 +2,11 @@
 
 It is the smallest depth that is surely not much worse than the best, and that meets the budget. "Surely": not its
 mean alone, the whole paired 95 % interval of its difference from the best depth lies inside the tolerance. The mean
-of the heads is no candidate, since it costs more than any depth.
+of the heads is no candidate, since it costs more than any depth. Where the test images have no foreground, or no depth
+finds any of it, nothing is known and nothing recommended.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +42,8 @@ def decide(depths: Mapping[str, dict], means: Mapping[str, np.ndarray], settings
     single = {name: row for name, row in depths.items() if name != MEAN}
     best = max(single, key=lambda name: single[name]["iou_image"])
     candidates = [_judge(name, best, single, means, settings) for name in single]
+    if unknown := knows_nothing(row["recall"] for row in single.values()):
+        return Decision(None, int(best[1:]), f"No depth is recommended: {unknown}.", candidates)
     allowed = [one for one in candidates if one["within_budget"]]
     chosen = next((one for one in allowed if one["within_tolerance"]), None)
     if chosen is not None:
@@ -61,6 +64,14 @@ def decide(depths: Mapping[str, dict], means: Mapping[str, np.ndarray], settings
             f"{_below(near, best)}, which is not surely within the tolerance of {_points(settings.tolerance_iou)}."
         )
     return Decision(None, int(nearest[1:]), sentence, candidates)
+
+
+def knows_nothing(recalls: Iterable[float | None]) -> str:
+    """Why the scores of these recalls say nothing of the depths, or no word."""
+    known = [recall for recall in recalls if recall is not None]
+    if not known:
+        return "the test images have no foreground, so that what finds nothing scores 1"
+    return "" if any(known) else "none of the foreground in the test images is found"
 
 
 def _judge(name: str, best: str, depths: Mapping[str, dict], means: Mapping[str, np.ndarray], settings) -> dict:

@@ -2,7 +2,7 @@
 
 import textwrap
 
-from pipelines.core.numbers import short
+from pipelines.core.numbers import fixed, short
 
 COLUMNS = 100
 NOISY = 0.25  # a spread of latency above which the machine was too busy to be read
@@ -89,10 +89,10 @@ def _gates(report: dict) -> str:
     rows: list[tuple[str, ...]] = [("gate", "limit", *gates)]
     for number, gate in enumerate(next(iter(gates.values()))):
         found = [one[number] for one in gates.values()]
-        cells = [f"{one['value']:.3f}{' ' if one['passed'] else '!'}" for one in found]
+        cells = [f"{fixed(one['value'])}{' ' if one['passed'] else '!'}" for one in found]
         rows.append((gate["name"], f"{'<=' if gate['direction'] == 'at most' else '>='} {gate['limit']:g}", *cells))
     failed = any(not one["passed"] for each in gates.values() for one in each)
-    return _align(rows, None) + ("\n  ! beyond its limit" if failed else "")
+    return _align(rows, None) + ("\n  ! beyond its limit, or not measured" if failed else "")
 
 
 def _notes(report: dict) -> list[str]:

@@ -7,7 +7,8 @@
 - empty: images of one grey, from black to white; the largest share of pixels called foreground.
 
 The first three are IoUs of two masks of the model itself (the foreground's, of a mean over images): the truth plays
-no part, so that a weak model passes as well as a strong one if it is steady.
+no part, so that a weak model passes as well as a strong one if it is steady. One that finds nothing in any image does
+not pass: there was nothing to compare.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,7 +24,7 @@ from unetpp.data.scaling import scale
 from unetpp.scores import metrics
 
 GREYS = (0.0, 0.25, 0.5, 0.75, 1.0)
-FLIPS = ((-1,), (-2,))
+FLIPS = {"flip sideways": (-1,), "flip upside down": (-2,)}
 CHANGES: dict[str, Callable[[Tensor], Tensor]] = {  # of images in [0, 1]
     "a quarter more light": lambda image: image * 1.25,
     "a fifth less light": lambda image: image * 0.8,
@@ -44,6 +45,7 @@ def check_gates(
         by name a row a gate: name, value, limit, direction ("at least" or "at most" the limit), passed, what.
     """
     agreed: dict[tuple[str, str], list[Tensor]] = {}  # IoUs by name and change
+    finding: set[str] = set()  # names that call anything foreground
     number = min(len(split), gates.num_images)
     chosen = np.linspace(0, len(split) - 1, number).round().astype(int).tolist()
     for batch in batches(split, batch_size, chosen):
@@ -52,7 +54,9 @@ def check_gates(
         for change, (changed, undo) in _variants(image, gates.shift_px).items():
             for name, mask in predict.masks_of(changed).items():
                 agreed.setdefault((name, change), []).append(_agreement(predict, *undo(mask, plain[name])))
-    iou = {key: torch.cat(each).mean().item() for key, each in agreed.items()}
+                if mask.any() or plain[name].any():
+                    finding.add(name)
+    iou = {key: torch.cat(each).mean().item() if key[0] in finding else None for key, each in agreed.items()}
     empty = _find_on_nothing(predict, size_px)
     return {name: _rows(name, iou, empty[name], gates, number) for name in predict.names}
 
@@ -64,8 +68,8 @@ def _middle(image: Tensor) -> Tensor:
 def _variants(image: Tensor, shift_px: int) -> dict[str, tuple[Tensor, Callable[[Tensor, Tensor], tuple]]]:
     """By change: the changed images, and how their mask and the plain one become comparable."""
     variants: dict[str, tuple[Tensor, Callable[[Tensor, Tensor], tuple]]] = {}
-    for dims in FLIPS:
-        variants[f"flip {dims}"] = image.flip(dims), lambda mask, plain, dims=dims: (mask.flip(dims), plain)
+    for what, dims in FLIPS.items():
+        variants[what] = image.flip(dims), lambda mask, plain, dims=dims: (mask.flip(dims), plain)
     step = min(shift_px, min(image.shape[-2:]) - 1)
     variants["shift"] = image[..., step:, step:], lambda mask, plain: (mask, plain[..., step:, step:])
     for what, change in CHANGES.items():
@@ -86,19 +90,22 @@ def _find_on_nothing(predict: Predictor, size_px: int) -> dict[str, float]:
     return {name: (mask > 0).double().mean(dim=(1, 2)).max().item() for name, mask in masks.items()}
 
 
-def _rows(name: str, iou: Mapping[tuple[str, str], float], empty: float, gates: Gates, number: int) -> list[dict]:
+def _rows(
+    name: str, iou: Mapping[tuple[str, str], float | None], empty: float, gates: Gates, number: int
+) -> list[dict]:
     on = f"on {number} test {'image' if number == 1 else 'images'}"
-    flips = min(iou[name, f"flip {dims}"] for dims in FLIPS)
-    worst = min(CHANGES, key=lambda change: iou[name, change])
+    if iou[name, "shift"] is None:
+        on += ", in none of which it finds anything"
+    flip, worst = (min(each, key=lambda change: iou[name, change] or 0) for each in (FLIPS, CHANGES))
     return [
-        _row("flips", flips, gates.flips, f"IoU of the masks of mirrored images with the plain ones, {on}"),
+        _row("flips", iou[name, flip], gates.flips, f"IoU of the masks of mirrored images with the plain ones, {on}"),
         _row("shift", iou[name, "shift"], gates.shift, f"the same for images moved by {gates.shift_px} px, {on}"),
         _row("brightness", iou[name, worst], gates.brightness, f"the same at the worst change ({worst}), {on}"),
         _row("empty", empty, gates.empty, "share called foreground in an image of one grey, the worst of 5", most=True),
     ]
 
 
-def _row(name: str, value: float, limit: float, what: str, most: bool = False) -> dict:
-    passed = value <= limit if most else value >= limit
+def _row(name: str, value: float | None, limit: float, what: str, most: bool = False) -> dict:
+    passed = value is not None and (value <= limit if most else value >= limit)
     direction = "at most" if most else "at least"
     return {"name": name, "value": value, "limit": limit, "direction": direction, "passed": passed, "what": what}

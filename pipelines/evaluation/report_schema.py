@@ -146,7 +146,7 @@ class Bin(Part):
 
 class Gate(Part):
     name: Literal["flips", "shift", "brightness", "empty"]
-    value: Share
+    value: Share | None  # None: it called nothing foreground, so that there was nothing to compare
     limit: Share
     direction: Literal["at least", "at most"]
     passed: bool

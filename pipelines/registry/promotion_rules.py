@@ -1,12 +1,14 @@
 """When a newly registered depth becomes what production loads: the rules, without MLflow.
 
-The candidate is the depth that its report recommends. It becomes `champion` where it is not worse than the present
-champion on the same test images and passes every gate; otherwise it stays `challenger`, with the reason.
+The candidate is the depth that its report recommends. It becomes `champion` where it finds some of the foreground, is
+not worse than the present champion on the same test images and passes every gate; otherwise it stays `challenger`, with
+the reason.
 """
 
 from dataclasses import dataclass
 
 from pipelines.evaluation.compare import paired_difference
+from pipelines.evaluation.decision import knows_nothing
 from pipelines.evaluation.scored import Scored
 
 
@@ -37,6 +39,9 @@ def judge(report: dict, candidate: Scored, champion: Champion | None, tolerance_
     """
     if report["recommended_depth"] is None:
         return Verdict(False, f"no depth is recommended: {report['recommendation']}")
+    row = report.get("depths", {}).get(candidate.depth, {})
+    if "recall" in row and (unknown := knows_nothing([row["recall"]])):  # a report of before recommends all the same
+        return Verdict(False, unknown)
     passed, gates = judge_gates(report, candidate.depth)
     if not passed:
         return Verdict(False, gates)

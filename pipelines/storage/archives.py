@@ -15,11 +15,12 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
 from pipelines.core.files import disk_errors
-from pipelines.storage.layout_names import is_junk
+from pipelines.storage.folder_walk import MAX_ENTRIES
+from pipelines.storage.layout_names import composed, is_junk
 from unetpp.errors import UserError
 
 # The largest public set of this kind (BBBC038) has 30,000 entries and 400 MB.
-MAX_ENTRIES = 1_000_000
+MAX_NAME_BYTES = 255  # of a file or folder, on any disk
 MAX_ENTRY_BYTES = 4 * 2**30
 MAX_TOTAL_BYTES = 256 * 2**30
 # Deflate cannot pass 1032; raw masks come near 100. Small archives may be anything.
@@ -28,7 +29,8 @@ RATIO_MATTERS_BYTES = 2**30
 # A tar keeps long names in blocks of text before an entry; tarfile reads such a block as a whole.
 MAX_READ_BYTES = 2**24
 
-DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, OSError)
+BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError)
+DAMAGED = (*BROKEN, EOFError, NotImplementedError, OSError, UnicodeError)
 UNPACK = "unpack it yourself and set ingest.kind=folder"
 
 
@@ -37,7 +39,7 @@ class Names:
 
     def __init__(self, where: str, what: str, advice: str):
         self._where, self._what, self._advice = where, what, advice
-        self._seen: dict[str, str] = {}  # files without their case
+        self._seen: dict[str, str] = {}  # files without their case and form of Unicode
         self._files: list[PurePosixPath] = []
 
     def refuse(self, name: str, reason: str) -> UserError:
@@ -56,6 +58,8 @@ class Names:
             raise self.refuse(shown, "has an absolute name")
         if ".." in name.split("/"):
             raise self.refuse(shown, "has .. in its name and would be written outside")
+        if any(len(part.encode(errors="surrogatepass")) > MAX_NAME_BYTES for part in name.split("/")):
+            raise self.refuse(shown, f"has a name of more than {MAX_NAME_BYTES} bytes, which no disk takes")
         return PurePosixPath(name)
 
     def add(self, path: PurePosixPath, name: str) -> None:
@@ -64,11 +68,11 @@ class Names:
         Raises:
             UserError: it clashes with another one where case is ignored.
         """
-        key = str(path).casefold()
+        key = _folded(path)
         if key in self._seen:
             raise UserError(
-                f"{self._where}: {self._what} {name!r} clashes with {self._seen[key]!r} where case is ignored; rename "
-                "one"
+                f"{self._where}: {self._what} {name!r} clashes with {self._seen[key]!r} where case is ignored, and "
+                "the form of Unicode; rename one"
             )
         self._seen[key] = name
         self._files.append(path)
@@ -76,11 +80,15 @@ class Names:
     def check_folders(self) -> None:
         """Refuse a file that is also the folder of another."""
         for name in self._files:
-            for parent in map(str, name.parents):
-                if parent.casefold() in self._seen:
+            for parent in name.parents:
+                if _folded(parent) in self._seen:
                     raise UserError(
-                        f"{self._where}: {self._what} {parent!r} is a file and also the folder of {str(name)!r}"
+                        f"{self._where}: {self._what} {str(parent)!r} is a file and also the folder of {str(name)!r}"
                     )
+
+
+def _folded(path: PurePosixPath) -> str:
+    return composed(str(path).casefold())
 
 
 class _Entries(Names):

@@ -15,7 +15,8 @@ from pipelines.core.data_sections import Ingest
 from pipelines.core.files import check_space, disk_errors
 from pipelines.storage import http_download, s3_download
 from pipelines.storage.archives import Names, open_archive
-from pipelines.storage.layout_names import belongs, check_names, find_layout, is_junk, list_names
+from pipelines.storage.folder_walk import walk
+from pipelines.storage.layout_names import choose, is_junk
 from pipelines.storage.s3 import Object, Store
 from pipelines.storage.synthetic import write_images
 from unetpp.errors import UserError
@@ -47,7 +48,7 @@ def fetch(params: Ingest, out: Path, cache: Path) -> Source:
             write_images(params.synthetic, params.num_workers, out)
         return Source({"kind": "synthetic", "location": None, **params.synthetic.model_dump()})
     if params.kind == "folder":
-        _copy_folder(Path(location).expanduser(), out)
+        _copy_folder(Path(location).expanduser(), [Path(one).expanduser() for one in params.links_to], out)
         return Source({"kind": "folder", "location": location})
     if params.kind == "s3":
         return _fetch_bucket(params, out, cache)
@@ -63,24 +64,29 @@ def fetch(params: Ingest, out: Path, cache: Path) -> Source:
     return Source({"kind": params.kind, "location": location, "sha256": digest})
 
 
-def _copy_folder(root: Path, out: Path) -> None:
+def _copy_folder(root: Path, links_to: list[Path], out: Path) -> None:
     if not root.is_dir():
         found = "a file" if root.exists() else "no such folder"
         kind = next((kind for kind, suffixes in SUFFIXES.items() if root.name.lower().endswith(suffixes)), None)
         hint = f"; for a {kind} set ingest.kind={kind}" if kind else ""
         raise UserError(f"{root}: found {found}; ingest.location must be a folder with images/ and masks/{hint}")
-    names = list_names(root)
-    layout = check_names(names, str(root))
-    for name in _relevant(names, layout):
+    sizes, problems = walk(root, "move that into the folder, or name it in ingest.links_to: [{}]", links_to)
+    if problems:
+        lines = [f"\n  {problem}" for problem in problems[1:5]]
+        more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise UserError(f"{problems[0]}{''.join(lines)}{more}")
+    kept = choose(sizes, str(root))
+    check_space(out, sum(sizes[name] for name in kept.values()))
+    for name, original in kept.items():
         target = out / name
         with disk_errors(out):
             target.parent.mkdir(parents=True, exist_ok=True)
         try:
             # A copy and no hard link: what the user later does to their files must not reach ours.
             with disk_errors(out):
-                shutil.copyfile(root / name, target)
+                shutil.copyfile(root / original, target)
         except OSError as error:
-            raise UserError(f"{root / name}: cannot be read ({error.strerror}); expected a readable file") from None
+            raise UserError(f"{root / original}: cannot be read ({error.strerror}); expected a readable file") from None
 
 
 def _hash_archive(path: Path, params: Ingest) -> str:
@@ -96,12 +102,9 @@ def _hash_archive(path: Path, params: Ingest) -> str:
 def _extract(path: Path, kind: str | None, where: str, out: Path) -> None:
     """Write the images and masks of the archive at `path`, known to the user as `where`."""
     with closing(open_archive(path, kind, where)) as archive:
-        prefix = _wrapper(sorted(archive.sizes))
-        inner = {name.relative_to(prefix): name for name in archive.sizes if name.is_relative_to(prefix)}
-        layout = check_names(sorted(inner), where)
-        kept = _relevant(sorted(inner), layout)
-        check_space(out, sum(archive.sizes[inner[name]] for name in kept))
-        archive.extract({inner[name]: out / name for name in kept})
+        kept = choose(archive.sizes, where)
+        check_space(out, sum(archive.sizes[name] for name in kept.values()))
+        archive.extract({original: out / name for name, original in kept.items()})
 
 
 def _fetch_bucket(params: Ingest, out: Path, cache: Path) -> Source:
@@ -119,8 +122,7 @@ def _fetch_bucket(params: Ingest, out: Path, cache: Path) -> Source:
             names.add(path, one.key)
             objects[path] = one
     names.check_folders()
-    layout = check_names(sorted(objects), location)
-    chosen = {name: objects[name] for name in _relevant(sorted(objects), layout)}
+    chosen = {name: objects[original] for name, original in choose(objects, location).items()}
     # A folder for each prefix of each store: the cache of one keeps what the last listing of it held.
     identity = hashlib.sha256(f"{params.s3.endpoint}\n{location}".encode()).hexdigest()[:40]
     fetched = s3_download.download(store, list(chosen.values()), cache / "s3" / identity, params.num_workers)
@@ -141,25 +143,3 @@ def _place(source: Path, target: Path) -> None:
             os.link(source, target)
         except OSError:
             shutil.copyfile(source, target)
-
-
-def _wrapper(names: list[PurePosixPath]) -> PurePosixPath:
-    """The single top-level folder that wraps everything, or `.` where the top level is the data."""
-    heads = {name.parts[0] for name in names if len(name.parts) > 1}
-    if len(heads) != 1 or heads & {"images", "masks", "annotations"}:
-        return PurePosixPath()
-    head = PurePosixPath(heads.pop())
-    inner = [name.relative_to(head) for name in names if name.is_relative_to(head) and name != head]
-    # One BBBC038 sample alone looks like a wrapper around pairs; its image bears the folder's name.
-    single = any(name.parts[0] == "images" and name.stem == head.name for name in inner)
-    return head if find_layout(inner) and not single else PurePosixPath()
-
-
-def _relevant(names: list[PurePosixPath], layout: str) -> list[PurePosixPath]:
-    """The files of the set; tells how many others are left out."""
-    kept = [name for name in names if belongs(name, layout)]
-    if len(kept) < len(names):
-        taken = set(kept)
-        left_out = next(name for name in names if name not in taken)
-        print(f"left out {len(names) - len(kept)} files that are no images of the set, such as {left_out}")
-    return kept

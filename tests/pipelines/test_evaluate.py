@@ -18,11 +18,14 @@ import unetpp
 from pipelines import evaluate as stage
 from pipelines.core.git import git_commit
 from pipelines.core.params import load_params
+from pipelines.evaluation.depth_table import describe
 from pipelines.evaluation.examples import pick
 from pipelines.evaluation.predictor import Predictor
 from pipelines.evaluation.quality import measure_quality
 from pipelines.evaluation.report_schema import Depth, Report
+from pipelines.evaluation.scored import read_depth
 from pipelines.pages.depth_page import build_page
+from pipelines.registry.promotion_rules import judge
 from unetpp.data.arrow_split import Split, SplitWriter
 from unetpp.data.manifest import Manifest, SplitFacts
 from unetpp.errors import UserError
@@ -60,7 +63,13 @@ def _one_thread():
 
 
 def write_data(
-    folder, sizes=((16, 16),) * 6, num_classes=1, size: int | None = 16, change=lambda image: image, multilabel=False
+    folder,
+    sizes=((16, 16),) * 6,
+    num_classes=1,
+    size: int | None = 16,
+    change=lambda image: image,
+    multilabel=False,
+    foreground=True,
 ):
     """A prepared folder whose test and val splits hold bright squares on dark ground; the value gives the class."""
     folder.mkdir()
@@ -73,7 +82,7 @@ def write_data(
                 mask[2:9, 3:10] = 1 + index % max(1, num_classes - 1)
                 image = (mask[..., None] * 100 + rng.integers(0, 40, (height, width, 3))).astype(np.uint8)
                 id = f"{split}_{index}" if index or split == "val" else HOSTILE
-                writer.add(id, "ab"[index % 2], change(image), mask)
+                writer.add(id, "ab"[index % 2], change(image), mask * foreground)
                 rows.append(f"{id},group {index // 2},{'ab'[index % 2]},{split},")
         digest = hashlib.sha256((folder / f"{split}.arrow").read_bytes()).hexdigest()
         splits[split] = SplitFacts(len(sizes), digest, {"a": 3, "b": 3})
@@ -105,6 +114,26 @@ def test_images_of_floats_are_measured_and_shown_as_others_are(tmp_path):
         found = run(tmp_path)
         results.append({depth: row["iou_image"] for depth, row in found["depths"].items()})
     assert results[0] == pytest.approx(results[1], abs=1e-4)
+
+
+def test_a_test_set_with_nothing_to_find_recommends_and_promotes_nothing(tmp_path):
+    write_data(tmp_path / "prepared", foreground=False)
+    trained = load_model(write_model(tmp_path / "model"))
+    for depth in trained.depths:
+        trained.network.get_parameter(f"heads.{depth}.bias").data.fill_(-99)
+    trained.save(tmp_path / "model/model.pt")
+    report = run(tmp_path)
+    assert report["depths"]["L2"]["iou_image"] == 1
+    assert report["recommended_depth"] is None
+    assert report["recommendation"].startswith("No depth is recommended: the test images have no foreground")
+    assert [gate["passed"] for gate in report["gates"]["L1"]] == [False, False, False, True]
+    assert "not measured" in describe(report)
+    assert "–" in build_page(tmp_path / "out/page")  # noqa: RUF001
+    for recommended in (None, 1):  # and where an evaluation of before recommends one
+        candidate = read_depth(tmp_path / "out/images.csv", 1)
+        verdict = judge(report | {"recommended_depth": recommended}, candidate, None, 0.01, 1)
+        assert not verdict.promote
+        assert "the test images have no foreground" in verdict.reason
 
 
 def full_range(image):
@@ -154,7 +183,8 @@ def test_every_kind_of_network_gets_its_files(tmp_path, keywords, num_classes, n
     assert json.loads((out / "report.json").read_text()) == result
     assert list(result["depths"]) == names
     assert (result["num_images"], result["num_groups"]) == (6, 3)
-    assert result["recommended_depth"] in load_model(tmp_path / "model").depths
+    # One that finds nothing is not recommended.
+    assert (result["recommended_depth"] or result["nearest_depth"]) in load_model(tmp_path / "model").depths
 
     with open(out / "depths.csv", newline="") as file:
         rows = list(csv.DictReader(file))

@@ -1,8 +1,11 @@
+import os
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from pipelines import predict as stage
 from pipelines.cli import build_parser
 from pipelines.predict import find_images, predict, read_heads
 from unetpp import NestedUNet, UserError
@@ -135,14 +138,55 @@ def test_masks_of_classes_hold_their_indices_and_the_command_says_which_is_which
 def test_files_folders_and_patterns_name_images(tmp_path):
     for name in ("a.png", "b/c.jpg", "b/notes.txt"):
         write(tmp_path / name) if name != "b/notes.txt" else (tmp_path / name).write_text("x")
-    assert [path.name for path in find_images([str(tmp_path)])] == ["a.png", "c.jpg"]
-    assert [path.name for path in find_images([str(tmp_path / "*.png"), str(tmp_path / "a.png")])] == ["a.png"]
-    for pattern, message in ((tmp_path / "*.gif", "no file matches"), (tmp_path / "b" / "no", "no such file")):
+    names = [path.name for path in find_images([str(tmp_path)])[0]]
+    assert names == ["a.png", "c.jpg"]
+    names = [path.name for path in find_images([str(tmp_path / "*.png"), str(tmp_path / "a.png")])[0]]
+    assert names == ["a.png"]
+    for pattern, wanted in (
+        ("**/*.jpg", ["c.jpg"]),
+        ("**", ["a.png", "c.jpg", "notes.txt"]),
+        ("**/b/**/c*", ["c.jpg"]),
+    ):
+        assert [path.name for path in find_images([str(tmp_path / pattern)])[0]] == wanted
+    gifs = [(tmp_path / "*.gif", "no file matches"), (tmp_path / "**/*.gif", "no file matches")]
+    for pattern, message in (*gifs, (tmp_path / "b" / "no", "no such file")):
         with pytest.raises(UserError, match=message):
             find_images([str(pattern)])
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no image there"):
         find_images([str(tmp_path / "empty")])
+
+
+def test_what_links_lead_to_is_predicted_and_what_cannot_be_entered_is_named(tmp_path, model, capsys):
+    for name in (
+        "in/a.png",
+        "in/deep/b.png",
+        f"in/{os.fsdecode(b'caf')}\udce9.png",
+        f"in/{'x' * 246}.png",
+        "disk/c.png",
+    ):
+        write(tmp_path / name)
+    (tmp_path / "in/linked.png").symlink_to("a.png")
+    (tmp_path / "in/day 2").symlink_to(tmp_path / "disk")
+    (tmp_path / "in/up").symlink_to(".")
+    os.mkfifo(tmp_path / "in/pipe.png")
+    (tmp_path / "in/.hidden.png").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"3 of 8 images, links or folders could not be read") as caught:
+        predict([str(tmp_path / "in")], str(model), None, tmp_path / "out")
+    lines = str(caught.value).splitlines()[1:]
+    assert lines[0].startswith(
+        f"{tmp_path}/in/day 2: found a link that leads out of {tmp_path}/in, to {tmp_path}/disk;"
+    )
+    assert lines[0].endswith(f": name {tmp_path}/disk itself")
+    assert [line.partition(": ")[0] for line in lines[1:]] == [f"{tmp_path}/in/{name}" for name in ("pipe.png", "up")]
+    assert "wrote 5 masks" in capsys.readouterr().out
+    assert find_images([f"{tmp_path}/in/**/*.png"]) == find_images([str(tmp_path / "in")])
+    wanted = {"a.png", "b.png", "linked.png", "caf\udce9.png", f"{'x' * 246}.png"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == wanted
+    with pytest.raises(
+        UserError, match=r"(?s)1 of 2 .*pipe\.png: found a link to nothing, or a device, pipe or socket"
+    ):
+        predict([str(tmp_path / f"in/{name}.png") for name in ("pipe", "a")], str(model), None, tmp_path / "out")
 
 
 def test_broken_image_is_named_and_the_others_are_done(tmp_path, model):
@@ -151,6 +195,23 @@ def test_broken_image_is_named_and_the_others_are_done(tmp_path, model):
     with pytest.raises(UserError, match=r"1 of 2 images.*\n.*bad\.png"):
         predict([str(tmp_path / "in")], str(model), None, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.png"]
+
+
+def test_image_that_may_not_be_read_is_named_and_the_others_are_done(tmp_path, model, monkeypatch):
+    """By the system's answer: root, who may run this, reads all."""
+    for name in "ab":
+        write(tmp_path / f"in/{name}.png")
+    decode = stage.decode_image
+
+    def refuse(path, channels):
+        if path.name == "a.png":
+            raise PermissionError(13, "Permission denied", str(path))
+        return decode(path, channels)
+
+    monkeypatch.setattr(stage, "decode_image", refuse)
+    with pytest.raises(UserError, match=r"1 of 2 images.*\n.*a\.png: cannot be read \(Permission denied\)"):
+        predict([str(tmp_path / "in")], str(model), None, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["b.png"]
 
 
 def test_images_of_one_name_are_refused_before_one_overwrites_the_other(tmp_path, model):

@@ -38,8 +38,8 @@ def written(tmp_path, content, name="annotations.json"):
     return tmp_path / name
 
 
-def drawn(segmentation, tmp_path, size=(WIDTH, HEIGHT)):
-    drawing = Drawing(tmp_path / "annotations.json", size, (Shape("1", 1, segmentation),))
+def drawn(segmentation, tmp_path, size=(WIDTH, HEIGHT), **said):
+    drawing = Drawing(tmp_path / "annotations.json", size, (Shape("1", 1, segmentation, **said),))
     [(_, inside)] = draw(drawing, tmp_path / "a.png", HEIGHT, WIDTH)
     return inside
 
@@ -120,9 +120,61 @@ def test_a_segmentation_that_is_none_is_refused_with_its_annotation_and_image(tm
         drawn(segmentation, tmp_path)
 
 
-def test_annotations_for_another_size_are_refused(tmp_path):
-    with pytest.raises(FileError, match=r"found annotations for 9x9 px of a\.png of 50x40 px; expected the same size"):
-        drawn([[1, 1, 5, 5, 9, 1]], tmp_path, size=(9, 9))
+@pytest.mark.parametrize("size", [(9, 9), (96.0, 40), (50, 40.5), ("50", 40), (None, 40), (float("nan"), 40), (40, 50)])
+def test_annotations_for_another_size_are_refused(tmp_path, size):
+    found = f"{size[0]!r}x{size[1]!r}"
+    content = coco(images=[{"id": 7, "file_name": "a.png", "width": size[0], "height": size[1]}], annotations=[])
+    drawing = read_annotations([written(tmp_path, content)], 1, None)[0]["a.png"]
+    with pytest.raises(FileError) as caught:
+        list(draw(drawing, tmp_path / "a.png", HEIGHT, WIDTH))
+    assert f"found annotations for {found} px of a.png of 50x40 px; expected the same size" in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [{}, {"width": None, "height": None}, {"width": 50.0, "height": 40}])
+def test_a_size_of_any_type_of_number_is_taken_and_none_is_too(tmp_path, size):
+    content = coco(images=[{"id": 7, "file_name": "a.png"} | size], annotations=[])
+    drawing = read_annotations([written(tmp_path, content)], 1, None)[0]["a.png"]
+    assert list(draw(drawing, tmp_path / "a.png", HEIGHT, WIDTH)) == []
+
+
+SQUARE = [[10, 10, 30, 10, 30, 25, 10, 25]]  # 20 x 15 px
+ALL_ROWS = {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * 10, HEIGHT * 20, HEIGHT * 20]}
+HONEST = {
+    "its own": (SQUARE, {"area": 300, "bbox": [10, 10, 20, 15]}),
+    "nothing said": (SQUARE, {"area": 0, "bbox": []}),
+    "rounded, and to the last pixel": (SQUARE, {"area": 266.0, "bbox": [10, 10, 19, 14]}),
+    "the area of the bbox": ([[0, 0, 40, 38, 40, 40]], {"area": 1600, "bbox": [0, 0, 40, 40]}),
+    "a bbox beyond the image": ([[-10, 10, 20, 10, 20, 30, -10, 30]], {"bbox": [-10, 10, 30, 20]}),
+    "one pixel": ([[5, 5, 6, 5, 6, 6, 5, 6]], {"area": 1, "bbox": [5, 5, 1, 1]}),
+    "one pixel in the corner": ([[0, 0, 1, 0, 1, 1, 0, 1]], {"area": 1, "bbox": [0, 0, 1, 1]}),
+    "run lengths": (ALL_ROWS, {"area": HEIGHT * 20, "bbox": [10, 0, 20, HEIGHT]}),
+}
+OF_ANOTHER_SCALE = {
+    "shares of the image": ([[0.2, 0.25, 0.6, 0.25, 0.6, 0.6]], {"area": 300}, "coordinates within 0 to 1"),
+    "shares, also of the box": (
+        [[0.2, 0.25, 0.6, 0.25, 0.6, 0.6]],
+        {"bbox": [0.2, 0.25, 0.4, 0.35]},
+        "coordinates within",
+    ),
+    "half the size": ([[5, 5, 15, 5, 15, 12, 5, 12]], {"area": 300}, "the area 300, of which "),
+    "twice the size": ([[10, 5, 50, 5, 50, 35, 10, 35]], {"area": 300.0}, "the area 300, of which "),
+    "elsewhere": (SQUARE, {"bbox": [16, 10, 20, 15]}, "the bbox [16, 10, 20, 15], of which [10.0, 10.0, "),
+    "x and y exchanged": (SQUARE, {"bbox": [10, 10, 15, 20]}, "the bbox [10, 10, 15, 20], of which"),
+    "outside the image": ([[-30, 5, -20, 5, -20, 25]], {"area": 100}, "the area 100, of which 0 px are drawn"),
+    "run lengths": (ALL_ROWS, {"area": 30}, "the area 30, of which 800 px are drawn"),
+}
+
+
+@pytest.mark.parametrize(("segmentation", "said"), HONEST.values(), ids=HONEST)
+def test_a_shape_that_is_about_what_its_area_and_bbox_say_is_drawn(tmp_path, segmentation, said):
+    assert drawn(segmentation, tmp_path, **said).any()
+
+
+@pytest.mark.parametrize(("segmentation", "said", "message"), OF_ANOTHER_SCALE.values(), ids=OF_ANOTHER_SCALE)
+def test_a_shape_of_another_scale_or_place_than_its_area_and_bbox_is_refused(tmp_path, segmentation, said, message):
+    with pytest.raises(FileError) as caught:
+        drawn(segmentation, tmp_path, **said)
+    assert f"found annotation 1 of a.png with {message}" in str(caught.value)
 
 
 WRONG = {

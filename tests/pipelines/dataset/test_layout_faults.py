@@ -1,13 +1,14 @@
 """The table of faults of a set: pairs, classes, pages, COCO, groups and splits; each is named, or read by a policy."""
 
 import json
+import os
 import shutil
 
 import numpy as np
 import pytest
 
 from pipelines.core.data_sections import Prepare
-from pipelines.dataset.splits import place
+from pipelines.dataset.splits import find_split, place, position
 from tests.pipelines.dataset.faulty_sets import PREPARE, SIDE, Faults, FaultySet, block, check, grey, noise, with_params
 from tests.unetpp.images.tiffs import write_tiff
 
@@ -58,9 +59,34 @@ def empty_mask(faulty):
     faulty.expect(noise("odd"), block(0))
 
 
-@fault("quarantine", r"^images/Odd\.png: names differ only by case or suffix: .*images/odd\.png: rename one")
+@fault(
+    "quarantine",
+    r"^images/Odd\.png: names differ only by case, suffix or form of Unicode: .*images/odd\.png: rename one",
+)
 def ids_that_differ_by_case(faulty):
     faulty.image("Odd.png", noise("another"))
+
+
+@fault("policy", "stand as `%E9`")
+def names_of_other_systems(faulty):
+    """In Latin-1, in one form of Unicode for the image and another for the mask, and as long as a disk takes."""
+    for image, mask, id in (
+        (os.fsdecode(b"caf\xe9"), os.fsdecode(b"caf\xe9"), "caf%E9"),
+        ("e\u0301", "\u00e9", "\u00e9"),
+        ("\u00e5/1", "a\u030a/1", "\u00e5/1"),
+        ("x" * 246, "x" * 246, "x" * 246),
+        (" a \n", " a \n", " a \n"),
+    ):
+        faulty.image(f"{image}.png", noise(id))
+        faulty.mask(f"{mask}.png", block())
+        faulty.expect(noise(id), block(), id)
+
+
+@fault("error", r"no_foreground: found no foreground pixel in test \(\d+ images\); .*prepare\.no_foreground to allow$")
+def nothing_to_find_in_test(faulty):
+    for path in (faulty.source / "masks").iterdir():
+        if find_split(position(PREPARE.salt, path.stem), PREPARE.shares)[0] == "test":
+            faulty.mask(path.name, block(0))
 
 
 @fault("quarantine", r"^images/odd\.png: no mask masks/odd\.png: add it or remove the image")
@@ -134,7 +160,14 @@ def coco_annotation_without_a_segmentation(faulty):
 
 @fault("quarantine", r"^annotations\.json: found annotations for 9x24 px of odd\.png of 24x24 px", nightly=True)
 def coco_annotations_of_another_size(faulty):
-    coco(faulty, width=9)
+    coco(faulty, width=9.0)
+
+
+@fault(
+    "quarantine", r"^annotations\.json: found annotation 40 of odd\.png with coordinates within 0 to 1, which are sh"
+)
+def coco_polygons_in_shares_of_the_image(faulty):
+    coco(faulty, segmentation=[[0.2, 0.2, 0.7, 0.2, 0.7, 0.7]])
 
 
 @fault("error", r"annotations\.json: found 1 categories; expected 2, as prepare\.num_classes = 3")

@@ -1,6 +1,7 @@
 """Layouts, and a name for everything that does not fit into one."""
 
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -72,7 +73,34 @@ def test_names_that_differ_by_case_or_suffix_alone_are_set_aside_with_their_part
     samples, problems = find_samples(tmp_path)
     assert [sample.id for sample in samples] == ["ok"]
     assert {one.file for one in problems} == {f"{folder}/{name}" for name in names} | {f"{other}/a.png"}
-    assert all("clash" in one.reason or "differ only by case or suffix" in one.reason for one in problems)
+    assert all(
+        "clash" in one.reason or "differ only by case, suffix or form of Unicode" in one.reason for one in problems
+    )
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["images/e\u0301.png", "images/\u00e9.png", "masks/\u00e9.png"],
+        ["e\u0301/images/1.png", "e\u0301/masks/1.png", "\u00e9/images/1.png", "\u00e9/masks/1.png"],
+    ],
+)
+def test_names_that_differ_by_their_form_of_unicode_alone_are_set_aside(tmp_path, names):
+    others = (
+        ["images/ok.png", "masks/ok.png"] if names[0].startswith("images") else ["ok/images/1.png", "ok/masks/1.png"]
+    )
+    touch(tmp_path, *names, *others)
+    samples, problems = find_samples(tmp_path)
+    assert [sample.id for sample in samples] == ["ok"]
+    assert {unicodedata.normalize("NFC", one.id) for one in problems} == {"\u00e9"}
+    assert any("form of Unicode" in one.reason for one in problems)
+
+
+def test_names_in_annotations_are_those_of_the_files_in_any_form_of_unicode(tmp_path):
+    touch(tmp_path, "images/e\u0301.png")
+    coco(tmp_path, ["\u00e9.png"], [0])
+    samples, problems = find_samples(tmp_path)
+    assert ([sample.id for sample in samples], problems) == (["\u00e9"], [])
 
 
 def test_broken_bbbc038_folders_are_named(tmp_path):
@@ -187,8 +215,14 @@ def test_coco_names_every_image_and_annotation_that_has_no_partner(tmp_path):
         ("annotations.json", "found annotation 12 of the image 99, which is not listed"),
         ("annotations.json", "found gone.png among its images"),
         ("images/extra.png", "no entry among the images of the annotations"),
-        ("images/twice.png", "names differ only by case or suffix: images/twice.png, images/twice.tif"),
-        ("images/twice.tif", "names differ only by case or suffix: images/twice.png, images/twice.tif"),
+        (
+            "images/twice.png",
+            "names differ only by case, suffix or form of Unicode: images/twice.png, images/twice.tif",
+        ),
+        (
+            "images/twice.tif",
+            "names differ only by case, suffix or form of Unicode: images/twice.png, images/twice.tif",
+        ),
     ]
     assert all(one.fix for one in problems)
 

@@ -82,10 +82,23 @@ def test_an_ignore_value_that_is_the_foregrounds_is_refused():
     image, nothing = np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8)
     ignored, drawn = nothing.copy(), nothing.copy()
     ignored[2:5, 2:5], drawn[2:5, 2:5] = 255, 1
-    check_foreground([facts_of(image, ignored), facts_of(image, drawn)], 255)
-    check_foreground([facts_of(image, nothing)], 255)
+    check_foreground({"train": [facts_of(image, ignored), facts_of(image, drawn)]}, 255, "refuse")
+    check_foreground({"train": [facts_of(image, nothing)]}, 255, "allow")
     with pytest.raises(UserError, match=r"prepare\.ignore: found the value 255 in 18 pixels, and no other foreground"):
-        check_foreground([facts_of(image, ignored)] * 2, 255)
+        check_foreground({"train": [facts_of(image, ignored)] * 2}, 255, "allow")
+
+
+def test_a_split_with_nothing_to_find_is_refused_also_where_resizing_lost_it_or_nobody_annotated_it(params):
+    image, drawn, ignored = np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8), np.full((8, 8), 255, np.uint8)
+    drawn[2:5, 2:5] = 1
+    good, lost = facts_of(image, drawn), facts_of(image, drawn, drawn[:2, :2])
+    unknown, empty = facts_of(image, ignored), facts_of(image)
+    assert params.prepare.no_foreground == "refuse"
+    for bare in (lost, unknown, empty):
+        check_foreground({"train": [good], "val": [bare, good], "test": [good]}, None, "refuse")
+        for split in ("train", "val", "test"):
+            with pytest.raises(UserError, match=rf"found no foreground pixel in {split} \(2 images\); expected some"):
+                check_foreground({"train": [good], "val": [good], "test": [good]} | {split: [bare] * 2}, None, "refuse")
 
 
 def test_samples_csv_gives_back_what_was_written(tmp_path):

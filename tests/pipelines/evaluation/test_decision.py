@@ -15,7 +15,7 @@ def measured(iou, latency=(1.0, 2.0, 3.0, 7.8), half=0.001):
     """Depths of these IoUs, with paired differences that spread by `half` around their mean."""
     names = [f"L{depth}" for depth in range(1, len(iou) + 1)]
     depths = {
-        name: {"iou_image": i, "latency_ms": l, "peak_memory_mib": 10.0 * l, "parameters": int(1000 * l)}
+        name: {"iou_image": i, "latency_ms": l, "peak_memory_mib": 10.0 * l, "parameters": int(1000 * l), "recall": i}
         for name, i, l in zip(names, iou, latency, strict=False)
     }
     spread = np.linspace(-half, half, 2001) / 0.95
@@ -118,10 +118,26 @@ def test_a_slow_shallow_depth_is_passed_over(settings):
 
 
 def test_the_only_depth_is_recommended(settings):
-    row = {"iou_image": 0.8, "latency_ms": 3.0, "peak_memory_mib": 1.0, "parameters": 1}
+    row = {"iou_image": 0.8, "latency_ms": 3.0, "peak_memory_mib": 1.0, "parameters": 1, "recall": 0.8}
     found = decide({"L4": row}, {"L4": np.full(10, 0.8)}, settings)
     assert found.depth == 4
     assert found.sentence == ("L4 is recommended: it is the only depth of this network that has a head, of IoU 0.800.")
+
+
+@pytest.mark.parametrize(
+    ("iou", "recall", "sentence"),
+    [
+        (1.0, None, "the test images have no foreground, so that what finds nothing scores 1"),
+        (0.4, 0.0, "none of the foreground in the test images is found"),  # images without any score 1
+    ],
+)
+def test_nothing_is_recommended_where_nothing_is_known(settings, iou, recall, sentence):
+    depths, means = measured([iou, iou], half=0)
+    found = decide({name: row | {"recall": recall} for name, row in depths.items()}, means, settings)
+    assert (found.depth, found.nearest) == (None, 1)
+    assert found.sentence == f"No depth is recommended: {sentence}."
+    depths["L2"] |= {"recall": 0.1}
+    assert decide(depths, means, settings).depth == 1
 
 
 def test_the_smallest_may_be_the_best(settings):

@@ -135,7 +135,24 @@ def test_images_are_spread_over_the_split_and_no_more_than_asked_for(split, para
     assert "on 1 test images" not in found["flips"]["what"]
 
 
+class Blind(Bright):
+    """Finds nothing, ever."""
+
+    def change(self, found, _channel):
+        return found & False
+
+
+def test_what_finds_nothing_passes_no_gate_by_that(split, params):
+    found = check(Blind(), split, params)
+    for name in ("flips", "shift", "brightness"):
+        assert (found[name]["value"], found[name]["passed"]) == (None, False)
+    assert "on 6 test images, in none of which it finds anything" in found["flips"]["what"]
+    assert found["empty"]["passed"]
+
+
 def test_an_image_smaller_than_the_shift_is_moved_as_far_as_it_goes(tmp_path, params):
     with SplitWriter(tmp_path / "t") as writer:
-        writer.add("a", "a", np.full((2, 40, 3), 9, np.uint8), np.zeros((2, 40), np.uint8))
+        image = np.full((2, 40, 3), 9, np.uint8)
+        image[:, 20:] = 200
+        writer.add("a", "a", image, np.zeros((2, 40), np.uint8))
     assert check(Bright(), Split(tmp_path / "t"), params, shift_px=5)["shift"]["value"] == 1

@@ -77,6 +77,14 @@ def test_no_recommended_depth_is_no_champion_even_where_there_is_none():
     assert "No depth meets the budget." in verdict.reason
 
 
+@pytest.mark.parametrize(("recall", "reason"), [(None, "the test images have no foreground"), (0.0, "is found")])
+def test_report_of_before_that_recommends_on_no_evidence_is_no_champion(recall, reason):
+    verdict = decide(scored(1.0), None, REPORT | {"depths": {"L2": {"recall": recall}}})
+    assert not verdict.promote
+    assert reason in verdict.reason
+    assert decide(scored(1.0), None, REPORT | {"depths": {"L2": {"recall": 0.5}}}).promote
+
+
 def test_first_ever_becomes_champion():
     assert decide(scored(0.1), None).promote
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 from pipelines.core.data_sections import Ingest
 from pipelines.core.params import load_params
+from pipelines.storage.sources import fetch
 from tests.conftest import REPOSITORY
 
 INGEST = load_params(REPOSITORY / "params.yaml").ingest
@@ -83,6 +84,11 @@ def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
     info = tarfile.TarInfo(name)
     info.type, info.linkname = kind, target
     return info
+
+
+def run(kind: str, location: Path, out: Path, **changes) -> dict:
+    """Fetch a source to `out`; its description."""
+    return fetch(located(kind, location, **changes), out, out.parent).description
 
 
 def contents(root: Path) -> dict[str, bytes]:

@@ -336,6 +336,11 @@ UNSAFE = {
     "drive": ("C:/evil.png", "has an absolute name"),
     "backslash": ("..\\evil.png", "has a backslash or a NUL byte"),
     "case": ("images/A.png", "clashes with 'images/a\\.png' where case is ignored"),
+    "form of Unicode": (
+        "images/e\u0301.png",
+        "clashes with 'images/\u00e9\\.png' where case is ignored, and the form of",
+    ),
+    "too long": (f"images/{'x' * 252}.png", "has a name of more than 255 bytes, which no disk takes"),
     "file and folder": ("images/a.png/b.png", "is a file and also the folder"),
 }
 
@@ -343,7 +348,9 @@ UNSAFE = {
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 @pytest.mark.parametrize(("name", "reason"), UNSAFE.values(), ids=UNSAFE)
 def test_an_unsafe_name_is_refused_and_nothing_is_written(tmp_path, kind, name, reason):
-    path = {"zip": write_zip, "tar": write_tar}[kind](tmp_path / "a.file", [*PAIR.items(), (name, b"x")])
+    path = {"zip": write_zip, "tar": write_tar}[kind](
+        tmp_path / "a.file", [*PAIR.items(), ("images/\u00e9.png", b"x"), (name, b"x")]
+    )
     with pytest.raises(UserError, match=rf"a\.file: entry .*{reason}") as caught:
         ingest(located(kind, path), tmp_path / "deep/raw")
     assert repr(name) in str(caught.value) or name.startswith("images/a.png/")
