@@ -1,6 +1,5 @@
 """A training in MLflow while it runs, whatever happens to MLflow or to the training."""
 
-import json
 import os
 import signal
 import threading
@@ -210,27 +209,3 @@ def test_killed_training_goes_on_in_the_same_run(project, prepared):
     assert run.info.status == "FINISHED"
     for name in ("val_iou/L1", "val_loss/L2", "train_loss", "learning_rate", "images_per_s"):
         assert Counter(one.step for one in client.get_metric_history(run.info.run_id, name)) == Counter(range(1, 101))
-
-
-@pytest.mark.ray
-def test_epochs_of_several_workers_reach_mlflow_while_they_train(project, prepared):
-    (project.folder / "architecture.yaml").write_text("widths: [4, 6, 8]\n")
-    uri = f"sqlite:///{project.folder}/mlflow.db"
-    project.set({"train": {"epochs": 40, "num_workers": 2}, "register": {"live": True, "tracking_uri": uri}})
-    mlflow_store.connect(uri)
-    process = project.start("train", "--prepared", str(prepared), *ARGUMENTS)
-    client = mlflow_store.connect(uri)
-    where = runs.experiment_id(client, "unetpp")
-
-    def logged() -> int:
-        found = client.search_runs([where])
-        return len(client.get_metric_history(found[0].info.run_id, "val_iou/L2")) if found else 0
-
-    wait_for(lambda: logged() or process.poll() is not None, timeout_s=200)
-    assert process.poll() is None, project.log("train")
-    assert process.wait(200) == 0, project.log("train")
-    client, run = only_run(uri)
-    assert [one.step for one in client.get_metric_history(run.info.run_id, "val_iou/L2")] == list(range(1, 41))
-    history = json.dumps(sorted(run.data.metrics))
-    assert "images_per_s" in history
-    assert "best_" not in history
