@@ -26,11 +26,13 @@ SHARED = os.environ.get("UNETPP_SHARED_DATA")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Which tests share a process of `pytest --dist loadgroup`, and which are not run.
 
-    Two Rays on one machine disturb each other, so all tests that start one are a group; other slow tests are one by
-    module, whose servers they share. Tests that lack real images or a browser are reported as not run; in CI their
-    absence is a failure.
+    Two Rays on one machine disturb each other, so all tests that start one are a group; other slow tests, those with a
+    server among them, are one by module, whose servers they share. Tests that lack real images or a browser are
+    reported as not run; in CI their absence is a failure.
     """
     for item in items:
+        if {"moto", "postgres"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("ray"):
             item.add_marker(pytest.mark.slow)
             item.add_marker(pytest.mark.xdist_group("ray"))

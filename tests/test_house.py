@@ -215,6 +215,7 @@ def test_no_file_names_a_host_of_ours():
             }, name
 
 
+@pytest.mark.slow
 def test_tests_of_a_group_share_a_process(tmp_path):
     # pytest-xdist 3.8 forgets the groups under pytest 9.2: then two Rays run at once and disturb each other.
     (tmp_path / "test_group.py").write_text(

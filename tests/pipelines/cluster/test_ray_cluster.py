@@ -1,4 +1,4 @@
-"""A Ray cluster that somebody else started: no training of this machine is disturbed, and a job of the stage runs there."""
+"""A Ray cluster that somebody else started: it disturbs no training of this machine, and runs the stage as a job."""
 
 import os
 import signal
