@@ -32,7 +32,6 @@ def test_more_workers_than_images_are_refused_before_anything_starts(project, pr
 
 
 @pytest.mark.ray
-@pytest.mark.usefixtures("two_nodes")
 def test_more_workers_than_cores_are_refused_with_the_numbers(project, prepared):
     (project.folder / "architecture.yaml").write_text("widths: [4, 6, 8]\n")
     project.set({"train": {"num_workers": 2, "batch_size": 8, "cpus_per_worker": 500}})
@@ -72,18 +71,3 @@ def test_workers_read_their_nodes_cache_and_a_sample_that_one_cannot_use_stops_a
     assert "of 2)" in printed  # which process
     assert "resumes after" not in printed
     assert "Traceback" not in printed.rpartition("error: training stopped:")[0]
-
-
-@pytest.mark.ray
-@pytest.mark.nightly  # test_node_cache has the damage, the test above a fault of the workers' data
-def test_data_that_are_damaged_in_the_storage_stop_the_training(project, prepared, tmp_path):
-    (project.folder / "architecture.yaml").write_text("widths: [4, 6, 8]\n")
-    project.set({"cluster": {"storage": str(tmp_path / "storage"), "cache": str(tmp_path / "cache")}})
-    (tmp_path / "storage").mkdir()
-    for name, file in json.loads((prepared / "manifest.json").read_text())["splits"].items():
-        content = (prepared / f"{name}.arrow").read_bytes()
-        (tmp_path / f"storage/{file['sha256']}.arrow").write_bytes(content[:-1] + b"?")
-    printed = project.run("train", "--prepared", str(prepared), *ARGUMENTS, expect=2)
-    assert "error: training stopped:" in printed
-    assert "found the sha256" in printed
-    assert "Traceback" not in printed
