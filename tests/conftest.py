@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = os.environ.get("UNETPP_SHARED_DATA")
+FORKED = ("pipelines.storage.synthetic", "pipelines.dataset.loading", "unetpp.data.loader")
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by markers, and before xdist reads groups
@@ -61,6 +63,23 @@ def _mark_skipped(items: list[pytest.Item], missing: dict[str, str]) -> None:
         for marker, reason in missing.items():
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=f"not run: {reason}"))
+
+
+def start_server(*modules: str) -> None:
+    """The server that forks this process's processes, anew, with these modules imported."""
+    forkserver._forkserver._stop()  # pyright: ignore[reportAttributeAccessIssue]
+    forkserver.set_forkserver_preload(list(modules))
+    forkserver.ensure_running()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _server() -> None:
+    """Processes of ingest, prepare and loaders start in milliseconds, whichever of them a test needs first.
+
+    There is one server a process, with the modules that were wanted when it began: where that was for ingest, each
+    process of prepare would import torch.
+    """
+    start_server(*FORKED)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import requests
 from werkzeug.security import generate_password_hash
 
 from pipelines.registry import aliases, mlflow_store, read_back, runs
+from tests.conftest import FORKED, start_server
 from tests.pipelines.registry.family import NAME, register, write_stages
 from tests.servers import Answer, Server, pass_on
 from tests.stores import MlflowServer
@@ -23,9 +24,11 @@ PASSWORD = "a long password"
 
 @pytest.fixture(scope="module")
 def at_once(tmp_path_factory):
-    """Eight runs of a pipeline."""
+    """Eight runs of a pipeline; processes begin with MLflow imported."""
     folder = tmp_path_factory.mktemp("at once")
-    return [write_stages(folder / f"run {seed}", seed) for seed in range(8)]
+    start_server(__name__)
+    yield [write_stages(folder / f"run {seed}", seed) for seed in range(8)]
+    start_server(*FORKED)
 
 
 def _register(work) -> dict:
@@ -39,9 +42,7 @@ def _register(work) -> dict:
 
 
 def register_at_once(folders: list[Path], name: str, uri: str) -> list[dict]:
-    context = get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    with context.Pool(len(folders)) as pool:
+    with get_context("forkserver").Pool(len(folders)) as pool:
         return pool.map(_register, [(folder, name, uri) for folder in folders], chunksize=1)
 
 
