@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -20,17 +21,20 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = os.environ.get("UNETPP_SHARED_DATA")
+FORKED = ("pipelines.storage.synthetic", "pipelines.dataset.loading", "unetpp.data.loader")
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by markers, and before xdist reads groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Which tests share a process of `pytest --dist loadgroup`, and which are not run.
 
-    Two Rays on one machine disturb each other, so all tests that start one are a group; other slow tests are one by
-    module, whose servers they share. Tests that lack real images or a browser are reported as not run; in CI their
-    absence is a failure.
+    Two Rays on one machine disturb each other, so all tests that start one are a group; other slow tests, those with a
+    server among them, are one by module, whose servers they share. Tests that lack real images or a browser are
+    reported as not run; in CI their absence is a failure.
     """
     for item in items:
+        if {"moto", "postgres"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("ray"):
             item.add_marker(pytest.mark.slow)
             item.add_marker(pytest.mark.xdist_group("ray"))
@@ -59,6 +63,23 @@ def _mark_skipped(items: list[pytest.Item], missing: dict[str, str]) -> None:
         for marker, reason in missing.items():
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=f"not run: {reason}"))
+
+
+def start_server(*modules: str) -> None:
+    """The server that forks this process's processes, anew, with these modules imported."""
+    forkserver._forkserver._stop()  # pyright: ignore[reportAttributeAccessIssue]
+    forkserver.set_forkserver_preload(list(modules))
+    forkserver.ensure_running()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _server() -> None:
+    """Processes of ingest, prepare and loaders start in milliseconds, whichever of them a test needs first.
+
+    There is one server a process, with the modules that were wanted when it began: where that was for ingest, each
+    process of prepare would import torch.
+    """
+    start_server(*FORKED)
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -73,6 +74,7 @@ def name_of(path: Path) -> str:
 FILES = {name_of(path): path for package in ("unetpp", "pipelines") for path in (REPOSITORY / package).rglob("*.py")}
 
 
+@cache
 def imports(path: Path) -> set[str]:
     """The modules that a file imports, at its top or later."""
     found = set()
@@ -103,10 +105,10 @@ def row_of(wing: str, rows: tuple[set[str], ...]) -> int:
     return found[0]
 
 
-@pytest.mark.parametrize("name", sorted(FILES))
-def test_imports_only_go_down(name):
-    for other in imports(FILES[name]) & set(FILES) - {name, "unetpp", "pipelines"}:
-        if name == "pipelines.cli":
+def test_imports_only_go_down():
+    arrows = [(name, other) for name in FILES for other in imports(FILES[name]) & set(FILES)]
+    for name, other in arrows:
+        if name == "pipelines.cli" or other in (name, "unetpp", "pipelines"):
             continue
         rows = WITHIN_UNETPP if name.startswith("unetpp") else LAYERS
         assert name.startswith("pipelines") or other.startswith("unetpp"), f"{name} imports {other}"
@@ -128,10 +130,9 @@ def test_a_wing_is_a_folder_that_one_takes_in_at_a_glance():
         assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text())), f"{folder} does not say what it is"
 
 
-@pytest.mark.parametrize("library", sorted(HOMES))
-def test_each_outside_system_has_one_home(library):
-    users = {name for name, path in FILES.items() if library in {one.split(".")[0] for one in imports(path)}}
-    assert users <= HOMES[library]
+def test_each_outside_system_has_one_home():
+    used = {(one.split(".")[0], name) for name, path in FILES.items() for one in imports(path)}
+    assert [(library, name) for library, name in sorted(used) if name not in HOMES.get(library, {name})] == []
 
 
 def test_network_needs_torch_and_numpy_alone():
@@ -215,6 +216,7 @@ def test_no_file_names_a_host_of_ours():
             }, name
 
 
+@pytest.mark.slow
 def test_tests_of_a_group_share_a_process(tmp_path):
     # pytest-xdist 3.8 forgets the groups under pytest 9.2: then two Rays run at once and disturb each other.
     (tmp_path / "test_group.py").write_text(

@@ -189,19 +189,15 @@ def test_page_states_what_holds_what_does_not_and_what_is_missing(study, monkeyp
     monkeypatch.setattr(page, "IMAGES", study)
     page.main()
     text = (study / "paper.md").read_text()
-    assert "Training loss at the end: U-Net L4 0.125; UNet++, deep supervision 0.125; UNet++ 0.125." in text
-    assert "49 % of the foreground's pixels in the test masks touch background." in text
-    assert "Not trained yet: U-Net L1, U-Net L2, U-Net L3." in text
+    for words in ("U-Net L4 0.125", "49 % of the foreground", "yet: U-Net L1, U-Net L2, U-Net L3", "6 of 12 trainings"):
+        assert words in text
     assert "Embedded against isolated" not in text  # its networks are not among those to be trained
-    assert "| UNet++, one head | 2 |" in text
     assert f"{base.mean() + 0.05:.2f}" in text  # the table's mean, from the files
-    assert "- protocol `resize`, recipe `ours`, half widths: 6 of 12 trainings" in text
     assert "`resize_2`, recipe" not in text.partition("## Planned and not trained yet")[2]
     _, _, beside = text.partition("## Recipes and widths beside one another")
     assert f"| `alone`, half widths | 1 | {base.mean():.4f} |" in beside
     _, _, by_kind = text.partition("## By kind of image")
-    assert "| | all | fluorescence (40) | tissue (20) |" in by_kind
-    assert "| the best threshold of each image, by its mask | 0.8000 | 0.850 | 0.700 |" in by_kind
+    assert "mask | 0.8000 | 0.850 | 0.700 |" in by_kind
     of_kinds = f"| {base.mean():.4f} | {base[20:].mean():.3f} | {base[:20].mean():.3f} |"
     assert f"| UNet++, deep supervision, `alone`, half {of_kinds}" in by_kind
     _, _, luck = text.partition("## How much the split matters")
@@ -209,21 +205,17 @@ def test_page_states_what_holds_what_does_not_and_what_is_missing(study, monkeyp
     assert "Over 2 splits: " in luck
     assert "UNet++" not in luck  # which has one split alone
     assert (study / "paper.png").stat().st_size > 1000
-    assert "any two of these networks correlates by 1.000 to 1.000" in text  # they are made of the same noise
-    assert f"for each image, chosen by its mask, would reach {base.mean() + 0.08:.2f}" in text
+    assert "1.000 to 1.000" in text  # they are made of the same noise
     rows = {name: tables.Row(name, [result(base + gain)], "L1") for name, gain in (("a", 0.0), ("b", 0.05))}
-    assert "b is better: **holds** (+5.00 points" in str(tables.Verdict("b is better", rows["b"], rows["a"]))
-    opposite = tables.Verdict("b is better", rows["a"], rows["b"])
-    assert "**the opposite holds**" in str(opposite)
-    wavering = tables.Row("c", [result(base + rng.normal(0, 0.1, 60))], "L1")
-    undecided = tables.Verdict("c is better", wavering, rows["a"])
-    assert "**not decided**" in str(undecided)
+    rows["c"] = tables.Row("c", [result(base + rng.normal(0, 0.1, 60))], "L1")
+    holds, opposite, undecided = (tables.Verdict(f"{a} is better", rows[a], rows[b]) for a, b in ("ba", "ab", "ca"))
+    for verdict, words in ((holds, "holds** (+5.00"), (opposite, "the opposite holds"), (undecided, "not decided")):
+        assert words in str(verdict)
     short = tables.summary({("p", "r", "half"): [opposite], ("p", "r", "full"): [undecided], ("q", "r", "half"): []})
-    assert short[0] == "| claim | `p`, `r`, half | `p`, `r`, full |"
-    assert short[2] == "| b is better | the opposite holds (-5.00) |  |"
+    assert short[0].count("|") == 4  # a column for what has a verdict
+    assert short[2] == "| a is better | the opposite holds (-5.00) |  |"
     assert short[3].startswith("| c is better |  | not decided (")
-    before, _, _ = text.partition("Make it again")
-    assert "| UNet++ is better with deep supervision than without | the opposite holds (-3.00) |" in before
+    assert "the opposite holds (-3.00)" in text.partition("Make it again")[0]
     assert "{summary}" not in text
 
 

@@ -5,14 +5,18 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
+import boto3
 import pytest
 import yaml
 
 from pipelines.core.code_closure import DECIDE_NOTHING, closure, code_hash
-
-from .conftest import REPOSITORY
+from pipelines.core.params import load_params
+from pipelines.ingest import ingest
+from tests.clones import Clone
+from tests.conftest import REPOSITORY
 
 STAGES = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
 MODULES = {name: "pipelines.pages.__main__" if name == "pages" else f"pipelines.{name}" for name in STAGES}
@@ -165,3 +169,47 @@ def test_the_hash_of_the_code_changes_with_what_it_does_and_not_with_what_it_say
     finally:
         closure.cache_clear()
         code_hash.cache_clear()
+
+
+def test_an_override_changes_one_line_of_params(tmp_path):
+    """params.yaml is in the style in which DVC writes it."""
+    path = tmp_path / "params.yaml"
+    shutil.copy(REPOSITORY / "params.yaml", path)
+    code = "from dvc.utils.serialize import modify_yaml\nwith modify_yaml('params.yaml') as p: p['train']['epochs'] = 7"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    before, after = ((one / "params.yaml").read_text().splitlines() for one in (REPOSITORY, tmp_path))
+    assert len(before) == len(after)
+    assert [line.split()[:2] for line, old in zip(after, before, strict=True) if line != old] == [["epochs:", "7"]]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("aws")
+def test_a_bucket_imported_by_dvc_takes_the_place_of_ingests_download(tmp_path, moto):
+    """`dvc import-url`, then ingest from the folder that it made: the same data as by ingest's own download."""
+    folder = tmp_path / "a project"
+    folder.mkdir()
+    clone = Clone(folder)
+    images = tmp_path / "set"
+    synthetic = load_params(folder / "params.yaml").ingest
+    ingest(synthetic, images)
+    with closing(boto3.client("s3", endpoint_url=moto)) as client:
+        client.create_bucket(Bucket="images")
+        for path in images.rglob("*.png"):
+            client.upload_file(str(path), "images", f"set/{path.relative_to(images).as_posix()}")
+    clone.run("dvc", "remote", "add", "store", "s3://images")
+    clone.run("dvc", "remote", "modify", "store", "endpointurl", moto)
+    clone.run("dvc", "import-url", "remote://store/set", "source")
+    ways = {"s3": "s3://images/set", "folder": "source"}
+    prepared = []
+    for kind, location in ways.items():
+        values = yaml.safe_load((folder / "params.yaml").read_text())
+        values["ingest"] |= {"kind": kind, "location": location}
+        values["ingest"]["s3"]["endpoint"] = moto
+        (folder / "params.yaml").write_text(yaml.safe_dump(values))
+        clone.run("dvc", "repro", "prepare")
+        assert clone.json("data/raw/manifest.json")["source"]["kind"] == kind
+        hashes = clone.hashes("data/prepared")
+        hashes.pop("data/prepared/manifest.json")  # it names the manifest of the raw data, and that its source
+        prepared.append(hashes)
+    assert prepared[0] == prepared[1]
+    assert set(prepared[0]) >= {f"data/prepared/{name}" for name in ("train.arrow", "test.arrow", "split.csv")}

@@ -75,8 +75,7 @@ def test_command_line_answers(installed):
     assert installed.run("unetpp", "--version").stdout == "unetpp 0.1.0\n"
 
 
-@pytest.mark.parametrize("size", [None, 16])
-@pytest.mark.parametrize("kind", ["model.pt", "model.safetensors"])
+@pytest.mark.parametrize(("kind", "size"), [("model.pt", None), ("model.safetensors", 16)])
 def test_a_png_is_predicted_as_with_all_packages(installed, tmp_path, size, kind):
     torch.manual_seed(0)
     trained = Trained(NestedUNet((4, 6, 8), num_classes=3).eval(), size)
@@ -95,7 +94,7 @@ def test_a_png_is_predicted_as_with_all_packages(installed, tmp_path, size, kind
     assert np.array_equal(masks[0], masks[1])
 
 
-@pytest.mark.parametrize("command", [("mlflow",), ("export", "--out", "x"), ("doctor",), ("compare", "a", "b")])
+@pytest.mark.parametrize("command", [("mlflow",), ("compare", "a", "b")])
 def test_a_command_whose_packages_are_missing_says_what_installs_them(installed, command):
     done = installed.run("unetpp", *command)
     assert done.returncode == 2, done.stderr

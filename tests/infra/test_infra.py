@@ -115,6 +115,7 @@ def test_compose_asks_for_every_secret_and_publishes_to_this_machine_alone():
         assert ":latest" not in service["image"]
 
 
+@pytest.mark.slow
 def test_compose_starts_commands_that_exist():
     """Each command's options are known to the very programs of the lock."""
     services = load(INFRA / "compose.yaml")["services"]

@@ -27,6 +27,7 @@ from unetpp.data.arrow_split import Split
 from unetpp.data.manifest import read_manifest
 from unetpp.network.masks import IGNORE
 
+pytestmark = pytest.mark.slow  # they are trained and measured
 NAMES = ("nucleus", "border")
 SIZE_PX = 64
 # All that a user changes.

@@ -29,6 +29,7 @@ from unetpp.offline import TELEMETRY_OFF
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = Export(formats=("pt2", "onnx", "onnx-int8"), opset=20, calibration_images=3, tolerance=1e-4)
+pytestmark = pytest.mark.slow  # an export is several programs, each in a process of its own
 FILES = ("config.json", "model.safetensors", "model.pt2", "model.onnx", "model-int8.onnx")
 RUNTIMES = [
     ("safetensors", "torch"),

@@ -406,6 +406,7 @@ def test_nsga2_looks_for_a_front_and_the_same_seed_gives_the_same_trials_whateve
 
 
 @pytest.mark.ray
+@pytest.mark.nightly  # nsga2 is the other searcher of Optuna's
 @pytest.mark.usefixtures("two_nodes")
 def test_tpe_searches_until_the_hours_are_over_and_keeps_the_best_so_far(project, prepared):
     space = {"train.learning_rate": {"log": [1e-4, 1e-2]}}
@@ -427,6 +428,7 @@ def test_tpe_searches_until_the_hours_are_over_and_keeps_the_best_so_far(project
 
 
 @pytest.mark.ray
+@pytest.mark.nightly  # asha is the scheduler of every day's tests
 @pytest.mark.usefixtures("two_nodes")
 def test_pbt_lets_weak_trials_go_on_from_strong_ones(project, prepared):
     space = {"train.learning_rate": {"log": [1e-9, 1e-2]}}

@@ -126,6 +126,7 @@ def cluster():
     cluster.close()
 
 
+@pytest.mark.slow  # the project runs two stages
 def test_no_cluster_there_is_a_user_error_that_names_the_address(project, tmp_path):
     folder = tmp_path / "project"
     shutil.copytree(project, folder)
@@ -179,5 +180,6 @@ def test_a_stage_runs_as_a_job_on_two_nodes_with_a_token(project, cluster):
     assert (project / "models" / "train" / "model.pt").exists()
 
 
+@pytest.mark.slow
 def test_project_params_load(project):
     assert load_params(project / "params.yaml").cluster.python == sys.executable

@@ -1,13 +1,13 @@
 """How busy the machine was, sampled while something runs."""
 
 import csv
-import time
 
 import pytest
 
 from pipelines.console import machine_load
 from pipelines.console.machine_load import read_gpus, sampled
 from pipelines.registry.run_log import read_system
+from tests.waiting import wait_for
 
 SMI = """#!/bin/sh
 test "$2" = "--format=csv,noheader,nounits" || exit 3
@@ -30,10 +30,18 @@ def smi(tmp_path, monkeypatch):
     return write
 
 
-def test_rows_are_taken_over_time_and_read_by_register(tmp_path):
+@pytest.fixture
+def taken(monkeypatch):
+    """The rows that were taken so far."""
+    read, rows = machine_load.read_machine, []
+    monkeypatch.setattr(machine_load, "read_machine", lambda: rows.append(read()) or rows[-1])
+    return rows
+
+
+def test_rows_are_taken_over_time_and_read_by_register(tmp_path, taken):
     path = tmp_path / "reports/system.csv"
     with sampled(path, interval_s=0.02):
-        time.sleep(0.2)
+        wait_for(lambda: len(taken) >= 4)
     with path.open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) >= 3
@@ -51,10 +59,10 @@ def test_rows_of_a_run_that_failed_are_kept(tmp_path):
     assert len((tmp_path / "system.csv").read_text().splitlines()) == 2
 
 
-def test_long_run_has_no_more_rows_than_a_page_can_draw(tmp_path, monkeypatch):
+def test_long_run_has_no_more_rows_than_a_page_can_draw(tmp_path, monkeypatch, taken):
     monkeypatch.setattr(machine_load, "MAX_ROWS", 8)
     with sampled(tmp_path / "system.csv", interval_s=0.001):
-        time.sleep(0.5)
+        wait_for(lambda: len(taken) >= 20)
     assert 4 <= len((tmp_path / "system.csv").read_text().splitlines()) - 1 <= 8
 
 

@@ -1,10 +1,11 @@
 """A training in MLflow while it runs, whatever happens to MLflow or to the training."""
 
-import json
+import io
 import os
 import signal
 import threading
 from collections import Counter
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import pytest
@@ -152,9 +153,7 @@ def log_curves(client, run, folder: Path, epochs, training: str) -> None:
 
 
 @pytest.mark.slow
-def test_server_that_is_down_at_start_middle_and_end_has_every_epoch_once_after_register(
-    params, store, monkeypatch, capfd
-):
+def test_server_that_is_down_at_start_middle_and_end_has_every_epoch_once_after_register(params, store, monkeypatch):
     port = free_port()
     uri = f"http://127.0.0.1:{port}"
     monkeypatch.setattr(live_log, "RETRY_S", 0.5)
@@ -169,13 +168,14 @@ def test_server_that_is_down_at_start_middle_and_end_has_every_epoch_once_after_
         return steps(*only_run(uri)) == {name: epochs for name in NAMES}
 
     spool = store / "reports" / live_log.UNLOGGED
-    with logged_live(params, "train-1", [], spool) as log:
+    # What capfd reads while a thread prints is lost at times.
+    with redirect_stderr(io.StringIO()) as said, logged_live(params, "train-1", [], spool) as log:
         for part, epochs in enumerate(([1, 2], [4])):
             for number in epochs:
                 log(row_of(number))
-            wait_for(lambda: "not in MLflow for now" in capfd.readouterr().err)
+            wait_for(lambda part=part: said.getvalue().count("not in MLflow for now") == part + 1)
             server = serve()
-            wait_for(lambda: "in MLflow again" in capfd.readouterr().err)
+            wait_for(lambda part=part: said.getvalue().count("in MLflow again") == part + 1)
             if part == 0:
                 log(row_of(3))
             wait_for(lambda part=part: has([1, 2, 3, 4][: part + 3]))
@@ -199,38 +199,14 @@ def test_killed_training_goes_on_in_the_same_run(project, prepared):
     """One process without Ray; the run of several processes is told of epochs by Ray, and otherwise the same."""
     (project.folder / "architecture.yaml").write_text("widths: [4, 6, 8]\n")
     uri = f"sqlite:///{project.folder}/mlflow.db"
-    project.set({"train": {"epochs": 100, "num_workers": 1}, "register": {"live": True, "tracking_uri": uri}})
+    project.set({"train": {"epochs": 40, "num_workers": 1}, "register": {"live": True, "tracking_uri": uri}})
     arguments = ("--prepared", str(prepared), *ARGUMENTS)
     killed = project.start("train", *arguments)
-    wait_for(lambda: "epoch 10/100" in project.log("train"), timeout_s=120)
+    wait_for(lambda: "epoch 10/40" in project.log("train"), timeout_s=120)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
     project.run("train", *arguments)
     client, run = only_run(uri)
     assert run.info.status == "FINISHED"
     for name in ("val_iou/L1", "val_loss/L2", "train_loss", "learning_rate", "images_per_s"):
-        assert Counter(one.step for one in client.get_metric_history(run.info.run_id, name)) == Counter(range(1, 101))
-
-
-@pytest.mark.ray
-def test_epochs_of_several_workers_reach_mlflow_while_they_train(project, prepared):
-    (project.folder / "architecture.yaml").write_text("widths: [4, 6, 8]\n")
-    uri = f"sqlite:///{project.folder}/mlflow.db"
-    project.set({"train": {"epochs": 40, "num_workers": 2}, "register": {"live": True, "tracking_uri": uri}})
-    mlflow_store.connect(uri)
-    process = project.start("train", "--prepared", str(prepared), *ARGUMENTS)
-    client = mlflow_store.connect(uri)
-    where = runs.experiment_id(client, "unetpp")
-
-    def logged() -> int:
-        found = client.search_runs([where])
-        return len(client.get_metric_history(found[0].info.run_id, "val_iou/L2")) if found else 0
-
-    wait_for(lambda: logged() or process.poll() is not None, timeout_s=200)
-    assert process.poll() is None, project.log("train")
-    assert process.wait(200) == 0, project.log("train")
-    client, run = only_run(uri)
-    assert [one.step for one in client.get_metric_history(run.info.run_id, "val_iou/L2")] == list(range(1, 41))
-    history = json.dumps(sorted(run.data.metrics))
-    assert "images_per_s" in history
-    assert "best_" not in history
+        assert Counter(one.step for one in client.get_metric_history(run.info.run_id, name)) == Counter(range(1, 41))

@@ -1,16 +1,18 @@
 """One registration at a time: by a file where the store is one, by a tag where it is a server."""
 
+import io
 import subprocess
 import sys
 import threading
 import time
+from contextlib import redirect_stdout
 from types import SimpleNamespace
 
 import pytest
 
 from pipelines.registry import lock as turns
 from pipelines.registry.lock import TurnLostError, exclusive
-from tests.stores import wait_for
+from tests.waiting import wait_for
 
 
 class Registry:
@@ -104,7 +106,8 @@ def test_write_that_took_too_long_gives_no_turn_and_is_told(capsys):
     assert "too long to keep turns by; trying again" in capsys.readouterr().out
 
 
-def test_file_store_is_locked_across_processes_and_freed_by_a_kill(tmp_path, capfd):
+@pytest.mark.slow
+def test_file_store_is_locked_across_processes_and_freed_by_a_kill(tmp_path):
     path = tmp_path / "a folder/mlflow.db"
     path.parent.mkdir()
     code = (
@@ -124,9 +127,10 @@ def test_file_store_is_locked_across_processes_and_freed_by_a_kill(tmp_path, cap
                 entered.set()
 
         thread = threading.Thread(target=enter)
-        thread.start()
-        wait_for(lambda: "another registration is at work in this store" in capfd.readouterr().out)
-        assert not entered.is_set()
-        other.kill()
-        thread.join()
+        with redirect_stdout(io.StringIO()) as said:  # what capfd reads while a thread prints is lost at times
+            thread.start()
+            wait_for(lambda: "another registration is at work in this store" in said.getvalue())
+            assert not entered.is_set()
+            other.kill()
+            thread.join()
         assert entered.is_set()

@@ -4,13 +4,13 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from pipelines.registry import mlflow_store
 from pipelines.registry.load import load_registered
+from tests.waiting import wait_for
 from unetpp.errors import UserError
 
 ROOT = Path(__file__).parents[3]
@@ -61,9 +61,7 @@ def test_store_whose_making_was_killed_is_made_anew(store):
     file, partial = (Path(store.removeprefix("sqlite:///") + end) for end in ("", ".partial"))
     code = f"from pipelines.registry import mlflow_store; mlflow_store.connect({store!r})"
     making = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)})
-    while not partial.is_file() or partial.stat().st_size < 150_000:
-        assert making.poll() is None
-        time.sleep(0.01)
+    wait_for(lambda: partial.is_file() and partial.stat().st_size >= 150_000, making)
     making.kill()
     making.wait()
     assert not file.exists()

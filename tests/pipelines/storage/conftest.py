@@ -14,6 +14,6 @@ def s3_place(bucket: Bucket) -> Place:
     return open_place(f"s3://{bucket.name}/a prefix", bucket.params().s3)
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.slow)])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     return request.getfixturevalue("s3_place") if request.param == "s3" else Folder(tmp_path / "a shared folder")

@@ -147,6 +147,7 @@ def test_runs_are_in_the_storage_of_the_cluster_where_it_has_one(tmp_path):
 
 
 @pytest.mark.ray
+@pytest.mark.nightly  # test_elastic trains on a bucket, test_ray_faults kills workers, the laws of a place are above
 def test_workers_on_a_bucket_go_on_from_it_after_each_fault_and_end_as_on_a_folder(
     project, prepared, params, bucket, tmp_path
 ):
@@ -192,6 +193,7 @@ def test_workers_on_a_bucket_go_on_from_it_after_each_fault_and_end_as_on_a_fold
 
 
 @pytest.mark.ray
+@pytest.mark.nightly  # test_search kills one on a folder
 def test_killed_search_goes_on_from_a_bucket(project, prepared, bucket):
     project.set({"search": {"widths": [[4, 6], [4, 6, 8]], "epochs": 6}})
     project.set({"cluster": {"storage": f"s3://{bucket.name}/shared", "cache": str(project.folder / "cache")}})

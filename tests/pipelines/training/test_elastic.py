@@ -1,4 +1,4 @@
-"""Workers that leave and come back: `train.num_workers: [min, max]` on a real cluster of two nodes."""
+"""Workers that leave, with a notice, and come back: `train.num_workers: [min, max]` on a real cluster of two nodes."""
 
 import csv
 import os
@@ -17,6 +17,8 @@ from tests.servers import Answer, Request
 from unetpp.errors import UserError
 from unetpp.inference.model_file import load_model
 from unetpp.training.checkpoint import STATE
+
+NOTICE_S = 15  # Ray waits for its end before it starts workers without the node
 
 
 @pytest.mark.parametrize(
@@ -76,26 +78,31 @@ class Gates:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("aws")
-def test_training_goes_on_without_a_node_that_dies_and_with_one_that_comes(project, prepared, params, bucket, tmp_path):
+def test_training_goes_on_without_a_node_that_is_taken_away_and_with_one_that_comes(
+    project, prepared, params, bucket, tmp_path
+):
     (project.folder / "architecture.yaml").write_text("widths: [4, 6, 8]\n")
     shared = {"epochs": 14, "batch_size": 8, "precision": "fp32", "optimizer": "sgd", "learning_rate": 0.02}
     shared["checkpoint_every_steps"] = 3  # of 4 an epoch: workers leave and come in the middle of one
     project.params["ingest"]["s3"]["endpoint"] = bucket.proxy.url
     project.set({"train": shared | {"num_workers": [1, 2]}, "model": {"norm": "group"}})
     project.set({"cluster": {"storage": f"s3://{bucket.name}/shared", "cache": str(tmp_path / "cache")}})
-    bucket.fault = gates = Gates(5, 9)
+    bucket.fault = gates = Gates(5, 11)
     cluster = RayCluster(num_nodes=2, cpus=1)
     # Without what Ray does to lines that come again: it shows some of them later.
     project.environment = cluster.env | {"RAY_ADDRESS": cluster.driver_address, "RAY_DEDUP_LOGS": "0"}
+    project.environment["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "0.5"
     training = project.start("train", "--prepared", str(prepared), *ARGUMENTS)
     try:
         project.wait_until(training, "train", lambda log: "epoch 3/14" in log)
-        cluster.kill_node(1)
-        project.wait_until(training, "train", lambda log: worlds(log) == ["2", "1"])
+        cluster.drain_node(1, NOTICE_S)
         gates.open[5].set()
+        project.wait_until(training, "train", lambda log: re.search("process [01] will be taken away", log))
+        cluster.kill_node(1)  # as whoever gave the notice does, in the end
+        project.wait_until(training, "train", lambda log: worlds(log) == ["2", "1"])
         cluster.add_node(cpus=1)
         project.wait_until(training, "train", lambda log: worlds(log) == ["2", "1", "2"])
-        gates.open[9].set()
+        gates.open[11].set()
         assert training.wait(120) == 0, project.log("train")
     finally:
         for gate in gates.open.values():

@@ -27,7 +27,7 @@ ON_DEVICE = {"on_device": True}
     [
         ({}, {}, {}),
         ({"dropout": 0.2}, {}, {"ema": 0.9, "accumulate": 2, "clip_norm": 0.5, "nonfinite": "skip"}),
-        ({}, {}, CROPS | {"loader_workers": 1}),
+        pytest.param({}, {}, CROPS | {"loader_workers": 1}, marks=pytest.mark.nightly),
         ({}, ON_DEVICE, CROPS | {"ema": 0.9}),
     ],
     ids=["plain", "everything", "crops of a loader", "crops on the device"],
@@ -131,8 +131,13 @@ def test_statistics_become_the_means_over_the_processes(monkeypatch):
 
 
 @pytest.mark.slow
-def test_several_processes_equal_one_on_the_joint_batch(params, prepared, tmp_path):
-    """Of uneven batches, and of a validation split that they divide unevenly."""
+def test_several_processes_equal_one_and_those_that_leave_and_come_change_nothing_but_roundings(
+    params, prepared, tmp_path
+):
+    """Of uneven batches, and of a validation split that they divide unevenly.
+
+    Then three processes, one, and two: what each hands to the next is a checkpoint inside of an epoch.
+    """
     group = {"norm": "group"}
     many = {"batch_size": 6, "checkpoint_every_steps": 2, "optimizer": "sgd", "learning_rate": 0.05}
     jobs = {
@@ -140,6 +145,9 @@ def test_several_processes_equal_one_on_the_joint_batch(params, prepared, tmp_pa
         "batch": (spec_of(params, prepared, **many, num_workers=3), "cut"),
         "static": (spec_of(params, prepared, group, **many, num_workers=3, static_graph=True), None),
     }
+    elastic = {"num_workers": (1, 3), "batch_size": 6, "checkpoint_every_steps": 1, "ema": 0.9, "epochs": 3}
+    spec = spec_of(params, prepared, group, optimizer="sgd", learning_rate=0.02, **elastic)
+    jobs["elastic"] = (spec, None)
     states = run_processes(3, jobs, tmp_path)
     for name, train in (("group", {"ema": 0.9}), ("static", {})):
         alone = last(spec_of(params, prepared, group, None, **many, **train))
@@ -150,6 +158,16 @@ def test_several_processes_equal_one_on_the_joint_batch(params, prepared, tmp_pa
     # Statistics of batch norm at the end of an epoch are the same everywhere: the means over all processes.
     assert_same(states["batch"][0][-1], states["batch"][1][-1])
 
+    def inside(states: list[TrainState], epoch: int, step: int) -> TrainState:
+        return next(one for one in states if (one.epoch, one.step) == (epoch, step))
+
+    whole = states["elastic"][0]
+    one = states_of(spec, inside(whole, 0, 2))
+    two = run_processes(2, {"two": (spec, inside(one, 1, 3))}, tmp_path)["two"]
+    assert (inside(one, 1, 3).world, inside(whole, 0, 2).world) == (1, 3)
+    for of_rank in two:
+        assert_near(of_rank[-1], whole[-1], atol=1e-4, rtol=2e-3, iou=1e-3)
+
 
 def assert_near(one: TrainState, other: TrainState, atol: float, rtol: float, iou: float) -> None:
     """But for the roundings of another order of sums."""
@@ -159,25 +177,6 @@ def assert_near(one: TrainState, other: TrainState, atol: float, rtol: float, io
         assert row["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-4)
         assert row["val_iou"] == pytest.approx(expected["val_iou"], abs=iou)
         assert row["learning_rate"] == expected["learning_rate"]
-
-
-@pytest.mark.slow
-def test_processes_that_leave_and_come_in_the_middle_of_an_epoch_change_nothing_but_roundings(
-    params, prepared, tmp_path
-):
-    """Three processes, then one, then two: what each hands to the next is a checkpoint inside of an epoch."""
-    elastic = {"num_workers": (1, 3), "batch_size": 6, "checkpoint_every_steps": 1, "ema": 0.9, "epochs": 3}
-    spec = spec_of(params, prepared, {"norm": "group"}, optimizer="sgd", learning_rate=0.02, **elastic)
-
-    def inside(states: list[TrainState], epoch: int, step: int) -> TrainState:
-        return next(one for one in states if (one.epoch, one.step) == (epoch, step))
-
-    whole = run_processes(3, {"whole": (spec, None)}, tmp_path)["whole"][0]
-    one = states_of(spec, inside(whole, 0, 2))
-    two = run_processes(2, {"two": (spec, inside(one, 1, 3))}, tmp_path)["two"]
-    assert (inside(one, 1, 3).world, inside(whole, 0, 2).world) == (1, 3)
-    for states in two:
-        assert_near(states[-1], whole[-1], atol=1e-4, rtol=2e-3, iou=1e-3)
 
 
 def test_statistics_of_a_part_of_an_epoch_are_each_process_own(params, prepared):

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -26,44 +27,17 @@ from unetpp.data.arrow_split import Split, SplitWriter
 from unetpp.data.loader import SampleError
 from unetpp.errors import UserError
 from unetpp.inference.model_file import load_model
-from unetpp.training.checkpoint import name_of
 
 
-def test_checkpoints_are_the_newest_two_and_a_finished_run_does_nothing_more(params, prepared, tmp_path, capsys):
-    spec = spec_of(params, prepared, epochs=3)
-    assert run_alone(spec, RunStore(Folder(tmp_path / "run")))
-    names = sorted(path.name for path in (tmp_path / "run").iterdir())
-    assert names == ["checkpoint_000002_00000000", "checkpoint_000003_00000000"]
-    assert capsys.readouterr().out.count("epoch ") == 3
-    assert run_alone(spec, RunStore(Folder(tmp_path / "run")))
-    assert capsys.readouterr().out == ""
-
-
-@pytest.mark.parametrize("damage", ["flipped byte", "truncated", "killed while it was written"])
-def test_damaged_newest_checkpoint_is_said_and_the_one_before_goes_on(params, prepared, tmp_path, capsys, damage):
+def test_damaged_newest_checkpoint_is_said_and_the_one_before_goes_on(params, prepared, tmp_path, capsys):
     spec, run = spec_of(params, prepared, checkpoint_every_steps=1), tmp_path / "run"
-    whole = last(spec)
-    for number, state in enumerate(epochs(spec, CPU), start=1):
+    for state in islice(epochs(spec, CPU), 3):
         RunStore(Folder(run)).add(state.to_dict())
-        newest = run / name_of(state.to_dict())
-        if number == 3:
-            break
-    else:
-        pytest.fail("it has fewer checkpoints than three")
-    if damage == "killed while it was written":
-        newest.rename(run / f".{newest.name}.partial")
-    else:
-        content = bytearray((newest / "state.pt").read_bytes())
-        content[len(content) // 2] ^= 1
-        (newest / "state.pt").write_bytes(content[:-7] if damage == "truncated" else content)
-    capsys.readouterr()
+    newest = max(run.iterdir())
+    (newest / "state.pt").write_bytes((newest / "state.pt").read_bytes()[:-7])
     assert run_alone(spec, RunStore(Folder(run)))
-    said = capsys.readouterr().out
-    if damage == "killed while it was written":
-        assert not list(run.glob(".*"))
-    else:
-        assert f"skipped damaged checkpoint: {newest}: expected" in said
-    assert_same(TrainState.from_dict(RunStore(Folder(run)).newest()[0]), whole)
+    assert f"skipped damaged checkpoint: {newest}: expected" in capsys.readouterr().out
+    assert_same(TrainState.from_dict(RunStore(Folder(run)).newest()[0]), last(spec))
 
 
 def test_full_disk_is_named_and_the_checkpoint_before_stays_whole(params, prepared, tmp_path):
@@ -98,12 +72,6 @@ def with_an_image_of_nan(prepared: Path, folder: Path) -> str:
     return split.id(2)
 
 
-def test_loss_that_is_not_finite_any_more_ends_the_training(params, prepared):
-    spec = spec_of(params, prepared, learning_rate=1e30, optimizer="sgd", warmup_epochs=0)
-    with pytest.raises(UserError, match=r"not finite any more .* in epoch 1, step \d of 4; the\s+batch: \S+, \S+"):
-        last(spec)
-
-
 def test_image_that_is_no_number_stops_the_training_by_its_name_or_is_skipped(params, prepared, tmp_path):
     id = with_an_image_of_nan(prepared, tmp_path / "prepared")
     spec = spec_of(params, tmp_path / "prepared", {"norm": "group"})
@@ -133,22 +101,16 @@ def test_sample_that_cannot_be_made_stops_the_training_with_its_id_the_epoch_and
     assert RunStore(Folder(tmp_path / "run")).newest()[0]["epoch"] == 1  # nothing was lost
 
 
-def test_handlers_of_the_caller_are_back_afterwards(params, prepared, tmp_path):
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    run_alone(spec_of(params, prepared, epochs=1), RunStore(Folder(tmp_path / "run")))
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
-
-
 @pytest.mark.slow
 def test_training_that_was_terminated_interrupted_and_killed_ends_as_an_uninterrupted_one(project, prepared):
     (project.folder / "architecture.yaml").write_text("widths: [4, 6, 8]\n")
-    project.set({"train": {"epochs": 30, "num_workers": 1, "checkpoint_every_steps": 2, "ema": 0.9}})
+    project.set({"train": {"epochs": 16, "num_workers": 1, "checkpoint_every_steps": 2, "ema": 0.9}})
     arguments = ("--prepared", str(prepared), *ARGUMENTS)
 
     def stop(after: int, number: int) -> int:
         """The exit code after a signal, which comes when an epoch was done."""
         process = project.start("train", *arguments)
-        project.wait_for(process, "train", rf"epoch {after}/30")
+        project.wait_for(process, "train", rf"epoch {after}/16")
         process.send_signal(number)
         code = process.wait(30)
         assert "Traceback" not in project.log("train")
@@ -159,22 +121,22 @@ def test_training_that_was_terminated_interrupted_and_killed_ends_as_an_uninterr
         assert not (project.folder / "models").exists()
         return code
 
-    assert stop(3, signal.SIGTERM) == 143
+    assert stop(2, signal.SIGTERM) == 143
     assert "stopped by SIGTERM with a checkpoint; rerun the command to resume" in project.log("train")
-    assert stop(8, signal.SIGINT) == 130
+    assert stop(5, signal.SIGINT) == 130
     assert "stops with a checkpoint" in project.log("train")
-    stop(14, signal.SIGKILL)
+    stop(8, signal.SIGKILL)
     printed = project.run("train", *arguments)
     assert "resumes after epoch" in printed
-    assert "epoch 1/30" not in printed
+    assert "epoch 1/16" not in printed
     with open(project.folder / "reports/train/curves.csv") as file:
         rows = [(int(row["epoch"]), row["depth"]) for row in csv.DictReader(file)]
-    assert rows == [(epoch, depth) for epoch in range(1, 31) for depth in ("L1", "L2")]
+    assert rows == [(epoch, depth) for epoch in range(1, 17) for depth in ("L1", "L2")]
     whole = last(make_spec(load_params(project.folder / "params.yaml"), (4, 6, 8), prepared))
     weights = load_model(project.folder / "models/train").network.state_dict()
     assert all(torch.equal(value, weights[key]) for key, value in whole.best.weights.items())
     metrics = json.loads((project.folder / "reports/train/metrics.json").read_text())
-    assert (metrics["best_epoch"], metrics["epochs"]) == (whole.best.epoch + 1, 30)
+    assert (metrics["best_epoch"], metrics["epochs"]) == (whole.best.epoch + 1, 16)
     assert "finished already" in project.run("train", *arguments)
 
 

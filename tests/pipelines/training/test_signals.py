@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 CODE = """
-import os, signal, sys, threading, time
+import os, signal, sys, threading
 from pipelines.training.signals import run_stoppable
 asked = threading.Event()
 signals = [getattr(signal, name) for name in sys.argv[1:]]
@@ -16,7 +16,7 @@ def work():
         os.kill(os.getpid(), number)
         asked.wait(10)
     if len(signals) > 1:
-        time.sleep(30)  # until the second signal ends the process
+        threading.Event().wait(30)  # until the second signal ends the process
     return "done"
 def ask():
     print("asked")

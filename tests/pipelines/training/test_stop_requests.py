@@ -42,6 +42,7 @@ def test_checkpoints_are_wished_for_at_the_notice_and_every_ten_seconds_after(tm
 
 
 @pytest.mark.ray
+@pytest.mark.nightly  # test_elastic has a node with a notice, test_ray_faults a fixed number of workers
 def test_training_outlives_a_node_that_is_preempted_and_one_that_dies(project, prepared, tmp_path):
     """Both workers' nodes but the head's are lost, and others come; no bit of the weights changes."""
     (project.folder / "architecture.yaml").write_text("widths: [4, 6, 8]\n")

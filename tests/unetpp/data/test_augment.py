@@ -19,13 +19,6 @@ def sample(channels: int = 3, dtype=np.uint8, size=(40, 40)):
     return image, rng.integers(0, 3, size).astype(np.uint8)
 
 
-def test_draws_differ_by_seed_epoch_and_sample():
-    augment = Augment(Crops(None), **FULL, channels=3)
-    image, mask = sample()
-    keys = [(seed, epoch, name) for seed in range(2) for epoch in range(3) for name in ("a", "b", "c")]
-    assert len({augment(image, mask, key)[0].tobytes() for key in keys}) > len(keys) // 2
-
-
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_images_of_both_types_and_kinds_stay_in_range(channels, dtype):
@@ -127,13 +120,3 @@ def test_labels_move_with_their_pixels_are_never_blended_and_keep_their_type(
     assert coloured.dtype == np.float32
     assert coloured.shape == drawn.shape
     assert np.isfinite(coloured).all()
-
-
-@settings(deadline=None, max_examples=30)
-@given(key=st.tuples(st.integers(0, 99), st.integers(0, 99), st.text(max_size=9)), other=st.integers(0, 10**6))
-def test_a_draw_does_not_depend_on_what_was_drawn_before(key, other):
-    image, mask = sample()
-    fresh, used = (Augment(Crops(24), **FULL, channels=3) for _ in range(2))
-    used(image, mask, (other, other, "another"))
-    for one, same in zip(fresh(image, mask, key), used(image, mask, key), strict=True):
-        assert np.array_equal(one, same)

@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests.conftest import REPOSITORY
+from tests.waiting import wait_for
 from unetpp.data import loader as module
 from unetpp.data.arrow_split import Split, SplitWriter
 from unetpp.data.augment import Augment
@@ -56,6 +57,7 @@ def open_loader():
         one.close()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")  # more than there are cores
 @pytest.mark.parametrize("on_device", [False, True])
 def test_batches_are_the_same_bit_for_bit_whoever_makes_them(split, open_loader, on_device):
@@ -143,8 +145,13 @@ def test_batches_that_do_not_fit_into_shared_memory_are_refused_with_the_numbers
 
 
 def loader_processes() -> set[int]:
-    """Children of this process that are loaders' own: those of the server are its children."""
-    return {child.pid for child in psutil.Process().children(recursive=True) if child.is_running()}
+    """Children of this process that the loaders' server is or has started."""
+    found = set()
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if "forkserver" in " ".join(child.cmdline()):
+                found.add(child.pid)
+    return found
 
 
 def test_closing_ends_the_processes(split):
@@ -154,16 +161,11 @@ def test_closing_ends_the_processes(split):
     next(batches)
     assert len(loader_processes() - before) >= 2
     loader.close()
-    give_up = time.monotonic() + 20
-    names = [" ".join(psutil.Process(pid).cmdline()) for pid in loader_processes() - before]
-    while sum("forkserver" in name for name in names) > 1 and time.monotonic() < give_up:  # the server itself stays
-        time.sleep(0.1)
-        names = [" ".join(psutil.Process(pid).cmdline()) for pid in loader_processes() - before]
-    assert sum("forkserver" in name for name in names) <= 1, names
+    wait_for(lambda: len(loader_processes() - before) <= 1)  # the server itself stays
 
 
 SCRIPT = """
-import os, signal, sys, time
+import os, signal, sys
 from tests.unetpp.data.test_loader import SHARDS, Split, samples_of
 from unetpp.data.loader import Loader
 
@@ -172,7 +174,7 @@ if __name__ == "__main__":
     next(batches)
     print("ready", flush=True)
     if sys.argv[2] == "wait":
-        time.sleep(60)
+        signal.pause()
     if sys.argv[2] == "raise":
         raise KeyError("as the test wants")
 """
@@ -181,6 +183,7 @@ if __name__ == "__main__":
 OTHER_ENDS = [pytest.param(end, marks=pytest.mark.nightly) for end in ("return", signal.SIGINT, signal.SIGTERM)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["raise", signal.SIGKILL, *OTHER_ENDS])
 def test_no_process_outlives_its_parent(split, tmp_path, end):
     script = tmp_path / "script.py"
@@ -211,10 +214,7 @@ def test_no_process_outlives_its_parent(split, tmp_path, end):
                 continue
         return found
 
-    give_up = time.monotonic() + 20  # torch's processes look after their parent every five seconds
-    while left() and time.monotonic() < give_up:
-        time.sleep(0.1)
-    assert left() == []
+    wait_for(lambda: not left())  # torch's processes look after their parent every five seconds
 
 
 def test_processes_come_from_a_server_that_runs_no_thread(split, open_loader):

@@ -37,6 +37,7 @@ def write(trained: Trained, folder, depth: int | None = None) -> None:
     save_onnx(program, folder / FILES[2], 20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", [*BOTH, *(pytest.param(kind, marks=pytest.mark.nightly) for kind in KINDS)], ids=lambda kind: str(kind)
 )

@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -51,24 +49,6 @@ def test_the_same_network_gives_the_same_bytes(trained, tmp_path):
         save_safetensors(trained, 2, tmp_path / name)
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-
-
-def test_safetensors_load_with_torch_numpy_and_safetensors_alone(trained, tmp_path, repository):
-    save_safetensors(trained, 1, tmp_path)
-    code = (
-        "import sys\n"
-        "for name in ('ray', 'mlflow', 'dvc', 'albumentations', 'cv2', 'PIL', 'pyarrow', 'pydantic', 'boto3', 'onnx',\n"
-        "             'onnxruntime', 'onnxscript', 'openvino', 'scipy', 'yaml'):\n"
-        "    sys.modules[name] = None\n"  # an import of it fails
-        "import torch\n"
-        "from unetpp.export.safetensors_files import load_safetensors\n"
-        "print(tuple(load_safetensors(sys.argv[1])(torch.rand(2, 3, 5, 9)).shape))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, cwd=repository, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "(2, 1, 5, 9)"
 
 
 def test_safetensors_that_are_missing_damaged_or_exchanged_are_refused_by_name(trained, tmp_path):

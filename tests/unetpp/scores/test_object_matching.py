@@ -54,15 +54,6 @@ def test_half_of_an_object_is_no_hit_and_one_pixel_more_is():
     assert match_objects(Objects.of(more), Objects.of(true)).average_precision == pytest.approx(0.2)
 
 
-def test_two_objects_grown_together_are_one_miss_and_one_extra_at_least():
-    true = np.zeros((9, 30), bool)
-    true[2:7, 2:14] = true[2:7, 15:27] = True
-    joined = true.copy()
-    joined[4, 14] = True
-    found = match_objects(Objects.of(joined), Objects.of(true))
-    assert (found.num_true, found.num_hat, found.hits[0]) == (2, 1, 0)
-
-
 def test_nothing_to_find_and_nothing_found_is_perfect_and_anything_else_is_zero():
     empty, one = Objects.of(np.zeros((5, 5), bool)), Objects.of(np.eye(5, dtype=bool))
     both = match_objects(empty, empty)
