@@ -56,4 +56,4 @@ lock:            ## requirements.lock anew from pyproject.toml
 	@sed -i 's/^\(torch==[0-9.]*\)+cpu$$/\1/' requirements.lock
 
 clean:           ## what the stages made, downloads and unfinished runs; .venv and DVC's cache stay
-	@rm -rf data models reports runs dvc_plots
+	@rm -rf data/raw data/prepared data/cache models/search models/train models/export reports runs dvc_plots

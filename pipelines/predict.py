@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 import unetpp
-from pipelines.core.files import replacing
+from pipelines.core.files import check_outputs, replacing
 from unetpp.errors import UserError
 from unetpp.export.runtimes import open_export
 from unetpp.images.decode import decode_image
@@ -34,6 +34,11 @@ def read_heads(text: str) -> dict[int, float] | Literal["mean"]:
     return {int(match[1]): float(match[2] or 1) for match in found if match}
 
 
+def named(pattern: str) -> list[Path]:
+    """The files and folders of this name, or else those that it matches as a pattern."""
+    return [Path(name) for name in ([pattern] if os.path.exists(pattern) else glob.glob(pattern, recursive=True))]
+
+
 def find_images(patterns: list[str]) -> list[Path]:
     """The image files that files, folders (searched through) and glob patterns name, sorted.
 
@@ -42,10 +47,10 @@ def find_images(patterns: list[str]) -> list[Path]:
     """
     found: set[Path] = set()
     for pattern in patterns:
-        names = [pattern] if os.path.exists(pattern) else glob.glob(pattern, recursive=True)
+        names = named(pattern)
         if not names:
             raise UserError(f"{pattern}: no such file or folder, and no file matches it as a pattern")
-        for path in map(Path, names):
+        for path in names:
             files = path.rglob("*") if path.is_dir() else [path]
             found.update(f for f in files if f.is_file() and (f.suffix.lower() in SUFFIXES or f == path))
     if not found:
@@ -110,15 +115,20 @@ def _describe(num: int, loaded: Predictor, out: Path) -> str:
     return f"{num} masks to {out}: {values}"
 
 
-def predict(patterns: list[str], model: str, depth: int | None, out: Path, heads: str | None = None) -> None:
+def predict(
+    patterns: list[str], model: str, depth: int | None, out: Path, heads: str | None = None, overwrite: bool = False
+) -> None:
     """Write `out/<image name>.png` for each image; a broken image is named and the others are done.
 
     It holds 0 and 255, or class indices. Of a model with labels, which may lie over each other, it is
     `out/<label>/<image name>.png` for each label, 0 and 255: the folders that stage prepare reads.
 
+    Args:
+        overwrite: replace masks that are there; one that is an image to be read never.
+
     Raises:
-        UserError: no image, no model, two images of one name, labels that are no names of folders, or images that
-            could not be read.
+        UserError: no image, no model, two images of one name, labels that are no names of folders, files in the way,
+            or images that could not be read.
     """
     images = find_images(patterns)
     names = [image.stem for image in images]
@@ -130,6 +140,10 @@ def predict(patterns: list[str], model: str, depth: int | None, out: Path, heads
     loaded = load(model, depth, heads)
     if loaded.multilabel:
         _check_folders(loaded.classes, model)
+    folders = [out / label for label in loaded.classes] if loaded.multilabel else [out]
+    searched = [path for pattern in patterns for path in named(pattern) if path.is_dir()]
+    masks = [folder / f"{name}.png" for folder in folders for name in names]
+    check_outputs(files=masks, inputs=[*images, *searched, Path(model)], overwrite=overwrite)
     broken = []
     for number, image in enumerate(images, start=1):
         try:

@@ -3,12 +3,12 @@
 What was not recorded is said to be so, and never guessed from what lies in this folder.
 """
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipelines.core.checksums import SUMS, sha256
+from pipelines.core.files import scratch
 from pipelines.registry import mlflow_store, model_versions
 from pipelines.registry.run_log import read_hashes
 from unetpp.errors import UserError
@@ -104,9 +104,9 @@ def _run(client, run_id: str | None):
 
 
 def _weights(client, name: str, version: str) -> str | None:
-    with tempfile.TemporaryDirectory(prefix="unetpp-") as folder:
+    with scratch() as folder:
         try:
-            hashes = model_versions.download_sums(model_versions.logged_model_id(client, name, version), Path(folder))
+            hashes = model_versions.download_sums(model_versions.logged_model_id(client, name, version), folder)
         except UserError:
             return None
         return hashes.get("model.safetensors")
@@ -157,7 +157,7 @@ def _params(lineage: Lineage) -> list[str]:
 
 def show_lineage(model: str, store: str) -> str:
     """The lines that `unetpp lineage MODEL` prints."""
-    with tempfile.TemporaryDirectory(prefix="unetpp-") as folder:
-        found = rows(find_lineage(model, Path(folder), store))
+    with scratch() as folder:
+        found = rows(find_lineage(model, folder, store))
     width = max(len(what) for what, _ in found)
     return "\n".join(f"{what:<{width}}  {value}" for what, value in found)
