@@ -13,8 +13,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from pipelines.core.checksums import sha256
 from unetpp.errors import UserError
 
@@ -217,6 +215,8 @@ def _sweep(parent: Path, prefixes: set[str], hours: float = 0) -> None:
     """Remove the temporary folders of these prefixes whose processes have ended."""
     if not parent.is_dir() or os.name == "nt":
         return
+    import psutil  # late: `unetpp predict` needs it for nothing else, and is installed without it
+
     for path in parent.iterdir():
         begins, dash, ends = path.name.rpartition("-")
         if begins + dash not in prefixes or not path.is_dir():

@@ -66,7 +66,7 @@ def find_lineage(model: str, folder: Path, store: str) -> Lineage:
         store: URI of the registry.
 
     Raises:
-        UserError: no such version, or no store.
+        UserError: no such version, no store, or its files are gone.
     """
     uri = "models:/" + model.removeprefix("models:/")
     with mlflow_store.reading(store) as client:
@@ -77,7 +77,13 @@ def find_lineage(model: str, folder: Path, store: str) -> Lineage:
         aliases = client.get_registered_model(name).aliases
         run = _run(client, version.run_id)
         if run is not None:
-            for part in {one.path for one in client.list_artifacts(run.info.run_id)} & set(RECORDED):
+            there = {one.path for one in client.list_artifacts(run.info.run_id)}
+            if not there and "fingerprint" in run.data.tags and run.info.status == "FINISHED":
+                raise UserError(
+                    f"{uri}: its run {run.info.run_id} has no files in {run.info.artifact_uri}; expected what the "
+                    "register stage uploads: bring mlruns/ that belongs to mlflow.db, or register it again"
+                )
+            for part in there & set(RECORDED):
                 client.download_artifacts(run.info.run_id, part, str(folder))
         return Lineage(
             uri=f"models:/{name}/{version.version}",

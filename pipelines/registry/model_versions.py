@@ -209,8 +209,8 @@ def _download(uri: str, folder: Path) -> None:
         if not missing:
             raise
         raise UserError(
-            f"{uri.rpartition('/')[2]}: no such file in the artifact store; expected what the register stage uploads: "
-            "register it again"
+            f"{uri.rpartition('/')[2]}: no such file in {uri.rpartition('/')[0]}; expected what the register stage "
+            "uploads: bring mlruns/ that belongs to mlflow.db, or register it again"
         ) from None
 
 
