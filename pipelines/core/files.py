@@ -145,19 +145,24 @@ def replacing(path: str | Path) -> Iterator[Path]:
     with _held_folder(path.parent, _prefix(path.name)) as folder:
         partial = folder / path.name
         yield partial
-        _mark(partial, path)
-        if not (partial.is_dir() and path.is_dir()):
-            os.replace(partial, path)
-        elif kept := {path / name for name in _not_ours(path)}:
-            for one in [each for each in path.rglob("*") if each.is_file() and each not in kept]:
-                one.unlink()
-            for one in [each for each in partial.rglob("*") if each.is_file()]:
-                target = path / one.relative_to(partial)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(one, target)
-        else:
-            shutil.rmtree(path)
-            os.replace(partial, path)
+        with disk_errors(path.parent):
+            _mark(partial, path)
+            _take_place(partial, path)
+
+
+def _take_place(partial: Path, path: Path) -> None:
+    if not (partial.is_dir() and path.is_dir()):
+        os.replace(partial, path)
+    elif kept := {path / name for name in _not_ours(path)}:
+        for one in [each for each in path.rglob("*") if each.is_file() and each not in kept]:
+            one.unlink()
+        for one in [each for each in partial.rglob("*") if each.is_file()]:
+            target = path / one.relative_to(partial)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(one, target)
+    else:
+        shutil.rmtree(path)
+        os.replace(partial, path)
 
 
 def _prefix(name: str) -> str:

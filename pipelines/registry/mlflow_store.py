@@ -265,8 +265,7 @@ def serve_page(port: int, store: str, model_name: str | None = None) -> None:
         "MLFLOW_BACKEND_STORE_URI": with_driver(store),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
-    with opening(store):
-        artifact_paths.follow(sqlite_path(store))
+    artifact_paths.follow(sqlite_path(store))
     options = {"--host": "127.0.0.1", "--port": str(port), "--workers": "1"}
     command = [sys.executable, "-m", "mlflow", "server", *(word for option in options.items() for word in option)]
     os.execve(sys.executable, command, environment)

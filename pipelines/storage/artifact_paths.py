@@ -8,10 +8,10 @@ transaction and after a backup, so that a moved project loads its models and a c
 import shutil
 import sqlite3
 import sys
-import time
 from contextlib import closing
 from pathlib import Path
 
+from pipelines.core.files import replacing
 from unetpp.errors import UserError
 
 ROOT = "mlruns"  # where MLflow keeps the artifacts of a local store, if nothing else is said
@@ -45,19 +45,20 @@ def follow(path: Path | None, file: Path | None = None) -> None:
         return  # no store, or not yet: MLflow says so
     if not changes:
         return
+    backup = path.with_name(f"{path.name}.before-move")
     kept = [old for *_, old, new in changes if Path(new).exists() or Path(old).exists()]
     moved = sorted({old.rpartition(f"/{ROOT}/")[0] for old in kept})
     try:
         with closing(sqlite3.connect(file, timeout=60)) as database:
-            backup = path.with_name(f"{path.name}.backup-{time.strftime('%Y%m%d-%H%M%S')}")
             if moved:
-                with closing(sqlite3.connect(backup)) as copy:
-                    database.backup(copy)
-                shutil.copymode(file, backup)
+                with replacing(backup) as partial:
+                    with closing(sqlite3.connect(partial)) as copy:
+                        database.backup(copy)
+                    shutil.copymode(file, partial)
             with database:
                 for table, column, old, new in changes:
                     database.execute(f"UPDATE {table} SET {column} = ? WHERE {column} = ?", (new, old))
-    except sqlite3.OperationalError as error:
+    except (sqlite3.OperationalError, OSError) as error:
         raise UserError(
             f"{path}: its artifacts lay in {changes[0][2]} and belong beside it now, in {home}, but it cannot be "
             f"written ({error}): run a command as its owner once"

@@ -150,6 +150,7 @@ def test_what_killed_processes_left_goes_and_what_a_living_one_writes_stays(tmp_
     writing = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2)]
     try:
         for process in writing:
+            assert process.stdout is not None
             process.stdout.readline()
         assert len(list(tmp_path.iterdir())) == 4
         old = tmp_path / f".out.partial-{writing[0].pid}"  # of a version before, whose process lives
@@ -167,8 +168,7 @@ def test_what_killed_processes_left_goes_and_what_a_living_one_writes_stays(tmp_
     finally:
         for process in writing:
             process.kill()
-            process.wait()
-            process.stdout.close()
+            process.communicate()
     check_outputs([tmp_path / "out"])
     with scratch():
         pass
