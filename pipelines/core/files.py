@@ -45,6 +45,13 @@ def check_outputs(
     """
     folders, files = [Path(one) for one in folders], [Path(one) for one in files]
     _check_inputs(folders, files, [Path(one) for one in inputs], within)
+    names: dict[Path, set[str]] = {}
+    for path in (*folders, *files):
+        names.setdefault(path.parent, set()).add(_prefix(path.name))
+    for parent in names:
+        there = next((one for one in (parent, *parent.parents) if os.path.lexists(one)), parent)
+        if os.path.lexists(there) and not there.is_dir():
+            raise UserError(f"{there}: found a file; expected a folder, or a new name for one")
     listed, in_the_way = cache(_listed), []
     for folder in folders:
         if folder.is_dir():
@@ -63,9 +70,6 @@ def check_outputs(
             f"{', '.join(in_the_way[:5])}{more}: in the way of what is to be written, and not written by this "
             f"pipeline, or changed since; nothing was done: give another place, or move them away{option}"
         )
-    names: dict[Path, set[str]] = {}
-    for path in (*folders, *files):
-        names.setdefault(path.parent, set()).add(_prefix(path.name))
     for parent, prefixes in names.items():
         _sweep(parent, prefixes)
     _declared.update(os.path.realpath(file) for file in files)

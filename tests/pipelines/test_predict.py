@@ -171,6 +171,7 @@ def test_what_a_person_has_is_never_replaced_by_a_mask(tmp_path, model, monkeypa
     assert "this output lies in scans, which is read" in run("sc*", "--out", "scans/deep", "--overwrite")
     assert "this output is scans/a.png, which is read" in run(*images, "--out", "scans", "--overwrite")
     assert "hand/b.png: in the way" in run("scans", "--out", "hand")
+    assert "hand/b.png: found a file; expected a folder" in run("scans", "--out", "hand/b.png", "--overwrite")
     assert [path.name for path in (tmp_path / "hand").iterdir()] == ["b.png"]
     for name, image in before.items():
         assert np.array_equal(np.array(Image.open(tmp_path / name)), image), name
