@@ -52,6 +52,8 @@ def check_outputs(
         there = next((one for one in (parent, *parent.parents) if os.path.lexists(one)), parent)
         if os.path.lexists(there) and not there.is_dir():
             raise UserError(f"{there}: found a file; expected a folder, or a new name for one")
+        if not os.access(there, os.W_OK):
+            raise UserError(f"{there}: this user may not write there; give another place")
     listed, in_the_way = cache(_listed), []
     for folder in folders:
         if folder.is_dir():
@@ -164,8 +166,8 @@ def _take_place(partial: Path, path: Path) -> None:
             target = path / one.relative_to(partial)
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(one, target)
-    else:
-        shutil.rmtree(path)
+    else:  # by two renames: to delete it first would take a while, in which a kill would leave neither
+        os.replace(path, partial.with_name(".former"))
         os.replace(partial, path)
 
 
@@ -202,7 +204,8 @@ def _held_folder(parent: Path, prefix: str) -> Iterator[Path]:
     of the same disk is not seen here.
     """
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        with disk_errors(parent):
+            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
         with ExitStack() as stack:
             try:
                 if os.name != "nt":
@@ -224,8 +227,6 @@ def _sweep(parent: Path, prefixes: set[str], hours: float = 0) -> None:
     """Remove the temporary folders of these prefixes whose processes have ended."""
     if not parent.is_dir() or os.name == "nt":
         return
-    import psutil  # late: `unetpp predict` needs it for nothing else, and is installed without it
-
     for path in parent.iterdir():
         begins, dash, ends = path.name.rpartition("-")
         if begins + dash not in prefixes or not path.is_dir():
@@ -235,8 +236,11 @@ def _sweep(parent: Path, prefixes: set[str], hours: float = 0) -> None:
                 if path.stat().st_mtime <= time.time() - 3600 * hours:
                     with locked(path / LOCK, wait=False):
                         shutil.rmtree(path)
-            elif ends.isdecimal() and not psutil.pid_exists(int(ends)):  # left by a version that knew no lock
-                shutil.rmtree(path)
+            elif ends.isdecimal():  # the process's number, of a version that knew no lock
+                try:
+                    os.kill(int(ends), 0)
+                except ProcessLookupError:
+                    shutil.rmtree(path)
 
 
 def write_json(path: str | Path, value) -> None:
