@@ -10,11 +10,17 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from pipelines.core.checksums import sha256
 from unetpp.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # on Windows, where `unetpp predict` runs
+    fcntl = None
 
 # In a folder: which of its files the pipeline wrote, a line of size or sha256 and name for each.
 MARKER = ".unetpp"
@@ -57,7 +63,7 @@ def check_outputs(
     listed, in_the_way = cache(_listed), []
     for folder in folders:
         if folder.is_dir():
-            in_the_way += [str(folder / name) for name in _not_ours(folder)]
+            in_the_way += [str(folder / name) for name in islice(_not_ours(folder), 6)]
         elif os.path.lexists(folder):
             raise UserError(f"{folder}: found a file; expected a folder, or a new name for one")
     for file in files:
@@ -66,7 +72,7 @@ def check_outputs(
         if os.path.lexists(file) and not (file.is_file() and (file.name, sha256(file)) in listed(file.parent)):
             in_the_way.append(str(file))
     if in_the_way and not overwrite:
-        more = f" and {len(in_the_way) - 5} more" if len(in_the_way) > 5 else ""
+        more = " and more" if len(in_the_way) > 5 else ""
         option = "" if overwrite is None else ", or give --overwrite, which replaces files of the same names"
         raise UserError(
             f"{', '.join(in_the_way[:5])}{more}: in the way of what is to be written, and not written by this "
@@ -91,7 +97,7 @@ def _check_inputs(folders: list[Path], files: list[Path], inputs: list[Path], wi
         return frozenset(found)
 
     read, holding = {}, {}
-    for one in inputs:
+    for one in (one for one in inputs if one.exists()):
         real = Path(os.path.realpath(one))
         read |= dict.fromkeys(places(real) - places(real.parent), one)
         holding |= dict.fromkeys(places(real.parent), one)
@@ -110,12 +116,15 @@ def _check_inputs(folders: list[Path], files: list[Path], inputs: list[Path], wi
         taken[real] = out
 
 
-def _not_ours(folder: Path) -> list[str]:
+def _not_ours(folder: Path) -> Iterator[str]:
     """The files of a folder that its marker does not list with their sizes."""
     listed = _listed(folder)
-    files = (path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir())
-    names = ((path.relative_to(folder).as_posix(), str(path.lstat().st_size)) for path in files)
-    return [name for name, size in names if name != MARKER and (name, size) not in listed]
+    for place, folders, names in os.walk(folder):
+        folders.sort()
+        for path in (Path(place, name) for name in sorted(names + folders)):
+            name, is_file = path.relative_to(folder).as_posix(), path.is_symlink() or not path.is_dir()
+            if is_file and name != MARKER and (name, str(path.lstat().st_size)) not in listed:
+                yield name
 
 
 def _listed(folder: Path) -> set[tuple[str, str]]:
@@ -208,7 +217,7 @@ def _held_folder(parent: Path, prefix: str) -> Iterator[Path]:
             folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
         with ExitStack() as stack:
             try:
-                if os.name != "nt":
+                if fcntl is not None:
                     stack.enter_context(locked(folder / LOCK))
             except FileNotFoundError:
                 continue  # another process has just swept it
@@ -225,7 +234,7 @@ def _held_folder(parent: Path, prefix: str) -> Iterator[Path]:
 
 def _sweep(parent: Path, prefixes: set[str], hours: float = 0) -> None:
     """Remove the temporary folders of these prefixes whose processes have ended."""
-    if not parent.is_dir() or os.name == "nt":
+    if not parent.is_dir() or fcntl is None:
         return
     for path in parent.iterdir():
         begins, dash, ends = path.name.rpartition("-")
@@ -285,8 +294,7 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
     Raises:
         BlockingIOError: another process holds it, and `wait` is false.
     """
-    import fcntl  # late: Windows, where `unetpp predict` runs, has none
-
+    assert fcntl is not None
     while True:
         with path.open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

@@ -60,7 +60,7 @@ def test_a_folder_that_nobody_marked_is_not_ours(tmp_path):
     (tmp_path / "photos").mkdir()
     for number in range(7):
         (tmp_path / f"photos/{number}.png").touch()
-    with pytest.raises(UserError, match=r"photos/4\.png and 2 more: in the way"):
+    with pytest.raises(UserError, match=r"photos/4\.png and more: in the way"):
         check_outputs([tmp_path / "photos"])
     (tmp_path / "empty").mkdir()
     check_outputs([tmp_path / "empty", tmp_path / "new"])
