@@ -137,22 +137,26 @@ def test_names_of_250_bytes_are_written(tmp_path):
 def test_what_killed_processes_left_goes_and_what_a_living_one_writes_stays(tmp_path, monkeypatch):
     monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path))
     code = (
-        "import sys, time\n"
+        "import multiprocessing.util, sys, time\n"
         "from pathlib import Path\n"
+        "from pipelines.core.command import run_command\n"
         "from pipelines.core.files import replacing, scratch\n"
-        "with replacing(Path(sys.argv[1])) as partial, scratch(Path(sys.argv[1]).parent) as folder:\n"
-        "    partial.mkdir()\n"
-        "    (partial / 'half').touch()\n"
-        "    print('writes', flush=True)\n"
-        "    time.sleep(600)\n"
+        "def main():\n"
+        "    with replacing(Path(sys.argv[1])) as partial, scratch() as folder:\n"
+        "        partial.mkdir()\n"
+        "        (partial / 'half').touch()\n"
+        "        multiprocessing.util.get_temp_dir()\n"  # where the sockets of workers lie
+        "        print('writes', flush=True)\n"
+        "        time.sleep(600)\n"
+        "run_command(main)\n"
     )
-    command = [sys.executable, "-c", code, tmp_path / "out"]
-    writing = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2)]
+    command, environment = [sys.executable, "-c", code, tmp_path / "out"], os.environ | {"TMPDIR": str(tmp_path)}
+    writing = [subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) for _ in range(2)]
     try:
         for process in writing:
             assert process.stdout is not None
             process.stdout.readline()
-        assert len(list(tmp_path.iterdir())) == 4
+        assert len(list(tmp_path.iterdir())) == 6
         old = tmp_path / f".out.partial-{writing[0].pid}"  # of a version before, whose process lives
         old.mkdir()
         os.kill(writing[1].pid, signal.SIGKILL)
@@ -163,7 +167,7 @@ def test_what_killed_processes_left_goes_and_what_a_living_one_writes_stays(tmp_
         with scratch():
             pass
         left = {path.name for path in tmp_path.iterdir()}
-        assert len(left) == 4
+        assert len(left) == 5
         assert {old.name, "unetpp-tmp-mine"} < left
     finally:
         for process in writing:
