@@ -106,9 +106,11 @@ def test_artifacts_lie_beside_the_database_whatever_folder_the_command_runs_in(t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [("--temp",), pytest.param(("--queue",), marks=pytest.mark.nightly)])
-def test_an_experiment_in_a_folder_that_dvc_deletes_registers_in_the_projects_own_store(tmp_path, monkeypatch, how):
-    """The URI is what stage register asks for; a project may be a folder of a repository."""
+@pytest.mark.parametrize(("how", "place"), [("--temp", "."), pytest.param("--queue", "..", marks=pytest.mark.nightly)])
+def test_an_experiment_in_a_folder_that_dvc_deletes_registers_in_the_projects_own_store(
+    tmp_path, monkeypatch, how, place
+):
+    """The URI is what stage register asks for; a project is a repository, or a folder of one."""
     project = tmp_path / "a repository/a project"
     project.mkdir(parents=True)
     code = "import pathlib; from pipelines.registry.mlflow_store import *; "
@@ -120,12 +122,12 @@ def test_an_experiment_in_a_folder_that_dvc_deletes_registers_in_the_projects_ow
     identity = ["-c", "user.name=tests", "-c", "user.email=tests@localhost"]
     dvc = [sys.executable, "-m", "dvc"]
     for command in (
-        ["git", "init", "-q", ".."],
-        [*dvc, "init", "-q", "--subdir"],
+        ["git", "init", "-q", place],
+        [*dvc, "init", "-q", *(["--subdir"] if place == ".." else [])],
         ["git", "add", "-A", "."],
         ["git", *identity, "commit", "-qm", "all"],
-        [*dvc, "exp", "run", "-q", *how, "-S", "number=2"],
-        *([[*dvc, "exp", "run", "-q", "--run-all"]] if how == ("--queue",) else []),
+        [*dvc, "exp", "run", "-q", how, "-S", "number=2"],
+        *([[*dvc, "exp", "run", "-q", "--run-all"]] if how == "--queue" else []),
     ):
         subprocess.run(command, cwd=project, check=True, env=with_code(), stdout=subprocess.DEVNULL)
     found = (tmp_path / "uri").read_text()
