@@ -202,7 +202,8 @@ def kept_folder() -> Path:
     _sweep(parent, {"unetpp-kept-"}, hours=24)
     folder = Path(tempfile.mkdtemp(prefix="unetpp-kept-", dir=parent))
     (folder / LOCK).touch()
-    return folder
+    (folder / "in").mkdir()
+    return folder / "in"
 
 
 @contextmanager

@@ -183,7 +183,7 @@ def test_a_page_outlives_its_command_for_a_day(tmp_path, monkeypatch):
     monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path))
     first, second = files.kept_folder(), files.kept_folder()
     assert first.is_dir()
-    os.utime(first, (0, time.time() - 25 * 3600))
+    os.utime(first.parent, (0, time.time() - 25 * 3600))
     files.kept_folder()
     assert not first.exists()
     assert second.is_dir()
