@@ -39,16 +39,22 @@ mlflow: setup    ## the MLflow page
 
 setup: .venv/installed ## .venv with every package pinned
 
+# Its scripts begin with the folder where it was made: a project that was moved or copied gets a new one.
+MOVED := $(shell test -s .venv/installed && test "$$(cat .venv/installed)" != "$(CURDIR)" && echo moved)
+ifneq ($(MOVED),)
+.PHONY: .venv/installed
+endif
 .venv/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:3]; sys.exit(0 if (3, 11, 4) <= v < (3, 14) else "error: Python %d.%d.%d found, 3.11.4 to 3.13 expected; name another one: make PYTHON=python3.12 ..." % v)'
 	@echo "installing into .venv (once; one or two minutes)"
+	@$(if $(MOVED),rm -rf .venv)
 	@test -x .venv/bin/python || $(PYTHON) -m venv "$(VENV)"
 	@test -e .venv || ln -sfn "$(VENV)" .venv
 	@python -m pip install --quiet --disable-pip-version-check uv
 	@# Compiled once here: a stage is several processes, and each would compile torch anew where Python may not write.
 	@$(FIND_LINKS) uv pip install --quiet --python "$(VENV)/bin/python" --compile-bytecode -r requirements.lock
 	@uv pip install --quiet --python "$(VENV)/bin/python" --no-deps -e .
-	@touch .venv/installed
+	@echo "$(CURDIR)" > .venv/installed
 
 lock:            ## requirements.lock anew from pyproject.toml
 	@rm -f requirements.lock
@@ -56,4 +62,4 @@ lock:            ## requirements.lock anew from pyproject.toml
 	@sed -i 's/^\(torch==[0-9.]*\)+cpu$$/\1/' requirements.lock
 
 clean:           ## what the stages made, downloads and unfinished runs; .venv and DVC's cache stay
-	@rm -rf data models reports runs dvc_plots
+	@rm -rf data/raw data/prepared data/cache models/search models/train models/export reports runs dvc_plots

@@ -6,11 +6,13 @@ from pathlib import Path
 import unetpp
 from pipelines.core.command import run_command
 
+OVERWRITE = "replace files of the same names that are in the way; never what is read"
+
 
 def _predict(arguments: argparse.Namespace) -> None:
     from pipelines.predict import predict
 
-    predict(arguments.images, arguments.model, arguments.depth, arguments.out, arguments.heads)
+    predict(arguments.images, arguments.model, arguments.depth, arguments.out, arguments.heads, arguments.overwrite)
 
 
 def _export(arguments: argparse.Namespace) -> None:
@@ -24,6 +26,7 @@ def _export(arguments: argparse.Namespace) -> None:
         arguments.opset,
         arguments.tolerance,
         arguments.prepared,
+        arguments.overwrite,
     )
 
 
@@ -47,12 +50,14 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    from pipelines.core.files import replacing
+    from pipelines.core.files import check_outputs, replacing
     from pipelines.evaluation.compare import compare
     from pipelines.pages.compare_page import build_page, comparison_text
     from pipelines.registry.find_report import find_evaluation, read_evaluation
 
     names = (arguments.a, arguments.b)
+    if arguments.out:
+        check_outputs(files=[arguments.out], inputs=map(Path, names), overwrite=arguments.overwrite, within=True)
     one, other = (read_evaluation(find_evaluation(name)) for name in names)
     found = compare(one, other)
     print(comparison_text(found, names))
@@ -76,7 +81,7 @@ def _job(arguments: argparse.Namespace) -> None:
 
     params, paths = load_params(), stage_arguments(arguments.stage)
     if arguments.action == "pack":
-        send_archive(arguments.stage, params, paths, arguments.out)
+        send_archive(arguments.stage, params, paths, arguments.out, arguments.overwrite)
     else:
         fetch_results(arguments.stage, params, paths)
 
@@ -124,11 +129,13 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--depth", type=int, help="prune to this depth (default: the deepest it has)")
     one.add_argument("--heads", help="average heads instead: mean (of all), or depths with weights, such as 2:1,4:3")
     one.add_argument("--out", type=Path, required=True, help="folder for the masks, <image name>.png")
+    one.add_argument("--overwrite", action="store_true", help=OVERWRITE)
     one.set_defaults(run=_predict)
 
     one = commands.add_parser("export", help="write a model for other programs: safetensors, and pt2, ONNX, int8")
     one.add_argument("--model", default="models/train", help="folder of a trained model, or a models:/NAME@ALIAS URI")
-    one.add_argument("--out", type=Path, required=True, help="folder for L1/model.onnx ..., which is replaced")
+    one.add_argument("--out", type=Path, required=True, help="folder for L1/model.onnx ...")
+    one.add_argument("--overwrite", action="store_true", help=OVERWRITE)
     one.add_argument("--depth", type=int, help="this depth alone (default: all that the model has)")
     one.add_argument(
         "--formats", nargs="*", default=["onnx"], choices=["onnx", "pt2", "onnx-int8"], help="(default: onnx)"
@@ -169,6 +176,7 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("a", help="as of report: folder, git revision, DVC experiment, MLflow run or models:/NAME@ALIAS")
     one.add_argument("b", help="the other one; differences are B minus A")
     one.add_argument("--out", type=Path, help="write a page as well, such as compare.html")
+    one.add_argument("--overwrite", action="store_true", help=OVERWRITE)
     one.set_defaults(run=_compare)
 
     one = commands.add_parser("mlflow", help="open the MLflow page on this machine")
@@ -181,6 +189,7 @@ def build_parser() -> argparse.ArgumentParser:
     action = actions.add_parser("pack", help="its code, params and inputs as a zip; data go to cluster.storage")
     action.add_argument("stage", choices=stages)
     action.add_argument("--out", required=True, help="path or s3://bucket/name.zip of the zip")
+    action.add_argument("--overwrite", action="store_true", help=OVERWRITE)
     action = actions.add_parser("fetch", help="its results from cluster.storage, verified")
     action.add_argument("stage", choices=stages)
     one.set_defaults(run=_job)

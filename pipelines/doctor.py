@@ -39,6 +39,15 @@ def _versions() -> Iterator[Finding]:
         yield Finding(name, found, "" if agrees else f"requirements.lock has {expected}: rm -rf .venv && make setup")
 
 
+def _code() -> Iterator[Finding]:
+    import unetpp
+
+    here, used = Path("unetpp").absolute(), Path(unetpp.__file__).parent
+    if here.is_dir() and here.resolve() != used.resolve():
+        advice = "a project that was moved or copied needs its own environment: rm -rf .venv && make setup"
+        yield Finding("code", f"unetpp of {used.parent} runs here", advice)
+
+
 def _machine() -> Iterator[Finding]:
     import psutil
     import torch
@@ -123,10 +132,16 @@ def _ray() -> Finding:
 
 
 def _mlflow() -> Finding:
+    from pipelines.registry.lock import sqlite_path
     from pipelines.registry.mlflow_store import is_server, project_uri, shown
+    from pipelines.storage import artifact_paths
 
     uri = project_uri()
     if not is_server(uri):
+        artifact_paths.follow(sqlite_path(uri))
+        if lost := artifact_paths.missing(sqlite_path(uri)):
+            advice = "bring mlruns/ that belongs to mlflow.db, or register them again"
+            return Finding("mlflow", f"{shown(uri)}: the artifacts of {', '.join(lost[:5])} are not there", advice)
         return Finding("mlflow", f"{shown(uri)} (`unetpp mlflow` opens the page)")
     if _reaches(uri, 443 if uri.startswith("https") else 80):
         return Finding("mlflow", f"{shown(uri)} answers")
@@ -140,7 +155,7 @@ def doctor() -> int:
     Returns:
         the exit code: 0 when nothing is wrong, 1 otherwise.
     """
-    findings = [finding for group in (_versions, _machine, _project) for finding in group()]
+    findings = [finding for group in (_versions, _code, _machine, _project) for finding in group()]
     width = max(len(one.about) for one in findings)
     for one in findings:
         print(f"{'--' if one.advice else 'ok'}  {one.about:<{width}}  {one.found}")

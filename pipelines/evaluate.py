@@ -18,7 +18,7 @@ import torch
 from pipelines.core.checksums import sha256
 from pipelines.core.command import run_command
 from pipelines.core.delivery_sections import Evaluate
-from pipelines.core.files import replacing, write_json
+from pipelines.core.files import check_outputs, replacing, write_json
 from pipelines.core.git import git_commit
 from pipelines.core.params import load_params
 from pipelines.evaluation.bootstrap import LEVEL, RESAMPLES
@@ -45,6 +45,8 @@ from unetpp.data.resized import Resized
 from unetpp.errors import UserError
 from unetpp.scores import metrics
 from unetpp.scores.calibration import reliability
+
+FILES = ("report.json", "metrics.json", "depths.csv", "images.csv", "reliability.csv")
 
 
 def _write_csv(path: Path, rows: list[dict]) -> None:
@@ -205,13 +207,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--exports", type=Path, help="folder that the export stage wrote, to measure its models too")
     arguments = parser.parse_args()
-    params = load_params()
+    params, out = load_params(), arguments.out
+    inputs = [arguments.prepared, arguments.model, *([arguments.exports] if arguments.exports else [])]
+    check_outputs([out / "page"], [out / name for name in FILES], inputs)
     if params.train.use_gpu and not torch.cuda.is_available():
         raise UserError(
             "train.use_gpu is true, and torch finds no CUDA device here: set it to false, or use a machine with a GPU"
         )
     device = torch.device("cuda" if params.train.use_gpu else "cpu")
-    result = evaluate(arguments.prepared, arguments.model, arguments.out, params.evaluate, device, arguments.exports)
+    result = evaluate(arguments.prepared, arguments.model, out, params.evaluate, device, arguments.exports)
     print(describe(result))
 
 

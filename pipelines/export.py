@@ -18,7 +18,7 @@ import unetpp
 from pipelines.core.checksums import seal, sha256
 from pipelines.core.command import run_command
 from pipelines.core.delivery_sections import Export
-from pipelines.core.files import replacing, write_json
+from pipelines.core.files import check_outputs, replacing, write_json
 from pipelines.core.params import load_params
 from unetpp.data.arrow_split import Split
 from unetpp.data.scaling import scaled
@@ -214,17 +214,22 @@ def export_model(
     opset: int,
     tolerance: float,
     prepared: Path | None,
+    overwrite: bool = False,
 ) -> None:
     """`unetpp export`: of one depth, or of all, with no more than a model; onnx-int8 alone needs prepared data.
 
+    Args:
+        overwrite: replace files of the same names; what else is in `out` stays.
+
     Raises:
-        UserError: as `unetpp.load` and `export`; onnx-int8 without prepared data.
+        UserError: as `check_outputs`, `unetpp.load` and `export`; onnx-int8 without prepared data.
     """
     if "onnx-int8" in formats and prepared is None:
         raise UserError(
             "--formats onnx-int8: int8 is scaled by images of the kind that the model will see: give --prepared, the "
             "folder that the prepare stage wrote, or leave onnx-int8 out"
         )
+    check_outputs([out], inputs=[Path(model), *([prepared] if prepared else [])], overwrite=overwrite)
     images = [] if prepared is None else calibration_images(prepared, CALIBRATION_IMAGES)
     result = export(unetpp.load(model), out, formats, opset, tolerance, images, None if depth is None else [depth])
     print(f"{describe_exports(result)}\nwrote {out}")
@@ -242,6 +247,7 @@ def main() -> None:
     parser.add_argument("--prepared", type=Path, required=True, help="folder that the prepare stage wrote")
     parser.add_argument("--out", type=Path, required=True, help="folder of the exports")
     arguments = parser.parse_args()
+    check_outputs([arguments.out], inputs=[arguments.model, arguments.prepared])
     result = run(arguments.model, arguments.prepared, arguments.out, load_params().export)
     print(f"{describe_exports(result)}\nwrote {arguments.out}")
 

@@ -1,17 +1,13 @@
 """Stage ingest: raw images and masks from the source, unchanged, and a manifest of what they are."""
 
 import argparse
-import shutil
 from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
-
-import psutil
 
 from pipelines.core.checksums import sha256
 from pipelines.core.command import run_command
 from pipelines.core.data_sections import Ingest
-from pipelines.core.files import disk_errors, replacing, write_json
+from pipelines.core.files import check_outputs, disk_errors, replacing, scratch, write_json
 from pipelines.core.params import load_params
 from pipelines.storage.sources import fetch
 
@@ -29,11 +25,9 @@ def ingest(params: Ingest, out: Path, cache: Path | None = None) -> dict:
     Raises:
         UserError: a source that is missing, empty, unsafe or of another layout, or a full disk.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _remove_remains(out)
     with replacing(out) as partial, ExitStack() as stack:
         if cache is None:
-            cache = Path(stack.enter_context(TemporaryDirectory(dir=out.parent)))
+            cache = stack.enter_context(scratch(out.parent))
         source = fetch(params, partial, cache)
         files = []
         for path in sorted(path for path in partial.rglob("*") if path.is_file()):
@@ -48,20 +42,14 @@ def ingest(params: Ingest, out: Path, cache: Path | None = None) -> dict:
     return manifest
 
 
-def _remove_remains(out: Path) -> None:
-    """Delete what a killed run has left half-written beside `out`."""
-    for path in out.parent.glob(f".{out.name}.partial-*"):
-        number = path.name.rpartition("-")[2]
-        if number.isdecimal() and not psutil.pid_exists(int(number)):
-            shutil.rmtree(path)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the raw files")
     parser.add_argument("--cache", type=Path, required=True, help="folder that keeps downloads for the next run")
     arguments = parser.parse_args()
     params = load_params().ingest
+    source = [Path(str(params.location)).expanduser()] if params.kind in ("folder", "zip", "tar") else []
+    check_outputs([arguments.out], inputs=source, within=True)
     files = ingest(params, arguments.out, arguments.cache)["files"]
     size_mib = sum(file["size"] for file in files) / 2**20
     source = params.kind if params.kind == "synthetic" else params.location

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 import unetpp
-from pipelines.core.files import replacing
+from pipelines.core.files import check_outputs, replacing
 from pipelines.storage.folder_walk import PLAIN, walk
 from pipelines.storage.layout_names import is_picture
 from unetpp.errors import UserError
@@ -148,15 +148,20 @@ def _describe(num: int, loaded: Predictor, out: Path) -> str:
     return f"{num} masks to {out}: {values}"
 
 
-def predict(patterns: list[str], model: str, depth: int | None, out: Path, heads: str | None = None) -> None:
+def predict(
+    patterns: list[str], model: str, depth: int | None, out: Path, heads: str | None = None, overwrite: bool = False
+) -> None:
     """Write `out/<image name>.png` for each image; a broken image is named and the others are done.
 
     It holds 0 and 255, or class indices. Of a model with labels, which may lie over each other, it is
     `out/<label>/<image name>.png` for each label, 0 and 255: the folders that stage prepare reads.
 
+    Args:
+        overwrite: replace masks that are there; one that is an image to be read never.
+
     Raises:
-        UserError: no image, no model, two images of one name, labels that are no names of folders, or images that
-            could not be read.
+        UserError: no image, no model, two images of one name, labels that are no names of folders, files in the way,
+            or images that could not be read.
     """
     images, broken = find_images(patterns)
     names = [image.stem for image in images]
@@ -168,6 +173,10 @@ def predict(patterns: list[str], model: str, depth: int | None, out: Path, heads
     loaded = load(model, depth, heads)
     if loaded.multilabel:
         _check_folders(loaded.classes, model)
+    folders = [out / label for label in loaded.classes] if loaded.multilabel else [out]
+    searched = [path for pattern in patterns for path in named(_split(pattern)[0]) if path.is_dir()]
+    masks = [folder / f"{name}.png" for folder in folders for name in names]
+    check_outputs(files=masks, inputs=[*images, *searched, Path(model)], overwrite=overwrite)
     num_read = 0
     for number, image in enumerate(images, start=1):
         try:

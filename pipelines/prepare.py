@@ -11,7 +11,7 @@ from typing import NamedTuple
 from pipelines.core.checksums import sha256
 from pipelines.core.command import run_command
 from pipelines.core.data_sections import Prepare
-from pipelines.core.files import disk_errors, replacing, write_json
+from pipelines.core.files import check_outputs, disk_errors, replacing, write_json
 from pipelines.core.params import load_params
 from pipelines.dataset.fingerprint import comparable, read_fingerprint, write_fingerprint
 from pipelines.dataset.groups import find_groups
@@ -247,6 +247,7 @@ def main() -> None:
     parser.add_argument("--split", type=Path, required=True, help="a copy of split.csv, for git to show what moved")
     parser.add_argument("--metrics", type=Path, required=True, help="the few numbers that one compares between runs")
     arguments = parser.parse_args()
+    check_outputs([arguments.out], [arguments.split, arguments.metrics], [arguments.raw])
     manifest = prepare(load_params().prepare, arguments.raw, arguments.out)
     with replacing(arguments.split) as partial:
         shutil.copyfile(arguments.out / "split.csv", partial)

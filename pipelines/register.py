@@ -7,12 +7,11 @@ middle leaves the aliases on the former family, and the same command completes w
 
 import argparse
 import hashlib
-import tempfile
 from pathlib import Path
 
 from pipelines.core.checksums import SUMS, sha256
 from pipelines.core.delivery_sections import Register
-from pipelines.core.files import read_json, write_json
+from pipelines.core.files import check_outputs, read_json, scratch, write_json
 from pipelines.core.git import git_commit
 from pipelines.core.params import load_params
 from pipelines.evaluation.scored import read_depth
@@ -50,8 +49,8 @@ def register_family(family: Family, inputs: Inputs, params: dict, settings: Regi
         with runs.open_run(client, where, run_name, family.fingerprint, family.trained.info.get("run")) as run:
             if run.info.status != "FINISHED":
                 print(f"logging run {run.info.run_name}: params, curves, data sets, report", flush=True)
-                with tempfile.TemporaryDirectory() as folder:
-                    run_log.log_run(client, run, family, inputs, params, Path(folder))
+                with scratch() as folder:
+                    run_log.log_run(client, run, family, inputs, params, folder)
             versions = {depth: register_depth(client, run, family, inputs, depth) for depth in family.trained.depths}
             check_versions(client, family, versions)
         describe(client, run, family, versions)
@@ -131,8 +130,7 @@ def register_depth(client, run, family: Family, inputs: Inputs, depth: int) -> s
     test = ("test", family.manifest.splits["test"].sha256)
     runs.log_metrics(client, run, metrics, model.model_id, test)
     if "evidence_sha256" not in model.tags:
-        with tempfile.TemporaryDirectory() as parent:
-            folder = Path(parent)
+        with scratch() as folder:
             evidence.gather(folder, inputs.evaluation, inputs.exports, inputs.prepared, family.trained, depth)
             client.log_model_artifacts(model.model_id, str(folder), "evidence")
             client.set_logged_model_tags(model.model_id, {"evidence_sha256": sha256(folder / SUMS)})
@@ -211,6 +209,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="versions.json to write")
     arguments = vars(parser.parse_args())
     out = arguments.pop("out")
+    check_outputs(files=[out], inputs=filter(None, arguments.values()))
     params = load_params()
     uri = mlflow_store.tracking_uri(params.registry.tracking_uri)
     found = register(Inputs(**arguments), params.model_dump(by_alias=True, mode="json"), params.registry, uri)

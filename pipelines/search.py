@@ -16,7 +16,7 @@ import torch
 from pipelines.cluster.jobs import address_of, run_remotely
 from pipelines.cluster.ray_cluster import check_fits, cluster, how_many_fit
 from pipelines.core.command import run_command
-from pipelines.core.files import write_json
+from pipelines.core.files import check_outputs, write_json
 from pipelines.core.params import Params, load_params
 from pipelines.storage.node_cache import share
 from pipelines.storage.run_store import open_store, runs_at
@@ -114,6 +114,8 @@ def main() -> None:
     for one in ("prepared", "runs", "out", "reports"):
         parser.add_argument(f"--{one}", type=Path, required=True)
     paths, params = vars(parser.parse_args()), load_params()
+    reports = [paths["reports"] / name for name in ("search.csv", "curves.csv", "page.json")]
+    check_outputs([paths["out"]], reports, [paths["prepared"]])
     if address := address_of(params):
         run_remotely("search", params, address, paths)
     else:

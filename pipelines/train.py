@@ -17,6 +17,7 @@ from pipelines.cluster.jobs import address_of, run_remotely
 from pipelines.cluster.ray_cluster import check_fits, cluster
 from pipelines.console.machine_load import sampled
 from pipelines.core.command import run_command
+from pipelines.core.files import check_outputs
 from pipelines.core.params import Params, load_params, override
 from pipelines.registry.live_log import UNLOGGED, logged_live
 from pipelines.storage.node_cache import share
@@ -97,6 +98,8 @@ def main() -> None:
     for name in ("prepared", "architecture", "runs", "out", "reports"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     paths, params = vars(parser.parse_args()), load_params()
+    reports = [paths["reports"] / name for name in ("curves.csv", "metrics.json", "system.csv", UNLOGGED)]
+    check_outputs([paths["out"]], reports, [paths["prepared"], paths["architecture"]])
     if address := address_of(params):
         run_remotely("train", params, address, paths)
         return

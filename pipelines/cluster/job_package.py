@@ -12,7 +12,6 @@ import runpy
 import shutil
 import sys
 import tarfile
-import tempfile
 from importlib import metadata
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import yaml
 from pipelines.core.checksums import check_sha256, sha256
 from pipelines.core.command import run_command
 from pipelines.core.data_sections import S3
-from pipelines.core.files import replacing, write_json
+from pipelines.core.files import replacing, scratch, write_json
 from pipelines.core.params import Params
 from pipelines.storage.places import Place, open_place
 from unetpp.errors import UserError
@@ -112,8 +111,8 @@ def _digest(folder: Path) -> str:
 
 def store(storage: Place, key: str, outputs: dict[str, Path]) -> None:
     """Put outputs into the storage as one archive, and last a file that seals it."""
-    with tempfile.TemporaryDirectory() as folder:
-        archive = Path(folder, "outputs.tar")
+    with scratch() as folder:
+        archive = folder / "outputs.tar"
         with tarfile.open(archive, "w") as tar:
             for name, path in outputs.items():
                 tar.add(path, arcname=name)
@@ -129,8 +128,8 @@ def fetch(storage: Place, key: str, outputs: dict[str, Path]) -> None:
         UserError: it is missing, or its bytes are not those that the job wrote.
     """
     name, seal = f"{key}.tar", storage.read(f"{key}.json")
-    with tempfile.TemporaryDirectory() as folder:
-        archive = Path(folder, "outputs.tar")
+    with scratch() as folder:
+        archive = folder / "outputs.tar"
         found = storage.fetch(name, archive)
         if seal is None or found is None:
             raise UserError(
@@ -142,7 +141,7 @@ def fetch(storage: Place, key: str, outputs: dict[str, Path]) -> None:
         with tarfile.open(archive) as tar:
             tar.extractall(folder, filter="data")
         for output, path in outputs.items():
-            _place(Path(folder, output), path)
+            _place(folder / output, path)
     print(f"fetched and verified: {', '.join(str(path) for path in outputs.values())}", flush=True)
 
 
@@ -177,10 +176,10 @@ def check_versions(pinned: dict[str, str]) -> None:
 
 def run_job() -> None:
     """What the job runs, in its working directory: the stage, and then its outputs into the storage."""
-    with tempfile.TemporaryDirectory(prefix="unetpp-job-") as folder:
+    with scratch() as folder:
         # Ray removes a job's working directory when the stage leaves the cluster, with its results still to be written.
         shutil.copytree(".", folder, dirs_exist_ok=True)
-        sys.path[:] = [folder if path in ("", os.getcwd()) else path for path in sys.path]
+        sys.path[:] = [str(folder) if path in ("", os.getcwd()) else path for path in sys.path]
         os.chdir(folder)
         _run_stage()
 

@@ -9,7 +9,6 @@ import os
 import shlex
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pipelines.cluster.job_package import fetch, outputs_of, pack
+from pipelines.core.files import scratch
 from pipelines.core.params import Params
 from pipelines.storage.node_cache import share
 from pipelines.storage.places import Place, open_place
@@ -48,8 +48,8 @@ def run_remotely(stage: str, params: Params, address: str, arguments: dict[str, 
         UserError: no storage, no such cluster, a job that did not succeed, or results that do not verify.
     """
     storage = _shared_storage(params, address, arguments["prepared"])
-    with tempfile.TemporaryDirectory() as folder:
-        package = Path(folder, "package")
+    with scratch() as folder:
+        package = folder / "package"
         key = pack(package, stage, params, arguments)
         with _explained(address):
             client = _connect(address)
@@ -71,21 +71,24 @@ def _shared_storage(params: Params, where: str, prepared: Path) -> Place:
     return open_place(params.cluster.storage, params.ingest.s3)
 
 
-def send_archive(stage: str, params: Params, arguments: dict[str, Path], out: str) -> None:
+def send_archive(stage: str, params: Params, arguments: dict[str, Path], out: str, overwrite: bool = False) -> None:
     """Put a stage's working directory, as a zip that Ray fetches by itself, at a path or at s3://bucket/name.zip.
 
     For a cluster that this machine does not reach (infra/kuberay/rayjob.yaml); `fetch_results` brings the results.
 
     Raises:
-        UserError: no storage, or a place that cannot be written.
+        UserError: no storage, a place that cannot be written, or a file in the way.
     """
+    parent, _, name = out.rpartition("/")
+    place = open_place(parent or ".", params.ingest.s3)
+    if place.size(name) is not None and not overwrite:
+        raise UserError(f"{out}: in the way of what is to be written; give another name, or --overwrite")
     _shared_storage(params, out, arguments["prepared"])
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch() as folder:
         # Ray takes off the one folder that an archive's names begin with.
-        pack(Path(folder, "zip", stage), stage, params, arguments)
-        made = Path(shutil.make_archive(str(Path(folder, stage)), "zip", Path(folder, "zip")))
-        parent, _, name = out.rpartition("/")
-        open_place(parent or ".", params.ingest.s3).write(name, made)
+        pack(folder / "zip" / stage, stage, params, arguments)
+        made = Path(shutil.make_archive(str(folder / stage), "zip", folder / "zip"))
+        place.write(name, made)
     print(f"wrote {out}; its job is `{_entrypoint(params.cluster.python)}`")
 
 
@@ -96,8 +99,8 @@ def fetch_results(stage: str, params: Params, arguments: dict[str, Path]) -> Non
         UserError: there are none, or they do not verify.
     """
     storage = _shared_storage(params, "a cluster", arguments["prepared"])
-    with tempfile.TemporaryDirectory() as folder:
-        key = pack(Path(folder, "package"), stage, params, arguments)
+    with scratch() as folder:
+        key = pack(folder / "package", stage, params, arguments)
     fetch(storage, key, outputs_of(stage, arguments))
 
 

@@ -1,44 +1,256 @@
-"""Files that are whole or absent: writing by rename, and the disk that is full."""
+"""Files that are whole or absent, outputs that take the place of nothing but the pipeline's own, and the full disk."""
 
 import errno
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from pipelines.core.checksums import sha256
 from unetpp.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # on Windows, where `unetpp predict` runs
+    fcntl = None
+
+# In a folder: which of its files the pipeline wrote, a line of size or sha256 and name for each.
+MARKER = ".unetpp"
+LOCK = ".unetpp-lock"  # in a temporary folder: held for as long as its process lives
+_declared: set[str] = set()  # files that `check_outputs` let through, and `replacing` marks
+
+
+def check_outputs(
+    folders: Iterable[Path] = (),
+    files: Iterable[Path] = (),
+    inputs: Iterable[Path] = (),
+    overwrite: bool | None = None,
+    within: bool = False,
+) -> None:
+    """Refuse, before any work is done, outputs that would take the place of what is not the pipeline's own.
+
+    Free are names that do not exist, empty folders, and what the markers show to be written by the pipeline and not
+    changed since. What killed processes left half-written of these outputs goes.
+
+    Args:
+        folders, files: what is to be written by `replacing`.
+        inputs: what is read; no output may be one of them, by whatever name, hold one of them, or lie in one.
+        overwrite: whether files in the way may be replaced; None where the command has no such option.
+        within: outputs may lie in an input.
+
+    Raises:
+        UserError: names what is in the way.
+    """
+    folders, files = [Path(one) for one in folders], [Path(one) for one in files]
+    _check_inputs(folders, files, [Path(one) for one in inputs], within)
+    names: dict[Path, set[str]] = {}
+    for path in (*folders, *files):
+        names.setdefault(path.parent, set()).add(_prefix(path.name))
+    for parent in names:
+        there = next((one for one in (parent, *parent.parents) if os.path.lexists(one)), parent)
+        if os.path.lexists(there) and not there.is_dir():
+            raise UserError(f"{there}: found a file; expected a folder, or a new name for one")
+        if not os.access(there, os.W_OK):
+            raise UserError(f"{there}: this user may not write there; give another place")
+    listed, in_the_way = cache(_listed), []
+    for folder in folders:
+        if folder.is_dir():
+            in_the_way += [str(folder / name) for name in islice(_not_ours(folder), 6)]
+        elif os.path.lexists(folder):
+            raise UserError(f"{folder}: found a file; expected a folder, or a new name for one")
+    for file in files:
+        if file.is_dir():
+            raise UserError(f"{file}: found a folder; expected the name of a file to write")
+        if os.path.lexists(file) and not (file.is_file() and (file.name, sha256(file)) in listed(file.parent)):
+            in_the_way.append(str(file))
+    if in_the_way and not overwrite:
+        more = " and more" if len(in_the_way) > 5 else ""
+        option = "" if overwrite is None else ", or give --overwrite, which replaces files of the same names"
+        raise UserError(
+            f"{', '.join(in_the_way[:5])}{more}: in the way of what is to be written, and not written by this "
+            f"pipeline, or changed since; nothing was done: give another place, or move them away{option}"
+        )
+    for parent, prefixes in names.items():
+        _sweep(parent, prefixes)
+    _declared.update(os.path.realpath(file) for file in files)
+
+
+def _check_inputs(folders: list[Path], files: list[Path], inputs: list[Path], within: bool) -> None:
+    """Refuse outputs that are inputs, hold one or lie in one, and outputs that are or lie in one another."""
+
+    @cache
+    def places(path: Path) -> frozenset[tuple[int, int]]:
+        """A path and the folders above it as the file system knows them, so that a link or another case is no other."""
+        found = set()
+        for place in (path, *path.parents):
+            with suppress(OSError):
+                facts = place.stat()
+                found.add((facts.st_dev, facts.st_ino))
+        return frozenset(found)
+
+    read, holding = {}, {}
+    for one in (one for one in inputs if one.exists()):
+        real = Path(os.path.realpath(one))
+        read |= dict.fromkeys(places(real) - places(real.parent), one)
+        holding |= dict.fromkeys(places(real.parent), one)
+    taken: dict[Path, Path] = {}
+    for out in (*folders, *files):
+        real = Path(os.path.realpath(out))
+        own = places(real) - places(real.parent)
+        if same := own & read.keys():
+            raise UserError(f"{out}: this output is {read[min(same)]}, which is read: give another place")
+        if above := places(real.parent) & read.keys() if not within else ():
+            raise UserError(f"{out}: this output lies in {read[min(above)]}, which is read: give a place outside of it")
+        if held := own & holding.keys() if out in folders else ():
+            raise UserError(f"{out}: this output holds {holding[min(held)]}, which is read: give a place beside it")
+        if real in taken or any(taken.get(one) in folders for one in real.parents if one in taken):
+            raise UserError(f"{out}: this output is another output too, or lies in one: give each a place of its own")
+        taken[real] = out
+
+
+def _not_ours(folder: Path) -> Iterator[str]:
+    """The files of a folder that its marker does not list with their sizes."""
+    listed = _listed(folder)
+    for place, folders, names in os.walk(folder):
+        folders.sort()
+        for path in (Path(place, name) for name in sorted(names + folders)):
+            name, is_file = path.relative_to(folder).as_posix(), path.is_symlink() or not path.is_dir()
+            if is_file and name != MARKER and (name, str(path.lstat().st_size)) not in listed:
+                yield name
+
+
+def _listed(folder: Path) -> set[tuple[str, str]]:
+    try:
+        text = (folder / MARKER).read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return set()
+    return {(name, stamp) for stamp, _, name in (line.partition("  ") for line in text.split("\n"))}
+
+
+def _mark(partial: Path, path: Path) -> None:
+    """Write down that what is about to stand at `path` is the pipeline's own."""
+    if partial.is_dir():  # by sizes: to read a large data set once more would take long
+        files = [one for one in sorted(partial.rglob("*")) if one.is_file() and one != partial / MARKER]
+        text = "".join(f"{one.lstat().st_size}  {one.relative_to(partial).as_posix()}\n" for one in files)
+        (partial / MARKER).write_text(text, encoding="utf-8", errors="surrogateescape")
+    elif os.path.realpath(path) in _declared:
+        with (path.parent / MARKER).open("a", encoding="utf-8", errors="surrogateescape") as marker:
+            marker.write(f"{sha256(partial)}  {path.name}\n")
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` for a file or a folder; on success it takes `path`'s place.
 
-    An error or an interrupt in between leaves what stood at `path` as it was.
+    An error or an interrupt in between leaves what stood at `path` as it was. Files of a folder that are not the
+    pipeline's own stay, beside the new ones.
     """
     path = Path(path)
+    if path.is_dir():
+        path = path.resolve()  # a link to another disk stays one
     path.parent.mkdir(parents=True, exist_ok=True)
-    start, end = os.fsencode(f".{path.name}"), f".partial-{os.getpid()}"
-    most = 255 - len(end)  # no name of a file is longer
-    name = os.fsdecode(start) if len(start) <= most else start[:most].decode(errors="ignore")
-    partial = path.with_name(name + end)
-    _remove(partial)
-    try:
+    with _held_folder(path.parent, _prefix(path.name)) as folder:
+        partial = folder / path.name
         yield partial
-        if path.is_dir():
-            _remove(path)
+        with disk_errors(path.parent):
+            _mark(partial, path)
+            _take_place(partial, path)
+
+
+def _take_place(partial: Path, path: Path) -> None:
+    if not (partial.is_dir() and path.is_dir()):
         os.replace(partial, path)
-    finally:
-        _remove(partial)
+    elif kept := {path / name for name in _not_ours(path)}:
+        for one in [each for each in path.rglob("*") if each.is_file() and each not in kept]:
+            one.unlink()
+        for one in [each for each in partial.rglob("*") if each.is_file()]:
+            target = path / one.relative_to(partial)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(one, target)
+    else:  # by two renames: to delete it first would take a while, in which a kill would leave neither
+        os.replace(path, partial.with_name(".former"))
+        os.replace(partial, path)
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def _prefix(name: str) -> str:
+    """How the temporary folders beside an output begin; a name has 255 bytes at most."""
+    short = name if len(os.fsencode(name)) < 200 else hashlib.sha256(os.fsencode(name)).hexdigest()[:40]
+    return f".{short}.partial-"
+
+
+@contextmanager
+def scratch(parent: Path | None = None) -> Iterator[Path]:
+    """A temporary folder for the block, after those that killed processes left behind are gone."""
+    parent = Path(parent or tempfile.gettempdir())
+    _sweep(parent, {"unetpp-tmp-"})
+    with _held_folder(parent, "unetpp-tmp-") as folder:
+        (folder / "in").mkdir()
+        yield folder / "in"
+
+
+def kept_folder() -> Path:
+    """A new temporary folder that outlives this process; those of before go when they are older than a day."""
+    parent = Path(tempfile.gettempdir())
+    _sweep(parent, {"unetpp-kept-"}, hours=24)
+    folder = Path(tempfile.mkdtemp(prefix="unetpp-kept-", dir=parent))
+    (folder / LOCK).touch()
+    (folder / "in").mkdir()
+    return folder / "in"
+
+
+@contextmanager
+def _held_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    """A new folder with a lock in it, which ends with this process however that ends.
+
+    Not with its number: another process may have got that since, and one in another container or on another machine
+    of the same disk is not seen here.
+    """
+    while True:
+        with disk_errors(parent):
+            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        with ExitStack() as stack:
+            try:
+                if fcntl is not None:
+                    stack.enter_context(locked(folder / LOCK))
+            except FileNotFoundError:
+                continue  # another process has just swept it
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):  # a disk without locks
+                    shutil.rmtree(folder)
+                    raise
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder)
+            return
+
+
+def _sweep(parent: Path, prefixes: set[str], hours: float = 0) -> None:
+    """Remove the temporary folders of these prefixes whose processes have ended."""
+    if not parent.is_dir() or fcntl is None:
+        return
+    for path in parent.iterdir():
+        begins, dash, ends = path.name.rpartition("-")
+        if begins + dash not in prefixes or not path.is_dir():
+            continue
+        with suppress(OSError):  # it is held, or another user's
+            if (path / LOCK).exists():
+                if path.stat().st_mtime <= time.time() - 3600 * hours:
+                    with locked(path / LOCK, wait=False):
+                        shutil.rmtree(path)
+            elif ends.isdecimal():  # the process's number, of a version that knew no lock
+                try:
+                    os.kill(int(ends), 0)
+                except ProcessLookupError:
+                    shutil.rmtree(path)
 
 
 def write_json(path: str | Path, value) -> None:
@@ -83,8 +295,7 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
     Raises:
         BlockingIOError: another process holds it, and `wait` is false.
     """
-    import fcntl  # late: Windows, where `unetpp predict` runs, has none
-
+    assert fcntl is not None
     while True:
         with path.open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

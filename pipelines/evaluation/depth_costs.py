@@ -2,7 +2,6 @@
 
 import os
 import platform
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from pipelines.core.delivery_sections import Evaluate
+from pipelines.core.files import scratch
 from pipelines.evaluation.cold_start import measure_cold_start
 from pipelines.evaluation.predictor import MEAN
 from unetpp.inference.model_file import Trained
@@ -35,8 +35,8 @@ def measure_cost(
     example = torch.rand(1, trained.network.in_channels, size_px, size_px, device=device)
     for module in modules.values():
         module.to(device)
-    with tempfile.TemporaryDirectory() as folder:
-        files = {name: Path(folder, f"{name}.pt") for name in kept}
+    with scratch() as folder:
+        files = {name: folder / f"{name}.pt" for name in kept}
         for name, each in kept.items():
             each.save(files[name])
         sizes = {name: path.stat().st_size / profiling.MIB for name, path in files.items()}

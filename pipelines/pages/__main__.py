@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from pipelines.core.command import run_command
-from pipelines.core.files import replacing
+from pipelines.core.files import check_outputs, replacing
 from pipelines.pages import data_page, depth_page, search_page
 from unetpp.errors import UserError
 
@@ -34,6 +34,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.of.exists():
         raise UserError(f"{arguments.of}: no such file or folder; `dvc repro` writes it")
+    check_outputs(files=[arguments.out], inputs=[arguments.of])
     page = PAGES[arguments.page](arguments.of)
     with replacing(arguments.out) as partial:
         partial.write_text(page, encoding="utf-8")

@@ -7,11 +7,10 @@ last, so that `rollback` finds the former; the tag history of a version and of t
 import getpass
 import json
 import socket
-import tempfile
 from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
 
+from pipelines.core.files import scratch
 from pipelines.evaluation.scored import read_depth
 from pipelines.registry import mlflow_store
 from pipelines.registry.model_card import Event, Family, with_history
@@ -44,8 +43,8 @@ def find_champion(client, name: str) -> Champion | None:
     tags = client.get_model_version(name, version).tags
     if "depth" not in tags or "test_sha256" not in tags:
         return Champion(version, None, "was not registered by this stage")
-    with tempfile.TemporaryDirectory() as folder:
-        path = mlflow_store.download(name, version, "evidence/images.csv", Path(folder))
+    with scratch() as folder:
+        path = mlflow_store.download(name, version, "evidence/images.csv", folder)
         if path is None:
             return Champion(version, None, "has no evidence/images.csv")
         try:

@@ -4,12 +4,11 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.core.files import read_json
+from pipelines.core.files import kept_folder, read_json
 from pipelines.evaluation.compare import Evaluation
 from pipelines.evaluation.scored import read_scored
 from unetpp.errors import UserError
@@ -93,7 +92,7 @@ def _from_git(name: str) -> Path:
     commit = commit or named.get(name)
     if commit is None:
         raise UserError(f"{name}: no such folder, git revision or DVC experiment; {EXPECTED}. {_existing(named)}")
-    folder = Path(tempfile.mkdtemp(prefix="unetpp-report-"))
+    folder = kept_folder()
     for file in FILES:
         try:
             # Of git or of DVC's cache or remote, wherever that commit keeps it.
@@ -134,7 +133,7 @@ def _from_mlflow(name: str) -> Found:
             version = model_versions.find_version(client, name)
             run_id, depth = str(version.run_id), version.tags.get("depth")
         try:
-            folder = client.download_artifacts(run_id, "report", tempfile.mkdtemp(prefix="unetpp-report-"))
+            folder = client.download_artifacts(run_id, "report", str(kept_folder()))
         except (mlflow_store.MlflowException, FileNotFoundError) as error:
             if isinstance(error, mlflow_store.MlflowException) and error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise

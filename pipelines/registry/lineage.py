@@ -3,12 +3,12 @@
 What was not recorded is said to be so, and never guessed from what lies in this folder.
 """
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipelines.core.checksums import SUMS, sha256
+from pipelines.core.files import scratch
 from pipelines.registry import mlflow_store, model_versions
 from pipelines.registry.run_log import read_hashes
 from unetpp.errors import UserError
@@ -66,7 +66,7 @@ def find_lineage(model: str, folder: Path, store: str) -> Lineage:
         store: URI of the registry.
 
     Raises:
-        UserError: no such version, or no store.
+        UserError: no such version, no store, or its files are gone.
     """
     uri = "models:/" + model.removeprefix("models:/")
     with mlflow_store.reading(store) as client:
@@ -77,7 +77,13 @@ def find_lineage(model: str, folder: Path, store: str) -> Lineage:
         aliases = client.get_registered_model(name).aliases
         run = _run(client, version.run_id)
         if run is not None:
-            for part in {one.path for one in client.list_artifacts(run.info.run_id)} & set(RECORDED):
+            there = {one.path for one in client.list_artifacts(run.info.run_id)}
+            if not there and "fingerprint" in run.data.tags and run.info.status == "FINISHED":
+                raise UserError(
+                    f"{uri}: its run {run.info.run_id} has no files in {run.info.artifact_uri}; expected what the "
+                    "register stage uploads: bring mlruns/ that belongs to mlflow.db, or register it again"
+                )
+            for part in there & set(RECORDED):
                 client.download_artifacts(run.info.run_id, part, str(folder))
         return Lineage(
             uri=f"models:/{name}/{version.version}",
@@ -104,9 +110,9 @@ def _run(client, run_id: str | None):
 
 
 def _weights(client, name: str, version: str) -> str | None:
-    with tempfile.TemporaryDirectory(prefix="unetpp-") as folder:
+    with scratch() as folder:
         try:
-            hashes = model_versions.download_sums(model_versions.logged_model_id(client, name, version), Path(folder))
+            hashes = model_versions.download_sums(model_versions.logged_model_id(client, name, version), folder)
         except UserError:
             return None
         return hashes.get("model.safetensors")
@@ -157,7 +163,7 @@ def _params(lineage: Lineage) -> list[str]:
 
 def show_lineage(model: str, store: str) -> str:
     """The lines that `unetpp lineage MODEL` prints."""
-    with tempfile.TemporaryDirectory(prefix="unetpp-") as folder:
-        found = rows(find_lineage(model, Path(folder), store))
+    with scratch() as folder:
+        found = rows(find_lineage(model, folder, store))
     width = max(len(what) for what, _ in found)
     return "\n".join(f"{what:<{width}}  {value}" for what, value in found)

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from pipelines.core.files import replacing
 from pipelines.core.params import Params
 from pipelines.training.epoch_metrics import curves_of
 
@@ -202,9 +203,9 @@ def series(rows: Sequence[Row], known: set[tuple[str, int]]) -> list[tuple[str, 
 
 
 def _keep(spool: Path, training: str, rows: Sequence[Row]) -> None:
-    spool.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps({"training": training, "time_ms": time_ms, "row": row}) for row, time_ms in rows]
-    spool.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with replacing(spool) as partial:
+        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(f"{spool}: {len(rows)} epoch(s) that MLflow did not take; stage register brings them", flush=True)
 
 

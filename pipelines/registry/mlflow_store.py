@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from pipelines.core.params import load_params
 from pipelines.registry.lock import TurnLostError, opening, sqlite_path
+from pipelines.storage import artifact_paths
 from unetpp.errors import UserError
 from unetpp.offline import silence
 
@@ -57,8 +58,22 @@ class StoreLostError(UserError):
 
 
 def tracking_uri(configured: str | None = None) -> str:
-    """Where runs and models are kept: `configured`, else $MLFLOW_TRACKING_URI, else mlflow.db in this folder."""
-    return configured or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    """Where runs and models are kept: `configured`, else $MLFLOW_TRACKING_URI, else mlflow.db of this project."""
+    uri = configured or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    path = sqlite_path(uri)
+    if path is None or not path.name or path.is_absolute():
+        return uri
+    return uri.replace(f"///{path}", f"///{_own_folder() / path}", 1)
+
+
+def _own_folder() -> Path:
+    """This folder; where DVC runs an experiment in a copy (--temp, --queue) that it deletes, the project's own."""
+    here = Path.cwd()
+    for place in here.parents:
+        if place.parts[-3:] == (".dvc", "tmp", "exps"):
+            copy = next((one for one in (here, *here.parents) if (one / ".dvc").is_dir()), here)
+            return place.parents[2] / here.relative_to(copy)
+    return here
 
 
 def project_uri() -> str:
@@ -161,6 +176,7 @@ def connect(uri: str) -> MlflowClient:
         mlflow.set_tracking_uri(with_driver(uri))
         with opening(uri):
             _create_file(uri)
+            artifact_paths.follow(sqlite_path(uri))
             client = MlflowClient(with_driver(uri))
             client.search_experiments(max_results=1)
     except (MlflowException, OSError, DBAPIError) as error:
@@ -198,6 +214,7 @@ def _create_file(uri: str) -> None:
     partial = path.with_name(f"{path.name}.partial")
     partial.unlink(missing_ok=True)
     MlflowClient(f"sqlite:///{partial}").search_experiments(max_results=1)
+    artifact_paths.follow(path, partial)
     partial.rename(path)
 
 
@@ -248,6 +265,7 @@ def serve_page(port: int, store: str, model_name: str | None = None) -> None:
         "MLFLOW_BACKEND_STORE_URI": with_driver(store),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
+    artifact_paths.follow(sqlite_path(store))
     options = {"--host": "127.0.0.1", "--port": str(port), "--workers": "1"}
     command = [sys.executable, "-m", "mlflow", "server", *(word for option in options.items() for word in option)]
     os.execve(sys.executable, command, environment)

@@ -7,7 +7,6 @@ weights as safetensors, numbers as JSON and SHA256SUMS over all of it: no pickle
 import base64
 import logging
 import os
-import tempfile
 import warnings
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -16,6 +15,7 @@ import cv2
 import numpy as np
 
 from pipelines.core.checksums import SUMS, check_seal, seal, sealed_files, sha256
+from pipelines.core.files import scratch
 from pipelines.registry.mlflow_store import shown
 from unetpp.errors import UserError
 from unetpp.export.safetensors_files import read_safetensors, save_safetensors
@@ -72,8 +72,8 @@ def find_or_log_model(
         return ready[0]
     # One that an interrupted run left behind is filled again.
     model = found[0] if found else client.create_logged_model(experiment, name, run.info.run_id, tags, params)
-    with tempfile.TemporaryDirectory(prefix="unetpp-") as parent:
-        folder = Path(parent) / "model"
+    with scratch() as parent:
+        folder = parent / "model"
         digest = write_model(folder, trained, depth, model)
         outputs = client.get_run(run.info.run_id).outputs
         if model.model_id not in {one.model_id for one in (outputs.model_outputs if outputs else [])}:
@@ -154,8 +154,7 @@ def fetch_version(name: str, version: str) -> Trained:
         UserError: a file is missing or has other bytes than when it was logged, or it was not logged by `register`.
     """
     model_id = logged_model_id(MlflowClient(), name, version)
-    with tempfile.TemporaryDirectory(prefix="unetpp-") as parent:
-        folder = Path(parent)
+    with scratch() as folder:
         try:
             download_model(model_id, folder)
             return read_safetensors(folder)
@@ -210,8 +209,8 @@ def _download(uri: str, folder: Path) -> None:
         if not missing:
             raise
         raise UserError(
-            f"{uri.rpartition('/')[2]}: no such file in the artifact store; expected what the register stage uploads: "
-            "register it again"
+            f"{uri.rpartition('/')[2]}: no such file in {uri.rpartition('/')[0]}; expected what the register stage "
+            "uploads: bring mlruns/ that belongs to mlflow.db, or register it again"
         ) from None
 
 

@@ -10,12 +10,12 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from pipelines.core.checksums import SUMS, check_seal, sha256
+from pipelines.core.files import scratch
 from pipelines.registry import mlflow_store, model_versions
 from unetpp.errors import UserError
 from unetpp.inference.model_file import Trained
@@ -48,8 +48,8 @@ def check_in_clean_process(name: str, versions: dict[int, str], trained: Trained
         for depth in versions
         for key, image in images.items()
     }
-    with tempfile.TemporaryDirectory(prefix="unetpp-") as folder:
-        np.savez(Path(folder) / "expected.npz", allow_pickle=False, **images, **answers)
+    with scratch() as folder:
+        np.savez(folder / "expected.npz", allow_pickle=False, **images, **answers)
         code = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
         environment = os.environ | {
             # The address may hold a password, and `ps` shows arguments.
@@ -78,8 +78,8 @@ def check_evidence(name: str, version: str, expected: str) -> str | None:
     Args:
         expected: sha256 of its SHA256SUMS, from what was uploaded.
     """
-    with tempfile.TemporaryDirectory() as parent:
-        folder = mlflow_store.download(name, version, "evidence", Path(parent))
+    with scratch() as parent:
+        folder = mlflow_store.download(name, version, "evidence", parent)
         if folder is None or not (folder / SUMS).is_file():
             return f"lacks evidence/{SUMS}"
         if sha256(folder / SUMS) != expected:

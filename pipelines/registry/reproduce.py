@@ -10,7 +10,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
@@ -21,6 +20,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from pipelines.core.files import scratch
 from pipelines.registry.lineage import Lineage, find_lineage
 from pipelines.registry.run_log import read_hashes
 from unetpp.errors import UserError
@@ -52,8 +52,8 @@ def check_out(lineage: Lineage, repository: Path, out: Path) -> list[str]:
     Raises:
         UserError: the folder exists, the commit was not recorded or is not in the repository, or there is no git.
     """
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out}: found a folder that is not empty; expected a new one: give another --out")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out}: found a file, or a folder that is not empty; expected a new one: give another --out")
     if lineage.commit is None:
         raise UserError(
             f"{lineage.uri}: no commit was recorded (the folder of its run was no git repository), so its code cannot "
@@ -200,8 +200,8 @@ def reproduce(model: str, out: Path, run: bool, store: str) -> bool:
         UserError: see `find_lineage`, `check_out` and `run_again`.
     """
     out = out.absolute()
-    with tempfile.TemporaryDirectory(prefix="unetpp-") as folder:
-        lineage = find_lineage(model, Path(folder), store)
+    with scratch() as folder:
+        lineage = find_lineage(model, folder, store)
         notes = check_out(lineage, Path.cwd(), out)
         project = out / _git(Path.cwd(), "rev-parse", "--show-prefix")
         print(f"{lineage.uri}, commit {lineage.commit}, is checked out in {project}", flush=True)

@@ -87,7 +87,7 @@ def gather(inputs: Inputs, folder: Path) -> None:
     files = {"report": [inputs.evaluation / name for name in REPORT_FILES] + [inputs.curves, inputs.system]}
     files["pipeline"] = [Path(name) for name in PIPELINE_FILES]  # of the folder in which the pipeline runs
     files["model"] = [inputs.model / "model.pt"]  # all heads: what further training and pruning start from
-    files["search"] = sorted(inputs.search.glob("*")) if inputs.search else []
+    files["search"] = sorted(inputs.search.glob("[!.]*")) if inputs.search else []
     for name, paths in files.items():
         for path in paths:
             if path.is_file():  # dvc.lock is missing when the stage is run by hand

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from pipelines.registry import mlflow_store  # mlflow reads its switches, which are set there, while it is imported
+from pipelines.registry.lock import sqlite_path
+from pipelines.storage import artifact_paths
 from unetpp.errors import UserError
 
 with warnings.catch_warnings():
@@ -35,6 +37,7 @@ def experiment_id(client: MlflowClient, name: str) -> str:
         mlflow_store.create_once(
             client.create_experiment, name, tags={"mlflow.experimentKind": "custom_model_development"}
         )
+        artifact_paths.follow(sqlite_path(client.tracking_uri))  # a command of another folder made it
         found = client.get_experiment_by_name(name)
         assert found is not None
     if found.lifecycle_stage == "deleted":

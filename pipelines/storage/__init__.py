@@ -1,1 +1,1 @@
-"""Bytes from elsewhere: sources, archives, HTTP, S3, checkpoints' places, the cache of a node."""
+"""Bytes from elsewhere: sources, archives, HTTP, S3, checkpoints' and artifacts' places, the cache of a node."""

@@ -6,18 +6,17 @@ The training itself is `pipelines.training.epochs`, which knows nothing of Ray.
 import json
 import logging
 import os
-import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
 from pipelines.console.progress import Progress
+from pipelines.core.files import scratch
 from pipelines.storage.run_store import STOP, RunStore, begin, check_shared
 from pipelines.training.epoch_metrics import best_so_far
 from pipelines.training.epochs import Wish, epochs
@@ -169,8 +168,8 @@ def reported(log: Callable[[dict], None]) -> Iterator[list]:
     """Callbacks for `run_on_ray`, by which `log` gets, in this process, the row of each epoch that was kept."""
     from ray.train import UserCallback
 
-    with tempfile.TemporaryDirectory(prefix="unetpp-rows-") as folder:
-        path = Path(folder, "rows")
+    with scratch() as folder:
+        path = folder / "rows"
         os.mkfifo(path)
 
         class Rows(UserCallback):  # runs in Ray's controller, a process on the machine of this one
@@ -234,7 +233,7 @@ def run_on_ray(spec: TrainSpec, name: str, run: RunStore, callbacks: list | None
     from ray.train.torch import TorchConfig, TorchTrainer
 
     begin(run)
-    train, scratch = spec.train, tempfile.TemporaryDirectory(prefix="unetpp-ray-")
+    train, stack = spec.train, ExitStack()
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # every report waits for one; Ray's own is 2
     # A process that stands still outside of an exchange, where no other one waits for it by gloo or NCCL.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(train.timeout_s + 3 * ANSWER_S)
@@ -253,14 +252,14 @@ def run_on_ray(spec: TrainSpec, name: str, run: RunStore, callbacks: list | None
         ),
         run_config=RunConfig(
             name=name,
-            storage_path=scratch.name,
+            storage_path=str(stack.enter_context(scratch())),
             failure_config=FailureConfig(max_failures=train.max_failures, controller_failure_limit=failures),
             callbacks=[*(callbacks or ()), _announcer()],
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
         torch_config=TorchConfig(backend="nccl" if train.use_gpu else "gloo", timeout_s=train.timeout_s),
     )
-    with scratch:
+    with stack:
         try:
             return run_stoppable(lambda: trainer.fit().return_value, lambda: run.write(STOP, b""))
         except WorkerGroupError as error:

@@ -3,13 +3,13 @@
 After each epoch it reports the IoU of every depth, the best so far of each, and keeps a checkpoint.
 """
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pipelines.core.files import scratch
 from pipelines.core.params import Params
 from pipelines.storage.run_store import open_store
 from pipelines.training.epoch_metrics import best_so_far
@@ -85,8 +85,8 @@ def trial(config: Config, search: TrainSpec, params: Params, costs: Costs) -> No
             print(f"begins anew: {error}", flush=True)  # the same seed, so the same training
     for row, kept in trial_rows(spec, state):
         row = with_cost(row, spec, costs, params.search.cost)
-        with tempfile.TemporaryDirectory() as folder:
-            save_checkpoint(Path(folder), kept.to_dict())
+        with scratch() as folder:
+            save_checkpoint(folder, kept.to_dict())
             tune.report(row, checkpoint=tune.Checkpoint.from_directory(folder))
 
 

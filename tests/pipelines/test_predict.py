@@ -194,7 +194,37 @@ def test_broken_image_is_named_and_the_others_are_done(tmp_path, model):
     (tmp_path / "in" / "bad.png").write_text("not a picture")
     with pytest.raises(UserError, match=r"1 of 2 images.*\n.*bad\.png"):
         predict([str(tmp_path / "in")], str(model), None, tmp_path / "out")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.png"]
+    assert [path.name for path in (tmp_path / "out").glob("*.png")] == ["good.png"]
+
+
+def test_what_a_person_has_is_never_replaced_by_a_mask(tmp_path, model, monkeypatch):
+    """By the command, as it is typed."""
+    before = {name: write(tmp_path / name) for name in ("scans/a.png", "scans/b.png", "hand/b.png")}
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> str:
+        parsed = build_parser().parse_args(["predict", *arguments, "--model", str(model)])
+        try:
+            parsed.run(parsed)
+        except UserError as error:
+            return str(error)
+        return ""
+
+    images = ["scans/a.png", "scans/b.png"]
+    assert "this output lies in scans, which is read" in run("scans", "--out", "scans/masks")
+    assert "this output lies in scans, which is read" in run("sc*", "--out", "scans/deep", "--overwrite")
+    assert "this output is scans/a.png, which is read" in run(*images, "--out", "scans", "--overwrite")
+    assert "hand/b.png: in the way" in run("scans", "--out", "hand")
+    assert "hand/b.png: found a file; expected a folder" in run("scans", "--out", "hand/b.png", "--overwrite")
+    assert [path.name for path in (tmp_path / "hand").iterdir()] == ["b.png"]
+    for name, image in before.items():
+        assert np.array_equal(np.array(Image.open(tmp_path / name)), image), name
+    # What we wrote is replaced, until somebody corrects it.
+    assert [run("scans", "--out", "masks") for _ in range(2)] == ["", ""]
+    Image.fromarray(np.full((30, 45), 7, np.uint8)).save(tmp_path / "masks/a.png")
+    assert "masks/a.png: in the way" in run("scans", "--out", "masks")
+    assert run("scans", "--out", "masks", "--overwrite") == ""
+    assert np.array(Image.open(tmp_path / "masks/a.png")).max() == 255
 
 
 def test_image_that_may_not_be_read_is_named_and_the_others_are_done(tmp_path, model, monkeypatch):

@@ -308,7 +308,8 @@ def test_the_result_is_the_same_bytes_on_any_number_of_processes(raw, tmp_path, 
         prepare(PARAMS.model_copy(update={"num_workers": number}), raw, tmp_path / name)
     assert hashes(tmp_path / "one") == hashes(tmp_path / "more")
     assert sorted(hashes(tmp_path / "one")) == [
-        *("duplicates.csv", "fingerprint.json", "manifest.json", "quarantine.csv", "samples.csv", "split.csv"),
+        *(".unetpp", "duplicates.csv", "fingerprint.json", "manifest.json", "quarantine.csv", "samples.csv"),
+        "split.csv",
         *("test.arrow", "train.arrow", "val.arrow", "val_full.arrow"),
     ]
 

@@ -43,7 +43,7 @@ def quantise(source: str | Path, target: str | Path, images: Iterable[np.ndarray
             image = next(self.images, None)
             return None if image is None else {INPUT: image}
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=Path(target).parent) as folder:
         prepared = Path(folder, "prepared.onnx")
         quant_pre_process(Path(source), prepared, skip_symbolic_shape=True)
         graph = onnx.load(prepared, load_external_data=False).graph

@@ -94,7 +94,7 @@ class Verification:
         self.folder, self.trained, self.images = folder, trained, images
 
     def __enter__(self) -> "Verification":
-        self._place = tempfile.TemporaryDirectory()
+        self._place = tempfile.TemporaryDirectory(dir=self.folder.parent)  # where a killed stage is cleaned up after
         place = Path(self._place.name)
         self.trained.save(place / "model.pt")
         np.savez(place / "images.npz", *self.images)
