@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import TiffImageFile
+from tifffile import TiffPage
 
 from tests.unetpp.images.pngs import png, png_chunk
 from tests.unetpp.images.tiffs import write_tiff
@@ -83,7 +83,7 @@ def test_grey_to_colour_and_back_changes_nothing(grey):
     assert np.array_equal(convert(convert(grey[:, :, None], 3), 1)[:, :, 0], grey)
 
 
-KINDS = ["int8", "int16", "int32", "uint32", "float32", "float64"]
+KINDS = ["int8", "int16", "int32", "uint32", "int64", "uint64", "float16", "float32", "float64"]
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -231,7 +231,7 @@ def no_decoding(monkeypatch):
     def fail(*_, **__):
         raise AssertionError("decoded")
 
-    for owner, name in ((Image.Image, "load"), (PngImageFile, "load"), (TiffImageFile, "load"), (cv2, "imread")):
+    for owner, name in ((Image.Image, "load"), (PngImageFile, "load"), (TiffPage, "asarray")):
         monkeypatch.setattr(owner, name, fail)
 
 
@@ -303,18 +303,20 @@ def test_a_bomb_inside_a_chunk_of_a_png_costs_no_memory(tmp_path, chunk, bits):
         *((suffix, LABELS.astype(np.uint16) * 20_000) for suffix in ("png", "tif")),
         ("tif", LABELS.astype(np.int32) * 20_000),
         ("tif", np.array([[0, 1], [2**31, 2**32 - 1]], np.uint32)),
+        ("tif", np.array([[0, 1], [2**31, 2**63 - 1]], np.int64)),
         ("png", LABELS > 1),
     ],
 )
 def test_masks_keep_their_values(tmp_path, suffix, mask):
     path = tmp_path / f"a.{suffix}"
-    found = decode_mask(write_tiff(path, mask) if mask.dtype == np.uint32 else save(path, mask))
+    found = decode_mask(write_tiff(path, mask) if mask.dtype.itemsize > 3 else save(path, mask))
     assert np.array_equal(found, mask.astype(np.int64))
 
 
 REFUSED = {
     "float32": (lambda path: write_tiff(path, LABELS.astype(np.float32)), "a mask of floating-point values"),
     "float64": (lambda path: write_tiff(path, LABELS.astype(np.float64)), "a mask of floating-point values"),
+    "beyond int64": (lambda path: write_tiff(path, np.full((5, 7), 2**63, np.uint64)), "the mask value 9223372036854"),
     "negative": (lambda path: write_tiff(path, np.full((5, 7), -3, np.int32)), "the mask value -3"),
     "transparent": (
         lambda path: save(path, np.dstack([np.zeros((5, 7, 3), np.uint8), LABELS * 60]), format="PNG"),
@@ -333,10 +335,10 @@ def test_a_mask_whose_values_may_not_be_labels_is_refused_by_what_it_is_whatever
         decode_mask(write(tmp_path / "a.tif"))
 
 
-@pytest.mark.parametrize(("kind", "channels"), [("uint64", 1), ("int64", 3), ("uint16", 5)])
+@pytest.mark.parametrize(("kind", "channels"), [("complex64", 1), ("int64", 2), ("uint16", 5)])
 def test_a_type_that_is_not_read_is_refused_by_what_it_is(tmp_path, kind, channels):
     path = write_tiff(tmp_path / "a.tif", np.zeros((5, 7, channels), kind))
-    with pytest.raises(FileError, match=rf"a\.tif: found a TIFF of {channels} channels of {kind[-2:]} bits"):
+    with pytest.raises(FileError, match=rf"a\.tif: found a TIFF of {channels} channels of .*{kind}"):
         decode_image(path, 3)
 
 
@@ -415,7 +417,7 @@ def test_a_header_tells_what_the_file_holds(tmp_path):
         assert read_picture(path, None, Limits()).header == expected
     pages = write_tiff(tmp_path / "c.tif", GREY, GREY.astype(np.float32), COLOUR)
     found = [read_picture(pages, page, Limits()).header[1:] for page in (1, 2, 3)]
-    assert found == [("L", 8, 1), ("F", 32, 1), ("RGB", 8, 3)]
+    assert found == [("L", 8, 1), ("float32", 32, 1), ("RGB", 8, 3)]
 
 
 def hostile(files, seed):
