@@ -137,12 +137,12 @@ def _read_other(path: Path, number: int | None, limits: Limits) -> Picture:
 def _read_tiff(path: Path, number: int | None, limits: Limits) -> Picture:
     with tiff_pages.opened(path) as tif:
         _check_pages(path, tiff_pages.count(path, tif), number, ", or set prepare.pages to slices")
-        page = tif.pages.get((number or 1) - 1)
+        page = tif.pages.get((number or 1) - 1).aspage()
         _check_pixels(path, page.imagewidth, page.imagelength, limits)
         _check_upright(path, tiff_pages.orientation(page))
         tiff_pages.check_known(path, page, limits.max_pixels)
         pixels, palette = tiff_pages.decode(path, page)
-        kind = page.dtype.name if page.dtype not in (bool, np.uint8, np.uint16) else COLOURS[pixels.shape[2] - 1]
+        kind = COLOURS[pixels.shape[2] - 1] if pixels.dtype in (np.uint8, np.uint16) else pixels.dtype.name
         return Picture(
             path,
             Header("TIFF", kind if palette is None else "P", page.bitspersample, pixels.shape[2]),

@@ -114,7 +114,7 @@ def photometric(page: "TiffPage") -> int:
 
 
 def alpha(page: "TiffPage") -> int:
-    """What the last channel is: 0 = no alpha, PREMULTIPLIED, or 2 = alpha, as a fourth of RGB is where no tag says it."""
+    """What the last channel is: 0 = no alpha, PREMULTIPLIED, 2 = alpha; a fourth of RGB is that where no tag says."""
     if EXTRA_SAMPLES not in page.tags:
         return 2 * (photometric(page) == RGB and page.samplesperpixel == 4)
     return page.extrasamples[-1] if page.extrasamples[-1] in (PREMULTIPLIED, 2) else 0
@@ -184,7 +184,9 @@ def decode(path: Path, page: "TiffPage") -> tuple[np.ndarray, np.ndarray | None]
     opaque = np.iinfo(pixels.dtype).max if pixels.dtype.kind in "ui" else 1
     if alpha(page) == PREMULTIPLIED and (pixels[:, :, -1] != opaque).any():
         raise FileError(
-            path, "found colours that are multiplied by their transparency; expected opaque ones", "save it without alpha"
+            path,
+            "found colours that are multiplied by their transparency; expected opaque ones",
+            "save it without alpha",
         )
     if photometric(page) != PALETTE:
         return pixels, None

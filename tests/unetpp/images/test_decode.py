@@ -8,6 +8,7 @@ import sys
 import tracemalloc
 import zlib
 from collections import Counter
+from contextlib import suppress
 
 import cv2
 import numpy as np
@@ -395,6 +396,64 @@ def test_palettes_with_alpha_give_colours_as_images_and_indices_as_masks(tmp_pat
     image.save(tmp_path / "a.png", transparency=bytes([0, 128, 255, 7]))
     assert np.array_equal(decode_image(tmp_path / "a.png", 3), colours[LABELS])
     assert np.array_equal(decode_mask(tmp_path / "a.png"), LABELS)
+
+
+def palette_file(path, indices, colours):
+    picture = Image.fromarray(indices)
+    picture.putpalette(np.array(colours, np.uint8).ravel().tolist())
+    picture.save(path)
+    return path
+
+
+BLACK, WHITE, RED, BLUE, GREYISH = (0, 0, 0), (255, 255, 255), (200, 0, 0), (0, 40, 200), (90, 90, 90)
+RAMP = [(255 - n,) * 3 for n in range(256)]
+PALETTES = {  # colours, and whether index 0 is surely the background
+    "VOC": ([BLACK, RED, BLUE, (1, 60, 1)], True),
+    "white under classes": ([WHITE, RED, BLUE, (200, 190, 0)], True),
+    "greys": ([BLACK, GREYISH, (170, 170, 170), WHITE], True),
+    "adaptive": ([WHITE, BLACK, GREYISH, (9, 9, 9)], False),
+    "a rim first": ([(20, 20, 20), WHITE, GREYISH, BLACK], False),
+    "an inverted ramp": (RAMP, False),
+    "colours in any order": ([RED, BLUE, BLACK, (9, 200, 9)], False),
+    "white behind colours": ([RED, BLUE, WHITE, (9, 200, 9)], False),
+}
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "bmp"])
+@pytest.mark.parametrize(("colours", "sure"), PALETTES.values(), ids=PALETTES)
+def test_a_palette_mask_is_read_where_index_0_is_surely_the_background(tmp_path, colours, sure, suffix):
+    path = palette_file(tmp_path / f"a.{suffix}", LABELS, colours)
+    assert np.array_equal(decode_image(path, 3), np.array(colours, np.uint8)[LABELS])
+    if sure:
+        assert np.array_equal(decode_mask(path), LABELS)
+    else:
+        with pytest.raises(FileError, match=r"found a palette mask whose index 0 is the colour .*: save it as"):
+            decode_mask(path)
+
+
+@pytest.mark.parametrize("reduce", ["adaptive", "quantize", "1-bit BMP"])
+def test_masks_that_a_tool_has_reduced_to_a_palette_are_right_or_refused(tmp_path, reduce):
+    for seed in range(10):
+        true = np.random.default_rng(seed).random((20, 20)) < 0.13
+        grey = Image.fromarray(true * np.uint8(255))
+        if reduce == "1-bit BMP":
+            path = tmp_path / "a.bmp"
+            grey.convert("1").save(path)
+            content = bytearray(path.read_bytes())
+            if seed % 2:  # the palette the other way round, and the bits too
+                content[54:62] = content[58:62] + content[54:58]
+                start = int.from_bytes(content[10:14], "little")
+                content[start:] = bytes(255 - byte for byte in content[start:])
+            path.write_bytes(content)
+        else:
+            path, colour = tmp_path / "a.png", grey.convert("RGB")
+            picture = (
+                colour.quantize(2) if reduce == "quantize" else colour.convert("P", palette=Image.Palette.ADAPTIVE)
+            )
+            picture.save(path)
+        assert np.array_equal(decode_image(path, 1)[:, :, 0] > 0, true)
+        with suppress(FileError):
+            assert np.array_equal(decode_mask(path) > 0, true)
 
 
 def test_an_error_is_the_same_after_a_way_through_another_process(tmp_path):
