@@ -17,7 +17,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 from tifffile import TiffPage
 
-from tests.unetpp.images.pngs import png, png_chunk
+from tests.unetpp.images.pngs import deep_png, png, png_chunk
 from tests.unetpp.images.tiffs import write_tiff
 from unetpp.errors import FileError, UserError
 from unetpp.images.decode import decode_image, decode_mask
@@ -72,6 +72,36 @@ def test_sixteen_bit_colour_keeps_all_its_bits(tmp_path, suffix, alpha):
     image = decode_image(path, 3)
     assert image.dtype == np.uint16
     assert np.array_equal(image, DEEP_COLOUR)
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_a_png_of_16_bits_keeps_them_in_any_form(tmp_path, channels, interlaced):
+    pixels, hidden = RNG.integers(0, 2**16, (5, 7, channels), np.uint16), b""
+    if channels % 2:  # a colour that is transparent, gamma, and how many bits the camera had
+        hidden = png_chunk(b"tRNS", pixels[0, 0].astype(">u2").tobytes()) + png_chunk(b"sBIT", bytes([12] * channels))
+    (tmp_path / "a.png").write_bytes(
+        deep_png(pixels, interlaced, png_chunk(b"gAMA", struct.pack(">I", 45455)) + hidden)
+    )
+    shown = pixels[:, :, : 1 if channels < 3 else 3]
+    assert np.array_equal(decode_image(tmp_path / "a.png", 3), np.broadcast_to(shown, (5, 7, 3)))
+
+
+FOREIGN = {
+    "JPEG in CMYK": ({"format": "JPEG", "mode": "CMYK"}, "found colours of type CMYK"),
+    "animation": ({"format": "PNG", "save_all": True, "append_images": [Image.new("RGB", (7, 5))]}, "found 2 pages"),
+    **{
+        name: ({"format": name}, "found no image but a file that begins") for name in ("GIF", "WEBP", "PPM", "JPEG2000")
+    },
+}
+
+
+@pytest.mark.parametrize(("options", "message"), FOREIGN.values(), ids=FOREIGN)
+def test_what_the_decoders_were_not_made_for_is_refused_whatever_its_name(tmp_path, options, message):
+    path = save(tmp_path / "a.png", COLOUR, **options)
+    for decode in (decode_mask, lambda path: decode_image(path, 1)):
+        with pytest.raises(FileError, match=rf"a\.png: {message}"):
+            decode(path)
 
 
 def test_colour_becomes_grey_as_pillow_weights_it(tmp_path):
