@@ -6,7 +6,8 @@ Pillow decodes, but TIFF (`tiff_pages`) and colours of 16 bits in a PNG, which i
 import io
 import struct
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -63,13 +64,8 @@ def count_pages(path: str | Path, limits: Limits) -> int:
     _check_size(path, limits)
     if not _is_tiff(path):
         return 1
-    try:
-        with tiff_pages.opened(path) as tif:
-            return tiff_pages.count(path, tif)
-    except FileError:
-        raise
-    except Exception as error:
-        raise _broken(path, error) from None
+    with _named(path), tiff_pages.opened(path) as tif:
+        return tiff_pages.count(path, tif)
 
 
 def read_picture(path: Path, page: int | None, limits: Limits) -> Picture:
@@ -80,20 +76,21 @@ def read_picture(path: Path, page: int | None, limits: Limits) -> Picture:
             kind that would not be read right.
     """
     _check_size(path, limits)
-    with warnings.catch_warnings():
+    with _named(path), warnings.catch_warnings():
         # Decoders warn of odd metadata. What they can decode all the same is taken, and what they cannot, raises.
         warnings.simplefilter("ignore")
-        try:
-            return (_read_tiff if _is_tiff(path) else _read_other)(path, page, limits)
-        except Image.UnidentifiedImageError:
-            with path.open("rb") as file:
-                found = f"found no image but a file that begins with {file.read(16)!r}; {EXPECTED}"
-            raise FileError(path, found, "save it as one or remove it") from None
-        except FileError:
-            raise
-        # A decoder raises nearly anything on a broken file: OSError, SyntaxError, ValueError, struct.error ...
-        except Exception as error:
-            raise _broken(path, error) from None
+        return (_read_tiff if _is_tiff(path) else _read_other)(path, page, limits)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """A decoder raises nearly anything on a broken file: OSError, SyntaxError, ValueError, struct.error ..."""
+    try:
+        yield
+    except FileError:
+        raise
+    except Exception as error:
+        raise _broken(path, error) from None
 
 
 def _is_tiff(path: Path) -> bool:
@@ -104,11 +101,11 @@ def _is_tiff(path: Path) -> bool:
 def _read_other(path: Path, number: int | None, limits: Limits) -> Picture:
     # The file is ours to close: Pillow keeps one open where decoding fails.
     with path.open("rb") as file:
-        image = _open(file)  # its header alone
+        image = _open(path, file)  # its header alone
         _check_pixels(path, *image.size, limits)
         _check_pages(path, getattr(image, "n_frames", 1) if image.format == "PNG" else 1, number, "")
         image.verify()  # the checksums of a PNG, which loading passes over
-        image = _open(file)
+        image = _open(path, file)
         _check_upright(path, image.getexif().get(ORIENTATION, 1))
         bits = _png_bits(file) if image.format == "PNG" else 1 if image.mode == "1" else 8
         header = Header(str(image.format), image.mode, bits, len(image.getbands()))
@@ -155,12 +152,13 @@ def _read_tiff(path: Path, number: int | None, limits: Limits) -> Picture:
 
 # Not by `Image.open`: its guard against too many pixels is one number for the whole process, which is not ours to
 # change. `Limits` are checked in its place.
-def _open(file: BinaryIO) -> Image.Image:
+def _open(path: Path, file: BinaryIO) -> Image.Image:
     """A picture, not yet decoded."""
     for opener in OPENERS:
         with suppress(SyntaxError, IndexError, TypeError, struct.error):  # it is of another format
             return opener(_rewound(file))
-    raise Image.UnidentifiedImageError
+    found = f"found no image but a file that begins with {_rewound(file).read(16)!r}; {EXPECTED}"
+    raise FileError(path, found, "save it as one or remove it")
 
 
 def _png_bits(file: BinaryIO) -> int:

@@ -72,7 +72,7 @@ def opened(path: Path) -> Iterator["TiffFile"]:
 
 
 def missing(path: Path, what: str) -> FileError:
-    """The refusal of a file that only a package of the extra `images` reads."""
+    """The refusal of what only a package of the extra `images` reads."""
     return FileError(path, f"found {what}; expected it to be installed", "pip install 'unetpp[images]'")
 
 
@@ -89,9 +89,10 @@ def count(path: Path, tif: "TiffFile") -> int:
     num_pages = len(tif.pages)
     if not num_pages:
         raise ValueError("it declares no page")
-    planes = (tif.imagej_metadata or {}).get("images", 1)
+    planes, first = (tif.imagej_metadata or {}).get("images", 1), tif.pages.first
     if num_pages == 1:
-        planes = max(planes, tif.series[0].size // max(1, tif.pages.first.size))
+        pixels = first.imagewidth * first.imagelength * first.samplesperpixel
+        planes = max(planes, tif.series[0].size // max(1, pixels))
     if planes > num_pages:
         raise FileError(
             path,

@@ -180,7 +180,7 @@ REFUSED = {
     ),
     "a volume in one page": (
         lambda path: written(path, np.stack([NUMBERS] * 16), volumetric=True),
-        "found a TIFF of 1",
+        "found 16 planes and 1 page headers",
     ),
     "2 channels": (lambda path: written(path, STAINS[:, :, :2], planarconfig="contig"), "found a TIFF of 2 channels"),
     "alpha that is multiplied in": (
