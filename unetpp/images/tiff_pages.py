@@ -131,20 +131,20 @@ def check_known(path: Path, page: "TiffPage", max_pixels: int) -> None:
     channels, kind = page.samplesperpixel - (alpha(page) > 0), photometric(page)
     known = page.dtype is not None and page.dtype.kind in "buif" and page.compression in COMPRESSIONS
     known &= page.imagedepth == page.tiledepth == 1
-    known &= not page.subfiletype & 0b101  # a smaller copy of a picture, or a transparency mask
     if kind == PALETTE:
         known &= page.samplesperpixel == 1 and page.colormap is not None and page.dtype in (bool, np.uint8, np.uint16)
     elif kind == YCBCR:  # a decoder of JPEG makes RGB of it
         known &= channels == 3 and page.compression == JPEG
     else:
         known &= channels in {WHITE_IS_ZERO: (1,), BLACK_IS_ZERO: (1, 3), RGB: (3,)}.get(kind, ())
-    if not known:
+    aside = ", which it calls a smaller copy or a transparency mask" * bool(page.subfiletype & 0b101)
+    if not known or aside:
         form, packing = (getattr(code, "name", code) for code in (kind, page.compression))
         raise FileError(
             path,
             f"found a TIFF of {channels} channels of {page.bitspersample} bits ({page.dtype or 'unknown type'}, "
-            f"photometric {form}, compression {packing}), which is not read; expected 1 or 3 channels of a picture, "
-            "grey, RGB or a palette",
+            f"photometric {form}, compression {packing}){aside}; expected a picture of 1 or 3 channels, grey, RGB or by a "
+            "palette",
             "save it as one of these, packed by LZW, Deflate or not at all",
         )
     packed = (page.compression, page.predictor, page.fillorder, page.bitspersample % 8) != (1, 1, 1, 0)

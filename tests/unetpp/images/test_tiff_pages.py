@@ -194,10 +194,10 @@ REFUSED = {
     "YCbCr without JPEG": (lambda path: write_tiff(path, STAINS, tags={262: 6}), "found a TIFF of 3 .*YCBCR"),
     "a code that the bytes do not follow": (
         lambda path: write_tiff(path, STAINS, tags={259: 50002}),
-        "found a TIFF of 3 .*JPEGXL.*, which is not read; .*packed by LZW",
+        "found a TIFF of 3 .*JPEGXL.*packed by LZW",
     ),
     "complex numbers": (lambda path: written(path, NUMBERS.astype("c8")), "found a TIFF of 1 .*complex64"),
-    "a small copy": (pyramid, "found a TIFF of 3 channels"),
+    "a small copy": (pyramid, "found a TIFF of 3 channels .*, which it calls a smaller copy"),
     "several series": (
         lambda path: [written(path, one, append=n > 0) for n, one in enumerate((NUMBERS, STAINS))],
         "found 2 pages; expected one",
