@@ -143,8 +143,8 @@ def check_known(path: Path, page: "TiffPage", max_pixels: int) -> None:
         raise FileError(
             path,
             f"found a TIFF of {channels} channels of {page.bitspersample} bits ({page.dtype or 'unknown type'}, "
-            f"photometric {form}, compression {packing}){aside}; expected a picture of 1 or 3 channels, grey, RGB or by a "
-            "palette",
+            f"photometric {form}, compression {packing}){aside}; expected a picture of 1 or 3 channels: grey, "
+            "RGB or with a palette",
             "save it as one of these, packed by LZW, Deflate or not at all",
         )
     packed = (page.compression, page.predictor, page.fillorder, page.bitspersample % 8) != (1, 1, 1, 0)
