@@ -90,9 +90,11 @@ def count(path: Path, tif: "TiffFile") -> int:
     if not num_pages:
         raise ValueError("it declares no page")
     planes, first = (tif.imagej_metadata or {}).get("images", 1), tif.pages.first
+    size = (first.imagewidth, first.imagelength, first.samplesperpixel)
+    if not all(isinstance(one, int) for one in size):  # a tag with many values, whose product would fill the memory
+        raise ValueError(f"its size is {str(size)[:60]}")
     if num_pages == 1:
-        pixels = first.imagewidth * first.imagelength * first.samplesperpixel
-        planes = max(planes, tif.series[0].size // max(1, pixels))
+        planes = max(planes, tif.series[0].size // max(1, math.prod(size)))
     if planes > num_pages:
         raise FileError(
             path,

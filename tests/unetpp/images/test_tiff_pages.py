@@ -164,6 +164,13 @@ def circle(path, length):
     path.write_bytes(content)
 
 
+def changed(path, old, new):
+    """A tag's number, type and count of a sound file, changed."""
+    path.write_bytes(
+        write_tiff(path, NUMBERS).read_bytes().replace(struct.pack("<HHI", *old), struct.pack("<HHI", *new))
+    )
+
+
 def cut(path, **options):
     path.write_bytes(written(path, RNG.integers(0, 9, (48, 64)).astype(np.uint8), **options).read_bytes()[:-400])
 
@@ -213,10 +220,12 @@ REFUSED = {
     "no strip": (lambda path: write_tiff(path, NUMBERS, tags={279: 0}), r"found a broken file .1 strips or tiles"),
     "a short strip": (lambda path: write_tiff(path, NUMBERS, tags={279: 99}), "found a broken file .*too short"),
     "a type of tag that is none": (
-        lambda path: path.write_bytes(
-            write_tiff(path, NUMBERS).read_bytes().replace(struct.pack("<HH", 258, 4), struct.pack("<HH", 258, 77))
-        ),
+        lambda path: changed(path, (258, 4, 1), (258, 77, 1)),
         "found a broken file .*invalid data type 77",
+    ),
+    "a width of many numbers": (
+        lambda path: changed(path, (256, 4, 1), (256, 4, 33)),
+        "found a broken file .*its size is",
     ),
     **{
         f"cut, {packing}": (lambda path, packing=packing: cut(path, compression=packing), "found a broken file")
