@@ -38,6 +38,8 @@ BESIDE = {("console", "core")}  # what a person sees is written by core's whole 
 HOMES = {  # each outside system has one home file, or one wing, or the few that are named
     "albumentations": {"unetpp.data.augment"},
     "pyarrow": {"unetpp.data.arrow_split", "pipelines.storage.s3"},
+    "tifffile": {"unetpp.images.tiff_pages"},
+    "imagecodecs": {"unetpp.images.pictures"},
     "PIL": {"unetpp.images.pictures", "pipelines.pages.html_page"},
     "scipy": {"unetpp.scores.boundaries", "unetpp.scores.object_matching"},
     "pycocotools": {"pipelines.dataset.coco"},
@@ -138,7 +140,8 @@ def test_each_outside_system_has_one_home():
 def test_network_needs_torch_and_numpy_alone():
     code = (
         "import sys\n"
-        "for name in ('ray', 'mlflow', 'dvc', 'albumentations', 'cv2', 'PIL', 'pyarrow', 'pydantic', 'boto3'):\n"
+        "names = 'ray mlflow dvc albumentations cv2 PIL tifffile imagecodecs pyarrow pydantic boto3'\n"
+        "for name in names.split():\n"
         "    sys.modules[name] = None\n"  # an import of it fails
         "import torch, unetpp, unetpp.data.loader, unetpp.data.device_augment, unetpp.training.checkpoint\n"
         "from unetpp.network import profiling\n"

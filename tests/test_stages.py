@@ -164,7 +164,7 @@ def test_the_hash_of_the_code_changes_with_what_it_does_and_not_with_what_it_say
         (tmp_path / "pipelines/training/batches.py").write_text(
             (REPOSITORY / "pipelines/training/batches.py").read_text()
         )
-        (tmp_path / "unetpp/images/tiff.py").write_text("x = 1\n")  # decides what prepare writes, and no training run
+        (tmp_path / "unetpp/images/pictures.py").write_text("x = 1\n")  # what prepare writes, and no training run
         assert hashed() == before
     finally:
         closure.cache_clear()

@@ -103,18 +103,25 @@ def test_a_command_whose_packages_are_missing_says_what_installs_them(installed,
     assert not list(installed.empty.iterdir())
 
 
-def test_library_loads_what_it_can_and_says_what_it_cannot(installed):
+def test_library_loads_what_it_can_and_says_what_it_cannot(installed, tmp_path):
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.tif")
     code = (
         "import unetpp\n"
-        "try:\n"
-        "    unetpp.load('models:/nuclei@champion')\n"
-        "except unetpp.UserError as error:\n"
-        "    print(error)\n"
+        "from unetpp.images.decode import decode_mask\n"
+        "for read, name in ((unetpp.load, 'models:/nuclei@champion'), (decode_mask, %r)):\n"
+        "    try:\n"
+        "        read(name)\n"
+        "    except unetpp.UserError as error:\n"
+        "        print(error)\n"
     )
-    done = installed.run("python", "-c", code)
+    done = installed.run("python", "-c", code % str(tmp_path / "a.tif"))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("models:/nuclei@champion: ")
-    assert done.stdout.endswith("pip install 'unetpp[pipelines]'\n")
+    of_model, of_tiff = done.stdout.splitlines()
+    assert of_model.startswith("models:/nuclei@champion: ")
+    assert of_model.endswith("pip install 'unetpp[pipelines]'")
+    assert of_tiff.endswith(
+        "a.tif: found a TIFF, which tifffile reads; expected it to be installed: pip install 'unetpp[images]'"
+    )
 
 
 def test_prediction_needs_no_module_that_windows_lacks(installed, tmp_path):

@@ -127,6 +127,7 @@ class Prepare(Section):
     fold: NonNegativeInt
     multilabel: bool
     ignore: Annotated[int, Field(ge=1, le=65535)] | None
+    mask_threshold: Annotated[int, Field(ge=1, le=65535)] | None
 
     @model_validator(mode="after")
     def _classes_counted(self):

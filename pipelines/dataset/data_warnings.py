@@ -91,6 +91,12 @@ def _splits(fingerprint: dict) -> Iterator[Finding]:
 def _labels(fingerprint: dict) -> Iterator[Finding]:
     """Of masks: classes over each other, unlabelled pixels, no foreground."""
     masks, prepared, whole = fingerprint["masks"], fingerprint["prepared"], fingerprint["splits"]["all"]
+    if masks["shaded"]:
+        text = f"{_count(masks['shaded'], 'mask holds', 'masks hold')} values between 0 and the highest, on "
+        text += (
+            f"{masks['shades_share']:.1%} of the foreground, such as the grey rims of smoothed edges: each counts as "
+        )
+        yield f"{text}foreground. prepare.mask_threshold (128 for masks of 8 bits) takes the values from it on.", True
     if masks["overlapping"]:
         which = _count(masks["overlapping"], "image", "images")
         text = f"In {which} classes lie over each other, on {masks['overlap_share']:.1%} of the foreground"

@@ -214,6 +214,8 @@ def _masks(samples: Samples) -> dict:
         "lost": _named(samples, (foreground > 0) & (samples["prepared_foreground_px"] == 0)),
         "nearly_full": _named(samples, samples["foreground_share"] > NEARLY_ALL),
         "ignored": int((samples["ignored_px"] > 0).sum()),
+        "shaded": int((samples["shades_px"] > 0).sum()),
+        "shades_share": rounded(samples["shades_px"].sum() / max(1, foreground.sum())),  # of the foreground
         "overlapping": int((samples["overlap_px"] > 0).sum()),
         "overlap_share": rounded(samples["overlap_px"].sum() / max(1, foreground.sum())),  # of the foreground
     }

@@ -9,6 +9,7 @@ import numpy as np
 from pipelines.core.data_sections import Prepare
 from pipelines.dataset.coco import draw
 from pipelines.dataset.layouts import Sample
+from pipelines.dataset.object_sizes import count_numbers
 from unetpp.errors import FileError, UserError
 from unetpp.images.decode import decode_image, decode_mask
 from unetpp.images.pictures import Limits
@@ -28,6 +29,7 @@ class Labels(NamedTuple):
     numbers: np.ndarray  # (H, W) integers: the mask as stored, or a number for each object; of labels (K, H, W)
     one_each: bool  # the latter: each object is a file or a shape of its own
     overlap_px: int = 0  # pixels that several classes claim
+    shades_px: int = 0  # pixels of the foreground with another value than the highest, where values number no objects
 
 
 class Part(NamedTuple):
@@ -36,6 +38,7 @@ class Part(NamedTuple):
     classes: np.ndarray  # (H, W) uint8 class index or number of the label, 0 for none
     stored: np.ndarray  # (H, W) integers as in the file, which may number objects
     unknown: np.ndarray | None = None  # (H, W) bool: unlabelled pixels
+    shades_px: int = 0
 
 
 def limits_of(params: Prepare) -> Limits:
@@ -63,9 +66,11 @@ def read_labels(sample: Sample, image: np.ndarray, params: Prepare) -> Labels:
     one_each = sample.drawing is not None or (sample.classes is None and len(sample.masks) > 1)
     mask, unknown, overlap = np.zeros(size, np.uint8), np.zeros(size, bool), np.zeros(size, bool)
     numbers = np.zeros((params.num_classes, *size) if params.multilabel else size, np.int32)
+    shades_px = 0
     for number, part in enumerate(parts, start=1):
         if part.unknown is not None:
             unknown |= part.unknown
+        shades_px += part.shades_px
         if params.multilabel:
             mask |= BITS[part.classes]
             for label, inside in find_classes(part.classes):
@@ -85,7 +90,7 @@ def read_labels(sample: Sample, image: np.ndarray, params: Prepare) -> Labels:
     if unknown.any():
         numbers = np.where(unknown, 0, numbers)
         mask[unknown] = IGNORE
-    return Labels(mask, numbers, one_each, int(np.count_nonzero(overlap & ~unknown)))
+    return Labels(mask, numbers, one_each, int(np.count_nonzero(overlap & ~unknown)), shades_px)
 
 
 def _read_parts(sample: Sample, size: tuple[int, ...], params: Prepare) -> Iterator[Part]:
@@ -102,14 +107,30 @@ def _read_parts(sample: Sample, size: tuple[int, ...], params: Prepare) -> Itera
         unknown = None if params.ignore is None else values == params.ignore
         if unknown is not None:
             values = np.where(unknown, 0, values)  # of the same type
-        if index is not None:  # a file a class: any value is its class
-            classes = (values > 0) * np.uint8(index if params.num_classes > 1 else 1)
-        elif params.num_classes == 1:
-            classes = (values > 0).astype(np.uint8)
-        else:
+        if index is None and params.num_classes > 1:
             _check_classes(path, values, params.num_classes, params.multilabel)
-            classes = values.astype(np.uint8)
-        yield Part(classes, values, unknown)
+            yield Part(values.astype(np.uint8), values, unknown)
+            continue
+        counts, numbered = count_numbers(values)
+        shaded = len(counts) > 1 and not numbered
+        if params.mask_threshold is not None and not shaded:
+            _check_threshold(path, values, params.mask_threshold)
+        inside = values >= (params.mask_threshold or 1)
+        classes = inside * np.uint8(index if index is not None and params.num_classes > 1 else 1)
+        told = shaded and params.mask_threshold is None
+        yield Part(classes, inside if shaded else values, unknown, int(counts[:-1].sum()) if told else 0)
+
+
+def _check_threshold(path: Path, values: np.ndarray, threshold: int) -> None:
+    """Of numbers of objects or classes none is foreground more than another."""
+    below = values[(values > 0) & (values < threshold)]
+    if below.size:
+        raise FileError(
+            path,
+            f"found the value {below.min()} in whole areas, and prepare.mask_threshold is {threshold}, which is for "
+            "shades of foreground; expected no number of an object or class below it",
+            "set prepare.mask_threshold to null, or prepare.ignore to this value if it marks unlabelled pixels",
+        )
 
 
 def _check_classes(path: Path, values: np.ndarray, num_classes: int, multilabel: bool) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 BINS_PER_OCTAVE = 4
 # Objects drawn as numbers have runs of several pixels in a row; the values of a smoothed edge have one or two.
 THIN_RUN_PX = 1.5
+FULL, FEW = (255, 65535), 128  # a full scale with fewer values shades one thing and numbers none
 MANY = 2**20
 EXACT = 2**24  # OpenCV counts in float32
 
@@ -25,22 +26,32 @@ def find_objects(numbers: np.ndarray, mask: np.ndarray, one_each: bool) -> tuple
     class that touch, where the mask has one value a class, or values that number no objects, as on a smoothed edge.
     """
     if one_each or mask.max(initial=0) <= 1:
-        if numbers.max(initial=0) > MANY:  # numbers that a histogram would hold too many zeros for
-            numbers = np.unique(numbers, return_inverse=True)[1].reshape(numbers.shape) + int(numbers.min() > 0)
-        counts = histogram(numbers)
-        present = np.flatnonzero(counts[1:]) + 1
-        if one_each:
-            return counts[present], "each"
-        ends = np.ones(numbers.shape, bool)
-        ends[:, :-1] = numbers[:, 1:] != numbers[:, :-1]
-        runs = np.bincount(numbers[ends], minlength=len(counts))
-        if len(present) > 1 and np.median(counts[present] / runs[present]) >= THIN_RUN_PX:
-            return counts[present], "values"
+        counts, numbered = count_numbers(numbers)
+        if one_each or numbered:
+            return counts, "each" if one_each else "values"
     areas = [np.zeros(0, np.int64)]
     for value in np.unique(mask[mask > 0]):
         _, _, stats, _ = cv2.connectedComponentsWithStats((mask == value).astype(np.uint8), connectivity=8)
         areas.append(stats[1:, cv2.CC_STAT_AREA].astype(np.int64))
     return np.concatenate(areas), "components"
+
+
+def count_numbers(values: np.ndarray) -> tuple[np.ndarray, bool]:
+    """The pixels of each value above 0 of (H, W), in their order, and whether the values number objects.
+
+    They do not where there is one value, and where they are shades: a smoothed edge, or a few beside a full scale.
+    """
+    highest, numbers = values.max(initial=0), values
+    if highest > MANY:  # numbers that a histogram would hold too many zeros for
+        numbers = np.unique(values, return_inverse=True)[1].reshape(values.shape) + int(values.min() > 0)
+    counts = histogram(numbers)
+    present = np.flatnonzero(counts[1:]) + 1
+    if len(present) < 2 or (highest in FULL and len(present) < FEW):
+        return counts[present], False
+    ends = np.ones(numbers.shape, bool)
+    ends[:, :-1] = numbers[:, 1:] != numbers[:, :-1]
+    runs = np.bincount(numbers[ends], minlength=len(counts))
+    return counts[present], bool(np.median(counts[present] / runs[present]) >= THIN_RUN_PX)
 
 
 def histogram(values: np.ndarray) -> np.ndarray:

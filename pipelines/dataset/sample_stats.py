@@ -40,6 +40,7 @@ class Facts(NamedTuple):
     prepared_foreground_px: int
     ignored_px: int
     overlap_px: int
+    shades_px: int  # of the foreground, with another value than the highest, where values number no objects
     classes: str  # number and pixels of each class or label
     num_objects: int
     objects_by: str  # how they were told apart, see `find_objects`
@@ -91,6 +92,7 @@ def describe(
         prepared_foreground_px=int(np.count_nonzero((prepared > 0) & (prepared != IGNORE))),
         ignored_px=ignored,
         overlap_px=labels.overlap_px,
+        shades_px=labels.shades_px,
         classes=join({number: int(np.count_nonzero(inside)) for number, inside in places.items()}),
         num_objects=len(areas),
         objects_by=counted_by,

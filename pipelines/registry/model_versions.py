@@ -42,7 +42,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one fo
 NO_STEP = -1
 # What a machine that serves needs, besides this package: it is installed from its own source, and never from a name
 # in an index that a stranger may hold.
-SERVED_WITH = ("mlflow", "torch", "numpy", "opencv-python-headless", "pillow", "safetensors")
+SERVED_WITH = ("mlflow", "torch", "numpy", "opencv-python-headless", "pillow", "safetensors", "tifffile", "imagecodecs")
 
 
 def find_or_log_model(

@@ -12,6 +12,7 @@ from unetpp.images.pictures import Limits, Picture, read_picture
 from unetpp.images.pixels import as_float32, convert
 
 NO_LIMITS_SET = Limits()
+DARK = 32  # of 255: below it a colour is black, and differences make no colour
 
 
 def decode_image(
@@ -34,25 +35,21 @@ def decode_image(
 
 
 def to_array(picture: Picture, channels: int) -> np.ndarray:
-    """A picture as `decode_image` gives it; raises what that does of colours, of values and of 0 as white."""
-    pixels, mode, bits = picture.pixels, picture.header.mode, picture.header.bits
+    """A picture as `decode_image` gives it; raises what that does of values and of 0 as white."""
+    pixels, bits = picture.pixels, picture.header.bits
     if picture.white_is_zero and bits > 8:
         raise FileError(
             picture.path,
             f"found {bits}-bit pixels of which 0 is white; expected 0 to be black",
             "invert the values and save it again",
         )
-    if isinstance(pixels, np.ndarray):
-        return convert(_kept(picture, pixels[:, :, : 1 if pixels.shape[2] < 3 else 3]), channels)
-    if mode.startswith("I") or mode == "F" or picture.sample != "uint":
-        return convert(_kept(picture, _numbers(picture))[:, :, None], channels)
-    if mode in ("1", "L", "LA"):
-        return convert(np.asarray(pixels.convert("L"))[:, :, None], channels)
-    if mode in ("RGB", "RGBA", "P", "PA", "YCbCr"):
-        return convert(np.asarray(pixels.convert("RGB")), channels)
-    raise FileError(
-        picture.path, f"found colours of type {mode}; expected grey, RGB or RGBA", "convert the image to RGB"
-    )
+    if picture.palette is not None:
+        pixels = picture.palette[pixels[:, :, 0]]
+    elif bits < 8:
+        pixels = np.rint(pixels * (255 / (2**bits - 1))).astype(np.uint8)
+    if picture.white_is_zero:
+        pixels = 255 - pixels
+    return convert(_kept(picture.path, pixels[:, :, : 1 if pixels.shape[2] < 3 else 3]), channels)
 
 
 def decode_mask(path: str | Path, page: int | None = None, limits: Limits = NO_LIMITS_SET) -> np.ndarray:
@@ -62,10 +59,9 @@ def decode_mask(path: str | Path, page: int | None = None, limits: Limits = NO_L
         FileError: as `decode_image`, and for JPEG, floating-point, negative or coloured masks.
     """
     picture = read_picture(Path(path), page, limits)
-    path, pixels, header = picture.path, picture.pixels, picture.header
-    mode = header.mode
+    path, pixels = picture.path, picture.pixels
     if picture.lossy:
-        kind = "JPEG-compressed TIFF" if header.format == "TIFF" else header.format
+        kind = "JPEG-compressed TIFF" if picture.header.format == "TIFF" else picture.header.format
         raise FileError(
             path,
             f"found a {kind} mask, whose values compression has changed; expected PNG, TIFF or BMP",
@@ -78,34 +74,43 @@ def decode_mask(path: str | Path, page: int | None = None, limits: Limits = NO_L
             "background and no such tag",
             "save it again as PNG (in ImageJ after Image > Lookup Tables > Invert LUT)",
         )
-    if isinstance(pixels, np.ndarray):
-        if pixels.dtype.kind in "ui":
-            return _labels(path, _single_channel(path, pixels))
-    elif mode.startswith("I") or (mode == "L" and picture.sample == "int"):
-        return _labels(path, _numbers(picture))
-    elif mode == "1":
-        return np.asarray(pixels).astype(np.uint8)
-    elif mode in ("L", "P"):
-        mask = np.asarray(pixels)
-        # Pillow stretches grey of 2 and 4 bits to 0 ... 255; the class indices are what was stored.
-        stretched = mode == "L" and header.bits in (2, 4)
-        return mask // (255 // (2**header.bits - 1)) if stretched else mask
-    elif mode in ("RGB", "RGBA", "LA"):
-        return _single_channel(path, np.asarray(pixels))
-    kind = "floating-point values" if picture.sample == "float" else f"type {mode}"
-    raise FileError(
-        path,
-        f"found a mask of {kind}; expected whole numbers",
-        "save it as an 8-bit or 16-bit grey PNG with 0 for background",
-    )
+    if pixels.dtype.kind == "f":
+        raise FileError(
+            path,
+            "found a mask of floating-point values; expected whole numbers",
+            "save it as an 8-bit or 16-bit grey PNG with 0 for background",
+        )
+    if picture.palette is not None:
+        _check_background(path, pixels, picture.palette)
+    return _labels(path, _single_channel(path, pixels))
+
+
+def _check_background(path: Path, indices: np.ndarray, palette: np.ndarray) -> None:
+    """Refuse a palette of which index 0 may not be the background: tools that reduce colours number them anyhow.
+
+    Of greys none may be darker. Of colours black may be no other index, nor white where 0 is not black.
+    """
+    zero, others = palette[0].astype(int), palette[np.unique(indices[indices > 0])].astype(int)
+    brightness = others.max(axis=1)
+    doubtful = brightness < zero.max()
+    if np.ptp(np.vstack([zero, others]), axis=1).max() >= DARK:
+        doubtful &= brightness < DARK
+        doubtful |= (others.min(axis=1) > 255 - DARK) & (zero.max() >= DARK)
+    if doubtful.any():
+        raise FileError(
+            path,
+            f"found a palette mask whose index 0 is the colour {tuple(zero.tolist())}, and black or white another "
+            "index, so that foreground may be either; expected index 0 to be the background, and black",
+            "save it as an 8-bit or 16-bit grey PNG with 0 for background",
+        )
 
 
 def _labels(path: Path, mask: np.ndarray) -> np.ndarray:
     """Whole numbers, none below zero: unsigned ones of 8 and 16 bits as they are, others in a signed type."""
-    if mask.min() < 0:
+    if mask.min() < 0 or mask.max() >= 2**63:
         raise FileError(
             path,
-            f"found the mask value {mask.min()}; expected 0 for background and more",
+            f"found the mask value {mask.min() if mask.min() < 0 else mask.max()}; expected 0 for background and more",
             "save it as an 8-bit or 16-bit grey PNG with 0 for background",
         )
     if mask.dtype in (np.uint8, np.uint16):
@@ -133,28 +138,16 @@ def _single_channel(path: Path, mask: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(colours[:, :, 0])
 
 
-def _numbers(picture: Picture) -> np.ndarray:
-    """(H, W) of a grey picture in the type that the file has, which Pillow's mode does not tell."""
-    pixels = np.asarray(picture.pixels)
-    if picture.sample == "int":
-        return pixels.view(np.int8) if pixels.dtype == np.uint8 else pixels
-    if picture.sample == "uint":
-        return pixels.astype(np.uint16) if picture.header.bits <= 16 else pixels.view(np.uint32)
-    return pixels
-
-
-def _kept(picture: Picture, pixels: np.ndarray) -> np.ndarray:
+def _kept(path: Path, pixels: np.ndarray) -> np.ndarray:
     """uint8 and uint16 as they are, all others as float32."""
     if pixels.dtype in (np.uint8, np.uint16):
         return pixels
     try:
         kept = as_float32(pixels)
     except ValueError as error:
-        raise FileError(
-            picture.path, str(error), "replace them by a value that the image has, and save it again"
-        ) from None
+        raise FileError(path, str(error), "replace them by a value that the image has, and save it again") from None
     if not np.array_equal(kept, pixels):
-        _tell_rounding(picture.path, pixels.dtype.name)
+        _tell_rounding(path, pixels.dtype.name)
     return kept
 
 

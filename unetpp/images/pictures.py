@@ -1,31 +1,28 @@
 """A picture file, opened with care: what it is, whether it may be decoded, and its pixels as stored.
 
-Pillow decodes. It cuts colour of 16 bits a channel to 8 without a word, and knows neither float64 nor colour
-of floats; those go through OpenCV.
+Pillow decodes, but TIFF (`tiff_pages`) and colours of 16 bits in a PNG, which it cuts to 8 without a word.
 """
 
 import io
 import struct
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import BmpImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
+from PIL import BmpImagePlugin, Image, JpegImagePlugin, PngImagePlugin
 
 from unetpp.errors import FileError
-from unetpp.images import tiff
+from unetpp.images import tiff_pages
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
 EXPECTED = "expected a whole PNG, TIFF, JPEG or BMP file"
 ORIENTATION = 274  # the tag of EXIF
 OPENERS = (PngImagePlugin.PngImageFile, JpegImagePlugin.jpeg_factory, BmpImagePlugin.BmpImageFile)
-# What OpenCV keeps, of what Pillow does not know: whether that is 64 bits, colour, or a byte order.
-DEEP = {"uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64"}
+COLOURS = ("L", "LA", "RGB", "RGBA")  # by their number
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,7 @@ class Header(NamedTuple):
     """What a picture file says of itself."""
 
     format: str  # PNG, TIFF, JPEG, MPO, BMP
-    mode: str  # in Pillow's words; of a kind that it does not know the type of a number, such as float64
+    mode: str  # in Pillow's words, or the type of the numbers where it is no unsigned one of 8 or 16 bits
     bits: int  # of a channel
     channels: int
 
@@ -51,8 +48,8 @@ class Picture:
 
     path: Path
     header: Header
-    sample: str  # "uint", "int" or "float"
-    pixels: np.ndarray | Image.Image  # deep ones (H, W, C), the others as Pillow has them
+    pixels: np.ndarray  # (H, W, C) of the type that the file has, with alpha last where C is 2 or 4
+    palette: np.ndarray | None = None  # (N, 3) uint8, of which the pixels are indices
     lossy: bool = False
     white_is_zero: bool = False  # a tag of TIFF
 
@@ -65,123 +62,103 @@ def count_pages(path: str | Path, limits: Limits) -> int:
     """
     path = Path(path)
     _check_size(path, limits)
-    with path.open("rb") as file:
-        if not tiff.is_tiff(file.read(4)):
-            return 1
-        try:
-            return len(tiff.find_pages(file))
-        except (ValueError, OverflowError, OSError, struct.error) as error:
-            raise _broken(path, error) from None
+    if not _is_tiff(path):
+        return 1
+    with _named(path), tiff_pages.opened(path) as tif:
+        return tiff_pages.count(path, tif)
 
 
 def read_picture(path: Path, page: int | None, limits: Limits) -> Picture:
     """Decode a file, or one page of it (counted from 1), after all that its header can be refused for.
 
     Raises:
-        FileError: missing, empty, broken, too large, rotated by a tag, or of several pages where `page` is None.
+        FileError: missing, empty, broken, too large, rotated by a tag, of several pages where `page` is None, or of a
+            kind that would not be read right.
     """
     _check_size(path, limits)
-    # The file is ours to close: Pillow keeps one open where decoding fails or pages follow.
-    with path.open("rb") as file, warnings.catch_warnings():
-        # Pillow warns of odd metadata. What it can decode all the same is taken, and what it cannot, raises.
+    with _named(path), warnings.catch_warnings():
+        # Decoders warn of odd metadata. What they can decode all the same is taken, and what they cannot, raises.
         warnings.simplefilter("ignore")
-        try:
-            return (_read_tiff if tiff.is_tiff(file.read(4)) else _read_other)(path, file, page, limits)
-        except Image.UnidentifiedImageError:
-            start = _rewound(file).read(16)
-            found = f"found no image but a file that begins with {start!r}; {EXPECTED}"
-            raise FileError(path, found, "save it as one or remove it") from None
-        except FileError:
-            raise
-        # A decoder raises nearly anything on a broken file: OSError, SyntaxError, ValueError, struct.error ...
-        except Exception as error:
-            raise _broken(path, error) from None
+        return (_read_tiff if _is_tiff(path) else _read_other)(path, page, limits)
 
 
-def _read_other(path: Path, file: BinaryIO, number: int | None, limits: Limits) -> Picture:
-    image = _open(file)  # its header alone
-    _check_pixels(path, *image.size, limits)
-    _check_pages(path, getattr(image, "n_frames", 1) if image.format == "PNG" else 1, number, "")
-    image.verify()  # the checksums of a PNG, which loading passes over
-    image = _open(file)
-    _check_upright(path, image.getexif().get(ORIENTATION, 1))
-    image.load()
-    image.info.pop("transparency", None)  # alpha is dropped, and Pillow warns where it cannot be kept
-    bits = _png_bits(file) if image.format == "PNG" else 8
-    deep = bits == 16 and image.mode in ("RGB", "RGBA", "LA")
-    pixels = _read_deep(path, 0, "uint16") if deep else image
-    header = Header(str(image.format), image.mode, bits, len(image.getbands()))
-    return Picture(path, header, "uint", pixels, lossy=header.format in ("JPEG", "MPO"))
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """A decoder raises nearly anything on a broken file: OSError, SyntaxError, ValueError, struct.error ..."""
+    try:
+        yield
+    except FileError:
+        raise
+    except Exception as error:
+        raise _broken(path, error) from None
 
 
-def _read_tiff(path: Path, file: BinaryIO, number: int | None, limits: Limits) -> Picture:
-    pages = tiff.find_pages(file)
-    _check_pages(path, len(pages), number, ", or set prepare.pages to slices")
-    index = (number or 1) - 1
-    page = tiff.read_page(file, pages, index)
-    _check_pixels(path, page.width, page.height, limits)
-    _check_upright(path, page.orientation)
-    if page.missing:
-        raise ValueError(f"{page.missing} strips or tiles are missing")
-    kind = f"{page.sample}{page.bits}"
-    facts = {"lossy": page.lossy, "white_is_zero": page.photometric == 0}
-    with tiff.FromPage(path, pages, index) as from_page:
-        image = _open_tiff(from_page)
-        deep = image is None or (page.bits == 16 and image.mode in ("RGB", "RGBA", "LA"))
-        if image is not None and not deep:
-            _check_upright(path, image.getexif().get(ORIENTATION, 1))  # XMP may tell one, too
-            if image.size != (page.width, page.height):  # or the check of the pixels was of others
-                raise ValueError(f"its headers declare {image.size} and {page.width}x{page.height} px")
-            with _guard_lifted(image):
-                image.load()
-    header = Header("TIFF", kind if image is None else image.mode, page.bits, page.channels)
-    if image is not None and not deep:
-        return Picture(path, header, page.sample, image, **facts)
-    if page.photometric > 2 or page.channels > 4 or kind not in DEEP:
-        raise FileError(
+def _is_tiff(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) in tiff_pages.MAGICS
+
+
+def _read_other(path: Path, number: int | None, limits: Limits) -> Picture:
+    # The file is ours to close: Pillow keeps one open where decoding fails.
+    with path.open("rb") as file:
+        image = _open(path, file)  # its header alone
+        _check_pixels(path, *image.size, limits)
+        _check_pages(path, getattr(image, "n_frames", 1) if image.format == "PNG" else 1, number, "")
+        image.verify()  # the checksums of a PNG, which loading passes over
+        image = _open(path, file)
+        _check_upright(path, image.getexif().get(ORIENTATION, 1))
+        bits = _png_bits(file) if image.format == "PNG" else 1 if image.mode == "1" else 8
+        header = Header(str(image.format), image.mode, bits, len(image.getbands()))
+        if header.mode not in ("1", "P", "I;16", *COLOURS):
+            raise FileError(
+                path, f"found colours of type {header.mode}; expected grey, RGB or RGBA", "convert the image to RGB"
+            )
+        if bits == 16 and header.mode in COLOURS:
+            pixels = _read_deep_png(path, file)
+        else:
+            image.load()
+            pixels = np.asarray(image)
+    palette = None
+    if header.mode == "P":
+        palette = np.zeros((256, 3), np.uint8)
+        colours = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+        palette[: len(colours)] = colours
+    elif header.mode == "1":
+        pixels = pixels.astype(np.uint8)
+    elif bits < 8:
+        pixels = pixels // (255 // (2**bits - 1))  # Pillow stretches grey of 2 and 4 bits to 0 ... 255
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    return Picture(path, header, pixels, palette, lossy=header.format in ("JPEG", "MPO"))
+
+
+def _read_tiff(path: Path, number: int | None, limits: Limits) -> Picture:
+    with tiff_pages.opened(path) as tif:
+        _check_pages(path, tiff_pages.count(path, tif), number, ", or set prepare.pages to slices")
+        page = tif.pages.get((number or 1) - 1).aspage()
+        _check_pixels(path, page.imagewidth, page.imagelength, limits)
+        _check_upright(path, tiff_pages.orientation(page))
+        tiff_pages.check_known(path, page, limits.max_pixels)
+        pixels, palette = tiff_pages.decode(path, page)
+        kind = COLOURS[pixels.shape[2] - 1] if pixels.dtype in (np.uint8, np.uint16) else pixels.dtype.name
+        return Picture(
             path,
-            f"found a TIFF of {page.channels} channels of {page.bits} bits ({page.sample}, photometric "
-            f"{page.photometric}), which is not read; expected grey or RGB of 8, 16 or 32 bits, or floats",
-            "save it as one of these",
+            Header("TIFF", kind if palette is None else "P", page.bitspersample, pixels.shape[2]),
+            pixels,
+            palette,
+            lossy=page.compression == tiff_pages.JPEG,
+            white_is_zero=tiff_pages.photometric(page) == tiff_pages.WHITE_IS_ZERO,
         )
-    pixels = _read_deep(path, index, kind)
-    if pixels.shape[:2] != (page.height, page.width):
-        raise ValueError(f"decoded to {pixels.shape}")
-    return Picture(path, header, page.sample, pixels, **facts)
 
 
 # Not by `Image.open`: its guard against too many pixels is one number for the whole process, which is not ours to
 # change. `Limits` are checked in its place.
-def _open(file: BinaryIO, openers: tuple[Callable, ...] = OPENERS) -> Image.Image:
+def _open(path: Path, file: BinaryIO) -> Image.Image:
     """A picture, not yet decoded."""
-    for opener in openers:
+    for opener in OPENERS:
         with suppress(SyntaxError, IndexError, TypeError, struct.error):  # it is of another format
             return opener(_rewound(file))
-    raise Image.UnidentifiedImageError
-
-
-def _open_tiff(file: tiff.FromPage) -> Image.Image | None:
-    """A page of a TIFF, not yet decoded; None for a kind of pixels that Pillow does not know."""
-    with suppress(Image.UnidentifiedImageError):
-        return _open(file, (TiffImagePlugin.TiffImageFile,))
-
-
-@contextmanager
-def _guard_lifted(image: Image.Image) -> Iterator[None]:
-    """Of a TIFF, Pillow's guard looks once more while it loads: a large one, within `Limits`, loads without it."""
-    most = Image.MAX_IMAGE_PIXELS
-    if most is None or image.width * image.height <= most:
-        yield
-        return
-    with _lifting:
-        most, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = most
-
-
-_lifting = Lock()
+    found = f"found no image but a file that begins with {_rewound(file).read(16)!r}; {EXPECTED}"
+    raise FileError(path, found, "save it as one or remove it")
 
 
 def _png_bits(file: BinaryIO) -> int:
@@ -250,25 +227,9 @@ def encode_png(mask: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def _read_deep(path: Path, page: int, kind: str) -> np.ndarray:
-    """Pixels that Pillow does not keep, as (H, W, C) with C of 1 (grey), 2 (and alpha), 3 (RGB) or 4 (and alpha)."""
+def _read_deep_png(path: Path, file: BinaryIO) -> np.ndarray:
     try:
-        import cv2
-    except ModuleNotFoundError:  # only such files need it
-        raise FileError(
-            path, f"found {kind} pixels, which OpenCV reads; expected it to be there", "pip install 'unetpp[pipelines]'"
-        ) from None
-    if page:
-        found, pictures = cv2.imreadmulti(str(path), start=page, count=1, flags=cv2.IMREAD_UNCHANGED)
-        pixels = pictures[0] if found else None
-    else:
-        pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if pixels is None or pixels.dtype.name != kind:
-        raise FileError(
-            path,
-            f"found {kind} pixels that cannot be read; expected a whole PNG or TIFF",
-            "save it again, without compression",
-        )
-    pixels = pixels.reshape(*pixels.shape[:2], -1)
-    order = {3: [2, 1, 0], 4: [2, 1, 0, 3]}.get(pixels.shape[2])  # OpenCV's is BGR
-    return pixels if order is None else np.ascontiguousarray(pixels[:, :, order])
+        import imagecodecs
+    except ModuleNotFoundError:
+        raise tiff_pages.missing(path, "colours of 16 bits, which imagecodecs reads") from None
+    return imagecodecs.png_decode(_rewound(file).read())

@@ -50,6 +50,7 @@ def make_samples(
                 "prepared_foreground_px": int(areas.sum() * scale**2),
                 "ignored_px": 0,
                 "overlap_px": 0,
+                "shades_px": 0,
                 "classes": join(pixels),
                 "num_objects": len(areas),
                 "objects_by": "values",

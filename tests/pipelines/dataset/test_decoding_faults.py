@@ -4,7 +4,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from tests.pipelines.dataset.faulty_sets import SIDE, Faults, FaultySet, block, check, grey, noise, with_params
 from tests.unetpp.images.pngs import png, png_chunk
@@ -53,6 +53,34 @@ def mask_with_a_palette_and_alpha(faulty):
     picture.save(faulty.source / "masks/odd.png", transparency=bytes([0, 100, 200]))
     faulty.expect(noise("odd"), block(2))
     return with_params(num_classes=3)
+
+
+@fault(
+    "quarantine",
+    r"^masks/odd\.png: found a palette mask whose index 0 is the colour \(255, 255, 255\).*: save it as",
+    nightly=True,
+)
+def mask_with_a_palette_that_begins_with_white(faulty):
+    picture = Image.fromarray(1 - block())
+    picture.putpalette([255, 255, 255, 0, 0, 0])
+    picture.save(faulty.source / "masks/odd.png")
+
+
+@fault("policy", "`prepare.mask_threshold=128` takes the values from 128 on")
+def mask_with_grey_rims(faulty):
+    rims = np.asarray(Image.fromarray(block(255)).filter(ImageFilter.GaussianBlur(1)))
+    faulty.mask("odd.png", rims)
+    faulty.expect(noise("odd"), (rims >= 128).astype(np.uint8))
+    for number in range(40):
+        faulty.mask(f"{number:04}.png", block(255))
+    return with_params(mask_threshold=128)
+
+
+@fault("policy", "three channels that it calls grey", nightly=True)
+def image_of_three_stains(faulty):
+    path = faulty.replace_image("odd.tif", noise("odd"))
+    write_tiff(path, noise("odd"), tags={262: 1})
+    faulty.expect(noise("odd"), block())
 
 
 @fault("policy", "8 and 16 bits a channel")

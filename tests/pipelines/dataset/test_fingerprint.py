@@ -112,6 +112,7 @@ def test_odd_masks_and_images_are_counted_and_named():
     ):
         samples[column][index] = value
     samples["high"][3] = 300
+    samples["shades_px"][4] = samples["foreground_px"].sum() / 4
     fingerprint = make_fingerprint(samples)
     masks, images = fingerprint["masks"], fingerprint["images"]
     assert masks["empty"]["ids"] == ["sample_000000"]
@@ -119,7 +120,13 @@ def test_odd_masks_and_images_are_counted_and_named():
     assert masks["nearly_full"] == {"num": 1, "ids": ["sample_000002"]}
     assert images["blank"] == {"num": 1, "ids": ["sample_000003"]}
     text = " ".join(fingerprint["findings"]["warnings"] + fingerprint["findings"]["notes"])
-    for words in ("1 mask is foreground nearly everywhere", "1 image has one value", "1 mask is empty (5.0%)"):
+    for words in (
+        "1 mask is foreground nearly everywhere",
+        "1 image has one value",
+        "1 mask is empty (5.0%)",
+        "1 mask holds values",
+        "on 25.0% of",
+    ):
         assert words in text
 
 

@@ -130,6 +130,47 @@ def test_of_classes_that_overlap_the_number_of_pixels_is_known(tmp_path):
     assert read(sample(tmp_path, LEFT, LEFT), num_classes=1).overlap_px == 0
 
 
+def smooth(levels=16):
+    """A disc at four times the size, made smaller: its mask with grey rims, and what it is of."""
+    y, x = np.mgrid[:80, :120]
+    fine = np.hypot(y - 39, x - 55) < 36
+    shares = np.rint(fine.reshape(20, 4, 30, 4).mean(axis=(1, 3)) * levels) / levels
+    return np.rint(shares * 255).astype(np.uint8), shares >= 0.5
+
+
+@pytest.mark.parametrize("levels", [2, 16])
+def test_shades_of_foreground_are_counted_and_decided_by_the_threshold(tmp_path, levels):
+    shades, true = smooth(levels)
+    rim = int(((shades > 0) & (shades < 255)).sum())
+    assert rim > 10
+    for masks, classes, num in (((shades,), None, 1), ((shades, LEFT), (1, 2), 3), ((shades, LEFT * 0), None, 1)):
+        one = sample(tmp_path, *masks, classes=classes)
+        found, decided = read(one, num), read(one, num, mask_threshold=128)
+        assert (found.shades_px, decided.shades_px) == (rim, 0)
+        assert ((found.mask == 1) | (LEFT > 0)).sum() == ((shades > 0) | (LEFT > 0)).sum()
+        assert np.array_equal((decided.mask == 1)[LEFT == 0], true[LEFT == 0])
+        assert set(np.unique(decided.numbers)) <= {0, 1, 2}
+
+
+def test_numbers_of_objects_are_no_shades_and_a_threshold_that_would_lose_some_is_refused(tmp_path):
+    numbers = np.kron(np.arange(6).reshape(2, 3), np.ones((10, 10))).astype(np.uint8) * 40
+    one = sample(tmp_path, numbers)
+    assert read(one).shades_px == 0
+    assert read(sample(tmp_path, LEFT), mask_threshold=128).mask.any()
+    for mask, lowest in ((numbers, 40), (LEFT // 255, 1)):
+        with pytest.raises(
+            FileError, match=rf"mask0.png: found the value {lowest} in whole areas, and .*: set prepare"
+        ):
+            read(sample(tmp_path, mask), mask_threshold=128)
+
+
+def test_whole_areas_between_0_and_a_full_scale_are_told_too(tmp_path):
+    mask = LEFT.copy()
+    mask[:4] = 128  # as some mark what nobody looked at
+    found = read(sample(tmp_path, mask))
+    assert (found.shades_px, found.mask.sum()) == (120, (mask > 0).sum())
+
+
 INDICES = np.where(RIGHT > 0, 2, (LEFT > 0) * 1).astype(np.uint8)
 WRONG_VALUES = {
     "a class": (INDICES * 4, 3, False, "value 8; expected 0 to 2", "set prepare.ignore to this value"),

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-SAMPLES = {"u": 1, "b": 1, "i": 2, "f": 3}
+SAMPLES = {"u": 1, "b": 1, "i": 2, "f": 3, "c": 6}
 
 
 def write_tiff(
