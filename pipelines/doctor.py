@@ -123,15 +123,16 @@ def _ray() -> Finding:
 
 
 def _mlflow() -> Finding:
-    from pipelines.registry.mlflow_store import is_server, project_uri, shown
+    from pipelines.core.redaction import redacted
+    from pipelines.registry.mlflow_store import is_server, project_uri
 
     uri = project_uri()
     if not is_server(uri):
-        return Finding("mlflow", f"{shown(uri)} (`unetpp mlflow` opens the page)")
+        return Finding("mlflow", f"{redacted(uri)} (`unetpp mlflow` opens the page)")
     if _reaches(uri, 443 if uri.startswith("https") else 80):
-        return Finding("mlflow", f"{shown(uri)} answers")
+        return Finding("mlflow", f"{redacted(uri)} answers")
     advice = "start that server, or unset MLFLOW_TRACKING_URI to use mlflow.db here"
-    return Finding("mlflow", f"{shown(uri)} does not answer", advice)
+    return Finding("mlflow", f"{redacted(uri)} does not answer", advice)
 
 
 def doctor() -> int:

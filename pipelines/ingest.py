@@ -13,6 +13,7 @@ from pipelines.core.command import run_command
 from pipelines.core.data_sections import Ingest
 from pipelines.core.files import disk_errors, replacing, write_json
 from pipelines.core.params import load_params
+from pipelines.core.redaction import redacted
 from pipelines.storage.sources import fetch
 
 
@@ -64,7 +65,7 @@ def main() -> None:
     params = load_params().ingest
     files = ingest(params, arguments.out, arguments.cache)["files"]
     size_mib = sum(file["size"] for file in files) / 2**20
-    source = params.kind if params.kind == "synthetic" else params.location
+    source = params.kind if params.kind == "synthetic" else redacted(str(params.location))
     print(f"ingest: {len(files)} files, {size_mib:.1f} MiB, from {source} to {arguments.out}")
 
 

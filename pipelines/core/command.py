@@ -1,21 +1,23 @@
 """How every command of the pipeline ends: a user's mistake in one message and exit code 2, no traceback."""
 
 import sys
+import traceback
 from collections.abc import Callable
 
+from pipelines.core.redaction import redacted
 from unetpp.errors import UserError
 
 
 def run_command(main: Callable[[], None]) -> None:
     """Run a stage's or the command line's `main` and exit as the shell and DVC expect.
 
-    Exit codes: 0 done, 2 a user's mistake (`UserError`, printed as it is, or a package that is not installed), 130
-    interrupted. Any other exception is a bug and keeps its traceback.
+    Exit codes: 0 done, 2 a user's mistake (`UserError`, or a package that is not installed), 130 interrupted. Any other
+    exception is a bug, and keeps its traceback and exit code 1. What is printed is `redacted`.
     """
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redacted(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
@@ -26,3 +28,6 @@ def run_command(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted; rerun the command to resume", file=sys.stderr)
         raise SystemExit(130) from None
+    except Exception:
+        print(redacted(traceback.format_exc()), end="", file=sys.stderr)
+        raise SystemExit(1) from None

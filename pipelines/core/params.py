@@ -5,7 +5,6 @@ dotted path and, for an unknown one, the nearest that exists.
 """
 
 import difflib
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +14,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from pipelines.core.data_sections import Ingest, Prepare
 from pipelines.core.delivery_sections import Cluster, Evaluate, Export, Register
+from pipelines.core.redaction import SECRET_KEYS, SECRET_VALUES, redacted
 from pipelines.core.section import Section
 from pipelines.core.training_sections import Augment, Model, Search, Train
 from unetpp.errors import UserError
@@ -142,16 +142,7 @@ def _explain(error: dict) -> str:
     if error["type"] == "value_error":
         message = error["msg"].removeprefix("Value error, ")
         return f"{key}: {message}" if key else message
-    return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}, found {error['input']!r}"
-
-
-# Names of keys and shapes of values that hold credentials. They never belong into a file that git keeps.
-SECRET_KEYS = re.compile(r"secret|password|passwd|token|credential|access_?key|api_?key", re.IGNORECASE)
-SECRET_VALUES = {
-    "an AWS access key id": re.compile(r"\b(AKIA|ASIA)[0-9A-Z]{16}\b"),
-    "a password in an address": re.compile(r"\w://[^/\s@]*:[^/\s@]+@"),
-    "a signed address": re.compile(r"[?&](X-Amz-\w+|Signature|sig|token)=", re.IGNORECASE),
-}
+    return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}, found {redacted(repr(error['input']))}"
 
 
 def _refuse_credentials(value, path: Path, key: str = "") -> None:
@@ -167,7 +158,8 @@ def _refuse_credentials(value, path: Path, key: str = "") -> None:
         raise UserError(
             f"{path}: {key}: found what looks like {found[0]} (not shown here); params.yaml is kept by git and logged, "
             "so it must hold none: for S3 use a profile (ingest.s3.profile), the environment (AWS_ACCESS_KEY_ID, "
-            "AWS_SECRET_ACCESS_KEY) or the machine's role, for MLflow MLFLOW_TRACKING_URI; remove the key"
+            "AWS_SECRET_ACCESS_KEY) or the machine's role, for MLflow MLFLOW_TRACKING_URI; fetch what needs a signed "
+            "address yourself; remove the key"
         )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.core.files import read_json
+from pipelines.core.redaction import redacted
 from pipelines.evaluation.compare import Evaluation
 from pipelines.evaluation.scored import read_scored
 from unetpp.errors import UserError
@@ -139,7 +140,7 @@ def _from_mlflow(name: str) -> Found:
             if isinstance(error, mlflow_store.MlflowException) and error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             raise UserError(
-                f"{name}: {mlflow_store.shown(client.tracking_uri)} has no such run with a folder `report` ({error}); "
+                f"{name}: {redacted(client.tracking_uri)} has no such run with a folder `report` ({error}); "
                 f"{_runs(client)}"
             ) from None
     return Found(Path(folder), None if depth is None else int(depth))

@@ -13,6 +13,7 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from pipelines.core.params import load_params
+from pipelines.core.redaction import redacted
 from pipelines.registry.lock import TurnLostError, opening, sqlite_path
 from unetpp.errors import UserError
 from unetpp.offline import silence
@@ -76,12 +77,6 @@ def with_driver(uri: str) -> str:
     return uri.replace("postgresql://", "postgresql+psycopg2://", 1)
 
 
-def shown(uri: str) -> str:
-    """The URI as it may be printed and stored: without its password."""
-    password = urlsplit(uri).password
-    return uri.replace(f":{password}@", ":***@") if password else uri
-
-
 @contextmanager
 def explained(uri: str) -> Iterator[None]:
     """Turn the loss of the store, in the block, into a `StoreLostError`; every other error passes."""
@@ -131,9 +126,9 @@ def persistent(uri: str, attempt: Callable[[], Result]) -> Result:
 
 
 def _unreachable(uri: str, error: BaseException) -> StoreLostError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    reason = redacted((str(error).splitlines() or [type(error).__name__])[0])[:200]
     return StoreLostError(
-        f"the MLflow store {shown(uri)} cannot be reached ({reason}). Start it, or set register.tracking_uri or "
+        f"the MLflow store {redacted(uri)} cannot be reached ({reason}). Start it, or set register.tracking_uri or "
         "MLFLOW_TRACKING_URI to one that runs, and rerun the command: it continues from here. "
         "No alias was moved"
     )
@@ -168,7 +163,7 @@ def connect(uri: str) -> MlflowClient:
             "UNAUTHENTICATED",
             "PERMISSION_DENIED",
         ):
-            raise UserError(f"the MLflow store {shown(uri)} refuses this user: {error.message}") from None
+            raise UserError(f"the MLflow store {redacted(uri)} refuses this user: {error.message}") from None
         raise _unreachable(uri, error) from None
     return client
 
@@ -232,7 +227,7 @@ def serve_page(port: int, store: str, model_name: str | None = None) -> None:
     # Without the parameter the page opens as one for language models, which hides the list of models.
     page = f"/#/models{f'/{model_name}' if model_name else ''}?workflowType=machine_learning"
     if is_server(store):
-        print(f"MLflow runs elsewhere: open {shown(store).rstrip('/')}{page}")
+        print(f"MLflow runs elsewhere: open {redacted(store).rstrip('/')}{page}")
         return
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

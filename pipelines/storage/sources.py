@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from pipelines.core.checksums import check_sha256, sha256
 from pipelines.core.data_sections import Ingest
 from pipelines.core.files import check_space, disk_errors
+from pipelines.core.redaction import redacted
 from pipelines.storage import http_download, s3_download
 from pipelines.storage.archives import Names, open_archive
 from pipelines.storage.layout_names import belongs, check_names, find_layout, is_junk, list_names
@@ -54,13 +55,14 @@ def fetch(params: Ingest, out: Path, cache: Path) -> Source:
     if params.kind == "http":
         path, digest = http_download.download(location, params.sha256, cache / "http")
         if params.sha256 is None:
-            print(f"ingest: {location} has the sha256 {digest}; to hold it to these bytes: -S ingest.sha256={digest}")
+            hold = f"to hold it to these bytes: -S ingest.sha256={digest}"
+            print(f"ingest: {redacted(location)} has the sha256 {digest}; {hold}")
         _extract(path, None, location, out)
     else:
         path = Path(location).expanduser()
         digest = _hash_archive(path, params)
         _extract(path, params.kind, str(path), out)
-    return Source({"kind": params.kind, "location": location, "sha256": digest})
+    return Source({"kind": params.kind, "location": redacted(location), "sha256": digest})
 
 
 def _copy_folder(root: Path, out: Path) -> None:

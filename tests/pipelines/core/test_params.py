@@ -154,6 +154,9 @@ SECRETS = {
         lambda v: v["ingest"].update(location="https://host/a.zip?X-Amz-Signature=hidden"),
         "ingest.location",
     ),
+    "token": (lambda v: v["ingest"].update(location="https://hidden@host/a.zip"), "ingest.location"),
+    "key of an address": (lambda v: v["ingest"].update(location="https://host/a?apikey=hidden"), "ingest.location"),
+    "Google's": (lambda v: v["ingest"].update(location="https://h/a?X-Goog-Signature=hidden"), "ingest.location"),
     "database": (
         lambda v: v["register"].update(tracking_uri="postgresql://me:hidden@host/db"),
         "register.tracking_uri",
