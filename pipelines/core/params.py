@@ -5,7 +5,8 @@ dotted path and, for an unknown one, the nearest that exists.
 """
 
 import difflib
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -76,6 +77,11 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
+    def _levels_hold_pixels(self):
+        check_levels(self, [*self.search.widths, *(self.search.grow.candidates() if self.search.grow else ())])
+        return self
+
+    @model_validator(mode="after")
     def _weights_are_of_classes(self):
         if self.prepare.multilabel and self.train.class_weights is not None:
             raise ValueError(
@@ -83,6 +89,35 @@ class Params(Section):
                 "train.class_weights to null; train.loss=focal_dice or tversky helps rare labels"
             )
         return self
+
+
+def check_levels(params: Params, candidates: Iterable[Sequence[int]]) -> None:
+    """Refuse networks, by their widths, that cannot be trained on images of the size of these params.
+
+    Raises:
+        UserError: 2^depth does not divide the size, or a norm layer of the deepest level would see single values.
+    """
+    train, norm = params.train, params.model.norm
+    key, side = ("train.crop_px", train.crop_px) if train.crop_px else ("prepare.size", params.prepare.size)
+    workers = 1 if train.sync_batchnorm else max(train.max_workers, params.search.num_workers)
+    images = train.batch_size // workers // train.accumulate  # that a process computes at once
+    for widths in candidates:
+        depth, width = len(widths) - 1, widths[-1]
+        step = 2**depth
+        if side is not None and side % step:
+            fitting = " or ".join(str(one) for one in (side // step * step, (side // step + 1) * step) if one)
+            raise UserError(
+                f"{key} is {side}, and a network of the widths {' '.join(map(str, widths))} needs "
+                f"sides divisible by {step}: set {key} to {fitting}, or search.widths and search.grow to fewer levels"
+            )
+        values = {"batch": images, "instance": 1, "group": width // math.gcd(width, 8)}[norm]
+        if side == step and values == 1:
+            raise UserError(
+                f"{key} is {side}, and the deepest level of a network of depth {depth} is 1x1 there: with model.norm "
+                f"{norm} and {images} image(s) at once in a process a norm layer would see single values, which have "
+                f"no spread: set {key} to {2 * side}, or search.widths and search.grow to fewer levels"
+                + (", or raise train.batch_size" if norm == "batch" else "")
+            )
 
 
 def override(params: Params, changes: dict[str, Any]) -> Params:
