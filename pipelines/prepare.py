@@ -14,6 +14,7 @@ from pipelines.core.command import run_command
 from pipelines.core.data_sections import Prepare
 from pipelines.core.files import disk_errors, replacing, write_json
 from pipelines.core.params import load_params
+from pipelines.core.tables import write_rows
 from pipelines.dataset.fingerprint import comparable, read_fingerprint, write_fingerprint
 from pipelines.dataset.groups import find_groups
 from pipelines.dataset.layouts import Problem, Sample, find_samples
@@ -24,7 +25,6 @@ from pipelines.dataset.sample_buffer import Spool
 from pipelines.dataset.sample_stats import Facts, check_foreground, write_samples
 from pipelines.dataset.split_balance import Balance, propose_salt
 from pipelines.dataset.splits import SPLITS, Place, check_apart, join, place
-from pipelines.dataset.tables import write_rows
 from unetpp.data.arrow_split import SplitWriter
 from unetpp.data.manifest import Manifest, SplitFacts
 from unetpp.errors import UserError

@@ -1,6 +1,5 @@
 """What the MLflow run of a pipeline run holds: params, curves, data sets, system metrics, files, and search trials."""
 
-import csv
 import itertools
 import json
 from collections import defaultdict
@@ -12,6 +11,7 @@ import yaml
 
 from pipelines.core.checksums import seal
 from pipelines.core.redaction import redacted
+from pipelines.core.tables import read_rows
 from pipelines.registry import live_log, runs
 from pipelines.registry.model_card import Family
 from unetpp.data.manifest import Manifest
@@ -162,10 +162,9 @@ def read_hashes(lock: Path, stages: Sequence[str] | None = None) -> dict[str, st
 
 def _read_csv(path: Path, stage: str, what: str, add: Callable[[dict[str, str]], None]) -> None:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                add(row)
-    except (OSError, KeyError, TypeError, ValueError) as error:
+        for row in read_rows(path):
+            add(row)
+    except (OSError, KeyError, ValueError) as error:
         raise UserError(f"{path}: not {what} ({error!r}); run `dvc repro {stage}`, which writes them") from None
 
 
