@@ -45,6 +45,7 @@ class Clone:
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "MLFLOW_"))}
         # The folder first, so that the stages run the clone's own code.
         env = kept | {"PATH": scripts + os.pathsep + os.environ["PATH"], "PYTHONPATH": str(self.folder)} | environment
+        env = {"DVC_SITE_CACHE_DIR": str(self.folder.parent / "site cache")} | env  # as the set-up configures it
         done = subprocess.run(
             command, cwd=self.folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900
         )

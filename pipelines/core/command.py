@@ -3,7 +3,9 @@
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
+from pipelines.core.files import full_disk
 from pipelines.core.redaction import redacted
 from unetpp.errors import UserError
 
@@ -28,6 +30,9 @@ def run_command(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted; rerun the command to resume", file=sys.stderr)
         raise SystemExit(130) from None
-    except Exception:
+    except Exception as error:
+        if told := full_disk(error, Path.cwd()):
+            print(f"error: {told}", file=sys.stderr)
+            raise SystemExit(2) from None
         print(redacted(traceback.format_exc()), end="", file=sys.stderr)
         raise SystemExit(1) from None

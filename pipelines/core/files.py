@@ -1,17 +1,67 @@
 """Files that are whole or absent: writing by rename, and the disk that is full."""
 
 import errno
+import functools
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from unetpp.errors import UserError
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# As libraries tell it that lose the number: Ray of its workers, SQLite, torch.
+SAYS_FULL = ("No space left on device", "Disk quota exceeded", "File too large", "database or disk is full")
 
+
+def full_disk(error: BaseException, place: str | Path) -> UserError | None:
+    """What to say where a full disk is behind an error; None where it is not.
+
+    Args:
+        place: what was written, where the error names nothing.
+    """
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, UserError):
+        number = seen.errno if isinstance(seen, OSError) else None
+        if number in FULL or any(sign in str(seen) for sign in SAYS_FULL):
+            named = seen.filename2 or seen.filename if isinstance(seen, OSError) and number in FULL else None
+            place = os.fsdecode(named) if isinstance(named, str | bytes) else str(place)
+            free = "" if "://" in place else f" ({_free(place)} MiB free)"
+            return UserError(
+                f"{place}: the disk or quota is full, or the file too large for it{free}; free some space and rerun "
+                "the command"
+            )
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+@contextmanager
+def disk_errors(place: str | Path) -> Iterator[None]:
+    """A full disk, in the block, is a `UserError` that names `place` and what is free there, by then and not later."""
+    try:
+        yield
+    except Exception as error:
+        if told := full_disk(error, place):
+            raise told from None
+        raise
+
+
+def telling_full_disk(written: Callable[[str | Path], AbstractContextManager[Path]]):
+    """For what yields a path to be written: `disk_errors` around its block, and around what it does itself."""
+
+    @contextmanager
+    @functools.wraps(written)
+    def telling(path: str | Path) -> Iterator[Path]:
+        with disk_errors(path), written(path) as partial, disk_errors(path):
+            yield partial
+
+    return telling
+
+
+@telling_full_disk
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` for a file or a folder; on success it takes `path`'s place.
@@ -57,23 +107,6 @@ def read_json(path: Path, stage: str) -> Any:
 
 
 @contextmanager
-def disk_errors(folder: str | Path) -> Iterator[None]:
-    """A full disk, in the block, is a `UserError` that names `folder` and what is free there.
-
-    To be wrapped closely around what writes, inside of what explains the errors of reading.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise UserError(
-            f"{folder}: the disk or quota is full, or the file too large for it ({error.strerror}; {_free(folder)} "
-            "MiB free); free some space and rerun the command"
-        ) from None
-
-
-@contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[None]:
     """Hold the lock that a file stands for; it ends with the process that holds it.
 
@@ -94,18 +127,27 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
                 return
 
 
-def check_space(folder: str | Path, num_bytes: int) -> None:
-    """Refuse to begin what cannot fit.
+def check_space(folder: str | Path, num_bytes: int, what: str = "") -> None:
+    """Refuse to begin what cannot fit; `what` is going to be written is told with what it needs.
 
     Raises:
         UserError: names the folder, what is needed and what is free.
     """
-    if num_bytes > shutil.disk_usage(folder).free:
+    needed, free = num_bytes / 2**20, _free(folder)
+    if what:
+        print(
+            f"{what} need{'s' * (what[-1] != 's')} about {needed:.0f} MiB in {folder}; {free} MiB are free", flush=True
+        )
+    if num_bytes > shutil.disk_usage(_there(folder)).free:
         raise UserError(
-            f"{folder}: {num_bytes / 2**20:.0f} MiB are needed and {_free(folder)} MiB are free; free some space and "
-            "rerun the command"
+            f"{folder}: {needed:.0f} MiB are needed and {free} MiB are free; free some space and rerun the command"
         )
 
 
-def _free(folder: str | Path) -> int:
-    return shutil.disk_usage(folder).free // 2**20
+def _free(path: str | Path) -> int:
+    return shutil.disk_usage(_there(path)).free // 2**20
+
+
+def _there(path: str | Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
+    return next(one for one in (Path(path).absolute(), *Path(path).absolute().parents) if one.exists())

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
+from pipelines.core.files import full_disk
 from pipelines.core.params import load_params
 from pipelines.core.redaction import redacted
 from pipelines.registry.lock import TurnLostError, opening, sqlite_path
@@ -85,6 +86,8 @@ def explained(uri: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        if told := _full(uri, error):
+            raise told from None
         causes, cause = [], error
         while cause is not None:
             causes.append(cause)
@@ -93,6 +96,10 @@ def explained(uri: str) -> Iterator[None]:
         if lost is None:
             raise
         raise _unreachable(uri, lost) from None
+
+
+def _full(uri: str, error: Exception) -> UserError | None:
+    return full_disk(error, sqlite_path(uri) or redacted(uri))
 
 
 def _is_loss(error: BaseException) -> bool:
@@ -151,7 +158,7 @@ def connect(uri: str) -> MlflowClient:
         raise _unreachable(uri, error) from None
     # One line for each of some fifty migrations of a new database tells a user nothing.
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # what it logs at length is raised, too
     try:
         mlflow.set_tracking_uri(with_driver(uri))
         with opening(uri):
@@ -164,7 +171,7 @@ def connect(uri: str) -> MlflowClient:
             "PERMISSION_DENIED",
         ):
             raise UserError(f"the MLflow store {redacted(uri)} refuses this user: {error.message}") from None
-        raise _unreachable(uri, error) from None
+        raise _full(uri, error) or _unreachable(uri, error) from None
     return client
 
 
@@ -193,6 +200,7 @@ def _create_file(uri: str) -> None:
     partial = path.with_name(f"{path.name}.partial")
     partial.unlink(missing_ok=True)
     MlflowClient(f"sqlite:///{partial}").search_experiments(max_results=1)
+    partial.chmod(0o600)
     partial.rename(path)
 
 
@@ -237,6 +245,8 @@ def serve_page(port: int, store: str, model_name: str | None = None) -> None:
             raise UserError(
                 f"port {port} is taken by another program: give another, `unetpp mlflow --port {port + 1}`"
             ) from None
+    with opening(store):
+        _create_file(store)
     print(f"MLflow opens at http://127.0.0.1:{port}{page} in some seconds; Ctrl-C ends it", flush=True)
     # By the environment, not as an argument: the URI of a database may hold a password, and `ps` shows arguments.
     environment = os.environ | {
