@@ -127,21 +127,17 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
                 return
 
 
-def check_space(folder: str | Path, num_bytes: int, what: str = "") -> None:
-    """Refuse to begin what cannot fit; `what` is going to be written is told with what it needs.
+def check_space(folder: str | Path, num_bytes: int, stage: str = "") -> None:
+    """Refuse to begin what cannot fit; where a stage is named, what it needs is told.
 
     Raises:
         UserError: names the folder, what is needed and what is free.
     """
-    needed, free = num_bytes / 2**20, _free(folder)
-    if what:
-        print(
-            f"{what} need{'s' * (what[-1] != 's')} about {needed:.0f} MiB in {folder}; {free} MiB are free", flush=True
-        )
+    needed, free = f"{num_bytes / 2**20:,.0f} MiB", f"{_free(folder):,} MiB"
+    if stage:
+        print(f"{stage}: about {needed} are needed in {folder}, {free} are free", flush=True)
     if num_bytes > shutil.disk_usage(_there(folder)).free:
-        raise UserError(
-            f"{folder}: {needed:.0f} MiB are needed and {free} MiB are free; free some space and rerun the command"
-        )
+        raise UserError(f"{folder}: {needed} are needed and {free} are free; free some space and rerun the command")
 
 
 def _free(path: str | Path) -> int:

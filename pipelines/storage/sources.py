@@ -21,6 +21,7 @@ from pipelines.storage.s3 import Object, Store
 from pipelines.storage.synthetic import write_images
 from unetpp.errors import UserError
 
+BLOCK = 4096  # bytes of a disk that a small file takes
 SUFFIXES = {"zip": (".zip",), "tar": (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")}
 
 
@@ -44,6 +45,7 @@ def fetch(params: Ingest, out: Path, cache: Path) -> Source:
         out.mkdir(parents=True)
     location = str(params.location)
     if params.kind == "synthetic":
+        check_space(out.parent, params.synthetic.num_images * (2 * params.synthetic.size_px**2 + 2 * BLOCK), "ingest")
         with disk_errors(out):
             write_images(params.synthetic, params.num_workers, out)
         return Source({"kind": "synthetic", "location": None, **params.synthetic.model_dump()})
@@ -72,8 +74,9 @@ def _copy_folder(root: Path, out: Path) -> None:
         hint = f"; for a {kind} set ingest.kind={kind}" if kind else ""
         raise UserError(f"{root}: found {found}; ingest.location must be a folder with images/ and masks/{hint}")
     names = list_names(root)
-    layout = check_names(names, str(root))
-    for name in _relevant(names, layout):
+    kept = _relevant(names, check_names(names, str(root)))
+    check_space(out.parent, sum((root / name).stat().st_size + BLOCK for name in kept), "ingest")
+    for name in kept:
         target = out / name
         with disk_errors(out):
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +105,7 @@ def _extract(path: Path, kind: str | None, where: str, out: Path) -> None:
         inner = {name.relative_to(prefix): name for name in archive.sizes if name.is_relative_to(prefix)}
         layout = check_names(sorted(inner), where)
         kept = _relevant(sorted(inner), layout)
-        check_space(out, sum(archive.sizes[inner[name]] for name in kept))
+        check_space(out.parent, sum(archive.sizes[inner[name]] + BLOCK for name in kept), "ingest")
         archive.extract({inner[name]: out / name for name in kept})
 
 
