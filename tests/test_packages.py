@@ -1,13 +1,17 @@
-"""The packages of requirements.lock: each by its hash, and of a licence that lets anyone use this project."""
+"""What the set-up installs, each by its hash and of a licence that anyone may use, and what it keeps to its user."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
-from importlib.metadata import PackageMetadata, metadata
+from importlib.metadata import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pipelines.core.private import is_private, make_private
 from tests.conftest import REPOSITORY
 
 BLOCKS = re.split(r"\n(?=\S)", (REPOSITORY / "requirements.lock").read_text().strip())
@@ -29,7 +33,7 @@ EXCEPTIONS = {
 }
 
 
-def licences(of: PackageMetadata) -> list[str]:
+def licences(of: Any) -> list[str]:
     """What a package says of its licence; all of it has to be allowed."""
     if expression := of.get("License-Expression"):
         return [_chosen(part) for part in re.split(r"\s+AND\s+(?![^(]*\))", expression)]
@@ -60,10 +64,10 @@ def test_every_licence_is_allowed_or_an_exception_with_its_reason():
 @pytest.mark.parametrize("licence", ["GPL-3.0-or-later", "AGPL-3.0", "LGPL-2.1", "MIT AND GPL-2.0", "Proprietary"])
 def test_what_is_not_permissive_is_found(licence):
     for key in ("License-Expression", "License"):
-        of = metadata("numpy")
+        of: Any = metadata("numpy")
         for old in ("License-Expression", "License", "Classifier"):
-            del of[old]  # pyright: ignore[reportIndexIssue]
-        of[key] = licence  # pyright: ignore[reportIndexIssue]
+            del of[old]
+        of[key] = licence
         assert not all(ALLOWED.fullmatch(one) for one in licences(of))
 
 
@@ -81,3 +85,40 @@ def test_a_package_of_another_hash_is_not_installed(tmp_path):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == code, done.stderr
         assert ("Hash mismatch" in done.stderr) == bool(code)
+
+
+@pytest.mark.slow
+def test_the_set_up_gives_dvc_a_cache_that_no_other_user_may_enter(tmp_path):
+    """DVC's own default, /var/tmp/dvc, is open to all users and holds pickles."""
+    project, home = tmp_path / "a project", tmp_path / "home"
+    (project / ".venv").mkdir(parents=True)
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(REPOSITORY / name, project)
+    (project / ".venv/installed").touch()
+    scripts = str(Path(sys.executable).parent)
+    environment = os.environ | {"HOME": str(home), "PATH": scripts + os.pathsep + os.environ["PATH"]}
+    environment.pop("DVC_SITE_CACHE_DIR", None)
+
+    def run(*command: str) -> str:
+        done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    run("dvc", "init", "--no-scm", "--quiet")
+    for _ in range(2):
+        run("make", "setup")
+    assert (project / ".dvc/config.local").read_text().count("site_cache_dir") == 1
+    assert run("dvc", "config", "core.site_cache_dir").strip() == str(home / ".cache/unetpp/dvc")
+    run("dvc", "status")
+    assert (home / ".cache/unetpp/dvc/repo").is_dir()
+    assert (home / ".cache/unetpp").stat().st_mode & 0o777 == 0o700
+
+
+def test_what_another_user_may_enter_is_not_private(tmp_path):
+    tmp_path.chmod(0o700)
+    assert is_private(tmp_path / "not there/yet")
+    assert not is_private(Path("/var/tmp/dvc"))
+    made = make_private(tmp_path / "a" / "b")
+    assert made.stat().st_mode & 0o777 == 0o700
+    made.chmod(0o755)
+    assert make_private(made).stat().st_mode & 0o777 == 0o700

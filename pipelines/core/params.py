@@ -104,14 +104,14 @@ def check_levels(params: Params, candidates: Iterable[Sequence[int]]) -> None:
     for widths in candidates:
         depth, width = len(widths) - 1, widths[-1]
         step = 2**depth
-        if side is not None and side % step:
+        if side and side % step:
             fitting = " or ".join(str(one) for one in (side // step * step, (side // step + 1) * step) if one)
             raise UserError(
                 f"{key} is {side}, and a network of the widths {' '.join(map(str, widths))} needs "
                 f"sides divisible by {step}: set {key} to {fitting}, or search.widths and search.grow to fewer levels"
             )
         values = {"batch": images, "instance": 1, "group": width // math.gcd(width, 8)}[norm]
-        if side == step and values == 1:
+        if side and side == step and values == 1:
             raise UserError(
                 f"{key} is {side}, and the deepest level of a network of depth {depth} is 1x1 there: with model.norm "
                 f"{norm} and {images} image(s) at once in a process a norm layer would see single values, which have "

@@ -57,7 +57,7 @@ def write_rows(path: Path, header: Iterable[str], rows: Iterable[Iterable | Mapp
     header = list(header)
     with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         # A CR in a cell is quoted where the end of a line has one.
-        lines = SimpleNamespace(write=lambda line: file.write(f"{line.removesuffix(CRLF)}\n"))
+        lines: Any = SimpleNamespace(write=lambda line: file.write(f"{line.removesuffix(CRLF)}\n"))
         writer = csv.writer(lines, lineterminator=CRLF)
         writer.writerow(header)
         for row in rows:

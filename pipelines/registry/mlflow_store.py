@@ -245,8 +245,8 @@ def serve_page(port: int, store: str, model_name: str | None = None) -> None:
             raise UserError(
                 f"port {port} is taken by another program: give another, `unetpp mlflow --port {port + 1}`"
             ) from None
-    with opening(store):
-        _create_file(store)
+    if (path := sqlite_path(store)) and os.access(path.parent, os.W_OK):
+        path.touch(mode=0o600)  # else the server makes it, for everybody to read
     print(f"MLflow opens at http://127.0.0.1:{port}{page} in some seconds; Ctrl-C ends it", flush=True)
     # By the environment, not as an argument: the URI of a database may hold a password, and `ps` shows arguments.
     environment = os.environ | {

@@ -110,6 +110,7 @@ def test_page_becomes_the_server_of_the_same_store(store, closed_port, monkeypat
     assert started["command"][1:4] == ["-m", "mlflow", "server"]
     assert started["command"][started["command"].index("--host") + 1] == "127.0.0.1"
     assert started["env"]["MLFLOW_BACKEND_STORE_URI"] == store
+    assert Path(store.removeprefix("sqlite:///")).stat().st_mode & 0o777 == 0o600
     assert started["env"]["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
     assert started["env"]["MLFLOW_DISABLE_TELEMETRY"] == "true"
     assert f"http://127.0.0.1:{closed_port}/#/models/nuclei" in capsys.readouterr().out
