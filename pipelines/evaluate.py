@@ -172,7 +172,6 @@ def evaluate(
     picked = pick(rows, shown, settings.page_images)
     samples = [{"rank": rank} | {key: rows[index][key] for key in ("id", "kind", "group")} for rank, index in picked]
     result = make_report(subject, measured, decision, settings, samples)
-    write_results(out, result, rows)
     page = {
         "report": result,
         "rows": rows,
@@ -187,6 +186,7 @@ def evaluate(
         folder.mkdir()
         write_json(folder / "page.json", page)
         write_examples(folder / "shown.npz", predict, subject.split, [index for _, index in picked])
+        write_results(out, result, rows)  # last: where the disk has no space for the page, all stays as it was
     return result
 
 
