@@ -29,6 +29,7 @@ def full_disk(error: BaseException, place: str | Path) -> UserError | None:
         if number in FULL or any(sign in str(seen) for sign in SAYS_FULL):
             named = seen.filename2 or seen.filename if isinstance(seen, OSError) and number in FULL else None
             place = os.fsdecode(named) if isinstance(named, str | bytes) else str(place)
+            place = "/dev/shm" if "/torch_" in str(seen) else place  # of the processes that make batches
             free = "" if "://" in place else f" ({_free(place)} MiB free)"
             return UserError(
                 f"{place}: the disk or quota is full, or the file too large for it{free}; free some space and rerun "
