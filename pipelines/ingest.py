@@ -11,7 +11,7 @@ import psutil
 from pipelines.core.checksums import sha256
 from pipelines.core.command import run_command
 from pipelines.core.data_sections import Ingest
-from pipelines.core.files import disk_errors, replacing, write_json
+from pipelines.core.files import replacing, write_json
 from pipelines.core.params import load_params
 from pipelines.core.redaction import redacted
 from pipelines.storage.sources import fetch
@@ -44,8 +44,7 @@ def ingest(params: Ingest, out: Path, cache: Path | None = None) -> dict:
             files.append({"key": key, "size": path.stat().st_size, **facts})
         files.sort(key=lambda file: file["key"])
         manifest = {"source": source.description, "files": files}
-        with disk_errors(out.parent):
-            write_json(partial / "manifest.json", manifest)
+        write_json(partial / "manifest.json", manifest)
     return manifest
 
 

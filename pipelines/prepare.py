@@ -12,7 +12,7 @@ from typing import NamedTuple
 from pipelines.core.checksums import sha256
 from pipelines.core.command import run_command
 from pipelines.core.data_sections import Prepare
-from pipelines.core.files import check_space, disk_errors, replacing, write_json
+from pipelines.core.files import check_space, replacing, write_json
 from pipelines.core.params import load_params
 from pipelines.core.tables import write_rows
 from pipelines.dataset.fingerprint import comparable, read_fingerprint, write_fingerprint
@@ -58,7 +58,7 @@ def prepare(params: Prepare, raw: Path, out: Path) -> Manifest:
     samples, problems = find_samples(raw, params.num_classes, params.classes, params.pages, limits, params.multilabel)
     check_ignore(samples, params.ignore)
     groups, volumes = find_groups(samples, params.groups), _same_volume(samples)
-    with replacing(out) as partial, disk_errors(out.parent):
+    with replacing(out) as partial:
         partial.mkdir()
         looks = Looks(len(samples), partial)
         with Spool(partial / "spool") as spool:

@@ -30,10 +30,11 @@ def full_disk(error: BaseException, place: str | Path) -> UserError | None:
             named = seen.filename2 or seen.filename if isinstance(seen, OSError) and number in FULL else None
             place = os.fsdecode(named) if isinstance(named, str | bytes) else str(place)
             place = "/dev/shm" if "/torch_" in str(seen) else place  # of the processes that make batches
-            free = "" if "://" in place else f" ({_free(place)} MiB free)"
+            facts = [str(seen.strerror)] if isinstance(seen, OSError) and number in FULL else []
+            facts += [] if "://" in place else [f"{_free(place)} MiB free"]
             return UserError(
-                f"{place}: the disk or quota is full, or the file too large for it{free}; free some space and rerun "
-                "the command"
+                f"{place}: the disk or quota is full, or the file too large for it ({'; '.join(facts)}); free some "
+                "space and rerun the command"
             )
         seen = seen.__cause__ or seen.__context__
     return None
