@@ -32,9 +32,10 @@ def full_disk(error: BaseException, place: str | Path) -> UserError | None:
             place = "/dev/shm" if "/torch_" in str(seen) else place  # of the processes that make batches
             facts = [str(seen.strerror)] if isinstance(seen, OSError) and number in FULL else []
             facts += [] if "://" in place else [f"{_free(place)} MiB free"]
+            detail = f" ({'; '.join(facts)})" if facts else ""
             return UserError(
-                f"{place}: the disk or quota is full, or the file too large for it ({'; '.join(facts)}); free some "
-                "space and rerun the command"
+                f"{place}: the disk or quota is full, or the file too large for it{detail}; free some space and rerun "
+                "the command"
             )
         seen = seen.__cause__ or seen.__context__
     return None
