@@ -37,7 +37,9 @@ format: setup    ## rewrite to the style
 mlflow: setup    ## the MLflow page
 	@unetpp mlflow
 
-setup: .venv/installed ## .venv with every package pinned
+setup: .venv/installed ## .venv with every package pinned, and a cache of DVC's own that no other user may enter
+	@mkdir -p "$(HOME)/.cache/unetpp" && chmod 700 "$(HOME)/.cache/unetpp"
+	@grep -qs site_cache_dir .dvc/config.local || dvc config --local core.site_cache_dir "$(HOME)/.cache/unetpp/dvc"
 
 # Its scripts begin with the folder where it was made: a project that was moved or copied gets a new one.
 MOVED := $(shell test -s .venv/installed && test "$$(cat .venv/installed)" != "$(CURDIR)" && echo moved)
@@ -56,10 +58,11 @@ endif
 	@uv pip install --quiet --python "$(VENV)/bin/python" --no-deps -e .
 	@echo "$(CURDIR)" > .venv/installed
 
-lock:            ## requirements.lock anew from pyproject.toml
-	@rm -f requirements.lock
-	@$(FIND_LINKS) uv pip compile --quiet pyproject.toml --all-extras --python-version 3.11.4 --no-header --no-annotate --output-file requirements.lock
-	@sed -i 's/^\(torch==[0-9.]*\)+cpu$$/\1/' requirements.lock
+# What is pinned stays where it still fits: delete the file to take the newest. torch's wheels differ by machine.
+lock:            ## requirements.lock from pyproject.toml, with the hashes of all packages but torch
+	@sed -i '/^torch==/d' requirements.lock # else the public build would be preferred to a local one
+	@$(FIND_LINKS) uv pip compile --quiet pyproject.toml --all-extras --python-version 3.11.4 --no-header --no-annotate --generate-hashes --output-file requirements.lock
+	@sed -i -E '/^torch==/,/[^\\]$$/{/^ /d;s/^(torch==[0-9.]+).*/\1/}' requirements.lock
 
 clean:           ## what the stages made, downloads and unfinished runs; .venv and DVC's cache stay
 	@rm -rf data/raw data/prepared data/cache models/search models/train models/export reports runs dvc_plots

@@ -3,6 +3,11 @@
     MLFLOW_TRACKING_URI=sqlite:///mlflow.db python benchmarks/serving.py --model models:/unetpp-nuclei@champion \\
         --out benchmarks/serving.md
 
+    python benchmarks/serving.py --memory 1000 5000 10000
+
+The second form says what a request with a PNG file of so many pixels square takes beyond the process at rest, which
+bounds a worker: it holds one image at a time.
+
 Starts `mlflow models serve` as the guide says, asks it with PNG files of the synthetic generator, and ends it. Beside
 the server's time stands that of the same network in this process, on the same images: the difference is HTTP, JSON and
 PNG.
@@ -162,12 +167,40 @@ def describe(model: str) -> str:
     return f"The network: depth {trained.network.depth}, widths {', '.join(map(str, trained.network.widths))}{resized}."
 
 
+MEASURE = """
+import resource, sys, cv2, numpy, torch
+from pipelines.served import Served
+from unetpp import NestedUNet, Trained
+torch.set_num_threads(1)
+served = Served(Trained(NestedUNet((8, 16, 32, 64)).eval(), None))
+served.predict(numpy.zeros((64, 64, 3), numpy.uint8))
+content = cv2.imencode(".png", numpy.zeros((int(sys.argv[1]),) * 2, numpy.uint8))[1].tobytes()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for _ in range(2):
+    served.predict(content, {"encoding": "png"})
+print(round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024))
+"""
+
+
+def measure_memory(sides: list[int]) -> None:
+    """Print the peak memory of an image of each side, in a process of its own."""
+    for side in sides:
+        done = subprocess.run([sys.executable, "-c", MEASURE, str(side)], capture_output=True, text=True, check=True)
+        print(f"{side} x {side} px: {int(done.stdout):,} MiB", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="models:/NAME@ALIAS")
+    parser.add_argument("--model", help="models:/NAME@ALIAS")
+    parser.add_argument("--memory", type=int, nargs="+", metavar="SIDE", help="measure this alone")
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    if arguments.memory:
+        measure_memory(arguments.memory)
+        return
+    if arguments.model is None:
+        parser.error("--model is missing")
     rows = []
     log = Path(f"/tmp/serving-{os.getpid()}.log")
     with serving(arguments.model, log) as address:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlparse
 
+from pipelines.core.redaction import redacted
+
 PACKAGES = ("torch", "ray", "mlflow", "dvc", "albumentations", "numpy", "pyarrow", "opencv-python-headless", "boto3")
 
 
@@ -103,14 +105,28 @@ def _dvc() -> Iterator[Finding]:
         return
     status = subprocess.run([sys.executable, "-m", "dvc", "status"], capture_output=True, text=True, check=False)
     if status.returncode:
-        yield Finding("dvc", "dvc status fails", (status.stderr or status.stdout).strip().splitlines()[-1])
+        yield Finding("dvc", "dvc status fails", redacted((status.stderr or status.stdout).strip().splitlines()[-1]))
     else:
         current = "up to date" in status.stdout
         yield Finding("dvc", "up to date" if current else "stages to run: dvc repro (dvc status says why)")
+    yield _site_cache()
     if subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, check=False).returncode == 0:
         yield Finding("git", "has commits")
     else:
         yield Finding("git", "no repository or no commit", "dvc exp needs git init and a commit")
+
+
+def _site_cache() -> Finding:
+    """Where DVC keeps pickles of its own, see docs/security.md."""
+    from pipelines.core.private import CACHE, DVC_DEFAULT, is_private
+
+    command = [sys.executable, "-m", "dvc", "config", "core.site_cache_dir"]
+    configured = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    place = Path(os.environ.get("DVC_SITE_CACHE_DIR") or configured or DVC_DEFAULT)
+    advice = f"mkdir -p {CACHE} && chmod 700 {CACHE} && dvc config --local core.site_cache_dir {CACHE}/dvc"
+    if is_private(place):
+        return Finding("dvc's site cache", str(place))
+    return Finding("dvc's site cache", f"{place}: other users may write code there that DVC runs", advice)
 
 
 def _reaches(address: str, port: int) -> bool:
@@ -127,13 +143,15 @@ def _ray() -> Finding:
     if not address:
         return Finding("ray", "each stage starts its own on this machine (RAY_ADDRESS is not set)")
     if _reaches(address, 6379):
-        return Finding("ray", f"{address} answers")
-    return Finding("ray", f"{address} does not answer", "start that cluster, or unset RAY_ADDRESS to use this machine")
+        return Finding("ray", f"{redacted(address)} answers")
+    return Finding(
+        "ray", f"{redacted(address)} does not answer", "start that cluster, or unset RAY_ADDRESS to use this machine"
+    )
 
 
 def _mlflow() -> Finding:
     from pipelines.registry.lock import sqlite_path
-    from pipelines.registry.mlflow_store import is_server, project_uri, shown
+    from pipelines.registry.mlflow_store import is_server, project_uri
     from pipelines.storage import artifact_paths
 
     uri = project_uri()
@@ -141,12 +159,12 @@ def _mlflow() -> Finding:
         artifact_paths.follow(sqlite_path(uri))
         if lost := artifact_paths.missing(sqlite_path(uri)):
             advice = "bring mlruns/ that belongs to mlflow.db, or register them again"
-            return Finding("mlflow", f"{shown(uri)}: the artifacts of {', '.join(lost[:5])} are not there", advice)
-        return Finding("mlflow", f"{shown(uri)} (`unetpp mlflow` opens the page)")
+            return Finding("mlflow", f"{redacted(uri)}: the artifacts of {', '.join(lost[:5])} are not there", advice)
+        return Finding("mlflow", f"{redacted(uri)} (`unetpp mlflow` opens the page)")
     if _reaches(uri, 443 if uri.startswith("https") else 80):
-        return Finding("mlflow", f"{shown(uri)} answers")
+        return Finding("mlflow", f"{redacted(uri)} answers")
     advice = "start that server, or unset MLFLOW_TRACKING_URI to use mlflow.db here"
-    return Finding("mlflow", f"{shown(uri)} does not answer", advice)
+    return Finding("mlflow", f"{redacted(uri)} does not answer", advice)
 
 
 def doctor() -> int:

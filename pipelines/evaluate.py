@@ -7,7 +7,6 @@ memory are of this machine, on this day. What each number means: docs/measuremen
 """
 
 import argparse
-import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from pipelines.core.delivery_sections import Evaluate
 from pipelines.core.files import check_outputs, replacing, write_json
 from pipelines.core.git import git_commit
 from pipelines.core.params import load_params
+from pipelines.core.tables import write_rows
 from pipelines.evaluation.bootstrap import LEVEL, RESAMPLES
 from pipelines.evaluation.decision import Decision, decide
 from pipelines.evaluation.depth_costs import measure_devices
@@ -47,13 +47,6 @@ from unetpp.scores import metrics
 from unetpp.scores.calibration import reliability
 
 FILES = ("report.json", "metrics.json", "depths.csv", "images.csv", "reliability.csv")
-
-
-def _write_csv(path: Path, rows: list[dict]) -> None:
-    with replacing(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 @dataclass(frozen=True)
@@ -137,9 +130,9 @@ def write_results(out: Path, result: dict, rows: list[dict]) -> None:
     write_json(out / "report.json", result)
     compared = {key: {name: round(row[key], 4) for name, row in depths.items()} for key in ("iou_image", "latency_ms")}
     write_json(out / "metrics.json", {"recommended_depth": result["recommended_depth"]} | compared)
-    _write_csv(out / "depths.csv", [{"depth": name} | row for name, row in depths.items()])
-    _write_csv(out / "images.csv", rows)
-    _write_csv(out / "reliability.csv", reliability_rows(result))
+    tables = {"depths": [{"depth": name} | row for name, row in depths.items()], "images": rows}
+    for name, found in (tables | {"reliability": reliability_rows(result)}).items():
+        write_rows(out / f"{name}.csv", found[0], found)
 
 
 def find_provenance(subject: Subject) -> dict[str, object]:
@@ -182,7 +175,6 @@ def evaluate(
     picked = pick(rows, shown, settings.page_images)
     samples = [{"rank": rank} | {key: rows[index][key] for key in ("id", "kind", "group")} for rank, index in picked]
     result = make_report(subject, measured, decision, settings, samples)
-    write_results(out, result, rows)
     page = {
         "report": result,
         "rows": rows,
@@ -197,6 +189,7 @@ def evaluate(
         folder.mkdir()
         write_json(folder / "page.json", page)
         write_examples(folder / "shown.npz", predict, subject.split, [index for _, index in picked])
+        write_results(out, result, rows)  # last: where the disk has no space for the page, all stays as it was
     return result
 
 

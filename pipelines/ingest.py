@@ -7,8 +7,9 @@ from pathlib import Path
 from pipelines.core.checksums import sha256
 from pipelines.core.command import run_command
 from pipelines.core.data_sections import Ingest
-from pipelines.core.files import check_outputs, disk_errors, replacing, scratch, write_json
+from pipelines.core.files import check_outputs, replacing, scratch, write_json
 from pipelines.core.params import load_params
+from pipelines.core.redaction import redacted
 from pipelines.storage.sources import fetch
 
 
@@ -37,8 +38,7 @@ def ingest(params: Ingest, out: Path, cache: Path | None = None) -> dict:
             files.append({"key": key, "size": path.stat().st_size, **facts})
         files.sort(key=lambda file: file["key"])
         manifest = {"source": source.description, "files": files}
-        with disk_errors(out.parent):
-            write_json(partial / "manifest.json", manifest)
+        write_json(partial / "manifest.json", manifest)
     return manifest
 
 
@@ -52,7 +52,7 @@ def main() -> None:
     check_outputs([arguments.out], inputs=source, within=True)
     files = ingest(params, arguments.out, arguments.cache)["files"]
     size_mib = sum(file["size"] for file in files) / 2**20
-    source = params.kind if params.kind == "synthetic" else params.location
+    source = params.kind if params.kind == "synthetic" else redacted(str(params.location))
     print(f"ingest: {len(files)} files, {size_mib:.1f} MiB, from {source} to {arguments.out}")
 
 

@@ -11,8 +11,9 @@ from typing import NamedTuple
 from pipelines.core.checksums import sha256
 from pipelines.core.command import run_command
 from pipelines.core.data_sections import Prepare
-from pipelines.core.files import check_outputs, disk_errors, replacing, write_json
+from pipelines.core.files import check_outputs, check_space, replacing, write_json
 from pipelines.core.params import load_params
+from pipelines.core.tables import write_rows
 from pipelines.dataset.fingerprint import comparable, read_fingerprint, write_fingerprint
 from pipelines.dataset.groups import find_groups
 from pipelines.dataset.layouts import Problem, Sample, find_samples
@@ -23,13 +24,13 @@ from pipelines.dataset.sample_buffer import Spool
 from pipelines.dataset.sample_stats import Facts, check_foreground, write_samples
 from pipelines.dataset.split_balance import Balance, propose_salt
 from pipelines.dataset.splits import SPLITS, Place, check_apart, join, place
-from pipelines.dataset.tables import write_rows
 from unetpp.data.arrow_split import SplitWriter
 from unetpp.data.manifest import Manifest, SplitFacts
 from unetpp.errors import UserError
 
 # A group of near-duplicates with so many images, and such a share of all, is told.
 LARGE_GROUP, LARGE_SHARE = 10, 0.1
+MEASURED = 16  # samples by whose size the space for all is told
 
 
 class Seen(NamedTuple):
@@ -56,11 +57,11 @@ def prepare(params: Prepare, raw: Path, out: Path) -> Manifest:
     samples, problems = find_samples(raw, params.num_classes, params.classes, params.pages, limits, params.multilabel)
     check_ignore(samples, params.ignore)
     groups, volumes = find_groups(samples, params.groups), _same_volume(samples)
-    with replacing(out) as partial, disk_errors(out.parent):
+    with replacing(out) as partial:
         partial.mkdir()
         looks = Looks(len(samples), partial)
         with Spool(partial / "spool") as spool:
-            seen = _load(samples, params, raw, problems, looks, spool)
+            seen = _load(samples, params, raw, problems, looks, spool, out.parent)
             _check_quarantine(problems, len(seen), params.max_quarantined, raw)
             duplicates = _find_duplicates(samples, looks, params)
             places = _place(seen, join(groups, [*(pair[:2] for pair in duplicates), *volumes]), params)
@@ -97,12 +98,24 @@ def prepare(params: Prepare, raw: Path, out: Path) -> Manifest:
 
 
 def _load(
-    samples: list[Sample], params: Prepare, raw: Path, problems: list[Problem], looks: Looks, spool: Spool
+    samples: list[Sample],
+    params: Prepare,
+    raw: Path,
+    problems: list[Problem],
+    looks: Looks,
+    spool: Spool,
+    folder: Path,
 ) -> dict[int, Seen]:
-    """The samples that can be used, by index, with their looks and pixels kept; the others go to `problems`."""
-    seen = {}
+    """The samples that can be used, by index, with their looks and pixels kept; the others go to `problems`.
+
+    The first of them tell how much space all will take in `folder`.
+    """
+    seen, num_bytes = {}, 0
     for index, loaded in load_all(samples, params, raw, problems):
         spool.put(index, loaded.image, loaded.mask)
+        num_bytes += loaded.image.nbytes + loaded.mask.nbytes
+        if len(seen) + 1 == min(MEASURED, len(samples)):  # twice: what waits, and what is written then
+            check_space(folder, 2 * num_bytes * len(samples) // (len(seen) + 1), "prepare")
         looks[index], seen[index] = loaded.look, Seen(samples[index].id, loaded.kind, loaded.facts)
     return dict(sorted(seen.items()))  # processes answer in no order
 

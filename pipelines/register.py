@@ -14,6 +14,7 @@ from pipelines.core.delivery_sections import Register
 from pipelines.core.files import check_outputs, read_json, scratch, write_json
 from pipelines.core.git import git_commit
 from pipelines.core.params import load_params
+from pipelines.core.redaction import redacted
 from pipelines.evaluation.scored import read_depth
 from pipelines.registry import aliases, evidence, mlflow_store, model_versions, read_back, run_log, runs
 from pipelines.registry.lock import exclusive
@@ -63,7 +64,7 @@ def register_family(family: Family, inputs: Inputs, params: dict, settings: Regi
     promotion = client.get_model_version(name, candidate).tags
     return {
         "model_name": name,
-        "tracking_uri": mlflow_store.shown(uri),
+        "tracking_uri": redacted(uri),
         "run_id": run.info.run_id,
         "experiment_id": where,
         "versions": {f"L{depth}": int(version) for depth, version in versions.items()},
@@ -159,7 +160,7 @@ def check_versions(client, family: Family, versions: dict[int, str]) -> None:
     if reasons:
         lines = [
             f"version {versions[depth]} of {family.name} (L{depth}), read back from "
-            f"{mlflow_store.shown(client.tracking_uri)}, {reason}"
+            f"{redacted(client.tracking_uri)}, {reason}"
             for depth, reason in sorted(reasons.items())
         ]
         raise UserError(

@@ -5,6 +5,7 @@ run is known before, what the search will take is said before, and a command tha
 """
 
 import argparse
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -110,6 +111,8 @@ def _left_out(space: Space, fitting: Space, after: int) -> list[Trial]:
 
 
 def main() -> None:
+    # Of a trial that fails: its reason stands in the table, and here Tune's own traceback.
+    logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
     parser = argparse.ArgumentParser(prog="python -m pipelines.search", description=__doc__)
     for one in ("prepared", "runs", "out", "reports"):
         parser.add_argument(f"--{one}", type=Path, required=True)

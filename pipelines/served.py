@@ -10,6 +10,8 @@ import json
 import logging
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +34,7 @@ from unetpp.network.masks import to_mask
 
 MODES = ("single", "mean", "probabilities")
 ENCODINGS = ("array", "png")
-MAX_PIXELS = 100_000_000  # of one image; a small file can declare more than a machine has memory for
+MAX_PIXELS = 100_000_000  # of all images of a request; a small file can declare more than a machine has memory for
 
 
 def params_schema(depth: int) -> ParamSchema:
@@ -79,8 +81,8 @@ class Served:
     def __init__(self, trained: Trained):
         self.trained = trained
         self._segmenters: dict[tuple[int, bool], Segmenter] = {}
-        # One network at work at a time: threads of many requests would only share the processors, and the memory of
-        # the machine bounds one image and not as many as there are clients.
+        # One image in memory and at work at a time: threads of many requests would only share the processors, and the
+        # memory of the machine bounds one image and not as many as there are images and clients.
         self._turn = threading.Lock()
 
     def predict(self, data: Any, params: dict[str, Any] | None = None) -> Any:
@@ -91,8 +93,17 @@ class Served:
         """
         try:
             request = self._check(params or {})
-            images, single = self._read(data)
-            answers = [self._answer(image, request) for image in images]
+            entries, single = _entries(data)
+            if not entries:
+                raise UserError("found no image; expected at least one")
+            answers, left = [], MAX_PIXELS
+            for number, entry in enumerate(entries, start=1):
+                with self._turn:
+                    with _named_image(number, len(entries)):
+                        image = _image(entry, self.trained.network.in_channels, left)
+                    left -= image.shape[0] * image.shape[1]
+                    answers.append(self._answer(image, request))
+                    del image
         except UserError as error:
             raise RequestError(str(error)) from None
         except RequestError:
@@ -136,9 +147,8 @@ class Served:
         return request
 
     def _answer(self, image: np.ndarray, request: Request) -> np.ndarray | str:
-        with self._turn:
-            segmenter = self.segmenter(request.depth, mean=request.mode == "mean")
-            probs = predict_image(segmenter, image, self.trained.size)
+        segmenter = self.segmenter(request.depth, mean=request.mode == "mean")
+        probs = predict_image(segmenter, image, self.trained.size)
         if request.mode == "probabilities":
             return probs[0].numpy()  # (num_classes, H, W)
         binary_or_labels = probs.shape[1] == 1 or self.trained.network.multilabel
@@ -147,21 +157,18 @@ class Served:
         mask = to_mask(probs, self.trained.network.multilabel)[0].numpy()  # (H, W)
         return mask if request.encoding == "array" else _png(mask, self.trained)
 
-    def _read(self, data: Any) -> tuple[list[np.ndarray], bool]:
-        """The images (H, W, C) of a request, and whether it was one alone and not a list of one."""
-        entries, single = _entries(data)
-        if not entries:
-            raise UserError("found no image; expected at least one")
-        images = []
-        for number, entry in enumerate(entries, start=1):
-            try:
-                images.append(_image(entry, self.trained.network.in_channels))
-            except FileError as error:
-                reason = error.reason.replace("prepare.max_pixels", "this server's limit")
-                raise UserError(f"image {number} of {len(entries)}: {reason}: {error.fix}") from None
-            except UserError as error:
-                raise UserError(f"image {number} of {len(entries)}: {error}") from None
-        return images, single
+
+@contextmanager
+def _named_image(number: int, count: int) -> Iterator[None]:
+    try:
+        yield
+    except FileError as error:
+        limit = f"what is left of this server's {MAX_PIXELS} px a request"
+        reason = error.reason.replace("prepare.max_pixels", limit)
+        fix = error.fix.replace("raise the limit", "send fewer images at once")
+        raise UserError(f"image {number} of {count}: {reason}: {fix}") from None
+    except UserError as error:
+        raise UserError(f"image {number} of {count}: {error}") from None
 
 
 def _entries(data: Any) -> tuple[list, bool]:
@@ -200,7 +207,7 @@ def _is_one(array: np.ndarray) -> bool:
     return array.ndim == 2 or (array.ndim == 3 and array.shape[2] <= 4)
 
 
-def _image(entry: Any, channels: int) -> np.ndarray:
+def _image(entry: Any, channels: int, max_pixels: int) -> np.ndarray:
     """One image as (H, W, channels) uint8, or uint16 or float32 where it came as a file of those."""
     if isinstance(entry, dict):
         entry = _named(entry)
@@ -212,27 +219,30 @@ def _image(entry: Any, channels: int) -> np.ndarray:
         except (binascii.Error, ValueError) as error:
             raise UserError(f"found text that is not base64 ({error}); expected a PNG, JPEG or TIFF file") from None
     if isinstance(entry, bytes | bytearray):
-        return _decode(bytes(entry), channels)
+        return _decode(bytes(entry), channels, max_pixels)
     try:
         array = np.asarray(entry)
     except ValueError:
         raise UserError("found rows of different lengths; expected pixels (H, W) or (H, W, C)") from None
-    return _from_pixels(array, channels)
+    return _from_pixels(array, channels, max_pixels)
 
 
-def _decode(content: bytes, channels: int) -> np.ndarray:
+def _decode(content: bytes, channels: int, max_pixels: int) -> np.ndarray:
     """A file's bytes, read as the pipeline reads files."""
     with tempfile.NamedTemporaryFile(prefix="unetpp-") as file:  # the readers of TIFF and of 16 bits need a path
         file.write(content)
         file.flush()
-        return decode_image(file.name, channels, limits=Limits(max_pixels=MAX_PIXELS))
+        return decode_image(file.name, channels, limits=Limits(max_pixels=max_pixels))
 
 
-def _from_pixels(array: np.ndarray, channels: int) -> np.ndarray:
+def _from_pixels(array: np.ndarray, channels: int, max_pixels: int) -> np.ndarray:
     if not _is_one(array) or 0 in array.shape:
         raise UserError(f"found an array of shape {array.shape}; expected (H, W) or (H, W, C) with C from 1 to 4")
-    if array.shape[0] * array.shape[1] > MAX_PIXELS:
-        raise UserError(f"found {array.shape[0]} x {array.shape[1]} pixels; expected at most {MAX_PIXELS} in all")
+    if array.shape[0] * array.shape[1] > max_pixels:
+        raise UserError(
+            f"found {array.shape[0]} x {array.shape[1]} pixels; expected at most {max_pixels}, what is left of this "
+            f"server's {MAX_PIXELS} px a request: send fewer images at once"
+        )
     if array.dtype not in (np.uint8, np.uint16):
         # JSON has one kind of whole number, which numpy reads as int64.
         if array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 255:

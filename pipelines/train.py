@@ -18,7 +18,7 @@ from pipelines.cluster.ray_cluster import check_fits, cluster
 from pipelines.console.machine_load import sampled
 from pipelines.core.command import run_command
 from pipelines.core.files import check_outputs
-from pipelines.core.params import Params, load_params, override
+from pipelines.core.params import Params, check_levels, load_params, override
 from pipelines.registry.live_log import UNLOGGED, logged_live
 from pipelines.storage.node_cache import share
 from pipelines.storage.run_store import RunStore, open_store, runs_at
@@ -42,6 +42,7 @@ def train(params: Params, prepared: Path, architecture: Path, runs: Path, out: P
     """
     chosen = read_architecture(architecture)
     params = override(params, chosen.params)  # what was searched beside widths
+    check_levels(params, [chosen.widths])
     manifest = read_manifest(prepared)
     spec = make_spec(params, chosen.widths, prepared, manifest, init=find_init(architecture, chosen, params))
     _check_images(spec)

@@ -51,15 +51,20 @@ class Clone:
 
     def run(self, *command: str, expect: int = 0, **environment: str) -> str:
         """A command in the clone; what it prints."""
+        done = self.finish(*command, **environment)
+        assert done.returncode == expect, done.stdout
+        return done.stdout
+
+    def finish(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """A command in the clone, with whatever exit code."""
         scripts = str(Path(sys.executable).parent)
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "MLFLOW_"))}
         # The folder first, so that the stages run the clone's own code.
         env = kept | {"PATH": scripts + os.pathsep + os.environ["PATH"], "PYTHONPATH": str(self.folder)} | environment
-        done = subprocess.run(
+        env = {"DVC_SITE_CACHE_DIR": str(self.folder.parent / "site cache")} | env  # as the set-up configures it
+        return subprocess.run(
             command, cwd=self.folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900
         )
-        assert done.returncode == expect, done.stdout
-        return done.stdout
 
     def unetpp(self, *words: str, expect: int = 0) -> str:
         """A command of `unetpp` in the clone's folder, by this process and its code; what it prints."""

@@ -10,6 +10,7 @@ import pytest
 
 from tests.browser import HELP, Browser, find_chromium
 from tests.servers import Moto
+from tests.small_disk import SmallDisk
 from tests.stores import HELP as NO_POSTGRES
 from tests.stores import Postgres, find_postgres
 
@@ -96,6 +97,14 @@ def browser() -> Iterator[Browser]:
     """A page of a headless Chromium, one for all tests marked `browser`."""
     with Browser() as opened:
         yield opened
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """A file system of 64 MiB."""
+    disk = SmallDisk(tmp_path / "a small disk", 64)
+    yield disk
+    disk.close()
 
 
 @pytest.fixture(scope="session")

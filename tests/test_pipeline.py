@@ -2,7 +2,9 @@
 
 import csv
 import json
+import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import boto3
@@ -17,6 +19,11 @@ from tests.clones import Clone, git
 
 pytestmark = pytest.mark.ray
 
+CANARY = "canary-of-the-tests"
+SECRETS = dict.fromkeys(
+    ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_PASSWORD", "HF_TOKEN"), CANARY
+)
+
 
 # Experiments of one candidate and one worker: Ray was in the run before them.
 LIGHT = ("search.widths=[[4,6,8]]", "train.num_workers=1", "export.formats=[]")
@@ -27,7 +34,12 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     folder = tmp_path_factory.mktemp("with") / "a space"
     folder.mkdir()
     made = Clone(folder)
-    made.run("dvc", "repro")
+    for command in (
+        ["git", "remote", "add", "origin", f"https://{CANARY}@localhost/x.git"],
+        ["dvc", "remote", "add", "--local", "private", f"https://me:{CANARY}@localhost/x"],
+    ):
+        made.run(*command)
+    (folder / "dvc repro.log").write_text(made.run("dvc", "repro", **SECRETS))
     return made
 
 
@@ -86,6 +98,34 @@ def test_reports_are_opened_and_compared_by_folder_run_and_version(clone):
     shown = clone.unetpp("compare", "reports/evaluate", run_id)
     assert "the same" in shown
     assert "no difference shown" in shown
+
+
+def test_no_file_of_a_run_holds_a_secret_of_its_environment(clone):
+    known = {".git/config", ".dvc/config.local"}  # where the test has put it
+    files = [path for path in clone.folder.rglob("*") if path.is_file()]
+    assert {path.name for path in files} >= {"mlflow.db", "report.html", "manifest.json", "dvc repro.log"}
+    found = {path.relative_to(clone.folder).as_posix() for path in files if CANARY.encode() in path.read_bytes()}
+    assert found == known
+    for command in (("unetpp", "doctor"), ("unetpp", "lineage", "unetpp-nuclei@L1")):
+        assert CANARY not in clone.run(*command, **SECRETS)
+
+
+def test_what_is_loaded_or_names_others_is_its_owners_alone(clone):
+    modes = {name: (clone.folder / name).stat().st_mode & 0o777 for name in ("runs", "mlflow.db")}
+    assert modes == {"runs": 0o700, "mlflow.db": 0o600}
+
+
+def test_of_two_commands_at_once_none_spoils_the_others_results(clone):
+    before = clone.hashes("data/prepared", "models", "reports")
+    command = ["dvc", "repro", "--force", "--single-item", "prepare"]
+    with ThreadPoolExecutor(2) as threads:
+        ends = list(threads.map(lambda _: clone.finish(*command), range(2)))
+    assert any(done.returncode == 0 for done in ends)
+    for done in ends:
+        assert done.returncode == 0 or re.search("another DVC process|blocked by|lock", done.stdout), done.stdout
+        assert "Traceback" not in done.stdout
+    assert "up to date" in clone.run("dvc", "repro")
+    assert clone.hashes("data/prepared", "models", "reports") == before
 
 
 def test_second_run_does_nothing(clone):

@@ -64,7 +64,8 @@ def pack(package: Path, stage: str, params: Params, arguments: dict[str, Path]) 
     for name in ("unetpp", "pipelines"):
         shutil.copytree(ROOT / name, package / name, ignore=ignore)
     shutil.copy("params.yaml", package)
-    pins = [line for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines() if line]
+    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    pins = [word for word in lock.split() if "==" in word]  # beside them stand hashes
     paths: dict[str, str] = {}
     for name, path in arguments.items():
         if name in outputs:

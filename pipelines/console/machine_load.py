@@ -4,7 +4,6 @@ Of the machine that runs the stage's own process, as MLflow names such numbers; 
 cluster are not in it.
 """
 
-import csv
 import shutil
 import subprocess
 import threading
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from pipelines.core.files import replacing
+from pipelines.core.tables import write_rows
 
 INTERVAL_S = 2.0
 MAX_ROWS = 240  # from here on every second row goes, and rows are taken half as often
@@ -100,8 +99,4 @@ def _number(cell: str) -> float | None:
 
 
 def _write(path: Path, rows: list[dict[str, float]]) -> None:
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    with replacing(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=names, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(path, dict.fromkeys(name for row in rows for name in row), rows)

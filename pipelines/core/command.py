@@ -3,11 +3,14 @@
 import atexit
 import multiprocessing
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from functools import cache
+from pathlib import Path
 
-from pipelines.core.files import scratch
+from pipelines.core.files import full_disk, scratch
+from pipelines.core.redaction import redacted
 from unetpp.errors import UserError
 
 
@@ -25,14 +28,14 @@ def _clear_after_workers() -> None:
 def run_command(main: Callable[[], None]) -> None:
     """Run a stage's or the command line's `main` and exit as the shell and DVC expect.
 
-    Exit codes: 0 done, 2 a user's mistake (`UserError`, printed as it is, or a package that is not installed), 130
-    interrupted. Any other exception is a bug and keeps its traceback.
+    Exit codes: 0 done, 2 a user's mistake (`UserError`, or a package that is not installed), 130 interrupted. Any other
+    exception is a bug, and keeps its traceback and exit code 1. What is printed is `redacted`.
     """
     try:
         _clear_after_workers()
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redacted(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
@@ -43,3 +46,9 @@ def run_command(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted; rerun the command to resume", file=sys.stderr)
         raise SystemExit(130) from None
+    except Exception as error:
+        if told := full_disk(error, Path.cwd()):
+            print(f"error: {told}", file=sys.stderr)
+            raise SystemExit(2) from None
+        print(redacted(traceback.format_exc()), end="", file=sys.stderr)
+        raise SystemExit(1) from None

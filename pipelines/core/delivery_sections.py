@@ -45,9 +45,21 @@ class Evaluate(Section):
     gates: Gates
 
 
+def _check_name(name: str) -> str:
+    if re.search(r"[\x00-\x1f\x7f/\\:.%\"'#?@]", name) or name != name.strip():
+        raise ValueError(
+            "expected a name that may stand in models:/NAME@ALIAS, without any of / \\ : . % \" ' # ? @ and without "
+            f"spaces around it, found {name!r}"
+        )
+    return name
+
+
+Name = Annotated[str, Field(min_length=1, max_length=256)]  # what a database of MLflow's holds
+
+
 class Register(Section):
-    experiment: Annotated[str, Field(min_length=1)]
-    model_name: Annotated[str, Field(min_length=1, pattern=r"^[^/:.%\"']+$")]
+    experiment: Name
+    model_name: Annotated[Name, AfterValidator(_check_name)]
     tracking_uri: str | None
     live: bool
     promotion_tolerance_iou: Annotated[float, Field(ge=0, le=1)]

@@ -1,15 +1,15 @@
 """Files that are whole or absent, outputs that take the place of nothing but the pipeline's own, and the full disk."""
 
 import errno
+import functools
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,9 @@ except ImportError:  # on Windows, where `unetpp predict` runs
 MARKER = ".unetpp"
 LOCK = ".unetpp-lock"  # in a temporary folder: held for as long as its process lives
 _declared: set[str] = set()  # files that `check_outputs` let through, and `replacing` marks
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# As libraries tell it that lose the number: Ray of its workers, SQLite, torch.
+SAYS_FULL = ("No space left on device", "Disk quota exceeded", "File too large", "database or disk is full")
 
 
 def check_outputs(
@@ -60,7 +63,7 @@ def check_outputs(
             raise UserError(f"{there}: found a file; expected a folder, or a new name for one")
         if not os.access(there, os.W_OK):
             raise UserError(f"{there}: this user may not write there; give another place")
-    listed, in_the_way = cache(_listed), []
+    listed, in_the_way = functools.cache(_listed), []
     for folder in folders:
         if folder.is_dir():
             in_the_way += [str(folder / name) for name in islice(_not_ours(folder), 6)]
@@ -86,7 +89,7 @@ def check_outputs(
 def _check_inputs(folders: list[Path], files: list[Path], inputs: list[Path], within: bool) -> None:
     """Refuse outputs that are inputs, hold one or lie in one, and outputs that are or lie in one another."""
 
-    @cache
+    @functools.cache
     def places(path: Path) -> frozenset[tuple[int, int]]:
         """A path and the folders above it as the file system knows them, so that a link or another case is no other."""
         found = set()
@@ -146,6 +149,54 @@ def _mark(partial: Path, path: Path) -> None:
             marker.write(f"{sha256(partial)}  {path.name}\n")
 
 
+def full_disk(error: BaseException, place: str | Path) -> UserError | None:
+    """What to say where a full disk is behind an error; None where it is not.
+
+    Args:
+        place: what was written, where the error names nothing.
+    """
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, UserError):
+        number = seen.errno if isinstance(seen, OSError) else None
+        if number in FULL or any(sign in str(seen) for sign in SAYS_FULL):
+            named = seen.filename2 or seen.filename if isinstance(seen, OSError) and number in FULL else None
+            place = os.fsdecode(named) if isinstance(named, str | bytes) else str(place)
+            place = "/dev/shm" if "/torch_" in str(seen) else place  # of the processes that make batches
+            facts = [str(seen.strerror)] if isinstance(seen, OSError) and number in FULL else []
+            facts += [] if "://" in place else [f"{_free(place)} MiB free"]
+            detail = f" ({'; '.join(facts)})" if facts else ""
+            return UserError(
+                f"{place}: the disk or quota is full, or the file too large for it{detail}; free some space and rerun "
+                "the command"
+            )
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+@contextmanager
+def disk_errors(place: str | Path) -> Iterator[None]:
+    """A full disk, in the block, is a `UserError` that names `place` and what is free there, by then and not later."""
+    try:
+        yield
+    except Exception as error:
+        if told := full_disk(error, place):
+            raise told from None
+        raise
+
+
+def telling_full_disk(written: Callable[[str | Path], AbstractContextManager[Path]]):
+    """For what yields a path to be written: `disk_errors` around its block, and around what it does itself."""
+
+    @contextmanager
+    @functools.wraps(written)
+    def telling(path: str | Path) -> Iterator[Path]:
+        with disk_errors(path), written(path) as partial, disk_errors(path):
+            yield partial
+
+    return telling
+
+
+@telling_full_disk
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` for a file or a folder; on success it takes `path`'s place.
@@ -272,23 +323,6 @@ def read_json(path: Path, stage: str) -> Any:
 
 
 @contextmanager
-def disk_errors(folder: str | Path) -> Iterator[None]:
-    """A full disk, in the block, is a `UserError` that names `folder` and what is free there.
-
-    To be wrapped closely around what writes, inside of what explains the errors of reading.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise UserError(
-            f"{folder}: the disk or quota is full, or the file too large for it ({error.strerror}; {_free(folder)} "
-            "MiB free); free some space and rerun the command"
-        ) from None
-
-
-@contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[None]:
     """Hold the lock that a file stands for; it ends with the process that holds it.
 
@@ -308,18 +342,23 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
                 return
 
 
-def check_space(folder: str | Path, num_bytes: int) -> None:
-    """Refuse to begin what cannot fit.
+def check_space(folder: str | Path, num_bytes: int, stage: str = "") -> None:
+    """Refuse to begin what cannot fit; where a stage is named, what it needs is told.
 
     Raises:
         UserError: names the folder, what is needed and what is free.
     """
-    if num_bytes > shutil.disk_usage(folder).free:
-        raise UserError(
-            f"{folder}: {num_bytes / 2**20:.0f} MiB are needed and {_free(folder)} MiB are free; free some space and "
-            "rerun the command"
-        )
+    needed, free = f"{num_bytes / 2**20:,.0f} MiB", f"{_free(folder):,} MiB"
+    if stage:
+        print(f"{stage}: about {needed} are needed in {folder}, {free} are free", flush=True)
+    if num_bytes > shutil.disk_usage(_there(folder)).free:
+        raise UserError(f"{folder}: {needed} are needed and {free} are free; free some space and rerun the command")
 
 
-def _free(folder: str | Path) -> int:
-    return shutil.disk_usage(folder).free // 2**20
+def _free(path: str | Path) -> int:
+    return shutil.disk_usage(_there(path)).free // 2**20
+
+
+def _there(path: str | Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
+    return next(one for one in (Path(path).absolute(), *Path(path).absolute().parents) if one.exists())

@@ -5,8 +5,8 @@ dotted path and, for an unknown one, the nearest that exists.
 """
 
 import difflib
-import re
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from pipelines.core.data_sections import Ingest, Prepare
 from pipelines.core.delivery_sections import Cluster, Evaluate, Export, Register
+from pipelines.core.redaction import SECRET_KEYS, SECRET_VALUES, redacted
 from pipelines.core.section import Section
 from pipelines.core.training_sections import Augment, Model, Search, Train
 from unetpp.errors import UserError
@@ -76,6 +77,11 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
+    def _levels_hold_pixels(self):
+        check_levels(self, [*self.search.widths, *(self.search.grow.candidates() if self.search.grow else ())])
+        return self
+
+    @model_validator(mode="after")
     def _weights_are_of_classes(self):
         if self.prepare.multilabel and self.train.class_weights is not None:
             raise ValueError(
@@ -83,6 +89,35 @@ class Params(Section):
                 "train.class_weights to null; train.loss=focal_dice or tversky helps rare labels"
             )
         return self
+
+
+def check_levels(params: Params, candidates: Iterable[Sequence[int]]) -> None:
+    """Refuse networks, by their widths, that cannot be trained on images of the size of these params.
+
+    Raises:
+        UserError: 2^depth does not divide the size, or a norm layer of the deepest level would see single values.
+    """
+    train, norm = params.train, params.model.norm
+    key, side = ("train.crop_px", train.crop_px) if train.crop_px else ("prepare.size", params.prepare.size)
+    workers = 1 if train.sync_batchnorm else max(train.max_workers, params.search.num_workers)
+    images = train.batch_size // workers // train.accumulate  # that a process computes at once
+    for widths in candidates:
+        depth, width = len(widths) - 1, widths[-1]
+        step = 2**depth
+        if side and side % step:
+            fitting = " or ".join(str(one) for one in (side // step * step, (side // step + 1) * step) if one)
+            raise UserError(
+                f"{key} is {side}, and a network of the widths {' '.join(map(str, widths))} needs "
+                f"sides divisible by {step}: set {key} to {fitting}, or search.widths and search.grow to fewer levels"
+            )
+        values = {"batch": images, "instance": 1, "group": width // math.gcd(width, 8)}[norm]
+        if side and side == step and values == 1:
+            raise UserError(
+                f"{key} is {side}, and the deepest level of a network of depth {depth} is 1x1 there: with model.norm "
+                f"{norm} and {images} image(s) at once in a process a norm layer would see single values, which have "
+                f"no spread: set {key} to {2 * side}, or search.widths and search.grow to fewer levels"
+                + (", or raise train.batch_size" if norm == "batch" else "")
+            )
 
 
 def override(params: Params, changes: dict[str, Any]) -> Params:
@@ -142,16 +177,7 @@ def _explain(error: dict) -> str:
     if error["type"] == "value_error":
         message = error["msg"].removeprefix("Value error, ")
         return f"{key}: {message}" if key else message
-    return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}, found {error['input']!r}"
-
-
-# Names of keys and shapes of values that hold credentials. They never belong into a file that git keeps.
-SECRET_KEYS = re.compile(r"secret|password|passwd|token|credential|access_?key|api_?key", re.IGNORECASE)
-SECRET_VALUES = {
-    "an AWS access key id": re.compile(r"\b(AKIA|ASIA)[0-9A-Z]{16}\b"),
-    "a password in an address": re.compile(r"\w://[^/\s@]*:[^/\s@]+@"),
-    "a signed address": re.compile(r"[?&](X-Amz-\w+|Signature|sig|token)=", re.IGNORECASE),
-}
+    return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}, found {redacted(repr(error['input']))}"
 
 
 def _refuse_credentials(value, path: Path, key: str = "") -> None:
@@ -167,7 +193,8 @@ def _refuse_credentials(value, path: Path, key: str = "") -> None:
         raise UserError(
             f"{path}: {key}: found what looks like {found[0]} (not shown here); params.yaml is kept by git and logged, "
             "so it must hold none: for S3 use a profile (ingest.s3.profile), the environment (AWS_ACCESS_KEY_ID, "
-            "AWS_SECRET_ACCESS_KEY) or the machine's role, for MLflow MLFLOW_TRACKING_URI; remove the key"
+            "AWS_SECRET_ACCESS_KEY) or the machine's role, for MLflow MLFLOW_TRACKING_URI; fetch what needs a signed "
+            "address yourself; remove the key"
         )
 
 

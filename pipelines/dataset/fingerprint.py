@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.core.files import write_json
+from pipelines.core.tables import read_rows
 from pipelines.dataset.data_warnings import find_what_stands_out
 from pipelines.dataset.object_sizes import add_up, share_smaller, size_quantile_px
 from pipelines.dataset.sample_stats import Samples, read_samples, rounded
 from pipelines.dataset.split_drift import measure_balance
 from pipelines.dataset.splits import SPLITS
 from pipelines.dataset.suggestions import advise
-from pipelines.dataset.tables import read_rows
 from unetpp.data.manifest import Manifest, read_manifest
 
 SHOWN = 8  # rows of a table; what is rarer is one row together

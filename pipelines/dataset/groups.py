@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.core.data_sections import Groups
+from pipelines.core.tables import plain_cell
 from pipelines.dataset.layouts import Sample
 from pipelines.storage.layout_names import composed
 from unetpp.errors import UserError
@@ -72,7 +73,7 @@ def read_table(path: Path) -> dict[str, str]:
             if not {"id", "group"} <= set(rows.fieldnames or ()):
                 raise UserError(f"{path}: found the columns {', '.join(rows.fieldnames or ()) or 'none'}; {expected}")
             for row in rows:
-                id, group = composed(row["id"] or ""), row["group"]
+                id, group = composed(plain_cell(row["id"] or "")), plain_cell(row["group"] or "")
                 if not id or not group:
                     raise UserError(
                         f"{path}: line {rows.line_num}: found an empty id or group; {expected}, both filled"

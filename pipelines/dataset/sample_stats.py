@@ -3,16 +3,15 @@
 All that the data report says of a set is made of these rows; no image is read a second time for it.
 """
 
-import csv
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from pipelines.core.tables import read_rows, write_rows
 from pipelines.dataset.mask_files import Labels
 from pipelines.dataset.object_sizes import count_sizes, diameters_px, find_objects, histogram, join
-from pipelines.dataset.tables import write_rows
 from unetpp.errors import UserError
 from unetpp.images.pictures import Header
 from unetpp.network.masks import IGNORE, find_classes
@@ -167,14 +166,8 @@ def write_samples(path: Path, rows: Iterable[tuple]) -> None:
 
 def read_samples(path: Path) -> Samples:
     """samples.csv by column: numbers as float64, text as objects."""
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.reader(file)
-        names = next(reader)
-        columns: list[list[str]] = [[] for _ in names]
-        for row in reader:
-            for column, cell in zip(columns, row, strict=True):
-                column.append(cell)
+    rows = read_rows(path)
     return {
-        name: np.array(column, dtype=object if name in TEXT else np.float64)
-        for name, column in zip(names, columns, strict=True)
+        name: np.array([row[name] for row in rows], dtype=object if name in TEXT else np.float64)
+        for name in (rows[0] if rows else ())
     }

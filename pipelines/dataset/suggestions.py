@@ -98,7 +98,7 @@ def advise(fingerprint: dict) -> dict:
     if sizes:
         depth = suggest_depth(sizes, side_px)
         own_depth = suggest_depth(stored, crop_px(fingerprint["images"], objects["stored"]))
-        suggestions += [_widths(depth, sizes, side_px), *_batch(depth, side_px, fingerprint)]
+        suggestions += [_widths(depth, sizes, fingerprint), *_batch(depth, side_px, fingerprint)]
     return {
         "side_px": side_px,
         "depth": depth,
@@ -158,8 +158,8 @@ def _balance(fingerprint: dict) -> list[Suggestion]:
     return found
 
 
-def _widths(depth: int, sizes: Mapping[int, int], side_px: int) -> Suggestion:
-    depths = [depth]
+def _widths(depth: int, sizes: Mapping[int, int], fingerprint: dict) -> Suggestion:
+    depths, side_px = [depth], seen_px(fingerprint)
     if depth < MAX_DEPTH and LEAST_CELLS * 2 ** (depth + 1) <= side_px:
         depths.append(depth + 1)
     candidates = ",".join(str(widths_of(one)).replace(" ", "") for one in depths)
@@ -168,7 +168,12 @@ def _widths(depth: int, sizes: Mapping[int, int], side_px: int) -> Suggestion:
         small = f"{share_smaller(sizes, depth + 1):.0%} are smaller than its {2 ** (depth + 1)} px"
         reason += f" One deeper is a candidate too, for its view of the surroundings ({small}); short trials choose."
     reason += " The widths are the paper's; half of them need about a quarter of the arithmetic."
-    return Suggestion("Depth and widths", (f"search.widths=[{candidates}]",), reason)
+    changes, step = [f"search.widths=[{candidates}]"], 2 ** depths[-1]
+    if side_px % step:
+        key = "prepare.size" if fingerprint["prepared"]["size"] else "train.crop_px"
+        changes.append(f"{key}={-(-side_px // step) * step}")
+        reason += f" They need sides divisible by {step}."
+    return Suggestion("Depth and widths", tuple(changes), reason)
 
 
 def _batch(depth: int, side_px: int, fingerprint: dict) -> list[Suggestion]:

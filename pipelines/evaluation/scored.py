@@ -1,11 +1,11 @@
 """What each test image scored at each depth: images.csv, which stage evaluate writes and the registry keeps."""
 
-import csv
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipelines.core.tables import read_rows
 from unetpp.errors import UserError
 
 SCORES = {"iou": "IoU", "boundary_f1": "Boundary F1", "object_f1": "Object F1"}  # columns of images.csv, then _L1 ...
@@ -39,18 +39,17 @@ def read_scored(path: Path, test_sha256: str | None = None) -> dict[str, Scored]
     groups: dict[str, str] = {}
     sizes: dict[str, str] = {}
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                groups[row["id"]] = row.get("group") or ""
-                if "height" in row:
-                    sizes[row["id"]] = f"{row['height']}x{row['width']}"
-                for column, text in row.items():
-                    score, _, depth = column.rpartition("_")
-                    if score in SCORES:
-                        found = scores.setdefault(depth, {one: {} for one in SCORES})[score]
-                        if text and math.isfinite(value := float(text)):
-                            found[row["id"]] = value
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        for row in read_rows(path):
+            groups[row["id"]] = row.get("group", "")
+            if "height" in row:
+                sizes[row["id"]] = f"{row['height']}x{row['width']}"
+            for column, text in row.items():
+                score, _, depth = column.rpartition("_")
+                if score in SCORES:
+                    found = scores.setdefault(depth, {one: {} for one in SCORES})[score]
+                    if text and math.isfinite(value := float(text)):
+                        found[row["id"]] = value
+    except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: cannot be read ({error!r}); expected what `dvc repro evaluate` writes") from None
     if not any(found["iou"] for found in scores.values()):
         raise UserError(f"{path}: found no column iou_L1, iou_L2 ...; expected the images.csv of the evaluate stage")

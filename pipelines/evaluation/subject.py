@@ -1,10 +1,10 @@
 """What is evaluated: a network and the test images, found to belong together."""
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.core.checksums import sha256
+from pipelines.core.tables import read_rows
 from unetpp.data.arrow_split import Split
 from unetpp.data.manifest import Manifest, read_manifest
 from unetpp.errors import UserError
@@ -19,8 +19,7 @@ def read_groups(prepared: Path, ids: list[str]) -> list[str]:
     """
     path = prepared / "split.csv"
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            groups = {row["id"]: row["group"] for row in csv.DictReader(file)}
+        groups = {row["id"]: row["group"] for row in read_rows(path)}
         return [groups[id] for id in ids]
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; expected the groups of the images: run `dvc repro prepare`") from None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.core.files import kept_folder, read_json
+from pipelines.core.redaction import redacted
 from pipelines.evaluation.compare import Evaluation
 from pipelines.evaluation.scored import read_scored
 from unetpp.errors import UserError
@@ -138,7 +139,7 @@ def _from_mlflow(name: str) -> Found:
             if isinstance(error, mlflow_store.MlflowException) and error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             raise UserError(
-                f"{name}: {mlflow_store.shown(client.tracking_uri)} has no such run with a folder `report` ({error}); "
+                f"{name}: {redacted(client.tracking_uri)} has no such run with a folder `report` ({error}); "
                 f"{_runs(client)}"
             ) from None
     return Found(Path(folder), None if depth is None else int(depth))

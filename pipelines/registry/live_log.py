@@ -20,6 +20,7 @@ import yaml
 
 from pipelines.core.files import replacing
 from pipelines.core.params import Params
+from pipelines.core.redaction import redacted
 from pipelines.training.epoch_metrics import curves_of
 
 RETRY_S = 15.0
@@ -72,7 +73,7 @@ class Sender:
                 self._send(rows, status)
             except Exception as error:  # whatever it is: training goes on
                 if not failing:
-                    first = (str(error).splitlines() or [""])[0][:300]
+                    first = redacted((str(error).splitlines() or [""])[0])[:300]
                     print(f"not in MLflow for now: {type(error).__name__}: {first}", file=sys.stderr, flush=True)
                 failing = True
                 if status is None:
@@ -178,7 +179,7 @@ class _RunLog:
             self._run = False
         elif mlflow_store.is_server(self._client.tracking_uri):
             place = f"experiments/{where}/runs/{self._run.info.run_id}/model-metrics"
-            print(f"in MLflow: {mlflow_store.shown(self._client.tracking_uri)}/#/{place}", flush=True)
+            print(f"in MLflow: {redacted(self._client.tracking_uri)}/#/{place}", flush=True)
 
     def _describe(self) -> str:
         used = self._params.model_dump(mode="json", include={"model", "train", "augment"})

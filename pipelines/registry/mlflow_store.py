@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
+from pipelines.core.files import full_disk
 from pipelines.core.params import load_params
+from pipelines.core.redaction import redacted
 from pipelines.registry.lock import TurnLostError, opening, sqlite_path
 from pipelines.storage import artifact_paths
 from unetpp.errors import UserError
@@ -91,12 +93,6 @@ def with_driver(uri: str) -> str:
     return uri.replace("postgresql://", "postgresql+psycopg2://", 1)
 
 
-def shown(uri: str) -> str:
-    """The URI as it may be printed and stored: without its password."""
-    password = urlsplit(uri).password
-    return uri.replace(f":{password}@", ":***@") if password else uri
-
-
 @contextmanager
 def explained(uri: str) -> Iterator[None]:
     """Turn the loss of the store, in the block, into a `StoreLostError`; every other error passes."""
@@ -105,6 +101,8 @@ def explained(uri: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        if told := _full(uri, error):
+            raise told from None
         causes, cause = [], error
         while cause is not None:
             causes.append(cause)
@@ -113,6 +111,10 @@ def explained(uri: str) -> Iterator[None]:
         if lost is None:
             raise
         raise _unreachable(uri, lost) from None
+
+
+def _full(uri: str, error: Exception) -> UserError | None:
+    return full_disk(error, sqlite_path(uri) or redacted(uri))
 
 
 def _is_loss(error: BaseException) -> bool:
@@ -146,9 +148,9 @@ def persistent(uri: str, attempt: Callable[[], Result]) -> Result:
 
 
 def _unreachable(uri: str, error: BaseException) -> StoreLostError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    reason = redacted((str(error).splitlines() or [type(error).__name__])[0])[:200]
     return StoreLostError(
-        f"the MLflow store {shown(uri)} cannot be reached ({reason}). Start it, or set register.tracking_uri or "
+        f"the MLflow store {redacted(uri)} cannot be reached ({reason}). Start it, or set register.tracking_uri or "
         "MLFLOW_TRACKING_URI to one that runs, and rerun the command: it continues from here. "
         "No alias was moved"
     )
@@ -171,7 +173,7 @@ def connect(uri: str) -> MlflowClient:
         raise _unreachable(uri, error) from None
     # One line for each of some fifty migrations of a new database tells a user nothing.
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # what it logs at length is raised, too
     try:
         mlflow.set_tracking_uri(with_driver(uri))
         with opening(uri):
@@ -184,8 +186,8 @@ def connect(uri: str) -> MlflowClient:
             "UNAUTHENTICATED",
             "PERMISSION_DENIED",
         ):
-            raise UserError(f"the MLflow store {shown(uri)} refuses this user: {error.message}") from None
-        raise _unreachable(uri, error) from None
+            raise UserError(f"the MLflow store {redacted(uri)} refuses this user: {error.message}") from None
+        raise _full(uri, error) or _unreachable(uri, error) from None
     return client
 
 
@@ -215,6 +217,7 @@ def _create_file(uri: str) -> None:
     partial.unlink(missing_ok=True)
     MlflowClient(f"sqlite:///{partial}").search_experiments(max_results=1)
     artifact_paths.follow(path, partial)
+    partial.chmod(0o600)
     partial.rename(path)
 
 
@@ -249,7 +252,7 @@ def serve_page(port: int, store: str, model_name: str | None = None) -> None:
     # Without the parameter the page opens as one for language models, which hides the list of models.
     page = f"/#/models{f'/{model_name}' if model_name else ''}?workflowType=machine_learning"
     if is_server(store):
-        print(f"MLflow runs elsewhere: open {shown(store).rstrip('/')}{page}")
+        print(f"MLflow runs elsewhere: open {redacted(store).rstrip('/')}{page}")
         return
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -259,6 +262,8 @@ def serve_page(port: int, store: str, model_name: str | None = None) -> None:
             raise UserError(
                 f"port {port} is taken by another program: give another, `unetpp mlflow --port {port + 1}`"
             ) from None
+    if (path := sqlite_path(store)) and os.access(path.parent, os.W_OK):
+        path.touch(mode=0o600)  # else the server makes it, for everybody to read
     print(f"MLflow opens at http://127.0.0.1:{port}{page} in some seconds; Ctrl-C ends it", flush=True)
     # By the environment, not as an argument: the URI of a database may hold a password, and `ps` shows arguments.
     environment = os.environ | {

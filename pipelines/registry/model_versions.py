@@ -16,7 +16,7 @@ import numpy as np
 
 from pipelines.core.checksums import SUMS, check_seal, seal, sealed_files, sha256
 from pipelines.core.files import scratch
-from pipelines.registry.mlflow_store import shown
+from pipelines.core.redaction import redacted
 from unetpp.errors import UserError
 from unetpp.export.safetensors_files import read_safetensors, save_safetensors
 from unetpp.inference.model_file import Trained
@@ -254,7 +254,7 @@ def find_version(client: MlflowClient, uri: str) -> ModelVersion:
             raise
         versions = sorted(int(one.version) for one in client.search_model_versions(f"name = '{name}'"))
         aliases, numbers = (", ".join(map(str, found)) or "(none)" for found in (sorted(model.aliases), versions))
-        store = shown(client.tracking_uri)
+        store = redacted(client.tracking_uri)
         raise UserError(
             f"{uri}: no such version in {store}; {name} has the aliases {aliases} and the versions {numbers}"
         ) from None
@@ -269,5 +269,5 @@ def find_model(client: MlflowClient, name: str) -> RegisteredModel:
     models = {model.name: model for model in client.search_registered_models()}
     if name not in models:
         there = ", ".join(f"models:/{one}" for one in models) or "no registered model: `dvc repro register` makes one"
-        raise UserError(f"models:/{name}: no such model in {shown(client.tracking_uri)}; it holds {there}")
+        raise UserError(f"models:/{name}: no such model in {redacted(client.tracking_uri)}; it holds {there}")
     return client.get_registered_model(name)

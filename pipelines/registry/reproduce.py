@@ -21,6 +21,7 @@ import torch
 import yaml
 
 from pipelines.core.files import scratch
+from pipelines.core.private import dvc_environment
 from pipelines.registry.lineage import Lineage, find_lineage
 from pipelines.registry.run_log import read_hashes
 from unetpp.errors import UserError
@@ -107,13 +108,15 @@ def _package_notes(lineage: Lineage) -> list[str]:
     if lock is None:
         return ["the packages of the run were not recorded: other versions may give other numbers"]
     others = []
-    for line in lock.read_text(encoding="utf-8").split():
-        package, _, wanted = line.partition("==")
+    for word in lock.read_text(encoding="utf-8").split():
+        package, is_pin, wanted = word.partition("==")
+        if not is_pin:
+            continue  # a hash
         try:
             found = installed(package.split("[")[0]).split("+")[0]
         except PackageNotFoundError:
             continue  # of an extra that is not installed here
-        if wanted and found != wanted:
+        if found != wanted:
             others.append(f"{package} {found} (then {wanted})")
     return [f"packages of other versions than then: {', '.join(others)}"] if others else []
 
@@ -230,10 +233,14 @@ def _git(folder: Path, *arguments: str) -> str:
 
 def _dvc(folder: Path, *arguments: str, capture: bool = True) -> subprocess.CompletedProcess:
     """A command of DVC, with the code of `folder` and the packages of this environment."""
-    environment = os.environ | {
-        "PATH": str(Path(sys.executable).parent) + os.pathsep + os.environ.get("PATH", ""),
-        "PYTHONPATH": str(folder),
-        "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",  # nothing that runs there writes elsewhere
-    }
+    environment = (
+        os.environ
+        | dvc_environment()
+        | {
+            "PATH": str(Path(sys.executable).parent) + os.pathsep + os.environ.get("PATH", ""),
+            "PYTHONPATH": str(folder),
+            "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",  # nothing that runs there writes elsewhere
+        }
+    )
     command = [sys.executable, "-m", "dvc", *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=capture, text=True, check=False)

@@ -1,18 +1,18 @@
 """What the MLflow run of a pipeline run holds: params, curves, data sets, system metrics, files, and search trials."""
 
-import csv
 import itertools
 import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import yaml
 
 from pipelines.core.checksums import seal
-from pipelines.registry import live_log, mlflow_store, runs
+from pipelines.core.redaction import redacted
+from pipelines.core.tables import read_rows
+from pipelines.registry import live_log, runs
 from pipelines.registry.model_card import Family
 from unetpp.data.manifest import Manifest
 from unetpp.errors import UserError
@@ -108,23 +108,9 @@ def flatten(values: dict, prefix: str = "") -> dict[str, str]:
         name = f"{prefix}{key}"
         if isinstance(value, dict):
             flat |= flatten(value, f"{name}.")
-        elif value and name in SECRET:
-            flat[name] = SECRET[name](value)
         else:
-            flat[name] = value if isinstance(value, str) else json.dumps(value)
+            flat[name] = redacted(value if isinstance(value, str) else json.dumps(value))
     return flat
-
-
-def without_secrets(location: str) -> str:
-    """A location without user, password and query, which may hold a signature."""
-    parts = urlsplit(location)
-    if not parts.scheme or not parts.netloc:
-        return location
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
-# What may hold a password or a signature, and how it is shown.
-SECRET = {"register.tracking_uri": mlflow_store.shown, "ingest.location": without_secrets}
 
 
 def describe_data(prepared: Path, manifest: Manifest, ingest: dict | None) -> dict[str, dict]:
@@ -155,7 +141,7 @@ def _source(ingest: dict | None) -> dict:
         return {"source_type": "local", "source": {"uri": str(Path(location or ".").absolute()), "kind": kind}}
     # MLflow's page knows "uri" of a bucket and "url" of an address.
     key = "url" if kind == "http" else "uri"
-    return {"source_type": kind, "source": {key: without_secrets(location or kind), "kind": kind}}
+    return {"source_type": kind, "source": {key: redacted(location or kind), "kind": kind}}
 
 
 def read_hashes(lock: Path, stages: Sequence[str] | None = None) -> dict[str, str]:
@@ -176,10 +162,9 @@ def read_hashes(lock: Path, stages: Sequence[str] | None = None) -> dict[str, st
 
 def _read_csv(path: Path, stage: str, what: str, add: Callable[[dict[str, str]], None]) -> None:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                add(row)
-    except (OSError, KeyError, TypeError, ValueError) as error:
+        for row in read_rows(path):
+            add(row)
+    except (OSError, KeyError, ValueError) as error:
         raise UserError(f"{path}: not {what} ({error!r}); run `dvc repro {stage}`, which writes them") from None
 
 

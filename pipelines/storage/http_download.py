@@ -114,8 +114,8 @@ class _File:
             etag = answer.headers.get("ETag")
             # A weak ETag says nothing of the bytes; the date then has to do.
             strong = etag if etag and etag.startswith('"') else answer.headers.get("Last-Modified")
-            facts = {"url": self._url, "validator": strong}
-            check_space(self._partial.parent, (total or 0) - start)
+            facts = {"validator": strong}
+            check_space(self._partial.parent, (total or 0) - start, "ingest")
             with disk_errors(self._partial.parent):
                 write_json(_facts_path(self._partial), facts)
             if not self._save(answer, start, total):

@@ -13,11 +13,11 @@ from pipelines.core.checksums import check_sha256, sha256
 from pipelines.core.data_sections import S3
 from pipelines.core.files import check_space, locked, write_json
 from pipelines.core.params import Params
+from pipelines.core.private import CACHE, make_private
 from pipelines.storage.places import Place, open_place
 from unetpp.data.manifest import Manifest
 from unetpp.errors import UserError
 
-DEFAULT_CACHE = "~/.cache/unetpp"
 AGAIN = "rerun the command of the stage, which puts it there"
 
 
@@ -62,7 +62,7 @@ def find_file(shared: dict, split: str) -> Path:
         UserError: not in the storage, damaged there or on the way, or no space for it here.
     """
     storage = open_place(shared["storage"], S3.model_validate(shared["s3"]))
-    return fetch(storage, Path(shared["cache"] or DEFAULT_CACHE).expanduser(), shared["digests"][split])
+    return fetch(storage, Path(shared["cache"] or CACHE).expanduser(), shared["digests"][split])
 
 
 def fetch(storage: Place, cache: Path, digest: str) -> Path:
@@ -71,6 +71,8 @@ def fetch(storage: Place, cache: Path, digest: str) -> Path:
     if _is_sealed(path):
         return path
     try:
+        if cache == CACHE.expanduser():
+            make_private(cache)
         cache.mkdir(parents=True, exist_ok=True)
         with locked(cache / f"{digest}.lock"):
             if not _is_sealed(path):  # another process may have fetched it meanwhile

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipelines.core.data_sections import S3
 from pipelines.core.params import Params
+from pipelines.core.private import make_private
 from pipelines.storage.places import Place, open_place
 from unetpp.errors import UserError
 from unetpp.training.checkpoint import MANIFEST, STATE, DamagedCheckpointError, from_bytes, name_of, to_bytes
@@ -81,9 +82,9 @@ class RunStore:
 
 
 def runs_at(params: Params, here: Path) -> str:
-    """Where runs are: in `cluster.storage` if it is set, else in the folder `here`."""
+    """Where runs are: in `cluster.storage` if it is set, else in the folder `here`, which only its owner may enter."""
     storage = params.cluster.storage
-    return f"{storage.rstrip('/')}/runs" if storage else str(here.absolute())
+    return f"{storage.rstrip('/')}/runs" if storage else str(make_private(here.absolute()))
 
 
 def open_store(location: str, s3: S3) -> RunStore:

@@ -57,7 +57,7 @@ def download(store: Store, objects: list[Object], cache: Path, num_workers: int)
 
         _run_all(look_up, objects, num_workers)
         missing = [one for one in objects if one.key not in fetched]
-        check_space(cache, sum(one.size for one in missing) - journal.bytes_of_parts())
+        check_space(cache, sum(one.size for one in missing) - journal.bytes_of_parts(), "ingest")
         with tqdm(total=sum(one.size for one in missing), unit="B", unit_scale=True, disable=None) as progress:
             unfinished = [_Unfinished(store, one, journal, progress) for one in missing]
             parts = ((one, start) for one in unfinished for start in one.starts())

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from pipelines.core.checksums import check_sha256, sha256
 from pipelines.core.data_sections import Ingest
 from pipelines.core.files import check_space, disk_errors
+from pipelines.core.redaction import redacted
 from pipelines.storage import http_download, s3_download
 from pipelines.storage.archives import Names, open_archive
 from pipelines.storage.folder_walk import walk
@@ -21,6 +22,7 @@ from pipelines.storage.s3 import Object, Store
 from pipelines.storage.synthetic import write_images
 from unetpp.errors import UserError
 
+BLOCK = 4096  # bytes of a disk that a small file takes
 SUFFIXES = {"zip": (".zip",), "tar": (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")}
 
 
@@ -44,6 +46,7 @@ def fetch(params: Ingest, out: Path, cache: Path) -> Source:
         out.mkdir(parents=True)
     location = str(params.location)
     if params.kind == "synthetic":
+        check_space(out.parent, params.synthetic.num_images * (2 * params.synthetic.size_px**2 + 2 * BLOCK), "ingest")
         with disk_errors(out):
             write_images(params.synthetic, params.num_workers, out)
         return Source({"kind": "synthetic", "location": None, **params.synthetic.model_dump()})
@@ -55,13 +58,14 @@ def fetch(params: Ingest, out: Path, cache: Path) -> Source:
     if params.kind == "http":
         path, digest = http_download.download(location, params.sha256, cache / "http")
         if params.sha256 is None:
-            print(f"ingest: {location} has the sha256 {digest}; to hold it to these bytes: -S ingest.sha256={digest}")
+            hold = f"to hold it to these bytes: -S ingest.sha256={digest}"
+            print(f"ingest: {redacted(location)} has the sha256 {digest}; {hold}")
         _extract(path, None, location, out)
     else:
         path = Path(location).expanduser()
         digest = _hash_archive(path, params)
         _extract(path, params.kind, str(path), out)
-    return Source({"kind": params.kind, "location": location, "sha256": digest})
+    return Source({"kind": params.kind, "location": redacted(location), "sha256": digest})
 
 
 def _copy_folder(root: Path, links_to: list[Path], out: Path) -> None:
@@ -76,7 +80,7 @@ def _copy_folder(root: Path, links_to: list[Path], out: Path) -> None:
         more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise UserError(f"{problems[0]}{''.join(lines)}{more}")
     kept = choose(sizes, str(root))
-    check_space(out, sum(sizes[name] for name in kept.values()))
+    check_space(out.parent, sum(sizes[name] + BLOCK for name in kept.values()), "ingest")
     for name, original in kept.items():
         target = out / name
         with disk_errors(out):
@@ -103,7 +107,7 @@ def _extract(path: Path, kind: str | None, where: str, out: Path) -> None:
     """Write the images and masks of the archive at `path`, known to the user as `where`."""
     with closing(open_archive(path, kind, where)) as archive:
         kept = choose(archive.sizes, where)
-        check_space(out, sum(archive.sizes[name] for name in kept.values()))
+        check_space(out.parent, sum(archive.sizes[name] + BLOCK for name in kept.values()), "ingest")
         archive.extract({original: out / name for name, original in kept.items()})
 
 

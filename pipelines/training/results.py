@@ -1,10 +1,10 @@
 """What a finished training leaves: the best weights as a model file, its curves, and the numbers of its best epoch."""
 
-import csv
 import json
 from pathlib import Path
 
 from pipelines.core.files import replacing, write_json
+from pipelines.core.tables import write_rows
 from pipelines.training.spec import TrainSpec
 from pipelines.training.state import TrainState
 from unetpp.inference.model_file import Trained
@@ -25,14 +25,14 @@ def write_results(state: TrainState, spec: TrainSpec, name: str, out: Path, repo
     with replacing(out) as folder:
         folder.mkdir()
         Trained(network, manifest.size, info).save(folder / "model.pt")
-    with replacing(reports / "curves.csv") as partial, open(partial, "w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["epoch", "depth", "val_iou", "val_loss", "train_loss", "learning_rate"])
-        for row in state.history:
-            shared = [f"{row['train_loss']:.6f}", f"{row['learning_rate']:.3e}"]
-            for depth in (f"L{depth}" for depth in network.depths):
-                own = [f"{row[f'val_iou_{depth}']:.6f}", f"{row[f'val_loss_{depth}']:.6f}"]
-                table.writerow([row["epoch"], depth, *own, *shared])
+    rows = []
+    for row in state.history:
+        shared = [f"{row['train_loss']:.6f}", f"{row['learning_rate']:.3e}"]
+        for depth in (f"L{depth}" for depth in network.depths):
+            own = [f"{row[f'val_iou_{depth}']:.6f}", f"{row[f'val_loss_{depth}']:.6f}"]
+            rows.append([row["epoch"], depth, *own, *shared])
+    header = ("epoch", "depth", "val_iou", "val_loss", "train_loss", "learning_rate")
+    write_rows(reports / "curves.csv", header, rows)
     # Without the speed: it differs from run to run, and these metrics are compared by `dvc metrics diff`.
     ious = {f"L{depth}": round(best[f"val_iou_L{depth}"], 4) for depth in network.depths}
     kept = {"epochs": len(state.history), "best_epoch": best["epoch"], "val_iou": ious}

@@ -1,6 +1,5 @@
 """What a search leaves: a point for every trial and depth, tables of them, and the architecture that it chose."""
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 import yaml
 
 from pipelines.core.files import replacing
+from pipelines.core.tables import write_rows
 from pipelines.tuning.candidate_costs import Costs, key_of
 from pipelines.tuning.pareto import Point, Trial, name
 from pipelines.tuning.space import Space, make_candidate
@@ -36,19 +36,18 @@ def points_of(trials: list[Trial], space: Space, costs: Costs) -> list[Point]:
 
 def write_tables(points: list[Point], trials: list[Trial], space: Space, reports: Path) -> None:
     """search.csv with a row a trial and depth, curves.csv with a row a trial, epoch and depth."""
-    with replacing(reports / "search.csv") as partial, open(partial, "w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, [*COLUMNS, *space.searched], restval="", extrasaction="ignore")
-        table.writeheader()
-        for point in points:
-            iou = {} if point["val_iou"] is None else {"val_iou": f"{point['val_iou']:.6f}"}
-            table.writerow(point | iou | point["params"])
-    with replacing(reports / "curves.csv") as partial, open(partial, "w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["trial", "epoch", "depth", "val_iou"])
-        for trial in trials:
-            for row in trial.curve:
-                for depth in trial.best:
-                    table.writerow([trial.number, int(row["epoch"]), depth, f"{row[f'val_iou_{depth}']:.6f}"])
+    rows = []
+    for point in points:
+        iou = {} if point["val_iou"] is None else {"val_iou": f"{point['val_iou']:.6f}"}
+        rows.append(point | iou | point["params"])
+    write_rows(reports / "search.csv", [*COLUMNS, *space.searched], rows)
+    curves = [
+        (trial.number, int(row["epoch"]), depth, f"{row[f'val_iou_{depth}']:.6f}")
+        for trial in trials
+        for row in trial.curve
+        for depth in trial.best
+    ]
+    write_rows(reports / "curves.csv", ("trial", "epoch", "depth", "val_iou"), curves)
 
 
 def write_architecture(out: Path, chosen: Point, reason: str, others: list[str], weights: dict | None) -> None:

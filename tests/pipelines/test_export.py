@@ -259,3 +259,29 @@ def test_runtimes_call_nobody_and_leave_nothing_in_the_home(made, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[:2] == ["(1, 1, 8, 8)"] * 2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_on_a_full_disk_former_exports_stay_and_the_next_run_completes(made, small_disk):
+    """torch's own writer of .pt2 ended the process by SIGABRT there."""
+    out = small_disk.folder / "export"
+    command = [sys.executable, "-m", "pipelines.cli", "export", "--model", "models/train", "--out", str(out)]
+    command += ["--formats", "pt2", "--depth", "1"]
+
+    def run(prefix: list[str], code: int) -> str:
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            [*prefix, *command], cwd=made.folder, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stderr
+
+    run([], 0)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    (size,) = [len(content) for path, content in before.items() if path.suffix == ".pt2"]
+    for free_kib in (0, size // 2**10 // 2):
+        with small_disk.full(free_kib) as prefix:
+            (line,) = run(prefix, 2).strip().splitlines()
+        assert line.startswith(f"error: {out}: the disk or quota is full")
+        assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    run([], 0)
+    assert {path.name for path in small_disk.folder.iterdir()} == {"export"}

@@ -17,10 +17,10 @@ from PIL import Image
 
 from pipelines.core.checksums import sha256
 from pipelines.core.params import load_params
+from pipelines.core.tables import read_rows
 from pipelines.dataset.layouts import find_samples
 from pipelines.dataset.loading import _load, find_kind
 from pipelines.dataset.splits import SPLITS, find_split, place, position
-from pipelines.dataset.tables import read_rows
 from pipelines.ingest import ingest
 from pipelines.prepare import prepare
 from unetpp.data.arrow_split import Split

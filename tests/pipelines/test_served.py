@@ -5,6 +5,8 @@ import io
 import json
 import shutil
 import subprocess
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pipelines import served
 from pipelines.core import checksums
 from pipelines.registry import model_versions
 from pipelines.registry.read_back import differing
@@ -229,7 +232,7 @@ def test_a_bad_request_is_answered_with_400_and_the_reason(model, body, message)
 def test_a_small_file_of_very_many_pixels_is_refused_before_it_is_decoded(model):
     status, answer = ask(model, {"inputs": [text(np.zeros((20_000, 6_000), np.uint8))]})
     assert status == 400
-    assert "found too many pixels (6000x20000 px); expected at most this server's limit" in answer["message"]
+    assert "found too many pixels (6000x20000 px); expected at most what is left of this server's" in answer["message"]
 
 
 def test_a_refusal_does_not_repeat_the_request(model):
@@ -258,6 +261,40 @@ def test_a_model_is_files_without_code_or_pickle(folder, monkeypatch):
         patch.setattr("pickle.load", None)
         patch.setattr("pickle.loads", None)
         load_model(str(folder))
+
+
+def test_one_image_at_a_time_is_in_memory(monkeypatch):
+    """Small files declare large images: eight PNGs of 9000x9000 px, 821 KB in all, took 2 GB more than one."""
+    alive, most, load = weakref.WeakSet(), [], served.decode_image
+
+    def decode(*arguments, **options):
+        image = load(*arguments, **options).view(Pixels)
+        alive.add(image)
+        most.append(len(alive))
+        return image
+
+    monkeypatch.setattr(served, "decode_image", decode)
+    model, images = Served(make()), [encoded(picture(size)) for size in (24, 32, 40, 48)]
+    with ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(lambda _: model.predict(images), range(4)))
+    assert max(most) == 1
+    for answer in answers:
+        assert [one.shape[0] for one in answer] == [24, 32, 40, 48]
+
+
+class Pixels(np.ndarray):
+    """An array that a weak reference may point to by its identity."""
+
+    __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType]
+
+
+def test_the_images_of_a_request_are_bounded_in_sum(monkeypatch):
+    monkeypatch.setattr(served, "MAX_PIXELS", 2 * 40 * 56)
+    model = Served(make())
+    assert len(model.predict([picture(), encoded(picture())])) == 2
+    for last in (picture(1, 1), encoded(picture(1, 1))):
+        with pytest.raises(served.RequestError, match=r"image 3 of 3: .*send fewer images at once"):
+            model.predict([picture(), picture(), last])
 
 
 def test_sums_are_those_of_sha256sum(folder):

@@ -5,6 +5,7 @@ files and lines of the machine that exported are taken out.
 """
 
 import importlib.util
+import io
 import logging
 import warnings
 from collections.abc import Iterator
@@ -43,7 +44,9 @@ def capture(segmenter: Segmenter) -> ExportedProgram:
 
 def save_pt2(program: ExportedProgram, path: str | Path) -> None:
     """Write what `torch.export.load(path).module()` makes a module of again."""
-    torch.export.save(program, path)
+    content = io.BytesIO()  # on a full disk torch's own writer would end the process by SIGABRT
+    torch.export.save(program, content)
+    Path(path).write_bytes(content.getbuffer())
 
 
 def save_onnx(program: ExportedProgram, path: str | Path, opset: int) -> None:

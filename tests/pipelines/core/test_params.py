@@ -4,7 +4,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from pipelines.core.params import Params, load_params
+from pipelines.core.params import Params, load_params, override
 from unetpp.errors import UserError
 from unetpp.network.losses import LOSSES
 from unetpp.network.model import NORMS, SKIPS, UPSAMPLINGS
@@ -30,6 +30,9 @@ def test_shipped_params_are_legal_and_frozen(params):
     assert params.train.num_workers >= 1
     with pytest.raises(ValueError, match="frozen"):
         params.train.epochs = 3
+
+
+NAMES = ("#1", "?", "@L1", "\\", "\n", " ", "/1", "x" * 256)
 
 
 @pytest.mark.parametrize(
@@ -113,6 +116,24 @@ def test_shipped_params_are_legal_and_frozen(params):
         (lambda v: v["model"].update(skips="plain"), "model: a plain U-Net has no shallow heads"),
         (lambda v: v["train"].update(learning_rate="fast"), "train.learning_rate"),
         (lambda v: v["train"].update(foreground_crops=0.3), "train.crop_px is null"),
+        (lambda v: v["prepare"].update(size=100), "prepare.size is 100, and a network of the widths 8 16 32 64 needs"),
+        (lambda v: v["prepare"].update(size=100), "divisible by 8: set prepare.size to 96 or 104"),
+        (lambda v: v["train"].update(crop_px=40), "train.crop_px is 40, and a network of the widths 8 16 32 64 128"),
+        (
+            lambda v: v["search"].update(grow={"max_depth": 6, "base": [8], "growth": [2]}),
+            "prepare.size is 96, and a network of the widths 8 16 32 64 128 256 512",
+        ),
+        (
+            lambda v: (v["prepare"].update(size=16), v["train"].update(batch_size=2)),
+            "prepare.size is 16, and the deepest level of a network of depth 4 is 1x1 there: with model.norm batch",
+        ),
+        (
+            lambda v: (v["prepare"].update(size=16), v["train"].update(accumulate=4)),
+            "is 1x1 there: with model.norm batch and 1 image(s)",
+        ),
+        (lambda v: (v["prepare"].update(size=16), v["model"].update(norm="instance")), "with model.norm instance"),
+        *((lambda v, bad=bad: v["register"].update(model_name=f"nuclei{bad}"), "register.model_name") for bad in NAMES),
+        (lambda v: v["register"].update(experiment="x" * 257), "register.experiment"),
         (lambda v: v["train"].update(loader_workers=-1), "train.loader_workers"),
         (lambda v: v["train"].update(class_weights="even"), "train.class_weights: expected null, balanced or a list"),
         (lambda v: v["train"].update(class_weights=[1, -1]), "train.class_weights: expected null, balanced or a list"),
@@ -154,6 +175,9 @@ SECRETS = {
         lambda v: v["ingest"].update(location="https://host/a.zip?X-Amz-Signature=hidden"),
         "ingest.location",
     ),
+    "token": (lambda v: v["ingest"].update(location="https://hidden@host/a.zip"), "ingest.location"),
+    "key of an address": (lambda v: v["ingest"].update(location="https://host/a?apikey=hidden"), "ingest.location"),
+    "Google's": (lambda v: v["ingest"].update(location="https://h/a?X-Goog-Signature=hidden"), "ingest.location"),
     "database": (
         lambda v: v["register"].update(tracking_uri="postgresql://me:hidden@host/db"),
         "register.tracking_uri",
@@ -182,3 +206,9 @@ def test_files_that_hold_no_params_are_refused_by_name(tmp_path, text, message):
         (tmp_path / "params.yaml").write_text(text)
     with pytest.raises(UserError, match=message):
         load_params(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize(("size", "norm"), [(16, "batch"), (32, "instance"), (16, "group")])
+def test_sizes_that_a_norm_layer_can_do_with_are_legal(params, size, norm):
+    changes = {"prepare.size": size, "model.norm": norm, "search.widths": [[8, 16, 32, 64, 128]]}
+    assert override(params, changes).prepare.size == size

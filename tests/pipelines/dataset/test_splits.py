@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from pipelines.core.data_sections import Shares
 from pipelines.core.params import load_params
+from pipelines.core.tables import write_rows
 from pipelines.dataset.splits import SPLITS, check_apart, find_split, join, place, position
-from pipelines.dataset.tables import write_rows
 from tests.conftest import REPOSITORY
 from unetpp.data.arrow_split import SplitWriter
 from unetpp.errors import UserError

@@ -75,9 +75,13 @@ def test_a_command_is_one_that_a_shell_hands_on_whole():
     assert shlex.split(line)[3:] == ["-S", "search.widths=[[8,16],[8,16,32]]", "-S", "prepare.size=null"]
 
 
-def apply(command: str) -> None:
-    """params.yaml as shipped with the changes of a `dvc exp run -S ...` line."""
+def apply(command: str, fingerprint: dict) -> None:
+    """params.yaml as shipped, but for the sizes of these data, with the changes of a `dvc exp run -S ...` line."""
     values = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    values["prepare"]["size"], values["train"]["crop_px"] = (
+        fingerprint["prepared"]["size"],
+        fingerprint["advice"]["side_px"],
+    )
     words = shlex.split(command)
     assert words[:3] == ["dvc", "exp", "run"]
     for change in words[4::2]:
@@ -93,7 +97,7 @@ def test_every_suggestion_is_a_change_that_the_params_allow(fingerprints):
     for fingerprint in fingerprints.values():
         for one in fingerprint["advice"]["suggestions"]:
             commands.setdefault(one["what"], []).append(one["command"])
-            apply(one["command"])
+            apply(one["command"], fingerprint)
             assert one["reason"].endswith(".")
             assert not re.search(r"\b(nan|inf)\b", one["reason"])
     wanted = {"Size", "Crop", "Channels", "Class weights", "Crops with foreground", "Depth and widths", "Batch"}
