@@ -197,3 +197,4 @@ class Report(Part):
     test: Test
     classes: dict[str, dict[str, Number]]
     multilabel: bool  # the classes are labels that may lie over each other
+    model_sha256: str  # of the model file that was measured

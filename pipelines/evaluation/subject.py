@@ -4,7 +4,6 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.core.checksums import sha256
 from unetpp.data.arrow_split import Split
 from unetpp.data.manifest import Manifest, read_manifest
 from unetpp.errors import UserError
@@ -22,8 +21,10 @@ def read_groups(prepared: Path, ids: list[str]) -> list[str]:
         with open(path, newline="", encoding="utf-8") as file:
             groups = {row["id"]: row["group"] for row in csv.DictReader(file)}
         return [groups[id] for id in ids]
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; expected the groups of the images: run `dvc repro prepare`") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(
+            f"{path}: cannot be read ({error}); expected the groups of the images: run `dvc repro prepare`"
+        ) from None
     except KeyError as error:
         raise UserError(
             f"{path}: found no column or image {error}; expected a row for each image of test.arrow with the columns "
@@ -36,7 +37,6 @@ class Subject:
     """What is evaluated: a network, and the test images that chose nothing of it."""
 
     trained: Trained
-    weights: Path  # its file
     prepared: Path
     manifest: Manifest
     split: Split
@@ -57,14 +57,8 @@ class Subject:
                     f"{model}: found a network of {key} {value}; expected {expected}, "
                     f"as in {prepared}/manifest.json: train again on these data"
                 )
-        expected = manifest.splits["test"].sha256
-        if (digest := sha256(path)) != expected:
-            raise UserError(
-                f"{path}: found sha256 {digest[:12]}; expected {expected[:12]}, as in manifest.json: run the prepare "
-                "stage again"
-            )
+        manifest.check(prepared, "val", "test")  # thresholds are chosen on val
         split = Split(path)
         if len(split) == 0:
             raise UserError(f"{path}: found no image; raise prepare.shares.test, or bring more images")
-        weights = model / "model.pt" if model.is_dir() else model
-        return cls(trained, weights, prepared, manifest, split, read_groups(prepared, split.ids))
+        return cls(trained, prepared, manifest, split, read_groups(prepared, split.ids))

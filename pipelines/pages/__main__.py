@@ -6,22 +6,17 @@ A stage of its own, so that a word or a colour in a page makes nothing be measur
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from pipelines.core.command import run_command
-from pipelines.core.files import replacing
+from pipelines.core.files import read_results, replacing
+from pipelines.dataset.fingerprint import read_fingerprint
 from pipelines.pages import data_page, depth_page, search_page
 from unetpp.errors import UserError
 
-
-def _read(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 PAGES = {
-    "data": lambda prepared: data_page.build_page(_read(prepared / "fingerprint.json"), prepared),
-    "search": lambda path: search_page.build_page(_read(path)),
+    "data": lambda prepared: data_page.build_page(read_fingerprint(prepared), prepared),
+    "search": lambda path: search_page.build_page(read_results(path, "search")),
     "depths": depth_page.build_page,
 }
 

@@ -1,10 +1,10 @@
 """The depth report: what evaluate measured, as one self-contained page."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 
+from pipelines.core.files import read_results
 from pipelines.core.numbers import fixed, points
 from pipelines.pages.depth_charts import accuracy_against_latency, differences, reliability
 from pipelines.pages.html_page import render
@@ -48,7 +48,7 @@ def recommended(metrics: dict) -> str | None:
 
 def build_page(folder: Path) -> str:
     """The page, from the folder that stage evaluate wrote for it: page.json, and shown.npz with the images."""
-    facts = json.loads((folder / "page.json").read_text(encoding="utf-8"))
+    facts = read_results(folder / "page.json", "evaluate", ("report", "rows", "samples"))
     report, rows = facts["report"], facts["rows"]
     with np.load(folder / "shown.npz", allow_pickle=False) as shown:
         samples = [

@@ -9,7 +9,7 @@ import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.core.files import read_json
+from pipelines.core.files import read_results
 from pipelines.evaluation.compare import Evaluation
 from pipelines.evaluation.scored import read_scored
 from unetpp.errors import UserError
@@ -59,8 +59,8 @@ def read_evaluation(found: Found) -> Evaluation:
     Raises:
         UserError: one of them is missing or broken.
     """
-    report = read_json(found.folder / "report.json", "evaluate")
-    if not isinstance(report, dict) or not isinstance(report.get("depths"), dict):
+    report = read_results(found.folder / "report.json", "evaluate")
+    if not isinstance(report.get("depths"), dict):
         raise UserError(f"{found.folder / 'report.json'}: found no depths; run `dvc repro evaluate`, which writes it")
     return Evaluation(report, read_scored(found.folder / "images.csv"), found.version_depth)
 

@@ -1,4 +1,4 @@
-"""What `unetpp.load` calls for a `models:/` URI, by the entry point of this package."""
+"""Registered versions by address: what `unetpp.load` calls for a `models:/` URI, and `unetpp seal`."""
 
 from pipelines.registry import mlflow_store, model_versions
 from unetpp.inference.model_file import Trained
@@ -18,3 +18,26 @@ def load_registered(uri: str, store: str | None = None) -> Trained:
     with mlflow_store.reading(store or mlflow_store.project_uri()) as client:
         version = model_versions.find_version(client, uri)
         return model_versions.fetch_version(version.name, str(version.version))
+
+
+def seal_registered(model: str, store: str) -> str:
+    """Seal what was registered without sums; returns a line for each version.
+
+    Args:
+        model: NAME (all of its versions), NAME@ALIAS or NAME/VERSION, with or without models:/.
+        store: URI of the registry.
+
+    Raises:
+        UserError: no such model or version, a damaged one, or no store.
+    """
+    name = model.removeprefix("models:/")
+    with mlflow_store.reading(store) as client:
+        if set("@/") & set(name):
+            found = [model_versions.find_version(client, f"models:/{name}")]
+        else:
+            model_versions.find_model(client, name)
+            found = sorted(client.search_model_versions(f"name = '{name}'"), key=lambda one: int(one.version))
+        return "\n".join(
+            f"{one.name}/{one.version} {model_versions.seal_version(client, one.name, str(one.version))}"
+            for one in found
+        )

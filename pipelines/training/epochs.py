@@ -104,7 +104,13 @@ class Training(Setup):
                 if part is not None:
                     part.load_state_dict(kept)
         elif spec.init:
-            network.load_state_dict(torch.load(spec.init.file, map_location="cpu", weights_only=True))
+            try:
+                network.load_state_dict(torch.load(spec.init.file, map_location="cpu", weights_only=True))
+            except Exception as error:
+                raise UserError(
+                    f"{spec.init.file}: not the weights of this network ({(str(error).splitlines() or [''])[0][:200]}); "
+                    "run `dvc repro search`, or set train.init=null"
+                ) from None
             if self.ema:
                 self.ema.network.load_state_dict(network.state_dict())
         self.statistics = Statistics(network)

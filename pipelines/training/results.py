@@ -7,11 +7,11 @@ from pathlib import Path
 from pipelines.core.files import replacing, write_json
 from pipelines.training.spec import TrainSpec
 from pipelines.training.state import TrainState
-from unetpp.inference.model_file import Trained
+from unetpp.inference.model_file import MODEL, Trained
 
 
 def write_results(state: TrainState, spec: TrainSpec, name: str, out: Path, reports: Path) -> None:
-    """Write `out/model.pt`, `reports/curves.csv` (a row per epoch and depth) and `reports/metrics.json`.
+    """Write `out/model.safetensors`, `reports/curves.csv` (a row per epoch and depth) and `reports/metrics.json`.
 
     Args:
         name: of the run.
@@ -24,7 +24,7 @@ def write_results(state: TrainState, spec: TrainSpec, name: str, out: Path, repo
     info["data"] = {split: facts.sha256 for split, facts in manifest.splits.items()}
     with replacing(out) as folder:
         folder.mkdir()
-        Trained(network, manifest.size, info).save(folder / "model.pt")
+        Trained(network, manifest.size, info).save(folder / MODEL)
     with replacing(reports / "curves.csv") as partial, open(partial, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["epoch", "depth", "val_iou", "val_loss", "train_loss", "learning_rate"])
@@ -38,4 +38,4 @@ def write_results(state: TrainState, spec: TrainSpec, name: str, out: Path, repo
     kept = {"epochs": len(state.history), "best_epoch": best["epoch"], "val_iou": ious}
     write_json(reports / "metrics.json", kept)
     print(f"best epoch {best['epoch']} of {len(state.history)}: val IoU {json.dumps(ious)}")
-    print(f"wrote {out / 'model.pt'}, {reports / 'curves.csv'}, {reports / 'metrics.json'}")
+    print(f"wrote {out / MODEL}, {reports / 'curves.csv'}, {reports / 'metrics.json'}")

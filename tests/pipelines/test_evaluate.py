@@ -89,7 +89,7 @@ def write_model(folder, widths: tuple[int, ...] = (2, 4, 8), **keywords):
     folder.mkdir()
     torch.manual_seed(0)
     network = NestedUNet(widths, **keywords).eval()
-    Trained(network, 16, {"fingerprint": "f" * 64, "epoch": 3}).save(folder / "model.pt")
+    Trained(network, 16, {"fingerprint": "f" * 64, "epoch": 3}).save(folder / "model.safetensors")
     return folder
 
 

@@ -19,17 +19,18 @@ from pipelines.core.delivery_sections import Export
 from pipelines.evaluation.runtime_scores import image_ious, measure_runtimes
 from pipelines.predict import predict
 from unetpp.data.arrow_split import Split, SplitWriter
-from unetpp.data.manifest import Manifest
+from unetpp.data.manifest import Manifest, SplitFacts
 from unetpp.errors import UserError
 from unetpp.export.runtimes import of_segmenter
 from unetpp.export.verification import Comparison, Verification
+from unetpp.files import sha256
 from unetpp.inference.model_file import Trained
 from unetpp.network.model import NestedUNet
 from unetpp.offline import TELEMETRY_OFF
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = Export(formats=("pt2", "onnx", "onnx-int8"), opset=20, calibration_images=3, tolerance=1e-4)
-FILES = ("config.json", "model.safetensors", "model.pt2", "model.onnx", "model-int8.onnx")
+FILES = ("model.safetensors", "model.pt2", "model.onnx", "model-int8.onnx")
 RUNTIMES = [
     ("safetensors", "torch"),
     ("onnx", "onnxruntime"),
@@ -50,7 +51,8 @@ def write_prepared(folder: Path) -> Path:
                 mask[2:9, 3:10] = 1
                 image = (mask[..., None] * 100 + rng.integers(0, 40, (height, width, 3))).astype(np.uint8)
                 writer.add(f"{name}_{index}", "a", image, mask)
-    Manifest(size=None, channels=3, num_classes=1, splits={}).write(folder)
+    splits = {name: SplitFacts(4, sha256(folder / f"{name}.arrow")) for name in ("val", "test")}
+    Manifest(size=None, channels=3, num_classes=1, splits=splits).write(folder)
     return folder
 
 
@@ -61,7 +63,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     torch.manual_seed(0)
     trained = Trained(NestedUNet((4, 6)).eval(), None, {"classes": ["nucleus"]})
     (folder / "models/train").mkdir(parents=True)
-    trained.save(folder / "models/train/model.pt")
+    trained.save(folder / "models/train/model.safetensors")
     prepared = write_prepared(folder / "prepared")
     result = stage.run(folder / "models/train", prepared, folder / "models/export", SETTINGS)
     return SimpleNamespace(
@@ -167,7 +169,7 @@ def test_runtimes_are_measured_on_the_test_split_beside_the_eager_network(made):
     split = Split(made.prepared / "test.arrow")
     eager = image_ious(of_segmenter(made.trained.segmenter()), split, 1, False, 8)
     settings = SimpleNamespace(latency_rounds=3, throughput_batch=2, tolerance_iou=0.01)
-    rows = measure_runtimes(made.exports, made.prepared, settings, 16, {"L1": eager})
+    rows = measure_runtimes(made.exports, made.result["model_sha256"], made.prepared, settings, 16, {"L1": eager})
     assert [(row["format"], row["runtime"]) for row in rows] == RUNTIMES
     for row in rows:
         assert row["latency_p95_ms"] >= row["latency_ms"] > 0
@@ -181,19 +183,21 @@ def test_runtimes_are_measured_on_the_test_split_beside_the_eager_network(made):
 
     # Of a network that is better by 0.02 on each image, these lose more than 0.01.
     settings = SimpleNamespace(latency_rounds=3, throughput_batch=8, tolerance_iou=0.01)
-    rows = measure_runtimes(made.exports, made.prepared, settings, 16, {"L1": eager + 0.02})
+    rows = measure_runtimes(
+        made.exports, made.result["model_sha256"], made.prepared, settings, 16, {"L1": eager + 0.02}
+    )
     assert not rows[0]["offered"]
     assert rows[0]["why"] == "2.00 IoU points below the eager network, more than the tolerance of 1.00"
     with pytest.raises(UserError, match="found exports of L1; expected some of L2"):
-        measure_runtimes(made.exports, made.prepared, settings, 16, {"L2": eager})
+        measure_runtimes(made.exports, made.result["model_sha256"], made.prepared, settings, 16, {"L2": eager})
 
 
 def test_exports_that_changed_or_are_missing_are_not_measured(made, tmp_path):
-    with pytest.raises(UserError, match=r"exports\.json: cannot be read .* `dvc repro export`"):
-        measure_runtimes(tmp_path, made.prepared, None, 16, {})
+    with pytest.raises(UserError, match=r"exports\.json: no such file.* `dvc repro export`"):
+        measure_runtimes(tmp_path, None, made.prepared, None, 16, {})
     (tmp_path / "exports.json").write_text((made.exports / "exports.json").read_text())
-    with pytest.raises(UserError, match=r"L1/model\.safetensors: found no such file"):
-        measure_runtimes(tmp_path, made.prepared, None, 16, {})
+    with pytest.raises(UserError, match=r"L1/model\.safetensors: no such file"):
+        measure_runtimes(tmp_path, None, made.prepared, None, 16, {})
 
 
 def test_exported_models_predict_the_masks_of_the_network(made, tmp_path):
@@ -210,7 +214,7 @@ def test_exported_models_predict_the_masks_of_the_network(made, tmp_path):
     for name in ("", "model.safetensors", "model.onnx", "model-int8.onnx"):
         found = mask(made.exports / "L1" / name)
         assert (found != expected).mean() < (0.2 if "int8" in name else 0.01)
-    with pytest.raises(UserError, match="can run its author's code; give its folder"):
+    with pytest.raises(UserError, match="may run its author's code: load its folder"):
         mask(made.exports / "L1/model.pt2")
     with pytest.raises(UserError, match="an exported file is one depth and its head"):
         predict([str(tmp_path / "a.png")], str(made.exports / "L1/model.onnx"), 1, tmp_path / "out")

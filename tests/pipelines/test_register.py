@@ -123,7 +123,7 @@ def test_run_has_params_commit_files_and_is_finished(client, run):
         "pipeline/dvc.lock",
         "pipeline/requirements.lock",
         "search/search.csv",
-        "model/model.pt",
+        "model/model.safetensors",
     }
 
 

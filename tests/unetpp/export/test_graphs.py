@@ -7,7 +7,6 @@ from tests.unetpp.network.classic import with_lived_in_norms
 from unetpp import NestedUNet, UserError
 from unetpp.export.graphs import capture, save_onnx, save_pt2
 from unetpp.export.runtimes import of_segmenter, open_export
-from unetpp.export.safetensors_files import folded, save_safetensors
 from unetpp.export.verification import Comparison, compare, make_examples
 from unetpp.inference.model_file import Trained
 
@@ -31,8 +30,9 @@ def made(kind: dict, widths=(4, 6, 8)) -> Trained:
 
 
 def write(trained: Trained, folder, depth: int | None = None) -> None:
-    save_safetensors(trained, depth, folder)
-    program = capture(folded(trained, depth).segmenter())
+    folder.mkdir(exist_ok=True)
+    trained.folded(depth).save(folder / FILES[0])
+    program = capture(trained.folded(depth).segmenter())
     save_pt2(program, folder / FILES[1])
     save_onnx(program, folder / FILES[2], 20)
 
@@ -77,7 +77,7 @@ def test_every_format_in_every_runtime_gives_the_probabilities_of_the_network(ki
 @pytest.mark.parametrize("opset", [18, pytest.param(23, marks=pytest.mark.nightly)])
 def test_the_opset_is_the_one_asked_for(tmp_path, opset):
     trained = made({}, (4, 6))
-    save_onnx(capture(folded(trained).segmenter()), tmp_path / "model.onnx", opset)
+    save_onnx(capture(trained.folded().segmenter()), tmp_path / "model.onnx", opset)
     assert onnx.load(tmp_path / "model.onnx").opset_import[0].version == opset
     assert all(one.max_difference < 1e-5 for one in compare(tmp_path, trained, {"model.onnx": 1}))
 
@@ -91,7 +91,7 @@ def test_exports_are_compared_on_batches_of_odd_and_unequal_sides():
 
 
 def test_an_export_of_another_network_is_seen(tmp_path):
-    save_safetensors(made({}), 1, tmp_path)
+    made({}).folded(1).save(tmp_path / FILES[0])
     other = made({})
     for weight in other.network.parameters():
         weight.data += 0.1
