@@ -7,6 +7,7 @@ from pathlib import Path
 from unetpp.data.arrow_split import Split
 from unetpp.data.manifest import Manifest, read_manifest
 from unetpp.errors import UserError
+from unetpp.files import read_text
 from unetpp.inference.model_file import Trained, load_model
 
 
@@ -17,15 +18,11 @@ def read_groups(prepared: Path, ids: list[str]) -> list[str]:
         UserError: no such file, or one without these images.
     """
     path = prepared / "split.csv"
+    text = read_text(path, "expected the groups of the images: run `dvc repro prepare`")
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            groups = {row["id"]: row["group"] for row in csv.DictReader(file)}
+        groups = {row["id"]: row["group"] for row in csv.DictReader(text.splitlines())}
         return [groups[id] for id in ids]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error}); expected the groups of the images: run `dvc repro prepare`"
-        ) from None
-    except KeyError as error:
+    except (KeyError, csv.Error) as error:
         raise UserError(
             f"{path}: found no column or image {error}; expected a row for each image of test.arrow with the columns "
             "id and group: run `dvc repro prepare`"

@@ -10,12 +10,11 @@ from pathlib import Path
 
 from pipelines.core.command import run_command
 from pipelines.core.files import read_results, replacing
-from pipelines.dataset.fingerprint import read_fingerprint
 from pipelines.pages import data_page, depth_page, search_page
 from unetpp.errors import UserError
 
 PAGES = {
-    "data": lambda prepared: data_page.build_page(read_fingerprint(prepared), prepared),
+    "data": lambda prepared: data_page.build_page(read_results(prepared / "fingerprint.json", "prepare"), prepared),
     "search": lambda path: search_page.build_page(read_results(path, "search")),
     "depths": depth_page.build_page,
 }

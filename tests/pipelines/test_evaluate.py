@@ -229,7 +229,8 @@ def test_images_without_any_object_make_a_report(tmp_path):
                     id = f"{split}_{number}" if number or split == "val" else HOSTILE
                     writer.add(id, "a", np.full((16, 16, 3), 7, np.uint8), np.zeros((16, 16), np.uint8))
         manifest = json.loads((folder / "manifest.json").read_text())
-        manifest["splits"]["test"]["sha256"] = hashlib.sha256((folder / "test.arrow").read_bytes()).hexdigest()
+        for split in ("val", "test"):
+            manifest["splits"][split]["sha256"] = hashlib.sha256((folder / f"{split}.arrow").read_bytes()).hexdigest()
         (folder / "manifest.json").write_text(json.dumps(manifest))
 
     erase(write_data(tmp_path / "prepared", sizes=((16, 16),) * 3))
@@ -319,7 +320,7 @@ def test_a_changed_test_split_is_refused(tmp_path):
     manifest = json.loads((prepared / "manifest.json").read_text())
     manifest["splits"]["test"]["sha256"] = "1" * 64
     (prepared / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match=r"test.arrow: found sha256 .* expected 1111"):
+    with pytest.raises(UserError, match=r"test.arrow: found the sha256 .* expected 1111"):
         run(tmp_path)
 
 

@@ -159,6 +159,8 @@ def test_int8_needs_images_of_val(made, tmp_path):
     assert len(stage.calibration_images(made.prepared, 100)) == 4
     with SplitWriter(tmp_path / "val.arrow"):
         pass
+    splits = {"val": SplitFacts(0, sha256(tmp_path / "val.arrow"))}
+    Manifest(size=None, channels=3, num_classes=1, splits=splits).write(tmp_path)
     with pytest.raises(UserError, match=r"val\.arrow: found no image"):
         stage.calibration_images(tmp_path, 2)
     with pytest.raises(UserError, match="give --prepared"):

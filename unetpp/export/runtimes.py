@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from unetpp.errors import UserError
+from unetpp.errors import UserError, said
 from unetpp.export.graphs import INPUT
 from unetpp.export.signal_stack import kept_signal_stack
 from unetpp.inference.model_file import MODEL, load_model
@@ -125,8 +125,9 @@ def open_export(
     except UserError:
         raise
     except Exception as error:
-        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
-        raise UserError(f"{file}: {runtime} cannot read it ({reason}); export again, or copy the file again") from None
+        raise UserError(
+            f"{file}: {runtime} cannot read it ({said(error)}); export again, or copy the file again"
+        ) from None
 
     def predict(image: np.ndarray) -> np.ndarray:
         probs = opened(image)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unetpp.errors import UserError
+from unetpp.errors import UserError, said
 from unetpp.files import check_sha256, parse_json
 from unetpp.inference import older_files
 from unetpp.inference.older_files import Contents, read_tensors
@@ -31,7 +31,7 @@ from unetpp.network.pruning import prune
 MODEL = "model.safetensors"
 FORMAT, UNSEALED = 3, "0" * 64
 MAX_HEADER = 2**24  # bytes; of the largest network it has some 100 kB
-FIX = "expected what stage train, stage export or `Trained.save` writes: copy the file again, or train again"
+FIX = "expected what the train stage writes, or `Trained.save`: copy the file again, or train again"
 
 
 @dataclass(frozen=True)
@@ -161,8 +161,7 @@ def _build(file: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> Ne
         with torch.device("meta"):
             network = NestedUNet(**config)
     except Exception as error:
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
-        raise UserError(f"{file}: it names a network that cannot be built ({reason}); {FIX}") from None
+        raise UserError(f"{file}: it names a network that cannot be built ({said(error)}); {FIX}") from None
     wanted, found = (
         {key: f"{tuple(value.shape)} {value.dtype}" for key, value in each.items()}
         for each in (network.state_dict(), weights)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from unetpp.errors import UserError
+from unetpp.errors import UserError, said
 from unetpp.files import check_sha256, read_json, sha256
 
 MODEL, CONFIG = "model.pt", "config.json"
@@ -42,10 +42,9 @@ def read_zip(file: Path, fix: str) -> Contents:
             raise ValueError(f"format {content['format']}, and this version reads format 2")
         if not all(isinstance(one, Tensor) and one.is_contiguous() for one in content["weights"].values()):
             raise ValueError("tensors that claim more than they hold")
-        return Contents(*(content[key] for key in ("config", "weights", "size", "info")), sha256(file))
+        return Contents(content["config"], content["weights"], content["size"], content["info"], sha256(file))
     except Exception as error:
-        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
-        raise UserError(f"{file}: not a model of this project, or damaged ({reason}); {fix}") from None
+        raise UserError(f"{file}: not a model of this project, or damaged ({said(error)}); {fix}") from None
 
 
 def read_pair(file: Path, fix: str) -> Contents:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from unetpp.errors import UserError
+from unetpp.errors import UserError, said
 from unetpp.files import parse_json
 
 STATE, MANIFEST = "state.pt", "manifest.json"
@@ -50,8 +50,7 @@ def from_bytes(content: bytes | None, manifest: bytes | None, name: str) -> dict
     try:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = (str(error).splitlines() or [""])[0][:200]
-        raise DamagedCheckpointError(f"{name}: no checkpoint of ours ({type(error).__name__}: {reason})") from None
+        raise DamagedCheckpointError(f"{name}: no checkpoint of ours ({said(error)})") from None
 
 
 def name_of(state: dict) -> str:

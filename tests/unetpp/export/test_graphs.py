@@ -61,7 +61,9 @@ def test_every_format_in_every_runtime_gives_the_probabilities_of_the_network(ki
         # A norm over pixels that are all alike divides what rounding left of their variance by nearly nothing.
         atol = 1e-5 if trained.network.norm == "batch" else 1e-3
         for one in found:
-            np.testing.assert_allclose(open_export(tmp_path / one.file, one.runtime)(image), expected, atol=atol)
+            np.testing.assert_allclose(
+                open_export(tmp_path / one.file, one.runtime, trusted=True)(image), expected, atol=atol
+            )
 
     said = onnx.load(tmp_path / FILES[2])
     onnx.checker.check_model(said)
@@ -124,7 +126,9 @@ def test_what_cannot_be_opened_is_refused_by_name(tmp_path, monkeypatch):
         open_export(tmp_path / "model.onnx", "torch")
     for name, runtime in (("model.onnx", "onnxruntime"), ("model.onnx", "openvino"), ("model.pt2", "torch")):
         with pytest.raises(UserError, match=rf"{name}: {runtime} cannot read it"):
-            open_export(tmp_path / name, runtime)
+            open_export(tmp_path / name, runtime, trusted=True)
+    with pytest.raises(UserError, match=r"model\.pt2: opening a \.pt2 can run its author's code"):
+        open_export(tmp_path / "model.pt2")
 
     monkeypatch.setattr("unetpp.export.runtimes.missing", lambda runtime: runtime != "torch")
     for runtime, named in (("openvino", "openvino"), (None, "onnxruntime or openvino")):
