@@ -13,9 +13,14 @@ from pipelines.core.files import read_results, replacing
 from pipelines.pages import data_page, depth_page, search_page
 from unetpp.errors import UserError
 
+# What the pages cannot do without.
+DATA = ("classes", "duplicates", "advice", "findings", "masks", "objects", "prepared")
+SEARCH = ("search", "points", "trials", "chosen", "importance")
 PAGES = {
-    "data": lambda prepared: data_page.build_page(read_results(prepared / "fingerprint.json", "prepare"), prepared),
-    "search": lambda path: search_page.build_page(read_results(path, "search")),
+    "data": lambda prepared: data_page.build_page(
+        read_results(prepared / "fingerprint.json", "prepare", DATA), prepared
+    ),
+    "search": lambda path: search_page.build_page(read_results(path, "search", SEARCH)),
     "depths": depth_page.build_page,
 }
 

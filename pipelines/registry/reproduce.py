@@ -106,7 +106,7 @@ def _package_notes(lineage: Lineage) -> list[str]:
     if lock is None:
         return ["the packages of the run were not recorded: other versions may give other numbers"]
     others = []
-    for line in lock.read_text(encoding="utf-8").split():
+    for line in lock.read_text(encoding="utf-8", errors="replace").split():
         package, _, wanted = line.partition("==")
         try:
             found = installed(package.split("[")[0]).split("+")[0]

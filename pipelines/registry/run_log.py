@@ -179,7 +179,7 @@ def _read_csv(path: Path, stage: str, what: str, add: Callable[[dict[str, str]],
         with path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 add(row)
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise UserError(f"{path}: not {what} ({error!r}); run `dvc repro {stage}`, which writes them") from None
 
 
