@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from pipelines.core.command import run_command
 from pipelines.core.params import load_params
 from pipelines.evaluation.scored import read_scored
 from pipelines.evaluation.subject import Subject, read_groups
-from pipelines.export import calibration_images, export
+from pipelines.export import calibration_images
 from pipelines.pages.__main__ import PAGES
 from pipelines.register import read_family
 from pipelines.registry.find_report import Found, read_evaluation
@@ -32,8 +31,7 @@ from unetpp.data.manifest import read_manifest
 from unetpp.errors import UserError
 from unetpp.export.listing import check_export, read_exports
 from unetpp.export.runtimes import open_export
-from unetpp.inference.model_file import Trained, load_model
-from unetpp.network.model import NestedUNet
+from unetpp.inference.model_file import load_model
 from unetpp.training.checkpoint import DamagedCheckpointError, load_checkpoint, save_checkpoint
 
 FOREIGN = {
@@ -149,6 +147,13 @@ def test_what_was_measured_or_exported_of_another_model_is_not_registered(stages
         read_family(stages, settings())
     flip(stages.exports / "L2/model.onnx", 0)
 
+    report = stages.evaluation / "report.json"
+    said = json.loads(report.read_text())
+    report.write_text(json.dumps(said | {"test": {"sha256": "0" * 64}}))
+    with pytest.raises(UserError, match=r"report\.json: test: .*measured on other test images: run `dvc repro"):
+        read_family(stages, settings())
+    report.write_text(json.dumps(said))
+
     trained = load_model(stages.model)
     next(trained.network.parameters()).data += 1
     trained.save(stages.model / "model.safetensors")  # whole, and another one
@@ -164,39 +169,22 @@ def test_exports_of_another_model_are_not_measured(stages):
         read_exports(stages.exports, "0" * 64)
 
 
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_training_begins_with_the_data_of_the_manifest(stages, tmp_path, repository, split):
-    params = load_params(repository / "params.yaml")
+def test_training_evaluation_and_calibration_begin_with_the_data_of_the_manifest(stages, tmp_path, repository):
+    params, manifest = load_params(repository / "params.yaml"), read_manifest(stages.prepared)
     (tmp_path / "architecture.yaml").write_text("widths: [4, 6]\nparams: {}\n")
-    flip(stages.prepared / f"{split}.arrow")
-    with pytest.raises(UserError, match=rf"{split}\.arrow: found the sha256 .*run `dvc repro prepare`"):
-        train.train(
-            params, stages.prepared, tmp_path / "architecture.yaml", tmp_path / "runs", tmp_path / "out", tmp_path
-        )
-    with pytest.raises(UserError, match=rf"{split}\.arrow: found the sha256 "):  # as search and several workers do
-        node_cache.share(params, stages.prepared, read_manifest(stages.prepared))
-    if split == "val":
-        for read in (
-            lambda: Subject.open(stages.prepared, stages.model),
-            lambda: calibration_images(stages.prepared, 3),
-        ):
-            with pytest.raises(UserError, match=r"val\.arrow: found the sha256 "):
-                read()
-
-
-def test_an_exported_file_is_predicted_by_after_its_sum_was_compared(tmp_path):
-    export(Trained(NestedUNet((4, 6)).eval(), None), tmp_path / "exports", ["onnx"], 20, 1e-3)
-    file = tmp_path / "exports/L1/model.onnx"
-    predict.load(str(file), None)
-    shutil.copytree(file.parent, tmp_path / "alone/L1")
-    with pytest.raises(UserError, match=r"exports\.json: no such file; by it model\.onnx is checked"):
-        predict.load(str(tmp_path / "alone/L1/model.onnx"), None)
-    flip(file)
-    with pytest.raises(UserError, match=r"model\.onnx: found the sha256 .*it is damaged"):
-        predict.load(str(file), None)
-    shutil.move(file, file.with_name("other.onnx"))
-    with pytest.raises(UserError, match=r"exports\.json: it does not list L1/other\.onnx"):
-        predict.load(str(file.with_name("other.onnx")), None)
+    paths = [tmp_path / one for one in ("architecture.yaml", "runs", "out", "reports")]
+    for split, begin in (
+        ("train", lambda: train.train(params, stages.prepared, *paths)),
+        ("val", lambda: train.train(params, stages.prepared, *paths)),
+        ("train", lambda: node_cache.share(params, stages.prepared, manifest)),  # as search and several workers do
+        ("val", lambda: Subject.open(stages.prepared, stages.model)),
+        ("val", lambda: calibration_images(stages.prepared, 3)),
+        ("test", lambda: Subject.open(stages.prepared, stages.model)),
+    ):
+        flip(stages.prepared / f"{split}.arrow")
+        with pytest.raises(UserError, match=rf"{split}\.arrow: found the sha256 .*run `dvc repro prepare`"):
+            begin()
+        flip(stages.prepared / f"{split}.arrow")
 
 
 def _arrow_with(canary: Canary, path: Path) -> None:

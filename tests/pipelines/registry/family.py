@@ -104,6 +104,7 @@ def write_stages(folder: Path, seed: int = 0, iou: float = 0.8, images=IMAGES, g
     digest = sha256(folder / "model/model.safetensors")
     metrics = {
         "model_sha256": digest,
+        "test": {"sha256": splits["test"].sha256},
         "recommended_depth": 1,
         "recommendation": SENTENCE,
         "num_images": len(images),
