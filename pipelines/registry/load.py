@@ -1,6 +1,7 @@
 """Registered versions by address: what `unetpp.load` calls for a `models:/` URI, and `unetpp seal`."""
 
 from pipelines.registry import mlflow_store, model_versions
+from unetpp.errors import UserError
 from unetpp.inference.model_file import Trained
 
 
@@ -28,7 +29,7 @@ def seal_registered(model: str, store: str) -> str:
         store: URI of the registry.
 
     Raises:
-        UserError: no such model or version, a damaged one, or no store.
+        UserError: no such model or version, or no store; damaged ones, after the others were sealed.
     """
     name = model.removeprefix("models:/")
     with mlflow_store.reading(store) as client:
@@ -37,7 +38,13 @@ def seal_registered(model: str, store: str) -> str:
         else:
             model_versions.find_model(client, name)
             found = sorted(client.search_model_versions(f"name = '{name}'"), key=lambda one: int(one.version))
-        return "\n".join(
-            f"{one.name}/{one.version} {model_versions.seal_version(client, one.name, str(one.version))}"
-            for one in found
-        )
+        sealed, refused = [], []
+        for one in found:
+            try:
+                done = model_versions.seal_version(client, one.name, str(one.version))
+                sealed.append(f"{one.name}/{one.version} {done}")
+            except UserError as error:
+                refused.append(str(error))
+    if refused:
+        raise UserError("\n".join([*refused, *sealed]))
+    return "\n".join(sealed)

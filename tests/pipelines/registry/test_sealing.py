@@ -1,6 +1,5 @@
 """Versions that were registered without sums: refused with the command that seals them, and sealed by it."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -53,15 +52,19 @@ def forget_the_tag(store: str, version: str) -> None:
 def test_a_version_without_sums_is_refused_with_the_command_that_seals_it(store, trained, lost):
     forget_the_tag(store, "2")
     files = folder_of("2")
+    (files / "evidence").mkdir(exist_ok=True)
+    (files / "evidence/report.html").write_text("a report")
     if lost == "sums":
         (files / "SHA256SUMS").unlink()
     if lost == "all but a graph":  # as the first versions were registered
-        shutil.rmtree(files)
-        (files / "data").mkdir(parents=True)
+        for name in ("MLmodel", "SHA256SUMS", "model.safetensors"):
+            (files / name).unlink()
+        (files / "data").mkdir()
         (files / "data/model.pt2").write_bytes(b"a graph")
     with pytest.raises(UserError, match=r"models:/cells/2: .*without sums.* `unetpp seal cells/2` seals it as it is"):
         load_registered(f"models:/{NAME}/2", store)
     assert seal_registered(f"{NAME}/2", store) == "cells/2 is sealed as it is"
+    assert (files / "evidence/report.html").read_text() == "a report"
     image = torch.rand(1, 3, 20, 24)
     with torch.inference_mode():
         found = load_registered(f"models:/{NAME}/2", store).segmenter()(image)
@@ -77,8 +80,9 @@ def test_damage_is_not_sealed(store):
         seal_registered(f"{NAME}/1", store)
     forget_the_tag(store, "1")
     (folder_of("1") / "SHA256SUMS").unlink()
-    with pytest.raises(UserError, match=r"model\.safetensors: found the sha256 .*damaged"):
-        seal_registered(f"models:/{NAME}/1", store)
+    with pytest.raises(UserError, match=r"model\.safetensors: found the sha256 .*damaged") as refused:
+        seal_registered(f"models:/{NAME}", store)
+    assert str(refused.value).splitlines()[1:] == [f"cells/{n} is sealed already, and whole" for n in (2, 3)]
 
 
 def test_what_somebody_put_into_the_store_is_not_run(store, tmp_path):
