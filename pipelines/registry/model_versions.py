@@ -18,7 +18,7 @@ import numpy as np
 
 from pipelines.core.checksums import SUMS, check_seal, seal, sealed_files
 from pipelines.registry.mlflow_store import shown
-from unetpp.errors import UserError
+from unetpp.errors import UserError, said
 from unetpp.files import sha256
 from unetpp.inference.model_file import MODEL, Trained, load_model
 
@@ -158,9 +158,10 @@ def fetch_version(name: str, version: str) -> Trained:
     with tempfile.TemporaryDirectory(prefix="unetpp-") as parent:
         folder = Path(parent)
         try:
+            location = _location(name, version)
             for file in download_sums(name, version, folder):
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
-                _download(f"{_location(name, version)}/{file}", (folder / file).parent)
+                _download(f"{location}/{file}", (folder / file).parent)
             check_seal(folder)
             return load_model(folder)
         except UserError as error:
@@ -216,10 +217,15 @@ def seal_version(client: MlflowClient, name: str, version: str) -> str:
             load_model(folder)
             digest = seal(folder)
         else:
-            found = client.get_model_version(name, version)
-            trained = load_model(Path(client.download_artifacts(str(found.run_id), "model", parent)))
-            folder = Path(parent) / "anew"
-            digest = write_model(folder, trained, int(found.tags["depth"]), model)
+            found, folder = client.get_model_version(name, version), Path(parent) / "anew"
+            try:
+                kept = client.download_artifacts(str(found.run_id), "model", parent)
+            except (MlflowException, OSError) as error:
+                raise UserError(
+                    f"models:/{name}/{version}: found no {MODEL}, and its run keeps no model ({said(error)}); run `dvc "
+                    "repro --force --single-item register` to register it again"
+                ) from None
+            digest = write_model(folder, load_model(kept), int(found.tags["depth"]), model)
         upload_model(client, model.model_id, folder)
     client.set_logged_model_tags(model.model_id, {TAG: digest})
     return "is sealed as it is"
