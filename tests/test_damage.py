@@ -169,7 +169,10 @@ def test_exports_of_another_model_are_not_measured(stages):
         read_exports(stages.exports, "0" * 64)
 
 
-def test_training_evaluation_and_calibration_begin_with_the_data_of_the_manifest(stages, tmp_path, repository):
+def test_training_evaluation_and_calibration_begin_with_the_data_of_the_manifest(
+    stages, tmp_path, repository, monkeypatch
+):
+    monkeypatch.setattr("pipelines.training.spec.code_hash", lambda _module: "code")  # which takes seconds
     params, manifest = load_params(repository / "params.yaml"), read_manifest(stages.prepared)
     (tmp_path / "architecture.yaml").write_text("widths: [4, 6]\nparams: {}\n")
     paths = [tmp_path / one for one in ("architecture.yaml", "runs", "out", "reports")]
