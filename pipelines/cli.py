@@ -101,6 +101,13 @@ def _reproduce(arguments: argparse.Namespace) -> None:
         raise SystemExit(1)
 
 
+def _seal(arguments: argparse.Namespace) -> None:
+    from pipelines.registry.load import seal_registered
+    from pipelines.registry.mlflow_store import project_uri
+
+    print(seal_registered(arguments.model, project_uri()))
+
+
 def _promote(arguments: argparse.Namespace) -> None:
     from pipelines.registry.mlflow_store import project_uri
     from pipelines.registry.promote import promote
@@ -198,6 +205,12 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("model", help="NAME@ALIAS or NAME/VERSION; NAME alone is its challenger")
     one.add_argument("--why", required=True, help="the reason, kept beside the version")
     one.set_defaults(run=_promote)
+
+    one = commands.add_parser(
+        "seal", help="seal versions that were registered without sums; compare those that have them"
+    )
+    one.add_argument("model", help="NAME (all of its versions), NAME@ALIAS or NAME/VERSION")
+    one.set_defaults(run=_seal)
 
     one = commands.add_parser("rollback", help="make the former champion the champion again")
     one.add_argument("model", metavar="NAME", help="the registered model")

@@ -29,7 +29,11 @@ def _versions() -> Iterator[Finding]:
     legal = (3, 11, 4) <= sys.version_info[:3] < (3, 14)
     yield Finding("python", f"{version} ({sys.executable})", "" if legal else "use Python 3.11.4 to 3.13")
     lock = Path("requirements.lock")
-    pinned = dict(line.split("==", 1) for line in lock.read_text().split() if "==" in line) if lock.is_file() else {}
+    pinned = (
+        dict(line.split("==", 1) for line in lock.read_text(errors="replace").split() if "==" in line)
+        if lock.is_file()
+        else {}
+    )
     for name in PACKAGES:
         try:
             found = importlib.metadata.version(name)

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipelines.core.checksums import sha256
 from pipelines.core.command import run_command
 from pipelines.core.delivery_sections import Evaluate
 from pipelines.core.files import check_outputs, replacing, write_json
@@ -81,7 +80,7 @@ def measure(
         from pipelines.evaluation.runtime_scores import measure_runtimes  # late: they are extras
 
         ious = {name: metrics.per_image_iou(each.counts).numpy() for name, each in quality.items()}
-        runtimes = measure_runtimes(exports, subject.prepared, settings, size_px, ious)
+        runtimes = measure_runtimes(exports, trained.sha256, subject.prepared, settings, size_px, ious)
     return Measured(devices, quality, true_objects, means, depths, gates, runtimes)
 
 
@@ -119,6 +118,7 @@ def make_report(
         "classes": class_ious(quality, classes),
         "size_px": subject.manifest.size,
         "multilabel": subject.trained.network.multilabel,
+        "model_sha256": subject.trained.sha256,
     }
     Report.model_validate(result)  # what others read is what the schema says, or it is not written
     return result
@@ -141,7 +141,7 @@ def find_provenance(subject: Subject) -> dict[str, object]:
     return {
         "Test images (test.arrow), sha256": subject.manifest.splits["test"].sha256,
         "Raw data manifest, sha256": subject.manifest.raw_sha256,
-        "Model file (model.pt), sha256": sha256(subject.weights),
+        "Model file, sha256": trained.sha256,
         "Training run": trained.info.get("run"),
         "Epoch of the weights": trained.info.get("epoch"),
         "Params of the training": json.dumps(trained.info.get("params"), sort_keys=True),
@@ -196,7 +196,7 @@ def evaluate(
 def main() -> None:
     parser = argparse.ArgumentParser(prog="pipelines.evaluate", description="Measure every depth on the test split.")
     parser.add_argument("--prepared", type=Path, required=True, help="folder that the prepare stage wrote")
-    parser.add_argument("--model", type=Path, required=True, help="folder that the train stage wrote, or its model.pt")
+    parser.add_argument("--model", type=Path, required=True, help="folder that the train stage wrote")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--exports", type=Path, help="folder that the export stage wrote, to measure its models too")
     arguments = parser.parse_args()

@@ -21,19 +21,20 @@ from pipelines.core.delivery_sections import Export
 from pipelines.core.files import check_outputs, replacing, write_json
 from pipelines.core.params import load_params
 from unetpp.data.arrow_split import Split
+from unetpp.data.manifest import read_manifest
 from unetpp.data.scaling import scaled
 from unetpp.errors import UserError
 from unetpp.export.graphs import capture, missing_for_onnx, save_onnx, save_pt2
+from unetpp.export.listing import LISTING
 from unetpp.export.quantisation import quantise
 from unetpp.export.runtimes import missing
-from unetpp.export.safetensors_files import WEIGHTS, folded, save_safetensors
 from unetpp.export.verification import Comparison, Verification
-from unetpp.inference.model_file import Trained, load_model
+from unetpp.inference.model_file import MODEL, Trained, load_model
 
 SCHEMA = 1
 CALIBRATION_IMAGES = 32  # of `unetpp export`, which has no params.yaml
 SAFETENSORS = "safetensors"
-FILES = {SAFETENSORS: WEIGHTS, "pt2": "model.pt2", "onnx": "model.onnx", "onnx-int8": "model-int8.onnx"}
+FILES = {SAFETENSORS: MODEL, "pt2": "model.pt2", "onnx": "model.onnx", "onnx-int8": "model-int8.onnx"}
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino")
 HELP = "`pip install 'unetpp[exports]'` installs it"
 
@@ -55,6 +56,7 @@ def calibration_images(prepared: Path, count: int) -> list[np.ndarray]:
     Raises:
         UserError: no prepared data, or no image in val.
     """
+    read_manifest(prepared).check(prepared, "val")
     split = Split(prepared / "val.arrow")
     if len(split) == 0:
         raise UserError(
@@ -85,10 +87,11 @@ def write_depth(
     trained: Trained, depth: int, formats: Sequence[str], folder: Path, opset: int, images: Sequence[np.ndarray]
 ) -> None:
     """Write a depth's files of these formats into `folder`; int8 is set by `images`, (C, H, W) each."""
-    save_safetensors(trained, depth, folder)
+    folder.mkdir()
+    trained.folded(depth).save(folder / MODEL)
     if set(formats) == {SAFETENSORS}:
         return
-    program = capture(folded(trained, depth).segmenter())
+    program = capture(trained.folded(depth).segmenter())
     if "pt2" in formats:
         save_pt2(program, folder / FILES["pt2"])
     if "onnx" in formats or "onnx-int8" in formats:
@@ -135,13 +138,14 @@ def export(
         check(written, found, tolerance)
         result = {
             "schema": SCHEMA,
+            "model_sha256": trained.sha256,
             "exports": [describe(one, partial, found, opset) for one in written],
             "tolerance": tolerance,
             "calibration_images": len(images),
             "left_out": left_out,
             "machine": describe_machine(),
         }
-        write_json(partial / "exports.json", result)
+        write_json(partial / LISTING, result)
         seal(partial)
     return result
 
@@ -243,7 +247,7 @@ def run(model: Path, prepared: Path, out: Path, settings: Export) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="pipelines.export", description="Write each depth for other programs.")
-    parser.add_argument("--model", type=Path, required=True, help="folder that the train stage wrote, or its model.pt")
+    parser.add_argument("--model", type=Path, required=True, help="folder that the train stage wrote")
     parser.add_argument("--prepared", type=Path, required=True, help="folder that the prepare stage wrote")
     parser.add_argument("--out", type=Path, required=True, help="folder of the exports")
     arguments = parser.parse_args()

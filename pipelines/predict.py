@@ -15,6 +15,7 @@ from pipelines.core.files import check_outputs, replacing
 from pipelines.storage.folder_walk import PLAIN, walk
 from pipelines.storage.layout_names import is_picture
 from unetpp.errors import UserError
+from unetpp.export.listing import check_export
 from unetpp.export.runtimes import open_export
 from unetpp.images.decode import decode_image
 from unetpp.images.pictures import SUFFIXES, encode_png
@@ -94,23 +95,22 @@ def _fits(name: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
 
 
 def load(model: str, depth: int | None, heads: str | None = None) -> Predictor:
-    """A model by any name that `unetpp.load` knows, or an .onnx of an export, with config.json beside it.
+    """A model by any name that `unetpp.load` knows, or an .onnx in the folder of an export, after its sum was compared.
 
     Args:
         depth: the depth to prune to, by default the deepest.
         heads: average these heads instead (`read_heads`).
 
     Raises:
-        UserError: no such model, or a depth or a head that it does not have; a .pt2, which runs code of its author
-            when it is opened.
+        UserError: no such model, or a depth or a head that it does not have; a damaged one; a .pt2, which runs code
+            of its author when it is opened.
     """
     file = Path(model)
-    if file.suffix == ".pt2":
-        raise UserError(f"{file}: opening a .pt2 can run its author's code; give its folder, {file.parent}, instead")
     if file.suffix != ".onnx":
         return Predictor(unetpp.load(model), depth, heads=None if heads is None else read_heads(heads))
     if depth is not None or heads is not None:
         raise UserError(f"{file}: an exported file is one depth and its head: leave --depth and --heads out")
+    check_export(file)
     predict_array = open_export(file)
     return Predictor(unetpp.load(file.parent), network=lambda image: torch.from_numpy(predict_array(image.numpy())))
 

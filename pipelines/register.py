@@ -9,9 +9,9 @@ import argparse
 import hashlib
 from pathlib import Path
 
-from pipelines.core.checksums import SUMS, sha256
+from pipelines.core.checksums import SUMS
 from pipelines.core.delivery_sections import Register
-from pipelines.core.files import check_outputs, read_json, scratch, write_json
+from pipelines.core.files import check_outputs, read_results, scratch, write_json
 from pipelines.core.git import git_commit
 from pipelines.core.params import load_params
 from pipelines.core.redaction import redacted
@@ -23,6 +23,8 @@ from pipelines.registry.promotion_rules import Verdict, judge
 from pipelines.registry.run_log import Inputs, flatten
 from unetpp.data.manifest import Manifest, read_manifest
 from unetpp.errors import UserError
+from unetpp.export.listing import read_exports
+from unetpp.files import check_sha256, sha256
 from unetpp.inference.model_file import load_model
 
 
@@ -80,16 +82,17 @@ def read_family(inputs: Inputs, settings: Register) -> Family:
     """Read and check the files of the earlier stages."""
     trained = load_model(inputs.model)
     report, manifest_path = inputs.evaluation / "report.json", inputs.prepared / "manifest.json"
-    metrics, manifest = read_json(report, "evaluate"), read_manifest(inputs.prepared)
-    expected = [f"L{depth}" for depth in trained.depths]
-    found = [depth for depth in metrics["depths"] if depth != "mean"]
-    recommended = metrics["recommended_depth"]
-    if sorted(found) != sorted(expected) or (recommended is not None and f"L{recommended}" not in expected):
-        raise UserError(
-            f"{report}: found the depths {', '.join(found)}, recommended {recommended}; "
-            f"{inputs.model} has {', '.join(expected)}. It was measured on another model: run `dvc repro evaluate`"
-        )
-    hashes = sha256(inputs.model / "model.pt") + sha256(report)
+    metrics = read_results(report, "evaluate", ("depths", "recommended_depth", "recommendation", "test"))
+    manifest = read_manifest(inputs.prepared)
+    manifest.check(inputs.prepared, "test")  # of which overlays are drawn
+    assert trained.sha256 is not None
+    advice = "it was measured on another model: run `dvc repro evaluate`"
+    check_sha256(f"{report}: model_sha256", str(metrics.get("model_sha256")), trained.sha256, advice)
+    advice = "it was measured on other test images: run `dvc repro evaluate`"
+    check_sha256(f"{report}: test", str(metrics["test"].get("sha256")), manifest.splits["test"].sha256, advice)
+    if inputs.exports:
+        read_exports(inputs.exports, trained.sha256)
+    hashes = trained.sha256 + sha256(report)
     commit, dirty = git_commit(Path.cwd())
     return Family(
         name=settings.model_name,
@@ -114,7 +117,7 @@ def read_leak_check(prepared: Path, manifest: Manifest) -> str:
     path = prepared / "fingerprint.json"
     if manifest.num_groups is None or not path.is_file():
         return "not known: the data have no fingerprint of stage prepare"
-    found = read_json(path, "prepare")["duplicates"]
+    found = read_results(path, "prepare", ("duplicates",))["duplicates"]
     what = f"{manifest.num_groups} groups and {found['num_pairs']} pairs of near-duplicates"
     if found["across"]:
         return f"failed: of {what}, {found['across']} pairs stand in two splits"

@@ -23,11 +23,10 @@ from mlflow.types import ParamSchema, ParamSpec
 
 from pipelines.core.checksums import check_seal
 from unetpp.errors import FileError, UserError
-from unetpp.export.safetensors_files import read_safetensors
 from unetpp.images.decode import decode_image
 from unetpp.images.pictures import Limits
 from unetpp.images.pixels import convert
-from unetpp.inference.model_file import Trained
+from unetpp.inference.model_file import Trained, load_model
 from unetpp.inference.segmenter import Segmenter
 from unetpp.inference.tiles import predict_image
 from unetpp.network.masks import to_mask
@@ -72,7 +71,7 @@ class RequestError(MlflowException):
 def _load_pyfunc(path: str) -> "Served":
     """What MLflow calls with the folder of a model; its bytes are checked first."""
     check_seal(Path(path))
-    return Served(read_safetensors(path))
+    return Served(load_model(path))
 
 
 class Served:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipelines.core.files import read_json
+from pipelines.core.files import read_results
 from pipelines.evaluation.depth_table import describe
 
 
@@ -12,8 +12,8 @@ def summary(reports: Path) -> str:
     Raises:
         UserError: the pipeline has not run.
     """
-    metrics = read_json(reports / "evaluate" / "report.json", "evaluate")
-    versions = read_json(reports / "register" / "versions.json", "register")
+    metrics = read_results(reports / "evaluate" / "report.json", "evaluate", ("depths", "recommendation"))
+    versions = read_results(reports / "register" / "versions.json", "register", ("versions", "model_name"))
     registered = ", ".join(f"{depth} is version {version}" for depth, version in versions["versions"].items())
     return "\n".join(
         (

@@ -35,7 +35,7 @@ TERMINATED = 128 + signal.SIGTERM  # the exit code of what SIGTERM has stopped, 
 
 
 def train(params: Params, prepared: Path, architecture: Path, runs: Path, out: Path, reports: Path) -> None:
-    """Train, then write `out/model.pt`, `reports/curves.csv` (a row per epoch and depth) and `reports/metrics.json`.
+    """Train, then write `out/model.safetensors`, `reports/curves.csv` (a row per epoch and depth) and metrics.json.
 
     Raises:
         UserError: the data or the architecture are missing, the cluster is too small, or the loss diverged.
@@ -83,6 +83,7 @@ def _run(params: Params, spec: TrainSpec, run: RunStore, name: str, log: Callabl
             raise UserError(
                 f"train.cpus_per_worker: found {train.cpus_per_worker}, and this machine has {cores} cores; lower it"
             )
+        spec.manifest.check(spec.prepared, "train", "val")
         return run_alone(spec, run, log)
     with cluster(), reported(log) as callbacks:
         advice = "lower train.num_workers or train.cpus_per_worker"

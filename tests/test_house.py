@@ -28,6 +28,7 @@ LAYERS = (
 )
 WITHIN_UNETPP = (
     {"errors", "offline"},
+    {"files"},
     {"images", "network"},
     {"data", "scores"},
     {"inference"},
@@ -43,7 +44,7 @@ HOMES = {  # each outside system has one home file, or one wing, or the few that
     "PIL": {"unetpp.images.pictures", "pipelines.pages.html_page"},
     "scipy": {"unetpp.scores.boundaries", "unetpp.scores.object_matching"},
     "pycocotools": {"pipelines.dataset.coco"},
-    "safetensors": {"unetpp.export.safetensors_files"},
+    "safetensors": {"unetpp.inference.model_file", "unetpp.inference.older_files"},
     "onnx": {"unetpp.export.graphs", "unetpp.export.quantisation"},
     "onnxruntime": {"unetpp.export.quantisation", "unetpp.export.runtimes"},
     "openvino": {"unetpp.export.runtimes"},

@@ -15,7 +15,6 @@ from PIL import Image
 from pipelines.predict import predict
 from tests.conftest import REPOSITORY
 from unetpp import NestedUNet, Trained
-from unetpp.export.safetensors_files import save_safetensors
 
 pytestmark = pytest.mark.slow
 
@@ -75,17 +74,14 @@ def test_command_line_answers(installed):
     assert installed.run("unetpp", "--version").stdout == "unetpp 0.1.0\n"
 
 
-@pytest.mark.parametrize(("kind", "size"), [("model.pt", None), ("model.safetensors", 16)])
-def test_a_png_is_predicted_as_with_all_packages(installed, tmp_path, size, kind):
+@pytest.mark.parametrize("size", [None, 16])
+def test_a_png_is_predicted_as_with_all_packages(installed, tmp_path, size):
     torch.manual_seed(0)
     trained = Trained(NestedUNet((4, 6, 8), num_classes=3).eval(), size)
-    if kind == "model.pt":
-        trained.save(tmp_path / "model.pt")
-    else:
-        save_safetensors(trained, None, tmp_path)
+    trained.save(tmp_path / "model.safetensors")
     pixels = np.random.default_rng(0).integers(0, 256, (50, 40, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    model = str(tmp_path / kind)
+    model = str(tmp_path / "model.safetensors")
     done = installed.run("unetpp", "predict", str(tmp_path / "a.png"), "--model", model, "--out", str(tmp_path / "b"))
     assert done.returncode == 0, done.stderr
     predict([str(tmp_path / "a.png")], model, None, tmp_path / "c")
@@ -130,9 +126,9 @@ def test_prediction_needs_no_module_that_windows_lacks(installed, tmp_path):
         "for name in ('fcntl', 'resource', 'pwd', 'grp', 'termios'):\n"
         "    sys.modules[name] = None\n"
         "import pipelines.cli, unetpp\n"
-        "sys.argv = ['unetpp', 'predict', 'a.png', '--out', 'masks', '--model', 'model.pt']\n"
+        "sys.argv = ['unetpp', 'predict', 'a.png', '--out', 'masks', '--model', 'model.safetensors']\n"
         f"import os; os.chdir({str(tmp_path)!r})\n"
-        "unetpp.Trained(unetpp.NestedUNet((4, 6)), None).save('model.pt')\n"
+        "unetpp.Trained(unetpp.NestedUNet((4, 6)), None).save('model.safetensors')\n"
         "PIL.Image.new('RGB', (20, 20)).save('a.png')\n"
         "pipelines.cli.main()\n"
     )

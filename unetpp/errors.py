@@ -26,3 +26,8 @@ class FileError(UserError):
     def __reduce__(self):
         # By its parts, not by the message: it comes back whole from another process.
         return FileError, (self.path, self.reason, self.fix)
+
+
+def said(error: Exception) -> str:
+    """What a library raised, in one line for a message of ours."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"

@@ -15,15 +15,13 @@ import tarfile
 from importlib import metadata
 from pathlib import Path
 
-import yaml
-
-from pipelines.core.checksums import check_sha256, sha256
 from pipelines.core.command import run_command
 from pipelines.core.data_sections import S3
-from pipelines.core.files import replacing, scratch, write_json
+from pipelines.core.files import read_yaml, replacing, scratch, write_json
 from pipelines.core.params import Params
 from pipelines.storage.places import Place, open_place
 from unetpp.errors import UserError
+from unetpp.files import check_sha256, parse_json, read_json, sha256
 
 ROOT = Path(__file__).parents[2]
 JOB = "job.json"
@@ -42,9 +40,10 @@ def stage_arguments(stage: str) -> dict[str, Path]:
     Raises:
         UserError: no dvc.yaml here, or one without this stage.
     """
+    stages = read_yaml(Path("dvc.yaml"), "run from the project's folder", ("stages",))["stages"]
     try:
-        command = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"][stage]["cmd"].split()
-    except (OSError, KeyError, TypeError) as error:
+        command = stages[stage]["cmd"].split()
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"dvc.yaml: found no stage {stage} ({error!r}); run from the project's folder") from None
     return {name.removeprefix("--"): Path(path) for name, path in itertools.pairwise(command) if name[:2] == "--"}
 
@@ -138,7 +137,7 @@ def fetch(storage: Place, key: str, outputs: dict[str, Path]) -> None:
                 "cluster.storage the same place here and on the cluster?"
             )
         advice = "the job wrote other bytes: remove it there and rerun the command"
-        check_sha256(storage.name(name), found, json.loads(seal)["sha256"], advice)
+        check_sha256(storage.name(name), found, parse_json(seal, f"{key}.json", advice, ("sha256",))["sha256"], advice)
         with tarfile.open(archive) as tar:
             tar.extractall(folder, filter="data")
         for output, path in outputs.items():
@@ -186,7 +185,7 @@ def run_job() -> None:
 
 
 def _run_stage() -> None:
-    job = json.loads(Path(JOB).read_text(encoding="utf-8"))
+    job = read_json(JOB, "send the job again", ("stage", "arguments", "outputs", "pinned"))
     check_versions(job["pinned"])
     arguments = job["arguments"]
     sys.argv = [job["stage"], *(part for name, path in arguments.items() for part in (f"--{name}", path))]

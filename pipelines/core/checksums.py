@@ -1,29 +1,13 @@
-"""sha256 of files: one file's, what a download is compared with, and SHA256SUMS over all files of a folder."""
+"""SHA256SUMS over all files of a folder: written, and compared."""
 
-import hashlib
 from collections.abc import Collection
 from pathlib import Path
 
 from unetpp.errors import UserError
+from unetpp.files import sha256
 
 SUMS = "SHA256SUMS"
-OF_A_MODEL = ("MLmodel", "config.json", "model.safetensors")
-
-
-def sha256(path: str | Path) -> str:
-    """Hex digest of a file's bytes, read in pieces."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def check_sha256(name: str | Path, found: str, expected: str, advice: str) -> None:
-    """Compare the digest of what the user knows as `name` with the expected one.
-
-    Raises:
-        UserError: they differ; it ends with `advice`.
-    """
-    if found != expected:
-        raise UserError(f"{name}: found the sha256 {found}; expected {expected}: {advice}")
+OF_A_MODEL = ("MLmodel", "model.safetensors")
 
 
 def seal(folder: Path) -> str:

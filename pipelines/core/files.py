@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 
 from pipelines.core.checksums import sha256
 from unetpp.errors import UserError
+from unetpp.files import check_keys, read_json, read_text
 
 try:
     import fcntl
@@ -310,16 +311,29 @@ def write_json(path: str | Path, value) -> None:
         partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path, stage: str) -> Any:
+def read_results(path: Path, stage: str, needed: Collection[str] = ()) -> dict[str, Any]:
     """What a stage wrote as JSON.
 
     Raises:
-        UserError: it cannot be read; the message names the stage to run.
+        UserError: it cannot be read, or lacks a key; the message names the stage to run.
     """
+    return read_json(path, f"run `dvc repro {stage}`, which writes it", needed)
+
+
+def read_yaml(path: Path, fix: str, needed: Collection[str] = ()) -> dict[str, Any]:
+    """What a YAML file holds: names and values.
+
+    Raises:
+        UserError: it cannot be read, is none, or lacks a key; it ends with `fix`.
+    """
+    import yaml  # late: `unetpp predict` runs without it
+
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); run `dvc repro {stage}`, which writes it") from None
+        found = yaml.safe_load(read_text(path, fix))
+    except (yaml.YAMLError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        raise UserError(f"{path}: not YAML ({reason}); {fix}") from None
+    return check_keys(found, path, fix, needed)
 
 
 @contextmanager

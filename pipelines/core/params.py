@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from pipelines.core.data_sections import Ingest, Prepare
 from pipelines.core.delivery_sections import Cluster, Evaluate, Export, Register
+from pipelines.core.files import read_yaml
 from pipelines.core.redaction import SECRET_KEYS, SECRET_VALUES, redacted
 from pipelines.core.section import Section
 from pipelines.core.training_sections import Augment, Model, Search, Train
@@ -205,14 +205,7 @@ def load_params(path: str | Path = "params.yaml") -> Params:
         UserError: the file is missing, is not YAML, holds a wrong, missing or unknown key, or a credential.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; run from the project's folder, where params.yaml lies")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected sections such as ingest and train, found {type(values).__name__}")
+    values = read_yaml(path, "run from the project's folder, whose params.yaml has sections such as ingest and train")
     _refuse_credentials(values, path)
     try:
         return Params.model_validate(values)

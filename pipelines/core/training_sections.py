@@ -252,9 +252,11 @@ class Augment(Section):
 class Architecture(Section):
     """architecture.yaml, in which search hands its choice to train; the depth is `len(widths) - 1`.
 
-    `params` are values of params.yaml by dotted key that were searched too; `init` is a file of weights beside it.
+    `params` are values of params.yaml by dotted key that were searched too; `init` is a file of weights beside it, and
+    `init_sha256` its sum.
     """
 
     widths: Widths
     params: dict[str, Any] = Field(default_factory=dict)
     init: str | None = None
+    init_sha256: str | None = None

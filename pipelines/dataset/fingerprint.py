@@ -3,7 +3,6 @@
 A function of samples.csv and of what lies beside it. Each sum over all samples is that of the splits together.
 """
 
-import json
 import re
 from collections import Counter
 from itertools import groupby
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.core.files import write_json
+from pipelines.core.files import read_results, write_json
 from pipelines.core.tables import read_rows
 from pipelines.dataset.data_warnings import find_what_stands_out
 from pipelines.dataset.object_sizes import add_up, share_smaller, size_quantile_px
@@ -269,7 +268,7 @@ def write_fingerprint(prepared: Path) -> None:
 
 def read_fingerprint(prepared: Path) -> dict:
     """fingerprint.json of a prepared folder."""
-    return json.loads((prepared / "fingerprint.json").read_text(encoding="utf-8"))
+    return read_results(prepared / "fingerprint.json", "prepare")
 
 
 def comparable(fingerprint: dict) -> dict:

@@ -36,7 +36,7 @@ def measure_cost(
     for module in modules.values():
         module.to(device)
     with scratch() as folder:
-        files = {name: folder / f"{name}.pt" for name in kept}
+        files = {name: folder / f"{name}.safetensors" for name in kept}
         for name, each in kept.items():
             each.save(files[name])
         sizes = {name: path.stat().st_size / profiling.MIB for name, path in files.items()}

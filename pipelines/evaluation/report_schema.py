@@ -199,3 +199,4 @@ class Report(Part):
     classes: dict[str, dict[str, Number]]
     size_px: int | None = None  # that whole images are resized to for the network, if they are
     multilabel: bool  # the classes are labels that may lie over each other
+    model_sha256: str  # of the model file that was measured

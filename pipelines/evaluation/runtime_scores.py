@@ -7,15 +7,13 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from pipelines.core.checksums import sha256
-from pipelines.core.files import read_json
 from pipelines.evaluation.predictor import batches
 from unetpp.data.arrow_split import Split
 from unetpp.data.manifest import read_manifest
 from unetpp.errors import UserError
+from unetpp.export.listing import read_exports
 from unetpp.export.runtimes import Predict, missing, open_export, runtimes_of
-from unetpp.export.safetensors_files import read_safetensors
-from unetpp.inference.model_file import Trained
+from unetpp.inference.model_file import Trained, load_model
 from unetpp.inference.tiles import predict_resized, to_own_size
 from unetpp.network import profiling
 from unetpp.network.masks import to_mask
@@ -23,7 +21,7 @@ from unetpp.scores import metrics
 
 
 def measure_runtimes(
-    exports: Path, prepared: Path, settings: Any, size_px: int, ious: Mapping[str, np.ndarray]
+    exports: Path, model_sha256: str | None, prepared: Path, settings: Any, size_px: int, ious: Mapping[str, np.ndarray]
 ) -> list[dict]:
     """A row for each exported file in each runtime that is installed, on the processor; none for .pt2.
 
@@ -35,14 +33,16 @@ def measure_runtimes(
 
     Args:
         exports: folder that the export stage wrote.
+        model_sha256: of the model file that they have to be made of.
         settings: evaluate's tolerance_iou, latency_rounds and throughput_batch.
         size_px: side of the images that are timed.
         ious: iou_image of each test image in the split's order, by depth ("L1"), of the eager network.
 
     Raises:
-        UserError: no exports, ones whose bytes differ from exports.json, or ones of a depth that `ious` lacks.
+        UserError: no exports, ones of another model or of other bytes than exports.json says, or of a depth that
+            `ious` lacks.
     """
-    entries = read_exports(exports)
+    entries = read_exports(exports, model_sha256)
     strange = sorted({one["depth"] for one in entries} - set(ious))
     if strange:
         raise UserError(
@@ -61,7 +61,7 @@ def measure_runtimes(
         timed = cast(Any, {name: _of_tensor(predict) for name, (_, _, predict) in opened.items()})
         latency = profiling.measure_latency(timed, batch[:1], settings.latency_rounds)
         together = profiling.measure_latency(timed, batch, rounds=5, warmup=1)
-        trained = read_safetensors(exports / depth)
+        trained = load_model(exports / depth)
         for name, (one, runtime, predict) in opened.items():
             found = image_ious(predict, split, trained, settings.throughput_batch)
             difference = float(np.mean(found - np.asarray(ious[depth])))  # below 0 is worse
@@ -83,25 +83,6 @@ def measure_runtimes(
                 }
             )
     return rows
-
-
-def read_exports(folder: Path) -> list[dict]:
-    """The entries of exports.json, each of which has the bytes that it says.
-
-    Raises:
-        UserError: no such file, or a file of other bytes.
-    """
-    path = folder / "exports.json"
-    entries = read_json(path, "export")["exports"]
-    for one in entries:
-        file = folder / one["file"]
-        found = sha256(file) if file.is_file() else "no such file"
-        if found != one["sha256"]:
-            raise UserError(
-                f"{file}: found {found[:12]}; expected sha256 {one['sha256'][:12]}, as in {path}: run the export stage "
-                "again"
-            )
-    return entries
 
 
 def image_ious(predict: Predict, split: Split, trained: Trained, batch_size: int) -> np.ndarray:

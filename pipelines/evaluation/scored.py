@@ -49,7 +49,7 @@ def read_scored(path: Path, test_sha256: str | None = None) -> dict[str, Scored]
                     found = scores.setdefault(depth, {one: {} for one in SCORES})[score]
                     if text and math.isfinite(value := float(text)):
                         found[row["id"]] = value
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: cannot be read ({error!r}); expected what `dvc repro evaluate` writes") from None
     if not any(found["iou"] for found in scores.values()):
         raise UserError(f"{path}: found no column iou_L1, iou_L2 ...; expected the images.csv of the evaluate stage")

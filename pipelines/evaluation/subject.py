@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.core.checksums import sha256
 from pipelines.core.tables import read_rows
 from unetpp.data.arrow_split import Split
 from unetpp.data.manifest import Manifest, read_manifest
-from unetpp.errors import UserError
+from unetpp.errors import UserError, said
 from unetpp.inference.model_file import Trained, load_model
 
 
@@ -21,8 +20,8 @@ def read_groups(prepared: Path, ids: list[str]) -> list[str]:
     try:
         groups = {row["id"]: row["group"] for row in read_rows(path)}
         return [groups[id] for id in ids]
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; expected the groups of the images: run `dvc repro prepare`") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({said(error)}): run `dvc repro prepare`") from None
     except KeyError as error:
         raise UserError(
             f"{path}: found no column or image {error}; expected a row for each image of test.arrow with the columns "
@@ -35,7 +34,6 @@ class Subject:
     """What is evaluated: a network, and the test images that chose nothing of it."""
 
     trained: Trained
-    weights: Path  # its file
     prepared: Path
     manifest: Manifest
     split: Split
@@ -56,22 +54,12 @@ class Subject:
                     f"{model}: found a network of {key} {value}; expected {expected}, "
                     f"as in {prepared}/manifest.json: train again on these data"
                 )
-        split = _open(path, manifest.splits["test"].sha256)
+        manifest.check(prepared, "val_full" if manifest.val_full_sha256 else "val", "test")  # val chooses thresholds
+        split = Split(path)
         if len(split) == 0:
             raise UserError(f"{path}: found no image; raise prepare.shares.test, or bring more images")
-        weights = model / "model.pt" if model.is_dir() else model
-        return cls(trained, weights, prepared, manifest, split, read_groups(prepared, split.ids))
+        return cls(trained, prepared, manifest, split, read_groups(prepared, split.ids))
 
     def open_val(self) -> Split:
         """The val split at the images' own sizes."""
-        if self.manifest.val_full_sha256:
-            return _open(self.prepared / "val_full.arrow", self.manifest.val_full_sha256)
-        return _open(self.prepared / "val.arrow", self.manifest.splits["val"].sha256)
-
-
-def _open(path: Path, expected: str) -> Split:
-    if (digest := sha256(path)) != expected:
-        raise UserError(
-            f"{path}: found sha256 {digest[:12]}; expected {expected[:12]}, as in manifest.json: rerun prepare"
-        )
-    return Split(path)
+        return Split(self.prepared / ("val_full.arrow" if self.manifest.val_full_sha256 else "val.arrow"))

@@ -6,22 +6,21 @@ A stage of its own, so that a word or a colour in a page makes nothing be measur
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from pipelines.core.command import run_command
-from pipelines.core.files import check_outputs, replacing
+from pipelines.core.files import check_outputs, read_results, replacing
 from pipelines.pages import data_page, depth_page, search_page
 from unetpp.errors import UserError
 
-
-def _read(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
+# What the pages cannot do without.
+DATA = ("classes", "duplicates", "advice", "findings", "masks", "objects", "prepared")
+SEARCH = ("search", "points", "trials", "chosen", "importance")
 PAGES = {
-    "data": lambda prepared: data_page.build_page(_read(prepared / "fingerprint.json"), prepared),
-    "search": lambda path: search_page.build_page(_read(path)),
+    "data": lambda prepared: data_page.build_page(
+        read_results(prepared / "fingerprint.json", "prepare", DATA), prepared
+    ),
+    "search": lambda path: search_page.build_page(read_results(path, "search", SEARCH)),
     "depths": depth_page.build_page,
 }
 

@@ -1,14 +1,16 @@
 """The depth report: what evaluate measured, as one self-contained page."""
 
-import json
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
+from pipelines.core.files import read_results
 from pipelines.core.numbers import fixed, points
 from pipelines.pages.depth_charts import accuracy_against_latency, differences, reliability
 from pipelines.pages.html_page import render
 from pipelines.pages.viewer import Sample, class_colour, picture
+from unetpp.errors import UserError, said
 from unetpp.network.masks import IGNORE
 
 # The scores of a depth, in the order of the page: key, what it is called, what it says. Each may be missing.
@@ -38,6 +40,7 @@ GROUP_SCORES = {
 }
 BUDGET = ("max_latency_ms", "max_memory_mib", "max_parameters")
 GROUP_COUNTS = ("num_images", "num_objects")
+OTHERS = ("extremes", "shown", "rule", "provenance")  # in page.json, as `build_report` takes them
 GROUPS = {"class": "class", "size": "size", "kind": "kind of image"}
 
 
@@ -49,21 +52,25 @@ def recommended(metrics: dict) -> str | None:
 
 def build_page(folder: Path) -> str:
     """The page, from the folder that stage evaluate wrote for it: page.json, and shown.npz with the images."""
-    facts = json.loads((folder / "page.json").read_text(encoding="utf-8"))
+    facts = read_results(folder / "page.json", "evaluate", ("report", "rows", "samples", *OTHERS))
     report, rows = facts["report"], facts["rows"]
-    with np.load(folder / "shown.npz", allow_pickle=False) as shown:
-        samples = [
-            Sample(
-                one["rank"],
-                rows[one["row"]],
-                shown[f"{one['row']}/image"],
-                shown[f"{one['row']}/mask"],
-                {name: shown[f"{one['row']}/{name}"] for name in report["depths"]},
-            )
-            for one in facts["samples"]
-        ]
-    others = (facts[key] for key in ("extremes", "shown", "rule", "provenance"))
-    return build_report(report, rows, samples, *others)
+    try:
+        with np.load(folder / "shown.npz", allow_pickle=False) as shown:
+            samples = [
+                Sample(
+                    one["rank"],
+                    rows[one["row"]],
+                    shown[f"{one['row']}/image"],
+                    shown[f"{one['row']}/mask"],
+                    {name: shown[f"{one['row']}/{name}"] for name in report["depths"]},
+                )
+                for one in facts["samples"]
+            ]
+    except (OSError, ValueError, LookupError, TypeError, EOFError, BadZipFile) as error:
+        raise UserError(
+            f"{folder / 'shown.npz'}: not the images of page.json ({said(error)}); run `dvc repro evaluate`"
+        ) from None
+    return build_report(report, rows, samples, *(facts[key] for key in OTHERS))
 
 
 def build_report(

@@ -8,7 +8,7 @@ import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.core.files import kept_folder, read_json
+from pipelines.core.files import kept_folder, read_results
 from pipelines.core.redaction import redacted
 from pipelines.evaluation.compare import Evaluation
 from pipelines.evaluation.scored import read_scored
@@ -59,8 +59,8 @@ def read_evaluation(found: Found) -> Evaluation:
     Raises:
         UserError: one of them is missing or broken.
     """
-    report = read_json(found.folder / "report.json", "evaluate")
-    if not isinstance(report, dict) or not isinstance(report.get("depths"), dict):
+    report = read_results(found.folder / "report.json", "evaluate")
+    if not isinstance(report.get("depths"), dict):
         raise UserError(f"{found.folder / 'report.json'}: found no depths; run `dvc repro evaluate`, which writes it")
     return Evaluation(report, read_scored(found.folder / "images.csv"), found.version_depth)
 

@@ -12,6 +12,7 @@ from pipelines.core.files import scratch
 from pipelines.registry import mlflow_store, model_versions
 from pipelines.registry.run_log import read_hashes
 from unetpp.errors import UserError
+from unetpp.inference import model_file, older_files
 
 NOT_RECORDED = "not recorded"
 # What `unetpp lineage NAME` means where no alias is given, the first that there is.
@@ -33,6 +34,12 @@ class Lineage:
     def file(self, name: str) -> Path | None:
         """A file of the run, such as pipeline/dvc.lock; None where it was not recorded."""
         return self.folder / name if (self.folder / name).is_file() else None
+
+    @property
+    def model(self) -> str:
+        """The run's model file with all heads; runs of before have a model.pt."""
+        older = f"model/{older_files.MODEL}"
+        return older if self.file(older) else f"model/{model_file.MODEL}"
 
     def param(self, key: str) -> str | None:
         return self.run.data.params.get(key) if self.run else None
@@ -91,7 +98,7 @@ def find_lineage(model: str, folder: Path, store: str) -> Lineage:
             tags=version.tags,
             run=run,
             folder=folder,
-            weights=_weights(client, name, str(version.version)),
+            weights=_weights(name, str(version.version)),
         )
 
 
@@ -109,10 +116,10 @@ def _run(client, run_id: str | None):
         return None
 
 
-def _weights(client, name: str, version: str) -> str | None:
+def _weights(name: str, version: str) -> str | None:
     with scratch() as folder:
         try:
-            hashes = model_versions.download_sums(model_versions.logged_model_id(client, name, version), folder)
+            hashes = model_versions.download_sums(name, version, folder)
         except UserError:
             return None
         return hashes.get("model.safetensors")
@@ -147,7 +154,7 @@ def rows(lineage: Lineage) -> list[tuple[str, str]]:
         *(("", line) for line in _params(lineage)),
         ("code", (lineage.commit or NOT_RECORDED) + dirty),
         ("pipeline", file("pipeline/dvc.lock")),
-        ("checkpoint", file("model/model.pt")),
+        ("checkpoint", file(lineage.model)),
         ("weights", f"model.safetensors sha256 {lineage.weights}" if lineage.weights else f"{SUMS} {NOT_RECORDED}"),
         ("environment", file("pipeline/requirements.lock")),
     ]

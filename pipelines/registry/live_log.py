@@ -22,6 +22,7 @@ from pipelines.core.files import replacing
 from pipelines.core.params import Params
 from pipelines.core.redaction import redacted
 from pipelines.training.epoch_metrics import curves_of
+from unetpp.files import parse_json, read_text
 
 RETRY_S = 15.0
 PATIENCE_S = 10.0  # how long the end of a training run waits for what was not sent
@@ -214,5 +215,7 @@ def read_unlogged(spool: Path, training: str | None) -> list[Row]:
     """The rows of this training that were kept for want of a store."""
     if not spool.is_file():
         return []
-    lines = [json.loads(line) for line in spool.read_text(encoding="utf-8").splitlines()]
+    fix = "remove it: these epochs are then logged without their val loss and speed"
+    keys = ("training", "row", "time_ms")
+    lines = [parse_json(line, spool, fix, keys) for line in read_text(spool, fix).splitlines()]
     return [(line["row"], line["time_ms"]) for line in lines if line["training"] == training]

@@ -1,6 +1,7 @@
-"""What `unetpp.load` calls for a `models:/` URI, by the entry point of this package."""
+"""Registered versions by address: what `unetpp.load` calls for a `models:/` URI, and `unetpp seal`."""
 
 from pipelines.registry import mlflow_store, model_versions
+from unetpp.errors import UserError
 from unetpp.inference.model_file import Trained
 
 
@@ -18,3 +19,32 @@ def load_registered(uri: str, store: str | None = None) -> Trained:
     with mlflow_store.reading(store or mlflow_store.project_uri()) as client:
         version = model_versions.find_version(client, uri)
         return model_versions.fetch_version(version.name, str(version.version))
+
+
+def seal_registered(model: str, store: str) -> str:
+    """Seal what was registered without sums; returns a line for each version.
+
+    Args:
+        model: NAME (all of its versions), NAME@ALIAS or NAME/VERSION, with or without models:/.
+        store: URI of the registry.
+
+    Raises:
+        UserError: no such model or version, or no store; damaged ones, after the others were sealed.
+    """
+    name = model.removeprefix("models:/")
+    with mlflow_store.reading(store) as client:
+        if set("@/") & set(name):
+            found = [model_versions.find_version(client, f"models:/{name}")]
+        else:
+            model_versions.find_model(client, name)
+            found = sorted(client.search_model_versions(f"name = '{name}'"), key=lambda one: int(one.version))
+        sealed, refused = [], []
+        for one in found:
+            try:
+                done = model_versions.seal_version(client, one.name, str(one.version))
+                sealed.append(f"{one.name}/{one.version} {done}")
+            except UserError as error:
+                refused.append(str(error))
+    if refused:
+        raise UserError("\n".join([*refused, *sealed]))
+    return "\n".join(sealed)

@@ -7,6 +7,7 @@ weights as safetensors, numbers as JSON and SHA256SUMS over all of it: no pickle
 import base64
 import logging
 import os
+import shutil
 import warnings
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -14,12 +15,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pipelines.core.checksums import SUMS, check_seal, seal, sealed_files, sha256
+from pipelines.core.checksums import SUMS, check_seal, seal, sealed_files
 from pipelines.core.files import scratch
 from pipelines.core.redaction import redacted
-from unetpp.errors import UserError
-from unetpp.export.safetensors_files import read_safetensors, save_safetensors
-from unetpp.inference.model_file import Trained
+from unetpp.errors import UserError, said
+from unetpp.files import sha256
+from unetpp.inference.model_file import MODEL, Trained, load_model
 
 with warnings.catch_warnings():
     # While they are imported, mlflow and sqlalchemy warn of each other (deprecated loaders, type hints).
@@ -40,6 +41,7 @@ logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)  # it tells of each
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one for each of many small files
 # Model metrics of a run's step are copied into a model that is logged "at" that step. Nothing is logged at -1.
 NO_STEP = -1
+TAG = "sha256sums"  # of a logged model: the sha256 of its SHA256SUMS
 # What a machine that serves needs, besides this package: it is installed from its own source, and never from a name
 # in an index that a stranger may hold.
 SERVED_WITH = ("mlflow", "torch", "numpy", "opencv-python-headless", "pillow", "safetensors", "tifffile", "imagecodecs")
@@ -79,7 +81,7 @@ def find_or_log_model(
         if model.model_id not in {one.model_id for one in (outputs.model_outputs if outputs else [])}:
             client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step=NO_STEP)])
         # In the database, and the files in the artifact store: who can write to one cannot fool a reader of both.
-        client.set_logged_model_tags(model.model_id, {"sha256sums": digest})
+        client.set_logged_model_tags(model.model_id, {TAG: digest})
         upload_model(client, model.model_id, folder)
     return client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
 
@@ -113,7 +115,7 @@ def write_model(folder: Path, trained: Trained, depth: int, model: LoggedModel |
             input_example=([example], {"mode": "single"}),
             pip_requirements=[f"{package}=={installed(package).split('+')[0]}" for package in SERVED_WITH],
         )
-    save_safetensors(trained, depth, folder, keep_heads=True)
+    trained.folded(depth, keep_heads=True).save(folder / MODEL)
     return seal(folder)
 
 
@@ -153,11 +155,14 @@ def fetch_version(name: str, version: str) -> Trained:
     Raises:
         UserError: a file is missing or has other bytes than when it was logged, or it was not logged by `register`.
     """
-    model_id = logged_model_id(MlflowClient(), name, version)
     with scratch() as folder:
         try:
-            download_model(model_id, folder)
-            return read_safetensors(folder)
+            location = _location(name, version)
+            for file in download_sums(name, version, folder):
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                _download(f"{location}/{file}", (folder / file).parent)
+            check_seal(folder)
+            return load_model(folder)
         except UserError as error:
             raise UserError(f"models:/{name}/{version}: {str(error).replace(f'{folder}/', '')}") from None
 
@@ -167,38 +172,71 @@ def load_served(name: str, version: str) -> PyFuncModel:
     return mlflow.pyfunc.load_model(f"models:/{name}/{version}")
 
 
-def download_model(model_id: str, folder: Path) -> None:
-    """Fetch the files of a logged model that its SHA256SUMS lists, and compare them.
+def download_sums(name: str, version: str, folder: Path) -> dict[str, str]:
+    """Fetch SHA256SUMS of a version, compare it with the registry's tag, and return sha256 by name.
 
     Raises:
         UserError: see `fetch_version`.
     """
-    location = _location(model_id)
-    for name in download_sums(model_id, folder):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        _download(f"{location}/{name}", (folder / name).parent)
-    check_seal(folder)
-
-
-def download_sums(model_id: str, folder: Path) -> dict[str, str]:
-    """Fetch SHA256SUMS of a logged model, compare it with the registry's tag, and return sha256 by name.
-
-    Raises:
-        UserError: see `fetch_version`.
-    """
-    expected = MlflowClient().get_logged_model(model_id).tags.get("sha256sums")
-    _download(f"{_location(model_id)}/{SUMS}", folder)
-    if expected is None or sha256(folder / SUMS) != expected:
+    expected = _logged_model(name, version).tags.get(TAG)
+    if expected is None:
         raise UserError(
-            f"{SUMS}: its bytes are not those that the registry's tag sha256sums names ({str(expected)[:12]}): the "
-            "model is damaged, or was changed after it was registered, or was not registered by this pipeline; it is "
-            "not loaded: run `dvc repro --force --single-item register` to register it again"
+            f"the registry has no tag {TAG} of it: it was registered without sums, so nobody can say whether it is "
+            f"whole; if you trust it, `unetpp seal {name}/{version}` seals it as it is"
+        )
+    _download(f"{_location(name, version)}/{SUMS}", folder)
+    if sha256(folder / SUMS) != expected:
+        raise UserError(
+            f"{SUMS}: its bytes are not those that the registry's tag {TAG} names ({expected[:12]}): the model is "
+            "damaged, or was changed after it was registered; it is not loaded: run `dvc repro --force --single-item "
+            "register` to register it again"
         )
     return sealed_files(folder)
 
 
-def _location(model_id: str) -> str:
-    return MlflowClient().get_logged_model(model_id).artifact_location.rstrip("/")
+def seal_version(client: MlflowClient, name: str, version: str) -> str:
+    """Seal a version that was registered without sums; one that has them is compared. Returns what was done.
+
+    What lies there in another form than today's is written anew, from the model file of its run.
+
+    Raises:
+        UserError: a sealed one is damaged, or there is no model that can be read.
+    """
+    model = _logged_model(name, version)
+    if TAG in model.tags:
+        fetch_version(name, version)
+        return "is sealed already, and whole"
+    with scratch() as parent:
+        folder = Path(download_artifacts(_location(name, version), dst_path=str(parent)))
+        shutil.rmtree(folder / "evidence", ignore_errors=True)  # which has sums of its own
+        if (folder / SUMS).is_file():  # they were uploaded, and the tag was lost
+            check_seal(folder)
+            digest = sha256(folder / SUMS)
+        elif (folder / MODEL).is_file():
+            load_model(folder)
+            digest = seal(folder)
+        else:
+            found, folder = client.get_model_version(name, version), parent / "anew"
+            try:
+                kept = client.download_artifacts(str(found.run_id), "model", str(parent))
+            except (MlflowException, OSError) as error:
+                raise UserError(
+                    f"models:/{name}/{version}: found no {MODEL}, and its run keeps no model ({said(error)}); run `dvc "
+                    "repro --force --single-item register` to register it again"
+                ) from None
+            digest = write_model(folder, load_model(kept), int(found.tags["depth"]), model)
+        upload_model(client, model.model_id, folder)
+    client.set_logged_model_tags(model.model_id, {TAG: digest})
+    return "is sealed as it is"
+
+
+def _logged_model(name: str, version: str) -> LoggedModel:
+    client = MlflowClient()
+    return client.get_logged_model(logged_model_id(client, name, version))
+
+
+def _location(name: str, version: str) -> str:
+    return _logged_model(name, version).artifact_location.rstrip("/")
 
 
 def _download(uri: str, folder: Path) -> None:

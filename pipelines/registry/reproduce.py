@@ -5,7 +5,6 @@ come out of DVC's cache or remote where they are there, else out of their source
 run, by force and without DVC's memory of former runs; `register` is not, so that nothing moves in the registry.
 """
 
-import json
 import os
 import shutil
 import subprocess
@@ -18,9 +17,8 @@ from importlib.metadata import version as installed
 from pathlib import Path
 
 import torch
-import yaml
 
-from pipelines.core.files import scratch
+from pipelines.core.files import read_results, read_yaml, scratch
 from pipelines.core.private import dvc_environment
 from pipelines.registry.lineage import Lineage, find_lineage
 from pipelines.registry.run_log import read_hashes
@@ -29,7 +27,7 @@ from unetpp.inference.model_file import load_model
 
 RAW = "data/raw"
 RECORDED = ("params.yaml", "dvc.yaml", "dvc.lock")
-REPORT, MODEL = "reports/evaluate/report.json", "models/train/model.pt"
+REPORT, MODEL = "reports/evaluate/report.json", "models/train"
 SPLIT = ("data/prepared", "reports/prepare/split.csv", "models/search")
 # What the machine decides. All other numbers of a report are a function of data and weights.
 MEASURED = ("latency", "images_per_s", "best_batch", "peak_memory", "cold_start")
@@ -108,7 +106,7 @@ def _package_notes(lineage: Lineage) -> list[str]:
     if lock is None:
         return ["the packages of the run were not recorded: other versions may give other numbers"]
     others = []
-    for word in lock.read_text(encoding="utf-8").split():
+    for word in lock.read_text(encoding="utf-8", errors="replace").split():
         package, is_pin, wanted = word.partition("==")
         if not is_pin:
             continue  # a hash
@@ -123,7 +121,7 @@ def _package_notes(lineage: Lineage) -> list[str]:
 
 def stages_to_run(project: Path) -> list[str]:
     """The stages that `evaluate` needs, and itself, each after those it needs; `ingest` only where its data lack."""
-    stages = yaml.safe_load((project / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    stages = read_yaml(project / "dvc.yaml", "the run recorded another file", ("stages",))["stages"]
     makers = {path: name for name, stage in stages.items() for path in _outputs(stage)}
     needs = {name: {makers[dep] for dep in stage.get("deps", []) if dep in makers} for name, stage in stages.items()}
     wanted, todo = set(), ["evaluate"]
@@ -158,7 +156,7 @@ def compare(lineage: Lineage, project: Path) -> list[Compared]:
     """What came out, beside what the run recorded."""
     then, now = lineage.hashes(), read_hashes(project / "dvc.lock")
     found = [_compare_hash(path, then.get(path), now.get(path)) for path in (RAW, *SPLIT)]
-    found.append(_compare_weights(lineage.file("model/model.pt"), project / MODEL))
+    found.append(_compare_weights(lineage.file(lineage.model), project / MODEL))
     found += _compare_metrics(lineage.file("report/report.json"), project / REPORT)
     return found
 
@@ -171,7 +169,7 @@ def _compare_hash(path: str, then: str | None, now: str | None) -> Compared:
 
 def _compare_weights(then: Path | None, now: Path) -> Compared:
     if then is None:
-        return Compared("weights", None, "model/model.pt was not recorded with the run")
+        return Compared("weights", None, "the model was not recorded with the run")
     old, new = (load_model(path).network.state_dict() for path in (then, now))
     if {key: value.shape for key, value in old.items()} != {key: value.shape for key, value in new.items()}:
         return Compared("weights", False, "of another network")
@@ -185,7 +183,7 @@ def _compare_weights(then: Path | None, now: Path) -> Compared:
 def _compare_metrics(then: Path | None, now: Path) -> list[Compared]:
     if then is None:
         return [Compared("metrics", None, "report/report.json was not recorded with the run")]
-    old, new = (json.loads(path.read_text(encoding="utf-8")) for path in (then, now))
+    old, new = (read_results(path, "evaluate", ("depths",)) for path in (then, now))
     found = []
     for depth, values in old["depths"].items():
         others = new["depths"].get(depth, {})

@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from pipelines.core.checksums import seal
+from pipelines.core.files import read_yaml
 from pipelines.core.redaction import redacted
 from pipelines.core.tables import read_rows
 from pipelines.registry import live_log, runs
 from pipelines.registry.model_card import Family
 from unetpp.data.manifest import Manifest
 from unetpp.errors import UserError
+from unetpp.inference.model_file import MODEL
 
 # What says where the numbers come from, beside the commit; those that are there are kept.
 PIPELINE_FILES = ("dvc.lock", "dvc.yaml", "params.yaml", "requirements.lock")
@@ -86,7 +86,7 @@ def gather(inputs: Inputs, folder: Path) -> None:
     """Link the run's files into `folder` as they will lie in the run, with SHA256SUMS of them all."""
     files = {"report": [inputs.evaluation / name for name in REPORT_FILES] + [inputs.curves, inputs.system]}
     files["pipeline"] = [Path(name) for name in PIPELINE_FILES]  # of the folder in which the pipeline runs
-    files["model"] = [inputs.model / "model.pt"]  # all heads: what further training and pruning start from
+    files["model"] = [inputs.model / MODEL]  # all heads: what further training and pruning start from
     files["search"] = sorted(inputs.search.glob("[!.]*")) if inputs.search else []
     for name, paths in files.items():
         for path in paths:
@@ -150,13 +150,13 @@ def read_hashes(lock: Path, stages: Sequence[str] | None = None) -> dict[str, st
     Raises:
         UserError: it is none.
     """
+    found = read_yaml(lock, "`dvc repro` writes one", ("stages",))["stages"]
     try:
-        found = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"]
         outputs = [
             output for name, stage in found.items() if not stages or name in stages for output in stage.get("outs", [])
         ]
         return {output["path"]: output.get("md5") or output.get("etag", "") for output in outputs}
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{lock}: not a dvc.lock ({error!r}); `dvc repro` writes one") from None
 
 
@@ -164,7 +164,7 @@ def _read_csv(path: Path, stage: str, what: str, add: Callable[[dict[str, str]],
     try:
         for row in read_rows(path):
             add(row)
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not {what} ({error!r}); run `dvc repro {stage}`, which writes them") from None
 
 

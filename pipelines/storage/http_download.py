@@ -1,6 +1,5 @@
 """An archive by its address, over HTTP: begun again where it broke, by Range, and checked by its sha256."""
 
-import json
 import time
 from hashlib import sha256 as hash_of
 from pathlib import Path
@@ -11,9 +10,9 @@ from tqdm import tqdm
 from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
-from pipelines.core.checksums import check_sha256, sha256
 from pipelines.core.files import check_space, disk_errors, write_json
 from unetpp.errors import UserError
+from unetpp.files import check_sha256, read_json, sha256
 
 # Of one request; and of answers in a row that break off without a byte.
 ATTEMPTS = 5
@@ -169,8 +168,8 @@ def _facts_path(path: Path) -> Path:
 def _read_facts(path: Path) -> dict:
     """What the server said of the file at `path`, or nothing."""
     try:
-        return json.loads(_facts_path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(_facts_path(path), "it is fetched again")
+    except UserError:
         return {}
 
 

@@ -5,11 +5,9 @@ node's cache. The first one fetches and checks the file while the others of the 
 system's and ends with the process that holds it, so that a killed fetcher hands over to the next.
 """
 
-import json
 import os
 from pathlib import Path
 
-from pipelines.core.checksums import check_sha256, sha256
 from pipelines.core.data_sections import S3
 from pipelines.core.files import check_space, locked, write_json
 from pipelines.core.params import Params
@@ -17,7 +15,9 @@ from pipelines.core.private import CACHE, make_private
 from pipelines.storage.places import Place, open_place
 from unetpp.data.manifest import Manifest
 from unetpp.errors import UserError
+from unetpp.files import check_sha256, read_json, sha256
 
+SPLITS = ("train", "val")
 AGAIN = "rerun the command of the stage, which puts it there"
 
 
@@ -25,23 +25,23 @@ def share(params: Params, prepared: Path, manifest: Manifest) -> dict | None:
     """Put the files of train and val into `cluster.storage` where they are not there yet.
 
     Returns:
-        what `find_file` needs on another machine, as plain values; None where no storage is set.
+        what `find_file` needs on another machine, as plain values; None where no storage is set, after the files were
+        compared where they lie.
 
     Raises:
         UserError: a file has not the sha256 of the manifest, or cannot be put there.
     """
     if params.cluster.storage is None:
+        manifest.check(prepared, *SPLITS)
         return None
     storage = open_place(params.cluster.storage, params.ingest.s3)
-    digests = {split: manifest.splits[split].sha256 for split in ("train", "val")}
+    digests = {split: manifest.splits[split].sha256 for split in SPLITS}
     for split, digest in digests.items():
         path = prepared / f"{split}.arrow"
         there = storage.size(_name(digest))
         if there is not None and (not path.is_file() or there == path.stat().st_size):
             continue  # without a file: inside a job, whose sender put it there
-        if not path.is_file():
-            raise UserError(f"{path}: no such file, and manifest.json names it: run `dvc repro prepare`")
-        check_sha256(path, sha256(path), digest, "it is not that of manifest.json: run `dvc repro prepare`")
+        manifest.check(prepared, split)
         storage.write(_name(digest), path)
         print(f"{path}: put into {storage.name(_name(digest))}", flush=True)
     return {
@@ -119,6 +119,6 @@ def _seal(path: Path) -> None:
 def _is_sealed(path: Path) -> bool:
     """Whether a file was checked once and has not been written since: cheap, as every process asks at its start."""
     try:
-        return json.loads(path.with_suffix(".json").read_text(encoding="utf-8")) == _facts(path)
-    except (OSError, ValueError):
+        return read_json(path.with_suffix(".json"), AGAIN) == _facts(path)
+    except UserError:
         return False

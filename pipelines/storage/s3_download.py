@@ -77,10 +77,10 @@ class Journal:
         self._lock = threading.Lock()
         self._whole: dict[str, dict] = {}
         self._parts: dict[str, dict[int, dict]] = {}  # by name and first byte
-        for line in self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else ():
+        for line in self._path.read_bytes().splitlines() if self._path.exists() else ():
             try:
                 self._apply(json.loads(line))
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue  # what a cut run was just writing: its bytes are fetched again
         self._rewrite()
 

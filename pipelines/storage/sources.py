@@ -10,7 +10,6 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from pipelines.core.checksums import check_sha256, sha256
 from pipelines.core.data_sections import Ingest
 from pipelines.core.files import check_space, disk_errors
 from pipelines.core.redaction import redacted
@@ -21,6 +20,7 @@ from pipelines.storage.layout_names import choose, is_junk
 from pipelines.storage.s3 import Object, Store
 from pipelines.storage.synthetic import write_images
 from unetpp.errors import UserError
+from unetpp.files import check_sha256, sha256
 
 BLOCK = 4096  # bytes of a disk that a small file takes
 SUFFIXES = {"zip": (".zip",), "tar": (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")}

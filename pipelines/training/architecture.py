@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-import yaml
 from pydantic import ValidationError
 
-from pipelines.core.checksums import sha256
+from pipelines.core.files import read_yaml
 from pipelines.core.params import Params
 from pipelines.core.training_sections import Architecture
 from pipelines.training.spec import Init
 from unetpp.errors import UserError
+from unetpp.files import check_sha256, sha256
 
 
 def read_architecture(path: Path) -> Architecture:
@@ -18,9 +18,7 @@ def read_architecture(path: Path) -> Architecture:
     Raises:
         UserError: no such file, or not an architecture.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; `dvc repro search` writes it")
-    found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    found = read_yaml(path, "run `dvc repro search`, which writes it")
     try:
         return Architecture.model_validate(found)
     except ValidationError:
@@ -34,7 +32,7 @@ def find_init(path: Path, chosen: Architecture, params: Params) -> Init | None:
     """The weights that train.init asks for; None where it asks for none, or search had no trial.
 
     Raises:
-        UserError: the file that the search kept is gone.
+        UserError: the file that the search kept is gone, or damaged.
     """
     if params.train.init is None or chosen.init is None:
         return None
@@ -44,4 +42,6 @@ def find_init(path: Path, chosen: Architecture, params: Params) -> Init | None:
             f"{path}: there is no {file.name} beside it, the weights to begin with: run `dvc repro search`, or set "
             "train.init=null"
         )
-    return Init(str(file.absolute()), sha256(file))
+    digest = sha256(file)
+    check_sha256(file, digest, chosen.init_sha256 or digest, f"it is not that of {path}: run `dvc repro search`")
+    return Init(str(file.absolute()), digest)

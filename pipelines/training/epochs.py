@@ -19,7 +19,7 @@ from pipelines.training.epoch_metrics import make_row
 from pipelines.training.setup import Setup
 from pipelines.training.spec import TrainSpec
 from pipelines.training.state import Best, TrainState
-from unetpp.errors import UserError
+from unetpp.errors import UserError, said
 from unetpp.inference.segmenter import Segmenter
 from unetpp.network.model import NestedUNet
 from unetpp.training.batch_norm import (
@@ -104,7 +104,13 @@ class Training(Setup):
                 if part is not None:
                     part.load_state_dict(kept)
         elif spec.init:
-            network.load_state_dict(torch.load(spec.init.file, map_location="cpu", weights_only=True))
+            try:
+                network.load_state_dict(torch.load(spec.init.file, map_location="cpu", weights_only=True))
+            except Exception as error:
+                raise UserError(
+                    f"{spec.init.file}: not the weights of this network ({said(error)}); run `dvc repro search`, or "
+                    "set train.init=null"
+                ) from None
             if self.ema:
                 self.ema.network.load_state_dict(network.state_dict())
         self.statistics = Statistics(network)

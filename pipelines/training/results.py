@@ -7,11 +7,11 @@ from pipelines.core.files import replacing, write_json
 from pipelines.core.tables import write_rows
 from pipelines.training.spec import TrainSpec
 from pipelines.training.state import TrainState
-from unetpp.inference.model_file import Trained
+from unetpp.inference.model_file import MODEL, Trained
 
 
 def write_results(state: TrainState, spec: TrainSpec, name: str, out: Path, reports: Path) -> None:
-    """Write `out/model.pt`, `reports/curves.csv` (a row per epoch and depth) and `reports/metrics.json`.
+    """Write `out/model.safetensors`, `reports/curves.csv` (a row per epoch and depth) and `reports/metrics.json`.
 
     Args:
         name: of the run.
@@ -24,7 +24,7 @@ def write_results(state: TrainState, spec: TrainSpec, name: str, out: Path, repo
     info["data"] = {split: facts.sha256 for split, facts in manifest.splits.items()}
     with replacing(out) as folder:
         folder.mkdir()
-        Trained(network, manifest.size, info).save(folder / "model.pt")
+        Trained(network, manifest.size, info).save(folder / MODEL)
     rows = []
     for row in state.history:
         shared = [f"{row['train_loss']:.6f}", f"{row['learning_rate']:.3e}"]
@@ -38,4 +38,4 @@ def write_results(state: TrainState, spec: TrainSpec, name: str, out: Path, repo
     kept = {"epochs": len(state.history), "best_epoch": best["epoch"], "val_iou": ious}
     write_json(reports / "metrics.json", kept)
     print(f"best epoch {best['epoch']} of {len(state.history)}: val IoU {json.dumps(ious)}")
-    print(f"wrote {out / 'model.pt'}, {reports / 'curves.csv'}, {reports / 'metrics.json'}")
+    print(f"wrote {out / MODEL}, {reports / 'curves.csv'}, {reports / 'metrics.json'}")

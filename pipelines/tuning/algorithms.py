@@ -14,6 +14,7 @@ from pipelines.storage.run_store import RunStore
 from pipelines.tuning.space import Config, Space, mutable
 from pipelines.tuning.trials import COST, METRIC
 from unetpp.errors import UserError
+from unetpp.files import parse_json
 
 
 class Deadline(tune.Stopper):
@@ -44,7 +45,7 @@ class Deadline(tune.Stopper):
 
 def spent_s(runs: RunStore, file: str) -> float:
     """Seconds that earlier commands of the same search have taken."""
-    return json.loads(runs.read(file) or '{"spent_s": 0}')["spent_s"]
+    return parse_json(runs.read(file) or '{"spent_s": 0}', file, "remove it", ("spent_s",))["spent_s"]
 
 
 def make_searcher(space: Space):

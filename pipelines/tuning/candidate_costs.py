@@ -19,6 +19,7 @@ from pipelines.training.spec import build_network
 from pipelines.tuning.space import Candidate, Space, Widths
 from unetpp.data.manifest import Manifest
 from unetpp.errors import UserError
+from unetpp.files import parse_json
 from unetpp.inference.segmenter import Segmenter
 from unetpp.network.profiling import (
     count_macs,
@@ -67,7 +68,7 @@ def measure_costs(
 ) -> Costs:
     """The costs with `latency_ms` and `memory_mib` of one image on the device; a file beside the runs keeps them."""
     torch.set_num_threads(space.params.search.cpus_per_worker)
-    there = json.loads(runs.read(KEPT) or "{}")
+    there = parse_json(runs.read(KEPT) or "{}", KEPT, "remove it: the costs are measured again")
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
     facts = [size_px, manifest.channels, manifest.num_classes, name, platform.node()]
     facts += [torch.get_num_threads(), torch.__version__]

@@ -11,6 +11,7 @@ from pipelines.core.tables import write_rows
 from pipelines.tuning.candidate_costs import Costs, key_of
 from pipelines.tuning.pareto import Point, Trial, name
 from pipelines.tuning.space import Space, make_candidate
+from unetpp.files import sha256
 
 INIT = "init.pt"
 COLUMNS = ("trial", "widths", "depth", "val_iou", "parameters", "macs", "latency_ms", "memory_mib")
@@ -66,7 +67,7 @@ def write_architecture(out: Path, chosen: Point, reason: str, others: list[str],
         folder.mkdir()
         if weights is not None:
             torch.save(weights, folder / INIT)
-            values["init"] = INIT
+            values |= {"init": INIT, "init_sha256": sha256(folder / INIT)}
         text = "".join(f"# {line}\n" for line in lines) + yaml.safe_dump(
             values, default_flow_style=None, sort_keys=False
         )

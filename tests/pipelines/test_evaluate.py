@@ -88,7 +88,7 @@ def write_model(folder, widths: tuple[int, ...] = (2, 4, 8), **keywords):
     folder.mkdir()
     torch.manual_seed(0)
     network = NestedUNet(widths, **keywords).eval()
-    Trained(network, 16, {"fingerprint": "f" * 64, "epoch": 3}).save(folder / "model.pt")
+    Trained(network, 16, {"fingerprint": "f" * 64, "epoch": 3}).save(folder / "model.safetensors")
     return folder
 
 
@@ -322,7 +322,7 @@ def test_a_model_of_other_data_and_a_changed_test_split_are_refused(tmp_path):
     (prepared / "manifest.json").write_text(text)
     with open(prepared / "test.arrow", "ab") as file:
         file.write(b"x")
-    with pytest.raises(UserError, match=r"test.arrow: found sha256"):
+    with pytest.raises(UserError, match=r"test.arrow: found the sha256"):
         run(tmp_path)
     assert not (tmp_path / "out").exists()
 

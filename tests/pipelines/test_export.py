@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,12 +18,13 @@ import torch
 from pipelines import export as stage
 from pipelines.core.delivery_sections import Export
 from pipelines.evaluation.runtime_scores import image_ious, measure_runtimes
-from pipelines.predict import predict
+from pipelines.predict import load, predict
 from unetpp.data.arrow_split import Split, SplitWriter
-from unetpp.data.manifest import Manifest
+from unetpp.data.manifest import Manifest, SplitFacts
 from unetpp.errors import UserError
 from unetpp.export.runtimes import of_segmenter
 from unetpp.export.verification import Comparison, Verification
+from unetpp.files import sha256
 from unetpp.inference.model_file import Trained
 from unetpp.network.model import NestedUNet
 from unetpp.offline import TELEMETRY_OFF
@@ -30,7 +32,7 @@ from unetpp.offline import TELEMETRY_OFF
 ROOT = Path(__file__).parents[2]
 SETTINGS = Export(formats=("pt2", "onnx", "onnx-int8"), opset=20, calibration_images=3, tolerance=1e-4)
 pytestmark = pytest.mark.slow  # an export is several programs, each in a process of its own
-FILES = ("config.json", "model.safetensors", "model.pt2", "model.onnx", "model-int8.onnx")
+FILES = ("model.safetensors", "model.pt2", "model.onnx", "model-int8.onnx")
 RUNTIMES = [
     ("safetensors", "torch"),
     ("onnx", "onnxruntime"),
@@ -51,7 +53,8 @@ def write_prepared(folder: Path) -> Path:
                 mask[2:9, 3:10] = 1
                 image = (mask[..., None] * 100 + rng.integers(0, 40, (height, width, 3))).astype(np.uint8)
                 writer.add(f"{name}_{index}", "a", image, mask)
-    Manifest(size=None, channels=3, num_classes=1, splits={}).write(folder)
+    splits = {name: SplitFacts(4, sha256(folder / f"{name}.arrow")) for name in ("val", "test")}
+    Manifest(size=None, channels=3, num_classes=1, splits=splits).write(folder)
     return folder
 
 
@@ -62,7 +65,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     torch.manual_seed(0)
     trained = Trained(NestedUNet((4, 6)).eval(), None, {"classes": ["nucleus"]})
     (folder / "models/train").mkdir(parents=True)
-    trained.save(folder / "models/train/model.pt")
+    trained.save(folder / "models/train/model.safetensors")
     prepared = write_prepared(folder / "prepared")
     result = stage.run(folder / "models/train", prepared, folder / "models/export", SETTINGS)
     return SimpleNamespace(
@@ -158,6 +161,8 @@ def test_int8_needs_images_of_val(made, tmp_path):
     assert len(stage.calibration_images(made.prepared, 100)) == 4
     with SplitWriter(tmp_path / "val.arrow"):
         pass
+    splits = {"val": SplitFacts(0, sha256(tmp_path / "val.arrow"))}
+    Manifest(size=None, channels=3, num_classes=1, splits=splits).write(tmp_path)
     with pytest.raises(UserError, match=r"val\.arrow: found no image"):
         stage.calibration_images(tmp_path, 2)
     with pytest.raises(UserError, match="give --prepared"):
@@ -168,7 +173,7 @@ def test_runtimes_are_measured_on_the_test_split_beside_the_eager_network(made):
     split = Split(made.prepared / "test.arrow")
     eager = image_ious(of_segmenter(made.trained.segmenter()), split, made.trained, 8)
     settings = SimpleNamespace(latency_rounds=3, throughput_batch=2, tolerance_iou=0.01)
-    rows = measure_runtimes(made.exports, made.prepared, settings, 16, {"L1": eager})
+    rows = measure_runtimes(made.exports, made.result["model_sha256"], made.prepared, settings, 16, {"L1": eager})
     assert [(row["format"], row["runtime"]) for row in rows] == RUNTIMES
     for row in rows:
         assert row["latency_p95_ms"] >= row["latency_ms"] > 0
@@ -182,19 +187,21 @@ def test_runtimes_are_measured_on_the_test_split_beside_the_eager_network(made):
 
     # Of a network that is better by 0.02 on each image, these lose more than 0.01.
     settings = SimpleNamespace(latency_rounds=3, throughput_batch=8, tolerance_iou=0.01)
-    rows = measure_runtimes(made.exports, made.prepared, settings, 16, {"L1": eager + 0.02})
+    rows = measure_runtimes(
+        made.exports, made.result["model_sha256"], made.prepared, settings, 16, {"L1": eager + 0.02}
+    )
     assert not rows[0]["offered"]
     assert rows[0]["why"] == "2.00 IoU points below the eager network, more than the tolerance of 1.00"
     with pytest.raises(UserError, match="found exports of L1; expected some of L2"):
-        measure_runtimes(made.exports, made.prepared, settings, 16, {"L2": eager})
+        measure_runtimes(made.exports, made.result["model_sha256"], made.prepared, settings, 16, {"L2": eager})
 
 
 def test_exports_that_changed_or_are_missing_are_not_measured(made, tmp_path):
-    with pytest.raises(UserError, match=r"exports\.json: cannot be read .* `dvc repro export`"):
-        measure_runtimes(tmp_path, made.prepared, None, 16, {})
+    with pytest.raises(UserError, match=r"exports\.json: no such file.* `dvc repro export`"):
+        measure_runtimes(tmp_path, None, made.prepared, None, 16, {})
     (tmp_path / "exports.json").write_text((made.exports / "exports.json").read_text())
-    with pytest.raises(UserError, match=r"L1/model\.safetensors: found no such file"):
-        measure_runtimes(tmp_path, made.prepared, None, 16, {})
+    with pytest.raises(UserError, match=r"L1/model\.safetensors: no such file"):
+        measure_runtimes(tmp_path, None, made.prepared, None, 16, {})
 
 
 def test_exported_models_predict_the_masks_of_the_network(made, tmp_path):
@@ -211,10 +218,27 @@ def test_exported_models_predict_the_masks_of_the_network(made, tmp_path):
     for name in ("", "model.safetensors", "model.onnx", "model-int8.onnx"):
         found = mask(made.exports / "L1" / name)
         assert (found != expected).mean() < (0.2 if "int8" in name else 0.01)
-    with pytest.raises(UserError, match="can run its author's code; give its folder"):
+    with pytest.raises(UserError, match="may run its author's code: load its folder"):
         mask(made.exports / "L1/model.pt2")
     with pytest.raises(UserError, match="an exported file is one depth and its head"):
         predict([str(tmp_path / "a.png")], str(made.exports / "L1/model.onnx"), 1, tmp_path / "out")
+
+
+def test_an_exported_file_is_predicted_by_after_its_sum_was_compared(made, tmp_path):
+    shutil.copytree(made.exports, tmp_path / "exports")
+    file = tmp_path / "exports/L1/model.onnx"
+    load(str(file), None)
+    shutil.copytree(file.parent, tmp_path / "alone/L1")
+    with pytest.raises(UserError, match=r"exports\.json: no such file; by it model\.onnx is checked"):
+        load(str(tmp_path / "alone/L1/model.onnx"), None)
+    content = bytearray(file.read_bytes())
+    content[-20] ^= 4
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"model\.onnx: found the sha256 .*it is damaged"):
+        load(str(file), None)
+    shutil.move(file, file.with_name("other.onnx"))
+    with pytest.raises(UserError, match=r"exports\.json: it does not list L1/other\.onnx"):
+        load(str(file.with_name("other.onnx")), None)
 
 
 def test_snippets_of_the_docs_run_and_agree(made, monkeypatch):

@@ -28,7 +28,7 @@ def model(tmp_path):
         network.get_parameter("heads.1.bias")[0] = -5
     folder = tmp_path / "model"
     folder.mkdir()
-    Trained(network.eval(), None).save(folder / "model.pt")
+    Trained(network.eval(), None).save(folder / "model.safetensors")
     return folder
 
 
@@ -55,7 +55,7 @@ def test_network_trained_on_resized_images_predicts_on_resized_ones(tmp_path, mo
     from unetpp.inference.model_file import load_model
 
     whole = load_model(model)
-    Trained(whole.network, 16).save(model / "model.pt")
+    Trained(whole.network, 16).save(model / "model.safetensors")
     image = write(tmp_path / "a.png", (160, 160))
     predict([str(tmp_path / "a.png")], str(model), 1, tmp_path / "out")
     mask = np.array(Image.open(tmp_path / "out" / "a.png"))
@@ -97,7 +97,7 @@ def test_labels_that_lie_over_each_other_are_a_mask_file_each(tmp_path, capsys):
         network.get_parameter("heads.1.bias").copy_(torch.tensor([5.0, -5.0]))
     trained = Trained(network, None, {"classes": ["cell", "nucleus"]})
     (tmp_path / "model").mkdir()
-    trained.save(tmp_path / "model/model.pt")
+    trained.save(tmp_path / "model/model.safetensors")
     write(tmp_path / "a.png")
     predict([str(tmp_path / "a.png")], str(tmp_path / "model"), None, tmp_path / "out")
     for label, value in (("cell", 255), ("nucleus", 0)):
@@ -109,7 +109,7 @@ def test_labels_that_lie_over_each_other_are_a_mask_file_each(tmp_path, capsys):
 def test_a_strangers_model_writes_no_label_outside_the_folder_that_it_was_given(tmp_path, name):
     network = NestedUNet((2, 3), in_channels=1, num_classes=2, multilabel=True).eval()
     (tmp_path / "model").mkdir()
-    Trained(network, None, {"classes": ["cell", name]}).save(tmp_path / "model/model.pt")
+    Trained(network, None, {"classes": ["cell", name]}).save(tmp_path / "model/model.safetensors")
     write(tmp_path / "a.png")
     with pytest.raises(UserError, match="found a label named"):
         predict([str(tmp_path / "a.png")], str(tmp_path / "model"), None, tmp_path / "out/deep")
@@ -128,7 +128,7 @@ def test_masks_of_classes_hold_their_indices_and_the_command_says_which_is_which
         network.get_parameter("heads.1.weight").zero_()
         network.get_parameter("heads.1.bias").copy_(torch.arange(float(num_classes)))
     (tmp_path / "model").mkdir()
-    Trained(network, None, {"classes": classes}).save(tmp_path / "model/model.pt")
+    Trained(network, None, {"classes": classes}).save(tmp_path / "model/model.safetensors")
     write(tmp_path / "a.png")
     predict([str(tmp_path / "a.png")], str(tmp_path / "model"), None, tmp_path / "out")
     assert (np.array(Image.open(tmp_path / "out/a.png")) == num_classes - 1).all()

@@ -123,7 +123,7 @@ def test_run_has_params_commit_files_and_is_finished(client, run):
         "pipeline/dvc.lock",
         "pipeline/requirements.lock",
         "search/search.csv",
-        "model/model.pt",
+        "model/model.safetensors",
     }
 
 
@@ -230,7 +230,7 @@ def test_registering_again_makes_nothing_new_and_restores_what_is_missing(home, 
 def test_metrics_of_another_model_are_refused(home, tmp_path):
     folder, _ = home
     metrics = json.loads((folder / "evaluation/report.json").read_text())
-    del metrics["depths"]["L2"]
+    metrics["model_sha256"] = "0" * 64
     write_json(tmp_path / "report.json", metrics)
     with pytest.raises(UserError, match="dvc repro evaluate"):
         stage.read_family(replace(inputs(folder), evaluation=tmp_path), settings())

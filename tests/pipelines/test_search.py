@@ -32,6 +32,7 @@ from pipelines.tuning.probe import Probe, announce, estimate, probe
 from pipelines.tuning.ray_tune import in_order, read_trial, why_failed
 from pipelines.tuning.space import decode, read_space
 from pipelines.tuning.trials import spec_of, trial_rows
+from tests.canary import Canary
 from tests.pipelines.training.small import last
 from tests.pipelines.tuning.declared import NO_LIMIT, arguments, declared
 from unetpp.errors import UserError
@@ -119,6 +120,12 @@ def test_train_begins_with_the_weights_of_the_search_where_it_is_told_to(prepare
     for key, value in weights.items():
         if key.endswith(("weight", "bias")):
             assert torch.allclose(warm[key], value, atol=1e-6)
+    canary = Canary(tmp_path)
+    for _, content in canary.forms():
+        (tmp_path / "init.pt").write_bytes(content)
+        with pytest.raises(UserError, match=r"init\.pt: not the weights of this network"):
+            last(replace(spec, init=Init(str(tmp_path / "init.pt"), "0" * 64)))
+        assert canary.alive
 
 
 def test_a_plain_u_net_has_one_depth_a_trial(prepared):
@@ -289,6 +296,11 @@ def test_train_begins_anew_where_there_was_no_trial_and_not_where_its_weights_ar
     found = find_init(path, read_architecture(path), params)
     assert found is not None
     assert found.file == str(path.with_name("init.pt"))
+    path.write_text(f"widths: [4, 6, 8]\ninit: init.pt\ninit_sha256: {found.sha256}\n")
+    assert find_init(path, read_architecture(path), params) == found
+    path.with_name("init.pt").write_bytes(b"weightz")
+    with pytest.raises(UserError, match=r"init\.pt: found the sha256 .*run `dvc repro search`"):
+        find_init(path, read_architecture(path), params)
 
 
 # Whole searches.

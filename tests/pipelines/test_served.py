@@ -15,13 +15,13 @@ import pytest
 import torch
 from PIL import Image
 
+import unetpp
 from pipelines import served
 from pipelines.core import checksums
 from pipelines.registry import model_versions
 from pipelines.registry.read_back import differing
 from pipelines.served import Served
 from unetpp import NestedUNet, UserError
-from unetpp.export.safetensors_files import read_safetensors
 from unetpp.inference.model_file import Trained
 from unetpp.inference.tiles import predict_image
 
@@ -251,7 +251,7 @@ def test_a_fault_of_the_server_is_a_500_without_its_traceback(model, monkeypatch
 def test_a_model_is_files_without_code_or_pickle(folder, monkeypatch):
     names = {path.name for path in folder.rglob("*") if path.is_file()}
     assert names == {
-        *("MLmodel", "model.safetensors", "config.json", "SHA256SUMS", "requirements.txt", "conda.yaml"),
+        *("MLmodel", "model.safetensors", "SHA256SUMS", "requirements.txt", "conda.yaml"),
         *("python_env.yaml", "input_example.json", "serving_input_example.json"),
     }
     for path in folder.iterdir():
@@ -302,10 +302,10 @@ def test_sums_are_those_of_sha256sum(folder):
         ["sha256sum", "--check", "--strict", checksums.SUMS], cwd=folder, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout
-    assert done.stdout.count(": OK") == 8
+    assert done.stdout.count(": OK") == 7
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "MLmodel", "requirements.txt"])
+@pytest.mark.parametrize("name", ["model.safetensors", "MLmodel", "requirements.txt"])
 def test_a_model_of_other_bytes_is_refused_by_the_files_name(folder, tmp_path, name):
     shutil.copytree(folder, tmp_path / "model")
     changed = bytearray((tmp_path / "model" / name).read_bytes())
@@ -322,9 +322,9 @@ def test_a_model_of_other_bytes_is_refused_by_the_files_name(folder, tmp_path, n
     ("lines", "message"),
     [
         (None, "cannot be read"),
-        ("", "it lacks MLmodel, config.json, model.safetensors"),
-        ("a  MLmodel\nb  config.json\nc  model.safetensors\nd  ../x\n", r"it names '\.\./x'"),
-        ("a  MLmodel\nb  config.json\nc  model.safetensors\nd  /etc/x\n", "it names '/etc/x'"),
+        ("", "it lacks MLmodel, model.safetensors"),
+        ("a  MLmodel\nc  model.safetensors\nd  ../x\n", r"it names '\.\./x'"),
+        ("a  MLmodel\nc  model.safetensors\nd  /etc/x\n", "it names '/etc/x'"),
     ],
 )
 def test_sums_that_are_none_are_refused(tmp_path, lines, message):
@@ -344,7 +344,7 @@ def test_a_missing_file_is_named(folder, tmp_path):
 def test_a_version_of_another_network_is_told_by_how_much_it_differs(folder, monkeypatch):
     image = picture()
     right = predict_image(make().segmenter(2), image, None).numpy()
-    loaded, served = read_safetensors(folder), load_model(str(folder))
+    loaded, served = unetpp.load(folder), load_model(str(folder))
     assert differing(loaded, served, {"image0": image, "L2/image0": right}, 2) == ""
     wrong = right + 0.25
     assert differing(loaded, served, {"image0": image, "L2/image0": wrong}, 2) == (

@@ -5,6 +5,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from unetpp.errors import UserError
+from unetpp.files import check_sha256, read_json, sha256
+
+AGAIN = "run `dvc repro prepare`"
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,18 @@ class Manifest:
         """Write manifest.json into an existing folder."""
         (prepared / "manifest.json").write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
+    def check(self, prepared: Path, *splits: str) -> None:
+        """Compare the Arrow files of these splits, or "val_full", with their sums; a file is read once for it.
+
+        Raises:
+            UserError: a file is missing or has other bytes.
+        """
+        sums = {name: facts.sha256 for name, facts in self.splits.items()} | {"val_full": self.val_full_sha256}
+        for path, expected in ((prepared / f"{split}.arrow", sums[split]) for split in splits):
+            if not path.is_file():
+                raise UserError(f"{path}: no such file, and manifest.json names it: {AGAIN}")
+            check_sha256(path, sha256(path), str(expected), f"it is damaged, or not that of manifest.json: {AGAIN}")
+
 
 def read_manifest(prepared: str | Path) -> Manifest:
     """The manifest of a prepared folder.
@@ -47,15 +62,9 @@ def read_manifest(prepared: str | Path) -> Manifest:
         UserError: missing, not JSON, or with other keys than those of this version.
     """
     path = Path(prepared) / "manifest.json"
+    found = read_json(path, f"expected a prepared folder: {AGAIN}", ("splits",))
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
         splits = {name: SplitFacts(**facts) for name, facts in found["splits"].items()}
         return Manifest(**found | {"splits": splits})
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path}: no such file; expected a prepared folder: run `dvc repro prepare`") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); remove the folder and run `dvc repro prepare`") from None
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path}: found a manifest of another version ({error}): run `dvc repro prepare` with this version"
-        ) from None
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"{path}: found a manifest of another version ({error}): {AGAIN} with this version") from None

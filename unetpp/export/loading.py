@@ -13,11 +13,11 @@ def load(path_or_uri: str | Path) -> Trained:
     """A trained model: what `Predictor` takes. Runs no code of its author.
 
     Args:
-        path_or_uri: a `model.pt` or its folder, the folder of an exported depth or its `model.safetensors`, or the
-            `models:/NAME@ALIAS` or `models:/NAME/VERSION` of a registered version.
+        path_or_uri: a `model.safetensors` that was trained or exported, or its folder, or the `models:/NAME@ALIAS` or
+            `models:/NAME/VERSION` of a registered version.
 
     Raises:
-        UserError: no such model, a damaged one, a file that holds no weights of ours, or a URI that nothing installed
+        UserError: no such model, a damaged one, a file that is none of ours, or a URI that nothing installed
             reads.
     """
     text = str(path_or_uri)
@@ -32,12 +32,7 @@ def load(path_or_uri: str | Path) -> Trained:
     path = Path(path_or_uri)
     if path.suffix in (".onnx", ".pt2"):
         raise UserError(
-            f"{path}: an exported graph, which is no trained model: load its folder, {path.parent}, or run it by "
-            "`unetpp.export.runtimes.open_export`"
+            f"{path}: an exported graph, which is no trained model and may run its author's code: load its folder, "
+            f"{path.parent}, or run an .onnx by `unetpp.export.runtimes.open_export`"
         )
-    folder = path.parent if path.suffix == ".safetensors" else path
-    if path.suffix == ".safetensors" or (folder / "config.json").is_file():
-        from unetpp.export.safetensors_files import read_safetensors
-
-        return read_safetensors(folder)
     return load_model(path)

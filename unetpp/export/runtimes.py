@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from unetpp.errors import UserError
+from unetpp.errors import UserError, said
 from unetpp.export.graphs import INPUT
-from unetpp.export.safetensors_files import WEIGHTS, load_safetensors
 from unetpp.export.signal_stack import kept_signal_stack
+from unetpp.inference.model_file import MODEL, load_model
 from unetpp.inference.segmenter import Segmenter
 from unetpp.offline import silenced
 
@@ -34,7 +34,7 @@ def of_segmenter(segmenter: Segmenter) -> Predict:
 
 
 def _open_safetensors(file: Path, _threads: int) -> Predict:
-    return of_segmenter(load_safetensors(file.parent))
+    return of_segmenter(load_model(file).segmenter())
 
 
 def _open_pt2(file: Path, _threads: int) -> Predict:
@@ -88,21 +88,26 @@ def runtimes_of(file: str | Path) -> list[str]:
     return [name for name, openers in RUNTIMES.items() if Path(file).suffix in openers]
 
 
-def open_export(file: str | Path, runtime: str | None = None, threads: int | None = None) -> Predict:
+def open_export(
+    file: str | Path, runtime: str | None = None, threads: int | None = None, trusted: bool = False
+) -> Predict:
     """An exported file, or the folder of a depth, as a function.
 
     Args:
         runtime: "torch", "onnxruntime" or "openvino"; by default the first that is installed and reads the file.
         threads: by default as many as torch has here; torch itself always takes those.
+        trusted: open a .pt2 too, which runs code of whoever wrote it.
 
     Raises:
-        UserError: no such file, no runtime for it, or one that is not installed or cannot read it.
+        UserError: no such file, no runtime for it, one that is not installed or cannot read it, or a .pt2.
     """
     file = Path(file)
     if file.is_dir():
-        file = file / WEIGHTS
+        file = file / MODEL
     if not file.is_file():
         raise UserError(f"{file}: no such file; expected an export, such as models/export/L1/model.onnx")
+    if file.suffix == ".pt2" and not trusted:
+        raise UserError(f"{file}: opening a .pt2 can run its author's code; give its folder, {file.parent}, instead")
     readers = runtimes_of(file)
     if not readers or (runtime and runtime not in readers):
         known = sorted({suffix for openers in RUNTIMES.values() for suffix in openers})
@@ -120,8 +125,9 @@ def open_export(file: str | Path, runtime: str | None = None, threads: int | Non
     except UserError:
         raise
     except Exception as error:
-        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
-        raise UserError(f"{file}: {runtime} cannot read it ({reason}); export again, or copy the file again") from None
+        raise UserError(
+            f"{file}: {runtime} cannot read it ({said(error)}); export again, or copy the file again"
+        ) from None
 
     def predict(image: np.ndarray) -> np.ndarray:
         probs = opened(image)

@@ -1,27 +1,47 @@
-"""The file that a trained network is kept in."""
+"""The file that a trained network is kept in: safetensors, sealed by the sha256 of all of its bytes.
 
+Its metadata have one entry, "unetpp", JSON of
+
+- "seal": the sha256 of the file with zeros in the place of these 64 digits;
+- "format": 3; "network": the keywords of NestedUNet; "size": px that images were resized to for training, or null;
+  "info": where the network comes from.
+
+The tensors have NestedUNet's names. It holds no code, and is read with torch, numpy and safetensors alone.
+"""
+
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from unetpp.errors import UserError
+from unetpp.errors import UserError, said
+from unetpp.files import check_sha256, parse_json
+from unetpp.inference import older_files
+from unetpp.inference.older_files import Contents, read_tensors
 from unetpp.inference.segmenter import Segmenter
+from unetpp.network.folding import fold
 from unetpp.network.model import NestedUNet
 from unetpp.network.pruning import prune
 
-FORMAT = 2
+MODEL = "model.safetensors"
+FORMAT, UNSEALED = 3, "0" * 64
+MAX_HEADER = 2**24  # bytes; of the largest network it has some 100 kB
+FIX = "expected what the train stage writes, or `Trained.save`: copy the file again, or train again"
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained network and what is needed to use it; saved as one file that holds no code."""
+    """A trained network and what is needed to use it; saved as one sealed file that holds no code."""
 
     network: NestedUNet
     size: int | None  # px that images were resized to for training, if they were
     info: dict[str, Any] = field(default_factory=dict)  # where it comes from: params, hashes, epoch
+    sha256: str | None = None  # of the file that it was read from
 
     @property
     def classes(self) -> list[str]:
@@ -67,34 +87,92 @@ class Trained:
         Segmenter(self.network, heads)  # refuses what is no set of its heads
         return Segmenter(prune(self.network, max(heads), keep_heads=len(self.depths) > 1), heads).eval()
 
+    def folded(self, depth: int | None = None, keep_heads: bool = False) -> "Trained":
+        """The network pruned to a depth, by default the deepest, with batch norm folded: what is exported of it.
+
+        Args:
+            keep_heads: keep the heads of the shallower depths too, so that it can still be pruned and averaged.
+
+        Raises:
+            UserError: it cannot be pruned to that depth.
+        """
+        depth = self.network.depth if depth is None else depth
+        return Trained(fold(prune(self.network, depth, keep_heads and len(self.depths) > 1)), self.size, self.info)
+
     def save(self, path: str | Path) -> None:
-        """Write the file; the caller sees to it that it appears whole."""
+        """Write the file; the caller sees to it that it appears whole. The same network gives the same bytes."""
         weights = {key: value.detach().cpu().contiguous() for key, value in self.network.state_dict().items()}
-        content = {"size": self.size, "info": self.info}
-        torch.save({"format": FORMAT, "config": self.network.config(), "weights": weights, **content}, path)
+        from safetensors.torch import save  # late: a network is used without files, too
+
+        # The seal first, where it is the first run of so many zeros.
+        about = {"seal": UNSEALED, "format": FORMAT, "network": self.network.config()}
+        about |= {"size": self.size, "info": self.info}
+        content = save(weights, {"unetpp": json.dumps(about, allow_nan=False)})
+        seal = hashlib.sha256(content).hexdigest()
+        Path(path).write_bytes(content.replace(UNSEALED.encode(), seal.encode(), 1))
 
 
 def load_model(path: str | Path) -> Trained:
-    """Read what `Trained.save` wrote: a file, or a folder with `model.pt`. Runs no code of the file's author.
+    """Read what `Trained.save` wrote, after its seal was checked: a file, or a folder with `model.safetensors`.
+
+    Also what earlier versions wrote (`unetpp.inference.older_files`). Runs no code of the file's author.
 
     Raises:
-        UserError: no such file, not such a file, or of another format.
+        UserError: no such file, not such a file, a damaged one, or weights that are not finite.
     """
-    path = Path(path)
-    file = path / "model.pt" if path.is_dir() else path
+    file = Path(path)
+    if file.is_dir():
+        is_older = (file / older_files.MODEL).is_file() and not (file / MODEL).exists()
+        file = file / (older_files.MODEL if is_older else MODEL)
     if not file.is_file():
-        raise UserError(f"{file}: no such model; expected what the train stage writes, models/train/model.pt")
+        raise UserError(f"{file}: no such model; {FIX}")
+    found = _read(file)
+    network = _build(file, found.config, found.weights)
+    return Trained(network, found.size, found.info, found.sha256)
+
+
+def _read(file: Path) -> Contents:
+    with file.open("rb") as opened:
+        start = opened.read(8)
+        if start.startswith(older_files.ZIP):
+            return older_files.read_zip(file, FIX)
+        length = int.from_bytes(start, "little")
+        if not 2 <= length <= MAX_HEADER:  # before anything large is read
+            raise UserError(f"{file}: not a model of this project; {FIX}")
+        header = opened.read(length)
+        metadata = parse_json(header, file, FIX).get("__metadata__")
+        about = metadata.get("unetpp") if isinstance(metadata, dict) else None
+        if about is None and (file.parent / older_files.CONFIG).is_file():
+            return older_files.read_pair(file, FIX)
+        about = parse_json(str(about), file, FIX, ("seal", "format", "network", "size", "info"))
+        if about["format"] != FORMAT:
+            raise UserError(f"{file}: found format {about['format']}; this version of unetpp reads {FORMAT}; {FIX}")
+        content = start + header + opened.read()
+    seal = str(about["seal"])
+    unsealed = content.replace(seal.encode(), UNSEALED.encode(), 1)
+    check_sha256(file, hashlib.sha256(unsealed).hexdigest(), seal, f"it is damaged or was changed: {FIX}")
+    digest = hashlib.sha256(content).hexdigest()
+    return Contents(about["network"], read_tensors(content, file, FIX), about["size"], about["info"], digest)
+
+
+def _build(file: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> NestedUNet:
+    """The network of these keywords around these very tensors, in eval mode; nothing is allocated for it."""
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-        if content["format"] != FORMAT:
-            raise UserError(f"{file}: format {content['format']}, and this version reads format {FORMAT}")
-        network = NestedUNet(**content["config"])
-        network.load_state_dict(content["weights"])
-    except UserError:
-        raise
+        with torch.device("meta"):
+            network = NestedUNet(**config)
     except Exception as error:
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
-        raise UserError(
-            f"{file}: not a model of this project, or damaged ({reason}); train again, or copy the file again"
-        ) from None
-    return Trained(network.eval(), content["size"], content["info"])
+        raise UserError(f"{file}: it names a network that cannot be built ({said(error)}); {FIX}") from None
+    wanted, found = (
+        {key: f"{tuple(value.shape)} {value.dtype}" for key, value in each.items()}
+        for each in (network.state_dict(), weights)
+    )
+    for key in wanted | found:
+        if (one := found.get(key)) != (other := wanted.get(key)):
+            raise UserError(
+                f"{file}: {key}: found {one or 'no such tensor'}; expected {other or 'none'}, of the network that the "
+                f"file names; {FIX}"
+            )
+        if not weights[key].isfinite().all():
+            raise UserError(f"{file}: {key}: found weights that are not finite; such a network answers nothing; {FIX}")
+    network.load_state_dict(weights, assign=True)
+    return network.eval()

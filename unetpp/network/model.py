@@ -67,13 +67,19 @@ class Interpolate(nn.Module):
         return _DenseGradient.apply(x) if self.training else x  # pyright: ignore
 
 
+def _draw(weight: Tensor, **how) -> None:
+    """Weights to begin with; none on the meta device, for which torch would import a second's worth of code."""
+    if not weight.is_meta:
+        nn.init.kaiming_normal_(weight, **how)
+
+
 class Deconvolve(nn.Module):
     """A 2x2 transposed convolution of stride 2 to the channels of the level above, as in the authors' Keras code."""
 
     def __init__(self, below: int, width: int):
         super().__init__()
         self.conv = nn.ConvTranspose2d(below, width, 2, stride=2)
-        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="linear")
+        _draw(self.conv.weight, mode="fan_out", nonlinearity="linear")
 
     def forward(self, x: Tensor, size: torch.Size) -> Tensor:  # noqa: ARG002 - as `Interpolate`
         return self.conv(x)
@@ -99,7 +105,7 @@ class Block(nn.Module):
         self.norm2 = NORMS[norm](width)
         self.dropout = dropout
         for conv in (self.conv1, self.conv2):
-            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+            _draw(conv.weight, nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
         for conv, norm in ((self.conv1, self.norm1), (self.conv2, self.norm2)):

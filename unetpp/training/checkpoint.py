@@ -8,6 +8,9 @@ from pathlib import Path
 
 import torch
 
+from unetpp.errors import UserError, said
+from unetpp.files import parse_json
+
 STATE, MANIFEST = "state.pt", "manifest.json"
 
 
@@ -32,18 +35,22 @@ def from_bytes(content: bytes | None, manifest: bytes | None, name: str) -> dict
     """The state of two files, None where one is missing; runs no code of their author.
 
     Raises:
-        DamagedCheckpointError: a file is missing, shorter, or has other bytes. `name` is what it calls the checkpoint.
+        DamagedCheckpointError: a file is missing, shorter, has other bytes, or holds more than tensors and plain
+            values. `name` is what it calls the checkpoint.
     """
     try:
-        expected = json.loads(manifest or b"")
+        expected = parse_json(manifest or b"", MANIFEST, "it is passed over", ("epoch", "step"))
         del expected["epoch"], expected["step"]
-    except (ValueError, KeyError, TypeError) as error:
+    except UserError as error:
         raise DamagedCheckpointError(f"{name}: torn checkpoint ({error})") from None
     if content is None:
         raise DamagedCheckpointError(f"{name}: torn checkpoint (no {STATE})")
     if (found := _seal(content)) != expected:
         raise DamagedCheckpointError(f"{name}: expected {expected}, found {found}")
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise DamagedCheckpointError(f"{name}: no checkpoint of ours ({said(error)})") from None
 
 
 def name_of(state: dict) -> str:

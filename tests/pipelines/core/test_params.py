@@ -199,7 +199,12 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path, repository):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("a: [", "not YAML"), ("- a", "expected sections"), (None, "no such file")]
+    ("text", "message"),
+    [
+        ("a: [", "not YAML"),
+        ("- a", "found list; expected names with values.*sections such as ingest"),
+        (None, "no such file"),
+    ],
 )
 def test_files_that_hold_no_params_are_refused_by_name(tmp_path, text, message):
     if text is not None:

@@ -162,7 +162,7 @@ def test_a_table_that_is_none_is_refused_by_name(tmp_path, text, why):
     (tmp_path / "images.csv").write_text(text)
     with pytest.raises(UserError, match=rf"images\.csv: .*{why}"):
         read_scored(tmp_path / "images.csv")
-    with pytest.raises(UserError, match=r"report\.json: cannot be read"):
+    with pytest.raises(UserError, match=r"report\.json: no such file; run `dvc repro evaluate`"):
         read_evaluation(Found(tmp_path))
 
 

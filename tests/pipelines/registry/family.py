@@ -68,7 +68,7 @@ def write_stages(folder: Path, seed: int = 0, iou: float = 0.8, images=IMAGES, g
     torch.manual_seed(seed)
     (folder / "model").mkdir(parents=True)
     info = {"params": {"train": {"seed": seed, "precision": "fp32"}}}
-    Trained(NestedUNet([4, 8, 16]).eval(), 96, info).save(folder / "model/model.pt")
+    Trained(NestedUNet([4, 8, 16]).eval(), 96, info).save(folder / "model/model.safetensors")
     rng = np.random.default_rng(0)
     (folder / "prepared").mkdir()
     splits = {}
@@ -101,7 +101,10 @@ def write_stages(folder: Path, seed: int = 0, iou: float = 0.8, images=IMAGES, g
         {"time": 1.7e9 + 2 * n, "cpu_utilization_percentage": 50 + n, "gpu_0_power_usage_watts": ""} for n in (0, 1)
     ]
     write_csv(folder / "train/system.csv", times)
+    digest = sha256(folder / "model/model.safetensors")
     metrics = {
+        "model_sha256": digest,
+        "test": {"sha256": splits["test"].sha256},
         "recommended_depth": 1,
         "recommendation": SENTENCE,
         "num_images": len(images),
@@ -120,6 +123,9 @@ def write_stages(folder: Path, seed: int = 0, iou: float = 0.8, images=IMAGES, g
         (folder / f"exports/L{depth}/openvino").mkdir(parents=True)
         (folder / f"exports/L{depth}/model.onnx").write_bytes(bytes([depth]))
         (folder / f"exports/L{depth}/openvino/model.xml").write_bytes(bytes([depth]))
+    files = [f"L{depth}/model.onnx" for depth in (1, 2)]
+    listed = [{"file": file, "sha256": sha256(folder / "exports" / file)} for file in files]
+    write_json(folder / "exports/exports.json", {"model_sha256": digest, "exports": listed})
     seal(folder / "exports")
     write_trials(folder / "search")
     return folder

@@ -47,7 +47,7 @@ def test_a_registered_version_is_traced_back_and_made_again_bit_for_bit(tmp_path
         f"params.yaml sha256 {sha256(folder / 'params.yaml')}",
         "epochs=1",
         f"code            {commit}\n",
-        f"model.pt sha256 {sha256(folder / 'models/train/model.pt')}",
+        f"model.safetensors sha256 {sha256(folder / 'models/train/model.safetensors')}",
         f"model.safetensors sha256 {weights}",
     ):
         assert expected in printed
@@ -62,7 +62,7 @@ def test_a_registered_version_is_traced_back_and_made_again_bit_for_bit(tmp_path
     assert "equal     metrics of L1: " in printed
     assert "equal     data/prepared: " in printed
     assert "DIFFERS" not in printed
-    assert sha256(folder / "again/models/train/model.pt") == sha256(folder / "models/train/model.pt")
+    assert sha256(folder / "again/models/train/model.safetensors") == sha256(folder / "models/train/model.safetensors")
     assert clone.unetpp("lineage", "models:/unetpp-nuclei/1") == versions  # nothing moved in the registry
     assert "not empty" in clone.unetpp("reproduce", "unetpp-nuclei@L1", "--out", "again", expect=2)
 
@@ -105,7 +105,7 @@ def test_what_was_not_recorded_is_said_and_not_guessed(tmp_path):
         "split: reports/prepare/split.csv: not recorded (no dvc.lock in the run)",
         "params: pipeline/params.yaml: not recorded",
         "code: not recorded",
-        "checkpoint: model/model.pt: not recorded",
+        "checkpoint: model/model.safetensors: not recorded",
         "environment: pipeline/requirements.lock: not recorded",
     ):
         assert line in text
@@ -155,10 +155,10 @@ def test_a_comparison_names_what_differs_and_by_how_much(tmp_path):
     network = NestedUNet((4, 6)).eval()
     for path in (lineage.folder / "model", project / "models/train", lineage.folder / "report"):
         path.mkdir(parents=True)
-    Trained(network, None).save(lineage.folder / "model/model.pt")
+    Trained(network, None).save(lineage.folder / "model/model.safetensors")
     with torch.no_grad():
         network.get_parameter("heads.1.bias").add_(0.25)
-    Trained(network, None).save(project / "models/train/model.pt")
+    Trained(network, None).save(project / "models/train/model.safetensors")
     for path, iou in ((lineage.folder / "report/report.json", 0.8), (project / "reports/evaluate/report.json", 0.7)):
         write_json(path, {"depths": {"L1": {"iou_image": iou, "dice_image": 0.9, "latency_ms": iou}}})
     for path, digest in ((lineage.folder / "pipeline/dvc.lock", "a"), (project / "dvc.lock", "b")):

@@ -7,7 +7,6 @@ from tests.unetpp.network.classic import with_lived_in_norms
 from unetpp import NestedUNet, UserError
 from unetpp.export.graphs import capture, save_onnx, save_pt2
 from unetpp.export.runtimes import of_segmenter, open_export
-from unetpp.export.safetensors_files import folded, save_safetensors
 from unetpp.export.verification import Comparison, compare, make_examples
 from unetpp.inference.model_file import Trained
 
@@ -31,8 +30,9 @@ def made(kind: dict, widths=(4, 6, 8)) -> Trained:
 
 
 def write(trained: Trained, folder, depth: int | None = None) -> None:
-    save_safetensors(trained, depth, folder)
-    program = capture(folded(trained, depth).segmenter())
+    folder.mkdir(exist_ok=True)
+    trained.folded(depth).save(folder / FILES[0])
+    program = capture(trained.folded(depth).segmenter())
     save_pt2(program, folder / FILES[1])
     save_onnx(program, folder / FILES[2], 20)
 
@@ -62,7 +62,9 @@ def test_every_format_in_every_runtime_gives_the_probabilities_of_the_network(ki
         # A norm over pixels that are all alike divides what rounding left of their variance by nearly nothing.
         atol = 1e-5 if trained.network.norm == "batch" else 1e-3
         for one in found:
-            np.testing.assert_allclose(open_export(tmp_path / one.file, one.runtime)(image), expected, atol=atol)
+            np.testing.assert_allclose(
+                open_export(tmp_path / one.file, one.runtime, trusted=True)(image), expected, atol=atol
+            )
 
     said = onnx.load(tmp_path / FILES[2])
     onnx.checker.check_model(said)
@@ -78,7 +80,7 @@ def test_every_format_in_every_runtime_gives_the_probabilities_of_the_network(ki
 @pytest.mark.parametrize("opset", [18, pytest.param(23, marks=pytest.mark.nightly)])
 def test_the_opset_is_the_one_asked_for(tmp_path, opset):
     trained = made({}, (4, 6))
-    save_onnx(capture(folded(trained).segmenter()), tmp_path / "model.onnx", opset)
+    save_onnx(capture(trained.folded().segmenter()), tmp_path / "model.onnx", opset)
     assert onnx.load(tmp_path / "model.onnx").opset_import[0].version == opset
     assert all(one.max_difference < 1e-5 for one in compare(tmp_path, trained, {"model.onnx": 1}))
 
@@ -92,7 +94,7 @@ def test_exports_are_compared_on_batches_of_odd_and_unequal_sides():
 
 
 def test_an_export_of_another_network_is_seen(tmp_path):
-    save_safetensors(made({}), 1, tmp_path)
+    made({}).folded(1).save(tmp_path / FILES[0])
     other = made({})
     for weight in other.network.parameters():
         weight.data += 0.1
@@ -125,7 +127,9 @@ def test_what_cannot_be_opened_is_refused_by_name(tmp_path, monkeypatch):
         open_export(tmp_path / "model.onnx", "torch")
     for name, runtime in (("model.onnx", "onnxruntime"), ("model.onnx", "openvino"), ("model.pt2", "torch")):
         with pytest.raises(UserError, match=rf"{name}: {runtime} cannot read it"):
-            open_export(tmp_path / name, runtime)
+            open_export(tmp_path / name, runtime, trusted=True)
+    with pytest.raises(UserError, match=r"model\.pt2: opening a \.pt2 can run its author's code"):
+        open_export(tmp_path / "model.pt2")
 
     monkeypatch.setattr("unetpp.export.runtimes.missing", lambda runtime: runtime != "torch")
     for runtime, named in (("openvino", "openvino"), (None, "onnxruntime or openvino")):

@@ -14,7 +14,6 @@ from tests.conftest import REPOSITORY
 from tests.unetpp.network.classic import with_lived_in_norms
 from unetpp import NestedUNet, Predictor, Segmenter, Trained, UserError
 from unetpp.data.scaling import scale
-from unetpp.export.safetensors_files import save_safetensors
 
 RNG = np.random.default_rng(0)
 
@@ -150,16 +149,17 @@ def test_models_say_what_they_are_in_a_line():
 
 def test_load_takes_every_form_of_a_trained_model(tmp_path):
     trained, image = make(), RNG.integers(0, 256, (16, 16, 3), np.uint8)
-    trained.save(tmp_path / "model.pt")
-    save_safetensors(trained, 2, tmp_path / "L2")
+    trained.save(tmp_path / "model.safetensors")
+    (tmp_path / "L2").mkdir()
+    trained.folded(2).save(tmp_path / "L2/model.safetensors")
     expected = Predictor(trained, 2)(image)
-    for path in ("", "model.pt", "L2", "L2/model.safetensors"):
+    for path in ("", "model.safetensors", "L2", "L2/model.safetensors"):
         np.testing.assert_allclose(Predictor(unetpp.load(tmp_path / path), 2)(image), expected, atol=1e-5)
     for name, message in (
         ("none", r"none: no such model"),
         ("L2/model.onnx", "an exported graph, which is no trained model"),
-        ("other/model.safetensors", "no such file"),
-        ("s3:/bucket/model.pt", "nothing installed reads s3:/"),
+        ("other/model.safetensors", "no such model"),
+        ("s3:/bucket/model.safetensors", "nothing installed reads s3:/"),
     ):
         with pytest.raises(UserError, match=message):
             unetpp.load(name if ":" in name else tmp_path / name)
@@ -199,7 +199,7 @@ def test_the_example_of_the_readme_runs(tmp_path, monkeypatch):
     assert len(examples) == 1
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models/train").mkdir(parents=True)
-    make().save(tmp_path / "models/train/model.pt")
+    make().save(tmp_path / "models/train/model.safetensors")
     names = {"image": RNG.integers(0, 256, (33, 40, 3), np.uint8), "images": torch.rand(1, 3, 32, 32)}
     exec(examples[0], names)
     assert names["mask"].shape == (33, 40)

@@ -5,7 +5,7 @@ import torch
 from tests.unetpp.network.classic import with_lived_in_norms
 from unetpp import NestedUNet, Segmenter, UserError
 from unetpp.data.scaling import scale, standardise
-from unetpp.inference.model_file import Trained, load_model
+from unetpp.inference.model_file import Trained
 
 
 @pytest.fixture
@@ -45,28 +45,6 @@ def test_exposure_and_bits_of_the_camera_change_nothing():
 def test_images_of_a_batch_are_standardised_apart():
     image = torch.rand(2, 3, 16, 16) * torch.tensor([1.0, 0.05]).view(2, 1, 1, 1)
     torch.testing.assert_close(standardise(image)[1:], standardise(image[1:]))
-
-
-def test_saved_model_predicts_the_same(trained, tmp_path):
-    trained.save(tmp_path / "model.pt")
-    again = load_model(tmp_path)
-    image = torch.rand(1, 3, 20, 28)
-    assert (again.size, again.info) == (trained.size, trained.info)
-    for depth in trained.depths:
-        assert torch.equal(again.segmenter(depth)(image), trained.segmenter(depth)(image))
-
-
-def test_missing_damaged_and_foreign_model_files_are_refused_by_name(trained, tmp_path):
-    with pytest.raises(UserError, match=r"model\.pt: no such model"):
-        load_model(tmp_path)
-    trained.save(tmp_path / "model.pt")
-    whole = (tmp_path / "model.pt").read_bytes()
-    (tmp_path / "model.pt").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"model\.pt: not a model"):
-        load_model(tmp_path)
-    torch.save({"weights": {}}, tmp_path / "other.pt")
-    with pytest.raises(UserError, match=r"other\.pt: not a model"):
-        load_model(tmp_path / "other.pt")
 
 
 def test_scale_uses_the_range_of_the_type():
