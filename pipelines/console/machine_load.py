@@ -64,6 +64,11 @@ def read_machine() -> dict[str, float]:
     }
 
 
+def others_share(seconds: float = 1.0) -> float:
+    """The share of this machine's processors that other processes took in the last second, while this one waits."""
+    return psutil.cpu_percent(seconds) / 100
+
+
 def read_gpus() -> dict[str, float]:
     """Each GPU's use now, by MLflow's names; nothing without NVIDIA's driver.
 

@@ -3,11 +3,50 @@
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
+
+from tqdm import tqdm
 
 EVERY_S = 0.25  # the line that moves is rewritten so often at most
+SILENT_S, LOGGED_S = 5, 30  # of what is quicker nothing is shown; a line so often where it cannot move
+
+
+T = TypeVar("T")
+
+
+def watched(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
+    """The items, while standard error shows how many are done and how long the rest takes.
+
+    Nothing is shown of what is done within five seconds. On a terminal the line is rewritten, elsewhere there is one
+    each half minute.
+    """
+    moves = sys.stderr.isatty()
+    yield from tqdm(
+        items,
+        desc=what,
+        total=total,
+        delay=SILENT_S,
+        mininterval=EVERY_S if moves else LOGGED_S,
+        maxinterval=LOGGED_S,
+        miniters=1,
+        leave=False,
+        bar_format="{desc}: {n_fmt} of {total_fmt}, ETA {remaining}",
+        file=sys.stderr if moves else _Lines(),
+    )
+
+
+class _Lines:
+    """Standard error where it is no terminal: each state of a bar is a line."""
+
+    def write(self, text: str) -> None:
+        text = text.strip("\r\n ")
+        if text:
+            print(text, file=sys.stderr, flush=True)
+
+    def flush(self) -> None:
+        pass
 
 
 class Progress:

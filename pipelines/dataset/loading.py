@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
+from pipelines.console.progress import watched
 from pipelines.core.data_sections import Prepare
 from pipelines.core.worker_pool import Died, answers, num_cores
 from pipelines.dataset.layouts import Problem, Sample
@@ -85,7 +85,7 @@ def load_all(
     load = functools.partial(_load, params)
     died = []
     num_processes = min(params.num_workers, num_cores())
-    for index, answer in tqdm(answers(load, samples, num_processes), total=len(samples), unit="image", disable=None):
+    for index, answer in watched(answers(load, samples, num_processes), "decoding images", len(samples)):
         if isinstance(answer, Died):
             died.append(index)
         elif isinstance(answer, Loaded):
@@ -109,7 +109,7 @@ def load_full(samples: list[Sample], params: Prepare) -> Iterator[tuple[int, tup
     """
     load = functools.partial(_load_full, params)
     num_processes = min(params.num_workers, num_cores())
-    for index, answer in tqdm(answers(load, samples, num_processes), total=len(samples), unit="image", disable=None):
+    for index, answer in watched(answers(load, samples, num_processes), "decoding at own size, images", len(samples)):
         if isinstance(answer, Died | FileError):
             raise UserError(
                 f"{samples[index].image}: this image or its mask could be read before and now cannot "

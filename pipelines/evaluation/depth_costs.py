@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from pipelines.console.machine_load import others_share
+from pipelines.console.progress import watched
 from pipelines.core.delivery_sections import Evaluate
 from pipelines.core.files import scratch
 from pipelines.evaluation.cold_start import measure_cold_start
@@ -41,7 +43,8 @@ def measure_cost(
             each.save(files[name])
         sizes = {name: path.stat().st_size / profiling.MIB for name, path in files.items()}
         cold_start = measure_cold_start(files, {MEAN}, size_px, device.type)
-    latency = profiling.measure_latency(modules, example, rounds)
+    where = f"costs on {device.type}, rounds"
+    latency = profiling.measure_latency(modules, example, rounds, watch=lambda each: watched(each, where))
     throughput = profiling.find_best_batch(modules, example, max_batch)
     return {
         name: {
@@ -84,6 +87,7 @@ def measure_devices(trained: Trained, settings: Evaluate, size_px: int, main: to
     """The costs on each device present, the main one first."""
     present = [main.type] + [one for one in ("cuda", "cpu") if one != main.type and _is_present(one)]
     devices = []
+    share = others_share()
     for kind in present:
         device = torch.device(kind)
         costs = measure_cost(trained, size_px, settings.latency_rounds, settings.throughput_batch, device)
@@ -93,6 +97,7 @@ def measure_devices(trained: Trained, settings: Evaluate, size_px: int, main: to
             "latency_rounds": settings.latency_rounds,
             "throughput_batch": settings.throughput_batch,
             "spread": round(spread, 3),
+            "others_share": round(share, 2),
         }
         machine = describe_machine(device) | reading
         devices.append({"device": kind, "main": kind == main.type, "machine": machine, "depths": costs})

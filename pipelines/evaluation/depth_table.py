@@ -3,9 +3,9 @@
 import textwrap
 
 from pipelines.core.numbers import fixed, short
+from pipelines.evaluation.cautions import find_cautions
 
 COLUMNS = 100
-NOISY = 0.25  # a spread of latency above which the machine was too busy to be read
 
 
 def describe(report: dict) -> str:
@@ -16,10 +16,10 @@ def describe(report: dict) -> str:
     head = ("depth", "iou_image", "95 %", f"to {deepest}", "95 %", *([seen] if seen else []), *_QUALITY)
     parts = [
         textwrap.fill(report["recommendation"], COLUMNS, break_on_hyphens=False),
+        *(textwrap.fill(f"caution: {one}", COLUMNS) for one in find_cautions(report)),
         _align([head, *(_quality(name, row, bool(seen)) for name, row in report["depths"].items())], depth),
         _align([_COST, *(_cost(name, row) for name, row in report["depths"].items())], depth),
         _gates(report),
-        *(textwrap.fill(f"note: {note}", COLUMNS) for note in _notes(report)),
     ]
     return "\n\n".join(parts)
 
@@ -93,16 +93,3 @@ def _gates(report: dict) -> str:
         rows.append((gate["name"], f"{'<=' if gate['direction'] == 'at most' else '>='} {gate['limit']:g}", *cells))
     failed = any(not one["passed"] for each in gates.values() for one in each)
     return _align(rows, None) + ("\n  ! beyond its limit, or not measured" if failed else "")
-
-
-def _notes(report: dict) -> list[str]:
-    notes = []
-    if report["num_groups"] < 10:
-        notes.append(
-            f"{report['num_groups']} group{'s' if report['num_groups'] > 1 else ''} of test images are too few for "
-            "intervals that one can trust"
-        )
-    spread = report["machine"]["spread"]
-    if spread > NOISY:
-        notes.append(f"the machine was busy: the middle half of the latencies spreads over {spread:.0%} of the median")
-    return notes

@@ -48,7 +48,7 @@ def check_gates(
     finding: set[str] = set()  # names that call anything foreground
     number = min(len(split), gates.num_images)
     chosen = np.linspace(0, len(split) - 1, number).round().astype(int).tolist()
-    for batch in batches(split, batch_size, chosen):
+    for batch in batches(split, batch_size, chosen, what="gates, images"):
         image = torch.stack([scale(one) for one in batch.images])  # (n, C, H, W)
         plain = predict.masks_of(image)
         for change, (changed, undo) in _variants(image, gates.shift_px).items():

@@ -1,6 +1,6 @@
 """Every depth's answer to a batch of images, by the path of prediction, in one pass of the whole network if it can."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipelines.console.progress import watched
 from unetpp.data.arrow_split import Split
 from unetpp.data.resized import Resized
 from unetpp.inference.model_file import Trained
@@ -93,13 +94,23 @@ class Batch(NamedTuple):
     mask: Tensor  # (N, H, W) uint8
 
 
-def batches(split: Split | Resized, batch_size: int, indices: Iterable[int] | None = None) -> Iterator[Batch]:
-    """A split (or some of it) in batches of one size each; a batch never holds many pixels."""
+def batches(
+    split: Split | Resized, batch_size: int, indices: Sequence[int] | None = None, what: str = "images"
+) -> Iterator[Batch]:
+    """A split (or some of it) in batches of one size each; a batch never holds many pixels.
+
+    Args:
+        what: what is counted, as the progress says it.
+    """
+    indices = range(len(split)) if indices is None else indices
+    done = iter(watched(range(len(indices)), what))
     by_size: dict[tuple[int, ...], list[int]] = {}
-    for index in range(len(split)) if indices is None else indices:
+    for index in indices:
         by_size.setdefault(split.shape(index), []).append(index)
     for (height, width, _), alike in by_size.items():
         step = max(1, min(batch_size, BATCH_PIXELS // (height * width)))
         for group in (alike[start : start + step] for start in range(0, len(alike), step)):
             images, masks = zip(*(split[index] for index in group), strict=True)
             yield Batch(group, images, torch.from_numpy(np.stack(masks)))
+            for _ in group:
+                next(done)

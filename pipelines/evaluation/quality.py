@@ -79,7 +79,7 @@ def measure_quality(
         for name in predict.names
     }
     true_objects = TrueObjects()
-    for batch in batches(split, batch_size):
+    for batch in batches(split, batch_size, what="test images"):
         truth, valid = to_planes(batch.mask, num_classes, multilabel)  # (n, num_classes, H, W)
         truth = truth[:, first:]
         planes = _Planes(truth.numpy(), (~valid).numpy(), tolerance_px)
@@ -147,7 +147,7 @@ def choose_thresholds(predict: Predictor, val: Split, batch_size: int) -> dict[s
     if num_classes > 1 and not multilabel:
         return dict.fromkeys(predict.names)
     counts: dict[str, list[Tensor]] = {name: [torch.zeros(0, 19, num_classes, 3)] for name in predict.names}
-    for batch in batches(val, batch_size):
+    for batch in batches(val, batch_size, what="val images, for thresholds"):
         truth, valid = to_planes(batch.mask, num_classes, multilabel)
         for name, _, probs in predict.answers(batch.images):
             counts[name].append(count_by_threshold(probs, truth, valid))

@@ -63,7 +63,7 @@ def measure_runtimes(
         together = profiling.measure_latency(timed, batch, rounds=5, warmup=1)
         trained = load_model(exports / depth)
         for name, (one, runtime, predict) in opened.items():
-            found = image_ious(predict, split, trained, settings.throughput_batch)
+            found = image_ious(predict, split, trained, settings.throughput_batch, f"{depth} in {name}, images")
             difference = float(np.mean(found - np.asarray(ious[depth])))  # below 0 is worse
             offered = -difference <= settings.tolerance_iou + 1e-12
             rows.append(
@@ -85,10 +85,10 @@ def measure_runtimes(
     return rows
 
 
-def image_ious(predict: Predict, split: Split, trained: Trained, batch_size: int) -> np.ndarray:
+def image_ious(predict: Predict, split: Split, trained: Trained, batch_size: int, what: str) -> np.ndarray:
     """iou_image of each image of a split at its own size, (N,), in its order; images of one size go together."""
     found, network = np.empty(len(split)), trained.network
-    for batch in batches(split, batch_size):
+    for batch in batches(split, batch_size, what=what):
         seen = predict_resized(lambda pixels: torch.from_numpy(predict(pixels.numpy())), batch.images, trained.size)
         mask_hat = to_mask(to_own_size(seen, batch.images[0].shape[:2]), network.multilabel)
         counts = metrics.confusion(mask_hat, batch.mask, network.num_classes, network.multilabel)

@@ -7,6 +7,7 @@ import numpy as np
 
 from pipelines.core.files import read_results
 from pipelines.core.numbers import fixed, points
+from pipelines.evaluation.cautions import find_cautions
 from pipelines.pages.depth_charts import accuracy_against_latency, differences, reliability
 from pipelines.pages.html_page import render
 from pipelines.pages.viewer import Sample, class_colour, picture
@@ -109,6 +110,7 @@ def build_report(
         decision=decision,
         other=other,
         compared=compared,
+        cautions=find_cautions(metrics),
         headline=_headline(metrics, other, compared),
         latency_chart=accuracy_against_latency(
             metrics["depths"], chosen, decision["tolerance_iou"], decision["max_latency_ms"]

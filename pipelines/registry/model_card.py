@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import dataclass
 
+from pipelines.evaluation.cautions import find_cautions
 from unetpp.data.manifest import Manifest
 from unetpp.inference.model_file import Trained
 
@@ -84,6 +85,7 @@ def version_description(family: Family, versions: dict[int, str], depth: int) ->
     return "\n\n".join(
         [
             _decision(family, versions, depth),
+            *_cautions(family),
             _table(family, versions, depth),
             f"**Load this version**\n\n{_snippet(family, versions[depth])}",
             *_notes(family),
@@ -102,6 +104,7 @@ def family_description(family: Family, versions: dict[int, str]) -> str:
     return "\n\n".join(
         [
             f"{title} {family.metrics['recommendation']}",
+            *_cautions(family),
             _table(family, versions, best),
             f"**Load it**\n\n{_snippet(family, '@recommended' if best is not None else f'@L{max(versions)}')}\n\n"
             f"The aliases {', '.join(f'`L{depth}`' for depth in versions)} "
@@ -110,6 +113,10 @@ def family_description(family: Family, versions: dict[int, str]) -> str:
             *_notes(family),
         ]
     )
+
+
+def _cautions(family: Family) -> list[str]:
+    return [f"**Caution.** {one}" for one in find_cautions(family.metrics)]
 
 
 def _decision(family: Family, versions: dict[int, str], depth: int) -> str:

@@ -171,7 +171,7 @@ def test_int8_needs_images_of_val(made, tmp_path):
 
 def test_runtimes_are_measured_on_the_test_split_beside_the_eager_network(made):
     split = Split(made.prepared / "test.arrow")
-    eager = image_ious(of_segmenter(made.trained.segmenter()), split, made.trained, 8)
+    eager = image_ious(of_segmenter(made.trained.segmenter()), split, made.trained, 8, "images")
     settings = SimpleNamespace(latency_rounds=3, throughput_batch=2, tolerance_iou=0.01)
     rows = measure_runtimes(made.exports, made.result["model_sha256"], made.prepared, settings, 16, {"L1": eager})
     assert [(row["format"], row["runtime"]) for row in rows] == RUNTIMES

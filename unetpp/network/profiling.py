@@ -5,7 +5,7 @@ The module is run as it is given: eval mode, device and number of threads are th
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,16 +55,20 @@ def count_macs(module: nn.Module, example: Tensor) -> int:
 
 
 def measure_latency(
-    modules: Mapping[str, nn.Module], example: Tensor, rounds: int, warmup: int = 3
+    modules: Mapping[str, nn.Module],
+    example: Tensor,
+    rounds: int,
+    warmup: int = 3,
+    watch: Callable[[range], Iterable[int]] = iter,
 ) -> dict[str, Latency]:
     """Time one forward pass of each module on `example` (N, C, H, W).
 
     A round runs every module once, so that what slows the machine for a while slows all of them, and
-    their ratios stay true. The first `warmup` rounds are not counted.
+    their ratios stay true. The first `warmup` rounds are not counted. `watch` may show the rounds as they pass.
     """
     seconds: dict[str, list[float]] = {name: [] for name in modules}
     with torch.inference_mode():
-        for _ in range(warmup + rounds):
+        for _ in watch(range(warmup + rounds)):
             for name, module in modules.items():
                 seconds[name].append(_time(module, example))
     counted = {name: np.array(times[warmup:]) * 1000 for name, times in seconds.items()}

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from pipelines.console import progress
-from pipelines.console.progress import Progress
+from pipelines.console.progress import Progress, watched
 
 ROW = {"epoch": 1, "train_loss": 0.5, "val_iou_L1": 0.25, "val_iou_L2": 0.75, "images_per_s": 8, "data_wait_share": 0}
 
@@ -74,3 +74,15 @@ def test_log_has_a_line_an_epoch_and_no_other(capsys):
     assert printed.count("\n") == 1
     assert re.fullmatch(r"epoch 1/3  loss 0\.5000  val IoU L1 0\.2500  L2 0\.7500  .*  ETA \d:\d\d:\d\d\n", printed)
     assert "\r" not in printed
+
+
+def test_what_takes_longer_than_some_seconds_is_shown_with_the_time_that_is_left(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    for _ in watched(range(4), "test images"):
+        now[0] += 20
+    lines = capsys.readouterr().err.splitlines()
+    assert lines
+    assert re.fullmatch(r"test images: \d of 4, ETA 0\d:\d\d", lines[0])
+    assert list(watched(range(3), "quick")) == [0, 1, 2]
+    assert capsys.readouterr().err == ""

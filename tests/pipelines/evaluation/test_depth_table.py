@@ -58,9 +58,13 @@ def test_gates_that_fail_are_named_and_others_are_not(report):
 
 
 def test_what_to_be_careful_about_is_said(report):
-    assert "note" not in describe(report)
-    assert "1 group of test images" in describe(report | {"num_groups": 1})
-    assert "busy" in describe(report | {"machine": {"spread": 0.6}})
+    assert "caution" not in describe(report)
+    for changed, said in (
+        ({"num_groups": 1}, "1 group of test images"),
+        ({"machine": {"spread": 0.6}}, "The machine was busy"),
+    ):
+        text = describe(report | changed)
+        assert f"caution: {said}" in text.split("\n\n")[1]  # after the recommendation, before any number
 
 
 def test_what_could_not_be_computed_is_a_dash(report):

@@ -105,6 +105,15 @@ def test_the_page_says_all_that_was_found_out_in_the_order_of_its_sections(made)
     assert "at most 100000 (evaluate.max_parameters)" in text
 
 
+def test_what_is_not_to_be_trusted_stands_beside_the_recommendation():
+    report = whole()
+    text = page_of(report | {"machine": report["machine"] | {"spread": 0.6, "others_share": 0.5}})
+    header = text[text.index('<header id="decision">') : text.index("<nav")]
+    assert "The machine was busy" in header
+    assert "50% of it" in header
+    assert "groups of test images are too few" in header  # of two groups
+
+
 def test_the_smallest_report_makes_a_page():
     text = page_of(smallest("L4"), num_images=1)
     assert Outline(text).open == []

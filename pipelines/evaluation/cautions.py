@@ -1,0 +1,22 @@
+"""What a reader of a depth report must know before its numbers: why some of them are not to be trusted."""
+
+NOISY = 0.25  # a spread of latency above which the machine was too busy to be read
+FEW_GROUPS = 10
+
+
+def find_cautions(report: dict) -> list[str]:
+    """Sentences about what report.json holds; none where all is well. They stand beside the recommendation."""
+    cautions = []
+    number = report.get("num_groups")
+    if number is not None and number < FEW_GROUPS:
+        what = f"{number} group{'s' if number > 1 else ''}"
+        cautions.append(f"{what} of test images are too few for intervals that one can trust.")
+    spread = report.get("machine", {}).get("spread")
+    if spread is not None and spread > NOISY:
+        others = report["machine"].get("others_share")
+        took = f"; other work took {others:.0%} of it" if others else ""
+        cautions.append(
+            f"The machine was busy: the middle half of the latencies spreads over {spread:.0%} of the median{took}. "
+            "Latency and throughput are not to be trusted; rerun evaluate when it is idle."
+        )
+    return cautions
