@@ -75,7 +75,7 @@ def _copy_folder(root: Path, out: Path) -> None:
         raise UserError(f"{root}: found {found}; ingest.location must be a folder with images/ and masks/{hint}")
     names = list_names(root)
     kept = _relevant(names, check_names(names, str(root)))
-    check_space(out.parent, sum((root / name).stat().st_size + BLOCK for name in kept), "ingest")
+    check_space(out.parent, sum((root / name).lstat().st_size + BLOCK for name in kept), "ingest")
     for name in kept:
         target = out / name
         with disk_errors(out):
