@@ -3,10 +3,10 @@
     MLFLOW_TRACKING_URI=sqlite:///mlflow.db python benchmarks/serving.py --model models:/unetpp-nuclei@champion \\
         --out benchmarks/serving.md
 
-    python benchmarks/serving.py --memory 1000 5000 10000
+    python benchmarks/serving.py --memory 1000 5000
 
 The second form says what a request with a PNG file of so many pixels square takes beyond the process at rest, which
-bounds a worker: it holds one image at a time.
+bounds a worker: it holds one image at a time. The network has the widths of `make demo`.
 
 Starts `mlflow models serve` as the guide says, asks it with PNG files of the synthetic generator, and ends it. Beside
 the server's time stands that of the same network in this process, on the same images: the difference is HTTP, JSON and
@@ -176,8 +176,7 @@ served = Served(Trained(NestedUNet((8, 16, 32, 64)).eval(), None))
 served.predict(numpy.zeros((64, 64, 3), numpy.uint8))
 content = cv2.imencode(".png", numpy.zeros((int(sys.argv[1]),) * 2, numpy.uint8))[1].tobytes()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-for _ in range(2):
-    served.predict(content, {"encoding": "png"})
+served.predict(content, {"encoding": "png"})
 print(round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024))
 """
 
