@@ -122,7 +122,8 @@ def assert_locked(pid: int) -> None:
         for one in process.net_connections("inet")
         if one.status == psutil.CONN_LISTEN
     ]
-    assert [one for one in listening if one[1].ip not in ("127.0.0.1", "::1")] == []
+    loopback = ("127.0.0.1", "::ffff:127.0.0.1", "::1")
+    assert [one for one in listening if one[1].ip not in loopback] == []
     [gcs] = {f"127.0.0.1:{at.port}" for name, at in listening if name == "gcs_server" and is_answered(at.port)}
     assert not is_open(gcs)
 

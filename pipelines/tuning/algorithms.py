@@ -45,11 +45,7 @@ class Proposal:
 
 
 def proposals(space: Space, costs: Costs, ended: Mapping[str, Trial]) -> Iterator[list[Proposal]]:
-    """The trials of a search in batches, by the params and their seed alone.
-
-    Args:
-        ended: by name; when the next batch is asked for, it holds all of those before.
-    """
+    """The trials of a search in batches, by params and seed alone; then `ended` holds, by name, all of those before."""
     search = space.params.search
     if space.configs is None:
         return _by_optuna(space, costs, ended)

@@ -39,11 +39,7 @@ EVERY_S = 5  # between two notes of it
 
 
 class Trials(Searcher):
-    """Gives Tune the trials of a search, batch by batch; those that ended in an earlier command are taken as they are.
-
-    Args:
-        place: where the search is kept, a path or s3://bucket/prefix.
-    """
+    """Gives Tune the trials of a search in batches; those that ended in an earlier command are taken as they are."""
 
     def __init__(self, space: Space, costs: Costs, place: str):
         super().__init__()
@@ -154,11 +150,12 @@ class Ends(tune.Callback):
         return tune.Callback, ()
 
     def on_trial_result(self, iteration, trials, trial, result, **info):
-        known = {key: value for key, value in result.items() if key.startswith("best_val_iou_L")}
-        best = max(known, key=lambda key: known[key])[13:] if known else ""
-        said = f"val IoU {result[METRIC]:.4f} at {best} so far" if known else result.get("dead", "")
-        number = self._trials.running[trial.trial_id].number
-        print(f"trial {number}: epoch {result['epoch']}, {said}", flush=True)
+        if "dead" not in result:
+            best = next(
+                key[13:] for key in result if key.startswith("best_val_iou_L") and result[key] == result[METRIC]
+            )
+            number = self._trials.running[trial.trial_id].number
+            print(f"trial {number}: epoch {result['epoch']}, val IoU {result[METRIC]:.4f} at {best} so far", flush=True)
 
     def on_trial_error(self, iteration, trials, trial, **info):
         self._done.append((trial, why_failed(Path(trial.error_file or os.devnull).read_text(errors="replace"))))
@@ -170,7 +167,7 @@ class Ends(tune.Callback):
         # Here and not in the hooks above: Tune takes their errors for the trial's.
         while self._done:
             self._end(*self._done.pop(0))
-        if time.monotonic() - self._noted > EVERY_S:
+        if self._trials.space.params.search.max_hours and time.monotonic() - self._noted > EVERY_S:
             self._noted = time.monotonic()
             self._trials.spent_s(self._noted - self._began)
 
@@ -197,16 +194,11 @@ def made_of(one: Proposal, history: list[dict[str, Any]], seconds: float = 0.0) 
 
 
 def run_trials(trials: Trials, spec: TrainSpec) -> list[Trial]:
-    """Train the trials of a search on the connected cluster; one that was cut goes on.
-
-    Args:
-        spec: of the data, as every trial has them.
-    """
+    """Train the trials of a search on the connected cluster, on the data of `spec`; one that was cut goes on."""
     params = trials.space.params
     search, hours = params.search, params.search.max_hours
     resources: Any = {"CPU": search.cpus_per_worker} | ({"GPU": 1} if params.train.use_gpu else {})
-    if search.num_workers > 1:
-        # The driver only waits for its workers. A share of a core for it could starve them for ever.
+    if search.num_workers > 1:  # a trial waits for its workers, whom a share of a core for it could starve for ever
         resources = {"trial_driver": 1}
     trainable: Any = tune.with_parameters(trial, search=spec, params=params, place=trials.place)
     if trials.has_begun:
