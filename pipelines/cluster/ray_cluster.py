@@ -22,8 +22,8 @@ QUIET = {
 # Ray's own switch, before it is imported, by which every process of it listens on 127.0.0.1 alone. It is named for
 # other systems and does the same on Linux: found in Ray 2.60, and held by a test.
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-if sys.platform.startswith("linux"):
-    LOOPBACK["GLOO_SOCKET_IFNAME"] = "lo"
+if sys.platform.startswith("linux"):  # between the workers
+    LOOPBACK |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 CONNECT_S = 30
 NO_ANSWER = "does not answer"
 START_IT = "start that cluster, or unset RAY_ADDRESS to use this machine"

@@ -28,8 +28,8 @@ from pipelines.tuning.space import Space, decode
 from pipelines.tuning.trials import store_of, trial
 from unetpp.errors import UserError
 
-# Trials' working folders are Ray's business.
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+# Trials' working folders are Ray's business, and so is how many start beside each other.
+os.environ |= {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_MAX_PENDING_TRIALS_PG": "200"}
 os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
 # Tune's own handler of Ctrl-C ends a search as if it had finished.
 os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"

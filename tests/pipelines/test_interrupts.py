@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -131,9 +132,13 @@ def assert_interrupted(project: Stages, process: subprocess.Popen) -> None:
     assert "Traceback" not in log
     assert "Exception ignored" not in log
 
-    def left() -> list[int]:
-        found = [one.pid for one in psutil.process_iter() if one.is_running() and os.getsid(one.pid) == process.pid]
-        return [pid for pid in found if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
+    def left() -> list[psutil.Process]:
+        found = []
+        for one in psutil.process_iter(["status"]):
+            with suppress(ProcessLookupError, psutil.Error):
+                if os.getsid(one.pid) == process.pid and one.info["status"] != psutil.STATUS_ZOMBIE:
+                    found.append(one)
+        return found
 
     wait_for(lambda: not left())
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -35,6 +36,7 @@ from pipelines.tuning.trials import spec_of, trial_rows
 from tests.pipelines.training.small import last
 from tests.pipelines.tuning.declared import NO_LIMIT, arguments, declared
 from tests.ray_cluster import assert_locked
+from tests.waiting import wait_for
 from unetpp.errors import UserError
 from unetpp.training.checkpoint import load_checkpoint, save_checkpoint
 
@@ -373,7 +375,7 @@ def test_train_begins_anew_where_there_was_no_trial_and_not_where_its_weights_ar
 @pytest.mark.ray
 def test_a_killed_search_goes_on_and_ends_as_one_that_was_not(project, prepared):
     space = {"train.learning_rate": [0.003, 1e30], "train.optimizer": ["sgd"]}
-    project.set({"search": {"widths": [[4, 6], [4, 6, 8]], "epochs": 30, "max_concurrent": 2, "space": space}})
+    project.set({"search": {"widths": [[4, 6], [4, 6, 8]], "epochs": 50, "max_concurrent": 2, "space": space}})
     project.set({"train": {"init": "search"}})
     project.environment["TMPDIR"] = str(project.folder / ("a long name" * 5))  # too long for Ray's sockets
     Path(project.environment["TMPDIR"]).mkdir()
@@ -386,14 +388,14 @@ def test_a_killed_search_goes_on_and_ends_as_one_that_was_not(project, prepared)
     before = project.log("search")
     assert "about" in before.splitlines()[0]  # it said what it would take
     assert not (project.folder / "models").exists()
-    finished = set(re.findall(r"trial (\S+): epoch 30,", before)) | set(re.findall(r"trial (\S+):.*not finite", before))
+    finished = set(re.findall(r"trial (\S+): epoch 50,", before)) | set(re.findall(r"trial (\S+):.*not finite", before))
     begun = {one: int(n) for one, n in re.findall(r"trial (\S+): epoch (\d+), val", before)}
 
     printed = project.run("search", *arguments(prepared))
     assert "the search resumes" in printed
     after = {one: int(n) for one, n in re.findall(r"trial (\S+): epoch (\d+), val", printed)[::-1]}  # the first of each
     for one in finished:
-        assert after.get(one, 30) == 30  # not trained again; that it had ended may have to be told again
+        assert after.get(one, 50) == 50  # not trained again; that it had ended may have to be told again
     cut = {one: epoch for one, epoch in begun.items() if one not in finished}
     assert cut
     for one, epoch in cut.items():
@@ -402,7 +404,7 @@ def test_a_killed_search_goes_on_and_ends_as_one_that_was_not(project, prepared)
     assert [row["status"] for row in rows] == ["done", "failed", "done", "done", "failed", "failed"], printed
     assert all("not finite" in row["reason"] for row in rows if row["status"] == "failed")
     curves = table(project, "curves")
-    assert [int(row["epoch"]) for row in curves if row["trial"] == "1"] == list(range(1, 31))
+    assert [int(row["epoch"]) for row in curves if row["trial"] == "1"] == list(range(1, 51))
     assert {row["depth"] for row in curves if row["trial"] == "3"} == {"L1", "L2"}
     chosen = [row for row in rows if row["chosen"] == "1"]
     assert len(chosen) == 1
@@ -418,6 +420,30 @@ def test_a_killed_search_goes_on_and_ends_as_one_that_was_not(project, prepared)
     assert "epoch 1, val IoU" not in again
     assert next(row for row in table(project) if row["chosen"] == "1")["depth"] == "L1"
     assert table(project, "curves") == curves
+
+
+@pytest.mark.ray
+@pytest.mark.nightly
+@pytest.mark.parametrize("seen", ["gcs_server", "raylet", "ray::ImplicitFunc", "epoch 2"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_search_is_cut_at_any_moment_and_goes_on(project, prepared, seen, number):
+    project.set({"search": {"widths": [[4, 6], [4, 6, 8]], "epochs": 20, "max_concurrent": 2}})
+    cut = project.start("search", *arguments(prepared))
+    family: dict[int, psutil.Process] = {}
+
+    def is_there(log: str) -> bool:
+        family.update((one.pid, one) for one in psutil.Process(cut.pid).children(recursive=True))
+        names = [" ".join(one.cmdline()[:1]) for one in family.values() if one.is_running()]
+        return seen in log or any(seen in name for name in names)
+
+    project.wait_until(cut, "search", is_there)
+    (os.killpg if number == signal.SIGINT else os.kill)(cut.pid, number)
+    assert cut.wait(60) == (130 if number == signal.SIGINT else -number), project.log("search")
+    assert "Traceback" not in project.log("search")
+    wait_for(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in family.values()))
+    assert not (project.folder / "models").exists()
+    project.run("search", *arguments(prepared))
+    assert [row["status"] for row in table(project)] == ["done"] * 3
 
 
 @pytest.mark.ray
