@@ -22,7 +22,7 @@ from tests.waiting import wait_for
 
 pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).parents[2]
-STAGES = ("ingest", "prepare", "pages search", "search", "train", "export", "evaluate", "pages depths", "register")
+STAGES = ("ingest", "prepare", "search", "pages search", "train", "export", "evaluate", "pages depths", "register")
 # Where a stage is in its middle: the functions that the signal comes in, the first of them in `make test`.
 MOMENTS = {
     "ingest": ("storage.sources.fetch", "core.checksums.sha256", "core.files.write_json"),
@@ -148,8 +148,9 @@ def test_ctrl_c_in_the_middle_of_each_stage_is_one_line_and_the_same_command_goe
         before = stages.outputs()
         assert_interrupted(stages, stages.start_at(stage, signal.SIGINT, MOMENTS[stage.partition(" ")[0]][0]))
         assert stages.outputs() == before, stage
-        stages.run_to_end(stage)
-        assert stages.outputs() != before, stage
+        if stage != STAGES[-1]:  # how a registration goes on: fixture `home`
+            stages.run_to_end(stage)
+            assert stages.outputs() != before, stage
     assert not list(stages.folder.rglob("*.partial*"))
 
 
@@ -159,7 +160,7 @@ def test_ctrl_c_in_the_middle_of_each_stage_is_one_line_and_the_same_command_goe
     + [
         pytest.param(stage, seen, marks=pytest.mark.nightly)
         for stage in STAGES
-        for seen in (r"\bpipelines$", r"\bnumpy$", r"\bpipelines\.core\.params$")
+        for seen in (r"\bpipelines$", r"\bpipelines\.core\.files$")
     ],
 )
 def test_ctrl_c_while_a_stage_starts_is_one_line(stages, stage, seen):
