@@ -1,4 +1,4 @@
-"""A cluster that RAY_ADDRESS names: whether it answers, and asks for a token, as `unetpp doctor` and the stages see it."""
+"""A cluster that RAY_ADDRESS names: whether it answers, and asks for a token, as `unetpp doctor` and stages see it."""
 
 import os
 import socket
