@@ -542,6 +542,7 @@ def test_tpe_searches_until_the_hours_are_over_and_keeps_the_best_so_far(project
 def test_pbt_lets_weak_trials_go_on_from_strong_ones(project, prepared):
     space = {"train.learning_rate": {"log": [1e-9, 1e-2]}}
     drawn = {"searcher": "random", "num_trials": 4, "scheduler": "pbt", "space": space, "epochs": 4, "seed": 3}
+    drawn |= {"grace_epochs": 2}
     project.set({"search": {"widths": [[4, 6]], "max_concurrent": 2} | drawn})
     printed = project.run("search", *arguments(prepared))
     rows = table(project)
