@@ -9,8 +9,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
+from urllib.error import HTTPError
 from urllib.parse import urlparse
+from urllib.request import urlopen
 
 from pipelines.core.redaction import redacted
 
@@ -143,14 +146,28 @@ def _reaches(address: str, port: int) -> bool:
 
 
 def _ray() -> Finding:
+    from pipelines.cluster.ray_cluster import NO_ANSWER, START_IT, is_open, reaches
+
     address = os.environ.get("RAY_ADDRESS")
     if not address:
         return Finding("ray", "each stage starts its own on this machine (RAY_ADDRESS is not set)")
-    if _reaches(address, 6379):
-        return Finding("ray", f"{redacted(address)} answers")
-    return Finding(
-        "ray", f"{redacted(address)} does not answer", "start that cluster, or unset RAY_ADDRESS to use this machine"
-    )
+    if address.startswith("http"):
+        unlocked = False
+        try:
+            with urlopen(f"{address.rstrip('/')}/api/jobs/", timeout=5):
+                unlocked = True
+        except HTTPError:  # 401
+            pass
+        except (OSError, HTTPException):
+            return Finding("ray", f"{redacted(address)} {NO_ANSWER}", START_IT)
+    elif not reaches(address, 3):
+        return Finding("ray", f"{redacted(address)} {NO_ANSWER}", START_IT)
+    else:
+        unlocked = is_open(address)
+    if unlocked:
+        advice = "whoever reaches it runs code on it: start it with RAY_AUTH_MODE=token (docs/cluster.md)"
+        return Finding("ray", f"{redacted(address)} answers without a token", advice)
+    return Finding("ray", f"{redacted(address)} answers, and asks for a token")
 
 
 def _mlflow() -> Finding:

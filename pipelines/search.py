@@ -23,10 +23,9 @@ from pipelines.storage.node_cache import share
 from pipelines.storage.run_store import open_store, runs_at
 from pipelines.training.spec import make_spec, run_name
 from pipelines.tuning.candidate_costs import Costs, check_budget, check_memory, count_costs, describe, measure_costs
-from pipelines.tuning.page_facts import page_facts
 from pipelines.tuning.pareto import Trial, choose, mark_front, measured, name
 from pipelines.tuning.probe import announce
-from pipelines.tuning.results import points_of, write_architecture, write_tables
+from pipelines.tuning.results import page_facts, points_of, write_architecture, write_tables
 from pipelines.tuning.space import Space, read_space
 from unetpp.data.manifest import Manifest, read_manifest
 from unetpp.errors import UserError
@@ -56,7 +55,7 @@ def search(params: Params, prepared: Path, runs: Path, out: Path, reports: Path)
         costs = measure_costs(fitting, costs, manifest, size_px, device, open_store(at, params.ingest.s3))
         fitting = check_budget(fitting, costs)
         trials, weights_of = run_search(fitting, prepared, manifest, costs, at)
-        trials += _left_out(space, fitting, len(trials))
+        trials += _left_out(space, fitting, max((one.number for one in trials), default=0))
         points = points_of(trials, space, costs)
         mark_front(points, params.search.cost)
         if not measured(points):
@@ -78,8 +77,6 @@ def run_search(
     space: Space, prepared: Path, manifest: Manifest, costs: Costs, runs: str
 ) -> tuple[list[Trial], Callable[[int], dict]]:
     """The trials of the space, kept at `runs`, and what gives the weights of one of them by its number."""
-    from pipelines.tuning.ray_tune import best_weights, has_begun, run_trials
-
     params, search = space.params, space.params.search
     spec = make_spec(params, (), prepared, manifest, share(params, prepared, manifest))
     # Its name holds what decides which trials there are and how they end: another budget chooses anew among the same.
@@ -88,6 +85,8 @@ def run_search(
     search_name = run_name("search", spec, [space.dimensions, search.model_dump(mode="json", exclude=unused)])
     at_once = min(search.max_concurrent, space.num_trials)
     with cluster():
+        from pipelines.tuning.ray_tune import Trials, run_trials  # imports Ray, for which `cluster` sets switches
+
         check_fits(
             f"search.max_concurrent = {at_once} trials at once",
             at_once * search.num_workers,
@@ -97,10 +96,11 @@ def run_search(
         )
         if search.scheduler == "pbt":  # its whole population takes turns on what there is
             at_once = min(space.num_trials, how_many_fit(search.cpus_per_worker, params.train.use_gpu))
-        if not has_begun(runs, search_name, params.ingest.s3):
+        kept = Trials(space, costs, f"{runs}/{search_name}")
+        if not kept.has_begun:
             print(announce(space, spec, costs, at_once), flush=True)
-        trials = run_trials(space, spec, costs, runs, search_name)
-    return trials, lambda number: best_weights(trials[number - 1], space, spec, runs)
+        trials = run_trials(kept, spec)
+    return trials, lambda number: kept.weights(next(one for one in trials if one.number == number))
 
 
 def _left_out(space: Space, fitting: Space, after: int) -> list[Trial]:

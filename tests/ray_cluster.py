@@ -10,8 +10,10 @@ import tempfile
 from pathlib import Path
 
 import psutil
+import ray
 import requests
 
+from pipelines.cluster.ray_cluster import is_open, reaches
 from tests.servers import free_port, listens
 from tests.waiting import wait_for
 from unetpp.offline import TELEMETRY_OFF
@@ -109,6 +111,25 @@ class RayCluster:
         for node in self.nodes:
             node.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def assert_locked(pid: int) -> None:
+    """A stage's own Ray, while it runs: nothing of it listens on another address than loopback, nor without a token."""
+    assert ray.__version__.startswith("2.60."), "look whether RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER still does it"
+    listening = [
+        (process.name(), one.laddr)
+        for process in _family(pid)
+        for one in process.net_connections("inet")
+        if one.status == psutil.CONN_LISTEN
+    ]
+    loopback = ("127.0.0.1", "::ffff:127.0.0.1", "::1")
+    assert [one for one in listening if one[1].ip not in loopback] == []
+    [gcs] = {f"127.0.0.1:{at.port}" for name, at in listening if name == "gcs_server" and is_answered(at.port)}
+    assert not is_open(gcs)
+
+
+def is_answered(port: int) -> bool:
+    return reaches(f"127.0.0.1:{port}", 5)
 
 
 def _family(pid: int) -> list[psutil.Process]:

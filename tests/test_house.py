@@ -38,7 +38,7 @@ WITHIN_UNETPP = (
 BESIDE = {("console", "core")}  # what a person sees is written by core's whole files
 HOMES = {  # each outside system has one home file, or one wing, or the few that are named
     "albumentations": {"unetpp.data.augment"},
-    "pyarrow": {"unetpp.data.arrow_split", "pipelines.storage.s3"},
+    "pyarrow": {"unetpp.data.arrow_split"},
     "tifffile": {"unetpp.images.tiff_pages"},
     "imagecodecs": {"unetpp.images.pictures"},
     "PIL": {"unetpp.images.pictures", "pipelines.pages.html_page"},
@@ -49,7 +49,6 @@ HOMES = {  # each outside system has one home file, or one wing, or the few that
     "onnxruntime": {"unetpp.export.quantisation", "unetpp.export.runtimes"},
     "openvino": {"unetpp.export.runtimes"},
     "boto3": {"pipelines.storage.s3"},
-    "s3fs": {"pipelines.storage.s3"},
     "botocore": {"pipelines.storage.s3"},
     "jinja2": {"pipelines.pages.html_page"},
     "requests": {"pipelines.storage.http_download", "pipelines.registry.mlflow_store"},

@@ -5,6 +5,7 @@ done only when its job succeeded and its results verify.
 """
 
 import asyncio
+import logging
 import os
 import shlex
 import shutil
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,6 +27,7 @@ from unetpp.data.manifest import read_manifest
 from unetpp.errors import UserError
 
 RECONNECTS = 20
+AGENT_S = 60  # a cluster that has just started has no agent for jobs yet
 
 
 def address_of(params: Params) -> str | None:
@@ -55,7 +58,7 @@ def run_remotely(stage: str, params: Params, address: str, arguments: dict[str, 
             client = _connect(address)
             job, known = find_job(client, key)
             if not known:
-                _send(client, job, package, params.cluster.python)
+                _send(client, job, package, params.cluster.python, address)
             follow(client, job, address)
     fetch(storage, key, outputs_of(stage, arguments))
 
@@ -130,6 +133,7 @@ def _explained(address: str) -> Iterator[None]:
 def _connect(address: str) -> Any:
     from ray.job_submission import JobSubmissionClient
 
+    logging.getLogger("ray.dashboard").setLevel("WARNING")  # it says at each attempt that it has the package already
     # The client takes RAY_ADDRESS before its argument. Theirs are the same here, but for a slash.
     os.environ["RAY_API_SERVER_ADDRESS"] = address
     return JobSubmissionClient(address)
@@ -159,8 +163,9 @@ def _entrypoint(python: str) -> str:
     return f"{shlex.quote(python)} -m pipelines.cluster.job_package"
 
 
-def _send(client: Any, job: str, package: Path, python: str) -> None:
-    for attempt in range(60):
+def _send(client: Any, job: str, package: Path, python: str, address: str) -> None:
+    give_up = time.monotonic() + AGENT_S
+    for attempt in count():
         try:
             client.submit_job(
                 entrypoint=_entrypoint(python),
@@ -168,15 +173,24 @@ def _send(client: Any, job: str, package: Path, python: str) -> None:
                 runtime_env={
                     "working_dir": str(package),
                     "py_executable": shlex.quote(python),  # to a shell it goes as it is
-                    # No more: Ray refuses a name that the stage itself passes to its workers (cluster.py).
+                    # No more: Ray refuses a name that the stage itself passes to its workers (ray_cluster.py).
                     "env_vars": {"PYTHONUNBUFFERED": "1"},
                 },
                 metadata={"project": "unetpp"},
             )
             break
-        except RuntimeError as error:  # a cluster that has just started has no agent for jobs yet
-            if "try again later" not in str(error) or attempt == 59:
+        except RuntimeError as error:
+            if "try again later" not in str(error):
                 raise
+            if time.monotonic() > give_up:
+                raise UserError(
+                    f"{address}: the cluster took no job in {AGENT_S} s, since the agent for jobs does not run on its "
+                    "head (often another Ray on that machine has its port 52365; dashboard_agent.log in "
+                    "/tmp/ray/session_latest/logs there says why); start the head with "
+                    "--dashboard-agent-listen-port=<a free port>"
+                ) from None
+            if attempt == 0:
+                print(f"{address}: waiting for the cluster's agent for jobs", flush=True)
             time.sleep(1)
     print(f"job {job} was sent", flush=True)
 
@@ -187,11 +201,11 @@ def follow(client: Any, job: str, address: str) -> None:
     Raises:
         UserError: it did not succeed, or the cluster was lost.
     """
-    shown = lost = 0
+    shown, lost = [0], 0
     try:
         while True:
             try:
-                shown = asyncio.run(_tail(client, job, shown))
+                asyncio.run(_tail(client, job, shown))
                 status = client.get_job_status(job)
                 lost = 0
             except (RuntimeError, OSError) as error:
@@ -221,12 +235,11 @@ def follow(client: Any, job: str, address: str) -> None:
         )
 
 
-async def _tail(client: Any, job: str, shown: int) -> int:
-    """Print what of a job's log is beyond the first `shown` characters; returns how many there are now."""
+async def _tail(client: Any, job: str, shown: list[int]) -> None:
+    """Print what of a job's log is beyond as many characters as were shown, and count them: it may break off."""
     seen = 0
     async for text in client.tail_job_logs(job):
         seen += len(text)
-        if seen > shown:
-            print(text[-(seen - shown) :], end="", flush=True)
-            shown = seen
-    return shown
+        if seen > shown[0]:
+            print(text[-(seen - shown[0]) :], end="", flush=True)
+            shown[0] = seen

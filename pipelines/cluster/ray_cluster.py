@@ -2,10 +2,13 @@
 RAY_ADDRESS names (inside `ray job submit` Ray sets it). The same code runs on both."""
 
 import os
+import secrets
 import shlex
+import signal
 import sys
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from unetpp.errors import UserError
@@ -16,47 +19,104 @@ QUIET = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else each line of a worker appears twice
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's coming default, asked for so that it need not warn
 }
+# Ray's own switch, before it is imported, by which every process of it listens on 127.0.0.1 alone. It is named for
+# other systems and does the same on Linux: found in Ray 2.60, and held by a test.
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+if sys.platform.startswith("linux"):  # between the workers
+    LOOPBACK |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+CONNECT_S = 30
+NO_ANSWER = "does not answer"
+START_IT = "start that cluster, or unset RAY_ADDRESS to use this machine"
+# The longest folder below which a socket of Ray has a path of at most 103 bytes, as macOS wants it (Linux 107).
+LONGEST_FOLDER = 34
 
 
 @contextmanager
 def cluster() -> Iterator[None]:
-    """Connect to the cluster, or start one on this machine; leave or end it afterwards."""
-    # Set one way or the other: left alone, a local Ray turns token mode on and writes a token into the user's
-    # home. A local cluster listens on loopback only.
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    os.environ.update(QUIET)
-    import ray
+    """Connect to the cluster, or start one on this machine; leave or end it afterwards.
 
-    common: dict[str, Any] = {
-        "runtime_env": {"env_vars": TELEMETRY_OFF | QUIET},
-        "logging_level": "WARNING",
-        # Without a dashboard a helper of Ray Train warns every second that it cannot ask one.
-        "logging_config": ray.LoggingConfig(log_level="ERROR"),
-    }
+    Raises:
+        UserError: the cluster does not answer.
+    """
+    os.environ.update(QUIET)
     address = os.environ.get("RAY_ADDRESS")
-    if address:
-        # For the cluster's dashboard, /api/train/v2/runs/v1; a cluster of this machine alone has none.
-        os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
-        ray.init(address=address, **common)
-    else:
-        # Ray passes the interpreter's path to a shell as it is, and a folder may have a space in its name.
-        common["runtime_env"]["py_executable"] = shlex.quote(sys.executable)
-        common["runtime_env"]["worker_process_setup_hook"] = name_own_cluster
-        # One process less to start: nobody preempts a node of this machine.
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        # Nor a process for each core ahead of time: none of them has the environment that ours are started with.
-        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
-        ray.init(
-            address="local",
-            _node_ip_address="127.0.0.1",
-            include_dashboard=False,
-            resources={"trial_driver": 1000},
-            **common,
+    with ExitStack() as stack:
+        options = _connected(address) if address else _of_this_machine(stack)
+        import ray
+
+        options["runtime_env"]["env_vars"] = TELEMETRY_OFF | QUIET
+        # Without a dashboard a helper of Ray Train warns every second that it cannot ask one.
+        options |= {"logging_level": "WARNING", "logging_config": ray.LoggingConfig(log_level="ERROR")}
+        try:
+            try:
+                ray.init(**options)
+            except (ConnectionError, ValueError) as error:
+                if not address:
+                    raise
+                said = (str(error).splitlines() or [""])[0]
+                raise UserError(f"RAY_ADDRESS: {address} {NO_ANSWER} ({said}); {START_IT}") from None
+            yield
+        finally:
+            before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # it takes a second, and must not stop half-way
+            ray.shutdown()
+            signal.signal(signal.SIGINT, before)
+
+
+def _connected(address: str) -> dict[str, Any]:
+    # Set one way or the other: left alone, Ray looks for a token in the user's home, and may write one there.
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    # For the cluster's dashboard, /api/train/v2/runs/v1; a cluster of this machine alone has none.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
+    if address != "auto" and not reaches(address, CONNECT_S):
+        raise UserError(f"RAY_ADDRESS: {address} {NO_ANSWER} in {CONNECT_S} s; {START_IT}")
+    return {"address": address, "runtime_env": {}}
+
+
+def _of_this_machine(stack: ExitStack) -> dict[str, Any]:
+    """A cluster that nobody else reaches: on loopback, and with a token that its own processes alone have."""
+    os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
+    os.environ |= LOOPBACK | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    # One process less to start: nobody preempts a node of this machine.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    # Nor a process for each core ahead of time: none of them has the environment that ours are started with.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+    # Ray passes the interpreter's path to a shell as it is, and a folder may have a space in its name.
+    runtime_env = {"py_executable": shlex.quote(sys.executable), "worker_process_setup_hook": name_own_cluster}
+    options = {"include_dashboard": False, "resources": {"trial_driver": 1000}}
+    if len(os.fsencode(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())) > LONGEST_FOLDER:
+        options["_temp_dir"] = stack.enter_context(
+            tempfile.TemporaryDirectory(prefix="unetpp-", dir="/tmp", ignore_cleanup_errors=True)
         )
+    return options | {"address": "local", "runtime_env": runtime_env}
+
+
+def reaches(address: str, timeout_s: float) -> bool:
+    """Whether a Ray cluster answers at host:port within that time; Ray itself would try for ten minutes."""
+    import grpc
+    from ray._private.grpc_utils import init_grpc_channel  # with TLS where Ray is told to use it
+
+    channel: Any = init_grpc_channel(address.rpartition("//")[2])
     try:
-        yield
+        grpc.channel_ready_future(channel).result(timeout=timeout_s)
+    except grpc.FutureTimeoutError:
+        return False
     finally:
-        ray.shutdown()
+        channel.close()
+    return True
+
+
+def is_open(address: str) -> bool:
+    """Whether the Ray cluster at host:port answers one who has no token: who reaches it can run code there."""
+    import grpc
+    from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+
+    request = getattr(gcs_service_pb2, "GetAllNodeInfoRequest")()  # noqa: B009 - generated: pyright knows no names of it
+    with grpc.insecure_channel(address.rpartition("//")[2]) as channel:
+        try:
+            gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel).GetAllNodeInfo(request, timeout=5)
+        except grpc.RpcError:
+            return False
+    return True
 
 
 def name_own_cluster() -> None:

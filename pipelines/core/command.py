@@ -2,6 +2,8 @@
 
 import atexit
 import multiprocessing
+import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -12,6 +14,8 @@ from pathlib import Path
 from pipelines.core.files import full_disk, scratch
 from pipelines.core.redaction import redacted
 from unetpp.errors import UserError
+
+INTERRUPTED = "interrupted; rerun the command to resume"
 
 
 @cache
@@ -32,6 +36,8 @@ def run_command(main: Callable[[], None]) -> None:
     exception is a bug, and keeps its traceback and exit code 1. What is printed is `redacted`.
     """
     try:
+        if callable(signal.getsignal(signal.SIGINT)):  # a shell starts what runs in the background with Ctrl-C ignored
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         _clear_after_workers()
         main()
     except UserError as error:
@@ -44,7 +50,8 @@ def run_command(main: Callable[[], None]) -> None:
         print(f"error: {package} is not installed: pip install 'unetpp[pipelines]'", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("interrupted; rerun the command to resume", file=sys.stderr)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends already
+        print(INTERRUPTED, file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
         if told := full_disk(error, Path.cwd()):
@@ -52,3 +59,9 @@ def run_command(main: Callable[[], None]) -> None:
             raise SystemExit(2) from None
         print(redacted(traceback.format_exc()), end="", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def end_at_once(*_: object) -> None:
+    """Ctrl-C before a stage has begun anything: while it imports, an exception might end up anywhere."""
+    os.write(2, f"{INTERRUPTED}\n".encode())
+    os._exit(130)

@@ -281,7 +281,7 @@ def _held_folder(parent: Path, prefix: str) -> Iterator[Path]:
             try:
                 yield folder
             finally:
-                shutil.rmtree(folder)
+                shutil.rmtree(folder, ignore_errors=True)  # what another process still writes goes with the next run
             return
 
 
@@ -362,6 +362,7 @@ def check_space(folder: str | Path, num_bytes: int, stage: str = "") -> None:
     Raises:
         UserError: names the folder, what is needed and what is free.
     """
+    folder = next(one for one in (Path(folder), *Path(folder).parents) if ".partial-" not in one.name)
     needed, free = f"{num_bytes / 2**20:,.0f} MiB", f"{_free(folder):,} MiB"
     if stage:
         print(f"{stage}: about {needed} are needed in {folder}, {free} are free", flush=True)

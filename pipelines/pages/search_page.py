@@ -19,7 +19,7 @@ def build_page(facts: dict[str, Any]) -> str:
     """The page, self-contained.
 
     Args:
-        facts: what stage search wrote into page.json (`pipelines.tuning.page_facts`).
+        facts: what stage search wrote into page.json (`pipelines.tuning.results`).
     """
     search, points, trials = facts["search"], facts["points"], facts["trials"]
     chosen, there = points[facts["chosen"]], [point for point in points if point["measured"]]

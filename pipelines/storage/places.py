@@ -186,16 +186,6 @@ def open_place(location: str, s3: S3) -> Place:
     return Bucket(location, s3) if location.startswith("s3://") else Folder(location)
 
 
-def replace_files(place: Place, files: dict[str, bytes]) -> None:
-    """Make `files` the files right in a place that have such endings; what else is there stays."""
-    endings = {Path(name).suffix for name in files}
-    for name in list(place.list()):
-        if "/" not in name and Path(name).suffix in endings:
-            place.delete(name)
-    for name, content in files.items():
-        place.write(name, content)
-
-
 def _to_disk(file) -> None:
     """So that a name never stands for bytes that a loss of power takes away."""
     file.flush()

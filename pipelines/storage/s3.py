@@ -261,24 +261,3 @@ def _settings(params: S3) -> dict[str, Any]:
         "request_checksum_calculation": params.checksums,
         "response_checksum_validation": params.checksums,
     }
-
-
-def open_file_system(location: str, params: S3) -> tuple[str, Any]:
-    """A path or s3://bucket/prefix as Ray wants it: the path alone, and a file system of pyarrow's for a bucket's.
-
-    It is reached as a `Store` is: pyarrow's own for S3 knows neither profiles nor what older stores need, and it would
-    write keys that are given to it into the files of a search.
-    """
-    if not location.startswith("s3://"):
-        return location, None
-    import pyarrow.fs
-    import s3fs
-
-    found = s3fs.S3FileSystem(
-        profile=params.profile,
-        endpoint_url=params.endpoint,
-        client_kwargs={"region_name": params.region},
-        config_kwargs=_settings(params),
-        use_listings_cache=False,  # other processes write there, too
-    )
-    return location.removeprefix("s3://"), pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(found))

@@ -21,7 +21,7 @@ from pipelines.storage.run_store import STOP, RunStore, begin, check_shared
 from pipelines.training.epoch_metrics import best_so_far
 from pipelines.training.epochs import Wish, epochs
 from pipelines.training.liveness import ANSWER_S, Peers, SilentError
-from pipelines.training.private_calls import threatened_ranks
+from pipelines.training.private_calls import threatened_ranks, torch_config
 from pipelines.training.signals import run_stoppable
 from pipelines.training.spec import TrainSpec
 from pipelines.training.state import TrainState
@@ -230,7 +230,7 @@ def run_on_ray(spec: TrainSpec, name: str, run: RunStore, callbacks: list | None
         KeyboardInterrupt: Ctrl-C; a checkpoint was kept.
     """
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, WorkerGroupError
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
     begin(run)
     train, stack = spec.train, ExitStack()
@@ -257,7 +257,7 @@ def run_on_ray(spec: TrainSpec, name: str, run: RunStore, callbacks: list | None
             callbacks=[*(callbacks or ()), _announcer()],
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
-        torch_config=TorchConfig(backend="nccl" if train.use_gpu else "gloo", timeout_s=train.timeout_s),
+        torch_config=torch_config(backend="nccl" if train.use_gpu else "gloo", timeout_s=train.timeout_s),
     )
     with stack:
         try:

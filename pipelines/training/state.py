@@ -31,7 +31,6 @@ class TrainState:
         sums, statistics: inside of an epoch, what each process knows of it alone: (world, 2) sums of losses and images,
             and (world, values) running statistics.
         stopped: the training was asked to stop here.
-        dead: why it ended for good before its last epoch, of a trial of a search; there are no weights then.
     """
 
     epoch: int = 0
@@ -48,7 +47,6 @@ class TrainState:
     sums: Tensor | None = None
     statistics: Tensor | None = None
     stopped: bool = False
-    dead: str | None = None
 
     @property
     def place(self) -> str:

@@ -1,63 +1,62 @@
-"""What decides which trials a search has and how long each trains: searchers, schedulers, the hours, on Ray Tune."""
+"""What decides which trials a search has and how long each trains: the whole list, Optuna, a population, ASHA."""
 
+import hashlib
 import json
-import time
-from functools import partial
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from ray import tune
-from ray.tune.search import ConcurrencyLimiter
-from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from pipelines.storage.run_store import RunStore
-from pipelines.tuning.space import Config, Space, mutable
-from pipelines.tuning.trials import COST, METRIC
+from pipelines.training.epoch_metrics import best_so_far
+from pipelines.tuning.candidate_costs import Costs, key_of
+from pipelines.tuning.pareto import Trial
+from pipelines.tuning.space import Config, Space, decode, draw_value, make_candidate, mutable
 from unetpp.errors import UserError
-from unetpp.files import parse_json
+
+METRIC = "best_val_iou"  # of the best depth so far: what schedulers and searchers compare
+STEPS = (0.8, 1.2)  # by which PBT changes a number, and how often it draws one instead: as Ray Tune does
+DRAWN_ANEW = 0.25
 
 
-class Deadline(tune.Stopper):
-    """Ends the search when its hours are over, those of earlier commands counted in."""
+@dataclass(frozen=True)
+class Proposal:
+    """A trial that is to be trained; with PBT, a part of one.
 
-    def __init__(self, hours: float, runs: RunStore, file: str):
-        self._seconds, self._runs, self._file = hours * 3600, runs, file
-        self._every_s = max(1, runs.place.ask_every_s)
-        self._began: float | None = None
+    Attributes:
+        number: of the trial, from 1.
+        config: as the space has it.
+        until: the epoch after which it ends.
+        begin: the name of the one whose end it begins with; "" begins anew.
+    """
 
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_began": None}
+    number: int
+    config: Config
+    until: int
+    begin: str = ""
 
-    def __call__(self, trial_id: str, result: dict) -> bool:  # noqa: ARG002 - the names are Tune's
-        return False
-
-    def stop_all(self) -> bool:
-        now = time.monotonic()
-        if self._began is None:
-            self._began = now - spent_s(self._runs, self._file)
-            self._noted = 0.0
-        over = now - self._began >= self._seconds
-        if over or now - self._noted > self._every_s:
-            self._noted = now
-            self._runs.write(self._file, json.dumps({"spent_s": now - self._began}).encode())
-        return over
+    @property
+    def name(self) -> str:
+        """Of its checkpoints and its record: another proposal is never taken for this one."""
+        facts = json.dumps([self.config, self.until, self.begin], sort_keys=True)
+        return f"trial-{self.number:04}-{hashlib.sha256(facts.encode()).hexdigest()[:8]}"
 
 
-def spent_s(runs: RunStore, file: str) -> float:
-    """Seconds that earlier commands of the same search have taken."""
-    return parse_json(runs.read(file) or '{"spent_s": 0}', file, "remove it", ("spent_s",))["spent_s"]
-
-
-def make_searcher(space: Space):
-    """What proposes configs, and the number of trials."""
+def proposals(space: Space, costs: Costs, ended: Mapping[str, Trial]) -> Iterator[list[Proposal]]:
+    """The trials of a search in batches, by params and seed alone; then `ended` holds, by name, all of those before."""
     search = space.params.search
-    if space.configs is not None:
-        # Tune ignores its own max_concurrent_trials for such a generator. PBT compares its whole population, whose
-        # trials take turns where they do not fit beside each other.
-        at_once = 0 if search.scheduler == "pbt" else search.max_concurrent
-        points = [dict(config) for config in space.configs]
-        searcher = BasicVariantGenerator(points_to_evaluate=points, constant_grid_search=True, max_concurrent=at_once)
-        return searcher, len(points)
+    if space.configs is None:
+        return _by_optuna(space, costs, ended)
+    if search.scheduler == "pbt":
+        return _populations(space, ended)
+    return iter([[Proposal(number, config, search.epochs) for number, config in enumerate(space.configs, 1)]])
+
+
+def _by_optuna(space: Space, costs: Costs, ended: Mapping[str, Trial]) -> Iterator[list[Proposal]]:
+    """In batches: else what Optuna knows when it is asked would depend on which trial happened to end first."""
+    search = space.params.search
     try:
         import optuna
     except ImportError:
@@ -65,74 +64,97 @@ def make_searcher(space: Space):
             f"search.searcher is {search.searcher}, which needs Optuna: pip install 'unetpp[search]', or take grid or "
             "random"
         ) from None
-    from ray.tune.search.optuna import OptunaSearch
-
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    startup = max(2, min(10, (search.num_trials or 1) // 3))  # drawn at random first
+    num = search.num_trials or 1
     if search.searcher == "nsga2":
-        population = max(2, min(50, (search.num_trials or 1) // 4))
-        sampler: Any = optuna.samplers.NSGAIISampler(seed=search.seed, population_size=population)
-    else:
-        sampler = optuna.samplers.TPESampler(seed=search.seed, n_startup_trials=startup)
+        sampler: Any = optuna.samplers.NSGAIISampler(seed=search.seed, population_size=max(2, min(50, num // 4)))
+    else:  # the first are drawn at random
+        sampler = optuna.samplers.TPESampler(seed=search.seed, n_startup_trials=max(2, min(10, num // 3)))
     front = search.objective == "front"
-    searcher = OptunaSearch(
-        metric=[METRIC, COST] if front else METRIC, mode=["max", "min"] if front else "max", sampler=sampler
-    )
-    # In batches: else what Optuna knows when it is asked would depend on which trial happened to end first.
-    return ConcurrencyLimiter(searcher, max_concurrent=search.max_concurrent, batch=True), search.num_trials
+    study = optuna.create_study(sampler=sampler, directions=["maximize", "minimize"] if front else ["maximize"])
+    domains: dict[str, Any] = {key: _domain(one) for key, one in space.dimensions.items()}
+    for first in range(1, num + 1, search.max_concurrent):
+        asked = [study.ask(domains) for _ in range(min(search.max_concurrent, num + 1 - first))]
+        batch = [Proposal(number, one.params, search.epochs) for number, one in enumerate(asked, first)]
+        yield batch
+        for one, proposal in zip(asked, batch, strict=True):
+            best = ended[proposal.name].best
+            if not best:
+                study.tell(one, state=optuna.trial.TrialState.FAIL)
+                continue
+            depth = max(best, key=lambda name: best[name])
+            cost = costs[key_of(make_candidate(space.params, decode(proposal.config)))][depth][search.cost]
+            study.tell(one, [best[depth], cost] if front else best[depth])
+
+
+def _domain(dimension: list[str] | dict[str, list]):
+    """A dimension of the space as Optuna has it."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if isinstance(dimension, list):
+        return CategoricalDistribution(dimension)
+    kind, (low, high) = next(iter(dimension.items()))
+    return IntDistribution(low, high) if kind == "int" else FloatDistribution(low, high, log=kind == "log")
+
+
+def _populations(space: Space, ended: Mapping[str, Trial]) -> Iterator[list[Proposal]]:
+    """Population based training (Jaderberg et al. 2017), all members at the same epoch: so the seed decides it."""
+    search, rng = space.params.search, np.random.default_rng(space.params.search.seed)
+    until = search.grace_epochs
+    members = [Proposal(number, config, until) for number, config in enumerate(space.configs or [], 1)]
+    while True:
+        yield members
+        alive = [one for one in members if ended[one.name].status == "done"]
+        if not alive or until == search.epochs:
+            return
+        until = min(until + search.grace_epochs, search.epochs)
+        ordered = sorted(alive, key=lambda one: max(ended[one.name].best.values()))
+        num = min(math.ceil(len(alive) / 4), len(alive) // 2)
+        weak, strong = ordered[:num], ordered[len(alive) - num :]
+        members = []
+        for one in alive:
+            donor = strong[rng.integers(num)] if one in weak else one
+            config = _changed(donor.config, space, rng) if one in weak else one.config
+            members.append(Proposal(one.number, config, until, donor.name))
+
+
+def _changed(config: Config, space: Space, rng: np.random.Generator) -> Config:
+    """A config with every value that may change moved by a step or drawn anew, within its range."""
+    changed = dict(config)
+    for key in mutable(space):
+        dimension, up = space.dimensions[key], int(rng.integers(2))
+        if rng.random() < DRAWN_ANEW:
+            changed[key] = draw_value(rng, dimension)
+        elif isinstance(dimension, list):
+            at = dimension.index(config[key]) + (-1, 1)[up]
+            changed[key] = dimension[min(max(at, 0), len(dimension) - 1)]
+        else:
+            kind, (low, high) = next(iter(dimension.items()))
+            value = min(max(config[key] * STEPS[up], low), high)
+            changed[key] = round(value) if kind == "int" else value
+    return changed
 
 
 def make_scheduler(space: Space):
-    """What ends trials early or changes them; None lets each train to its end.
-
-    All compare the best depth so far after the same number of epochs.
-    """
-    from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining
+    """What ends trials early: ASHA, which compares the best depth so far after the same number of epochs; or None."""
+    from ray.tune.schedulers import ASHAScheduler
 
     search = space.params.search
-    both: dict[str, Any] = {"time_attr": "epoch", "metric": METRIC, "mode": "max"}
-    if search.scheduler == "asha":
-        return ASHAScheduler(
-            max_t=search.epochs, grace_period=search.grace_epochs, reduction_factor=search.reduction, **both
-        )
-    if search.scheduler == "pbt":
-        domains: dict[str, Any] = {
-            key: one if isinstance(one := space.dimensions[key], list) else domain(one) for key in mutable(space)
-        }
-        ranges = {key: one for key, one in space.dimensions.items() if isinstance(one, dict)}
-        return PopulationBasedTraining(
-            perturbation_interval=search.grace_epochs,
-            hyperparam_mutations=domains,
-            custom_explore_fn=partial(_clip, ranges=ranges),
-            synch=True,  # so that the same seed gives the same trials
-            log_config=False,
-            **both,
-        )
-    return None
+    if search.scheduler != "asha":
+        return None
+    return ASHAScheduler(
+        time_attr="epoch",
+        metric=METRIC,
+        mode="max",
+        max_t=search.epochs,
+        grace_period=search.grace_epochs,
+        reduction_factor=search.reduction,
+    )
 
 
-def domain(dimension: list[str] | dict[str, list]):
-    """A dimension of the space as Tune has it."""
-    if isinstance(dimension, list):
-        return tune.choice(dimension)
-    kind, (low, high) = next(iter(dimension.items()))
-    make = {"uniform": tune.uniform, "log": tune.loguniform, "int": lambda low, high: tune.randint(low, high + 1)}
-    return make[kind](low, high)
-
-
-def _clip(config: Config, ranges: dict[str, dict[str, list]]) -> Config:
-    """PBT steps by a fifth up or down, and may step out of a range."""
-    for key, one in ranges.items():
-        low, high = next(iter(one.values()))
-        config[key] = min(max(config[key], low), high)
-    return config
-
-
-def rungs(space: Space) -> set[int]:
-    """The epochs after which ASHA compares."""
-    search = space.params.search
-    found, epoch = set(), float(search.grace_epochs)
-    while epoch <= search.epochs:
-        found.add(int(np.ceil(epoch)))
-        epoch *= search.reduction
-    return found
+def tell_scheduler(scheduler: Any, trial_id: str, curve: list[dict[str, Any]]) -> None:
+    """What a trial has reached in an earlier command, so that later ones are compared with it."""
+    trial = SimpleNamespace(trial_id=trial_id)
+    scheduler.on_trial_add(None, trial)
+    for epoch in range(1, len(curve) + 1):
+        scheduler.on_trial_result(None, trial, {"epoch": epoch, METRIC: best_so_far(curve[:epoch])[METRIC]})

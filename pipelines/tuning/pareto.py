@@ -25,8 +25,7 @@ class Trial:
     seconds: float = 0.0
     curve: list[dict[str, Any]] = field(default_factory=list)  # a row an epoch
     best: dict[str, float] = field(default_factory=dict)  # val IoU of the best epoch by depth: "L1" ...
-    began: float = field(default=0.0, compare=False)
-    checkpoint: Any = field(default=None, compare=False)  # of Ray: it knows where its folder lies
+    name: str = ""  # of its checkpoints
 
 
 def measured(points: list[Point]) -> list[Point]:

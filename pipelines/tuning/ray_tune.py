@@ -1,226 +1,238 @@
-"""The trials of a search on Ray Tune: running them, going on after a cut, reading what Tune kept of them."""
+"""The trials of a search on Ray Tune: running them, and going on after a cut.
 
+Each trial has its checkpoints, and each that has ended a record: JSON with its own sum. By these a command goes on that
+was cut. Tune's own files are pickles: they lie in a folder of this command alone, and nobody reads them.
+"""
+
+import hashlib
 import json
 import os
-import pickle
-import random
-from dataclasses import replace
+import time
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ray import tune
+from ray.tune.search import Searcher
 
-from pipelines.core.data_sections import S3
-from pipelines.storage.places import replace_files
-from pipelines.storage.run_store import RunStore, open_store
-from pipelines.storage.s3 import open_file_system
-from pipelines.training.spec import TrainSpec, run_name
+from pipelines.core.files import scratch
+from pipelines.storage.run_store import open_store
+from pipelines.training.epoch_metrics import best_so_far
+from pipelines.training.spec import TrainSpec
 from pipelines.training.state import TrainState
-from pipelines.tuning.algorithms import Deadline, domain, make_scheduler, make_searcher, rungs, spent_s
+from pipelines.tuning.algorithms import METRIC, Proposal, make_scheduler, proposals, tell_scheduler
 from pipelines.tuning.candidate_costs import Costs
 from pipelines.tuning.pareto import Trial
-from pipelines.tuning.space import Space, decode, make_candidate
-from pipelines.tuning.trials import METRIC, distributed_trial, spec_of, trial
+from pipelines.tuning.space import Space, decode
+from pipelines.tuning.trials import store_of, trial
 from unetpp.errors import UserError
-from unetpp.training.checkpoint import DamagedCheckpointError, load_checkpoint
 
-# Trials' working folders are Ray's business; theirs is the path that Ray keeps results under.
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-# Seconds between what Tune writes down of the search: after a kill, trials that began since are not known.
-os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
+# Trials' working folders are Ray's business, and so is how many start beside each other.
+os.environ |= {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_MAX_PENDING_TRIALS_PG": "200"}
+os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+# Tune's own handler of Ctrl-C ends a search as if it had finished.
+os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
 
-SNAPSHOT = "snapshot"  # beside Tune's own files of a search
-TUNER = "tuner.pkl"  # Tune's own file: what a search was begun with
+HOURS = "hours.json"  # seconds that the commands of a search have taken
+EVERY_S = 5  # between two notes of it
 
 
-class Progress(tune.Callback):
-    """A line whenever a trial has an epoch done, or ends without."""
+class Trials(Searcher):
+    """Gives Tune the trials of a search in batches; those that ended in an earlier command are taken as they are."""
+
+    def __init__(self, space: Space, costs: Costs, place: str):
+        super().__init__()
+        self.space, self.place, self.scheduler = space, place, make_scheduler(space)
+        search, self._store = space.params.search, open_store(place, space.params.ingest.s3)
+        # PBT compares its whole population, whose trials take turns where they do not fit beside each other.
+        self._at_once = float("inf") if search.scheduler == "pbt" else search.max_concurrent
+        files = {name for name in self._store.place.list() if name.startswith("trial-")}
+        self.has_begun = bool(files)
+        self.ended: dict[str, Trial] = {}
+        for name in sorted(one for one in files if one.endswith(".json") and "/" not in one):
+            if record := self._record(name):
+                self.ended[record.name] = record
+                if self.scheduler:
+                    tell_scheduler(self.scheduler, record.name, record.curve)
+            else:
+                print(f"skipped damaged record: {self._store.place.name(name)}", flush=True)
+        self._batches = proposals(space, costs, self.ended)
+        self._proposed: list[Proposal] = []
+        self._waiting: list[Proposal] = []
+        self.running: dict[str, Proposal] = {}
+
+    def __reduce__(self):
+        return Searcher, ()  # Tune writes a pickle
+
+    def is_over(self) -> bool:
+        """Whether no trial is left; the next batch is asked for when the last has ended."""
+        while not self._waiting and not self.running:
+            batch = next(self._batches, None)
+            if batch is None:
+                return True
+            self._proposed += batch
+            self._waiting = [one for one in batch if one.name not in self.ended]
+        return False
+
+    def suggest(self, trial_id: str) -> Any:
+        if self.is_over():
+            return Searcher.FINISHED
+        if not self._waiting or len(self.running) >= self._at_once:
+            return None
+        one = self.running[trial_id] = self._waiting.pop(0)
+        if self.scheduler:
+            tell_scheduler(self.scheduler, trial_id, self.history(one))
+        return asdict(one)
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        """`Ends` hears more."""
+
+    def history(self, one: Proposal) -> list[dict[str, Any]]:
+        """The row of each epoch that a trial has in its checkpoints."""
+        return TrainState.from_dict(store_of(self.place, one.name, self.space.params).newest()[0]).history
+
+    def keep(self, found: Trial, final: bool = True) -> None:
+        """What became of a trial; for the next command too, where the same would become of it again."""
+        self.ended[found.name] = found
+        if final:
+            text = json.dumps(asdict(found))
+            sealed = {"sha256": hashlib.sha256(text.encode()).hexdigest(), "trial": text}
+            self._store.write(f"{found.name}.json", json.dumps(sealed).encode())
+
+    def _record(self, name: str) -> Trial | None:
+        """What became of a trial; None where the file is not what was written."""
+        with suppress(ValueError, TypeError, KeyError, AttributeError):
+            sealed = json.loads(self._store.read(name) or b"")
+            if hashlib.sha256(sealed["trial"].encode()).hexdigest() == sealed["sha256"]:
+                return Trial(**json.loads(sealed["trial"]))
+        return None
+
+    def spent_s(self, seconds: float | None = None) -> float:
+        """How long the commands of the search have taken; writes it down where it is given."""
+        if seconds is not None:
+            self._store.write(HOURS, json.dumps(seconds).encode())
+            return seconds
+        with suppress(ValueError, TypeError):  # damaged, the time is counted anew
+            return float(json.loads(self._store.read(HOURS) or "0"))
+        return 0.0
+
+    def all(self) -> list[Trial]:
+        """By their numbers; of PBT's parts the last. Those that the end of the hours cut have what they reached."""
+        epochs = self.space.params.search.epochs
+        for one in [*self.running.values(), *self._waiting]:
+            if history := self.history(one):
+                self.keep(made_of(one, history))
+        last = {one.number: self.ended[one.name] for one in self._proposed if one.name in self.ended}
+        for number, one in last.items():
+            if one.status == "done" and len(one.curve) < epochs:
+                reason = f"by search.max_hours after {len(one.curve)} epochs"
+                last[number] = replace(one, status="stopped", reason=reason)
+        return [last[number] for number in sorted(last)]
+
+    def weights(self, found: Trial) -> dict[str, Any]:
+        """The weights of a trial's best epoch by the mean of its depths, as train takes its own."""
+        run = store_of(self.place, found.name, self.space.params)
+        state, passed_over = run.newest()
+        if not state:
+            raise UserError(
+                f"{run.name}: found no whole checkpoint {passed_over}; train.init is search and needs it: remove "
+                f"{self.place} and search again"
+            )
+        return TrainState.from_dict(state).best.weights
+
+
+class Ends(tune.Callback):
+    """Keeps what became of each trial, and the time; prints a line whenever one has an epoch done, or fails."""
+
+    def __init__(self, trials: Trials):
+        self._trials, self._done = trials, []
+        self._began = self._noted = time.monotonic() - trials.spent_s()
+
+    def __reduce__(self):
+        return tune.Callback, ()
 
     def on_trial_result(self, iteration, trials, trial, result, **info):
-        known = {key: value for key, value in result.items() if key.startswith("best_val_iou_L")}
-        best = max(known, key=lambda key: known[key])[13:] if known else ""
-        said = f"val IoU {result[METRIC]:.4f} at {best} so far" if known else result.get("dead", "")
-        print(f"trial {trial.trial_id}: epoch {result['epoch']}, {said}", flush=True)
+        if "dead" not in result:
+            best = next(
+                key[13:] for key in result if key.startswith("best_val_iou_L") and result[key] == result[METRIC]
+            )
+            number = self._trials.running[trial.trial_id].number
+            print(f"trial {number}: epoch {result['epoch']}, val IoU {result[METRIC]:.4f} at {best} so far", flush=True)
 
     def on_trial_error(self, iteration, trials, trial, **info):
-        print(f"trial {trial.trial_id}: failed", flush=True)
+        self._done.append((trial, why_failed(Path(trial.error_file or os.devnull).read_text(errors="replace"))))
+
+    def on_trial_complete(self, iteration, trials, trial, **info):
+        self._done.append((trial, ""))
+
+    def on_step_end(self, iteration=0, trials=(), **info):
+        # Here and not in the hooks above: Tune takes their errors for the trial's.
+        while self._done:
+            self._end(*self._done.pop(0))
+        if self._trials.space.params.search.max_hours and time.monotonic() - self._noted > EVERY_S:
+            self._noted = time.monotonic()
+            self._trials.spent_s(self._noted - self._began)
+
+    def _end(self, trial, failed: str) -> None:
+        one, last = self._trials.running[trial.trial_id], trial.last_result or {}
+        epoch, search = last.get("epoch", 0), self._trials.space.params.search
+        found = made_of(one, self._trials.history(one)[:epoch], last.get("time_total_s", 0.0))
+        if dead := failed or last.get("dead"):
+            print(f"trial {one.number}: failed: {dead}", flush=True)
+            found = replace(found, status="failed", reason=dead)
+        elif epoch < one.until:
+            if search.max_hours and time.monotonic() - self._began >= search.max_hours * 3600:
+                return
+            found = replace(found, status="stopped", reason=f"early by ASHA after {epoch} epochs")
+        self._trials.keep(found, final=not failed)  # what was killed from outside is tried again by the next command
+        del self._trials.running[trial.trial_id]
 
 
-class Snapshot(tune.Callback):
-    """Keeps what Tune knows of a search as one file, written whole.
-
-    Tune's own files are several, which a thread of it copies one by one and in place: a kill leaves an empty one, or
-    some of which one knows of a trial and another does not.
-    """
-
-    def __init__(self, search: RunStore):
-        self._search, self._newest, self._tuner = search, 0, b""
-
-    def on_step_end(self, iteration, trials, **info):
-        self._keep(trials)
-
-    def on_experiment_end(self, trials, **info):
-        self._keep(trials)
-
-    def _keep(self, trials: list) -> None:
-        storage = trials[0].storage if trials else None
-        if storage is None:
-            return
-        folder = Path(storage.experiment_driver_staging_path)
-        newest = max((path.stat().st_mtime_ns for path in folder.glob("experiment_state-*.json")), default=0)
-        if newest == self._newest:
-            return
-        files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-        if not self._tuner:
-            with storage.storage_filesystem.open_input_file(f"{storage.experiment_fs_path}/{TUNER}") as opened:
-                self._tuner = opened.readall()
-        self._search.write(SNAPSHOT, pickle.dumps(files | {TUNER: self._tuner}))
-        self._newest = newest
+def made_of(one: Proposal, history: list[dict[str, Any]], seconds: float = 0.0) -> Trial:
+    """A trial that trained to its end, by its rows."""
+    known = best_so_far(history) if history else {}
+    best = {key[13:]: float(value) for key, value in known.items() if key.startswith("best_val_iou_L")}
+    return Trial(one.number, decode(one.config), "done", "", seconds, history, best, one.name)
 
 
-def has_begun(runs: str, name: str, s3: S3) -> bool:
-    """Whether an earlier command has begun this very search."""
-    return open_store(f"{runs}/{name}", s3).read(SNAPSHOT) is not None
-
-
-def run_trials(space: Space, spec: TrainSpec, costs: Costs, runs: str, name: str) -> list[Trial]:
-    """Train the trials of a space on the connected cluster; a search that was cut goes on by its name.
-
-    Args:
-        spec: of the data, as every trial has them.
-        runs: where it is kept, a path or s3://bucket/prefix.
-    """
-    search, train = space.params.search, space.params.train
-    random.seed(search.seed)  # PBT draws from these
-    np.random.seed(search.seed)
-    common: dict[str, Any] = {"search": spec, "params": space.params, "costs": costs}
-    if search.num_workers == 1:
-        resources: Any = {"CPU": search.cpus_per_worker} | ({"GPU": 1} if train.use_gpu else {})
-        trainable: Any = tune.with_parameters(trial, **common)
-    else:
-        # The driver only waits for its workers. A share of a core for it could starve them for ever.
+def run_trials(trials: Trials, spec: TrainSpec) -> list[Trial]:
+    """Train the trials of a search on the connected cluster, on the data of `spec`; one that was cut goes on."""
+    params = trials.space.params
+    search, hours = params.search, params.search.max_hours
+    resources: Any = {"CPU": search.cpus_per_worker} | ({"GPU": 1} if params.train.use_gpu else {})
+    if search.num_workers > 1:  # a trial waits for its workers, whom a share of a core for it could starve for ever
         resources = {"trial_driver": 1}
-        trainable = tune.with_parameters(distributed_trial, **common, runs=runs)
-    trainable = tune.with_resources(trainable, resources)
-    s3 = space.params.ingest.s3
-    kept, hours_file = open_store(runs, s3), f"{name}.json"
-    of_search = open_store(f"{runs}/{name}", s3)
-    folder, file_system = open_file_system(runs, s3)
-    if snapshot := of_search.read(SNAPSHOT):
-        replace_files(of_search.place, pickle.loads(snapshot))
-        print(f"{runs}/{name}: the search resumes; finished trials are not run again", flush=True)
-        tuner = tune.Tuner.restore(
-            f"{folder}/{name}",
-            trainable,
-            resume_unfinished=True,
-            resume_errored=True,
-            storage_filesystem=file_system,
-        )
-    else:
-        searcher, num_samples = make_searcher(space)
-        deadline = Deadline(search.max_hours, kept, hours_file) if search.max_hours else None
-        tuner = tune.Tuner(
-            trainable,
-            param_space={key: domain(one) for key, one in space.dimensions.items()},
-            tune_config=tune.TuneConfig(
-                search_alg=searcher,
-                scheduler=make_scheduler(space),
-                num_samples=num_samples or 1,
-                trial_dirname_creator=_folder_of,
-                reuse_actors=False,
-            ),
-            run_config=tune.RunConfig(
-                name=name,
-                storage_path=folder,
-                storage_filesystem=file_system,
-                verbose=0,
-                stop=deadline,
-                callbacks=[Progress(), Snapshot(of_search)],
-                checkpoint_config=tune.CheckpointConfig(num_to_keep=None if search.scheduler == "pbt" else 2),
-            ),
-        )
-    grid = tuner.fit()
-    over = bool(search.max_hours) and spent_s(kept, hours_file) >= (search.max_hours or 0) * 3600
-    trials = [read_trial(grid[number], space, over) for number in range(len(grid))]
-    return in_order([one for one in trials if one.config], space)  # without: it never began
+    trainable: Any = tune.with_parameters(trial, search=spec, params=params, place=trials.place)
+    if trials.has_begun:
+        print(f"{trials.place}: the search resumes; finished trials are not run again", flush=True)
+    left_s = hours * 3600 - trials.spent_s() if hours else None
+    if not trials.is_over() and (left_s is None or left_s > 0):
+        ends = Ends(trials)
+        with scratch() as folder:
+            tune.Tuner(
+                tune.with_resources(trainable, resources),
+                tune_config=tune.TuneConfig(
+                    search_alg=trials,
+                    scheduler=trials.scheduler,
+                    num_samples=-1,
+                    time_budget_s=left_s,
+                    trial_dirname_creator=lambda one: f"trial-{one.trial_id}",
+                    reuse_actors=False,
+                ),
+                run_config=tune.RunConfig(name="search", storage_path=str(folder), verbose=0, callbacks=[ends]),
+            ).fit()
+        ends.on_step_end()
+        if hours and not trials.is_over():
+            trials.spent_s(hours * 3600)
+    return trials.all()
 
 
-def _folder_of(one) -> str:
-    return f"trial-{one.trial_id}"
-
-
-def read_trial(result, space: Space, over: bool) -> Trial:
-    """One trial from what Ray Tune kept of it."""
-    frame, metrics = result.metrics_dataframe, result.metrics or {}
-    rows = [] if frame is None else frame.to_dict("records")
-    curve: dict[int, dict] = {}
-    best: dict[str, float] = {}
-    for row in rows:
-        if row.get("epoch", 0) > 0 and row.get("val_iou") == row.get("val_iou"):  # a dead row has no val_iou: NaN
-            curve[int(row["epoch"])] = row
-        known = {key[13:]: value for key, value in row.items() if key.startswith("best_val_iou_L")}
-        best |= {name: float(value) for name, value in known.items() if value == value}
-    epochs = max(curve, default=0)
-    config = decode({key: value for key, value in _config_of(result).items() if key in space.dimensions})
-    status, reason = "done", ""
-    dead = metrics.get("dead")
-    if result.error:
-        status, reason = "failed", why_failed(result.error)
-    elif isinstance(dead, str):
-        status, reason = "failed", dead
-    elif epochs < space.params.search.epochs:
-        status, reason = "stopped", f"by search.max_hours after {epochs} epochs"
-        if space.params.search.scheduler == "asha" and epochs and not (over and epochs not in rungs(space)):
-            reason = f"early by ASHA after {epochs} epochs"
-    began = rows[0].get("timestamp", 0.0) if rows else float("inf")
-    seconds = max((float(row.get("time_total_s", 0.0)) for row in rows), default=0.0)
-    return Trial(
-        0, config, status, reason, seconds, [curve[key] for key in sorted(curve)], best, began, result.checkpoint
-    )
-
-
-def _config_of(result) -> dict[str, Any]:
-    """What a trial was to train: in its reports, or in the file that it began with where it made none."""
-    if result.config:
-        return result.config
-    file = f"{result.path}/params.json"
-    if not result.filesystem.get_file_info(file).is_file:
-        return {}
-    with result.filesystem.open_input_stream(file) as opened:
-        return json.loads(opened.read())
-
-
-def why_failed(error: Exception) -> str:
+def why_failed(text: str) -> str:
     """The reason in one line, from what Ray says at length."""
-    text = str(error).strip()
+    text = text.strip()
     if "OutOfMemory" in text or "memory pressure" in text:
         return "out of memory: Ray ended the process, since the machine's memory was nearly full"
     if "died" in text or "SIGKILL" in text:
         return "the process was killed from outside, or died without a word"
-    return text.splitlines()[-1] if text else type(error).__name__
-
-
-def in_order(trials: list[Trial], space: Space) -> list[Trial]:
-    """Numbered by the order of the space, or of their beginning where it has none; a restored search has another."""
-    configs = [] if space.configs is None else [one.values for one in space.candidates]
-    if space.params.search.scheduler != "pbt" and all(one.config in configs for one in trials):
-        ordered = sorted(trials, key=lambda one: configs.index(one.config))
-    else:
-        # Ray's clock counts whole seconds: of trials that began together, a restored search knows no order either.
-        ordered = sorted(trials, key=lambda one: (one.began, json.dumps(one.config, sort_keys=True)))
-    return [replace(one, number=number) for number, one in enumerate(ordered, start=1)]
-
-
-def best_weights(chosen: Trial, space: Space, spec: TrainSpec, runs: str) -> dict[str, Any]:
-    """The weights of a trial's best epoch by the mean of its depths, as train takes its own."""
-    if space.params.search.num_workers > 1:
-        name = run_name("trial", spec_of(make_candidate(space.params, chosen.config), spec))
-        found, _ = open_store(f"{runs}/{name}", space.params.ingest.s3).newest()
-        return TrainState.from_dict(found).best.weights
-    assert chosen.checkpoint is not None
-    try:
-        with chosen.checkpoint.as_directory() as folder:
-            return TrainState.from_dict(load_checkpoint(Path(folder))).best.weights
-    except DamagedCheckpointError as error:
-        raise UserError(f"{error}; train.init is search and needs it: remove {runs} and search again") from None
+    return text.splitlines()[-1] if text else "no reason given"

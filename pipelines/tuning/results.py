@@ -1,4 +1,4 @@
-"""What a search leaves: a point for every trial and depth, tables of them, and the architecture that it chose."""
+"""What a search leaves: a point for every trial and depth, tables and page of them, and the architecture it chose."""
 
 from pathlib import Path
 from typing import Any
@@ -7,10 +7,12 @@ import torch
 import yaml
 
 from pipelines.core.files import replacing
+from pipelines.core.numbers import say
 from pipelines.core.tables import write_rows
 from pipelines.tuning.candidate_costs import Costs, key_of
-from pipelines.tuning.pareto import Point, Trial, name
+from pipelines.tuning.pareto import SHOWN, Point, Trial, importance, measured, name
 from pipelines.tuning.space import Space, make_candidate
+from unetpp.data.manifest import Manifest
 from unetpp.files import sha256
 
 INIT = "init.pt"
@@ -49,6 +51,44 @@ def write_tables(points: list[Point], trials: list[Trial], space: Space, reports
         for depth in trial.best
     ]
     write_rows(reports / "curves.csv", ("trial", "epoch", "depth", "val_iou"), curves)
+
+
+def page_facts(
+    points: list[Point],
+    trials: list[Trial],
+    chosen: Point,
+    reason: str,
+    others: list[str],
+    space: Space,
+    manifest: Manifest,
+    size_px: int,
+) -> dict[str, Any]:
+    """What page.json holds: the page is made of it without the search."""
+    there = measured(points)
+    return {
+        "points": [point | {"measured": point in there} for point in points],
+        "trials": [
+            {"number": trial.number, "name": _name(trial.config), "status": trial.status, "reason": trial.reason}
+            | {"seconds": trial.seconds, "curve": trial.curve, "best": trial.best}
+            for trial in trials
+        ],
+        "chosen": points.index(chosen),
+        "chosen_name": name(chosen),
+        "reason": reason,
+        "others": others,
+        "importance": importance(points),
+        "search": space.params.search.model_dump(mode="json"),
+        "searched": space.searched,
+        "cost": SHOWN[space.params.search.cost],
+        "size_px": size_px,
+        "num_val": manifest.splits["val"].num_images,
+        "provenance": {f"{key}.arrow, sha256": manifest.splits[key].sha256 for key in ("train", "val")},
+    }
+
+
+def _name(config: dict[str, Any]) -> str:
+    others = [f"{key} {say(value)}" for key, value in config.items() if key != "widths"]
+    return ", ".join([" ".join(map(str, config["widths"])), *others])
 
 
 def write_architecture(out: Path, chosen: Point, reason: str, others: list[str], weights: dict | None) -> None:

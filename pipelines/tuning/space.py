@@ -85,7 +85,7 @@ class Space:
         rng = np.random.default_rng(seed)
         found: dict[str, Config] = {}
         for _ in range(100 * num):
-            config = {key: _draw(rng, one) for key, one in self.dimensions.items()}
+            config = {key: draw_value(rng, one) for key, one in self.dimensions.items()}
             found.setdefault(json.dumps(config), config)
             if len(found) == num:
                 break
@@ -219,7 +219,8 @@ def _legal_together(params: Params, config: Config) -> None:
         raise UserError(f"search.space: the values {values} are not legal together: {error}") from None
 
 
-def _draw(rng: np.random.Generator, dimension: list[str] | dict[str, list]) -> str | float | int:
+def draw_value(rng: np.random.Generator, dimension: list[str] | dict[str, list]) -> str | float | int:
+    """A value of a dimension at random."""
     if isinstance(dimension, list):
         return dimension[rng.integers(len(dimension))]
     kind, (low, high) = next(iter(dimension.items()))

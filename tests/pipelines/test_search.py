@@ -4,14 +4,16 @@ import csv
 import itertools
 import json
 import os
+import pickle
 import re
+import shutil
 import signal
-from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
-import pyarrow.fs
+import psutil
 import pytest
 import torch
 import yaml
@@ -19,22 +21,23 @@ import yaml
 from pipelines.core.params import load_params
 from pipelines.pages.search_page import build_page
 from pipelines.search import search
-from pipelines.storage.places import Folder
-from pipelines.storage.run_store import RunStore
+from pipelines.storage.run_store import open_store
 from pipelines.training.architecture import find_init, read_architecture
 from pipelines.training.epoch_metrics import best_so_far
 from pipelines.training.spec import Init, TrainSpec, make_spec
 from pipelines.training.state import TrainState
-from pipelines.tuning.algorithms import Deadline, rungs, spent_s
+from pipelines.tuning.algorithms import Proposal, make_scheduler, proposals, tell_scheduler
 from pipelines.tuning.candidate_costs import count_costs, network_key
 from pipelines.tuning.pareto import Trial
 from pipelines.tuning.probe import Probe, announce, estimate, probe
-from pipelines.tuning.ray_tune import in_order, read_trial, why_failed
+from pipelines.tuning.ray_tune import Trials, made_of, why_failed
 from pipelines.tuning.space import decode, read_space
 from pipelines.tuning.trials import spec_of, trial_rows
 from tests.canary import Canary
 from tests.pipelines.training.small import last
 from tests.pipelines.tuning.declared import NO_LIMIT, arguments, declared
+from tests.ray_cluster import assert_locked
+from tests.waiting import wait_for
 from unetpp.errors import UserError
 from unetpp.training.checkpoint import load_checkpoint, save_checkpoint
 
@@ -58,7 +61,7 @@ def first_of(prepared, **search) -> TrainSpec:
 
 
 def test_a_trial_reports_every_depth_at_each_epoch_and_the_best_so_far(prepared):
-    rows = [row for row, _ in trial_rows(first_of(prepared, widths=[[4, 6, 8]], epochs=3), TrainState())]
+    rows = [row for row, _ in trial_rows(first_of(prepared, widths=[[4, 6, 8]], epochs=3), TrainState(), 3)]
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     for depth in ("L1", "L2"):
         seen = [row[f"val_iou_{depth}"] for row in rows]
@@ -68,31 +71,28 @@ def test_a_trial_reports_every_depth_at_each_epoch_and_the_best_so_far(prepared)
 
 def test_a_trial_that_goes_on_from_its_checkpoint_ends_as_one_that_was_never_cut(prepared, tmp_path):
     spec = first_of(prepared, epochs=3)
-    whole = list(trial_rows(spec, TrainState()))
-    first = trial_rows(spec, TrainState())
-    _, state = next(first)
+    whole = list(trial_rows(spec, TrainState(), 3))
+    [(_, state)] = trial_rows(spec, TrainState(), 1)
+    assert state is not None
     save_checkpoint(tmp_path, state.to_dict())
-    assert isinstance(first, Generator)
-    first.close()
-    rest = list(trial_rows(spec, TrainState.from_dict(load_checkpoint(tmp_path))))
+    rest = list(trial_rows(spec, TrainState.from_dict(load_checkpoint(tmp_path)), 3))
     timeless = [{key: row[key] for key in row if "iou" in key} for row, _ in whole]
     assert [{key: row[key] for key in row if "iou" in key} for row, _ in rest] == timeless[1:]
 
 
 def test_a_trial_whose_loss_is_not_finite_ends_with_the_reason_and_raises_nothing(prepared):
     space = {"train.learning_rate": [1e30], "train.optimizer": ["sgd"]}
-    rows = list(trial_rows(first_of(prepared, space=space, epochs=3), TrainState()))
-    row, kept = rows[-1]
+    rows = list(trial_rows(first_of(prepared, space=space, epochs=3), TrainState(), 3))
+    row, _ = rows[-1]
     assert "not finite any more" in row["dead"]
     assert row["best_val_iou"] >= 0
-    # It stays dead: what is kept brings the same end, and no epoch is trained.
-    assert [again for again, _ in trial_rows(first_of(prepared, space=space, epochs=3), kept)] == [row]
 
 
 def test_a_trial_that_had_ended_only_says_so_again(prepared):
     spec = first_of(prepared, epochs=2)
-    *_, (row, state) = trial_rows(spec, TrainState())
-    assert [again for again, _ in trial_rows(spec, state)] == [row]
+    *_, (row, state) = trial_rows(spec, TrainState(), 2)
+    assert state is not None
+    assert list(trial_rows(spec, state, 2)) == [(row, None)]
 
 
 @pytest.mark.parametrize(
@@ -104,11 +104,11 @@ def test_a_trial_without_memory_ends_with_the_reason_and_a_bug_stays_a_bug(prepa
         raise error
 
     monkeypatch.setattr("pipelines.tuning.trials.epochs", fail)
-    (row, _), *_ = trial_rows(first_of(prepared), TrainState())
+    (row, _), *_ = trial_rows(first_of(prepared), TrainState(), 2)
     assert row["dead"].startswith("out of memory in epoch 1")
     error = RuntimeError("a bug")
     with pytest.raises(RuntimeError, match="a bug"):
-        list(trial_rows(first_of(prepared), TrainState()))
+        list(trial_rows(first_of(prepared), TrainState(), 2))
 
 
 def test_train_begins_with_the_weights_of_the_search_where_it_is_told_to(prepared, tmp_path):
@@ -134,7 +134,7 @@ def test_a_plain_u_net_has_one_depth_a_trial(prepared):
     space = read_space(params.model_copy(update={"model": model}))
     whole, seen = make_spec(space.params, (), prepared), []
     for candidate in space.candidates:
-        (row, _), *_ = trial_rows(spec_of(candidate, whole), TrainState())
+        (row, _), *_ = trial_rows(spec_of(candidate, whole), TrainState(), 1)
         seen.append([key for key in row if key.startswith("best_val_iou_L")])
     assert seen == [["best_val_iou_L1"], ["best_val_iou_L2"]]
     costs = count_costs(space, whole.manifest, 32)
@@ -189,54 +189,123 @@ def test_trials_that_the_memory_cannot_hold_at_once_are_refused_with_the_numbers
 # What is read of trials, without any.
 
 
-def test_hours_of_earlier_commands_count(tmp_path):
-    runs, file = RunStore(Folder(tmp_path)), "hours.json"
-    assert spent_s(runs, file) == 0
-    assert not Deadline(1, runs, file).stop_all()
-    runs.write(file, json.dumps({"spent_s": 3601}).encode())
-    assert Deadline(1, runs, file).stop_all()
-    assert not Deadline(2, runs, file).stop_all()
-
-
-def test_asha_compares_at_the_epochs_of_its_rungs():
-    assert rungs(read_space(declared(epochs=9, scheduler="asha", reduction=3))) == {1, 3, 9}
-
-
 def test_reasons_are_one_line():
-    assert why_failed(RuntimeError("Traceback ...\nValueError: the reason")) == "ValueError: the reason"
-    assert "killed" in why_failed(RuntimeError("The actor died unexpectedly before finishing this task."))
-    assert "out of memory" in why_failed(RuntimeError("Task was killed: ray.exceptions.OutOfMemoryError"))
+    assert why_failed("Traceback ...\nValueError: the reason") == "ValueError: the reason"
+    assert "killed" in why_failed("The actor died unexpectedly before finishing this task.")
+    assert "out of memory" in why_failed("Task was killed: ray.exceptions.OutOfMemoryError")
 
 
-def test_a_trial_that_died_before_its_first_report_is_known_by_the_file_it_began_with(tmp_path):
-    space = read_space(declared())
-    config = next(space.grid())
-    (tmp_path / "params.json").write_text(json.dumps(config))
-    silent = {"config": None, "metrics": None, "metrics_dataframe": None, "checkpoint": None, "path": str(tmp_path)}
-    silent["filesystem"] = pyarrow.fs.LocalFileSystem()
-    found = read_trial(SimpleNamespace(error=RuntimeError("The actor died"), **silent), space, over=False)
-    assert found.config == decode(config)
-    assert found.status == "failed"
-    silent["path"] = str(tmp_path / "never began")
-    assert read_trial(SimpleNamespace(error=None, **silent), space, over=True).config == {}
+def search_all(params, decide, kept: dict[str, Trial] | None = None) -> dict[str, Trial]:
+    """The trials of a search whose trainings `decide` stands for: it gets a proposal and gives its val IoU."""
+    space, ended = read_space(params), {} if kept is None else kept
+    manifest: Any = SimpleNamespace(channels=3, num_classes=1, multilabel=False)
+    for batch in proposals(space, count_costs(space, manifest, 32), ended):
+        for one in batch:
+            if one.name not in ended:
+                row = {"epoch": one.until, "val_iou_L1": decide(one), "val_iou": 0.5}
+                ended[one.name] = made_of(one, [row] * one.until)
+    return ended
 
 
-def test_trials_are_numbered_as_the_space_has_them_whatever_order_they_ended_in():
-    space = read_space(declared(space={"train.learning_rate": [0.1, 0.2]}))
-    trials = [Trial(0, one.values, "done", "") for one in space.candidates]
-    numbered = in_order(trials[::-1], space)
-    assert [one.config for one in numbered] == [one.config for one in trials]
-    assert [one.number for one in numbered] == [1, 2, 3, 4]
+PBT = {"searcher": "random", "num_trials": 8, "scheduler": "pbt", "epochs": 4, "grace_epochs": 2}
 
 
-def test_drawn_trials_of_one_second_are_numbered_alike_in_whatever_order_a_restored_search_has_them():
-    space = read_space(declared(searcher="tpe", num_trials=4, space={"train.learning_rate": {"log": [1e-4, 1e-2]}}))
-    drawn = [
-        {"widths": widths, "train.learning_rate": 0.001 * n} for n, widths in enumerate([[4, 6], [4, 6, 8]] * 2, 1)
-    ]
-    trials = [Trial(0, config, "done", "", began=1_700_000_000.0 + n // 2) for n, config in enumerate(drawn)]
-    assert in_order(trials, space) == in_order(trials[::-1], space)
-    assert {one.number for one in in_order(trials, space) if one.config in drawn[:2]} == {1, 2}
+@pytest.mark.parametrize(
+    "searched",
+    [
+        {"searcher": "tpe", "num_trials": 12, "max_concurrent": 3},
+        {"searcher": "nsga2", "num_trials": 12, "max_concurrent": 2, "objective": "front"},
+        PBT,
+    ],
+    ids=lambda one: one["searcher"],
+)
+def test_a_search_that_was_cut_anywhere_proposes_the_trials_of_one_that_was_not(searched):
+    space = {"train.learning_rate": {"log": [1e-4, 1e-2]}, "augment.hue": {"int": [0, 20]}}
+    params = declared(widths=[[4, 6], [4, 6, 8]], space=space, **searched)
+
+    def decide(one: Proposal) -> float:
+        return one.config["train.learning_rate"] * one.number
+
+    whole = search_all(params, decide)
+    assert len(whole) == searched["num_trials"] * (2 if searched is PBT else 1)
+    for cut in (1, 5, len(whole) - 1):
+        kept = dict(list(whole.items())[:cut])
+        assert search_all(params, decide, kept) == whole
+    # Another end of one trial is another search from there on.
+    other = search_all(params, lambda one: 1.0 if one.number == 2 else decide(one))
+    assert list(other)[:2] == list(whole)[:2]
+    assert set(other) != set(whole)
+
+
+def test_pbt_lets_the_weakest_quarter_go_on_from_the_strongest_with_changed_values():
+    space = {"train.learning_rate": {"log": [1e-4, 1e-2]}, "train.head_weights": ["mean", "sum"]}
+    first, then = (
+        [one for one in asked if one.until == until]
+        for asked in [asked_of(declared(widths=[[4, 6]], space=space, **PBT))]
+        for until in (2, 4)
+    )
+    by_name = {one.name: one for one in first}
+    taken = [one for one in then if by_name[one.begin].number != one.number]
+    assert {one.number for one in taken} == {1, 2}
+    assert {by_name[one.begin].number for one in taken} <= {7, 8}
+    for one in taken:
+        before, after = (config["train.learning_rate"] for config in (by_name[one.begin].config, one.config))
+        assert before != after
+        assert 1e-4 <= after <= 1e-2
+    assert all(one.config == by_name[one.begin].config for one in then if one not in taken)
+
+
+def test_asha_compares_with_what_earlier_commands_reached():
+    space = read_space(declared(epochs=9, scheduler="asha", reduction=3))
+    curve = [{"epoch": epoch, "val_iou_L1": 0.5} for epoch in (1, 2, 3)]
+    for told, expected in ((0, "CONTINUE"), (3, "STOP")):
+        scheduler: Any = make_scheduler(space)
+        for number in range(told):
+            tell_scheduler(scheduler, f"trial-{number}", curve)
+        weak = SimpleNamespace(trial_id="weak")
+        scheduler.on_trial_add(None, weak)
+        assert scheduler.on_trial_result(None, weak, {"epoch": 1, "best_val_iou": 0.4}) == expected
+
+
+def asked_of(params) -> list[Proposal]:
+    asked = []
+    search_all(params, lambda one: asked.append(one) or one.number / 10)
+    return asked
+
+
+def plant(store, canary: Canary) -> None:
+    """Pickles under the names of all that a search reads, read once, or Ray Tune reads."""
+    planted = pickle.dumps(canary)
+    names = ["snapshot", "tuner.pkl", "trainable.pkl", "searcher-state-1.pkl", "search_gen_state-1.json"]
+    names += ["experiment_state-1.json", "trial-0002-00000000.json", "trial-0002-00000000/params.pkl"]
+    for name in names:
+        store.write(name, planted)
+
+
+@pytest.mark.parametrize("where", ["folder", pytest.param("bucket", marks=pytest.mark.slow)])
+def test_a_record_is_read_as_it_was_written_or_not_at_all_and_no_pickle_is_run(where, request, tmp_path, capsys):
+    place, params = str(tmp_path / "search"), declared()
+    if where == "bucket":
+        bucket = request.getfixturevalue("bucket")
+        place, s3 = f"s3://{bucket.name}/search", params.ingest.s3.model_copy(update={"endpoint": bucket.proxy.url})
+        params = params.model_copy(update={"ingest": params.ingest.model_copy(update={"s3": s3})})
+    space, store = read_space(params), open_store(place, params.ingest.s3)
+    canary = Canary(tmp_path)
+    plant(store, canary)
+    ones = [Proposal(number, config, 2) for number, config in enumerate(space.configs or [], start=1)]
+    search = Trials(space, {}, place)
+    for one in ones:
+        search.keep(made_of(one, [{"epoch": 1, "val_iou_L1": 0.1 + 0.2, "val_iou": float("nan")}]))
+    again = Trials(space, {}, place)
+    assert repr(again.ended) == repr(search.ended)  # nan is not itself
+    damaged = bytearray(store.read(f"{ones[0].name}.json") or b"")
+    damaged[len(damaged) // 2] ^= 1
+    store.write(f"{ones[0].name}.json", bytes(damaged))
+    store.write(f"{ones[0].name}/checkpoint_000001_00000000/state.pt", pickle.dumps(canary))
+    assert list(Trials(space, {}, place).ended) == [ones[1].name]
+    assert capsys.readouterr().out.count("skipped damaged record") == 4  # the planted one each time
+    assert search.history(ones[0]) == []
+    assert canary.alive
 
 
 def test_best_so_far_is_of_each_depth_by_itself():
@@ -309,24 +378,27 @@ def test_train_begins_anew_where_there_was_no_trial_and_not_where_its_weights_ar
 @pytest.mark.ray
 def test_a_killed_search_goes_on_and_ends_as_one_that_was_not(project, prepared):
     space = {"train.learning_rate": [0.003, 1e30], "train.optimizer": ["sgd"]}
-    project.set({"search": {"widths": [[4, 6], [4, 6, 8]], "epochs": 30, "max_concurrent": 2, "space": space}})
+    project.set({"search": {"widths": [[4, 6], [4, 6, 8]], "epochs": 50, "max_concurrent": 2, "space": space}})
     project.set({"train": {"init": "search"}})
+    project.environment["TMPDIR"] = str(project.folder / ("a long name" * 5))  # too long for Ray's sockets
+    Path(project.environment["TMPDIR"]).mkdir()
     killed = project.start("search", *arguments(prepared))
     # One trial has died by its loss by then; another is in its midst.
     project.wait_for(killed, "search", "not finite", "epoch [2-9], val")
+    assert_locked(killed.pid)
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     before = project.log("search")
     assert "about" in before.splitlines()[0]  # it said what it would take
     assert not (project.folder / "models").exists()
-    finished = set(re.findall(r"trial (\S+): epoch 30,", before)) | set(re.findall(r"trial (\S+):.*not finite", before))
+    finished = set(re.findall(r"trial (\S+): epoch 50,", before)) | set(re.findall(r"trial (\S+):.*not finite", before))
     begun = {one: int(n) for one, n in re.findall(r"trial (\S+): epoch (\d+), val", before)}
 
     printed = project.run("search", *arguments(prepared))
     assert "the search resumes" in printed
     after = {one: int(n) for one, n in re.findall(r"trial (\S+): epoch (\d+), val", printed)[::-1]}  # the first of each
     for one in finished:
-        assert after.get(one, 30) == 30  # not trained again; that it had ended may have to be told again
+        assert after.get(one, 50) == 50  # not trained again; that it had ended may have to be told again
     cut = {one: epoch for one, epoch in begun.items() if one not in finished}
     assert cut
     for one, epoch in cut.items():
@@ -335,7 +407,7 @@ def test_a_killed_search_goes_on_and_ends_as_one_that_was_not(project, prepared)
     assert [row["status"] for row in rows] == ["done", "failed", "done", "done", "failed", "failed"], printed
     assert all("not finite" in row["reason"] for row in rows if row["status"] == "failed")
     curves = table(project, "curves")
-    assert [int(row["epoch"]) for row in curves if row["trial"] == "1"] == list(range(1, 31))
+    assert [int(row["epoch"]) for row in curves if row["trial"] == "1"] == list(range(1, 51))
     assert {row["depth"] for row in curves if row["trial"] == "3"} == {"L1", "L2"}
     chosen = [row for row in rows if row["chosen"] == "1"]
     assert len(chosen) == 1
@@ -351,6 +423,30 @@ def test_a_killed_search_goes_on_and_ends_as_one_that_was_not(project, prepared)
     assert "epoch 1, val IoU" not in again
     assert next(row for row in table(project) if row["chosen"] == "1")["depth"] == "L1"
     assert table(project, "curves") == curves
+
+
+@pytest.mark.ray
+@pytest.mark.nightly
+@pytest.mark.parametrize("seen", ["gcs_server", "raylet", "ray::ImplicitFunc", "epoch 2"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_search_is_cut_at_any_moment_and_goes_on(project, prepared, seen, number):
+    project.set({"search": {"widths": [[4, 6], [4, 6, 8]], "epochs": 20, "max_concurrent": 2}})
+    cut = project.start("search", *arguments(prepared))
+    family: dict[int, psutil.Process] = {}
+
+    def is_there(log: str) -> bool:
+        family.update((one.pid, one) for one in psutil.Process(cut.pid).children(recursive=True))
+        names = [" ".join(one.cmdline()[:1]) for one in family.values() if one.is_running()]
+        return seen in log or any(seen in name for name in names)
+
+    project.wait_until(cut, "search", is_there)
+    (os.killpg if number == signal.SIGINT else os.kill)(cut.pid, number)
+    assert cut.wait(60) == (130 if number == signal.SIGINT else -number), project.log("search")
+    assert "Traceback" not in project.log("search")
+    wait_for(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in family.values()))
+    assert not (project.folder / "models").exists()
+    project.run("search", *arguments(prepared))
+    assert [row["status"] for row in table(project)] == ["done"] * 3
 
 
 @pytest.mark.ray
@@ -406,15 +502,21 @@ def test_nsga2_looks_for_a_front_and_the_same_seed_gives_the_same_trials_whateve
     assert float(chosen["val_iou"]) >= best - 0.01
     keys = ("widths", "depth", "val_iou", "train.learning_rate")
     first = sorted(tuple(row[key] for key in keys) for row in rows)
-    killed = project.start("search", *arguments(prepared, "other runs"))
-    project.wait_for(killed, "search", "epoch 1, val")
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.wait()
-    [of_tune] = (project.folder / "other runs").glob("search-*/")
-    for one in [*of_tune.glob("*.json"), *of_tune.glob("*.pkl")]:
-        one.write_bytes(b"")  # as a kill in the midst of Tune's copying leaves them, all at once
+    shutil.rmtree(project.folder / "models")
+    stopped = project.start("search", *arguments(prepared, "other runs"))
+    project.wait_for(stopped, "search", "epoch 1, val")
+    os.killpg(stopped.pid, signal.SIGINT)  # Ctrl-C: no end of a search, as Tune has it
+    assert stopped.wait(60) == 130, project.log("search")
+    assert project.log("search").splitlines()[-1] == "interrupted; rerun the command to resume"
+    assert "Traceback" not in project.log("search")
+    assert not (project.folder / "models").exists()
+    [kept] = (project.folder / "other runs").glob("search-*/")
+    for one in kept.glob("trial-*.json"):
+        one.write_bytes(b"")
+    plant(open_store(str(kept), load_params(project.folder / "params.yaml").ingest.s3), Canary(project.folder))
     assert "the search resumes" in project.run("search", *arguments(prepared, "other runs"))
     assert sorted(tuple(row[key] for key in keys) for row in table(project)) == first
+    assert Canary(project.folder).alive
 
 
 @pytest.mark.ray
@@ -445,6 +547,7 @@ def test_tpe_searches_until_the_hours_are_over_and_keeps_the_best_so_far(project
 def test_pbt_lets_weak_trials_go_on_from_strong_ones(project, prepared):
     space = {"train.learning_rate": {"log": [1e-9, 1e-2]}}
     drawn = {"searcher": "random", "num_trials": 4, "scheduler": "pbt", "space": space, "epochs": 4, "seed": 3}
+    drawn |= {"grace_epochs": 2}
     project.set({"search": {"widths": [[4, 6]], "max_concurrent": 2} | drawn})
     printed = project.run("search", *arguments(prepared))
     rows = table(project)

@@ -2,15 +2,19 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
+from ray.job_submission import JobStatus
 
+from pipelines import doctor
 from pipelines.cluster import job_package, jobs
 from pipelines.core.params import load_params
 from pipelines.storage.places import Folder
@@ -141,9 +145,64 @@ def test_no_storage_is_a_user_error(params):
         jobs.run_remotely("train", params, "http://head:8265", {"prepared": Path("data/prepared")})
 
 
+class Client:
+    """Of a cluster on which a job is and happens what is told."""
+
+    def __init__(self, answers=(), logs=(), statuses=()):
+        self.answers, self.logs, self.statuses = list(answers), list(logs), list(statuses)
+
+    def submit_job(self, **_):
+        if self.answers:
+            raise RuntimeError(self.answers.pop(0))
+
+    async def tail_job_logs(self, _job):
+        for text in self.logs.pop(0):
+            if isinstance(text, Exception):
+                raise text
+            yield text
+
+    def get_job_status(self, _job):
+        return JobStatus(self.statuses.pop(0))
+
+    def get_job_info(self, _job):
+        return SimpleNamespace(message="stopped by a person")
+
+
+LATER = "Request failed with status code 500: No available agent to submit job, please try again later."
+
+
+def test_a_cluster_without_an_agent_for_jobs_is_waited_for_in_one_line_and_then_named(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(jobs.time, "sleep", lambda _s: None)
+    jobs._send(Client([LATER] * 3), "job-1", tmp_path, "python", "http://head:8265")
+    assert capsys.readouterr().out.splitlines() == [
+        "http://head:8265: waiting for the cluster's agent for jobs",
+        "job job-1 was sent",
+    ]
+    monkeypatch.setattr(jobs, "AGENT_S", -1)
+    with pytest.raises(UserError, match=r"head:8265: the cluster took no job .* port 52365.* --dashboard-agent-listen"):
+        jobs._send(Client([LATER]), "job-1", tmp_path, "python", "http://head:8265")
+
+
+def test_a_cut_log_goes_on_where_it_was_and_only_a_job_that_succeeded_is_done(monkeypatch, capsys):
+    monkeypatch.setattr(jobs.time, "sleep", lambda _s: None)
+    cut = OSError("the socket was closed")
+    logs = [["one\n", cut], [cut], ["one\n", "two\n"], ["one\ntwo\nthree\n"]]
+    jobs.follow(Client(logs=logs, statuses=["RUNNING", "SUCCEEDED"]), "job-1", "http://head:8265")
+    assert capsys.readouterr().out == "one\ntwo\nthree\n"
+    for status in ("STOPPED", "FAILED"):
+        with pytest.raises(UserError, match=rf"job-1 ended as {status} .*stopped by a person"):
+            jobs.follow(Client(logs=[["one"]], statuses=[status]), "job-1", "http://head:8265")
+    with pytest.raises(UserError, match=r"lost while job job-1 ran \(the socket was closed\)"):
+        jobs.follow(Client(logs=[[cut]] * 99), "job-1", "http://head:8265")
+
+
 @pytest.mark.ray
-def test_a_stage_runs_as_a_job_on_two_nodes_with_a_token(project, cluster):
+def test_a_stage_runs_as_a_job_on_two_nodes_with_a_token(project, cluster, monkeypatch):
     environment = cluster.env | {"PYTHONPATH": str(REPOSITORY), "RAY_ADDRESS": cluster.address}
+
+    for address in (cluster.address, cluster.driver_address):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        assert doctor._ray() == doctor.Finding("ray", f"{address} answers, and asks for a token")
 
     # Without the token: refused, and named.
     code, shown = finish(run(project, environment | {"RAY_AUTH_MODE": "disabled"}))
@@ -163,10 +222,29 @@ def test_a_stage_runs_as_a_job_on_two_nodes_with_a_token(project, cluster):
     assert "stopping job unetpp-train-" in "".join(lines)
     assert not (project / "models" / "train").exists()
 
+    # `ray job stop` by somebody else: DVC does not take the stage for done.
+    stage = {"cmd": yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]["train"]["cmd"]}
+    (project / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"train": stage | {"outs": ["models/train"]}}}))
+    environment |= {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    dvc = {"cwd": project, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    subprocess.run(["dvc", "init", "--no-scm", "--quiet"], **dvc, check=True)
+    repro = subprocess.Popen(["dvc", "repro"], **dvc)
+    assert repro.stdout is not None
+    for line in repro.stdout:
+        lines.append(line)
+        if sent := re.search(r"job (unetpp-train-\S+) was sent", line):
+            stop = ["ray", "job", "stop", "--no-wait", f"--address={cluster.address}", sent.group(1)]
+            subprocess.run(stop, env=environment, check=True, capture_output=True)
+    repro.stdout.close()
+    assert repro.wait() != 0
+    assert "ended as STOPPED" in "".join(lines)
+    assert not (project / "dvc.lock").exists()
+    assert not (project / "models" / "train").exists()
+
     # The same command sends it again, shows its log, and brings the results here.
     code, shown = finish(run(project, environment))
     assert code == 0, shown
-    assert "-2 was sent" in shown
+    assert "-3 was sent" in shown
     assert "epoch 2/2" in shown
     assert "fetched and verified" in shown
     assert json.loads((project / "reports" / "train" / "metrics.json").read_text())["epochs"] == 2

@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from pipelines.storage import places
-from pipelines.storage.places import Folder, replace_files
+from pipelines.storage.places import Folder
 from tests.servers import s3_error
 from unetpp.errors import UserError
 
@@ -28,15 +28,6 @@ def test_files_are_written_replaced_found_and_deleted(place, tmp_path):
     for name in ("a/b", "a/b", "never there"):
         place.delete(name)
     assert list(place.list()) == ["c"]
-
-
-def test_files_of_a_snapshot_replace_those_of_a_later_write_that_was_cut(place):
-    for name in ("experiment_state-2.json", "searcher-1.pkl", "other.txt", "trial-1/result.json"):
-        place.write(name, b"as it was")
-    new = {"experiment_state-1.json": b"{}", "a.pkl": b"."}
-    replace_files(place, new)
-    kept = {"other.txt": b"as it was", "trial-1/result.json": b"as it was"}
-    assert {name: place.read(name) for name in place.list()} == new | kept
 
 
 def test_a_write_that_fails_leaves_what_was_there_and_nothing_half(tmp_path, monkeypatch):

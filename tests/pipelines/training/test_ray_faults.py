@@ -18,6 +18,7 @@ from pipelines.core.params import load_params
 from pipelines.training.spec import make_spec
 from tests.pipelines.conftest import Project
 from tests.pipelines.training.small import ARGUMENTS, run_processes
+from tests.ray_cluster import assert_locked
 from unetpp.inference.model_file import load_model
 
 pytestmark = pytest.mark.ray
@@ -113,6 +114,7 @@ def test_training_survives_all_that_happens_to_its_processes_and_ends_with_the_s
         # SIGKILL of workers.
         for whom in killed:
             run.wait_for_more()
+            assert_locked(run.driver.pid)
             for pid in run.workers()[whom]:
                 os.kill(pid, signal.SIGKILL)
             run.wait_for_restart(next(restarts))

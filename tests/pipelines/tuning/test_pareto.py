@@ -11,9 +11,8 @@ from pipelines.core.params import override
 from pipelines.core.training_sections import Search
 from pipelines.pages.search_page import build_page
 from pipelines.training.architecture import find_init, read_architecture
-from pipelines.tuning.page_facts import page_facts
 from pipelines.tuning.pareto import Trial, choose, importance, mark_front, measured, name
-from pipelines.tuning.results import write_architecture
+from pipelines.tuning.results import page_facts, write_architecture
 from pipelines.tuning.space import read_space
 from tests.pages import Outline
 from tests.pipelines.tuning.declared import NO_LIMIT, declared
