@@ -120,5 +120,5 @@ def _is_sealed(path: Path) -> bool:
     """Whether a file was checked once and has not been written since: cheap, as every process asks at its start."""
     try:
         return read_json(path.with_suffix(".json"), AGAIN) == _facts(path)
-    except UserError:
+    except (UserError, OSError):  # no note, or no file beside it
         return False

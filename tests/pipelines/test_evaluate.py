@@ -113,7 +113,7 @@ def test_a_test_set_with_nothing_to_find_recommends_and_promotes_nothing(tmp_pat
     trained = load_model(write_model(tmp_path / "model"))
     for depth in trained.depths:
         trained.network.get_parameter(f"heads.{depth}.bias").data.fill_(-99)
-    trained.save(tmp_path / "model/model.pt")
+    trained.save(tmp_path / "model/model.safetensors")
     report = run(tmp_path)
     assert report["depths"]["L2"]["iou_image"] == 1
     assert report["recommended_depth"] is None

@@ -30,7 +30,7 @@ def outputs(tmp_path) -> dict[str, Path]:
     """What a stage has made: a folder and a file."""
     folder = tmp_path / "made" / "models"
     folder.mkdir(parents=True)
-    (folder / "model.pt").write_bytes(os.urandom(3000))
+    (folder / "model.safetensors").write_bytes(os.urandom(3000))
     (tmp_path / "made" / "metrics.json").write_text("{}")
     return {"out": folder, "metrics": tmp_path / "made" / "metrics.json"}
 
@@ -46,7 +46,7 @@ def test_fetched_outputs_are_what_the_job_stored(outputs, storage, tmp_path):
     (tmp_path / "here" / "models").mkdir(parents=True)
     (tmp_path / "here" / "models" / "other").write_text("of another stage")
     job_package.fetch(storage, "key", here)
-    assert (here["out"] / "model.pt").read_bytes() == (outputs["out"] / "model.pt").read_bytes()
+    assert (here["out"] / "model.safetensors").read_bytes() == (outputs["out"] / "model.pt").read_bytes()
     assert here["metrics"].read_text() == "{}"
     assert (here["out"] / "other").exists()
 
@@ -248,14 +248,14 @@ def test_a_stage_runs_as_a_job_on_two_nodes_with_a_token(project, cluster, monke
     assert "epoch 2/2" in shown
     assert "fetched and verified" in shown
     assert json.loads((project / "reports" / "train" / "metrics.json").read_text())["epochs"] == 2
-    assert (project / "models" / "train" / "model.pt").exists()
+    assert (project / "models" / "train" / "model.safetensors").exists()
 
     # Once more: nothing is trained again.
-    (project / "models" / "train" / "model.pt").unlink()
+    (project / "models" / "train" / "model.safetensors").unlink()
     code, shown = finish(run(project, environment))
     assert code == 0, shown
     assert "is succeeded already" in shown
-    assert (project / "models" / "train" / "model.pt").exists()
+    assert (project / "models" / "train" / "model.safetensors").exists()
 
 
 @pytest.mark.slow

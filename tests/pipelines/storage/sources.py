@@ -16,6 +16,7 @@ import yaml
 from PIL import Image
 
 from pipelines.core.data_sections import Ingest
+from pipelines.core.files import MARKER
 from pipelines.core.params import load_params
 from pipelines.storage.sources import fetch
 from tests.conftest import REPOSITORY
@@ -92,7 +93,9 @@ def run(kind: str, location: Path, out: Path, **changes) -> dict:
 
 
 def contents(root: Path) -> dict[str, bytes]:
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    """The files by name, without the marker of an output."""
+    files = (path for path in root.rglob("*") if path.is_file() and path.name != MARKER)
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
 
 
 def start_ingest(folder: Path, params: Ingest, before: str = "", stderr: Any = subprocess.PIPE) -> subprocess.Popen:
