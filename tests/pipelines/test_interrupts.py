@@ -108,7 +108,7 @@ class Stages(Project):
         """What stages have written, but for what is kept to go on from."""
         folders = ("data", "models", "reports")
         files = [path for name in folders for path in (self.folder / name).rglob("*") if path.is_file()]
-        kept = ("data/cache", "reports/train/system.csv", "reports/train/unlogged")
+        kept = ("data/cache", "reports/train/system.csv", "reports/train/unlogged", "reports/train/.unetpp")
         named = {str(path.relative_to(self.folder)): path for path in files}
         return {name: path.read_bytes() for name, path in named.items() if not name.startswith(kept)}
 

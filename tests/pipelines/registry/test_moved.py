@@ -58,7 +58,7 @@ def test_a_copy_never_writes_into_its_original_and_a_moved_project_never_into_it
     assert not copy.exists()
     for version in (*range(1, 5), *found["versions"].values()):  # those of before too
         load_registered(f"models:/{NAME}/{version}")
-    assert "model.pt sha256" in show_lineage(f"{NAME}/1", of(moved))
+    assert "model.safetensors sha256" in show_lineage(f"{NAME}/1", of(moved))
     assert not _mlflow().advice
     assert len(list((moved / "mlruns/1/models").iterdir())) == 6
 
