@@ -4,6 +4,7 @@ before_wings.tar.xz holds one of each, written by commit c018d77 from 24 synthet
 probabilities that its networks gave for one of them.
 """
 
+import re
 import shutil
 import sqlite3
 import tarfile
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from pipelines.core.params import load_params
 from pipelines.evaluate import evaluate
@@ -24,6 +26,7 @@ from pipelines.training.spec import make_spec
 from tests.conftest import REPOSITORY
 from unetpp.data.arrow_split import Split
 from unetpp.data.scaling import scale
+from unetpp.errors import UserError
 from unetpp.inference.model_file import load_model
 
 WAS_AT = "/tmp/before"
@@ -44,6 +47,19 @@ def before(tmp_path_factory) -> Path:
         for table, column in PLACES.items():
             store.execute(f"UPDATE {table} SET {column} = replace({column}, ?, ?)", (WAS_AT, str(folder)))
     return folder
+
+
+@pytest.fixture(scope="module")
+def params(before):
+    """Of before, after the keys were added that the refusal names."""
+    path = before / "params.yaml"
+    with pytest.raises(UserError, match="every key must be present") as told:
+        load_params(path)
+    values, now = yaml.safe_load(path.read_text()), yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    for section, key in re.findall(r"(\w+)\.(\w+): missing", str(told.value)):
+        values[section][key] = now[section][key]
+    path.write_text(yaml.safe_dump(values))
+    return load_params(path)
 
 
 @pytest.fixture(scope="module")
@@ -70,19 +86,20 @@ def test_a_registered_version_gives_the_probabilities_that_it_gave(before, expec
     np.testing.assert_allclose(probs_of(trained, depth, before, str(expected["id"])), expected[f"L{depth}"], atol=1e-5)
 
 
-def test_prepared_data_and_a_model_of_before_are_evaluated(before, tmp_path):
-    settings = load_params(before / "params.yaml").evaluate
-    found = evaluate(before / "data/prepared", before / "models/train", tmp_path / "out", settings, torch.device("cpu"))
+def test_prepared_data_and_a_model_of_before_are_evaluated(before, params, tmp_path):
+    found = evaluate(
+        before / "data/prepared", before / "models/train", tmp_path / "out", params.evaluate, torch.device("cpu")
+    )
     assert set(found["depths"]) == {"L1", "L2", "mean"}
     assert found["num_images"] == 3
 
 
-def test_a_checkpoint_of_before_is_resumed(before, tmp_path):
+def test_a_checkpoint_of_before_is_resumed(before, params, tmp_path):
     (run,) = (before / "runs").iterdir()
     whole, _ = RunStore(Folder(run)).newest()
     (newest,) = (one for one in run.iterdir() if "_000002_" in one.name)
     shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns(newest.name))
-    spec = make_spec(load_params(before / "params.yaml"), (4, 6, 8), before / "data/prepared")
+    spec = make_spec(params, (4, 6, 8), before / "data/prepared")
     assert run_alone(spec, RunStore(Folder(tmp_path / "run")))
     state, skipped = RunStore(Folder(tmp_path / "run")).newest()
     assert skipped == []

@@ -9,8 +9,10 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
+from pipelines.core.files import scratch
 from unetpp.errors import UserError
 from unetpp.offline import TELEMETRY_OFF
 
@@ -75,7 +77,8 @@ def _connected(address: str) -> dict[str, Any]:
 def _of_this_machine(stack: ExitStack) -> dict[str, Any]:
     """A cluster that nobody else reaches: on loopback, and with a token that its own processes alone have."""
     os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
-    os.environ |= LOOPBACK | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    os.environ |= LOOPBACK | {"RAY_AUTH_MODE": "token"}
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # of a second cluster, Ray knows the first one's
     # One process less to start: nobody preempts a node of this machine.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     # Nor a process for each core ahead of time: none of them has the environment that ours are started with.
@@ -84,9 +87,7 @@ def _of_this_machine(stack: ExitStack) -> dict[str, Any]:
     runtime_env = {"py_executable": shlex.quote(sys.executable), "worker_process_setup_hook": name_own_cluster}
     options = {"include_dashboard": False, "resources": {"trial_driver": 1000}}
     if len(os.fsencode(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())) > LONGEST_FOLDER:
-        options["_temp_dir"] = stack.enter_context(
-            tempfile.TemporaryDirectory(prefix="unetpp-", dir="/tmp", ignore_cleanup_errors=True)
-        )
+        options["_temp_dir"] = str(stack.enter_context(scratch(Path("/tmp"))))
     return options | {"address": "local", "runtime_env": runtime_env}
 
 

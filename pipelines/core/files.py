@@ -363,11 +363,13 @@ def check_space(folder: str | Path, num_bytes: int, stage: str = "") -> None:
         UserError: names the folder, what is needed and what is free.
     """
     folder = next(one for one in (Path(folder), *Path(folder).parents) if ".partial-" not in one.name)
-    needed, free = f"{num_bytes / 2**20:,.0f} MiB", f"{_free(folder):,} MiB"
+    needed, free = f"{num_bytes / 2**20:,.0f}", f"{_free(folder):,}"
     if stage:
-        print(f"{stage}: about {needed} are needed in {folder}, {free} are free", flush=True)
+        print(f"{stage}: about {needed} MiB are needed in {folder}, {free} MiB are free", flush=True)
     if num_bytes > shutil.disk_usage(_there(folder)).free:
-        raise UserError(f"{folder}: {needed} are needed and {free} are free; free some space and rerun the command")
+        raise UserError(
+            f"{folder}: {needed} MiB are needed and {free} MiB are free; free some space and rerun the command"
+        )
 
 
 def _free(path: str | Path) -> int:

@@ -20,6 +20,8 @@ def read_groups(prepared: Path, ids: list[str]) -> list[str]:
     try:
         groups = {row["id"]: row["group"] for row in read_rows(path)}
         return [groups[id] for id in ids]
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; expected the groups of the images: run `dvc repro prepare`") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({said(error)}): run `dvc repro prepare`") from None
     except KeyError as error:

@@ -46,7 +46,7 @@ def test_fetched_outputs_are_what_the_job_stored(outputs, storage, tmp_path):
     (tmp_path / "here" / "models").mkdir(parents=True)
     (tmp_path / "here" / "models" / "other").write_text("of another stage")
     job_package.fetch(storage, "key", here)
-    assert (here["out"] / "model.safetensors").read_bytes() == (outputs["out"] / "model.pt").read_bytes()
+    assert (here["out"] / "model.safetensors").read_bytes() == (outputs["out"] / "model.safetensors").read_bytes()
     assert here["metrics"].read_text() == "{}"
     assert (here["out"] / "other").exists()
 
