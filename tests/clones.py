@@ -14,6 +14,7 @@ import yaml
 
 from pipelines.cli import main
 from pipelines.core.checksums import sha256
+from pipelines.core.files import MARKER
 from tests.conftest import REPOSITORY
 
 SMALL = {
@@ -87,8 +88,9 @@ class Clone:
         return self.run("dvc", "exp", "run", "--name", name, *(word for one in changes for word in ("-S", one)), until)
 
     def hashes(self, *folders: str) -> dict[str, str]:
-        """sha256 by name of all files in these folders."""
-        paths = [path for folder in folders for path in (self.folder / folder).rglob("*") if path.is_file()]
+        """sha256 by name of all files in these folders, but for markers, which list also what was written before."""
+        files = (path for folder in folders for path in (self.folder / folder).rglob("*") if path.is_file())
+        paths = [path for path in files if path.name != MARKER]
         return {path.relative_to(self.folder).as_posix(): sha256(path) for path in paths}
 
     def json(self, name: str) -> dict:

@@ -105,7 +105,7 @@ def test_no_file_of_a_run_holds_a_secret_of_its_environment(clone):
     files = [path for path in clone.folder.rglob("*") if path.is_file()]
     assert {path.name for path in files} >= {"mlflow.db", "report.html", "manifest.json", "dvc repro.log"}
     found = {path.relative_to(clone.folder).as_posix() for path in files if CANARY.encode() in path.read_bytes()}
-    assert found == known
+    assert found - {"tests/test_pipeline.py"} == known
     for command in (("unetpp", "doctor"), ("unetpp", "lineage", "unetpp-nuclei@L1")):
         assert CANARY not in clone.run(*command, **SECRETS)
 
@@ -214,7 +214,7 @@ def test_classes_by_name_go_through_the_whole_pipeline_with_params_alone(classes
     image = str(sorted((clone.folder / "data/raw/images").iterdir())[0])
     for way in (("--heads", "mean"), ("--model", "models:/unetpp-nuclei@L1")):
         clone.unetpp("predict", image, *way, "--out", "classes")
-        mask = np.array(Image.open(next((clone.folder / "classes").iterdir())))
+        mask = np.array(Image.open(next((clone.folder / "classes").glob("*.png"))))
         assert set(np.unique(mask)) <= {0, 1, 2}
 
 

@@ -1,6 +1,7 @@
 """A project that was moved or copied, and an experiment in a folder that DVC deletes: whose registry it is."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -71,7 +72,7 @@ def test_a_database_that_was_copied_without_its_artifacts_says_so_and_leaves_the
     with pytest.raises(UserError, match=rf"no such file in {copy}/mlruns/1/.*bring mlruns/"):
         load_registered(f"models:/{NAME}@L1")
     finding = _mlflow()
-    assert f"the artifacts of {NAME}/1, {NAME}/2 are not there" in finding.found
+    assert re.search(rf"the artifacts of .*{NAME}/1, {NAME}/2.* are not there", finding.found)
     assert finding.advice
     assert files(home[0]) == original
 
