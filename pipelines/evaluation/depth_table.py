@@ -24,7 +24,7 @@ def describe(report: dict) -> str:
     return "\n\n".join(parts)
 
 
-_QUALITY = ("dice", "boundary", "object", "DSB AP", "ECE")
+_QUALITY = ("dice", "boundary", "object", "ECE")
 _COST = (
     "depth",
     "params",
@@ -51,7 +51,6 @@ def _quality(name: str, row: dict, seen: bool) -> tuple[str, ...]:
         f"{row['dice_image']:.3f}",
         f"{row['boundary_f1']:.3f}",
         f"{row['object_f1']:.3f}",
-        f"{row['dsb_ap']:.3f}",
         "-" if row["ece"] is None else f"{row['ece']:.3f}",
     )
 

@@ -14,7 +14,7 @@ ROW = {
     "difference_iou_low": -0.123, "difference_iou_high": 0.001, "dice_image": 0.93, "boundary_f1": 0.8,
     "object_f1": 0.75, "dsb_ap": 0.4, "ece": 0.012, "parameters": 36_629_664, "macs": 138_000_000_000,
     "latency_ms": 1234.5, "latency_p95_ms": 2345.6, "latency_p99_ms": 3456.7, "images_per_s": 1234.5,
-    "best_batch": 128, "peak_memory_mib": 12345.6, "size_mib": 139.88, "cold_start_ms": 12345.6,
+    "iou_image_seen": 0.88, "best_batch": 128, "peak_memory_mib": 12345.6, "size_mib": 139.88, "cold_start_ms": 12345.6,
 }  # fmt: skip
 
 
@@ -32,6 +32,7 @@ def report():
         "depths": {name: ROW for name in names},
         "gates": gates,
         "num_groups": 134,
+        "size_px": 512,
         "machine": {"spread": 0.02},
     }
 
@@ -70,7 +71,7 @@ def test_what_to_be_careful_about_is_said(report):
 def test_what_could_not_be_computed_is_a_dash(report):
     report["depths"] = {"L4": ROW | {"ece": None}}
     report["gates"] = {"L4": report["gates"]["L4"]}
-    assert re.search(r"0\.400 +-$", describe(report), re.MULTILINE)
+    assert re.search(r"0\.750 +-$", describe(report), re.MULTILINE)
 
 
 def test_the_summary_says_where_to_look_and_what_to_run_before(report, tmp_path):
