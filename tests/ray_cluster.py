@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -116,12 +117,11 @@ class RayCluster:
 def assert_locked(pid: int) -> None:
     """A stage's own Ray, while it runs: nothing of it listens on another address than loopback, nor without a token."""
     assert ray.__version__.startswith("2.60."), "look whether RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER still does it"
-    listening = [
-        (process.name(), one.laddr)
-        for process in _family(pid)
-        for one in process.net_connections("inet")
-        if one.status == psutil.CONN_LISTEN
-    ]
+    listening = []
+    for process in _family(pid):
+        with suppress(psutil.NoSuchProcess):  # a helper that has ended meanwhile
+            name, sockets = process.name(), process.net_connections("inet")
+            listening += [(name, one.laddr) for one in sockets if one.status == psutil.CONN_LISTEN]
     loopback = ("127.0.0.1", "::ffff:127.0.0.1", "::1")
     assert [one for one in listening if one[1].ip not in loopback] == []
     [gcs] = {f"127.0.0.1:{at.port}" for name, at in listening if name == "gcs_server" and is_answered(at.port)}

@@ -382,24 +382,35 @@ def test_a_killed_search_goes_on_and_ends_as_one_that_was_not(project, prepared)
     project.set({"train": {"init": "search"}})
     project.environment["TMPDIR"] = str(project.folder / ("a long name" * 5))  # too long for Ray's sockets
     Path(project.environment["TMPDIR"]).mkdir()
+
+    def ended(log: str) -> set[str]:
+        return set(re.findall(r"trial (\S+): (?:epoch 50,|.*not finite)", log))
+
+    def begun(log: str) -> dict[str, int]:
+        return {one: int(n) for one, n in re.findall(r"trial (\S+): epoch (\d+), val", log)}
+
+    def in_the_midst(log: str) -> bool:
+        """One trial has died by its loss; another has trained for some epochs, and has many to go."""
+        far = {one for one, epoch in begun(log).items() if 2 <= epoch <= 30}
+        return "not finite" in log and bool(far - ended(log))
+
     killed = project.start("search", *arguments(prepared))
-    # One trial has died by its loss by then; another is in its midst.
-    project.wait_for(killed, "search", "not finite", "epoch [2-9], val")
+    project.wait_for(killed, "search", "epoch 1, val")
     assert_locked(killed.pid)
+    project.wait_until(killed, "search", in_the_midst)
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     before = project.log("search")
     assert "about" in before.splitlines()[0]  # it said what it would take
     assert not (project.folder / "models").exists()
-    finished = set(re.findall(r"trial (\S+): epoch 50,", before)) | set(re.findall(r"trial (\S+):.*not finite", before))
-    begun = {one: int(n) for one, n in re.findall(r"trial (\S+): epoch (\d+), val", before)}
+    finished = ended(before)
 
     printed = project.run("search", *arguments(prepared))
     assert "the search resumes" in printed
     after = {one: int(n) for one, n in re.findall(r"trial (\S+): epoch (\d+), val", printed)[::-1]}  # the first of each
     for one in finished:
         assert after.get(one, 50) == 50  # not trained again; that it had ended may have to be told again
-    cut = {one: epoch for one, epoch in begun.items() if one not in finished}
+    cut = {one: epoch for one, epoch in begun(before).items() if one not in finished}
     assert cut
     for one, epoch in cut.items():
         assert after[one] > epoch - 2, printed  # a checkpoint of the epoch that was cut may not be whole
