@@ -26,7 +26,7 @@ STAGES = ("ingest", "prepare", "search", "pages search", "train", "export", "eva
 # Where a stage is in its middle: the functions that the signal comes in, the first of them in `make test`.
 MOMENTS = {
     "ingest": ("storage.sources.fetch", "core.checksums.sha256", "core.files.write_json"),
-    "prepare": ("dataset.loading.load_all", "dataset.near_duplicates.find_duplicates", "dataset.tables.write_rows"),
+    "prepare": ("dataset.loading.load_all", "dataset.near_duplicates.find_duplicates", "core.tables.write_rows"),
     "search": (
         "tuning.results.write_tables",
         "tuning.candidate_costs.count_costs",
