@@ -35,7 +35,7 @@ MOMENTS = {
     "train": ("training.results.write_results", "training.in_process.run_alone", "core.files.write_json"),
     "export": ("core.files.replacing", "core.checksums.seal", "core.files.write_json"),
     "evaluate": ("evaluation.quality.measure_quality", "evaluation.gates.check_gates", "core.files.write_json"),
-    "pages": ("core.files.replacing", "pages.html_page.render", "pages.html_page.chart"),
+    "pages": ("core.files.replacing", "pages.html_page.render", "core.files.check_outputs"),
     "register": ("registry.model_versions.upload_model", "registry.aliases.deploy", "core.files.write_json"),
 }
 # The stage as a command, which sends itself the signal when it calls that function.
@@ -187,7 +187,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Stages:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 @pytest.mark.parametrize(("stage", "moment"), [(one, at) for one in STAGES for at in MOMENTS[one.partition(" ")[0]]])
 def test_a_stage_that_is_cut_at_any_moment_leaves_what_was_there_or_all_that_is_new(whole, stage, moment, number):
-    shutil.rmtree(whole.folder / "runs", ignore_errors=True)
+    for kept in ("runs", "mlruns"):  # what is finished or registered would be taken as it is
+        shutil.rmtree(whole.folder / kept, ignore_errors=True)
+    (whole.folder / "mlflow.db").unlink(missing_ok=True)
     before = whole.outputs()
     process = whole.start_at(stage, number, moment)
     if number == signal.SIGINT:
