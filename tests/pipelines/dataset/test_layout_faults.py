@@ -158,7 +158,7 @@ def coco_annotation_without_a_segmentation(faulty):
     coco(faulty, segmentation=[])
 
 
-@fault("quarantine", r"^annotations\.json: found annotations for 9x24 px of odd\.png of 24x24 px", nightly=True)
+@fault("quarantine", r"^annotations\.json: found annotations for 9\.0x24 px of odd\.png of 24x24 px", nightly=True)
 def coco_annotations_of_another_size(faulty):
     coco(faulty, width=9.0)
 
