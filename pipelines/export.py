@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 import unetpp
-from pipelines.core.checksums import seal, sha256
+from pipelines.core.checksums import seal
 from pipelines.core.command import run_command
 from pipelines.core.delivery_sections import Export
 from pipelines.core.files import check_outputs, replacing, write_json
@@ -29,6 +29,7 @@ from unetpp.export.listing import LISTING
 from unetpp.export.quantisation import quantise
 from unetpp.export.runtimes import missing
 from unetpp.export.verification import Comparison, Verification
+from unetpp.files import sha256
 from unetpp.inference.model_file import MODEL, Trained, load_model
 
 SCHEMA = 1

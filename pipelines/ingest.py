@@ -4,13 +4,13 @@ import argparse
 from contextlib import ExitStack
 from pathlib import Path
 
-from pipelines.core.checksums import sha256
 from pipelines.core.command import run_command
 from pipelines.core.data_sections import Ingest
 from pipelines.core.files import check_outputs, replacing, scratch, write_json
 from pipelines.core.params import load_params
 from pipelines.core.redaction import redacted
 from pipelines.storage.sources import fetch
+from unetpp.files import sha256
 
 
 def ingest(params: Ingest, out: Path, cache: Path | None = None) -> dict:

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pipelines.core.checksums import sha256
 from pipelines.core.command import run_command
 from pipelines.core.data_sections import Prepare
-from pipelines.core.files import check_outputs, check_space, replacing, write_json
+from pipelines.core.files import check_outputs, replacing, write_json
+from pipelines.core.full_disk import check_space
 from pipelines.core.params import load_params
 from pipelines.core.tables import write_rows
 from pipelines.dataset.fingerprint import comparable, read_fingerprint, write_fingerprint
@@ -27,6 +27,7 @@ from pipelines.dataset.splits import SPLITS, Place, check_apart, join, place
 from unetpp.data.arrow_split import SplitWriter
 from unetpp.data.manifest import Manifest, SplitFacts
 from unetpp.errors import UserError
+from unetpp.files import sha256
 
 # A group of near-duplicates with so many images, and such a share of all, is told.
 LARGE_GROUP, LARGE_SHARE = 10, 0.1

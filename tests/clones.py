@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from pipelines.cli import main
-from pipelines.core.checksums import sha256
 from pipelines.core.files import MARKER
 from tests.conftest import REPOSITORY
+from unetpp.files import sha256
 
 SMALL = {
     "ingest": {"synthetic": {"num_images": 40, "size_px": 64, "seed": 1, "masks": "instances"}},

@@ -11,7 +11,8 @@ from contextlib import ExitStack, suppress
 from functools import cache
 from pathlib import Path
 
-from pipelines.core.files import full_disk, scratch
+from pipelines.core.files import scratch
+from pipelines.core.full_disk import full_disk
 from pipelines.core.redaction import redacted
 from unetpp.errors import UserError
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.core.checksums import SUMS, sha256
+from pipelines.core.checksums import SUMS
 from pipelines.core.files import scratch
 from pipelines.registry import mlflow_store, model_versions
 from pipelines.registry.run_log import read_hashes
 from unetpp.errors import UserError
+from unetpp.files import sha256
 from unetpp.inference import model_file, older_files
 
 NOT_RECORDED = "not recorded"

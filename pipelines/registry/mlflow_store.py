@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from pipelines.core.files import full_disk
+from pipelines.core.full_disk import full_disk
 from pipelines.core.params import load_params
 from pipelines.core.redaction import redacted
 from pipelines.registry.lock import TurnLostError, opening, sqlite_path

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.core.checksums import SUMS, check_seal, sha256
+from pipelines.core.checksums import SUMS, check_seal
 from pipelines.core.files import scratch
 from pipelines.registry import mlflow_store, model_versions
 from unetpp.errors import UserError
+from unetpp.files import sha256
 from unetpp.inference.model_file import Trained
 from unetpp.inference.tiles import predict_image
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
-from pipelines.core.files import disk_errors
+from pipelines.core.full_disk import disk_errors
 from pipelines.storage.folder_walk import MAX_ENTRIES
 from pipelines.storage.layout_names import composed, is_junk
 from unetpp.errors import UserError

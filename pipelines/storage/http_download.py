@@ -10,7 +10,8 @@ from tqdm import tqdm
 from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
-from pipelines.core.files import check_space, disk_errors, write_json
+from pipelines.core.files import write_json
+from pipelines.core.full_disk import check_space, disk_errors
 from unetpp.errors import UserError
 from unetpp.files import check_sha256, read_json, sha256
 

@@ -9,7 +9,8 @@ import os
 from pathlib import Path
 
 from pipelines.core.data_sections import S3
-from pipelines.core.files import check_space, locked, write_json
+from pipelines.core.files import locked, write_json
+from pipelines.core.full_disk import check_space
 from pipelines.core.params import Params
 from pipelines.core.private import CACHE, make_private
 from pipelines.storage.places import Place, open_place

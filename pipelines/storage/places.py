@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipelines.core.data_sections import S3
-from pipelines.core.files import disk_errors
+from pipelines.core.full_disk import disk_errors
 from pipelines.storage.s3 import Store
 from unetpp.errors import UserError
 

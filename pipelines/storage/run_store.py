@@ -1,6 +1,6 @@
 """Where a training run keeps its checkpoints: a folder, or a prefix in an S3-compatible store; both work alike.
 
-A checkpoint is two files, and its manifest is written last: it is whole or it is passed over, wherever it lies. Small
+A checkpoint is two files, and its manifest is written last: it is whole or it is skipped, wherever it lies. Small
 files beside the checkpoints are how the stage and its processes, on whatever machines, tell each other something.
 """
 

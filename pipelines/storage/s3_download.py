@@ -16,10 +16,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pipelines.core.checksums import sha256
-from pipelines.core.files import check_space, disk_errors, locked, replacing
+from pipelines.core.files import locked, replacing
+from pipelines.core.full_disk import check_space, disk_errors
 from pipelines.storage.s3 import Object, Store
 from unetpp.errors import UserError
+from unetpp.files import sha256
 
 PART_BYTES = 16 * 2**20
 LOCK = "lock"

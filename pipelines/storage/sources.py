@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from pipelines.core.data_sections import Ingest
-from pipelines.core.files import check_space, disk_errors
+from pipelines.core.full_disk import check_space, disk_errors
 from pipelines.core.redaction import redacted
 from pipelines.storage import http_download, s3_download
 from pipelines.storage.archives import Names, open_archive

@@ -24,7 +24,6 @@ import yaml
 from torch import Tensor
 
 from benchmarks.resize import best_iou
-from pipelines.core.checksums import sha256
 from pipelines.core.data_sections import Prepare
 from pipelines.core.files import replacing
 from pipelines.core.params import Params, load_params
@@ -39,6 +38,7 @@ from studies.paper import records
 from unetpp.data.arrow_split import Split, SplitWriter
 from unetpp.data.manifest import Manifest, SplitFacts
 from unetpp.errors import UserError
+from unetpp.files import sha256
 from unetpp.inference.model_file import Trained
 from unetpp.inference.segmenter import Segmenter
 from unetpp.network.profiling import count_macs, count_parameters

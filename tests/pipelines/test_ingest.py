@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from pipelines.core.checksums import sha256
 from pipelines.core.command import run_command
 from pipelines.ingest import ingest, main
 from tests.conftest import REPOSITORY
 from tests.pipelines.storage.sources import INGEST, PAIR, located, write_folder
+from unetpp.files import sha256
 
 SMALL = INGEST.model_copy(update={"synthetic": INGEST.synthetic.model_copy(update={"num_images": 4, "size_px": 48})})
 

@@ -25,7 +25,7 @@ REPOSITORY = Path(__file__).parents[2]
 STAGES = ("ingest", "prepare", "search", "pages search", "train", "export", "evaluate", "pages depths", "register")
 # Where a stage is in its middle: the functions that the signal comes in, the first of them in `make test`.
 MOMENTS = {
-    "ingest": ("storage.sources.fetch", "core.checksums.sha256", "core.files.write_json"),
+    "ingest": ("storage.sources.fetch", "core.files.replacing", "core.files.write_json"),
     "prepare": ("dataset.loading.load_all", "dataset.near_duplicates.find_duplicates", "core.tables.write_rows"),
     "search": (
         "tuning.results.write_tables",

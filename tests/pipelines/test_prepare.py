@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.core.checksums import sha256
 from pipelines.core.params import load_params
 from pipelines.core.tables import read_rows
 from pipelines.dataset.layouts import find_samples
@@ -27,6 +26,7 @@ from unetpp.data.arrow_split import Split
 from unetpp.data.manifest import read_manifest
 from unetpp.data.resized import Resized, resize_sample
 from unetpp.errors import UserError
+from unetpp.files import sha256
 from unetpp.images.decode import decode_image, decode_mask
 
 PARAMS_FILE = Path(__file__).parents[2] / "params.yaml"

@@ -12,7 +12,6 @@ import yaml
 
 from pipelines import predict
 from pipelines import register as stage
-from pipelines.core.checksums import sha256
 from pipelines.core.command import run_command
 from pipelines.core.files import write_json
 from pipelines.registry import mlflow_store, read_back
@@ -26,6 +25,7 @@ from tests.pipelines.registry.family import (
     settings,
 )
 from unetpp.errors import UserError
+from unetpp.files import sha256
 from unetpp.inference.model_file import load_model
 
 ROOT = Path(__file__).parents[2]

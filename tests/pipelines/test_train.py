@@ -5,13 +5,13 @@ import shutil
 
 import pytest
 
-from pipelines.core.checksums import sha256
 from pipelines.core.params import load_params
 from pipelines.train import train
 from pipelines.training.architecture import read_architecture
 from tests.pipelines.training.small import ARGUMENTS
 from unetpp.data.arrow_split import Split, SplitWriter
 from unetpp.errors import UserError
+from unetpp.files import sha256
 
 
 @pytest.mark.parametrize("text", ["widths: []", "widths: [8]", "widths: [8, -1]", "widths: eight", "nothing", ""])

@@ -39,7 +39,7 @@ def from_bytes(content: bytes | None, manifest: bytes | None, name: str) -> dict
             values. `name` is what it calls the checkpoint.
     """
     try:
-        expected = parse_json(manifest or b"", MANIFEST, "it is passed over", ("epoch", "step"))
+        expected = parse_json(manifest or b"", MANIFEST, "it is skipped", ("epoch", "step"))
         del expected["epoch"], expected["step"]
     except UserError as error:
         raise DamagedCheckpointError(f"{name}: torn checkpoint ({error})") from None

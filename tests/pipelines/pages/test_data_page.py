@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from pipelines import prepare as prepare_stage
-from pipelines.core.checksums import sha256
 from pipelines.core.files import write_json
 from pipelines.core.params import load_params
 from pipelines.dataset.fingerprint import comparable, read_fingerprint, write_fingerprint
@@ -23,6 +22,7 @@ from tests.pages import Outline
 from tests.pipelines.dataset.made import make_fingerprint, make_samples
 from unetpp.data.arrow_split import Split, SplitWriter
 from unetpp.data.manifest import Manifest, SplitFacts
+from unetpp.files import sha256
 
 PARAMS = load_params(REPOSITORY / "params.yaml").prepare.model_copy(update={"size": 32})
 HOSTILE = (

@@ -9,12 +9,13 @@ import torch
 import yaml
 
 from pipelines import register as stage
-from pipelines.core.checksums import seal, sha256
+from pipelines.core.checksums import seal
 from pipelines.core.delivery_sections import Register
 from pipelines.core.files import write_json
 from pipelines.registry.run_log import Inputs
 from unetpp.data.arrow_split import SplitWriter
 from unetpp.data.manifest import Manifest, SplitFacts
+from unetpp.files import sha256
 from unetpp.inference.model_file import Trained
 from unetpp.network.model import NestedUNet
 

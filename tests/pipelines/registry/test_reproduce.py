@@ -8,7 +8,6 @@ import torch
 import yaml
 
 from pipelines.cli import build_parser
-from pipelines.core.checksums import sha256
 from pipelines.core.files import write_json
 from pipelines.registry.lineage import Lineage, rows
 from pipelines.registry.reproduce import check_out, compare, stages_to_run
@@ -16,6 +15,7 @@ from pipelines.registry.run_log import read_hashes
 from tests.clones import Clone, git
 from tests.conftest import REPOSITORY
 from unetpp import NestedUNet, UserError
+from unetpp.files import sha256
 from unetpp.inference.model_file import Trained
 
 TINY = {

@@ -15,7 +15,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipelines.core.checksums import sha256
 from pipelines.core.data_sections import S3
 from pipelines.core.params import Params, load_params
 from pipelines.storage.node_cache import fetch, find_file, share
@@ -26,6 +25,7 @@ from tests.waiting import wait_for
 from unetpp.data.arrow_split import Split
 from unetpp.data.manifest import read_manifest
 from unetpp.errors import UserError
+from unetpp.files import sha256
 
 PARAMS = load_params(REPOSITORY / "params.yaml")
 CONTENT = os.urandom(3_000_000)

@@ -15,7 +15,6 @@ from dataclasses import replace
 
 import pytest
 
-from pipelines.core.checksums import sha256
 from pipelines.core.params import load_params
 from pipelines.ingest import ingest
 from pipelines.prepare import prepare
@@ -25,6 +24,7 @@ from tests.pipelines.storage.sources import PAIR, SETS, contents, start_ingest
 from tests.servers import PAGE, Request, s3_error
 from tests.waiting import wait_for
 from unetpp.errors import UserError
+from unetpp.files import sha256
 
 
 def keys(requests: list[Request]) -> list[str]:

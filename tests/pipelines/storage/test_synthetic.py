@@ -6,11 +6,11 @@ import cv2
 import numpy as np
 import pytest
 
-from pipelines.core.checksums import sha256
 from pipelines.core.data_sections import Synthetic
 from pipelines.dataset.loading import find_kind
 from pipelines.storage import synthetic
 from pipelines.storage.synthetic import BORDER_PX, KINDS, LABELS, UNANNOTATED, make_image, make_masks, write_images
+from unetpp.files import sha256
 
 # Images 0, 1, 2 of seed 0 at 64x64, then their masks.
 DIGESTS = ["62da8cef254c", "b633664b490a", "159ad1a6719c", "c74d816d49aa", "4efcf7a7ab1d", "b90c2a73c7d0"]

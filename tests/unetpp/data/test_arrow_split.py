@@ -6,12 +6,12 @@ import pickle
 import numpy as np
 import pytest
 
-from pipelines.core.checksums import sha256
 from unetpp.data import arrow_split
 from unetpp.data.arrow_split import Split, SplitWriter
 from unetpp.data.crops import find_spots
 from unetpp.data.scaling import find_limits, scale
 from unetpp.errors import UserError
+from unetpp.files import sha256
 
 
 def make_rows(num=7):

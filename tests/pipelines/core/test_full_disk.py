@@ -6,7 +6,8 @@ import sqlite3
 import pytest
 
 from pipelines.core.command import run_command
-from pipelines.core.files import check_space, disk_errors, full_disk, replacing
+from pipelines.core.files import replacing
+from pipelines.core.full_disk import check_space, disk_errors, full_disk
 from unetpp.errors import UserError
 
 FULL = {
