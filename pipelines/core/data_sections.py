@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from pipelines.core.section import NonNegativeInt, PositiveInt, Section, Share
 from unetpp.network.masks import MAX_LABELS
@@ -35,10 +35,18 @@ class S3(Section):
         return self
 
 
+class Layout(Section):
+    """Names of images and masks from the root on, without suffixes, with {id} and, for given splits, {split}."""
+
+    images: str
+    masks: str
+
+
 class Ingest(Section):
     kind: Literal["synthetic", "folder", "zip", "tar", "http", "s3"]
     location: str | None
     links_to: tuple[str, ...]
+    layout: Layout | None
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None
     num_workers: Annotated[int, Field(ge=1, le=256)]
     s3: S3
@@ -85,6 +93,7 @@ class Shares(Section):
 class Groups(Section):
     pattern: str | None
     table: str | None
+    sequences: Literal["auto", "none"]
 
     @model_validator(mode="after")
     def _one_way(self):
@@ -108,14 +117,49 @@ class NearDuplicates(Section):
     correlation: Annotated[float, Field(gt=0, le=1)]
 
 
+Side = Annotated[int, Field(ge=16, le=8192)]
+
+
+def _check_size(value):
+    """A side, or height and width, in one sentence where it is neither."""
+    sides = list(value) if isinstance(value, list | tuple) else [value]
+    whole = all(str(one).isdecimal() and 16 <= int(one) <= 8192 and not isinstance(one, bool) for one in sides)
+    if value is None or (whole and len(sides) in (1, 2) and (len(sides) == 2 or not isinstance(value, list | tuple))):
+        return value
+    raise ValueError(f"expected null, a side of 16 to 8192 px, or [height, width], found {value!r}")
+
+
+COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
+
+
+def _check_values(value):
+    """{a value or a colour: a name}, in one sentence where it is not."""
+    if value is None:
+        return None
+    if not isinstance(value, dict) or not value:
+        raise ValueError(f"expected null or {{value: name}}, such as {{0: background, 255: road}}, found {value!r}")
+    for stored, name in value.items():
+        number = isinstance(stored, int) and not isinstance(stored, bool) and 0 <= stored <= 65535
+        if not number and not (isinstance(stored, str) and COLOUR.fullmatch(stored)):
+            raise ValueError(f"expected values of 0 to 65535, or colours such as '#ff0000', found {stored!r}")
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"expected a class, background or ignore for the value {stored!r}, found {name!r}")
+    return value
+
+
 class Prepare(Section):
-    size: Annotated[int, Field(ge=16, le=8192)] | None
-    channels: Literal[1, 3]
+    size: Annotated[Side | tuple[Side, Side] | None, BeforeValidator(_check_size)]
+    fit: Literal["stretch", "pad"]
+    channels: Annotated[int, Field(ge=1, le=16)]
     num_classes: Annotated[int, Field(ge=1, le=255)]
+    split: Annotated[str, Field(min_length=1)]
     shares: Shares
     salt: str
     max_quarantined: Share
     classes: Annotated[tuple[ClassName, ...], Field(min_length=1)] | None
+    background: bool
+    values: Annotated[dict[int | str, str] | None, BeforeValidator(_check_values)]
+    kinds: Annotated[str, Field(min_length=1)]
     pages: Literal["refuse", "slices"]
     no_foreground: Literal["refuse", "allow"]
     max_pixels: PositiveInt

@@ -165,6 +165,7 @@ class Train(Section):
     timeout_s: PositiveInt
     seed: NonNegativeInt
     loader_workers: Annotated[int, Field(ge=0, le=128)]
+    crops_per_image: PositiveInt
     foreground_crops: Share
     class_weights: Annotated[Literal["balanced"] | tuple[float, ...] | None, BeforeValidator(_check_weights)]
     loss: Literal["ce_dice", "focal_dice", "lovasz", "tversky"]
@@ -181,7 +182,7 @@ class Train(Section):
     deterministic: bool
     nonfinite: Literal["stop", "skip"]
     on_oom: Literal["stop", "halve"]
-    init: Literal["search"] | None
+    init: Annotated[str, Field(min_length=1)] | None  # search, models:/..., or the folder of a model
 
     @property
     def min_workers(self) -> int:
@@ -241,7 +242,8 @@ class Train(Section):
 
 
 class Augment(Section):
-    flips: bool
+    flips: Literal["none", "horizontal", "vertical", "all"]
+    quarter_turns: bool
     rotate: Annotated[float, Field(ge=0, le=180)]
     zoom: Annotated[float, Field(ge=1, le=4)]
     brightness: Annotated[float, Field(ge=0, le=1)]
