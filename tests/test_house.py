@@ -23,6 +23,7 @@ LAYERS = (
     {"storage", "evaluation", "served"},
     {"dataset", "training", "cluster"},
     {"tuning", "registry"},
+    {"planning"},
     {"pages"},
     {"stages and commands"},  # a stage never imports a stage; the command line imports all of them, late
 )
