@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
-
 @dataclass(frozen=True)
 class Choice:
     """A value of params.yaml, and why it was taken, in one sentence without a line break."""
@@ -46,6 +45,7 @@ def make_plan(
     Raises:
         UserError: there are no images with masks that any layout fits.
     """
+    del minutes, use_gpu, probe, keep  # the probe and the rules come with the next commits
     plan = Plan()
     plan.params["ingest.location"] = Choice(location, "where the data lie")
     plan.params["register.model_name"] = Choice(name, "named after the project")
