@@ -6,6 +6,7 @@ from pathlib import Path
 import unetpp
 from pipelines.core.command import run_command
 
+STAGES = ("code", "ingest", "prepare", "pages", "search", "train", "export", "evaluate", "register")
 OVERWRITE = "replace files of the same names that are in the way; never what is read"
 
 
@@ -28,6 +29,18 @@ def _export(arguments: argparse.Namespace) -> None:
         arguments.prepared,
         arguments.overwrite,
     )
+
+
+def _init(arguments: argparse.Namespace) -> None:
+    from pipelines.project.init import init
+
+    init(arguments.folder, arguments.data, arguments.name, arguments.minutes)
+
+
+def _stage(arguments: argparse.Namespace) -> None:
+    from pipelines.project.stage import run_stage
+
+    run_stage(arguments.stage, arguments.words)
 
 
 def _doctor(_arguments: argparse.Namespace) -> None:
@@ -122,11 +135,29 @@ def _rollback(arguments: argparse.Namespace) -> None:
     print(rollback(project_uri(), arguments.model, arguments.why))
 
 
+def _minutes(text: str) -> float:
+    if not 0 < (minutes := float(text)) < 1e6:
+        raise argparse.ArgumentTypeError(f"expected minutes above 0, found {text}")
+    return minutes
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = argparse.ArgumentParser(prog="unetpp", description="Train, measure and ship UNet++ segmentation models.")
     parser.add_argument("--version", action="version", version=f"unetpp {unetpp.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    one = commands.add_parser("init", help="make a folder a project for your data, with a plan; then `dvc repro` runs it")
+    one.add_argument("folder", type=Path, help="of the project; what lies there stays as it is")
+    one.add_argument("--data", required=True, help="folder or archive of images and masks, http(s)://..., s3://...")
+    one.add_argument("--name", help="of the project, its model and its experiment (default: the folder's)")
+    one.add_argument("--minutes", type=_minutes, help="that training may take on this machine (default: 30)")
+    one.set_defaults(run=_init)
+
+    one = commands.add_parser("stage", help="run a stage; a project's dvc.yaml calls it")
+    one.add_argument("stage", choices=STAGES)
+    one.add_argument("words", nargs=argparse.REMAINDER, metavar="...", help="its options; --help lists them")
+    one.set_defaults(run=_stage)
 
     one = commands.add_parser("predict", help="write a mask for each image")
     one.add_argument("images", nargs="+", help="image files, folders of them, or patterns such as 'scans/*.png'")

@@ -12,18 +12,14 @@ import boto3
 import pytest
 import yaml
 
-from pipelines.core.code_closure import DECIDE_NOTHING, closure, code_hash
+from pipelines.core import code_closure
+from pipelines.core.code_closure import closure, code_hash
 from pipelines.core.params import load_params
 from pipelines.ingest import ingest
 from tests.clones import Clone
 from tests.conftest import REPOSITORY
 
 STAGES = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
-MODULES = {name: "pipelines.pages.__main__" if name == "pages" else f"pipelines.{name}" for name in STAGES}
-# What these wings do is the very result of these stages.
-DECIDED_HERE = {"ingest": "storage", "register": "registry"}
-# The packages' own files are names and switches against telemetry.
-EXCEPTIONS = {"pipelines/__init__.py", "unetpp/__init__.py", "unetpp/offline.py"}
 
 
 def code_deps(stage: str) -> list[str]:
@@ -32,8 +28,7 @@ def code_deps(stage: str) -> list[str]:
 
 
 def decisive(stage: str) -> set[str]:
-    wings = tuple(wing for wing in DECIDE_NOTHING if wing != DECIDED_HERE.get(stage))
-    return {path.as_posix() for path in closure(MODULES[stage], wings)} - EXCEPTIONS
+    return {path.as_posix() for path in code_closure.decisive(stage)}
 
 
 def is_within(file: str, dep: str) -> bool:
@@ -147,8 +142,8 @@ def test_the_hash_of_the_code_changes_with_what_it_does_and_not_with_what_it_say
         shutil.copytree(REPOSITORY / name, tmp_path / name)
 
     def hashed() -> str:
-        closure.cache_clear()
-        code_hash.cache_clear()
+        for cached in (closure, code_hash, code_closure._deeds):
+            cached.cache_clear()
         return code_hash("pipelines.train")
 
     monkeypatch.setattr(f"{home}.ROOT", tmp_path)
@@ -167,8 +162,8 @@ def test_the_hash_of_the_code_changes_with_what_it_does_and_not_with_what_it_say
         (tmp_path / "unetpp/images/pictures.py").write_text("x = 1\n")  # what prepare writes, and no training run
         assert hashed() == before
     finally:
-        closure.cache_clear()
-        code_hash.cache_clear()
+        for cached in (closure, code_hash, code_closure._deeds):
+            cached.cache_clear()
 
 
 def test_an_override_changes_one_line_of_params(tmp_path):

@@ -1,0 +1,189 @@
+"""`unetpp init`: a folder becomes a project, with a plan for its data. What is there stays as it is.
+
+The file that makes it a project, dvc.yaml, is written last: the same command again completes what was cut.
+"""
+
+import os
+import re
+from pathlib import Path
+
+import yaml
+
+from pipelines.core.files import check_outputs, replacing, scratch
+from pipelines.core.params import Params, load_params
+from pipelines.ingest import ingest
+from pipelines.planning.plan import Plan, make_plan
+from pipelines.project import params_text, repository, said, template
+from pipelines.project.sources import Data, find_data
+from unetpp.errors import UserError
+
+MINUTES = 30.0
+IGNORING = (".gitignore", ".dvcignore")  # to which lines are added
+NAMED = ("register.experiment", "register.model_name")
+
+
+def init(folder: Path, data: str, name: str | None = None, minutes: float | None = None) -> None:
+    """Make `folder` a project for the data, and print what was found, what was chosen and what to do next.
+
+    Args:
+        data: a folder, an archive, an address or s3://bucket/prefix.
+        name: of the project, and of its experiment and model; None is that of the folder.
+        minutes: that stage train may take.
+
+    Raises:
+        UserError: files in the way, a project for other data, or data that no layout fits.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: found a file; expected a folder, or a new name for one")
+    check_in_the_way(folder)
+    where = find_data(data, folder)
+    if (folder / "params.yaml").exists():
+        text, plan = _same(folder, where, name, minutes), None
+    else:
+        name = name or _name_of(folder)
+        text = _first_text(where, name, minutes or MINUTES)
+        checked(text)  # before the data are looked at, which takes longer
+        plan = plan_for(folder, where, name, minutes or MINUTES, text)
+        text = apply(text, plan)
+        checked(text)
+    made = _write(folder, text)
+    if plan is None:
+        print(f"{folder} is a project for these data already; " + (f"made anew: {', '.join(made)}" if made else OK))
+    else:
+        said.plan(plan)
+    said.next_commands(folder, repository.is_committed(folder, "dvc.yaml"))
+
+
+OK = "nothing was changed (`unetpp plan` looks at the data again)"
+
+
+def check_in_the_way(folder: Path) -> None:
+    """Refuse a folder with files of other origin that have names of a project's.
+
+    Raises:
+        UserError: names them.
+    """
+    names = (name for name, _ in template.files("") if name not in IGNORING and not name.startswith(".dvc/"))
+    found = [str(folder / name) for name in names if os.path.lexists(folder / name) and not _is_ours(folder / name)]
+    if found:
+        raise UserError(
+            f"{', '.join(found)}: in the way of what is to be written, and not written by `unetpp init`; nothing was "
+            "done: give another folder, or move them away"
+        )
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        return template.SIGN in path.read_text(encoding="utf-8")[:200]
+    except (OSError, ValueError):
+        return False
+
+
+def _name_of(folder: Path) -> str:
+    """The folder's name as one that MLflow takes."""
+    return re.sub(r"[^\w-]+", "-", folder.resolve().name).strip("-_") or "project"
+
+
+def _first_text(where: Data, name: str, minutes: float) -> str:
+    first = (
+        f"{template.SIGN}: every value of the project. A value that the plan chose has its reason above it, behind\n"
+        f"# `# plan`. Change values here, or for one run with `dvc exp run -S section.key=value`; then `dvc repro`.\n"
+        f"# minutes of training that the plan counted on: {minutes:g}\n\n"
+    )
+    text = params_text.sign(template.shipped("params.yaml"), first)
+    choices = {"ingest.kind": where.kind, "ingest.location": where.location} | dict.fromkeys(NAMED, name)
+    for key, value in choices.items():
+        text = params_text.set_value(text, key, value, "")
+    return text
+
+
+def minutes_of(text: str) -> float:
+    found = re.search(r"^# minutes of training that the plan counted on: ([0-9.e+]+)$", text, re.MULTILINE)
+    return float(found[1]) if found else MINUTES
+
+
+def plan_for(folder: Path, where: Data, name: str, minutes: float, text: str, keep: dict | None = None) -> Plan:
+    """The plan for data that are here, or are brought here first by what stage ingest does."""
+    path = where.folder
+    if path is None:
+        path, cache = folder / "data/raw", folder / "data/cache"
+        check_outputs([path], within=True)
+        print(f"{where.location}: fetched first, into {path}", flush=True)
+        ingest(checked(text).ingest.model_copy(update={"location": _from_here(where, folder)}), path, cache)
+    plan = make_plan(str(path), name, minutes, keep=keep)
+    for key in ("ingest.kind", "ingest.location", *NAMED):  # which are as the user said
+        plan.params.pop(key, None)
+    return plan
+
+
+def _from_here(where: Data, folder: Path) -> str:
+    """The location of an archive as this process finds it."""
+    return str(folder / where.location) if where.kind in ("zip", "tar") else where.location
+
+
+def apply(text: str, plan: Plan) -> str:
+    """params.yaml with the choices of a plan and their reasons."""
+    for key, choice in plan.params.items():
+        text = params_text.set_value(text, key, choice.value, choice.reason)
+    return text
+
+
+def checked(text: str) -> Params:
+    """The params that a text holds.
+
+    Raises:
+        UserError: they are not legal.
+    """
+    with scratch() as place:
+        (place / "params.yaml").write_text(text, encoding="utf-8")
+        try:
+            return load_params(place / "params.yaml")
+        except UserError as error:
+            raise UserError(str(error).replace(f"{place}/", "")) from None
+
+
+def _same(folder: Path, where: Data, name: str | None, minutes: float | None) -> str:
+    """The text of params.yaml of a project that is there, for the same data."""
+    text = (folder / "params.yaml").read_text(encoding="utf-8")
+    values = yaml.safe_load(text)
+    there = Data(values["ingest"]["kind"], values["ingest"]["location"], where.folder)
+    named = values["register"]["model_name"]
+    wanted = f"--data {where.location} --name {name or named} --minutes {minutes or minutes_of(text):g}"
+    found = f"--data {there.location} --name {named} --minutes {minutes_of(text):g}"
+    if there.kind != where.kind or wanted != found:
+        raise UserError(
+            f"{folder} is a project already, with {found}; found {wanted}: change params.yaml there and run "
+            "`unetpp plan`, or give another folder"
+        )
+    return text
+
+
+def _write(folder: Path, params: str) -> list[str]:
+    """Write what is missing; returns what it was."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = []
+    for name in IGNORING:
+        made += [name] * _add_lines(folder / name, dict(template.files(params))[name])
+    made += repository.set_up(folder)
+    for name, text in template.files(params):
+        if name not in IGNORING and not (folder / name).exists():
+            with replacing(folder / name) as partial:
+                partial.write_text(text, encoding="utf-8")
+                if name == template.LAUNCHER:
+                    partial.chmod(0o755)
+            made.append(name)
+    names = [*(name for name, _ in template.files(params)), ".dvc/config", ".dvc/.gitignore"]
+    repository.commit(folder, names, "A project of unetpp's, for its data")
+    return made
+
+
+def _add_lines(path: Path, text: str) -> bool:
+    """Add the lines that a file of patterns lacks; whether there were any."""
+    there = path.read_text(encoding="utf-8") if path.exists() else ""
+    missing = [line for line in text.splitlines() if line not in there.splitlines()]
+    if not missing:
+        return False
+    gap = "" if not there or there.endswith("\n") else "\n"
+    with replacing(path) as partial:
+        partial.write_text(there + gap + "\n".join(missing) + "\n", encoding="utf-8")
+    return True
