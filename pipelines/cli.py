@@ -37,6 +37,12 @@ def _init(arguments: argparse.Namespace) -> None:
     init(arguments.folder, arguments.data, arguments.name, arguments.minutes)
 
 
+def _plan(arguments: argparse.Namespace) -> None:
+    from pipelines.project.renew import renew
+
+    renew(arguments.folder, arguments.minutes, arguments.accept)
+
+
 def _stage(arguments: argparse.Namespace) -> None:
     from pipelines.project.stage import run_stage
 
@@ -147,12 +153,18 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"unetpp {unetpp.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    one = commands.add_parser("init", help="make a folder a project for your data, with a plan; then `dvc repro` runs it")
+    one = commands.add_parser("init", help="make a folder a project for your data; `dvc repro` runs it")
     one.add_argument("folder", type=Path, help="of the project; what lies there stays as it is")
     one.add_argument("--data", required=True, help="folder or archive of images and masks, http(s)://..., s3://...")
     one.add_argument("--name", help="of the project, its model and its experiment (default: the folder's)")
     one.add_argument("--minutes", type=_minutes, help="that training may take on this machine (default: 30)")
     one.set_defaults(run=_init)
+
+    one = commands.add_parser("plan", help="look at a project's data again: what the plan would change, and new keys")
+    one.add_argument("folder", type=Path, nargs="?", default=Path(), help="of the project (default: this one)")
+    one.add_argument("--minutes", type=_minutes, help="that training may take (default: as it was planned)")
+    one.add_argument("--accept", nargs="*", metavar="KEY", help="write it; with keys or sections, these alone")
+    one.set_defaults(run=_plan)
 
     one = commands.add_parser("stage", help="run a stage; a project's dvc.yaml calls it")
     one.add_argument("stage", choices=STAGES)

@@ -26,6 +26,7 @@ LAYERS = (
     {"planning"},
     {"pages"},
     {"stages and commands"},  # a stage never imports a stage; the command line imports all of them, late
+    {"project"},  # a project is planned from what stage ingest brings
 )
 WITHIN_UNETPP = (
     {"errors", "offline"},

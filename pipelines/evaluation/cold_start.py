@@ -34,7 +34,8 @@ def measure_cold_start(files: Mapping[str, Path], ensembles: set[str], size_px: 
     spec = {"models": models, "size_px": size_px, "device": device, "rounds": ROUNDS, "began": time.monotonic()}
     command = [sys.executable, "-m", "pipelines.evaluation.cold_start", json.dumps(spec)]
     root = str(Path(__file__).parents[2])
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    # An empty part of the path would be the folder that it runs in.
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         raise RuntimeError(f"the process that measures the cold start ended with {done.returncode}: {done.stderr}")

@@ -46,7 +46,7 @@ def init(folder: Path, data: str, name: str | None = None, minutes: float | None
         plan = plan_for(folder, where, name, minutes or MINUTES, text)
         text = apply(text, plan)
         checked(text)
-    made = _write(folder, text)
+    made = write(folder, text)
     if plan is None:
         print(f"{folder} is a project for these data already; " + (f"made anew: {', '.join(made)}" if made else OK))
     else:
@@ -158,7 +158,7 @@ def _same(folder: Path, where: Data, name: str | None, minutes: float | None) ->
     return text
 
 
-def _write(folder: Path, params: str) -> list[str]:
+def write(folder: Path, params: str) -> list[str]:
     """Write what is missing; returns what it was."""
     folder.mkdir(parents=True, exist_ok=True)
     made = []

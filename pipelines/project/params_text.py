@@ -39,8 +39,8 @@ def entries(text: str) -> dict[str, Entry]:
         raise UserError(f"params.yaml: not YAML ({' '.join(str(error).split())}); mend it by hand") from None
     if not isinstance(root, yaml.MappingNode) or root.flow_style:
         raise UserError("params.yaml: expected sections, such as train, with keys below them")
-    values, found = yaml.safe_load(text), {}
-    _gather(root, values, "", found)
+    found: dict[str, Entry] = {}
+    _gather(root, yaml.safe_load(text) or {}, "", found)
     return found
 
 

@@ -16,14 +16,14 @@ WIDTH = 79
 
 def plan(found: Plan) -> None:
     """What was found, what was chosen and why, what to confirm, and what a run will take."""
-    _lines("found", found.found)
+    lines("found", found.found)
     if found.params:
         print("\nchosen (params.yaml has all values)")
         for key, choice in found.params.items():
             entry(f"{key}: {shown(choice.value)}", choice.reason)
-    _lines("please look at", found.asked)
+    lines("please look at", found.asked)
     if found.cost:
-        _lines("a run will take", [found.cost])
+        lines("a run will take", [found.cost])
 
 
 def entry(head: str, reason: str) -> None:
@@ -40,10 +40,10 @@ def shown(value: Any) -> str:
     return redacted(written(value)) or "null"
 
 
-def _lines(title: str, lines: list[str]) -> None:
-    if lines:
+def lines(title: str, what: list[str]) -> None:
+    if what:
         print(f"\n{title}")
-        for line in lines:
+        for line in what:
             print(textwrap.fill(redacted(line), WIDTH, initial_indent="  ", subsequent_indent="    "))
 
 

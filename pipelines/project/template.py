@@ -59,7 +59,8 @@ def pipeline() -> str:
     yaml.dump(found, text)
     body = text.getvalue()
     body = body[body.index("stages:") :].replace("\n  ingest:", "\n\n  ingest:", 1)
-    return f"{signature(body)}\n#   dvc repro          run what is out of date\n#   dvc dag            the picture\n\n{body}"
+    hints = "#   dvc repro          run what is out of date\n#   dvc dag            the picture"
+    return f"{signature(body)}\n{hints}\n\n{body}"
 
 
 def signature(body: str) -> str:
