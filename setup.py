@@ -1,4 +1,4 @@
-"""What the wheel holds beside the packages: the files of the repository's root of which `unetpp init` makes projects."""
+"""What the wheel holds beside the packages: files of the repository from which `unetpp init` makes projects."""
 
 import shutil
 from pathlib import Path

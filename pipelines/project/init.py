@@ -51,7 +51,7 @@ def init(folder: Path, data: str, name: str | None = None, minutes: float | None
         print(f"{folder} is a project for these data already; " + (f"made anew: {', '.join(made)}" if made else OK))
     else:
         said.plan(plan)
-    said.next_commands(folder, repository.is_committed(folder, "dvc.yaml"))
+    said.next_commands(folder, repository.lacking(folder))
 
 
 OK = "nothing was changed (`unetpp plan` looks at the data again)"
@@ -173,7 +173,7 @@ def write(folder: Path, params: str) -> list[str]:
                     partial.chmod(0o755)
             made.append(name)
     names = [*(name for name, _ in template.files(params)), ".dvc/config", ".dvc/.gitignore"]
-    repository.commit(folder, names, "A project of unetpp's, for its data")
+    repository.commit(folder, names)
     return made
 
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Written by `unetpp init`: runs the `unetpp` of the environment whose dvc called it, active or not; else that on PATH.
+# Written by unetpp init; runs the unetpp of the environment whose dvc called it, active or not; else that on PATH.
 process=$PPID
 while [ "${process:-0}" -gt 1 ]; do
     if [ -r "/proc/$process/cmdline" ]; then

@@ -40,13 +40,13 @@ def entries(text: str) -> dict[str, Entry]:
     if not isinstance(root, yaml.MappingNode) or root.flow_style:
         raise UserError("params.yaml: expected sections, such as train, with keys below them")
     found: dict[str, Entry] = {}
-    _gather(root, yaml.safe_load(text) or {}, "", found)
+    _gather(root, yaml.safe_load(text), "", found)
     return found
 
 
-def _gather(node: yaml.MappingNode, values: dict, prefix: str, found: dict[str, Entry]) -> None:
+def _gather(node: yaml.MappingNode, values: Any, prefix: str, found: dict[str, Entry]) -> None:
     for key, value in node.value:
-        name, inner = f"{prefix}{key.value}", values.get(key.value)
+        name, inner = f"{prefix}{key.value}", values[key.value]
         is_block = isinstance(value, yaml.MappingNode) and not value.flow_style
         line, column = _end(value)
         on_line = not (isinstance(value, yaml.CollectionNode) and not value.flow_style) and value.end_mark.line == line

@@ -32,19 +32,27 @@ def set_up(folder: Path) -> list[str]:
     return made
 
 
-def commit(folder: Path, names: Iterable[str], message: str) -> bool:
-    """The first commit of a repository that has none; False where it has, or git knows nobody who could make one."""
-    if _top(folder) != folder.resolve() or not _git(folder, "rev-parse", "--verify", "HEAD").returncode:
-        return False
-    if _git(folder, "-c", "user.useConfigOnly=true", "var", "GIT_COMMITTER_IDENT").returncode:
-        return False
-    paths = [name for name in names if (folder / name).exists()]
-    _done(_git(folder, "add", "--", *paths))
-    return not _git(folder, "commit", "--quiet", "--message", message, "--", *paths).returncode
+def commit(folder: Path, names: Iterable[str]) -> None:
+    """The first commit of a repository that has none, where git knows who makes it."""
+    if _top(folder) == folder.resolve() and not _has_commit(folder) and _knows_user(folder):
+        paths = [name for name in names if (folder / name).exists()]
+        _done(_git(folder, "add", "--", *paths))
+        _git(folder, "commit", "--quiet", "--message", "A project by unetpp init", "--", *paths)
 
 
-def is_committed(folder: Path, name: str) -> bool:
-    return not _git(folder, "cat-file", "-e", f"HEAD:./{name}").returncode
+def lacking(folder: Path) -> list[str]:
+    """The commands without which `dvc exp run` refuses to run: it keeps experiments as commits beside one of yours."""
+    user = [] if _knows_user(folder) else ["git config user.name NAME", "git config user.email ADDRESS"]
+    committed = _has_commit(folder) and not _git(folder, "cat-file", "-e", "HEAD:./dvc.yaml").returncode
+    return user + ([] if committed else ["git add .", "git commit -m project"])
+
+
+def _has_commit(folder: Path) -> bool:
+    return not _git(folder, "rev-parse", "--quiet", "--verify", "HEAD").returncode
+
+
+def _knows_user(folder: Path) -> bool:
+    return not _git(folder, "-c", "user.useConfigOnly=true", "var", "GIT_COMMITTER_IDENT").returncode
 
 
 def _top(folder: Path) -> Path:

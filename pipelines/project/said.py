@@ -47,11 +47,11 @@ def lines(title: str, what: list[str]) -> None:
             print(textwrap.fill(redacted(line), WIDTH, initial_indent="  ", subsequent_indent="    "))
 
 
-def next_commands(folder: Path, committed: bool) -> None:
+def next_commands(folder: Path, lacking: list[str]) -> None:
     """The commands that follow, as this shell finds them."""
     bin = Path(sys.executable).parent
     beside = "" if shutil.which("dvc") == str(bin / "dvc") else f"{shlex.quote(str(bin))}/"
     enter = "" if folder.resolve() == Path.cwd() else f"cd {shlex.quote(str(folder))} && "
     print(f"\nnext\n  {enter}{beside}dvc repro\n  {beside}unetpp report")
-    if not committed:
-        print("\n`dvc exp run` also needs what was written here committed: git add . && git commit")
+    if lacking:
+        print(f"\nfor experiments (`dvc exp run`), once\n  {enter}{' && '.join(lacking)}")
