@@ -97,6 +97,10 @@ def _images(samples: Samples) -> dict:
     return {
         "num_sizes": len(np.unique(np.stack([height, width]), axis=1).T),
         "side_px": _spread(sides),  # of the square of the same area
+        "height_px": _spread(height),
+        "width_px": _spread(width),
+        "shape": _spread(height / width),
+        "channels": int(max(samples["channels"], default=3)),
         "shorter_px": _spread(np.minimum(height, width)),
         "aspect": _spread(aspects),
         "grey": int(samples["grey"].sum()),
@@ -142,6 +146,8 @@ def _objects(samples: Samples) -> dict:
         # A single object is one however it is told.
         "counted_by": dict(sorted(Counter(samples["objects_by"][samples["num_objects"] > 1]).items())),
         "per_image": _spread(samples["num_objects"]),
+        # Of the classes, the median over images that have any; a set of semantic classes has no objects to speak of.
+        "width_px": rounded(np.median(wide)) if len(wide := samples["width_px"][samples["width_px"] > 0]) else 0.0,
         "shrunk": rounded(np.median(samples["scale"])) if len(samples["scale"]) else 1.0,
     }
     for name, column in (("stored", "sizes"), ("prepared", "prepared_sizes")):

@@ -57,6 +57,7 @@ def make_samples(
                 "object_px_min": diameters.min(initial=1000) if len(areas) else 0,
                 "object_px_median": np.median(diameters) if len(areas) else 0,
                 "object_px_max": diameters.max(initial=0),
+                "width_px": float(np.average(diameters, weights=areas)) if len(areas) else 0.0,
                 "scale": scale,
                 "sizes": join(count_sizes(diameters)),
                 "prepared_sizes": join(count_sizes(diameters * scale)),
