@@ -16,7 +16,7 @@ from pipelines.core.params import load_params
 from pipelines.core.tables import write_rows
 from pipelines.dataset.fingerprint import comparable, read_fingerprint, write_fingerprint
 from pipelines.dataset.groups import find_groups
-from pipelines.dataset.layouts import Problem, Sample, find_samples
+from pipelines.dataset.layouts import Problem, Sample, find_samples, read_layout
 from pipelines.dataset.loading import load_all, load_full
 from pipelines.dataset.mask_files import check_ignore, limits_of
 from pipelines.dataset.near_duplicates import Looks, find_duplicates
@@ -55,7 +55,9 @@ def prepare(params: Prepare, raw: Path, out: Path) -> Manifest:
     if not (raw / "manifest.json").is_file():
         raise UserError(f"{raw}: found no manifest.json; expected what stage ingest writes: run `dvc repro ingest`")
     limits = limits_of(params)
-    samples, problems = find_samples(raw, params.num_classes, params.classes, params.pages, limits, params.multilabel)
+    samples, problems = find_samples(
+        raw, params.num_classes, params.classes, params.pages, limits, params.multilabel, read_layout(raw)
+    )
     check_ignore(samples, params.ignore)
     groups, volumes = find_groups(samples, params.groups), _same_volume(samples)
     with replacing(out) as partial:

@@ -41,6 +41,19 @@ class Layout(Section):
     images: str
     masks: str
 
+    @model_validator(mode="after")
+    def _has_ids(self):
+        for what, template in (("images", self.images), ("masks", self.masks)):
+            names = re.findall(r"\{([^}]*)\}", template)
+            if names.count("id") != 1 or set(names) - {"id", "split"}:
+                raise ValueError(
+                    f"{what} must have {{id}} once, and {{split}} where folders or names say train, val and test, such "
+                    f"as '{{split}}/{what}/{{id}}', found {template!r}"
+                )
+        if ("{split}" in self.images) != ("{split}" in self.masks):
+            raise ValueError("expected {split} in both of images and masks, or in neither")
+        return self
+
 
 class Ingest(Section):
     kind: Literal["synthetic", "folder", "zip", "tar", "http", "s3"]

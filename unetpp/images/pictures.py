@@ -13,15 +13,21 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import BmpImagePlugin, Image, JpegImagePlugin, PngImagePlugin
+from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from unetpp.errors import FileError
 from unetpp.images import tiff_pages
 
-SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
-EXPECTED = "expected a whole PNG, TIFF, JPEG or BMP file"
+SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".webp", ".gif")
+EXPECTED = "expected a whole PNG, TIFF, JPEG, BMP, WEBP or GIF file"
 ORIENTATION = 274  # the tag of EXIF
-OPENERS = (PngImagePlugin.PngImageFile, JpegImagePlugin.jpeg_factory, BmpImagePlugin.BmpImageFile)
+OPENERS = (
+    PngImagePlugin.PngImageFile,
+    JpegImagePlugin.jpeg_factory,
+    BmpImagePlugin.BmpImageFile,
+    WebPImagePlugin.WebPImageFile,
+    GifImagePlugin.GifImageFile,
+)
 COLOURS = ("L", "LA", "RGB", "RGBA")  # by their number
 
 
@@ -36,7 +42,7 @@ class Limits:
 class Header(NamedTuple):
     """What a picture file says of itself."""
 
-    format: str  # PNG, TIFF, JPEG, MPO, BMP
+    format: str  # PNG, TIFF, JPEG, MPO, BMP, WEBP, GIF
     mode: str  # in Pillow's words, or the type of the numbers where it is no unsigned one of 8 or 16 bits
     bits: int  # of a channel
     channels: int
@@ -103,7 +109,8 @@ def _read_other(path: Path, number: int | None, limits: Limits) -> Picture:
     with path.open("rb") as file:
         image = _open(path, file)  # its header alone
         _check_pixels(path, *image.size, limits)
-        _check_pages(path, getattr(image, "n_frames", 1) if image.format == "PNG" else 1, number, "")
+        moving = image.format in ("PNG", "WEBP", "GIF")  # an MPO's second picture is a preview
+        _check_pages(path, getattr(image, "n_frames", 1) if moving else 1, number, "")
         image.verify()  # the checksums of a PNG, which loading passes over
         image = _open(path, file)
         _check_upright(path, image.getexif().get(ORIENTATION, 1))
@@ -128,7 +135,7 @@ def _read_other(path: Path, number: int | None, limits: Limits) -> Picture:
     elif bits < 8:
         pixels = pixels // (255 // (2**bits - 1))  # Pillow stretches grey of 2 and 4 bits to 0 ... 255
     pixels = pixels.reshape(*pixels.shape[:2], -1)
-    return Picture(path, header, pixels, palette, lossy=header.format in ("JPEG", "MPO"))
+    return Picture(path, header, pixels, palette, lossy=_is_lossy(header.format, file))
 
 
 def _read_tiff(path: Path, number: int | None, limits: Limits) -> Picture:
@@ -159,6 +166,12 @@ def _open(path: Path, file: BinaryIO) -> Image.Image:
             return opener(_rewound(file))
     found = f"found no image but a file that begins with {_rewound(file).read(16)!r}; {EXPECTED}"
     raise FileError(path, found, "save it as one or remove it")
+
+
+def _is_lossy(format: str, file: BinaryIO) -> bool:
+    if format == "WEBP":  # one that keeps all values has a chunk of this name in place of VP8
+        return b"VP8L" not in _rewound(file).read()
+    return format in ("JPEG", "MPO")
 
 
 def _png_bits(file: BinaryIO) -> int:
