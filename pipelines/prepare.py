@@ -28,6 +28,7 @@ from unetpp.data.arrow_split import SplitWriter
 from unetpp.data.manifest import Manifest, SplitFacts
 from unetpp.errors import UserError
 from unetpp.files import sha256
+from unetpp.images.frame import as_size
 
 # A group of near-duplicates with so many images, and such a share of all, is told.
 LARGE_GROUP, LARGE_SHARE = 10, 0.1
@@ -80,7 +81,8 @@ def prepare(params: Prepare, raw: Path, out: Path) -> Manifest:
             [(seen[one].id, seen[other].id, why) for (one, other), why in alike if {one, other} <= seen.keys()],
         )
         manifest = Manifest(
-            size=params.size,
+            size=as_size(params.size),
+            fit=params.fit,
             channels=params.channels,
             num_classes=params.num_classes,
             multilabel=params.multilabel,

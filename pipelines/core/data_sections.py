@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from pipelines.core.section import NonNegativeInt, PositiveInt, Section, Share
+from unetpp.images.frame import Frame, as_size
 from unetpp.network.masks import MAX_LABELS
 
 # Of a folder's name or a category; background needs none. Predicted labels are written to folders of these names.
@@ -185,6 +186,21 @@ class Prepare(Section):
     multilabel: bool
     ignore: Annotated[int, Field(ge=1, le=65535)] | None
     mask_threshold: Annotated[int, Field(ge=1, le=65535)] | None
+
+    @property
+    def frame(self) -> Frame | None:
+        """What whole images are brought to, if to anything."""
+        size = as_size(self.size)
+        return Frame(size, self.fit) if size else None
+
+    @model_validator(mode="after")
+    def _padded_to_a_size(self):
+        if self.fit == "pad" and self.size is None:
+            raise ValueError(
+                "prepare.fit is pad, and prepare.size is null, so that images keep their own size: set prepare.size to "
+                "[height, width], or prepare.fit to stretch"
+            )
+        return self
 
     @model_validator(mode="after")
     def _classes_counted(self):

@@ -19,6 +19,7 @@ from pipelines.dataset.split_drift import measure_balance
 from pipelines.dataset.splits import SPLITS
 from pipelines.dataset.suggestions import advise
 from unetpp.data.manifest import Manifest, read_manifest
+from unetpp.images.frame import plain
 
 SHOWN = 8  # rows of a table; what is rarer is one row together
 LISTED = 10  # ids named as examples
@@ -39,7 +40,8 @@ def summarise(samples: Samples, manifest: Manifest, duplicates: list[dict], quar
     within = {split: samples["split"] == split for split in SPLITS}
     within["all"] = np.ones(len(samples["id"]), bool)
     return {
-        "prepared": {key: getattr(manifest, key) for key in ("size", "channels", "num_classes", "multilabel")},
+        "prepared": {"size": plain(manifest.size)}
+        | {key: getattr(manifest, key) for key in ("channels", "num_classes", "multilabel")},
         "splits": {name: _sums(samples, where) for name, where in within.items()},
         "counts": _counts(samples, within),
         "images": _images(samples),

@@ -62,7 +62,7 @@ def describe(
 
     Args:
         header: of the image's file.
-        image: (H, W, 3) as decoded, before any resizing.
+        image: (H, W, C) as decoded, before any resizing.
         labels: the mask, at the size of the image.
         prepared: the mask as it is prepared, which may be smaller.
         multilabel: masks hold bits of labels (unetpp.network.masks).

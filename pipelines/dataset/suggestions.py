@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from pipelines.dataset.object_sizes import share_smaller
+from unetpp.images.frame import as_size, say_size
 from unetpp.network.model import MAX_DEPTH, NestedUNet
 from unetpp.network.profiling import estimate_training_mib
 
@@ -80,8 +81,9 @@ def crop_px(images: dict, stored: dict) -> int:
 
 
 def seen_px(fingerprint: dict) -> int:
-    """Side of what the network is trained on: prepare.size, or the crop that is suggested."""
-    return fingerprint["prepared"]["size"] or crop_px(fingerprint["images"], fingerprint["objects"]["stored"])
+    """The shorter side of what the network is trained on: prepare.size, or the crop that is suggested."""
+    size = as_size(fingerprint["prepared"]["size"])
+    return min(size) if size else crop_px(fingerprint["images"], fingerprint["objects"]["stored"])
 
 
 def advise(fingerprint: dict) -> dict:
@@ -120,9 +122,9 @@ def _size(fingerprint: dict) -> list[Suggestion]:
     if size is None:
         return [Suggestion("Crop", (f"train.crop_px={crop}",), f"The images keep their own size, and {in_crop}.")]
     if unlike or sides["max"] > LARGE_PX:
-        why = f"{size} x {size} px shows their objects {1 / objects['shrunk']:.1f} times smaller"
+        why = f"{say_size(size)} px shows their objects {1 / objects['shrunk']:.1f} times smaller"
         if unlike:
-            why = f"resizing all to {size} x {size} px makes an object's size depend on the shape of its image"
+            why = f"resizing all to {say_size(size)} px makes an object's size depend on the shape of its image"
         changes = ("prepare.size=null", f"train.crop_px={crop}")
         return [Suggestion("Size", changes, f"Images have {many}, and {why}; {in_crop}.")]
     if own == size:

@@ -78,7 +78,7 @@ def probe(spec: TrainSpec, clock: Callable[[], float] = time.perf_counter) -> Pr
         seen = min(len(setup.val_split), size)
         began = clock()
         images = plain_batches(setup.val_split, range(seen), size)
-        validate(Segmenter(setup.network), images, setup.dtype, None, spec.train.loss)
+        validate(Segmenter(setup.network, canvas=setup.canvas), images, setup.dtype, None, spec.train.loss)
         image_s = (clock() - began) / seen
     finally:
         batches.close()
@@ -104,7 +104,7 @@ def estimate(space: Space, spec: TrainSpec, costs: Costs, at_once: int, run: Cal
         share = (work(one) - low) / (high - low) if high > low else 1.0
         step_s = least.step_s + share * (most.step_s - least.step_s)
         image_s = least.image_s + share * (most.image_s - least.image_s)
-        steps = max(1, num_train // one.params.train.batch_size)
+        steps = max(1, num_train * one.params.train.crops_per_image // one.params.train.batch_size)
         total += steps * step_s + num_val * image_s / space.params.search.num_workers
     total *= space.params.search.epochs / at_once
     return Estimate(len(space.candidates), at_once, total, max(least.memory_mib, most.memory_mib))

@@ -54,10 +54,15 @@ class Picture:
 
     path: Path
     header: Header
-    pixels: np.ndarray  # (H, W, C) of the type that the file has, with alpha last where C is 2 or 4
+    pixels: np.ndarray  # (H, W, C) of the type that the file has
     palette: np.ndarray | None = None  # (N, 3) uint8, of which the pixels are indices
     lossy: bool = False
     white_is_zero: bool = False  # a tag of TIFF
+    alpha: bool = False  # the last of the C is transparency, which is no channel
+
+    @property
+    def num_channels(self) -> int:
+        return self.pixels.shape[2] - self.alpha
 
 
 def count_pages(path: str | Path, limits: Limits) -> int:
@@ -135,18 +140,30 @@ def _read_other(path: Path, number: int | None, limits: Limits) -> Picture:
     elif bits < 8:
         pixels = pixels // (255 // (2**bits - 1))  # Pillow stretches grey of 2 and 4 bits to 0 ... 255
     pixels = pixels.reshape(*pixels.shape[:2], -1)
-    return Picture(path, header, pixels, palette, lossy=_is_lossy(header.format, file))
+    alpha = pixels.shape[2] in (2, 4)
+    return Picture(path, header, pixels, palette, lossy=_is_lossy(header.format, file), alpha=alpha)
 
 
 def _read_tiff(path: Path, number: int | None, limits: Limits) -> Picture:
     with tiff_pages.opened(path) as tif:
-        _check_pages(path, tiff_pages.count(path, tif), number, ", or set prepare.pages to slices")
-        page = tif.pages.get((number or 1) - 1).aspage()
-        _check_pixels(path, page.imagewidth, page.imagelength, limits)
-        _check_upright(path, tiff_pages.orientation(page))
-        tiff_pages.check_known(path, page, limits.max_pixels)
-        pixels, palette = tiff_pages.decode(path, page)
-        kind = COLOURS[pixels.shape[2] - 1] if pixels.dtype in (np.uint8, np.uint16) else pixels.dtype.name
+        chosen, num_pages = [(number or 1) - 1], tiff_pages.count(path, tif)
+        if number is None and tiff_pages.are_channels(tif, num_pages):
+            chosen = list(range(num_pages))
+        else:
+            _check_pages(path, num_pages, number, ", or set prepare.pages to slices")
+        pages = [tif.pages.get(one).aspage() for one in chosen]
+        for page in pages:
+            _check_pixels(path, page.imagewidth, page.imagelength, limits)
+            _check_upright(path, tiff_pages.orientation(page))
+            tiff_pages.check_known(path, page, limits.max_pixels)
+        page, (pixels, palette) = pages[0], tiff_pages.decode(path, pages[0])
+        if len(pages) > 1:
+            pixels = np.concatenate([pixels, *(tiff_pages.decode(path, one)[0] for one in pages[1:])], axis=2)
+        alpha = len(pages) == 1 and tiff_pages.alpha(page) > 0
+        kind = pixels.dtype.name
+        if pixels.dtype in (np.uint8, np.uint16):
+            is_colour = pixels.shape[2] - alpha in (1, 3)
+            kind = COLOURS[pixels.shape[2] - 1] if is_colour else f"{pixels.shape[2]} channels"
         return Picture(
             path,
             Header("TIFF", kind if palette is None else "P", page.bitspersample, pixels.shape[2]),
@@ -154,6 +171,7 @@ def _read_tiff(path: Path, number: int | None, limits: Limits) -> Picture:
             palette,
             lossy=page.compression == tiff_pages.JPEG,
             white_is_zero=tiff_pages.photometric(page) == tiff_pages.WHITE_IS_ZERO,
+            alpha=alpha,
         )
 
 
