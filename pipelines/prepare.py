@@ -24,6 +24,7 @@ from pipelines.dataset.sample_buffer import Spool
 from pipelines.dataset.sample_stats import Facts, check_foreground, write_samples
 from pipelines.dataset.split_balance import Balance, propose_salt
 from pipelines.dataset.splits import SPLITS, Place, check_apart, join, place
+from pipelines.planning.advice import advise
 from unetpp.data.arrow_split import SplitWriter
 from unetpp.data.manifest import Manifest, SplitFacts
 from unetpp.errors import UserError
@@ -98,7 +99,7 @@ def prepare(params: Prepare, raw: Path, out: Path) -> Manifest:
             class_pixels=train.class_pixels,
         )
         manifest.write(partial)
-        write_fingerprint(partial)
+        write_fingerprint(partial, advise)
     return manifest
 
 

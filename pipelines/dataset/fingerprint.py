@@ -5,6 +5,7 @@ A function of samples.csv and of what lies beside it. Each sum over all samples 
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 
@@ -17,7 +18,6 @@ from pipelines.dataset.object_sizes import add_up, share_smaller, size_quantile_
 from pipelines.dataset.sample_stats import Samples, read_samples, rounded
 from pipelines.dataset.split_drift import measure_balance
 from pipelines.dataset.splits import SPLITS
-from pipelines.dataset.suggestions import advise
 from unetpp.data.manifest import Manifest, read_manifest
 from unetpp.images.frame import plain
 
@@ -41,7 +41,7 @@ def summarise(samples: Samples, manifest: Manifest, duplicates: list[dict], quar
     within["all"] = np.ones(len(samples["id"]), bool)
     return {
         "prepared": {"size": plain(manifest.size)}
-        | {key: getattr(manifest, key) for key in ("channels", "num_classes", "multilabel")},
+        | {key: getattr(manifest, key) for key in ("fit", "channels", "num_classes", "multilabel")},
         "splits": {name: _sums(samples, where) for name, where in within.items()},
         "counts": _counts(samples, within),
         "images": _images(samples),
@@ -261,8 +261,8 @@ def _quarantine(rows: list[dict]) -> dict:
     return {"num_files": len(rows), "num_samples": len({row["id"] for row in rows}), "reasons": reasons[: 2 * SHOWN]}
 
 
-def write_fingerprint(prepared: Path) -> None:
-    """fingerprint.json beside the tables of a prepared folder that it is made of."""
+def write_fingerprint(prepared: Path, advise: Callable[[dict], dict]) -> None:
+    """fingerprint.json beside the tables of a prepared folder that it is made of, with the advice to it."""
     fingerprint = summarise(
         read_samples(prepared / "samples.csv"),
         read_manifest(prepared),

@@ -120,12 +120,7 @@ def _class_folders(root: Path, layout: Layout, files: Found, classes: tuple[str,
                 f"{in_masks}: {', '.join(classes)}: correct prepare.classes, or move what is no class"
             )
         return classes
-    # Folders that hold masks of images which lie outside any such folder can only be classes.
-    likely = {
-        name.parts[0]
-        for name in masks
-        if len(name.parts) > 1 and name.parts[0] not in shared and "/".join(name.parts[1:]) in images
-    }
+    likely = find_class_folders(files)
     if likely:
         listed = ", ".join(sorted(likely))
         raise UserError(
@@ -135,6 +130,13 @@ def _class_folders(root: Path, layout: Layout, files: Found, classes: tuple[str,
             "they lie over each other)"
         )
     return ()
+
+
+def find_class_folders(files: Found) -> set[str]:
+    """Folders that hold masks of images which lie outside any such folder: they can only be classes."""
+    shared = {id.split("/")[0] for id in files.images if "/" in id}
+    parts = [id.partition("/") for id in files.masks]
+    return {head for head, _, rest in parts if rest and head not in shared and rest in files.images}
 
 
 def _folder(template: str) -> str:

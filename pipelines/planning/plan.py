@@ -46,8 +46,8 @@ def make_plan(
     plan, root = Plan(), Path(location).expanduser()
     plan.choose("ingest.kind", "folder", "a folder of this machine")
     plan.choose("ingest.location", location, "where the data lie")
-    with laid_out(root, [Path(one).expanduser() for one in base.ingest.links_to], plan) as (raw, sizes):
-        found = survey(raw, root, [str(one) for one in sizes], base, plan)
+    with laid_out(root, base.ingest, plan) as (raw, layout, names):
+        found = survey(raw, layout, root, names, base, plan)
         _describe(found, plan)
         _choose_kinds(found, plan)
         machine, kept = find_machine(use_gpu), dict(keep or {})

@@ -11,9 +11,10 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from pipelines.core.data_sections import Ingest
 from pipelines.core.params import Params, override
 from pipelines.dataset.fingerprint import summarise
-from pipelines.dataset.layouts import Problem, Sample, find_samples
+from pipelines.dataset.layouts import Problem, Sample, find_class_folders, find_samples
 from pipelines.dataset.loading import load_sample
 from pipelines.dataset.mask_files import limits_of
 from pipelines.dataset.sample_stats import TEXT, Facts
@@ -25,7 +26,8 @@ from pipelines.planning.mask_facts import add_up
 from pipelines.planning.meaning import read_meaning
 from pipelines.planning.orientation import Orientation, find_orientation, look_at
 from pipelines.storage.folder_walk import walk
-from pipelines.storage.layout_names import check_names, choose
+from pipelines.storage.layout_names import choose, list_names
+from pipelines.storage.templates import Layout, find_files
 from unetpp.data.manifest import Manifest
 from unetpp.errors import FileError
 from unetpp.images.pictures import count_pages
@@ -51,15 +53,19 @@ class Survey:
 
 
 @contextmanager
-def laid_out(root: Path, links_to: Sequence[Path], plan: Plan) -> Iterator[tuple[Path, dict[PurePosixPath, int]]]:
-    """A folder of links to the files of a set as stage ingest would write them, and the names of all files there."""
+def laid_out(root: Path, params: Ingest, plan: Plan) -> Iterator[tuple[Path, Layout, list[str]]]:
+    """A folder of links to the files of a set as stage ingest would write them, its layout, and all names at `root`."""
+    links_to = [Path(one).expanduser() for one in params.links_to]
+    given = Layout("pairs", **params.layout.model_dump()) if params.layout else None
     sizes, problems = walk(root, "move that into the folder, or name it in ingest.links_to: [{}]", links_to)
     if problems:
         raise problems[0]
     told = io.StringIO()
     with redirect_stdout(told):
-        kept = choose(sizes, str(root))
-    plan.found += [line for line in told.getvalue().splitlines() if line]
+        layout, kept = choose(sizes, str(root), given)
+    plan.found += [line.removeprefix("ingest: ") for line in told.getvalue().splitlines() if line]
+    if layout.kind == "pairs" and layout != Layout("pairs"):
+        plan.found.append(f"images are {layout.images} and masks {layout.masks}, each with its suffix")
     with TemporaryDirectory(prefix="unetpp-survey-") as folder:
         made = set()
         for name, original in kept.items():
@@ -68,10 +74,10 @@ def laid_out(root: Path, links_to: Sequence[Path], plan: Plan) -> Iterator[tuple
                 target.parent.mkdir(parents=True, exist_ok=True)
                 made.add(target.parent)
             target.symlink_to(root.absolute() / original)
-        yield Path(folder), sizes
+        yield Path(folder), layout, [str(name) for name in sizes]
 
 
-def survey(raw: Path, root: Path, names: Sequence[str], base: Params, plan: Plan) -> Survey:
+def survey(raw: Path, layout: Layout, root: Path, names: Sequence[str], base: Params, plan: Plan) -> Survey:
     """Look at the set in the folder `raw`, as stage ingest writes it, and choose what prepare needs to read it.
 
     Args:
@@ -81,7 +87,7 @@ def survey(raw: Path, root: Path, names: Sequence[str], base: Params, plan: Plan
     Raises:
         UserError: no images with masks.
     """
-    samples = _find(raw, base, plan)
+    samples = _find(raw, layout, base, plan)
     files = [sample for sample in samples if len(sample.masks) == 1 and sample.classes is None]
     if files:
         masks = [(sample.masks[0], sample.page) for sample in _spread(files, MOST_MASKS)]
@@ -109,14 +115,13 @@ def _within(masks: list[tuple[Path, int | None]]) -> list[tuple[Path, int | None
     return _spread(masks, max(20, min(len(masks), int(MOST_PX / mean / 2))))
 
 
-def _find(raw: Path, base: Params, plan: Plan) -> list[Sample]:
+def _find(raw: Path, layout: Layout, base: Params, plan: Plan) -> list[Sample]:
     """All samples; classes that folders or annotations name, and volumes, go into the plan."""
-    names = sorted(PurePosixPath(path.relative_to(raw).as_posix()) for path in raw.rglob("*") if not path.is_dir())
-    layout = check_names(names, str(raw))
+    names = list_names(raw)
     limits = limits_of(base.prepare)
-    if layout == "coco":
+    if layout.kind == "coco":
         _choose_categories(raw, names, plan)
-    elif folders := _class_folders(names):
+    elif layout.kind == "pairs" and (folders := sorted(find_class_folders(find_files(names, layout)))):
         listed = ", ".join(folders)
         plan.found.append(f"masks lie in a folder for each of {len(folders)} classes: {listed}")
         if len(folders) > 1:
@@ -138,24 +143,13 @@ def _find(raw: Path, base: Params, plan: Plan) -> list[Sample]:
         plan.found.append(f"files are volumes of up to {pages} pages and more: each page is a sample")
         plan.choose("prepare.pages", "slices", "TIFFs have several pages: slices of a volume, which stay together")
     params = override(base, plan.values).prepare
-    samples, problems = find_samples(raw, params.num_classes, params.classes, params.pages, limits, params.multilabel)
+    samples, problems = find_samples(
+        raw, params.num_classes, params.classes, params.pages, limits, params.multilabel, layout
+    )
     if problems:
         first: Problem = problems[0]
         plan.found.append(f"{len(problems)} files have no partner or clash, such as {first.file}: {first.reason}")
     return samples
-
-
-def _class_folders(names: Sequence[PurePosixPath]) -> list[str]:
-    """The folders masks/<class>/ that hold masks of images which lie in no such folder."""
-    images = {name.relative_to("images").with_suffix("") for name in names if name.parts[0] == "images"}
-    shared = {id.parts[0] for id in images if len(id.parts) > 1}
-    masks = [name.relative_to("masks") for name in names if name.parts[0] == "masks" and len(name.parts) > 2]
-    found = {
-        name.parts[0]
-        for name in masks
-        if name.parts[0] not in shared and PurePosixPath(*name.parts[1:]).with_suffix("") in images
-    }
-    return sorted(found)
 
 
 def _choose_categories(raw: Path, names: Sequence[PurePosixPath], plan: Plan) -> None:

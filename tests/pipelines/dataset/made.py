@@ -6,7 +6,7 @@ from pipelines.dataset.data_warnings import find_what_stands_out
 from pipelines.dataset.fingerprint import SPLITS, summarise
 from pipelines.dataset.object_sizes import count_sizes, diameters_px, join
 from pipelines.dataset.sample_stats import Samples
-from pipelines.dataset.suggestions import advise
+from pipelines.planning.advice import advise
 from unetpp.data.manifest import Manifest
 
 KINDS = ("fluorescence", "tissue", "bright-field")
