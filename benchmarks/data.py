@@ -38,7 +38,7 @@ from unetpp.data.device_augment import RawSamples, augment_batches
 from unetpp.data.loader import AHEAD, AugmentedSamples, Loader
 from unetpp.training.loop import choose_precision, make_loss, make_optimizer, train_epoch
 
-LIMITS = {"flips": True, "brightness": 0.2, "hue": 10}
+LIMITS = {"flips": "all", "quarter_turns": True, "brightness": 0.2, "hue": 10}
 WIDTHS = (16, 32, 64, 128, 256)
 BATCH = 16
 CPU = torch.device("cpu")

@@ -17,6 +17,7 @@ import numpy as np
 
 from pipelines.dataset.fingerprint import SPLITS, read_fingerprint, write_fingerprint
 from pipelines.pages.data_page import build_page
+from pipelines.planning.advice import advise
 from tests.pipelines.dataset.made import make_samples
 from unetpp.data.arrow_split import SplitWriter
 from unetpp.data.manifest import Manifest, SplitFacts
@@ -47,7 +48,7 @@ def make(folder: Path, num: int) -> None:
 def measure(folder: Path) -> None:
     """Print what a process needs that does nothing else."""
     before, times = _peak_mib(), [time.perf_counter()]
-    write_fingerprint(folder)
+    write_fingerprint(folder, advise)
     times.append(time.perf_counter())
     page = build_page(read_fingerprint(folder), folder)
     times.append(time.perf_counter())

@@ -161,9 +161,10 @@ def in_process_ms(model: str, images: list[np.ndarray]) -> float:
 def describe(model: str) -> str:
     """The network behind a registered version, in a sentence."""
     import unetpp
+    from unetpp.images.frame import say_size
 
     trained = unetpp.load(model)
-    resized = f"; images are resized to {trained.size}x{trained.size}" if trained.size else ""
+    resized = f"; images are resized to {say_size(trained.size)}" if trained.size else ""
     return f"The network: depth {trained.network.depth}, widths {', '.join(map(str, trained.network.widths))}{resized}."
 
 

@@ -42,6 +42,7 @@ from pipelines.evaluation.scores import (
 from pipelines.evaluation.subject import Subject
 from unetpp.data.resized import Resized
 from unetpp.errors import UserError
+from unetpp.images.frame import as_size, plain
 from unetpp.scores import metrics
 from unetpp.scores.calibration import reliability
 
@@ -66,21 +67,21 @@ def measure(
 ) -> Measured:
     """Costs, scores with intervals, gates, and what the exports cost and score."""
     trained, split, batch = subject.trained, subject.split, settings.throughput_batch
-    size_px = settings.latency_size_px or subject.manifest.size or 256
+    size = as_size(settings.latency_size_px) or subject.manifest.size or (256, 256)
     # First, while the process is young: what lies in memory later slows it.
-    devices = measure_devices(trained, settings, size_px, device)
+    devices = measure_devices(trained, settings, size, device)
     thresholds = choose_thresholds(predict, subject.open_val(), batch)
     quality, true_objects = measure_quality(predict, split, batch, settings.boundary_tolerance_px)
     means = resample(quality, subject.groups)
     scores = summarise(quality, means, thresholds, f"L{trained.depths[-1]}")
     depths = {name: row | devices[0]["depths"][name] for name, row in scores.items()}
-    gates = check_gates(predict, Resized.of(split, subject.manifest), settings.gates, size_px, batch)
+    gates = check_gates(predict, Resized.of(split, subject.manifest), settings.gates, size, batch)
     runtimes = []
     if exports is not None:
         from pipelines.evaluation.runtime_scores import measure_runtimes  # late: they are extras
 
         ious = {name: metrics.per_image_iou(each.counts).numpy() for name, each in quality.items()}
-        runtimes = measure_runtimes(exports, trained.sha256, subject.prepared, settings, size_px, ious)
+        runtimes = measure_runtimes(exports, trained.sha256, subject.prepared, settings, size, ious)
     return Measured(devices, quality, true_objects, means, depths, gates, runtimes)
 
 
@@ -116,7 +117,7 @@ def make_report(
             "kinds": subject.manifest.splits["test"].kinds,
         },
         "classes": class_ious(quality, classes),
-        "size_px": subject.manifest.size,
+        "size_px": plain(subject.manifest.size),
         "multilabel": subject.trained.network.multilabel,
         "model_sha256": subject.trained.sha256,
     }

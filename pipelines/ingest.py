@@ -1,6 +1,7 @@
 """Stage ingest: raw images and masks from the source, unchanged, and a manifest of what they are."""
 
 import argparse
+import dataclasses
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -37,7 +38,8 @@ def ingest(params: Ingest, out: Path, cache: Path | None = None) -> dict:
             facts = source.facts.get(key) or {"sha256": sha256(path)}
             files.append({"key": key, "size": path.stat().st_size, **facts})
         files.sort(key=lambda file: file["key"])
-        manifest = {"source": source.description, "files": files}
+        layout = {"layout": dataclasses.asdict(source.layout)} if source.layout else {}
+        manifest = {"source": source.description, **layout, "files": files}
         write_json(partial / "manifest.json", manifest)
     return manifest
 
@@ -50,7 +52,10 @@ def main() -> None:
     params = load_params().ingest
     source = [Path(str(params.location)).expanduser()] if params.kind in ("folder", "zip", "tar") else []
     check_outputs([arguments.out], inputs=source, within=True)
-    files = ingest(params, arguments.out, arguments.cache)["files"]
+    manifest = ingest(params, arguments.out, arguments.cache)
+    files, layout = manifest["files"], manifest.get("layout")
+    if layout and layout["kind"] == "pairs":
+        print(f"ingest: images are {layout['images']}, masks {layout['masks']}")
     size_mib = sum(file["size"] for file in files) / 2**20
     source = params.kind if params.kind == "synthetic" else redacted(str(params.location))
     print(f"ingest: {len(files)} files, {size_mib:.1f} MiB, from {source} to {arguments.out}")

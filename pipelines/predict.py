@@ -13,7 +13,7 @@ import torch
 import unetpp
 from pipelines.core.files import check_outputs, replacing
 from pipelines.storage.folder_walk import PLAIN, walk
-from pipelines.storage.layout_names import is_picture
+from pipelines.storage.templates import is_picture
 from unetpp.errors import UserError
 from unetpp.export.listing import check_export
 from unetpp.export.runtimes import open_export

@@ -16,7 +16,7 @@ from pipelines.core.params import load_params
 from pipelines.core.tables import write_rows
 from pipelines.dataset.fingerprint import comparable, read_fingerprint, write_fingerprint
 from pipelines.dataset.groups import find_groups
-from pipelines.dataset.layouts import Problem, Sample, find_samples
+from pipelines.dataset.layouts import Problem, Sample, find_samples, read_layout
 from pipelines.dataset.loading import load_all, load_full
 from pipelines.dataset.mask_files import check_ignore, limits_of
 from pipelines.dataset.near_duplicates import Looks, find_duplicates
@@ -24,10 +24,12 @@ from pipelines.dataset.sample_buffer import Spool
 from pipelines.dataset.sample_stats import Facts, check_foreground, write_samples
 from pipelines.dataset.split_balance import Balance, propose_salt
 from pipelines.dataset.splits import SPLITS, Place, check_apart, join, place
+from pipelines.planning.advice import advise
 from unetpp.data.arrow_split import SplitWriter
 from unetpp.data.manifest import Manifest, SplitFacts
 from unetpp.errors import UserError
 from unetpp.files import sha256
+from unetpp.images.frame import as_size
 
 # A group of near-duplicates with so many images, and such a share of all, is told.
 LARGE_GROUP, LARGE_SHARE = 10, 0.1
@@ -55,7 +57,9 @@ def prepare(params: Prepare, raw: Path, out: Path) -> Manifest:
     if not (raw / "manifest.json").is_file():
         raise UserError(f"{raw}: found no manifest.json; expected what stage ingest writes: run `dvc repro ingest`")
     limits = limits_of(params)
-    samples, problems = find_samples(raw, params.num_classes, params.classes, params.pages, limits, params.multilabel)
+    samples, problems = find_samples(
+        raw, params.num_classes, params.classes, params.pages, limits, params.multilabel, read_layout(raw)
+    )
     check_ignore(samples, params.ignore)
     groups, volumes = find_groups(samples, params.groups), _same_volume(samples)
     with replacing(out) as partial:
@@ -78,7 +82,8 @@ def prepare(params: Prepare, raw: Path, out: Path) -> Manifest:
             [(seen[one].id, seen[other].id, why) for (one, other), why in alike if {one, other} <= seen.keys()],
         )
         manifest = Manifest(
-            size=params.size,
+            size=as_size(params.size),
+            fit=params.fit,
             channels=params.channels,
             num_classes=params.num_classes,
             multilabel=params.multilabel,
@@ -94,7 +99,7 @@ def prepare(params: Prepare, raw: Path, out: Path) -> Manifest:
             class_pixels=train.class_pixels,
         )
         manifest.write(partial)
-        write_fingerprint(partial)
+        write_fingerprint(partial, advise)
     return manifest
 
 

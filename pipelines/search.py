@@ -29,6 +29,7 @@ from pipelines.tuning.results import page_facts, points_of, write_architecture, 
 from pipelines.tuning.space import Space, read_space
 from unetpp.data.manifest import Manifest, read_manifest
 from unetpp.errors import UserError
+from unetpp.images.frame import as_size
 
 
 def search(params: Params, prepared: Path, runs: Path, out: Path, reports: Path) -> None:
@@ -42,8 +43,8 @@ def search(params: Params, prepared: Path, runs: Path, out: Path, reports: Path)
     space, manifest = read_space(params), read_manifest(prepared)
     if "RAY_ADDRESS" not in os.environ and not params.train.use_gpu:
         check_memory(space, manifest, psutil.virtual_memory().available / 2**20, "this machine")
-    size_px = params.search.size_px or manifest.size or 256
-    costs = count_costs(space, manifest, size_px)
+    size = as_size(params.search.size_px) or manifest.size or (256, 256)
+    costs = count_costs(space, manifest, size)
     fitting = check_budget(space, costs)
     if space.is_single:
         only = Trial(1, space.candidates[0].values, "none", "the only candidate: no trial")
@@ -52,7 +53,7 @@ def search(params: Params, prepared: Path, runs: Path, out: Path, reports: Path)
     else:
         device = torch.device("cuda" if params.train.use_gpu and torch.cuda.is_available() else "cpu")
         at = runs_at(params, runs)
-        costs = measure_costs(fitting, costs, manifest, size_px, device, open_store(at, params.ingest.s3))
+        costs = measure_costs(fitting, costs, manifest, size, device, open_store(at, params.ingest.s3))
         fitting = check_budget(fitting, costs)
         trials, weights_of = run_search(fitting, prepared, manifest, costs, at)
         trials += _left_out(space, fitting, max((one.number for one in trials), default=0))
@@ -64,7 +65,7 @@ def search(params: Params, prepared: Path, runs: Path, out: Path, reports: Path)
         weights = weights_of(chosen["trial"]) if params.train.init == "search" else None
     chosen["chosen"] = 1
     write_tables(points, trials, space, reports)
-    write_json(reports / "page.json", page_facts(points, trials, chosen, reason, others, space, manifest, size_px))
+    write_json(reports / "page.json", page_facts(points, trials, chosen, reason, others, space, manifest, size))
     write_architecture(out, chosen, reason, others, weights)
     for point in points:
         said = f"val IoU {point['val_iou']:.4f}" if point["val_iou"] is not None else "no val IoU"

@@ -92,7 +92,7 @@ class Served:
         """
         try:
             request = self._check(params or {})
-            entries, single = _entries(data)
+            entries, single = _entries(data, self.trained.network.in_channels)
             if not entries:
                 raise UserError("found no image; expected at least one")
             answers, left = [], MAX_PIXELS
@@ -147,7 +147,7 @@ class Served:
 
     def _answer(self, image: np.ndarray, request: Request) -> np.ndarray | str:
         segmenter = self.segmenter(request.depth, mean=request.mode == "mean")
-        probs = predict_image(segmenter, image, self.trained.size)
+        probs = predict_image(segmenter, image, self.trained.frame)
         if request.mode == "probabilities":
             return probs[0].numpy()  # (num_classes, H, W)
         binary_or_labels = probs.shape[1] == 1 or self.trained.network.multilabel
@@ -170,14 +170,14 @@ def _named_image(number: int, count: int) -> Iterator[None]:
         raise UserError(f"image {number} of {count}: {error}") from None
 
 
-def _entries(data: Any) -> tuple[list, bool]:
-    """The images of a request, each still as it came, and whether it was one alone."""
+def _entries(data: Any, channels: int) -> tuple[list, bool]:
+    """The images of a request for a network of so many channels, as they came, and whether it was one alone."""
     if hasattr(data, "columns"):  # a pandas table
         if "image" not in data.columns and len(data.columns) != 1:
             raise UserError(f"found the columns {', '.join(map(str, data.columns))}; expected a column image")
         return list(data["image"] if "image" in data.columns else data.iloc[:, 0]), False
     if isinstance(data, dict):
-        return _entries(_named(data))
+        return _entries(_named(data), channels)
     if isinstance(data, bytes | bytearray | str):
         return [data], True
     if isinstance(data, np.ndarray) and data.dtype.kind in "OUS":
@@ -187,7 +187,7 @@ def _entries(data: Any) -> tuple[list, bool]:
             raise UserError(
                 f"found an array of shape {data.shape}; expected (H, W), (H, W, C), (N, H, W) or (N, H, W, C)"
             )
-        return ([data], True) if _is_one(data) else (list(data), False)
+        return ([data], True) if _is_one(data, channels) else (list(data), False)
     if isinstance(data, list | tuple) and data and isinstance(data[0], int | float):
         raise UserError("found a list of numbers; expected an image of two dimensions at least")
     if isinstance(data, list | tuple):
@@ -201,9 +201,10 @@ def _named(entry: dict) -> Any:
     raise UserError(f"found the keys {', '.join(map(str, entry)) or '(none)'}; expected image alone")
 
 
-def _is_one(array: np.ndarray) -> bool:
-    """Whether it is (H, W) or (H, W, up to 4 channels), and not a stack of images."""
-    return array.ndim == 2 or (array.ndim == 3 and array.shape[2] <= 4)
+def _is_one(array: np.ndarray, channels: int) -> bool:
+    """Whether it is (H, W) or (H, W, C), and not a stack of images; grey and RGB may have alpha."""
+    fitting = range(1, 5) if channels in (1, 3) else (channels,)
+    return array.ndim == 2 or (array.ndim == 3 and array.shape[2] in fitting)
 
 
 def _image(entry: Any, channels: int, max_pixels: int) -> np.ndarray:
@@ -235,8 +236,9 @@ def _decode(content: bytes, channels: int, max_pixels: int) -> np.ndarray:
 
 
 def _from_pixels(array: np.ndarray, channels: int, max_pixels: int) -> np.ndarray:
-    if not _is_one(array) or 0 in array.shape:
-        raise UserError(f"found an array of shape {array.shape}; expected (H, W) or (H, W, C) with C from 1 to 4")
+    if not _is_one(array, channels) or 0 in array.shape:
+        wanted = "(H, W) or (H, W, C) with C from 1 to 4" if channels in (1, 3) else f"(H, W, {channels})"
+        raise UserError(f"found an array of shape {array.shape}; expected {wanted}")
     if array.shape[0] * array.shape[1] > max_pixels:
         raise UserError(
             f"found {array.shape[0]} x {array.shape[1]} pixels; expected at most {max_pixels}, what is left of this "
@@ -252,7 +254,11 @@ def _from_pixels(array: np.ndarray, channels: int, max_pixels: int) -> np.ndarra
             )
         array = array.astype(np.uint8)
     array = array[:, :, None] if array.ndim == 2 else array
-    return convert(array[:, :, : 1 if array.shape[2] < 3 else 3], channels)  # alpha is dropped, as of files
+    if channels in (1, 3):
+        return convert(array[:, :, : 1 if array.shape[2] < 3 else 3], channels)  # alpha is dropped, as of files
+    if array.shape[2] != channels:
+        raise UserError(f"found an array of shape {array.shape}; expected (H, W, {channels})")
+    return np.ascontiguousarray(array)
 
 
 def _png(mask: np.ndarray, trained: Trained) -> str:

@@ -66,10 +66,10 @@ def train(params: Params, prepared: Path, architecture: Path, runs: Path, out: P
 
 
 def _check_images(spec: TrainSpec) -> None:
-    there, workers = spec.manifest.splits["train"].num_images, spec.train.max_workers
+    there, workers = spec.manifest.splits["train"].num_images * spec.train.crops_per_image, spec.train.max_workers
     if there < workers:
         raise UserError(
-            f"{spec.prepared}: {there} training image(s) for {workers} workers; set train.num_workers to 1, or bring "
+            f"{spec.prepared}: {there} training sample(s) for {workers} workers; set train.num_workers to 1, or bring "
             "more images"
         )
 

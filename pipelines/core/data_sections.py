@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from pipelines.core.section import NonNegativeInt, PositiveInt, Section, Share
+from unetpp.images.frame import Frame, as_size
 from unetpp.network.masks import MAX_LABELS
 
 # Of a folder's name or a category; background needs none. Predicted labels are written to folders of these names.
@@ -40,6 +41,19 @@ class Layout(Section):
 
     images: str
     masks: str
+
+    @model_validator(mode="after")
+    def _has_ids(self):
+        for what, template in (("images", self.images), ("masks", self.masks)):
+            names = re.findall(r"\{([^}]*)\}", template)
+            if names.count("id") != 1 or set(names) - {"id", "split"}:
+                raise ValueError(
+                    f"{what} must have {{id}} once, and {{split}} where folders or names say train, val and test, such "
+                    f"as '{{split}}/{what}/{{id}}', found {template!r}"
+                )
+        if ("{split}" in self.images) != ("{split}" in self.masks):
+            raise ValueError("expected {split} in both of images and masks, or in neither")
+        return self
 
 
 class Ingest(Section):
@@ -172,6 +186,21 @@ class Prepare(Section):
     multilabel: bool
     ignore: Annotated[int, Field(ge=1, le=65535)] | None
     mask_threshold: Annotated[int, Field(ge=1, le=65535)] | None
+
+    @property
+    def frame(self) -> Frame | None:
+        """What whole images are brought to, if to anything."""
+        size = as_size(self.size)
+        return Frame(size, self.fit) if size else None
+
+    @model_validator(mode="after")
+    def _padded_to_a_size(self):
+        if self.fit == "pad" and self.size is None:
+            raise ValueError(
+                "prepare.fit is pad, and prepare.size is null, so that images keep their own size: set prepare.size to "
+                "[height, width], or prepare.fit to stretch"
+            )
+        return self
 
     @model_validator(mode="after")
     def _classes_counted(self):

@@ -19,6 +19,7 @@ from pipelines.core.redaction import SECRET_KEYS, SECRET_VALUES, redacted
 from pipelines.core.section import Section
 from pipelines.core.training_sections import Augment, Model, Search, Train
 from unetpp.errors import UserError
+from unetpp.images.frame import as_size, plain
 
 
 class Params(Section):
@@ -77,6 +78,16 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
+    def _turned_to_the_same_shape(self):
+        size = as_size(self.prepare.size)
+        if self.train.crop_px is None and size and size[0] != size[1] and self.augment.quarter_turns:
+            raise ValueError(
+                f"augment.quarter_turns is true, and prepare.size is {list(size)}: turned by 90 degrees such an image "
+                "has another shape: set augment.quarter_turns to false, train.crop_px, or prepare.size to a square"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _levels_hold_pixels(self):
         check_levels(self, [*self.search.widths, *(self.search.grow.candidates() if self.search.grow else ())])
         return self
@@ -98,24 +109,29 @@ def check_levels(params: Params, candidates: Iterable[Sequence[int]]) -> None:
         UserError: 2^depth does not divide the size, or a norm layer of the deepest level would see single values.
     """
     train, norm = params.train, params.model.norm
-    key, side = ("train.crop_px", train.crop_px) if train.crop_px else ("prepare.size", params.prepare.size)
+    key, size = ("train.crop_px", train.crop_px) if train.crop_px else ("prepare.size", params.prepare.size)
+    sides = as_size(size)
+    if sides is None:
+        return
     workers = 1 if train.sync_batchnorm else max(train.max_workers, params.search.num_workers)
     images = train.batch_size // workers // train.accumulate  # that a process computes at once
     for widths in candidates:
         depth, width = len(widths) - 1, widths[-1]
         step = 2**depth
-        if side and side % step:
-            fitting = " or ".join(str(one) for one in (side // step * step, (side // step + 1) * step) if one)
+        if any(side % step for side in sides):
+            # Down and up, for a rectangle both sides at once.
+            near = [tuple((side + up) // step * step for side in sides) for up in (0, step - 1)]
+            fitting = " or ".join(str(plain(one)) for one in near if min(one))
             raise UserError(
-                f"{key} is {side}, and a network of the widths {' '.join(map(str, widths))} needs "
+                f"{key} is {plain(sides)}, and a network of the widths {' '.join(map(str, widths))} needs "
                 f"sides divisible by {step}: set {key} to {fitting}, or search.widths and search.grow to fewer levels"
             )
         values = {"batch": images, "instance": 1, "group": width // math.gcd(width, 8)}[norm]
-        if side and side == step and values == 1:
+        if max(sides) == step and values == 1:
             raise UserError(
-                f"{key} is {side}, and the deepest level of a network of depth {depth} is 1x1 there: with model.norm "
-                f"{norm} and {images} image(s) at once in a process a norm layer would see single values, which have "
-                f"no spread: set {key} to {2 * side}, or search.widths and search.grow to fewer levels"
+                f"{key} is {plain(sides)}, and the deepest level of a network of depth {depth} is 1x1 there: with "
+                f"model.norm {norm} and {images} image(s) at once in a process a norm layer would see single values, "
+                f"which have no spread: set {key} to {2 * step}, or search.widths and search.grow to fewer levels"
                 + (", or raise train.batch_size" if norm == "batch" else "")
             )
 

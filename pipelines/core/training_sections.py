@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from pipelines.core.section import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section, Share, Widths
+from unetpp.data.symmetries import Flips
 
 
 class Model(Section):
@@ -200,6 +201,11 @@ class Train(Section):
                 f"train.foreground_crops is {self.foreground_crops:g}, and train.crop_px is null, so that images are "
                 "not cropped: set train.crop_px, or train.foreground_crops to 0"
             )
+        if self.crops_per_image > 1 and self.crop_px is None:
+            raise ValueError(
+                f"train.crops_per_image is {self.crops_per_image}, and train.crop_px is null, so that images are not "
+                "cropped: set train.crop_px, or train.crops_per_image to 1"
+            )
         return self
 
     @model_validator(mode="after")
@@ -241,8 +247,23 @@ class Train(Section):
         return self
 
 
+def _check_flips(value):
+    """The words that took the place of true and false."""
+    if isinstance(value, bool):
+        words = (
+            "augment.flips: all and augment.quarter_turns: true"
+            if value
+            else ("augment.flips: none and augment.quarter_turns: false")
+        )
+        raise ValueError(
+            f"found {str(value).lower()}, as versions before had it; expected none, horizontal, vertical or all: for "
+            f"the same as before set {words}"
+        )
+    return value
+
+
 class Augment(Section):
-    flips: Literal["none", "horizontal", "vertical", "all"]
+    flips: Annotated[Flips, BeforeValidator(_check_flips)]
     quarter_turns: bool
     rotate: Annotated[float, Field(ge=0, le=180)]
     zoom: Annotated[float, Field(ge=1, le=4)]

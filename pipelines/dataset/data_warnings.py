@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 
-PAPER_DEPTH = 4
-SMALL_SHARE = 0.1  # of the objects, below a pixel of the deepest level
+from unetpp.images.frame import say_size
+
 SHRUNK = 0.95  # a resizing by less is not worth a word
+THIN_PX = 8  # what is narrower has no inside that a second level could see
 UNLIKE = 1.5  # longer side by shorter
 MANY_EMPTY = 0.5
 MUCH_OVERLAP = 0.01  # of the foreground: two outlines that meet share a pixel here and there
@@ -16,7 +17,7 @@ def find_what_stands_out(fingerprint: dict) -> dict[str, list[str]]:
     """Warnings, which call for a look or a change before training, and notes.
 
     Args:
-        fingerprint: with its "advice" (`suggestions.advise`).
+        fingerprint: with its "advice" (`pipelines.planning.advice`).
     """
     found = [*_sizes(fingerprint), *_pixels(fingerprint), *_classes(fingerprint), *_splits(fingerprint)]
     found += [*_labels(fingerprint), *_files(fingerprint)]
@@ -30,25 +31,25 @@ Finding = tuple[str, bool]  # a sentence, and whether it is a warning
 
 
 def _sizes(fingerprint: dict) -> Iterator[Finding]:
-    objects, advice, size = fingerprint["objects"], fingerprint["advice"], fingerprint["prepared"]["size"]
-    depth, own_depth = advice["depth"], advice["own_depth"]
-    if depth is None:
+    objects, size = fingerprint["objects"], fingerprint["prepared"]["size"]
+    if fingerprint["advice"]["depth"] is None:
         yield "No mask has any foreground: there is nothing to learn.", True
         return
-    shrunk = size is not None and objects["shrunk"] < SHRUNK
-    smaller = objects["depths"][PAPER_DEPTH - 1]["smaller"]
-    if depth < PAPER_DEPTH and smaller > SMALL_SHARE:
-        text = f"{smaller:.0%} of the {objects['prepared']['num_objects']:,} objects are smaller than "
-        text += f"2^{PAPER_DEPTH} = {2**PAPER_DEPTH} px" + f" after resizing to {size} px" * shrunk
-        text += f": less than one pixel of the coarsest level of a network of depth {PAPER_DEPTH}, the paper's."
-        yield f"{text} Their sizes suggest depth {depth}.", True
-    if shrunk and depth < PAPER_DEPTH:
-        text = f"Resizing to {size} px makes objects smaller: the median one is {objects['stored']['p50']:.1f} px wide "
-        text += f"in the files and {objects['prepared']['p50']:.1f} px in what the network sees."
-        yield text + f" At their own size they would suggest depth {own_depth}." * (own_depth > depth), True
+    seen_px = objects["width_px"] * objects["shrunk"]
+    if size is not None and objects["shrunk"] < SHRUNK and seen_px < THIN_PX:
+        text = f"Resizing to {say_size(size)} px makes what is looked for {seen_px:.1f} px wide, of "
+        yield f"{text}{objects['width_px']:.1f} px in the files: crops of images at their own size keep it.", True
     aspect = fingerprint["images"]["aspect"]["max"]
-    if size and aspect > UNLIKE:
-        yield f"Images of up to {aspect:.1f} to 1 are squeezed into squares.", True
+    if (
+        size
+        and fingerprint["prepared"]["fit"] == "stretch"
+        and fingerprint["images"]["num_sizes"] > 1
+        and aspect > UNLIKE
+    ):
+        yield (
+            f"Images of up to {aspect:.1f} to 1 are squeezed into {say_size(size)} px: prepare.fit=pad keeps them.",
+            True,
+        )
     if len(objects["counted_by"]) > 1:
         yield "Objects were told apart in more than one way; touching ones count as one where no numbers do it.", False
 
@@ -57,7 +58,7 @@ def _pixels(fingerprint: dict) -> Iterator[Finding]:
     masks, intensity = fingerprint["masks"], fingerprint["intensity"]
     if lost := masks["lost"]["num"]:
         which = _count(lost, "mask loses", "masks lose")
-        yield f"{which} all foreground by resizing to {fingerprint['prepared']['size']} px.", True
+        yield f"{which} all foreground by resizing to {say_size(fingerprint['prepared']['size'])} px.", True
     if full := masks["nearly_full"]["num"]:
         which = _count(full, "mask is", "masks are")
         yield f"{which} foreground nearly everywhere: is 0 the background there?", True

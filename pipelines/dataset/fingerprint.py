@@ -5,6 +5,7 @@ A function of samples.csv and of what lies beside it. Each sum over all samples 
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 
@@ -17,8 +18,8 @@ from pipelines.dataset.object_sizes import add_up, share_smaller, size_quantile_
 from pipelines.dataset.sample_stats import Samples, read_samples, rounded
 from pipelines.dataset.split_drift import measure_balance
 from pipelines.dataset.splits import SPLITS
-from pipelines.dataset.suggestions import advise
 from unetpp.data.manifest import Manifest, read_manifest
+from unetpp.images.frame import plain
 
 SHOWN = 8  # rows of a table; what is rarer is one row together
 LISTED = 10  # ids named as examples
@@ -39,7 +40,8 @@ def summarise(samples: Samples, manifest: Manifest, duplicates: list[dict], quar
     within = {split: samples["split"] == split for split in SPLITS}
     within["all"] = np.ones(len(samples["id"]), bool)
     return {
-        "prepared": {key: getattr(manifest, key) for key in ("size", "channels", "num_classes", "multilabel")},
+        "prepared": {"size": plain(manifest.size)}
+        | {key: getattr(manifest, key) for key in ("fit", "channels", "num_classes", "multilabel")},
         "splits": {name: _sums(samples, where) for name, where in within.items()},
         "counts": _counts(samples, within),
         "images": _images(samples),
@@ -97,6 +99,10 @@ def _images(samples: Samples) -> dict:
     return {
         "num_sizes": len(np.unique(np.stack([height, width]), axis=1).T),
         "side_px": _spread(sides),  # of the square of the same area
+        "height_px": _spread(height),
+        "width_px": _spread(width),
+        "shape": _spread(height / width),
+        "channels": int(max(samples["channels"], default=3)),
         "shorter_px": _spread(np.minimum(height, width)),
         "aspect": _spread(aspects),
         "grey": int(samples["grey"].sum()),
@@ -142,6 +148,8 @@ def _objects(samples: Samples) -> dict:
         # A single object is one however it is told.
         "counted_by": dict(sorted(Counter(samples["objects_by"][samples["num_objects"] > 1]).items())),
         "per_image": _spread(samples["num_objects"]),
+        # Of the classes, the median over images that have any; a set of semantic classes has no objects to speak of.
+        "width_px": rounded(np.median(wide)) if len(wide := samples["width_px"][samples["width_px"] > 0]) else 0.0,
         "shrunk": rounded(np.median(samples["scale"])) if len(samples["scale"]) else 1.0,
     }
     for name, column in (("stored", "sizes"), ("prepared", "prepared_sizes")):
@@ -253,8 +261,8 @@ def _quarantine(rows: list[dict]) -> dict:
     return {"num_files": len(rows), "num_samples": len({row["id"] for row in rows}), "reasons": reasons[: 2 * SHOWN]}
 
 
-def write_fingerprint(prepared: Path) -> None:
-    """fingerprint.json beside the tables of a prepared folder that it is made of."""
+def write_fingerprint(prepared: Path, advise: Callable[[dict], dict]) -> None:
+    """fingerprint.json beside the tables of a prepared folder that it is made of, with the advice to it."""
     fingerprint = summarise(
         read_samples(prepared / "samples.csv"),
         read_manifest(prepared),

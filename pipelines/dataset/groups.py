@@ -8,7 +8,7 @@ from pathlib import Path
 from pipelines.core.data_sections import Groups
 from pipelines.core.tables import plain_cell
 from pipelines.dataset.layouts import Sample
-from pipelines.storage.layout_names import composed
+from pipelines.storage.templates import composed
 from unetpp.errors import UserError
 
 

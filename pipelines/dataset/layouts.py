@@ -1,20 +1,22 @@
 """The ways in which images and masks lie in a folder, and what does not fit into them.
 
-pairs      images/<id>.<ext> and masks/<id>.<ext>; subfolders are part of the id
-classes    images/<id>.<ext> and masks/<class>/<id>.<ext>, told from pairs by prepare.classes
+pairs      two templates, such as images/{id} and masks/{id} (`pipelines.storage.templates`)
+classes    a folder for each class where masks lie, told from pairs by prepare.classes
 BBBC038    <id>/images/<name>.<ext> and <id>/masks/<one file an object>.<ext>
 COCO       images/<file_name> and annotations.json or annotations/<name>.json
 
 In any of them a TIFF of several pages is a volume where prepare.pages is slices: each page is a sample.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from pipelines.dataset.coco import Drawing, read_annotations
-from pipelines.storage.layout_names import EXPECTED, belongs, check_names, composed, is_annotations, list_names
+from pipelines.storage.layout_names import EXPECTED, check_names, is_annotations, list_names, select
+from pipelines.storage.templates import Found, Layout, composed, find_files
 from unetpp.errors import FileError, UserError
+from unetpp.files import read_json
 from unetpp.images.pictures import Limits, count_pages
 
 
@@ -25,7 +27,8 @@ class Sample:
     id: str
     image: Path
     masks: tuple[Path, ...]
-    group: str | None = None  # what the layout knows to belong together: the volume of a slice
+    group: str | None = None  # what the layout knows to belong together: slices of a volume, images of one mask
+    split: str | None = None  # train, val or test, where the set itself says it
     page: int | None = None  # of the image and of each mask, counted from 1
     classes: tuple[int, ...] | None = None  # the class index that each mask file stands for
     drawing: Drawing | None = None  # of COCO
@@ -53,10 +56,12 @@ def find_samples(
     pages: str = "refuse",
     limits: Limits = Limits(),  # noqa: B008  (frozen)
     multilabel: bool = False,
+    layout: Layout | None = None,
 ) -> tuple[list[Sample], list[Problem]]:
     """Samples and problems under `root`, each sorted by id.
 
     Args:
+        layout: as `read_layout` gives it; None is recognised.
         num_classes, classes, pages, multilabel: of section `prepare` in params.yaml.
         limits: within which a file's pages are counted.
 
@@ -66,52 +71,56 @@ def find_samples(
     if not root.is_dir():
         raise UserError(f"{root}: found {'a file' if root.exists() else 'no such folder'}; {EXPECTED}")
     names = list_names(root)
-    layout = check_names(names, str(root))
-    names = [name for name in names if belongs(name, layout)]
-    if layout == "coco":
+    layout = layout or check_names(names, str(root))
+    chosen, _ = select(names, layout)
+    names = [name for name in names if name in chosen]
+    if layout.kind == "coco":
         samples, problems = _find_coco(root, names, num_classes, classes, multilabel)
-    elif layout == "bbbc038":
+    elif layout.kind == "bbbc038":
         samples, problems = _find_bbbc038(root, names)
     else:
-        samples, problems = _find_pairs(root, names, _class_folders(root, names, classes))
+        found = find_files(names, layout)
+        samples, problems = _find_pairs(root, layout, found, _class_folders(root, layout, found, classes))
     if pages == "slices":
         samples = [slice for sample in samples for slice in _slices(sample, root, limits, problems)]
     return sorted(samples, key=lambda sample: sample.id), sorted(problems, key=lambda one: (one.id, one.file))
 
 
-def _class_folders(root: Path, names: list[PurePosixPath], classes: tuple[str, ...] | None) -> tuple[str, ...]:
+def read_layout(root: Path) -> Layout | None:
+    """The layout that stage ingest found, or was given, and wrote into manifest.json; None for built-in images."""
+    found = read_json(root / "manifest.json", "run `dvc repro ingest`").get("layout")
+    return Layout(**found) if found else None
+
+
+def _class_folders(root: Path, layout: Layout, files: Found, classes: tuple[str, ...] | None) -> tuple[str, ...]:
     """The folders masks/<class>/ in the order of their class indices; none where masks lie beside their images.
 
     A folder in masks/ with a namesake in images/ is a part of ids and no class.
     """
-    images = {name.relative_to("images").with_suffix("") for name in names if name.parts[0] == "images"}
-    masks = [name.relative_to("masks") for name in names if name.parts[0] == "masks"]
-    shared = {id.parts[0] for id in images if len(id.parts) > 1}
+    images = set(files.images)
+    masks = [PurePosixPath(id) for id in files.masks]
+    shared = {PurePosixPath(id).parts[0] for id in images if "/" in id}
     found = {name.parts[0] for name in masks if len(name.parts) > 1}
+    (in_images, in_masks) = (_folder(one) for one in (layout.images, layout.masks))
     if classes is not None and found & set(classes):
         both = sorted(shared & set(classes))
         if both:
             raise UserError(
-                f"{root}: found images/{both[0]}/ and masks/{both[0]}/, while prepare.classes names {both[0]!r}, so it "
-                "may be a class or a part of ids; expected one of the two: rename the folder images/"
-                f"{both[0]}/ with its masks, or set prepare.classes to null"
+                f"{root}: found {in_images}{both[0]}/ and {in_masks}{both[0]}/, while prepare.classes names "
+                f"{both[0]!r}, so it may be a class or a part of ids; expected one of the two: rename the folder "
+                f"{in_images}{both[0]}/ with its masks, or set prepare.classes to null"
             )
-        others = sorted(found - set(classes)) or [str(name) for name in masks if len(name.parts) == 1]
+        others = sorted(found - set(classes)) or [
+            files.masks[str(name)][0].name for name in masks if len(name.parts) == 1
+        ]
         if others or set(classes) - found:
-            what = f"masks/{others[0]}" if others else f"no masks/{sorted(set(classes) - found)[0]}/"
+            what = in_masks + others[0] if others else f"no {in_masks}{sorted(set(classes) - found)[0]}/"
             raise UserError(
                 f"{root}: found {what}; expected a folder of masks for each of prepare.classes and nothing else in "
-                f"masks/: {', '.join(classes)}: correct prepare.classes, or move what is no class"
+                f"{in_masks}: {', '.join(classes)}: correct prepare.classes, or move what is no class"
             )
         return classes
-    # Folders that hold masks of images which lie outside any such folder can only be classes.
-    likely = {
-        name.parts[0]
-        for name in masks
-        if len(name.parts) > 1
-        and name.parts[0] not in shared
-        and PurePosixPath(*name.parts[1:]).with_suffix("") in images
-    }
+    likely = find_class_folders(files)
     if likely:
         listed = ", ".join(sorted(likely))
         raise UserError(
@@ -123,13 +132,22 @@ def _class_folders(root: Path, names: list[PurePosixPath], classes: tuple[str, .
     return ()
 
 
-def _by_id(names: list[PurePosixPath], folder: str, problems: list[Problem]) -> dict[str, PurePosixPath]:
-    """The files under a folder by id; names that differ only by case, suffix or form of Unicode are problems."""
+def find_class_folders(files: Found) -> set[str]:
+    """Folders that hold masks of images which lie outside any such folder: they can only be classes."""
+    shared = {id.split("/")[0] for id in files.images if "/" in id}
+    parts = [id.partition("/") for id in files.masks]
+    return {head for head, _, rest in parts if rest and head not in shared and rest in files.images}
+
+
+def _folder(template: str) -> str:
+    return template.partition("{id}")[0]
+
+
+def _by_id(files: dict[str, list[PurePosixPath]], problems: list[Problem]) -> dict[str, PurePosixPath]:
+    """One file for each id; names that differ only by case, suffix or form of Unicode are problems."""
     same = defaultdict(list)
-    for name in names:
-        if name.is_relative_to(folder):
-            id = composed(name.relative_to(folder).with_suffix("").as_posix())
-            same[composed(id.casefold())].append((id, name))
+    for id, names in files.items():
+        same[composed(id.casefold())] += [(id, name) for name in names]
     for group in same.values():
         if len(group) > 1:
             others = ", ".join(str(name) for _, name in group)
@@ -138,27 +156,45 @@ def _by_id(names: list[PurePosixPath], folder: str, problems: list[Problem]) -> 
     return {group[0][0]: group[0][1] for group in same.values() if len(group) == 1}
 
 
-def _find_pairs(root: Path, names: list[PurePosixPath], classes: tuple[str, ...]) -> tuple[list[Sample], list[Problem]]:
+def _find_pairs(
+    root: Path, layout: Layout, found: Found, classes: tuple[str, ...]
+) -> tuple[list[Sample], list[Problem]]:
     """With `classes`, a mask file for each of them; an empty mask says that a class does not occur."""
     problems: list[Problem] = []
-    images = _by_id(names, "images", problems)
-    folders = [f"masks/{name}" for name in classes] or ["masks"]
-    masks = [_by_id(names, folder, problems) for folder in folders]
+    images = _by_id(found.images, problems)
+    heads = [f"{name}/" for name in classes] or [""]
+    masks = []
+    for head in heads:
+        inside = {id.removeprefix(head): names for id, names in found.masks.items() if id.startswith(head)}
+        masks.append(_by_id(inside, problems))
+    mask_of = {id: id for id in images} if classes else {id: found.mask_of.get(id, id) for id in images}
     # A name that clashes on one side is already reported; its partner is not a second, unrelated problem.
     clashing = {problem.id.casefold() for problem in problems}
-    for folder, found in zip(folders, masks, strict=True):
+    for head, files in zip(heads, masks, strict=True):
         for id, name in images.items():
-            if id not in found:
-                known = "its masks have clashing names" if id.casefold() in clashing else f"no mask {folder}/{id}.png"
+            if mask_of[id] not in files:
+                wanted = layout.masks.replace("{id}", f"{head}{id}")
+                known = "its masks have clashing names" if id.casefold() in clashing else f"no mask {wanted}.png"
                 problems.append(Problem(id, str(name), known, "add it or remove the image"))
-        for id, name in found.items():
-            if id not in images:
-                known = "its images have clashing names" if id.casefold() in clashing else f"no image images/{id}.<ext>"
+        used = set(mask_of.values())
+        for id, name in files.items():
+            if id not in used:
+                wanted = layout.images.replace("{id}", id)
+                known = "its images have clashing names" if id.casefold() in clashing else f"no image {wanted}.<ext>"
                 problems.append(Problem(id, str(name), known, "add it or remove the mask"))
-    whole = images.keys() & set.intersection(*(set(found) for found in masks))
+    whole = [id for id in images if all(mask_of[id] in files for files in masks)]
     indices = tuple(range(1, len(classes) + 1)) or None
+    several = {mask for mask, number in Counter(mask_of[id] for id in whole).items() if number > 1}
     return [
-        Sample(id, root / images[id], tuple(root / found[id] for found in masks), classes=indices) for id in whole
+        Sample(
+            id,
+            root / images[id],
+            tuple(root / name for files in masks for name in (files[mask_of[id]], *found.more.get(mask_of[id], ()))),
+            group=mask_of[id] if mask_of[id] in several else None,
+            split=found.splits.get(id),
+            classes=indices,
+        )
+        for id in whole
     ], problems
 
 
@@ -192,7 +228,8 @@ def _find_coco(
     root: Path, names: list[PurePosixPath], num_classes: int, classes: tuple[str, ...] | None, multilabel: bool
 ) -> tuple[list[Sample], list[Problem]]:
     problems: list[Problem] = []
-    images = _by_id(names, "images", problems)
+    found = find_files(names, Layout("pairs", masks="masks/{id}"))
+    images = _by_id(found.images, problems)
     clashing = {problem.file for problem in problems}
     files = {composed(str(name.relative_to("images"))) for name in names if name.parts[0] == "images"}
     paths = [root / name for name in names if is_annotations(name)]
@@ -246,5 +283,6 @@ def _slices(sample: Sample, root: Path, limits: Limits, problems: list[Problem])
     if num_pages == 1:
         return [sample]
     return [
-        replace(sample, id=f"{sample.id}@{page:04}", group=sample.id, page=page) for page in range(1, num_pages + 1)
+        replace(sample, id=f"{sample.id}@{page:04}", group=sample.group or sample.id, page=page)
+        for page in range(1, num_pages + 1)
     ]

@@ -21,8 +21,8 @@ from unetpp.data.resized import resize_sample
 from unetpp.data.scaling import find_limits
 from unetpp.errors import FileError, UserError
 from unetpp.images.decode import to_array
-from unetpp.images.pictures import read_picture
-from unetpp.images.pixels import convert
+from unetpp.images.pictures import Picture, read_picture
+from unetpp.images.pixels import convert, shown
 
 # In 547 images of BBBC038 the darkest bright-field or stained one has a median brightness of 0.52 and the
 # brightest fluorescence one 0.2; the palest stain has a mean chroma of 0.047, and grey images have 0.
@@ -67,15 +67,20 @@ def load_sample(sample: Sample, params: Prepare) -> Loaded:
         FileError: a file that cannot be decoded, or an image and a mask that do not fit together.
     """
     picture = read_picture(sample.image, sample.page, limits_of(params))
-    header, image = picture.header, to_array(picture, channels=3)
+    header, image = picture.header, _decoded(picture, params)
     del picture  # which may be as large
-    kind, look = find_kind(image), look_at(image)
+    kind, look = find_kind(shown(image)), look_at(shown(image))
     labels = read_labels(sample, image, params)
     seen, mask = convert(image, params.channels), labels.mask
-    if params.size is not None:
-        seen, mask = resize_sample(seen, mask, params.size, params.num_classes, params.multilabel)
+    if params.frame:
+        seen, mask = resize_sample(seen, mask, params.frame, params.num_classes, params.multilabel)
     facts = describe(header, image, labels, mask, params.multilabel)
     return Loaded(kind, seen, mask, facts, look)
+
+
+def _decoded(picture: Picture, params: Prepare) -> np.ndarray:
+    """(H, W, C): grey as RGB too, by which kinds and looks are told; of several channels these."""
+    return to_array(picture, 3 if params.channels == 1 else params.channels)
 
 
 def load_all(
@@ -120,7 +125,7 @@ def load_full(samples: list[Sample], params: Prepare) -> Iterator[tuple[int, tup
 
 def _load_full(params: Prepare, sample: Sample) -> tuple[np.ndarray, np.ndarray] | FileError:
     try:
-        image = to_array(read_picture(sample.image, sample.page, limits_of(params)), channels=3)
+        image = _decoded(read_picture(sample.image, sample.page, limits_of(params)), params)
         return convert(image, params.channels), read_labels(sample, image, params).mask
     except FileError as error:
         return error

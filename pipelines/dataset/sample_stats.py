@@ -11,7 +11,7 @@ import numpy as np
 
 from pipelines.core.tables import read_rows, write_rows
 from pipelines.dataset.mask_files import Labels
-from pipelines.dataset.object_sizes import count_sizes, diameters_px, find_objects, histogram, join
+from pipelines.dataset.object_sizes import count_sizes, diameters_px, find_objects, histogram, join, mean_width_px
 from unetpp.errors import UserError
 from unetpp.images.pictures import Header
 from unetpp.network.masks import IGNORE, find_classes
@@ -46,6 +46,7 @@ class Facts(NamedTuple):
     object_px_min: float  # diameters
     object_px_median: float
     object_px_max: float
+    width_px: float  # of what the classes cover, weighted by area: a disc's diameter, a band's width and half of it
     scale: float  # of a length, by preparing
     sizes: str  # bin and number of objects
     prepared_sizes: str
@@ -61,7 +62,7 @@ def describe(
 
     Args:
         header: of the image's file.
-        image: (H, W, 3) as decoded, before any resizing.
+        image: (H, W, C) as decoded, before any resizing.
         labels: the mask, at the size of the image.
         prepared: the mask as it is prepared, which may be smaller.
         multilabel: masks hold bits of labels (unetpp.network.masks).
@@ -98,6 +99,7 @@ def describe(
         object_px_min=rounded(smallest),
         object_px_median=rounded(middle),
         object_px_max=rounded(largest),
+        width_px=rounded(mean_width_px(places.values())),
         scale=rounded(scale),
         sizes=join(count_sizes(diameters)),
         prepared_sizes=join(count_sizes(diameters * scale)),

@@ -17,10 +17,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 
+from unetpp.images.frame import Size
+
 ROUNDS = 3
 
 
-def measure_cold_start(files: Mapping[str, Path], ensembles: set[str], size_px: int, device: str) -> dict[str, float]:
+def measure_cold_start(files: Mapping[str, Path], ensembles: set[str], size: Size, device: str) -> dict[str, float]:
     """Milliseconds from the start of the process to the first mask, by name: imports, and the median of 3 loads.
 
     Args:
@@ -31,7 +33,7 @@ def measure_cold_start(files: Mapping[str, Path], ensembles: set[str], size_px: 
         RuntimeError: the process failed; the message has its last words.
     """
     models = [[name, str(path), name in ensembles] for name, path in files.items()]
-    spec = {"models": models, "size_px": size_px, "device": device, "rounds": ROUNDS, "began": time.monotonic()}
+    spec = {"models": models, "size": size, "device": device, "rounds": ROUNDS, "began": time.monotonic()}
     command = [sys.executable, "-m", "pipelines.evaluation.cold_start", json.dumps(spec)]
     root = str(Path(__file__).parents[2])
     # An empty part of the path would be the folder that it runs in.
@@ -53,7 +55,7 @@ def _main(spec: dict) -> None:
     def predict_first(file: str, ensemble: bool) -> None:
         trained = load_model(file)
         segmenter = (trained.ensemble() if ensemble else trained.segmenter()).to(spec["device"])
-        image = torch.zeros(1, trained.network.in_channels, spec["size_px"], spec["size_px"], device=spec["device"])
+        image = torch.zeros(1, trained.network.in_channels, *spec["size"], device=spec["device"])
         with torch.inference_mode():
             segmenter(image).cpu()
 

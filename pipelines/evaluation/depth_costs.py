@@ -15,13 +15,14 @@ from pipelines.core.delivery_sections import Evaluate
 from pipelines.core.files import scratch
 from pipelines.evaluation.cold_start import measure_cold_start
 from pipelines.evaluation.predictor import MEAN
+from unetpp.images.frame import Size, say_size
 from unetpp.inference.model_file import Trained
 from unetpp.network import profiling
 from unetpp.network.pruning import prune
 
 
 def measure_cost(
-    trained: Trained, size_px: int, rounds: int, max_batch: int, device: torch.device
+    trained: Trained, size: Size, rounds: int, max_batch: int, device: torch.device
 ) -> dict[str, dict[str, float]]:
     """Parameters, MACs, latency, throughput, memory, file size and cold start of each depth.
 
@@ -34,7 +35,7 @@ def measure_cost(
     if len(trained.depths) > 1:
         kept[MEAN] = trained
         modules[MEAN] = trained.ensemble()
-    example = torch.rand(1, trained.network.in_channels, size_px, size_px, device=device)
+    example = torch.rand(1, trained.network.in_channels, *size, device=device)
     for module in modules.values():
         module.to(device)
     with scratch() as folder:
@@ -42,7 +43,7 @@ def measure_cost(
         for name, each in kept.items():
             each.save(files[name])
         sizes = {name: path.stat().st_size / profiling.MIB for name, path in files.items()}
-        cold_start = measure_cold_start(files, {MEAN}, size_px, device.type)
+        cold_start = measure_cold_start(files, {MEAN}, size, device.type)
     where = f"costs on {device.type}, rounds"
     latency = profiling.measure_latency(modules, example, rounds, watch=lambda each: watched(each, where))
     throughput = profiling.find_best_batch(modules, example, max_batch)
@@ -83,17 +84,17 @@ def describe_machine(device: torch.device) -> dict[str, str | int]:
     }
 
 
-def measure_devices(trained: Trained, settings: Evaluate, size_px: int, main: torch.device) -> list[dict]:
+def measure_devices(trained: Trained, settings: Evaluate, size: Size, main: torch.device) -> list[dict]:
     """The costs on each device present, the main one first."""
     present = [main.type] + [one for one in ("cuda", "cpu") if one != main.type and _is_present(one)]
     devices = []
     share = others_share()
     for kind in present:
         device = torch.device(kind)
-        costs = measure_cost(trained, size_px, settings.latency_rounds, settings.throughput_batch, device)
+        costs = measure_cost(trained, size, settings.latency_rounds, settings.throughput_batch, device)
         spread = float(np.median([row["latency_spread"] for row in costs.values()]))
         reading = {
-            "size_px": size_px,
+            "size_px": size[0] if size[0] == size[1] else say_size(size),
             "latency_rounds": settings.latency_rounds,
             "throughput_batch": settings.throughput_batch,
             "spread": round(spread, 3),

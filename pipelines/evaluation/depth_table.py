@@ -4,6 +4,7 @@ import textwrap
 
 from pipelines.core.numbers import fixed, short
 from pipelines.evaluation.cautions import find_cautions
+from unetpp.images.frame import say_size
 
 COLUMNS = 100
 
@@ -12,7 +13,7 @@ def describe(report: dict) -> str:
     """What report.json holds, as text: sentence, tables, and what to be careful about."""
     depth = report["recommended_depth"]
     deepest = [name for name in report["depths"] if name != "mean"][-1]
-    seen = f"at {report['size_px']} px" if report.get("size_px") else None  # else it is the score itself
+    seen = f"at {say_size(report['size_px'])} px" if report.get("size_px") else None  # else it is the score itself
     head = ("depth", "iou_image", "95 %", f"to {deepest}", "95 %", *([seen] if seen else []), *_QUALITY)
     parts = [
         textwrap.fill(report["recommendation"], COLUMNS, break_on_hyphens=False),

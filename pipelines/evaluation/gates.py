@@ -1,6 +1,8 @@
 """Gates on a model's behaviour: what must hardly change its masks, each measured against a limit in params.
 
-- flips: the image mirrored sideways and upside down; its mask, mirrored back, against the plain one, the worse of both.
+- flips: the image mirrored sideways, upside down and turned by 90 degrees, each as far as augmentation trained it; its
+  mask, moved back, against the plain one, the worst of them. It is off, neither passed nor failed, where augmentation
+  did none of these.
 - shift: the image without its first few rows and columns; its mask against that part of the plain one.
 - brightness: the image with more light and less, with less contrast and by two gammas, clipped to its range; the
   mask of the change that the model bears worst against the plain one.
@@ -11,7 +13,7 @@ no part, so that a weak model passes as well as a strong one if it is steady. On
 not pass: there was nothing to compare.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -21,10 +23,16 @@ from pipelines.core.delivery_sections import Gates
 from pipelines.evaluation.predictor import Predictor, batches
 from unetpp.data.resized import Resized
 from unetpp.data.scaling import scale
+from unetpp.data.symmetries import Symmetry, group_of
+from unetpp.images.frame import Size
 from unetpp.scores import metrics
 
 GREYS = (0.0, 0.25, 0.5, 0.75, 1.0)
-FLIPS = {"flip sideways": (-1,), "flip upside down": (-2,)}
+FLIPS: dict[str, tuple[Symmetry, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {  # there and back
+    "flip sideways": ((0, 0, 1), lambda image: image.flip(-1), lambda mask: mask.flip(-1)),
+    "flip upside down": ((0, 1, 0), lambda image: image.flip(-2), lambda mask: mask.flip(-2)),
+    "quarter turn": ((1, 1, 0), lambda image: image.rot90(1, (-2, -1)), lambda mask: mask.rot90(-1, (-2, -1))),
+}
 CHANGES: dict[str, Callable[[Tensor], Tensor]] = {  # of images in [0, 1]
     "a quarter more light": lambda image: image * 1.25,
     "a fifth less light": lambda image: image * 0.8,
@@ -34,9 +42,7 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {  # of images in [0, 1]
 }
 
 
-def check_gates(
-    predict: Predictor, split: Resized, gates: Gates, size_px: int, batch_size: int
-) -> dict[str, list[dict]]:
+def check_gates(predict: Predictor, split: Resized, gates: Gates, size: Size, batch_size: int) -> dict[str, list[dict]]:
     """Measure every gate for every name on up to `gates.num_images` images, spread evenly over the split.
 
     At the size that the network sees: what is asked is how steady the network is.
@@ -47,29 +53,34 @@ def check_gates(
     agreed: dict[tuple[str, str], list[Tensor]] = {}  # IoUs by name and change
     finding: set[str] = set()  # names that call anything foreground
     number = min(len(split), gates.num_images)
+    trained = group_of((predict.trained.info.get("params") or {}).get("augment") or {})
+    flips = [what for what, (symmetry, _, _) in FLIPS.items() if symmetry in trained]
     chosen = np.linspace(0, len(split) - 1, number).round().astype(int).tolist()
     for batch in batches(split, batch_size, chosen, what="gates, images"):
         image = torch.stack([scale(one) for one in batch.images])  # (n, C, H, W)
         plain = predict.masks_of(image)
-        for change, (changed, undo) in _variants(image, gates.shift_px).items():
+        for change, (changed, undo) in _variants(image, gates.shift_px, flips).items():
             for name, mask in predict.masks_of(changed).items():
                 agreed.setdefault((name, change), []).append(_agreement(predict, *undo(mask, plain[name])))
                 if mask.any() or plain[name].any():
                     finding.add(name)
     iou = {key: torch.cat(each).mean().item() if key[0] in finding else None for key, each in agreed.items()}
-    empty = _find_on_nothing(predict, size_px)
-    return {name: _rows(name, iou, empty[name], gates, number) for name in predict.names}
+    empty = _find_on_nothing(predict, size)
+    return {name: _rows(name, iou, empty[name], gates, number, flips) for name in predict.names}
 
 
 def _middle(image: Tensor) -> Tensor:
     return image.mean(dim=(-1, -2, -3), keepdim=True)
 
 
-def _variants(image: Tensor, shift_px: int) -> dict[str, tuple[Tensor, Callable[[Tensor, Tensor], tuple]]]:
+def _variants(
+    image: Tensor, shift_px: int, flips: Sequence[str]
+) -> dict[str, tuple[Tensor, Callable[[Tensor, Tensor], tuple]]]:
     """By change: the changed images, and how their mask and the plain one become comparable."""
     variants: dict[str, tuple[Tensor, Callable[[Tensor, Tensor], tuple]]] = {}
-    for what, dims in FLIPS.items():
-        variants[what] = image.flip(dims), lambda mask, plain, dims=dims: (mask.flip(dims), plain)
+    for what in flips:
+        _, there, back = FLIPS[what]
+        variants[what] = there(image), lambda mask, plain, back=back: (back(mask), plain)
     step = min(shift_px, min(image.shape[-2:]) - 1)
     variants["shift"] = image[..., step:, step:], lambda mask, plain: (mask, plain[..., step:, step:])
     for what, change in CHANGES.items():
@@ -82,23 +93,31 @@ def _agreement(predict: Predictor, mask: Tensor, plain: Tensor) -> Tensor:
     return metrics.per_image_iou(metrics.confusion(mask, plain, *predict.task))
 
 
-def _find_on_nothing(predict: Predictor, size_px: int) -> dict[str, float]:
+def _find_on_nothing(predict: Predictor, size: Size) -> dict[str, float]:
     """The largest share of foreground in an image of one grey, by name."""
     channels = predict.heads.network.in_channels
-    images = torch.stack([torch.full((channels, size_px, size_px), grey) for grey in GREYS])
+    images = torch.stack([torch.full((channels, *size), grey) for grey in GREYS])
     masks = predict.masks_of(images)
     return {name: (mask > 0).double().mean(dim=(1, 2)).max().item() for name, mask in masks.items()}
 
 
 def _rows(
-    name: str, iou: Mapping[tuple[str, str], float | None], empty: float, gates: Gates, number: int
+    name: str,
+    iou: Mapping[tuple[str, str], float | None],
+    empty: float,
+    gates: Gates,
+    number: int,
+    flips: Sequence[str],
 ) -> list[dict]:
     on = f"on {number} test {'image' if number == 1 else 'images'}"
     if iou[name, "shift"] is None:
         on += ", in none of which it finds anything"
-    flip, worst = (min(each, key=lambda change: iou[name, change] or 0) for each in (FLIPS, CHANGES))
+    flip, worst = (min(each, key=lambda one: iou[name, one] or 0, default="") for each in (flips, CHANGES))
+    moved = "off: augmentation neither mirrored nor turned images, so that nothing is asked of such ones"
+    if flip:
+        moved = f"IoU of the masks of moved images with the plain ones, the worst of {', '.join(flips)}, {on}"
     return [
-        _row("flips", iou[name, flip], gates.flips, f"IoU of the masks of mirrored images with the plain ones, {on}"),
+        _row("flips", iou.get((name, flip)), gates.flips, moved) | ({} if flip else {"passed": None}),
         _row("shift", iou[name, "shift"], gates.shift, f"the same for images moved by {gates.shift_px} px, {on}"),
         _row("brightness", iou[name, worst], gates.brightness, f"the same at the worst change ({worst}), {on}"),
         _row("empty", empty, gates.empty, "share called foreground in an image of one grey, the worst of 5", most=True),

@@ -12,6 +12,7 @@ from torch import Tensor
 from pipelines.console.progress import watched
 from unetpp.data.arrow_split import Split
 from unetpp.data.resized import Resized
+from unetpp.images.frame import Size
 from unetpp.inference.model_file import Trained
 from unetpp.inference.segmenter import Segmenter, pad_to_multiple
 from unetpp.inference.tiles import TILE_PX, predict_resized, to_own_size
@@ -24,9 +25,9 @@ BATCH_PIXELS = 2**21  # of the images predicted together; large ones go one by o
 class Heads(Segmenter):
     """A segmenter that gives the probabilities of every head, shallowest first: (N, num_heads * num_classes, H, W)."""
 
-    def probs(self, standardised: Tensor) -> Tensor:
+    def probs(self, standardised: Tensor, canvas: Size | None = None) -> Tensor:
         height, width = standardised.shape[-2:]
-        logits = self.network(pad_to_multiple(standardised, 2**self.network.depth))
+        logits = self.network(pad_to_multiple(standardised, 2**self.network.depth, canvas))
         probs = torch.cat([to_probs(one, self.network.multilabel) for one in logits], dim=1)
         return F.pad(probs, (0, width - probs.shape[-1], 0, height - probs.shape[-2]))
 
@@ -43,8 +44,8 @@ class Predictor:
     """Probabilities or masks of every depth; with several depths, of their mean too."""
 
     def __init__(self, trained: Trained, device: torch.device):
-        self.heads = Heads(trained.network).eval().to(device)
-        self.trained, self.size, self.device = trained, trained.size, device
+        self.heads = Heads(trained.network, canvas=trained.canvas).eval().to(device)
+        self.trained, self.frame, self.device = trained, trained.frame, device
         self.names = [f"L{depth}" for depth in trained.depths] + [MEAN] * (len(trained.depths) > 1)
 
     @property
@@ -58,11 +59,11 @@ class Predictor:
         A pruned network pads to a smaller multiple, and cuts other tiles: where the images need either, each depth
         answers by itself.
         """
-        seen = self._named(predict_resized(self.heads, images, self.size, device=self.device))
-        sides = (self.size, self.size) if self.size is not None else images[0].shape[:2]
+        seen = self._named(predict_resized(self.heads, images, self.frame, device=self.device))
+        sides = self.frame.size if self.frame else images[0].shape[:2]
         if max(sides) > TILE_PX or any(side % 2**self.heads.network.depth for side in sides):
             for depth, segmenter in self._pruned.items():
-                seen[f"L{depth}"] = predict_resized(segmenter, images, self.size, device=self.device)
+                seen[f"L{depth}"] = predict_resized(segmenter, images, self.frame, device=self.device)
         for name, probs in seen.items():
             yield Answer(name, probs.cpu(), to_own_size(probs, images[0].shape[:2]).cpu())
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from pipelines.evaluation.predictor import Batch, Predictor, batches
 from unetpp.data.arrow_split import Split
 from unetpp.data.resized import resize_mask
+from unetpp.images.frame import Frame
 from unetpp.network.masks import to_mask, to_planes
 from unetpp.scores import metrics
 from unetpp.scores.boundaries import Boundary, compare_boundaries
@@ -84,7 +85,7 @@ def measure_quality(
         truth = truth[:, first:]
         planes = _Planes(truth.numpy(), (~valid).numpy(), tolerance_px)
         true_objects.areas += [each.areas for each in planes.objects]
-        seen_mask = _seen(batch, predict.size, num_classes, multilabel)
+        seen_mask = _seen(batch, predict.frame, num_classes, multilabel)
         for name, seen, probs in predict.answers(batch.images):
             quality, mask_hat = found[name], to_mask(probs, multilabel)
             quality.counts[batch.indices] = metrics.confusion(mask_hat, batch.mask, num_classes, multilabel)
@@ -102,10 +103,11 @@ def measure_quality(
     return found, true_objects
 
 
-def _seen(batch: Batch, size: int | None, num_classes: int, multilabel: bool) -> Tensor:
-    """The true masks (N, h, w) of a batch at the size that the network sees."""
+def _seen(batch: Batch, frame: Frame | None, num_classes: int, multilabel: bool) -> Tensor:
+    """The true masks (N, h, w) of a batch at the size that the network sees, without padding."""
     masks = batch.mask.numpy()
-    if size is None or masks.shape[1:] == (size, size):
+    size = frame.sides(masks.shape[1:]) if frame else masks.shape[1:]
+    if masks.shape[1:] == size:
         return batch.mask
     return torch.from_numpy(np.stack([resize_mask(mask, size, num_classes, multilabel) for mask in masks]))
 

@@ -149,7 +149,7 @@ class Gate(Part):
     value: Share | None  # None: it called nothing foreground, so that there was nothing to compare
     limit: Share
     direction: Literal["at least", "at most"]
-    passed: bool
+    passed: bool | None  # None: the gate is off, and `what` says why
     what: str
 
 
@@ -197,6 +197,6 @@ class Report(Part):
     devices: list[Device]
     test: Test
     classes: dict[str, dict[str, Number]]
-    size_px: int | None = None  # that whole images are resized to for the network, if they are
+    size_px: int | tuple[int, int] | None = None  # that whole images are resized to for the network, if they are
     multilabel: bool  # the classes are labels that may lie over each other
     model_sha256: str  # of the model file that was measured

@@ -13,6 +13,7 @@ from unetpp.data.manifest import read_manifest
 from unetpp.errors import UserError
 from unetpp.export.listing import read_exports
 from unetpp.export.runtimes import Predict, missing, open_export, runtimes_of
+from unetpp.images.frame import Size
 from unetpp.inference.model_file import Trained, load_model
 from unetpp.inference.tiles import predict_resized, to_own_size
 from unetpp.network import profiling
@@ -21,7 +22,7 @@ from unetpp.scores import metrics
 
 
 def measure_runtimes(
-    exports: Path, model_sha256: str | None, prepared: Path, settings: Any, size_px: int, ious: Mapping[str, np.ndarray]
+    exports: Path, model_sha256: str | None, prepared: Path, settings: Any, size: Size, ious: Mapping[str, np.ndarray]
 ) -> list[dict]:
     """A row for each exported file in each runtime that is installed, on the processor; none for .pt2.
 
@@ -35,7 +36,7 @@ def measure_runtimes(
         exports: folder that the export stage wrote.
         model_sha256: of the model file that they have to be made of.
         settings: evaluate's tolerance_iou, latency_rounds and throughput_batch.
-        size_px: side of the images that are timed.
+        size: of the images that are timed.
         ious: iou_image of each test image in the split's order, by depth ("L1"), of the eager network.
 
     Raises:
@@ -51,7 +52,7 @@ def measure_runtimes(
         )
     split, rows = Split(prepared / "test.arrow"), []
     channels = read_manifest(prepared).channels
-    batch = torch.rand(settings.throughput_batch, channels, size_px, size_px)
+    batch = torch.rand(settings.throughput_batch, channels, *size)
     for depth in sorted({one["depth"] for one in entries}, key=lambda name: int(name[1:])):
         opened: dict[str, tuple[dict, str, Predict]] = {}
         for one in (each for each in entries if each["depth"] == depth and each["format"] != "pt2"):
@@ -89,7 +90,7 @@ def image_ious(predict: Predict, split: Split, trained: Trained, batch_size: int
     """iou_image of each image of a split at its own size, (N,), in its order; images of one size go together."""
     found, network = np.empty(len(split)), trained.network
     for batch in batches(split, batch_size, what=what):
-        seen = predict_resized(lambda pixels: torch.from_numpy(predict(pixels.numpy())), batch.images, trained.size)
+        seen = predict_resized(lambda pixels: torch.from_numpy(predict(pixels.numpy())), batch.images, trained.frame)
         mask_hat = to_mask(to_own_size(seen, batch.images[0].shape[:2]), network.multilabel)
         counts = metrics.confusion(mask_hat, batch.mask, network.num_classes, network.multilabel)
         found[batch.indices] = metrics.per_image_iou(counts).numpy()

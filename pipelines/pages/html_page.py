@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from pipelines.core.numbers import fixed, points, short
+from unetpp.images.frame import say_size
 
 TEMPLATES = Path(__file__).parent / "templates"
 INK = "#010203"  # stands for currentColor, which matplotlib does not know
@@ -55,7 +56,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    words = {"short": short, "fixed": fixed, "points": points}
+    words = {"short": short, "fixed": fixed, "points": points, "sides": say_size}
     environment.filters |= words
     environment.globals |= words  # to be handed to a macro
     return environment

@@ -1,53 +1,83 @@
 """The plan of a project: values of params.yaml with the reason of each, what was found, and what a run will take."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from pipelines.core.params import Params, load_params, override
+from pipelines.planning.choices import Choice, Plan
+from pipelines.planning.machine import find_machine
+from pipelines.planning.probe import fit_time
+from pipelines.planning.rules import apply
+from pipelines.planning.survey import MANY_OBJECTS, MOST_FOLDERS, Survey, laid_out, survey
 
-@dataclass(frozen=True)
-class Choice:
-    """A value of params.yaml, and why it was taken, in one sentence without a line break."""
+__all__ = ["Choice", "Plan", "make_plan"]
 
-    value: Any
-    reason: str
-
-
-@dataclass
-class Plan:
-    """What `unetpp init` writes and prints."""
-
-    params: dict[str, Choice] = field(default_factory=dict)  # by dotted key, in the order of params.yaml
-    found: list[str] = field(default_factory=list)  # lines: what the data are
-    asked: list[str] = field(default_factory=list)  # lines: what a person should confirm, with the line of params.yaml
-    cost: str = ""  # one line: minutes and memory of a run
+MINUTES = 30.0
+ORDER = ("ingest", "prepare", "model", "search", "train", "augment", "export", "evaluate", "register", "cluster")
+SUFFIXES = {"zip": (".zip",), "tar": (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")}
 
 
 def make_plan(
     location: str,
     name: str,
-    minutes: float = 30.0,
+    minutes: float = MINUTES,
     *,
+    base: Params | None = None,
     use_gpu: bool | None = None,
     probe: bool = True,
-    keep: dict[str, Any] | None = None,
+    keep: Mapping[str, Any] | None = None,
 ) -> Plan:
     """The plan for the data at a place.
 
     Args:
-        location: a folder, an archive, an address or s3://bucket/prefix, as ingest.location. Of data that are no
-            folder of this machine the plan says how they are read, and the rest when `unetpp plan` finds them ingested.
+        location: a folder, as ingest.location.
         name: of the project; the registered model and the experiment are called so.
         minutes: that stage train may take on this machine.
-        use_gpu: null takes one where there is one.
+        base: the params of which values are changed; None takes those that the repository ships.
+        use_gpu: None takes one where there is one.
         probe: run a few training steps to tell minutes and memory; else they are counted alone.
         keep: values by dotted key that the user has set and that the plan works with.
 
     Raises:
         UserError: there are no images with masks that any layout fits.
     """
-    del minutes, use_gpu, probe, keep  # the probe and the rules come with the next commits
-    plan = Plan()
-    plan.params["ingest.location"] = Choice(location, "where the data lie")
-    plan.params["register.model_name"] = Choice(name, "named after the project")
-    plan.params["register.experiment"] = Choice(name, "named after the project")
+    base = base or load_params(Path(__file__).parents[2] / "params.yaml")
+    plan, root = Plan(), Path(location).expanduser()
+    plan.choose("ingest.kind", "folder", "a folder of this machine")
+    plan.choose("ingest.location", location, "where the data lie")
+    with laid_out(root, base.ingest, plan) as (raw, layout, names):
+        found = survey(raw, layout, root, names, base, plan)
+        _describe(found, plan)
+        _choose_kinds(found, plan)
+        machine, kept = find_machine(use_gpu), dict(keep or {})
+        plan.params |= apply(found.facts, machine, plan.values | kept)
+        if probe:
+            fit_time(plan, found.facts, machine, found.samples, override(base, kept), minutes)
+    plan.choose("register.experiment", name, "named after the project")
+    plan.choose("register.model_name", name, "named after the project")
+    plan.params = dict(sorted(plan.params.items(), key=lambda pair: ORDER.index(pair[0].split(".")[0])))
     return plan
+
+
+def _describe(found: Survey, plan: Plan) -> None:
+    """What is there, in front of what its masks mean."""
+    facts = found.facts
+    grey = "grey" if facts.grey else f"of {facts.channels} channels"
+    sizes = f"{facts.width:.0f} x {facts.height:.0f} px"
+    if not facts.one_size:
+        low, high = min(found.sizes), max(found.sizes)
+        sizes += f" at the median, from {low[1]} x {low[0]} to {high[1]} x {high[0]} px"
+    plan.found.insert(0, f"{facts.num_images:,} pairs of images and masks; images are {grey}, {sizes}")
+
+
+def _choose_kinds(found: Survey, plan: Plan) -> None:
+    """Kinds of microscopy where it looks like that: no up and down, many objects; else those of folders, if any."""
+    folders = {sample.id.rpartition("/")[0] for sample in found.samples}
+    per_image = found.fingerprint["objects"]["per_image"]["median"]
+    if 1 < len(folders) <= MOST_FOLDERS:
+        plan.choose("prepare.kinds", "folder", f"images lie in {len(folders)} folders")
+    elif found.facts.num_classes <= 2 and found.orientation.upright is False and per_image >= MANY_OBJECTS:
+        plan.choose("prepare.kinds", "microscopy", f"{per_image:.0f} objects an image and no up or down, as microscopy")
+    else:
+        plan.choose("prepare.kinds", "none", "nothing tells kinds of images apart")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pipelines.evaluation.cautions import find_cautions
 from unetpp.data.manifest import Manifest
+from unetpp.images.frame import plain, say_size
 from unetpp.inference.model_file import Trained
 
 # What a latency depends on most, of what report.json says of the machine.
@@ -41,7 +42,8 @@ class Family:
             "recommended": str(depth == self.recommended).lower(),
             # What `unetpp predict` has to know of a registered version.
             "in_channels": str(self.trained.network.in_channels),
-            "size_px": json.dumps(self.trained.size),
+            "size_px": json.dumps(plain(self.trained.size)),
+            "fit": self.trained.fit,
             "multilabel": str(self.trained.network.multilabel).lower(),
             "classes": json.dumps(self.trained.classes),
             "fingerprint": self.fingerprint,
@@ -177,7 +179,7 @@ def _notes(family: Family) -> list[str]:
     machine = ", ".join(f"{key} {value}" for key, value in family.metrics["machine"].items() if key in MACHINE)
     kinds = ", ".join(f"{count} {kind}" for kind, count in splits["test"].kinds.items())
     resized = (
-        f" (trained on images resized to {family.trained.size} x {family.trained.size} px)"
+        f" (trained on images {'padded' if family.trained.canvas else 'resized'} to {say_size(family.trained.size)} px)"
         if family.trained.size
         else ""
     )

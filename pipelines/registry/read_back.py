@@ -45,7 +45,7 @@ def check_in_clean_process(name: str, versions: dict[int, str], trained: Trained
     shapes = [(*size, trained.network.in_channels) for size in SIZES]
     images = {f"image{i}": random.integers(0, 256, shape, np.uint8) for i, shape in enumerate(shapes)}
     answers = {
-        f"L{depth}/{key}": predict_image(trained.segmenter(depth), image, trained.size).numpy()
+        f"L{depth}/{key}": predict_image(trained.segmenter(depth), image, trained.frame).numpy()
         for depth in versions
         for key, image in images.items()
     }
@@ -98,7 +98,7 @@ def differing(loaded: Trained, served, expected: dict[str, np.ndarray], depth: i
     for key in (key for key in expected if key.startswith("image")):
         answer = expected[f"L{depth}/{key}"]
         ways = {
-            "unetpp.load": predict_image(segmenter, expected[key], loaded.size)[0].numpy(),
+            "unetpp.load": predict_image(segmenter, expected[key], loaded.frame)[0].numpy(),
             "the pyfunc": served.predict(expected[key], {"mode": "probabilities"}),
         }
         for way, found in ways.items():

@@ -4,22 +4,29 @@ So a set is known before it is fetched: every source asks here what to bring alo
 """
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
+from typing import NoReturn
 
+from pipelines.storage.recognition import read_part, recognise, recognise_suffixes
+from pipelines.storage.templates import SPLIT_OF, Layout, find_files, is_picture
 from unetpp.errors import UserError
 from unetpp.images.pictures import SUFFIXES
 
 EXPECTED = (
     "expected images/<id>.<ext> with masks/<id>.png, or the BBBC038 layout <id>/images/<id>.png with "
-    "<id>/masks/<one file a nucleus>.png, or images/ with COCO's annotations.json"
+    "<id>/masks/<one file a nucleus>.png, or images/ with COCO's annotations.json, or another layout of docs/data.md"
 )
 # Of macOS, Windows, the root of a disk, and of network storage, whose folders hold small copies of the pictures.
 JUNK = {"__MACOSX", "Thumbs.db", "desktop.ini", "lost+found", "$RECYCLE.BIN", "System Volume Information", "@eaDir"}
+THUMBNAILS = {"thumbs", "thumbnail", "thumbnails"}
 FOLDERS = {"images", "masks", "annotations"}
-SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+# Tables and lists that say of a set how it is divided and what its classes are called.
+TABLES = {"split", "splits", "_classes", "classes", "class_dict", "labelmap", "label_colors", "codes"}
+# Formats of other fields, and how one gets pictures from them (docs/data.md has the lines).
+CONVERTED = {".dcm": "DICOM", ".nii": "NIfTI", ".gz": "NIfTI", ".mha": "MetaImage", ".nrrd": "NRRD", ".npy": "NumPy"}
+CONVERTED |= {".npz": "NumPy", ".h5": "HDF5", ".mat": "MATLAB", ".czi": "CZI", ".nd2": "ND2", ".svs": "SVS"}
 
 
 def is_junk(name: PurePosixPath) -> bool:
@@ -27,9 +34,12 @@ def is_junk(name: PurePosixPath) -> bool:
     return any(part.startswith(".") or part in JUNK for part in name.parts)
 
 
-def is_picture(name: PurePosixPath) -> bool:
-    """By the suffix alone."""
-    return name.suffix.lower() in SUFFIXES
+def is_list(name: PurePosixPath) -> bool:
+    """Whether it is named as a list of a split (train.txt), or a table of splits or classes."""
+    stem, suffix = name.stem.lower(), name.suffix.lower()
+    return (suffix in (".txt", ".lst") and stem in {*SPLIT_OF, "trainval"}) or (
+        suffix in (".csv", ".txt") and stem in TABLES
+    )
 
 
 def is_annotations(name: PurePosixPath) -> bool:
@@ -39,30 +49,19 @@ def is_annotations(name: PurePosixPath) -> bool:
     )
 
 
-def belongs(name: PurePosixPath, layout: str) -> bool:
-    """Whether a file of a set of this layout is one of its images, masks or annotations, by its name."""
-    if layout == "coco" and is_annotations(name):
-        return True
-    if layout == "bbbc038":
-        return len(name.parts) == 3 and name.parts[1] in ("images", "masks") and is_picture(name)
-    folders = ("images",) if layout == "coco" else ("images", "masks")
-    return len(name.parts) > 1 and name.parts[0] in folders and is_picture(name)
-
-
-def find_layout(names: Iterable[PurePosixPath]) -> str | None:
-    """ "pairs", "coco", "bbbc038" or None for relative file names, junk left out."""
+def select(names: Iterable[PurePosixPath], layout: Layout) -> tuple[set[PurePosixPath], list[str]]:
+    """The files of a set of this layout: images, masks, annotations, lists. And sentences of what is left out."""
     names = list(names)
-    heads = {name.parts[0] for name in names if len(name.parts) > 1}
-    if "images" in heads and "masks" not in heads and any(map(is_annotations, names)):
-        return "coco"
-    if heads & {"images", "masks"}:
-        return "pairs"
-    return "bbbc038" if any(name.parts[1] == "images" for name in names if len(name.parts) > 2) else None
-
-
-def composed(text: str) -> str:
-    """The same letters in the one form of Unicode in which names are compared: macOS writes others than Linux."""
-    return unicodedata.normalize("NFC", text)
+    lists = {name for name in names if is_list(name)}
+    if layout.kind == "pairs":
+        found = find_files(names, layout)
+        files = [*found.images.values(), *found.masks.values(), *found.more.values()]
+        return lists | {name for same in files for name in same}, found.left_out
+    pictures = [name for name in names if is_picture(name)]
+    if layout.kind == "coco":
+        annotations = {name for name in names if is_annotations(name)}
+        return lists | annotations | {one for one in pictures if len(one.parts) > 1 and one.parts[0] == "images"}, []
+    return lists | {one for one in pictures if len(one.parts) == 3 and one.parts[1] in ("images", "masks")}, []
 
 
 def list_names(root: Path) -> list[PurePosixPath]:
@@ -71,39 +70,134 @@ def list_names(root: Path) -> list[PurePosixPath]:
     return sorted(name for name in names if not is_junk(name))
 
 
-def check_names(names: list[PurePosixPath], where: str) -> str:
+def check_names(names: list[PurePosixPath], where: str, given: Layout | None = None) -> Layout:
     """The layout of these relative names, which must hold at least one image and one mask or annotation file.
+
+    Args:
+        given: by ingest.layout; None is recognised.
 
     Raises:
         UserError: names `where`, what was found, what was expected.
     """
     if not names:
         raise UserError(f"{where}: found no files; {EXPECTED}")
-    layout = find_layout(names)
-    if layout is None:
-        raise UserError(f"{where}: found {_some(names)} and no images/ in it; {EXPECTED}")
-    if layout == "bbbc038":
-        _check_one_set(names, where)
+    if given is not None:
+        return _check_given(names, where, given)
+    heads = {name.parts[0] for name in names if len(name.parts) > 1}
     annotations = [name for name in names if is_annotations(name)]
-    if layout == "pairs" and annotations:
+    if "images" in heads and "masks" not in heads and annotations:
+        _check_folders(names, where, ("images",), 0)
+        return Layout("coco")
+    if {"images", "masks"} <= heads and annotations:
         raise UserError(
             f"{where}: found masks/ and also {_some(annotations)}, so it may be pairs or COCO; expected one of the "
             "two: move the one that does not count out of the folder"
         )
-    level = 1 if layout == "bbbc038" else 0
-    for wanted in ("images",) if layout == "coco" else ("images", "masks"):
+    inner = {(name.parts[0], name.parts[1]) for name in names if len(name.parts) > 2}
+    samples = {head for head, folder in inner if folder == "images"}
+    splits = all(read_part(head).split for head in samples)
+    if not heads & {"images", "masks"} and not splits and any((head, "masks") in inner for head in samples):
+        _check_one_set(names, where)
+        _check_folders(names, where, ("images", "masks"), 1)
+        return Layout("bbbc038")
+    found = recognise(names) or recognise_suffixes(names)
+    if {"images", "masks"} <= heads:
+        _check_folders(names, where, ("images", "masks"), 0)
+        plain = [one.layout for one in found if one.layout.images[:7] + one.layout.masks[:6] == "images/masks/"]
+        return plain[0] if len(plain) == 1 else Layout("pairs")
+    if len(found) == 1:
+        return found[0].layout
+    if found:
+        lines = [f"\n  {one.layout.line}   # {one.num_pairs} pairs" for one in found[:8]]
+        raise UserError(
+            f"{where}: found {_folders(names)}, which may be read in {len(found)} ways; expected one: write it in "
+            f"params.yaml, section ingest:{''.join(lines)}"
+        )
+    _refuse(names, where, heads, samples)
+    raise AssertionError
+
+
+def _check_folders(names: list[PurePosixPath], where: str, folders: Iterable[str], level: int) -> None:
+    for wanted in folders:
         inside = [name for name in names if len(name.parts) > level + 1 and name.parts[level] == wanted]
         if not any(is_picture(name) for name in inside):
+            _check_readable(names, where)
             found = f"no image file in {wanted}/ but {_some(inside)}" if inside else f"no {wanted}/ folder with files"
             raise UserError(f"{where}: found {found}; {EXPECTED}, where <ext> is one of {', '.join(SUFFIXES)}")
-    return layout
+
+
+def _check_given(names: list[PurePosixPath], where: str, given: Layout) -> Layout:
+    found = find_files(names, given)
+    for what, template, files in (("images", given.images, found.images), ("masks", given.masks, found.masks)):
+        if not files:
+            raise UserError(
+                f"{where}: found {_folders(names)}, and none as ingest.layout names {what}: {template!r}; expected "
+                "names from the root on, without suffix, with {id}: correct it"
+            )
+    if not found.mask_of:
+        image, mask = min(found.images), min(found.masks)
+        raise UserError(
+            f"{where}: found no image with a mask by ingest.layout: the first image has the id {image!r} and the first "
+            f"mask {mask!r}; expected equal ids: correct its templates"
+        )
+    return given
+
+
+def _check_readable(names: list[PurePosixPath], where: str) -> None:
+    """Refuse a set that is of another format by that format's name."""
+    kinds = Counter(CONVERTED[name.suffix.lower()] for name in names if name.suffix.lower() in CONVERTED)
+    if kinds and not any(map(is_picture, names)):
+        kind, number = kinds.most_common(1)[0]
+        example = next(name for name in names if CONVERTED.get(name.suffix.lower()) == kind)
+        raise UserError(
+            f"{where}: found {number} {kind} files, such as {example}; expected {', '.join(SUFFIXES)}: write images "
+            'and masks as TIFF first, by the few lines in docs/data.md, "Other formats"'
+        )
+    lists = [name for name in names if name.suffix.lower() in (".txt", ".csv", ".lst")]
+    if lists and len(lists) == len(names):
+        raise UserError(
+            f"{where}: found no pictures but {_some(lists)}; expected the files themselves: where a list holds "
+            f"addresses, fetch them: wget -x -nH -i {lists[0]}"
+        )
+
+
+def _refuse(names: list[PurePosixPath], where: str, heads: set[str], samples: set[str]) -> NoReturn:
+    """The error of names that nothing pairs up in."""
+    _check_readable(names, where)
+    for level, inside in ((0, heads), (1, {"images"} if samples else set())):
+        if inside & {"images", "masks"}:
+            _check_folders(names, where, ("images", "masks"), level)
+    raise UserError(
+        f"{where}: found {_folders(names)} and no images/ in it, nor names that tell images from masks; {EXPECTED}: "
+        f"put them so, or write in params.yaml, section ingest, {_proposal(names)}"
+    )
+
+
+def _folders(names: Iterable[PurePosixPath]) -> str:
+    """The folders of pictures with their numbers and an example each."""
+    first: dict[PurePosixPath, PurePosixPath] = {}
+    counts = Counter(name.parent for name in names if is_picture(name))
+    for name in names:
+        first.setdefault(name.parent, name)
+    shown = [f"{count} pictures in {folder}/ ({first[folder].name})" for folder, count in counts.most_common(5)]
+    more = [f"{len(counts) - 5} more folders"] if len(counts) > 5 else []
+    return ", ".join([*shown, *more]) or _some(names)
+
+
+def _proposal(names: Iterable[PurePosixPath]) -> str:
+    """The line of ingest.layout for the two largest folders."""
+    counts = Counter(name.parent for name in names if is_picture(name))
+    folders = [f"{folder}/" if str(folder) != "." else "" for folder, _ in counts.most_common(2)]
+    one, other = (*folders, "masks/", "masks/")[:2] if len(folders) != 1 else (folders[0], folders[0])
+    tail = "_mask" if one == other else ""
+    return Layout("pairs", f"{one}{{id}}", f"{other}{{id}}{tail}").line
 
 
 def _check_one_set(names: Iterable[PurePosixPath], where: str) -> None:
     """Refuse sets beside each other, which have a folder images/ each as samples of BBBC038 have."""
     images = [name for name in names if len(name.parts) > 2 and name.parts[1] == "images" and is_picture(name)]
     counts = Counter(name.parts[0] for name in images)
-    if counts and ({head.lower() for head in counts} <= SPLITS or all(count > 1 for count in counts.values())):
+    if counts and all(count > 1 for count in counts.values()):
         raise UserError(
             f"{where}: found images/ in each of {_some(sorted(counts))}, which are sets of their own; expected one "
             "set, with one images/ and one masks/: name one of them in ingest.location, or put all together as "
@@ -111,8 +205,10 @@ def _check_one_set(names: Iterable[PurePosixPath], where: str) -> None:
         )
 
 
-def choose(names: Iterable[PurePosixPath], where: str) -> dict[PurePosixPath, PurePosixPath]:
-    """The files of the set among those of a source: by the name that each has in the set, its name at the source.
+def choose(
+    names: Iterable[PurePosixPath], where: str, given: Layout | None = None
+) -> tuple[Layout, dict[PurePosixPath, PurePosixPath]]:
+    """The layout of a source, and the files of the set: by the name that each has in the set, its name at the source.
 
     The folders that wrap everything are gone, and bytes that are no UTF-8 stand as %E9. It tells how many others are
     left out.
@@ -122,14 +218,23 @@ def choose(names: Iterable[PurePosixPath], where: str) -> dict[PurePosixPath, Pu
     """
     names = sorted(names)
     prefix = _wrapper(names)
-    inner = {name.relative_to(prefix): name for name in names if name.is_relative_to(prefix) and name != prefix}
-    layout = check_names(list(inner), where)
-    kept = {name: original for name, original in inner.items() if belongs(name, layout)}
+    if given is not None and find_files(names, given).images:
+        prefix = PurePosixPath()
+    inner = {
+        name.relative_to(prefix): name
+        for name in names
+        if name.is_relative_to(prefix) and name != prefix and not THUMBNAILS & {part.lower() for part in name.parts}
+    }
+    layout = check_names(list(inner), where, given)
+    chosen, left_out = select(inner, layout)
+    kept = {name: original for name, original in inner.items() if name in chosen}
+    for sentence in left_out:
+        print(f"ingest: {sentence}")
     if len(kept) < len(names):
         taken = set(kept.values())
-        left_out = next(name for name in names if name not in taken)
+        other = next(name for name in names if name not in taken)
         others = len(names) - len(kept)
-        print(f"left out {others} files that are no images of the set, such as {_spelled(str(left_out))}")
+        print(f"left out {others} files that are no images of the set, such as {_spelled(str(other))}")
     spelled: dict[PurePosixPath, PurePosixPath] = {}
     foreign = 0
     for name, original in kept.items():
@@ -139,7 +244,7 @@ def choose(names: Iterable[PurePosixPath], where: str) -> dict[PurePosixPath, Pu
             raise UserError(f"{where}: found {str(other)!r} and {str(original)!r}, which become one name; rename one")
     if foreign:
         print(f"{foreign} names are no UTF-8: their other bytes are written as %E9 and the like")
-    return spelled
+    return layout, spelled
 
 
 def _spelled(name: str) -> str:
@@ -156,7 +261,7 @@ def _wrapper(names: Iterable[PurePosixPath]) -> PurePosixPath:
         # One BBBC038 sample alone looks like a wrapper around pairs; its image bears the folder's name.
         single = any(name.parts[:2] == (head, "images") and name.stem == head for name in inner)
         if len(heads) != 1 or heads & FOLDERS or single:
-            return prefix if find_layout(inner) else PurePosixPath()
+            return prefix
         prefix /= head
         inner = [name.relative_to(head) for name in inner if len(name.parts) > 1]
 

@@ -19,6 +19,7 @@ from pipelines.storage.folder_walk import walk
 from pipelines.storage.layout_names import choose, is_junk
 from pipelines.storage.s3 import Object, Store
 from pipelines.storage.synthetic import write_images
+from pipelines.storage.templates import Layout
 from unetpp.errors import UserError
 from unetpp.files import check_sha256, sha256
 
@@ -31,6 +32,7 @@ class Source:
     """What was fetched: a description of the source, and what it says of single files beyond their bytes, by key."""
 
     description: dict
+    layout: Layout | None = None  # that its names have; None for the built-in images, which are pairs
     facts: dict[str, dict] = field(default_factory=dict)
 
 
@@ -51,8 +53,8 @@ def fetch(params: Ingest, out: Path, cache: Path) -> Source:
             write_images(params.synthetic, params.num_workers, out)
         return Source({"kind": "synthetic", "location": None, **params.synthetic.model_dump()})
     if params.kind == "folder":
-        _copy_folder(Path(location).expanduser(), [Path(one).expanduser() for one in params.links_to], out)
-        return Source({"kind": "folder", "location": location})
+        layout = _copy_folder(params, Path(location).expanduser(), out)
+        return Source({"kind": "folder", "location": location}, layout)
     if params.kind == "s3":
         return _fetch_bucket(params, out, cache)
     if params.kind == "http":
@@ -60,15 +62,25 @@ def fetch(params: Ingest, out: Path, cache: Path) -> Source:
         if params.sha256 is None:
             hold = f"to hold it to these bytes: -S ingest.sha256={digest}"
             print(f"ingest: {redacted(location)} has the sha256 {digest}; {hold}")
-        _extract(path, None, location, out)
+        layout = _extract(path, None, location, params, out)
     else:
         path = Path(location).expanduser()
         digest = _hash_archive(path, params)
-        _extract(path, params.kind, str(path), out)
-    return Source({"kind": params.kind, "location": redacted(location), "sha256": digest})
+        layout = _extract(path, params.kind, str(path), params, out)
+    return Source({"kind": params.kind, "location": redacted(location), "sha256": digest}, layout)
 
 
-def _copy_folder(root: Path, links_to: list[Path], out: Path) -> None:
+def _given(params: Ingest) -> Layout | None:
+    return Layout("pairs", **params.layout.model_dump()) if params.layout else None
+
+
+def _copy_folder(params: Ingest, root: Path, out: Path) -> Layout:
+    links_to = [Path(one).expanduser() for one in params.links_to]
+    if root.is_file() and root.suffix.lower() in (".txt", ".csv", ".lst"):
+        raise UserError(
+            f"{root}: found a list; ingest.location must be a folder of the files themselves: where the list holds "
+            f"addresses, fetch them into one first: wget -x -nH -P images_and_masks -i {root}"
+        )
     if not root.is_dir():
         found = "a file" if root.exists() else "no such folder"
         kind = next((kind for kind, suffixes in SUFFIXES.items() if root.name.lower().endswith(suffixes)), None)
@@ -79,7 +91,7 @@ def _copy_folder(root: Path, links_to: list[Path], out: Path) -> None:
         lines = [f"\n  {problem}" for problem in problems[1:5]]
         more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise UserError(f"{problems[0]}{''.join(lines)}{more}")
-    kept = choose(sizes, str(root))
+    layout, kept = choose(sizes, str(root), _given(params))
     check_space(out.parent, sum(sizes[name] + BLOCK for name in kept.values()), "ingest")
     for name, original in kept.items():
         target = out / name
@@ -91,6 +103,7 @@ def _copy_folder(root: Path, links_to: list[Path], out: Path) -> None:
                 shutil.copyfile(root / original, target)
         except OSError as error:
             raise UserError(f"{root / original}: cannot be read ({error.strerror}); expected a readable file") from None
+    return layout
 
 
 def _hash_archive(path: Path, params: Ingest) -> str:
@@ -103,12 +116,13 @@ def _hash_archive(path: Path, params: Ingest) -> str:
     return digest
 
 
-def _extract(path: Path, kind: str | None, where: str, out: Path) -> None:
+def _extract(path: Path, kind: str | None, where: str, params: Ingest, out: Path) -> Layout:
     """Write the images and masks of the archive at `path`, known to the user as `where`."""
     with closing(open_archive(path, kind, where)) as archive:
-        kept = choose(archive.sizes, where)
+        layout, kept = choose(archive.sizes, where, _given(params))
         check_space(out.parent, sum(archive.sizes[name] + BLOCK for name in kept.values()), "ingest")
         archive.extract({original: out / name for name, original in kept.items()})
+    return layout
 
 
 def _fetch_bucket(params: Ingest, out: Path, cache: Path) -> Source:
@@ -126,7 +140,8 @@ def _fetch_bucket(params: Ingest, out: Path, cache: Path) -> Source:
             names.add(path, one.key)
             objects[path] = one
     names.check_folders()
-    chosen = {name: objects[original] for name, original in choose(objects, location).items()}
+    layout, kept = choose(objects, location, _given(params))
+    chosen = {name: objects[original] for name, original in kept.items()}
     # A folder for each prefix of each store: the cache of one keeps what the last listing of it held.
     identity = hashlib.sha256(f"{params.s3.endpoint}\n{location}".encode()).hexdigest()[:40]
     fetched = s3_download.download(store, list(chosen.values()), cache / "s3" / identity, params.num_workers)
@@ -136,7 +151,7 @@ def _fetch_bucket(params: Ingest, out: Path, cache: Path) -> Source:
         _place(source.path, out / name)
         version = {"version_id": source.version_id} if source.version_id else {}
         facts[name.as_posix()] = {"etag": one.etag, **version, "sha256": source.sha256}
-    return Source({"kind": "s3", "location": location, "endpoint": params.s3.endpoint}, facts)
+    return Source({"kind": "s3", "location": location, "endpoint": params.s3.endpoint}, layout, facts)
 
 
 def _place(source: Path, target: Path) -> None:

@@ -25,9 +25,11 @@ from unetpp.training.step import NonFiniteError
 def make_loader(spec: TrainSpec, split: Split, device: torch.device) -> Loader:
     """The training batches of a split, as the sections `train` and `augment` of params want them."""
     train, augment = spec.train, spec.augment
-    limits: dict[str, Any] = augment.model_dump(include={"flips", "brightness", "hue"})
+    limits: dict[str, Any] = augment.model_dump(include={"flips", "quarter_turns", "brightness", "hue"})
     limits["channels"] = spec.manifest.channels
-    crops = Warp(Crops(train.crop_px, train.foreground_crops), augment.rotate, augment.zoom)
+    frame = spec.manifest.frame
+    crops = Crops(train.crop_px, train.foreground_crops, frame and frame.canvas)
+    crops = Warp(crops, augment.rotate, augment.zoom)
     if augment.on_device:
         samples = RawSamples(split, crops, train.seed, **limits)
     else:
@@ -39,7 +41,7 @@ class Batches:
     """The batches of a training's epochs, as process `rank` of `world` has them.
 
     Attributes:
-        sizes: the images of each step of an epoch, over all processes.
+        sizes: the samples of each step of an epoch, over all processes: images, or crops of them.
     """
 
     def __init__(self, spec: TrainSpec, split: Split, device: torch.device, rank: int, world: int):
@@ -48,7 +50,8 @@ class Batches:
         self._on_device = spec.augment.on_device
         self.loader = make_loader(spec, split, device)
         # As for all processes, of which some may be gone: the same batches whoever computes them.
-        self.sizes = cut_epoch(len(split), train.batch_size, max(world, train.max_workers))
+        self._num = len(split) * train.crops_per_image
+        self.sizes = cut_epoch(self._num, train.batch_size, max(world, train.max_workers))
 
     @property
     def waited_s(self) -> float:
@@ -58,7 +61,7 @@ class Batches:
     def shards(self, epoch: int, rank: int | None = None) -> list[list[int]]:
         """The samples of this process, or of another one, in each batch of an epoch."""
         rank = self._rank if rank is None else rank
-        order, first, shards = epoch_order(len(self._split), self._seed, epoch), 0, []
+        order, first, shards = epoch_order(self._num, self._seed, epoch), 0, []
         for size in self.sizes:
             shards.append(order[first : first + size][rank :: self._world])
             first += size
@@ -75,7 +78,7 @@ class Batches:
 
     def ids(self, epoch: int, number: int, rank: int | None = None) -> list[str]:
         """The ids of the samples that this process, or another one, has in a step of an epoch."""
-        return [self._split.id(index) for index in self.shards(epoch, rank)[number]]
+        return [self._split.id(index % len(self._split)) for index in self.shards(epoch, rank)[number]]
 
     def place(self, epoch: int, number: int, rank: int) -> str:
         """Where a process failed: the epoch, the step, and its samples there."""

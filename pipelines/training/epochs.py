@@ -310,8 +310,11 @@ class Training(Setup):
         shard = range(self.rank, len(self.val_split), self.world)
         found = torch.full((len(self.network.depths) + 1, 2), torch.nan, dtype=torch.float64, device=self.device)
         with self._told():
+            if self.canvas:  # images of one shape make a batch
+                shard = sorted(shard, key=self.val_split.shape)
             whole = plain_batches(self.val_split, shard, self.train.batch_size)
-            found = validate(Segmenter(self.result), whole, self.dtype, self.class_weights, self.train.loss)
+            segmenter = Segmenter(self.result, canvas=self.canvas)
+            found = validate(segmenter, whole, self.dtype, self.class_weights, self.train.loss)
         if self.failed:
             found.fill_(torch.nan)  # which shows in all processes
         totals = torch.cat([sums.view(1, 2), found])

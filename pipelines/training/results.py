@@ -24,7 +24,7 @@ def write_results(state: TrainState, spec: TrainSpec, name: str, out: Path, repo
     info["data"] = {split: facts.sha256 for split, facts in manifest.splits.items()}
     with replacing(out) as folder:
         folder.mkdir()
-        Trained(network, manifest.size, info).save(folder / MODEL)
+        Trained(network, manifest.size, info, fit=manifest.fit).save(folder / MODEL)
     rows = []
     for row in state.history:
         shared = [f"{row['train_loss']:.6f}", f"{row['learning_rate']:.3e}"]

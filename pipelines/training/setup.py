@@ -16,6 +16,7 @@ class Setup:
 
     Attributes:
         dtype: in which convolutions run.
+        canvas: what images are padded to, see `Frame`.
         loss: of logits and mask, see `unetpp.training.loop.make_loss`.
 
     Raises:
@@ -29,6 +30,7 @@ class Setup:
         set_determinism(train.deterministic)
         self.dtype = choose_precision(train.precision, device)
         self.train_split, self.val_split = spec.open_splits()
+        self.canvas = spec.manifest.frame.canvas if spec.manifest.frame else None
         torch.manual_seed(train.seed)
         network = self.network = spec.build_network()
         network.checkpoint_levels = train.checkpoint_levels

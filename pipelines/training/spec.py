@@ -123,5 +123,7 @@ def run_name(stage: str, spec: TrainSpec, space: Any = None) -> str:
     facts = [spec.sections, space or list(spec.widths), splits, code]
     if spec.init:
         facts.append(spec.init.sha256)
+    if spec.manifest.frame and spec.manifest.frame.canvas:
+        facts.append(spec.manifest.frame.canvas)  # the images are kept without their padding
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return f"{stage}-{digest[:16]}"

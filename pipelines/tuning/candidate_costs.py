@@ -20,6 +20,7 @@ from pipelines.tuning.space import Candidate, Space, Widths
 from unetpp.data.manifest import Manifest
 from unetpp.errors import UserError
 from unetpp.files import parse_json
+from unetpp.images.frame import Size, as_size, plain, say_size
 from unetpp.inference.segmenter import Segmenter
 from unetpp.network.profiling import (
     count_macs,
@@ -46,15 +47,14 @@ def key_of(candidate: Candidate) -> str:
     return network_key(candidate.params.model, candidate.widths)
 
 
-def count_costs(space: Space, manifest: Manifest, size_px: int) -> Costs:
+def count_costs(space: Space, manifest: Manifest, size: Size) -> Costs:
     """Parameters and MACs of every depth of every network of the space."""
     costs: Costs = {}
     for candidate in space.networks:
         with torch.device("meta"):
             network = build_network(candidate.params.model, candidate.widths, manifest).eval()
             step = 2**network.depth
-            side = -(-size_px // step) * step
-            example = torch.empty(1, network.in_channels, side, side)
+            example = torch.empty(1, network.in_channels, *(-(-side // step) * step for side in size))
             pruned = {f"L{depth}": prune(network, depth) for depth in network.depths}
             costs[key_of(candidate)] = {
                 name: {"parameters": count_parameters(one), "macs": count_macs(one, example)}
@@ -64,13 +64,13 @@ def count_costs(space: Space, manifest: Manifest, size_px: int) -> Costs:
 
 
 def measure_costs(
-    space: Space, costs: Costs, manifest: Manifest, size_px: int, device: torch.device, runs: RunStore
+    space: Space, costs: Costs, manifest: Manifest, size: Size, device: torch.device, runs: RunStore
 ) -> Costs:
     """The costs with `latency_ms` and `memory_mib` of one image on the device; a file beside the runs keeps them."""
     torch.set_num_threads(space.params.search.cpus_per_worker)
     there = parse_json(runs.read(KEPT) or "{}", KEPT, "remove it: the costs are measured again")
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
-    facts = [size_px, manifest.channels, manifest.num_classes, name, platform.node()]
+    facts = [plain(size), manifest.channels, manifest.num_classes, name, platform.node()]
     facts += [torch.get_num_threads(), torch.__version__]
     measured: Costs = {}
     for candidate in space.networks:
@@ -79,7 +79,7 @@ def measure_costs(
         if digest not in there:
             network = build_network(candidate.params.model, candidate.widths, manifest).to(device).eval()
             modules = {f"L{depth}": Segmenter(prune(network, depth)).eval() for depth in network.depths}
-            example = torch.rand(1, network.in_channels, size_px, size_px, device=device)
+            example = torch.rand(1, network.in_channels, *size, device=device)
             latencies = measure_latency(modules, example, ROUNDS)
             there[digest] = {
                 name: {
@@ -142,14 +142,14 @@ def check_memory(space: Space, manifest: Manifest, there_mib: float, where: str)
     batches = space.dimensions.get("train.batch_size", [json.dumps(space.params.train.batch_size)])
     largest = max(json.loads(one) for one in batches) if isinstance(batches, list) else batches["int"][1]
     batch = max(1, largest // space.params.search.num_workers)
-    side = space.params.train.crop_px or manifest.size or 256
+    size = as_size(space.params.train.crop_px) or manifest.size or (256, 256)
     for candidate in space.networks:
         with torch.device("meta"):
             network = build_network(candidate.params.model, candidate.widths, manifest)
-        needed = estimate_training_mib(network, batch, side)
+        needed = estimate_training_mib(network, batch, size)
         if needed > there_mib:
             raise UserError(
                 f"search.widths: a step of training of {list(candidate.widths)} needs about {needed:,.0f} MiB at "
-                f"{batch} images of {side} px a process, and {where} has {there_mib:,.0f} MiB: take narrower or fewer "
-                "widths, or lower train.batch_size"
+                f"{batch} images of {say_size(size)} px a process, and {where} has {there_mib:,.0f} MiB: take narrower "
+                "or fewer widths, or lower train.batch_size"
             )

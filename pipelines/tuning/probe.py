@@ -50,8 +50,12 @@ class Probe:
     memory_mib: float  # the whole process's, or a GPU's
 
 
-def probe(spec: TrainSpec) -> Probe:
-    """A few steps of a training in this process, as of one of its workers."""
+def probe(spec: TrainSpec, clock: Callable[[], float] = time.perf_counter) -> Probe:
+    """A few steps of a training in this process, as of one of its workers.
+
+    Args:
+        clock: in seconds; `time.process_time` does not count what other processes took of the machine.
+    """
     device = torch.device("cuda" if spec.train.use_gpu else "cpu")
     in_line = spec.train.model_copy(update={"loader_workers": 0})
     setup = Setup(spec, device)
@@ -59,12 +63,12 @@ def probe(spec: TrainSpec) -> Probe:
     num = min(STEPS, len(batches.sizes))
 
     def steps() -> float:
-        began = time.perf_counter()
+        began = clock()
         ready = batches.begin(0, last=num)
         train_epoch(setup.network, ready, setup.optimizer, lambda _step: 0.0, 0, device, setup.dtype, setup.loss)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        return (time.perf_counter() - began) / num
+        return (clock() - began) / num
 
     try:
         _clear_peak(device)
@@ -72,10 +76,10 @@ def probe(spec: TrainSpec) -> Probe:
         step_s = steps()
         size = len(batches.shards(0)[0])
         seen = min(len(setup.val_split), size)
-        began = time.perf_counter()
+        began = clock()
         images = plain_batches(setup.val_split, range(seen), size)
-        validate(Segmenter(setup.network), images, setup.dtype, None, spec.train.loss)
-        image_s = (time.perf_counter() - began) / seen
+        validate(Segmenter(setup.network, canvas=setup.canvas), images, setup.dtype, None, spec.train.loss)
+        image_s = (clock() - began) / seen
     finally:
         batches.close()
     return Probe(step_s, image_s, _peak_mib(device))
@@ -100,7 +104,7 @@ def estimate(space: Space, spec: TrainSpec, costs: Costs, at_once: int, run: Cal
         share = (work(one) - low) / (high - low) if high > low else 1.0
         step_s = least.step_s + share * (most.step_s - least.step_s)
         image_s = least.image_s + share * (most.image_s - least.image_s)
-        steps = max(1, num_train // one.params.train.batch_size)
+        steps = max(1, num_train * one.params.train.crops_per_image // one.params.train.batch_size)
         total += steps * step_s + num_val * image_s / space.params.search.num_workers
     total *= space.params.search.epochs / at_once
     return Estimate(len(space.candidates), at_once, total, max(least.memory_mib, most.memory_mib))

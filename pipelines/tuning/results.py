@@ -14,6 +14,7 @@ from pipelines.tuning.pareto import SHOWN, Point, Trial, importance, measured, n
 from pipelines.tuning.space import Space, make_candidate
 from unetpp.data.manifest import Manifest
 from unetpp.files import sha256
+from unetpp.images.frame import Size, plain
 
 INIT = "init.pt"
 COLUMNS = ("trial", "widths", "depth", "val_iou", "parameters", "macs", "latency_ms", "memory_mib")
@@ -61,7 +62,7 @@ def page_facts(
     others: list[str],
     space: Space,
     manifest: Manifest,
-    size_px: int,
+    size: Size,
 ) -> dict[str, Any]:
     """What page.json holds: the page is made of it without the search."""
     there = measured(points)
@@ -80,7 +81,7 @@ def page_facts(
         "search": space.params.search.model_dump(mode="json"),
         "searched": space.searched,
         "cost": SHOWN[space.params.search.cost],
-        "size_px": size_px,
+        "size_px": plain(size),
         "num_val": manifest.splits["val"].num_images,
         "provenance": {f"{key}.arrow, sha256": manifest.splits[key].sha256 for key in ("train", "val")},
     }

@@ -20,7 +20,7 @@ def main() -> None:
     for scale in study["widths"]:
         widths, model = network_of(study, "unet_pp_ds", scale)
         network = NestedUNet(widths, **model).eval()
-        depths = measure_cost(Trained(network, SIZE_PX), SIZE_PX, ROUNDS, BATCH, cpu)
+        depths = measure_cost(Trained(network, SIZE_PX), (SIZE_PX, SIZE_PX), ROUNDS, BATCH, cpu)
         write_json(RESULTS / f"cost-{scale}.json", {"depths": depths, "machine": describe_machine(cpu)})
         print(f"wrote {RESULTS / f'cost-{scale}.json'}")
 

@@ -302,15 +302,15 @@ def test_latency_is_read_at_the_size_asked_for(tmp_path, monkeypatch):
     write_model(tmp_path / "model")
     sizes = []
 
-    def measure(_trained, size_px, *_):
-        sizes.append(size_px)
+    def measure(_trained, size, *_):
+        sizes.append(size)
         raise KeyboardInterrupt
 
     monkeypatch.setattr("pipelines.evaluation.depth_costs.measure_cost", measure)
     for size in (None, 40):
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, SETTINGS.model_copy(update={"latency_size_px": size}))
-    assert sizes == [256, 40]
+    assert sizes == [(256, 256), (40, 40)]
 
 
 def test_a_model_of_other_data_and_a_changed_test_split_are_refused(tmp_path):

@@ -173,7 +173,7 @@ def test_runtimes_are_measured_on_the_test_split_beside_the_eager_network(made):
     split = Split(made.prepared / "test.arrow")
     eager = image_ious(of_segmenter(made.trained.segmenter()), split, made.trained, 8, "images")
     settings = SimpleNamespace(latency_rounds=3, throughput_batch=2, tolerance_iou=0.01)
-    rows = measure_runtimes(made.exports, made.result["model_sha256"], made.prepared, settings, 16, {"L1": eager})
+    rows = measure_runtimes(made.exports, made.result["model_sha256"], made.prepared, settings, (16, 16), {"L1": eager})
     assert [(row["format"], row["runtime"]) for row in rows] == RUNTIMES
     for row in rows:
         assert row["latency_p95_ms"] >= row["latency_ms"] > 0
@@ -188,20 +188,20 @@ def test_runtimes_are_measured_on_the_test_split_beside_the_eager_network(made):
     # Of a network that is better by 0.02 on each image, these lose more than 0.01.
     settings = SimpleNamespace(latency_rounds=3, throughput_batch=8, tolerance_iou=0.01)
     rows = measure_runtimes(
-        made.exports, made.result["model_sha256"], made.prepared, settings, 16, {"L1": eager + 0.02}
+        made.exports, made.result["model_sha256"], made.prepared, settings, (16, 16), {"L1": eager + 0.02}
     )
     assert not rows[0]["offered"]
     assert rows[0]["why"] == "2.00 IoU points below the eager network, more than the tolerance of 1.00"
     with pytest.raises(UserError, match="found exports of L1; expected some of L2"):
-        measure_runtimes(made.exports, made.result["model_sha256"], made.prepared, settings, 16, {"L2": eager})
+        measure_runtimes(made.exports, made.result["model_sha256"], made.prepared, settings, (16, 16), {"L2": eager})
 
 
 def test_exports_that_changed_or_are_missing_are_not_measured(made, tmp_path):
     with pytest.raises(UserError, match=r"exports\.json: no such file.* `dvc repro export`"):
-        measure_runtimes(tmp_path, None, made.prepared, None, 16, {})
+        measure_runtimes(tmp_path, None, made.prepared, None, (16, 16), {})
     (tmp_path / "exports.json").write_text((made.exports / "exports.json").read_text())
     with pytest.raises(UserError, match=r"L1/model\.safetensors: no such file"):
-        measure_runtimes(tmp_path, None, made.prepared, None, 16, {})
+        measure_runtimes(tmp_path, None, made.prepared, None, (16, 16), {})
 
 
 def test_exported_models_predict_the_masks_of_the_network(made, tmp_path):

@@ -28,6 +28,7 @@ from unetpp.data.resized import Resized, resize_sample
 from unetpp.errors import UserError
 from unetpp.files import sha256
 from unetpp.images.decode import decode_image, decode_mask
+from unetpp.images.frame import Frame
 
 PARAMS_FILE = Path(__file__).parents[2] / "params.yaml"
 ALL = load_params(PARAMS_FILE)
@@ -122,14 +123,14 @@ def test_a_resized_mask_lies_where_its_image_lies(height, width, size):
         np.uint8
     )
     image = np.repeat(mask[:, :, None] * 255, 3, axis=2)
-    small, small_mask = resize_sample(image, mask, size, num_classes=1)
+    small, small_mask = resize_sample(image, mask, Frame((size, size)), num_classes=1)
     assert small.shape == (size, size, 3)
     decided = (
         np.abs(small[:, :, 0] - 127.5) > 1
     )  # half a pixel of foreground is rounded in 8 bits, and may go either way
     assert np.array_equal(small_mask[decided], small[:, :, 0][decided] >= 127.5)
     assert decided.mean() > 0.9
-    flipped = resize_sample(image[:, ::-1], np.ascontiguousarray(mask[:, ::-1]), size, num_classes=1)[1]
+    flipped = resize_sample(image[:, ::-1], np.ascontiguousarray(mask[:, ::-1]), Frame((size, size)), num_classes=1)[1]
     assert np.mean(flipped[:, ::-1] != small_mask) < 0.005
 
 
@@ -138,9 +139,11 @@ def test_classes_are_resized_as_shares_and_two_classes_equal_foreground():
     coarse = rng.integers(0, 4, (6, 6)).astype(np.uint8)
     mask = np.kron(coarse, np.ones((9, 9), np.uint8))  # whole blocks of 9 by 9
     image = np.repeat(mask[:, :, None], 3, axis=2)
-    assert np.array_equal(resize_sample(image, mask, 18, num_classes=4)[1], np.kron(coarse, np.ones((3, 3), np.uint8)))
+    assert np.array_equal(
+        resize_sample(image, mask, Frame((18, 18)), num_classes=4)[1], np.kron(coarse, np.ones((3, 3), np.uint8))
+    )
     binary = (mask > 1).astype(np.uint8)
-    two, one = resize_sample(image, binary, 26, 2)[1], resize_sample(image, binary, 26, 1)[1]
+    two, one = (resize_sample(image, binary, Frame((26, 26)), number)[1] for number in (2, 1))
     assert np.array_equal(two, one)  # 26 of 54: no share is exactly one half, where they could part
 
 

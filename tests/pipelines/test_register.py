@@ -59,7 +59,7 @@ def test_loaded_model_predicts_what_its_network_does_for_any_batch_and_size(home
     uri = f"models:/{NAME}@L{depth}"
     trained = load_registered(uri, f"sqlite:///{folder}/mlflow.db")
     found = (trained.network.in_channels, trained.size, trained.network.multilabel, trained.classes, trained.depths)
-    assert found == (3, 96, False, ["1"], tuple(range(1, depth + 1)))
+    assert found == (3, (96, 96), False, ["1"], tuple(range(1, depth + 1)))
     loaded = trained.segmenter()
     segmenter = load_model(folder / "model").segmenter(depth)
     for size in ((1, 3, 33, 57), (3, 3, 64, 64), (5, 3, 17, 100), (1, 3, 1, 1)):

@@ -137,7 +137,7 @@ def test_a_plain_u_net_has_one_depth_a_trial(prepared):
         (row, _), *_ = trial_rows(spec_of(candidate, whole), TrainState(), 1)
         seen.append([key for key in row if key.startswith("best_val_iou_L")])
     assert seen == [["best_val_iou_L1"], ["best_val_iou_L2"]]
-    costs = count_costs(space, whole.manifest, 32)
+    costs = count_costs(space, whole.manifest, (32, 32))
     assert [list(rows) for rows in costs.values()] == [["L1"], ["L2"]]
 
 
@@ -147,7 +147,7 @@ def test_a_plain_u_net_has_one_depth_a_trial(prepared):
 def test_time_of_the_search_is_the_sum_over_its_trials_by_the_probe_of_its_extremes(prepared):
     space = read_space(declared(widths=[[4, 6], [4, 6, 8], [8, 12]], epochs=5, max_concurrent=2))
     spec = make_spec(space.params, (), prepared)
-    costs = count_costs(space, spec.manifest, 32)
+    costs = count_costs(space, spec.manifest, (32, 32))
     work = [max(row["macs"] for row in rows.values()) for rows in costs.values()]
     probed = []
 
@@ -175,7 +175,7 @@ def test_a_probe_measures_this_process(prepared):
 def test_trials_that_the_memory_cannot_hold_at_once_are_refused_with_the_numbers(prepared, monkeypatch):
     space = read_space(declared())
     spec = make_spec(space.params, (), prepared)
-    costs = count_costs(space, spec.manifest, 32)
+    costs = count_costs(space, spec.manifest, (32, 32))
     memory_mib = iter([1.0, 1.0, 1e9, 1e9, 1e9, 1e9])
     monkeypatch.setattr("pipelines.tuning.probe.probe", lambda _spec: Probe(1.0, 1.0, next(memory_mib)))
     assert "search: 2 trials, 2 at once" in announce(space, spec, costs, 2)
@@ -199,7 +199,7 @@ def search_all(params, decide, kept: dict[str, Trial] | None = None) -> dict[str
     """The trials of a search whose trainings `decide` stands for: it gets a proposal and gives its val IoU."""
     space, ended = read_space(params), {} if kept is None else kept
     manifest: Any = SimpleNamespace(channels=3, num_classes=1, multilabel=False)
-    for batch in proposals(space, count_costs(space, manifest, 32), ended):
+    for batch in proposals(space, count_costs(space, manifest, (32, 32)), ended):
         for one in batch:
             if one.name not in ended:
                 row = {"epoch": one.until, "val_iou_L1": decide(one), "val_iou": 0.5}

@@ -78,7 +78,7 @@ def ask(model, body, kind: str = "application/json") -> tuple[int, dict]:
 
 def expected(image: np.ndarray, depth: int = 2, threshold: float = 0.5, trained: Trained | None = None) -> np.ndarray:
     trained = trained or make()
-    return (predict_image(trained.segmenter(depth), image, trained.size)[0, 0] >= threshold).numpy().astype(np.uint8)
+    return (predict_image(trained.segmenter(depth), image, trained.frame)[0, 0] >= threshold).numpy().astype(np.uint8)
 
 
 def test_every_form_of_arrays_gives_the_same_mask(model):

@@ -13,6 +13,7 @@ import numpy as np
 
 from unetpp.data.crops import Crops, Key, draw_exposure, draw_seeds
 from unetpp.data.scaling import find_limits, scaled
+from unetpp.data.symmetries import Flips, draw_symmetry, find_group, move
 from unetpp.data.warp import Warp
 from unetpp.offline import silenced
 
@@ -47,20 +48,17 @@ class Augment:
 
     Args:
         crops: the random crop, perhaps turned and zoomed.
-        flips: one of the eight symmetries of the square.
+        flips, quarter_turns: one of the symmetries that they generate (`find_group`).
         brightness: limit of brightness and contrast changes (`draw_exposure`); 0 for none.
         hue: limit of the hue shift in OpenCV's units (degrees / 2); 0 for none. RGB images alone.
     """
 
-    def __init__(self, crops: Crops | Warp, flips: bool, brightness: float, hue: int, channels: int):
-        self.crops = crops
-        # Steps with the number of their seed, so that one that is switched off changes no other.
-        self._geometric: list = [(2, A.D4(p=1))] if flips else []
-        self._brightness = brightness
-        self._colour: list = []
-        if hue > 0 and channels == 3:
-            # Saturation stays: to add it to a grey pixel would paint it red.
-            self._colour.append((4, Hue(hue, 0, 0, p=0.5)))
+    def __init__(
+        self, crops: Crops | Warp, flips: Flips, quarter_turns: bool, brightness: float, hue: int, channels: int
+    ):
+        self.crops, self._group, self._brightness = crops, find_group(flips, quarter_turns), brightness
+        # Saturation stays: to add it to a grey pixel would paint it red.
+        self._hue = Hue(hue, 0, 0, p=0.5) if hue > 0 and channels == 3 else None
 
     def __call__(
         self,
@@ -86,28 +84,19 @@ class Augment:
         """
         limits = limits or find_limits(image)
         image, mask = self.crops(image, mask, key, spots)
-        # The library crashes on masks of some types and wraps others: it is given their bytes as channels.
-        packed = np.ascontiguousarray(mask).view(np.uint8).reshape(*mask.shape, mask.itemsize)
-        seeds = draw_seeds(key)
-        drawn = {"image": np.ascontiguousarray(image), "mask": packed}
-        drawn = _run(self._geometric, seeds, drawn)
+        seeds = draw_seeds(key)  # one for each step, so that one that is switched off changes no other
+        symmetry = draw_symmetry(self._group, seeds[2])
+        image, mask = (np.ascontiguousarray(move(one, symmetry)) for one in (image, mask))
         # float32: colour transforms refuse uint16, and on uint8 each of them would round. After the crop, which may
         # be a hundredth of the image.
-        drawn["image"] = scaled(drawn["image"], limits)
-        drawn = _run(self._colour, seeds, drawn)
+        image = scaled(image, limits)
+        if self._hue:
+            # No Compose: a third of its time goes to checks for boxes, keypoints and volumes.
+            self._hue.set_random_seed(seeds[4])
+            image = self._hue(image=image)["image"]
         contrast, brightness = draw_exposure(key, self._brightness)
         if (contrast, brightness) != (1, 0):
-            mean, std = moments or (drawn["image"].mean(axis=(0, 1)), drawn["image"].std(axis=(0, 1)))
+            mean, std = moments or (image.mean(axis=(0, 1)), image.std(axis=(0, 1)))
             # x to mean + contrast * (x - mean) + brightness * std
-            drawn["image"] = drawn["image"] * np.float32(contrast) + ((1 - contrast) * mean + brightness * std).astype(
-                np.float32
-            )
-        return drawn["image"], np.ascontiguousarray(drawn["mask"]).view(mask.dtype).reshape(drawn["mask"].shape[:2])
-
-
-def _run(steps: list, seeds: tuple[int, ...], drawn: dict) -> dict:
-    # No Compose: a third of its time goes to checks for boxes, keypoints and volumes.
-    for number, step in steps:
-        step.set_random_seed(seeds[number])
-        drawn = step(**drawn)
-    return drawn
+            image = image * np.float32(contrast) + ((1 - contrast) * mean + brightness * std).astype(np.float32)
+        return image, mask

@@ -1,15 +1,17 @@
-"""Where a training crop is cut, and the seeds of every draw: functions of (seed, epoch, sample id) alone."""
+"""Where a training crop is cut, and the seeds of every draw: functions of seed, epoch, sample id and crop alone."""
 
 import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-from unetpp.network.masks import find_classes
+from unetpp.images.frame import Size
+from unetpp.network.masks import IGNORE, find_classes
 
-Key = tuple[int, int, str]  # seed, epoch, sample id
+Key = tuple[int, int, str] | tuple[int, int, int, str]  # seed, epoch, number of the crop above 0, sample id
 NUM_SPOTS = 256  # places kept of each class of an image
 
 
@@ -48,17 +50,21 @@ def find_spots(mask: np.ndarray, multilabel: bool = False) -> list[np.ndarray]:
 
 @dataclass(frozen=True)
 class Crops:
-    """Random square crops of image and mask; where these are smaller, both are mirrored at their edges first.
+    """Random square crops of image and mask, or whole images.
+
+    Where an image is smaller than the crop, it is mirrored at its edges, and that part of the mask is IGNORE.
 
     Args:
         size_px: side of a crop, or None for whole images.
         foreground: share of the crops that must contain foreground where their image has any: of a class drawn
             among those present, a pixel drawn among its spots (Isensee et al. 2021, nnU-Net, takes a third). The
             other crops are those of a share of 0.
+        canvas: what whole images are padded to at the bottom and on the right by their edges, IGNORE in the mask.
     """
 
     size_px: int | None
     foreground: float = 0.0
+    canvas: Size | None = None
 
     def __call__(
         self, image: np.ndarray, mask: np.ndarray, key: Key, spots: Sequence[np.ndarray] = ()
@@ -69,7 +75,11 @@ class Crops:
             spots: what `find_spots` found in the whole mask.
         """
         if self.size_px is None:
-            return image, mask
+            if self.canvas in (None, mask.shape):
+                return image, mask
+            assert self.canvas is not None
+            around = [(0, most - side) for most, side in zip(self.canvas, mask.shape, strict=True)]
+            return _pad(image, mask, around, "edge")
         size = self.size_px
         # Half of what is missing goes before, the odd pixel after.
         before = tuple(max(0, size - side) // 2 for side in mask.shape)
@@ -81,8 +91,7 @@ class Crops:
             (pad, max(0, size - side - pad)) if side < size else (0, 0)
             for side, pad in zip(mask.shape, before, strict=True)
         ]
-        image, mask = image[rows, columns], mask[rows, columns]
-        return np.pad(image, [*around, (0, 0)], mode="reflect"), np.pad(mask, around, mode="reflect")
+        return _pad(image[rows, columns], mask[rows, columns], around, "reflect")
 
     def _place(self, shape: tuple[int, ...], key: Key, spots: Sequence[np.ndarray]) -> tuple[int, int]:
         """Top and left of the crop in the padded image."""
@@ -103,3 +112,9 @@ class Crops:
             draw.randint(max(0, at - self.size_px + 1), max(0, min(at, side - self.size_px)))
             for at, side in zip(spot, shape, strict=True)
         )
+
+
+def _pad(
+    image: np.ndarray, mask: np.ndarray, around: list[tuple[int, int]], how: Literal["edge", "reflect"]
+) -> tuple[np.ndarray, np.ndarray]:
+    return np.pad(image, [*around, (0, 0)], mode=how), np.pad(mask, around, constant_values=IGNORE)

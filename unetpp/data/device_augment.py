@@ -14,12 +14,10 @@ import torch
 from torch import Tensor
 
 from unetpp.data.crops import Crops, Key, draw_exposure, draw_seeds
-from unetpp.data.loader import stack
+from unetpp.data.loader import find_sample, stack
 from unetpp.data.scaling import STD_FLOOR
+from unetpp.data.symmetries import Flips, draw_symmetry, find_group
 from unetpp.data.warp import Warp
-
-# The eight symmetries in albumentations' order: transpose, then flip the rows, then the columns.
-SYMMETRIES = ((0, 0, 0), (1, 1, 0), (0, 1, 1), (1, 0, 1), (0, 1, 0), (1, 1, 1), (0, 0, 1), (1, 0, 0))
 
 
 class Draw(NamedTuple):
@@ -33,15 +31,10 @@ class Draw(NamedTuple):
     hue: float = 0
 
 
-def draw(key: Key, flips: bool, brightness: float, hue: int, channels: int) -> Draw:
+def draw(key: Key, flips: Flips, quarter_turns: bool, brightness: float, hue: int, channels: int) -> Draw:
     """The draws that `Augment` makes for a key, of arguments of the same name."""
     seeds = draw_seeds(key)
-    result = Draw()
-    if flips:
-        transposed, rows, columns = SYMMETRIES[np.random.default_rng(seeds[2]).integers(8)]
-        result = result._replace(transposed=transposed, flipped_rows=rows, flipped_columns=columns)
-    contrast, exposure = draw_exposure(key, brightness)
-    result = result._replace(contrast=contrast, brightness=exposure)
+    result = Draw(*draw_symmetry(find_group(flips, quarter_turns), seeds[2]), *draw_exposure(key, brightness))
     if hue > 0 and channels == 3 and (stream := random.Random(seeds[4])).random() < 0.5:
         result = result._replace(hue=2 * stream.uniform(-hue, hue))
     return result
@@ -51,17 +44,16 @@ class RawSamples:
     """Samples of a split for `Loader`: crops as they lie in the file, and what is drawn for them.
 
     Args:
-        crops, flips, brightness, hue, channels: as of `unetpp.data.augment.Augment`.
+        limits: flips, quarter_turns, brightness, hue and channels, as of `unetpp.data.augment.Augment`.
     """
 
-    def __init__(self, split, crops: Crops | Warp, seed: int, flips: bool, brightness: float, hue: int, channels: int):
-        self.split, self.crops, self.seed = split, crops, seed
-        self._limits = {"flips": flips, "brightness": brightness, "hue": hue, "channels": channels}
+    def __init__(self, split, crops: Crops | Warp, seed: int, **limits):
+        self.split, self.crops, self.seed, self._limits = split, crops, seed, limits
 
-    def make(self, index: int, epoch: int) -> tuple[np.ndarray, ...]:
+    def make(self, number: int, epoch: int) -> tuple[np.ndarray, ...]:
         """Image (H, W, C), mask (H, W), draw (6,), what scales to 0 and 1 (2,), mean and std (2, C)."""
         split = self.split
-        key = (self.seed, epoch, split.id(index))
+        index, key = find_sample(split, number, epoch, self.seed)
         image, mask = split[index]
         image, mask = self.crops(image, mask, key, split.spots(index))
         if image.dtype == np.uint16:

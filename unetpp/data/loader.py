@@ -20,16 +20,27 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from unetpp.data.crops import Key
 from unetpp.data.scaling import STD_FLOOR
 from unetpp.errors import UserError
 
 AHEAD = 2  # batches that each process makes before they are asked for
 SHARED_MEMORY = Path("/dev/shm")  # the way of tensors from process to process
-Task = tuple[int, Sequence[int]]  # epoch, indices of a batch
+Task = tuple[int, Sequence[int]]  # epoch, numbers of the samples of a batch, see `find_sample`
 
 
 class SampleError(RuntimeError):
     """A sample of which no part of a batch could be made; names it."""
+
+
+def find_sample(split, number: int, epoch: int, seed: int) -> tuple[int, Key]:
+    """Which image the sample of this number is of, and what it is drawn from.
+
+    With several crops of each image, one of each is counted first, then the second of each, and so on.
+    """
+    crop, index = divmod(number, len(split))
+    id = split.id(index)
+    return index, (seed, epoch, crop, id) if crop else (seed, epoch, id)
 
 
 class AugmentedSamples:
@@ -42,10 +53,10 @@ class AugmentedSamples:
     def __init__(self, split, augment, seed: int):
         self.split, self.augment, self.seed = split, augment, seed
 
-    def make(self, index: int, epoch: int) -> tuple[np.ndarray, ...]:
+    def make(self, number: int, epoch: int) -> tuple[np.ndarray, ...]:
         """Image (H, W, C) float32 and mask (H, W) of a sample in an epoch."""
         split = self.split
-        key = (self.seed, epoch, split.id(index))
+        index, key = find_sample(split, number, epoch, self.seed)
         mean, std = split.moments(index)
         image, mask = self.augment(*split[index], key, split.spots(index), split.limits(index), (mean, std))
         # In place, and by rows of W * C: numpy is slow where the innermost axis has 3 values.
@@ -78,7 +89,7 @@ class Loader:
     however that ends.
 
     Args:
-        samples: `make(index, epoch)` gives the arrays of a sample, `stack` a batch of them; can be pickled.
+        samples: `make(number, epoch)` gives the arrays of a sample, `stack` a batch of them; can be pickled.
         num_workers: processes; 0 makes each batch when it is asked for.
         pin_memory: for a CUDA device: copies to it then run beside its computing.
 
@@ -211,7 +222,7 @@ class _Dataset(Dataset):
 
     def _named(self, error: Exception, indices: Sequence[int], epoch: int) -> Exception:
         split = self._samples.split
-        ids = ", ".join(repr(split.id(index)) for index in indices)
+        ids = ", ".join(repr(split.id(index % len(split))) for index in indices)
         where = f"{split.path}: sample{'s' * (len(indices) > 1)} {ids} in epoch {epoch + 1}"
         if isinstance(error, UserError):
             return UserError(f"{where}: {error}")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from unetpp.errors import UserError
 from unetpp.files import check_sha256, read_json, sha256
+from unetpp.images.frame import Fit, Frame, Size, as_size, plain
 
 AGAIN = "run `dvc repro prepare`"
 
@@ -23,7 +24,8 @@ class SplitFacts:
 class Manifest:
     """manifest.json of a prepared folder. Data that stage prepare did not make may lack what has a default."""
 
-    size: int | None  # side in px of what the network sees: of the images of train and val; None: their own sizes
+    size: Size | None  # px of what the network sees: of the images of train and val; None: their own sizes
+    fit: Fit = "stretch"  # how they come to that size
     channels: int
     num_classes: int
     multilabel: bool = False
@@ -38,9 +40,19 @@ class Manifest:
     ignored_share: float = 0.0  # of the pixels of train
     class_pixels: list[int] | None = None  # of train; of labels first the pixels without one
 
+    def __post_init__(self):
+        object.__setattr__(self, "size", as_size(self.size))  # a side stands for a square
+
+    @property
+    def frame(self) -> Frame | None:
+        """What whole images are brought to, if to anything."""
+        return Frame(self.size, self.fit) if self.size else None
+
     def write(self, prepared: Path) -> None:
         """Write manifest.json into an existing folder."""
-        (prepared / "manifest.json").write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        (prepared / "manifest.json").write_text(
+            json.dumps(asdict(self) | {"size": plain(self.size)}, indent=2) + "\n", encoding="utf-8"
+        )
 
     def check(self, prepared: Path, *splits: str) -> None:
         """Compare the Arrow files of these splits, or "val_full", with their sums; a file is read once for it.

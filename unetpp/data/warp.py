@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from unetpp.data.crops import Crops, Key, draw_seeds
+from unetpp.images.pixels import by_channels
 
 
 @dataclass(frozen=True)
@@ -56,4 +57,5 @@ def warp(image: np.ndarray, mask: np.ndarray, angle: float, factor: float) -> tu
     # Byte by byte: the library knows few types, and the nearest pixel's bytes are its label in any.
     packed = np.ascontiguousarray(mask).view(np.uint8).reshape(*mask.shape, mask.itemsize)
     planes = [move(packed[..., byte], cv2.INTER_NEAREST) for byte in range(mask.itemsize)]
-    return move(image, cv2.INTER_LINEAR), np.stack(planes, axis=-1).view(mask.dtype).reshape(mask.shape)
+    moved = by_channels(lambda part: move(part, cv2.INTER_LINEAR), image)
+    return moved, np.stack(planes, axis=-1).view(mask.dtype).reshape(mask.shape)

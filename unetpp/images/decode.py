@@ -24,19 +24,23 @@ def decode_image(
     palette is replaced by its colours, 1-bit becomes 0 and 255.
 
     Args:
-        channels: 1 for grey, 3 for RGB; images of the other kind are converted.
+        channels: 1 for grey, 3 for RGB, of which images of the other kind are converted; 2 to 16 others, as the file
+            has them.
         page: of a TIFF, counted from 1; None for a file that must have one.
 
     Raises:
-        FileError: missing, broken, empty, too large, rotated by a tag, of several pages, not finite, or of a
-            type that is none of these.
+        FileError: missing, broken, empty, too large, rotated by a tag, of several pages, not finite, of another
+            number of channels, or of a type that is none of these.
     """
     return to_array(read_picture(Path(path), page, limits), channels)
 
 
 def to_array(picture: Picture, channels: int) -> np.ndarray:
     """A picture as `decode_image` gives it; raises what that does of values and of 0 as white."""
-    pixels, bits = picture.pixels, picture.header.bits
+    pixels, bits = picture.pixels[:, :, : picture.num_channels], picture.header.bits
+    num = 3 if picture.palette is not None else picture.num_channels
+    if num != channels and {num, channels} != {1, 3}:
+        raise _other_channels(picture, num, channels)
     if picture.white_is_zero and bits > 8:
         raise FileError(
             picture.path,
@@ -49,7 +53,17 @@ def to_array(picture: Picture, channels: int) -> np.ndarray:
         pixels = np.rint(pixels * (255 / (2**bits - 1))).astype(np.uint8)
     if picture.white_is_zero:
         pixels = 255 - pixels
-    return convert(_kept(picture.path, pixels[:, :, : 1 if pixels.shape[2] < 3 else 3]), channels)
+    return convert(_kept(picture.path, pixels), channels)
+
+
+def _other_channels(picture: Picture, num: int, channels: int) -> FileError:
+    return FileError(
+        picture.path,
+        f"found {num} channel{'s' * (num > 1)}{' and alpha, which is none' * picture.alpha}; expected {channels}"
+        f"{', or 1 and 3, which are converted to each other' * (channels in (1, 3))}",
+        f"set prepare.channels to {num} and train on such images, or give images of {channels}"
+        + " (a TIFF whose last sample is not called alpha)" * (picture.alpha and channels == num + 1),
+    )
 
 
 def decode_mask(path: str | Path, page: int | None = None, limits: Limits = NO_LIMITS_SET) -> np.ndarray:
@@ -82,7 +96,7 @@ def decode_mask(path: str | Path, page: int | None = None, limits: Limits = NO_L
         )
     if picture.palette is not None:
         _check_background(path, pixels, picture.palette)
-    return _labels(path, _single_channel(path, pixels))
+    return _labels(path, _single_channel(path, pixels, picture.num_channels))
 
 
 def _check_background(path: Path, indices: np.ndarray, palette: np.ndarray) -> None:
@@ -118,9 +132,14 @@ def _labels(path: Path, mask: np.ndarray) -> np.ndarray:
     return mask.astype(np.int32 if mask.max() < 2**31 else np.int64)
 
 
-def _single_channel(path: Path, mask: np.ndarray) -> np.ndarray:
-    """(H, W, 1 to 4) of a grey picture kept as colour to its (H, W) values."""
-    num_colours = 3 if mask.shape[2] > 2 else 1
+def _single_channel(path: Path, mask: np.ndarray, num_colours: int) -> np.ndarray:
+    """(H, W, C) of a grey picture kept as colour, perhaps with alpha last, to its (H, W) values."""
+    if num_colours not in (1, 3):
+        raise FileError(
+            path,
+            f"found a mask of {num_colours} channels; expected one",
+            "save it as an 8-bit or 16-bit grey PNG, or each channel as the mask of a class in masks/<class>/",
+        )
     colours, alpha = mask[:, :, :num_colours], mask[:, :, num_colours:]
     if alpha.size and alpha.min() != alpha.max():
         raise FileError(

@@ -13,15 +13,21 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import BmpImagePlugin, Image, JpegImagePlugin, PngImagePlugin
+from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from unetpp.errors import FileError
 from unetpp.images import tiff_pages
 
-SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
-EXPECTED = "expected a whole PNG, TIFF, JPEG or BMP file"
+SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".webp", ".gif")
+EXPECTED = "expected a whole PNG, TIFF, JPEG, BMP, WEBP or GIF file"
 ORIENTATION = 274  # the tag of EXIF
-OPENERS = (PngImagePlugin.PngImageFile, JpegImagePlugin.jpeg_factory, BmpImagePlugin.BmpImageFile)
+OPENERS = (
+    PngImagePlugin.PngImageFile,
+    JpegImagePlugin.jpeg_factory,
+    BmpImagePlugin.BmpImageFile,
+    WebPImagePlugin.WebPImageFile,
+    GifImagePlugin.GifImageFile,
+)
 COLOURS = ("L", "LA", "RGB", "RGBA")  # by their number
 
 
@@ -36,7 +42,7 @@ class Limits:
 class Header(NamedTuple):
     """What a picture file says of itself."""
 
-    format: str  # PNG, TIFF, JPEG, MPO, BMP
+    format: str  # PNG, TIFF, JPEG, MPO, BMP, WEBP, GIF
     mode: str  # in Pillow's words, or the type of the numbers where it is no unsigned one of 8 or 16 bits
     bits: int  # of a channel
     channels: int
@@ -48,10 +54,15 @@ class Picture:
 
     path: Path
     header: Header
-    pixels: np.ndarray  # (H, W, C) of the type that the file has, with alpha last where C is 2 or 4
+    pixels: np.ndarray  # (H, W, C) of the type that the file has
     palette: np.ndarray | None = None  # (N, 3) uint8, of which the pixels are indices
     lossy: bool = False
     white_is_zero: bool = False  # a tag of TIFF
+    alpha: bool = False  # the last of the C is transparency, which is no channel
+
+    @property
+    def num_channels(self) -> int:
+        return self.pixels.shape[2] - self.alpha
 
 
 def count_pages(path: str | Path, limits: Limits) -> int:
@@ -103,7 +114,8 @@ def _read_other(path: Path, number: int | None, limits: Limits) -> Picture:
     with path.open("rb") as file:
         image = _open(path, file)  # its header alone
         _check_pixels(path, *image.size, limits)
-        _check_pages(path, getattr(image, "n_frames", 1) if image.format == "PNG" else 1, number, "")
+        moving = image.format in ("PNG", "WEBP", "GIF")  # an MPO's second picture is a preview
+        _check_pages(path, getattr(image, "n_frames", 1) if moving else 1, number, "")
         image.verify()  # the checksums of a PNG, which loading passes over
         image = _open(path, file)
         _check_upright(path, image.getexif().get(ORIENTATION, 1))
@@ -128,18 +140,30 @@ def _read_other(path: Path, number: int | None, limits: Limits) -> Picture:
     elif bits < 8:
         pixels = pixels // (255 // (2**bits - 1))  # Pillow stretches grey of 2 and 4 bits to 0 ... 255
     pixels = pixels.reshape(*pixels.shape[:2], -1)
-    return Picture(path, header, pixels, palette, lossy=header.format in ("JPEG", "MPO"))
+    alpha = pixels.shape[2] in (2, 4)
+    return Picture(path, header, pixels, palette, lossy=_is_lossy(header.format, file), alpha=alpha)
 
 
 def _read_tiff(path: Path, number: int | None, limits: Limits) -> Picture:
     with tiff_pages.opened(path) as tif:
-        _check_pages(path, tiff_pages.count(path, tif), number, ", or set prepare.pages to slices")
-        page = tif.pages.get((number or 1) - 1).aspage()
-        _check_pixels(path, page.imagewidth, page.imagelength, limits)
-        _check_upright(path, tiff_pages.orientation(page))
-        tiff_pages.check_known(path, page, limits.max_pixels)
-        pixels, palette = tiff_pages.decode(path, page)
-        kind = COLOURS[pixels.shape[2] - 1] if pixels.dtype in (np.uint8, np.uint16) else pixels.dtype.name
+        chosen, num_pages = [(number or 1) - 1], tiff_pages.count(path, tif)
+        if number is None and tiff_pages.are_channels(tif, num_pages):
+            chosen = list(range(num_pages))
+        else:
+            _check_pages(path, num_pages, number, ", or set prepare.pages to slices")
+        pages = [tif.pages.get(one).aspage() for one in chosen]
+        for page in pages:
+            _check_pixels(path, page.imagewidth, page.imagelength, limits)
+            _check_upright(path, tiff_pages.orientation(page))
+            tiff_pages.check_known(path, page, limits.max_pixels)
+        page, (pixels, palette) = pages[0], tiff_pages.decode(path, pages[0])
+        if len(pages) > 1:
+            pixels = np.concatenate([pixels, *(tiff_pages.decode(path, one)[0] for one in pages[1:])], axis=2)
+        alpha = len(pages) == 1 and tiff_pages.alpha(page) > 0
+        kind = pixels.dtype.name
+        if pixels.dtype in (np.uint8, np.uint16):
+            is_colour = pixels.shape[2] - alpha in (1, 3)
+            kind = COLOURS[pixels.shape[2] - 1] if is_colour else f"{pixels.shape[2]} channels"
         return Picture(
             path,
             Header("TIFF", kind if palette is None else "P", page.bitspersample, pixels.shape[2]),
@@ -147,6 +171,7 @@ def _read_tiff(path: Path, number: int | None, limits: Limits) -> Picture:
             palette,
             lossy=page.compression == tiff_pages.JPEG,
             white_is_zero=tiff_pages.photometric(page) == tiff_pages.WHITE_IS_ZERO,
+            alpha=alpha,
         )
 
 
@@ -159,6 +184,12 @@ def _open(path: Path, file: BinaryIO) -> Image.Image:
             return opener(_rewound(file))
     found = f"found no image but a file that begins with {_rewound(file).read(16)!r}; {EXPECTED}"
     raise FileError(path, found, "save it as one or remove it")
+
+
+def _is_lossy(format: str, file: BinaryIO) -> bool:
+    if format == "WEBP":  # one that keeps all values has a chunk of this name in place of VP8
+        return b"VP8L" not in _rewound(file).read()
+    return format in ("JPEG", "MPO")
 
 
 def _png_bits(file: BinaryIO) -> int:

@@ -1,6 +1,10 @@
 """Pixel arrays as training has them: how many channels, and the one geometry in which images are resized."""
 
+from collections.abc import Callable
+
 import numpy as np
+
+from unetpp.images.frame import Size
 
 # ITU-R BT.601, the weights of Pillow and OpenCV.
 GREY_WEIGHTS = np.array([0.299, 0.587, 0.114])
@@ -34,8 +38,21 @@ def convert(image: np.ndarray, channels: int) -> np.ndarray:
     return (grey if image.dtype.kind == "f" else np.rint(grey)).astype(image.dtype)[:, :, None]  # (H, W, 1)
 
 
-def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """(H, W) or (H, W, C) to size x size, by the one geometry in which images and masks are resized.
+def shown(image: np.ndarray) -> np.ndarray:
+    """(H, W, C) as (H, W, 3) for the eye: the first three channels, or the first one as grey."""
+    return image[:, :, :3] if image.shape[2] >= 3 else np.repeat(image[:, :, :1], 3, axis=2)
+
+
+def by_channels(change: Callable[[np.ndarray], np.ndarray], image: np.ndarray) -> np.ndarray:
+    """`change` of (H, W) or (H, W, C), four channels at a time, as many as OpenCV takes everywhere."""
+    if image.ndim == 2 or image.shape[2] <= 4:
+        return change(image)
+    parts = [change(np.ascontiguousarray(image[:, :, at : at + 4])) for at in range(0, image.shape[2], 4)]
+    return np.concatenate([part.reshape(*part.shape[:2], -1) for part in parts], axis=2)
+
+
+def resize(image: np.ndarray, size: Size) -> np.ndarray:
+    """(H, W) or (H, W, C) to (height, width), by the one geometry in which images and masks are resized.
 
     Bilinear, as the classic protocol resizes images; what is more than four times as large is first made smaller by
     whole numbers, by area, so that no pixel is passed over. Area alone blurs the rims of small objects
@@ -50,18 +67,19 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
         cv2 = None
 
     height, width = image.shape[:2]
-    if (height, width) == (size, size):
+    if (height, width) == size:
         return image
-    factor = min(height, width) // (2 * size)
-    resized = image
-    if factor > 1:
-        smaller = (height // factor, width // factor)
-        if cv2:
-            resized = cv2.resize(resized, smaller[::-1], interpolation=cv2.INTER_AREA)
-        else:
-            resized = _by_area(resized, smaller)
-    resized = cv2.resize(resized, (size, size), interpolation=cv2.INTER_LINEAR) if cv2 else _bilinear(resized, size)
-    return resized.reshape(size, size, *image.shape[2:])  # OpenCV drops an axis of 1
+    factor = min(height // (2 * size[0]), width // (2 * size[1]))
+    smaller = (height // factor, width // factor) if factor > 1 else (height, width)
+
+    def change(pixels: np.ndarray) -> np.ndarray:
+        if not cv2:
+            return _bilinear(_by_area(pixels, smaller) if factor > 1 else pixels, size)
+        if factor > 1:
+            pixels = cv2.resize(pixels, smaller[::-1], interpolation=cv2.INTER_AREA)
+        return cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_LINEAR)
+
+    return by_channels(change, image).reshape(*size, *image.shape[2:])  # OpenCV drops an axis of 1
 
 
 def _by_area(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -77,12 +95,12 @@ def _by_area(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return _as_type(pixels, image.dtype)
 
 
-def _bilinear(image: np.ndarray, size: int) -> np.ndarray:
+def _bilinear(image: np.ndarray, size: Size) -> np.ndarray:
     """OpenCV's INTER_LINEAR: of uint8 in its fixed-point numbers of 11 bits, of other types in float32."""
     fixed = image.dtype == np.uint8
     pixels = image.astype(np.int64 if fixed else np.float32)
     for axis in (1, 0):
-        at = (np.arange(size) + 0.5) * (image.shape[axis] / size) - 0.5
+        at = (np.arange(size[axis]) + 0.5) * (image.shape[axis] / size[axis]) - 0.5
         low = np.floor(at).astype(int)
         share = _along((at.astype(np.float32) if fixed else at) - low, axis, image.ndim).astype(np.float32)
         first, second = (np.take(pixels, index, axis, mode="clip") for index in (low, low + 1))

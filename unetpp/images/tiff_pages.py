@@ -27,7 +27,8 @@ MAX_PAGES = 100_000
 # unpack to any size and type, whatever its tags say.
 JPEG, COMPRESSIONS = 7, {1, 2, 3, 4, 5, 7, 8, 32773, 32946, 34925, 50000}
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
-EXTRA_SAMPLES, PHOTOMETRIC, ORIENTATION, XMP = 338, 262, 274, 700
+EXTRA_SAMPLES, PHOTOMETRIC, ORIENTATION, XMP, DESCRIPTION = 338, 262, 274, 700, 270
+MAX_CHANNELS = 16
 PREMULTIPLIED = 1  # alpha that the colours are multiplied by; 2 is alpha by itself
 # What looks into other files of the folder, or guesses where pages lie.
 ELSEWHERE = dict.fromkeys(("is_ome", "is_mmstack", "is_ndtiff", "is_scanimage"), False)
@@ -104,6 +105,19 @@ def count(path: Path, tif: "TiffFile") -> int:
     return num_pages
 
 
+def are_channels(tif: "TiffFile", num_pages: int) -> bool:
+    """Whether the file itself calls its pages channels: ImageJ's metadata, OME's or tifffile's do."""
+    if not 1 < num_pages <= MAX_CHANNELS:
+        return False
+    imagej, said = tif.imagej_metadata or {}, str(tif.pages.first.tags.valueof(DESCRIPTION, ""))
+    if imagej:
+        return imagej.get("channels", 1) == num_pages and imagej.get("slices", 1) == imagej.get("frames", 1) == 1
+    if "<OME " in said:
+        sizes = {axis: int(size) for axis, size in re.findall(r'Size([CZT])="([0-9]+)"', said)}
+        return sizes == {"C": num_pages, "Z": 1, "T": 1}
+    return any(one.get("axes") == "CYX" for one in tif.shaped_metadata or ())
+
+
 def orientation(page: "TiffPage") -> int:
     """As EXIF counts them, 1 = upright; by the tag, or by XMP."""
     xmp = re.search(rb'tiff:Orientation(?:="|>)([0-9])', bytes(page.tags.valueof(XMP, b"")))
@@ -138,15 +152,18 @@ def check_known(path: Path, page: "TiffPage", max_pixels: int) -> None:
     elif kind == YCBCR:  # a decoder of JPEG makes RGB of it
         known &= channels == 3 and page.compression == JPEG
     else:
-        known &= channels in {WHITE_IS_ZERO: (1,), BLACK_IS_ZERO: (1, 3), RGB: (3,)}.get(kind, ())
+        least, most = {WHITE_IS_ZERO: (1, 1), BLACK_IS_ZERO: (1, MAX_CHANNELS), RGB: (3, MAX_CHANNELS)}.get(
+            kind, (1, 0)
+        )
+        known &= least <= channels <= most
     aside = ", which it calls a smaller copy or a transparency mask" * bool(page.subfiletype & 0b101)
     if not known or aside:
         form, packing = (getattr(code, "name", code) for code in (kind, page.compression))
         raise FileError(
             path,
             f"found a TIFF of {channels} channels of {page.bitspersample} bits ({page.dtype or 'unknown type'}, "
-            f"photometric {form}, compression {packing}){aside}; expected a picture of 1 or 3 channels: grey, "
-            "RGB or with a palette",
+            f"photometric {form}, compression {packing}){aside}; expected a picture of 1 to {MAX_CHANNELS} channels: "
+            "grey, RGB, several by themselves, or with a palette",
             "save it as one of these, packed by LZW, Deflate or not at all",
         )
     packed = (page.compression, page.predictor, page.fillorder, page.bitspersample % 8) != (1, 1, 1, 0)

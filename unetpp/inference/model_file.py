@@ -3,8 +3,9 @@
 Its metadata have one entry, "unetpp", JSON of
 
 - "seal": the sha256 of the file with zeros in the place of these 64 digits;
-- "format": 3; "network": the keywords of NestedUNet; "size": px that images were resized to for training, or null;
-  "info": where the network comes from.
+- "format": 3, or 4 with what readers of 3 would not know: a size that is no square, "pad";
+- "network": the keywords of NestedUNet; "size": px that images were resized to for training, a side or [height, width],
+  or null; "fit": how (`unetpp.images.frame.Frame`), "stretch" where it is missing; "info": where it comes from.
 
 The tensors have NestedUNet's names. It holds no code, and is read with torch, numpy and safetensors alone.
 """
@@ -12,7 +13,7 @@ The tensors have NestedUNet's names. It holds no code, and is read with torch, n
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from unetpp.errors import UserError, said
 from unetpp.files import check_sha256, parse_json
+from unetpp.images.frame import Fit, Frame, Size, as_size, plain, say_size
 from unetpp.inference import older_files
 from unetpp.inference.older_files import Contents, read_tensors
 from unetpp.inference.segmenter import Segmenter
@@ -29,7 +31,7 @@ from unetpp.network.model import NestedUNet
 from unetpp.network.pruning import prune
 
 MODEL = "model.safetensors"
-FORMAT, UNSEALED = 3, "0" * 64
+FORMATS, UNSEALED = (3, 4), "0" * 64
 MAX_HEADER = 2**24  # bytes; of the largest network it has some 100 kB
 FIX = "expected what the train stage writes, or `Trained.save`: copy the file again, or train again"
 
@@ -39,9 +41,23 @@ class Trained:
     """A trained network and what is needed to use it; saved as one sealed file that holds no code."""
 
     network: NestedUNet
-    size: int | None  # px that images were resized to for training, if they were
+    size: Size | None  # px that images were resized to for training, if they were; a side stands for a square
     info: dict[str, Any] = field(default_factory=dict)  # where it comes from: params, hashes, epoch
     sha256: str | None = None  # of the file that it was read from
+    fit: Fit = "stretch"  # how they were resized
+
+    def __post_init__(self):
+        object.__setattr__(self, "size", as_size(self.size))
+
+    @property
+    def frame(self) -> Frame | None:
+        """What whole images are brought to, if to anything."""
+        return Frame(self.size, self.fit) if self.size else None
+
+    @property
+    def canvas(self) -> Size | None:
+        """What they are padded to, if to anything."""
+        return self.frame.canvas if self.frame else None
 
     @property
     def classes(self) -> list[str]:
@@ -58,9 +74,11 @@ class Trained:
         """One line: depths, widths, channels, classes, size."""
         widths = " ".join(map(str, self.network.widths[: max(depths) + 1]))
         kind = "labels" if self.network.multilabel else "classes"
+        size = plain(self.size)
+        said = "any size" if size is None else f"{size if isinstance(size, int) else say_size(size)} px"
         return (
             f"{', '.join(f'L{depth}' for depth in depths)}, widths {widths}, {self.network.in_channels} channels, "
-            f"{kind} {', '.join(self.classes)}, {f'{self.size} px' if self.size else 'any size'}"
+            f"{kind} {', '.join(self.classes)}, {said}"
         )
 
     def __repr__(self) -> str:
@@ -73,7 +91,7 @@ class Trained:
             UserError: it cannot be pruned to that depth.
         """
         network = prune(self.network, self.network.depth if depth is None else depth)
-        return Segmenter(network).eval()
+        return Segmenter(network, canvas=self.canvas).eval()
 
     def ensemble(self, heads: Mapping[int, float] | None = None) -> Segmenter:
         """The weighted mean of the probabilities of several heads, by default of all alike, in eval mode.
@@ -85,7 +103,8 @@ class Trained:
         """
         heads = dict.fromkeys(self.depths, 1.0) if heads is None else heads
         Segmenter(self.network, heads)  # refuses what is no set of its heads
-        return Segmenter(prune(self.network, max(heads), keep_heads=len(self.depths) > 1), heads).eval()
+        network = prune(self.network, max(heads), keep_heads=len(self.depths) > 1)
+        return Segmenter(network, heads, self.canvas).eval()
 
     def folded(self, depth: int | None = None, keep_heads: bool = False) -> "Trained":
         """The network pruned to a depth, by default the deepest, with batch norm folded: what is exported of it.
@@ -97,7 +116,8 @@ class Trained:
             UserError: it cannot be pruned to that depth.
         """
         depth = self.network.depth if depth is None else depth
-        return Trained(fold(prune(self.network, depth, keep_heads and len(self.depths) > 1)), self.size, self.info)
+        network = fold(prune(self.network, depth, keep_heads and len(self.depths) > 1))
+        return replace(self, network=network, sha256=None)
 
     def save(self, path: str | Path) -> None:
         """Write the file; the caller sees to it that it appears whole. The same network gives the same bytes."""
@@ -105,8 +125,10 @@ class Trained:
         from safetensors.torch import save  # late: a network is used without files, too
 
         # The seal first, where it is the first run of so many zeros.
-        about = {"seal": UNSEALED, "format": FORMAT, "network": self.network.config()}
-        about |= {"size": self.size, "info": self.info}
+        size = plain(self.size)
+        is_new = isinstance(size, list) or self.fit != "stretch"
+        about = {"seal": UNSEALED, "format": FORMATS[is_new], "network": self.network.config(), "size": size}
+        about |= ({"fit": self.fit} if is_new else {}) | {"info": self.info}
         content = save(weights, {"unetpp": json.dumps(about, allow_nan=False)})
         seal = hashlib.sha256(content).hexdigest()
         Path(path).write_bytes(content.replace(UNSEALED.encode(), seal.encode(), 1))
@@ -128,7 +150,7 @@ def load_model(path: str | Path) -> Trained:
         raise UserError(f"{file}: no such model; {FIX}")
     found = _read(file)
     network = _build(file, found.config, found.weights)
-    return Trained(network, found.size, found.info, found.sha256)
+    return Trained(network, as_size(found.size), found.info, found.sha256, found.fit)
 
 
 def _read(file: Path) -> Contents:
@@ -145,14 +167,16 @@ def _read(file: Path) -> Contents:
         if about is None and (file.parent / older_files.CONFIG).is_file():
             return older_files.read_pair(file, FIX)
         about = parse_json(str(about), file, FIX, ("seal", "format", "network", "size", "info"))
-        if about["format"] != FORMAT:
-            raise UserError(f"{file}: found format {about['format']}; this version of unetpp reads {FORMAT}; {FIX}")
+        if about["format"] not in FORMATS:
+            known = " and ".join(map(str, FORMATS))
+            raise UserError(f"{file}: found format {about['format']}; this version of unetpp reads {known}; {FIX}")
         content = start + header + opened.read()
     seal = str(about["seal"])
     unsealed = content.replace(seal.encode(), UNSEALED.encode(), 1)
     check_sha256(file, hashlib.sha256(unsealed).hexdigest(), seal, f"it is damaged or was changed: {FIX}")
     digest = hashlib.sha256(content).hexdigest()
-    return Contents(about["network"], read_tensors(content, file, FIX), about["size"], about["info"], digest)
+    weights, fit = read_tensors(content, file, FIX), about.get("fit", "stretch")
+    return Contents(about["network"], weights, about["size"], about["info"], digest, fit)
 
 
 def _build(file: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> NestedUNet:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from unetpp.errors import UserError, said
 from unetpp.files import check_sha256, read_json, sha256
+from unetpp.images.frame import Fit
 
 MODEL, CONFIG = "model.pt", "config.json"
 ZIP = b"PK\x03\x04"
@@ -19,9 +20,10 @@ class Contents(NamedTuple):
 
     config: dict[str, Any]  # the keywords of the network
     weights: dict[str, Tensor]
-    size: int | None
+    size: int | list[int] | None
     info: dict[str, Any]
     sha256: str  # of the file
+    fit: Fit = "stretch"
 
 
 def read_zip(file: Path, fix: str) -> Contents:

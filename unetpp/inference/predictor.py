@@ -24,8 +24,9 @@ class Predictor:
     Images are numpy arrays (H, W, C), (H, W) or (N, H, W, C), or tensors (C, H, W) or (N, C, H, W) with floats in
     [0, 1]. Arrays are scaled as training scales them: uint8 and uint16 by the range of the type, all other numbers as
     float32 by the range of the image itself; bool is 0 and 255. Grey images are repeated for a network of three
-    channels, and RGB is weighted for a network of one. Where training resized whole images, so does this, and the
-    answer has the image's own size. Large images are predicted by tiles (`unetpp.inference.tiles`).
+    channels, and RGB is weighted for a network of one; any other number must be the network's. Where training resized
+    whole images, or padded them, so does this, and the answer has the image's own size. Large images are predicted by
+    tiles (`unetpp.inference.tiles`).
 
     Args:
         model: what `load` returns, or a network; its weights are copied.
@@ -62,7 +63,7 @@ class Predictor:
             self.depth, network = made.network.depth, made.to(self.device)
         else:
             self.depth = trained.network.depth
-        self.network, self.size, self.classes = network, trained.size, trained.classes
+        self.network, self.frame, self.classes = network, trained.frame, trained.classes
         self.in_channels, self.num_classes = trained.network.in_channels, trained.network.num_classes
         self.multilabel, self._described = trained.network.multilabel, trained.describe((self.depth,))
 
@@ -83,7 +84,7 @@ class Predictor:
         """
         batch, whole = self._read(images)
         with torch.inference_mode():
-            found = [predict_image(self.network, image, self.size, limits, self.device) for image, limits in batch]
+            found = [predict_image(self.network, image, self.frame, limits, self.device) for image, limits in batch]
         probs = torch.cat(found).float().cpu().numpy()
         return probs if whole else probs[0]
 

@@ -9,17 +9,23 @@ from torch import Tensor, nn
 
 from unetpp.data.scaling import standardise
 from unetpp.errors import UserError
+from unetpp.images.frame import Size
 from unetpp.network.masks import to_probs
 from unetpp.network.model import NestedUNet
 
 
-def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
-    """(N, C, H, W) padded at the bottom and the right to sides that `multiple` divides, by repeating the edge."""
+def pad_to_multiple(image: Tensor, multiple: int, canvas: Size | None = None) -> Tensor:
+    """(N, C, H, W) padded at the bottom and the right to sides that `multiple` divides, by repeating the edge.
+
+    Args:
+        canvas: height and width to which smaller images are padded.
+    """
     height, width = image.shape[-2:]
     # Written as a product of whole steps, so that torch.export can prove that the network's pools divide it.
     # Two steps at least: an export fixes a size that it can meet as 1, and the deepest level would meet it.
-    rows: Any = torch.sym_max(2, (height + multiple - 1) // multiple)
-    columns: Any = torch.sym_max(2, (width + multiple - 1) // multiple)
+    least = [max(2, -(-side // multiple)) for side in canvas or (0, 0)]
+    rows: Any = torch.sym_max(least[0], (height + multiple - 1) // multiple)
+    columns: Any = torch.sym_max(least[1], (width + multiple - 1) // multiple)
     return F.pad(image, (0, columns * multiple - width, 0, rows * multiple - height), mode="replicate")
 
 
@@ -32,14 +38,15 @@ class Segmenter(nn.Module):
         network: by default its deepest head alone is used; `prune` first for a shallower one.
         heads: weights by depth of the heads whose probabilities are averaged instead, such as {2: 1, 4: 3}; they
             need not add up to 1.
+        canvas: what smaller images are padded to for the network, after they were standardised (`Frame`).
 
     Raises:
         UserError: a depth at which the network has no head, or weights that are not above 0.
     """
 
-    def __init__(self, network: NestedUNet, heads: Mapping[int, float] | None = None):
+    def __init__(self, network: NestedUNet, heads: Mapping[int, float] | None = None, canvas: Size | None = None):
         super().__init__()
-        self.network = network
+        self.network, self.canvas = network, canvas
         heads = {network.depth: 1.0} if heads is None else heads
         strange = sorted(set(heads) - set(network.depths))
         if strange or not heads or min(heads.values()) <= 0:
@@ -59,12 +66,12 @@ class Segmenter(nn.Module):
         Returns:
             (N, num_classes, H, W): the foreground's probability, one a class, or one a label.
         """
-        return self.probs(standardise(image))
+        return self.probs(standardise(image), self.canvas)
 
-    def probs(self, standardised: Tensor) -> Tensor:
+    def probs(self, standardised: Tensor, canvas: Size | None = None) -> Tensor:
         """`forward` of an image that `standardise` has seen, or of a part of one (`unetpp.inference.tiles`)."""
         height, width = standardised.shape[-2:]
-        logits = self.network(pad_to_multiple(standardised, 2**self.network.depth))
+        logits = self.network(pad_to_multiple(standardised, 2**self.network.depth, canvas))
         each = [to_probs(logits[index], self.network.multilabel) * share for index, share in self.shares.items()]
         probs = each[0] if len(each) == 1 else torch.stack(each).sum(dim=0)
         # A crop, written as negative padding: an export of a slice keeps a guard on whether it was the whole.
@@ -75,4 +82,4 @@ class Segmenter(nn.Module):
 
         H' and W' are those of the padded image; the image's own pixels are its first H rows and W columns.
         """
-        return self.network(pad_to_multiple(standardise(image), 2**self.network.depth))
+        return self.network(pad_to_multiple(standardise(image), 2**self.network.depth, self.canvas))

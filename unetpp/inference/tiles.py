@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unetpp.data.scaling import scale, standardise
+from unetpp.images.frame import Frame
 from unetpp.images.pixels import resize
-from unetpp.inference.segmenter import Segmenter
+from unetpp.inference.segmenter import Segmenter, pad_to_multiple
 from unetpp.network.model import NestedUNet
 
 TILE_PX = 1024  # images up to this side are predicted as a whole
@@ -70,7 +71,8 @@ def predict_tiled(segmenter: Segmenter, image: Tensor, tile_px: int = TILE_PX) -
     Returns:
         probabilities (N, num_classes, H, W).
     """
-    network, (height, width) = segmenter.network, image.shape[-2:]
+    network, own = segmenter.network, image.shape[-2:]
+    height, width = (max(side, least) for side, least in zip(own, segmenter.canvas or own, strict=True))
     multiple = 2**network.depth  # a tile that starts at a multiple of it is pooled as the whole image is
     fade = math.ceil(FADE_PX / multiple) * multiple
     halo = math.ceil(receptive_px(network) / multiple) * multiple
@@ -78,6 +80,8 @@ def predict_tiled(segmenter: Segmenter, image: Tensor, tile_px: int = TILE_PX) -
     if max(height, width) <= tile:
         return segmenter(image)
     standardised = standardise(image)
+    if segmenter.canvas:
+        standardised = pad_to_multiple(standardised, 1, (height, width))
     probs = image.new_zeros(0)
     for top, rows in _spans(height, tile, halo, fade):
         for left, columns in _spans(width, tile, halo, fade):
@@ -87,14 +91,14 @@ def predict_tiled(segmenter: Segmenter, image: Tensor, tile_px: int = TILE_PX) -
             if not len(probs):  # how many channels a segmenter gives is its own affair
                 probs = image.new_zeros((*found.shape[:2], height, width))
             probs[window] += found * weights
-    return probs
+    return probs[..., : own[0], : own[1]]
 
 
 @torch.inference_mode()
 def predict_image(
     network: Callable[[Tensor], Tensor],
     image: np.ndarray,
-    size: int | None,
+    frame: Frame | None,
     limits: tuple[float, float] | None = None,
     device: torch.device | None = None,
 ) -> Tensor:
@@ -103,24 +107,24 @@ def predict_image(
     Args:
         network: a `Segmenter`, or what else makes probabilities of images (1, C, H, W) in [0, 1], such as an exported
             model; that one gets the image as a whole, since what it does to the brightness of a tile is not known.
-        size: px that whole images were resized to for training, or None. Where they were, so is this one, by the same
-            geometry, and the probabilities return to its own size.
+        frame: what whole images were brought to for training, or None. Where they were, so is this one, by the same
+            geometry (a network pads by itself), and the probabilities return to its own size.
         limits: what is scaled to 0 and 1, by default `find_limits`.
         device: where the network is, if not on the processor.
     """
-    return to_own_size(predict_resized(network, [image], size, limits, device), image.shape[:2])
+    return to_own_size(predict_resized(network, [image], frame, limits, device), image.shape[:2])
 
 
 @torch.inference_mode()
 def predict_resized(
     network: Callable[[Tensor], Tensor],
     images: Sequence[np.ndarray],
-    size: int | None,
+    frame: Frame | None,
     limits: tuple[float, float] | None = None,
     device: torch.device | None = None,
 ) -> Tensor:
     """As `predict_image` for N images of one size, before the probabilities return to it: (N, num_classes, h, w)."""
-    pixels = [scale(image if size is None else resize(image, size), limits) for image in images]
+    pixels = [scale(resize(image, frame.sides(image.shape)) if frame else image, limits) for image in images]
     batch = torch.stack(pixels).to(device)
     return predict_tiled(network, batch) if isinstance(network, Segmenter) else network(batch)
 

@@ -3,6 +3,7 @@
 The module is run as it is given: eval mode, device and number of threads are the caller's.
 """
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from unetpp.images.frame import Size, as_size
 from unetpp.network.model import Block, NestedUNet
 
 MIB = 2**20
@@ -131,7 +133,7 @@ def measure_peak_memory_mib(module: nn.Module, example: Tensor) -> float:
     return int(np.cumsum([0, *changes]).max()) / MIB
 
 
-def estimate_training_mib(network: NestedUNet, batch_size: int, side_px: int) -> float:
+def estimate_training_mib(network: NestedUNet, batch_size: int, size: int | Size) -> float:
     """Memory of a training step in fp32 with Adam, in MiB: a model, checked against torch's own count in the tests.
 
     Each node keeps for the backward pass what goes in, what was upsampled for it, and two convolutions and two
@@ -146,7 +148,7 @@ def estimate_training_mib(network: NestedUNet, batch_size: int, side_px: int) ->
         kept = node.conv1.in_channels + 4 * node.conv1.out_channels
         upsampled = network.widths[level + 1] if position else 0
         numbers += (kept + upsampled) / 4**level
-    return 4 * (numbers * batch_size * side_px**2 + 4 * count_parameters(network)) / MIB
+    return 4 * (numbers * batch_size * math.prod(as_size(size) or ()) + 4 * count_parameters(network)) / MIB
 
 
 def _time(module: nn.Module, example: Tensor) -> float:

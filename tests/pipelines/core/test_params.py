@@ -48,6 +48,13 @@ NAMES = ("#1", "?", "@L1", "\\", "\n", " ", "/1", "x" * 256)
             "ingest.synthetic.sede: unknown key; did you mean seed?",
         ),
         (lambda v: v["train"].pop("epochs"), "train.epochs: missing"),
+        (lambda v: v["train"].update(crops_per_image=2), "train.crops_per_image is 2, and train.crop_px is null"),
+        (lambda v: v["augment"].update(flips=True), "set augment.flips: all and augment.quarter_turns: true"),
+        (lambda v: v["augment"].update(flips=False), "set augment.flips: none and augment.quarter_turns: false"),
+        (lambda v: v["prepare"].update(size=[96, 128]), "set augment.quarter_turns to false, train.crop_px, or"),
+        (lambda v: v["prepare"].update(size=[100, 128]), "prepare.size is [100, 128], and a network of the widths"),
+        (lambda v: v["prepare"].update(size=[100, 128]), "set prepare.size to [96, 128] or [104, 128]"),
+        (lambda v: v["prepare"].update(size=None, fit="pad"), "prepare.fit is pad, and prepare.size is null"),
         (lambda v: v["search"].update(widths=[]), "search.widths"),
         (
             lambda v: v["search"].update(widths=[[8, 0]]),

@@ -6,7 +6,7 @@ from pipelines.dataset.data_warnings import find_what_stands_out
 from pipelines.dataset.fingerprint import SPLITS, summarise
 from pipelines.dataset.object_sizes import count_sizes, diameters_px, join
 from pipelines.dataset.sample_stats import Samples
-from pipelines.dataset.suggestions import advise
+from pipelines.planning.advice import advise
 from unetpp.data.manifest import Manifest
 
 KINDS = ("fluorescence", "tissue", "bright-field")
@@ -57,6 +57,7 @@ def make_samples(
                 "object_px_min": diameters.min(initial=1000) if len(areas) else 0,
                 "object_px_median": np.median(diameters) if len(areas) else 0,
                 "object_px_max": diameters.max(initial=0),
+                "width_px": float(np.average(diameters, weights=areas)) if len(areas) else 0.0,
                 "scale": scale,
                 "sizes": join(count_sizes(diameters)),
                 "prepared_sizes": join(count_sizes(diameters * scale)),

@@ -233,12 +233,12 @@ def test_resizing_moves_no_label_into_what_nobody_annotated_nor_out_of_it(task, 
     mask = np.kron(rng.integers(0, high, (6, 6)), np.ones((10, 10))).astype(np.uint8)  # 60 px
     plain = mask.copy()
     mask[:, 30:] = IGNORE
-    small = resize_mask(mask, size, num_classes, multilabel)
+    small = resize_mask(mask, (size, size), num_classes, multilabel)
     assert np.array_equal(small[:, -(size // 2) :], np.full((size, size // 2), IGNORE))  # half of 60 px, half of size
     assert not (small[:, : (size + 1) // 2 - 1] == IGNORE).any()
     # One pixel from the edge a known one is as if all were known.
     inner = size // 2 - max(1, size // 30)
-    assert np.array_equal(small[:, :inner], resize_mask(plain, size, num_classes, multilabel)[:, :inner])
+    assert np.array_equal(small[:, :inner], resize_mask(plain, (size, size), num_classes, multilabel)[:, :inner])
     # Whatever the ignored pixels would have been.
     assert set(np.unique(small)) <= {*np.unique(mask[:, :30]), *([] if not multilabel else range(8)), IGNORE}
 
@@ -247,16 +247,16 @@ def test_labels_are_resized_each_as_a_mask_of_its_own():
     rng = np.random.default_rng(1)
     mask = np.kron(rng.integers(0, 128, (7, 7)), np.ones((9, 9))).astype(np.uint8)
     for size in (16, 26, 50, 80):
-        small = resize_mask(mask, size, 7, multilabel=True)
+        small = resize_mask(mask, (size, size), 7, multilabel=True)
         for bit in range(7):
-            alone = resize_mask(mask >> bit & 1, size, 1)
+            alone = resize_mask(mask >> bit & 1, (size, size), 1)
             assert np.array_equal(small >> bit & 1, alone)
 
 
 def test_a_pixel_that_is_partly_known_is_decided_by_its_known_part():
     mask = np.array([[1, IGNORE, 0, 0], [1, 0, 0, 0], [IGNORE, IGNORE, 1, 1], [1, 1, IGNORE, 0]], np.uint8)
     for num_classes in (1, 2):  # of two by two pixels each
-        assert resize_mask(mask, 2, num_classes).tolist() == [[1, 0], [IGNORE, 1]]
+        assert resize_mask(mask, (2, 2), num_classes).tolist() == [[1, 0], [IGNORE, 1]]
 
 
 def test_a_mask_page_is_that_of_its_image(tmp_path):

@@ -76,7 +76,7 @@ def split(tmp_path):
 def check(network, split, params, **changes):
     gates = params.evaluate.gates.model_copy(update=changes)
     predict = Predictor(Trained(network, 48), torch.device("cpu"))  # type: ignore[arg-type]
-    return {row["name"]: row for row in check_gates(predict, split, gates, 32, 4)["L1"]}
+    return {row["name"]: row for row in check_gates(predict, split, gates, (32, 32), 4)["L1"]}
 
 
 def test_what_is_steady_passes_every_gate(split, params):

@@ -16,6 +16,7 @@ from pipelines.core.params import load_params
 from pipelines.dataset.fingerprint import comparable, read_fingerprint, write_fingerprint
 from pipelines.pages import __main__ as pages_stage
 from pipelines.pages.data_page import build_page, outline_path
+from pipelines.planning.advice import advise
 from pipelines.prepare import SPLITS, prepare
 from tests.conftest import REPOSITORY
 from tests.pages import Outline
@@ -63,7 +64,7 @@ def hostile(tmp_path_factory):
         writer = csv.writer(file)
         writer.writerow(("id", "other", "distance", "correlation"))
         writer.writerows((one, other, 2, 0.99) for one, other in pairwise(train[:13]))
-    write_fingerprint(folder / "prepared")
+    write_fingerprint(folder / "prepared", advise)
     found = read_fingerprint(folder / "prepared")
     write_json(folder / "reports/data.json", comparable(found))
     (folder / "reports/data.html").write_text(build_page(found, folder / "prepared"), encoding="utf-8")
@@ -155,7 +156,7 @@ def test_the_outlines_can_be_switched_off(hostile, browser):
 
 def test_the_same_data_give_the_same_bytes(hostile, tmp_path):
     shutil.copytree(hostile / "prepared", tmp_path / "prepared")
-    write_fingerprint(tmp_path / "prepared")
+    write_fingerprint(tmp_path / "prepared", advise)
     page = build_page(read_fingerprint(tmp_path / "prepared"), tmp_path / "prepared")
     assert page == page_of(hostile)
     assert sha256(tmp_path / "prepared/fingerprint.json") == sha256(hostile / "prepared/fingerprint.json")
@@ -176,7 +177,7 @@ def test_every_warning_suggestion_and_quarantined_reason_is_on_the_page(hostile)
     text = " ".join(Outline(page_of(hostile)).text.split())
     fingerprint = json.loads((hostile / "prepared/fingerprint.json").read_text())
     lines = fingerprint["findings"]["warnings"] + fingerprint["findings"]["notes"]
-    lines += [one[key] for one in fingerprint["advice"]["suggestions"] for key in ("command", "reason")]
+    lines += [one[key] for one in fingerprint["advice"]["suggestions"] for key in ("key", "reason")]
     lines += [one["example"] for one in fingerprint["quarantine"]["reasons"]]
     assert len(lines) > 8
     for line in lines:

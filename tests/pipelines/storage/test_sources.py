@@ -99,20 +99,16 @@ def test_a_truncated_zip_a_text_file_a_folder_and_nothing_are_refused(tmp_path):
         run("zip", tmp_path / "none.zip", tmp_path / "4")
 
 
-BESIDE = {f"{split}/{name}": content for split in ("train", "test") for name, content in PAIR.items()}
-SEVERAL = "found images/ in each of test, train, which are sets of their own; expected one set, with one images/"
 PLATES = {
     f"plate{number}/{folder}/{name}.png": b"x" for number in (1, 2) for folder in ("images", "masks") for name in "ab"
 }
 BAD_SETS = {
-    "train and test": (BESIDE, SEVERAL),
-    "train and test in two folders": ({f"a/b/{name}": content for name, content in BESIDE.items()}, SEVERAL),
     "plates": (PLATES, "found images/ in each of plate1, plate2, which are sets of their own"),
     "empty": ({}, "found no files; expected images/"),
     "no masks": ({"images/a.png": b"x"}, "found no masks/ folder with files; expected images/"),
     "no images": ({"masks/a.png": b"x"}, "found no images/ folder with files; expected images/"),
-    "flat": ({"a.png": b"x"}, "found a.png and no images/"),
-    "gif masks": ({"images/a.png": b"x", "masks/a.gif": b"x"}, "found no image file in masks/ but masks/a.gif"),
+    "flat": ({"a.png": b"x"}, "found 1 pictures in ./ (a.png) and no images/"),
+    "no pictures": ({"images/a.png": b"x", "masks/a.txt": b"x"}, "found no image file in masks/ but masks/a.txt"),
     "bbbc038 without masks": ({"s/images/s.png": b"x"}, "found no masks/ folder"),
     "pairs or coco": (
         PAIR | {"annotations.json": b"{}"},

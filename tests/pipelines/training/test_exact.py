@@ -28,7 +28,7 @@ ON_DEVICE = {"on_device": True}
         ({}, {}, {}),
         ({"dropout": 0.2}, {}, {"ema": 0.9, "accumulate": 2, "clip_norm": 0.5, "nonfinite": "skip"}),
         pytest.param({}, {}, CROPS | {"loader_workers": 1}, marks=pytest.mark.nightly),
-        ({}, ON_DEVICE, CROPS | {"ema": 0.9}),
+        ({}, ON_DEVICE, CROPS | {"ema": 0.9, "crops_per_image": 2}),
     ],
     ids=["plain", "everything", "crops of a loader", "crops on the device"],
 )
@@ -41,7 +41,7 @@ def test_training_cut_at_any_step_equals_an_uninterrupted_one_bit_for_bit(
         cuts.append(RunStore(Folder(tmp_path / str(len(cuts)))))
         cuts[-1].add(state.to_dict())
     whole = TrainState.from_dict(cuts[-1].newest()[0])
-    steps = len(cut_epoch(spec.manifest.splits["train"].num_images, 8))
+    steps = len(cut_epoch(spec.manifest.splits["train"].num_images * spec.train.crops_per_image, 8))
     assert len(cuts) == 2 * steps
     # At the first step, inside of each epoch, between them, and at the last step.
     for number in {0, steps - 2, steps - 1, steps, 2 * steps - 2}:

@@ -27,7 +27,7 @@ def manifest(prepared):
 
 def test_counts_are_those_of_the_pruned_networks_themselves(manifest):
     space = read_space(declared(space={"model.upsampling": ["bilinear", "transposed"]}))
-    costs = count_costs(space, manifest, 30)  # no multiple of 4: padded as Segmenter does
+    costs = count_costs(space, manifest, (30, 30))  # no multiple of 4: padded as Segmenter does
     assert len(costs) == 4
     for one in space.candidates:
         network = NestedUNet(one.widths, upsampling=one.values["model.upsampling"]).eval()
@@ -41,20 +41,20 @@ def test_counts_are_those_of_the_pruned_networks_themselves(manifest):
 
 def test_what_was_measured_once_is_not_measured_again(manifest, tmp_path, monkeypatch):
     space = read_space(declared())
-    costs = count_costs(space, manifest, 32)
-    measured = measure_costs(space, costs, manifest, 32, CPU, RunStore(Folder(tmp_path)))
+    costs = count_costs(space, manifest, (32, 32))
+    measured = measure_costs(space, costs, manifest, (32, 32), CPU, RunStore(Folder(tmp_path)))
     depths = [row for rows in measured.values() for row in rows.values()]
     assert len(depths) == 3
     assert all(row["latency_ms"] > 0 and row["memory_mib"] > 0 for row in depths)
     monkeypatch.setattr(costs_module, "measure_latency", None)  # a call of it would fail
-    assert measure_costs(space, costs, manifest, 32, CPU, RunStore(Folder(tmp_path))) == measured
+    assert measure_costs(space, costs, manifest, (32, 32), CPU, RunStore(Folder(tmp_path))) == measured
     assert len(json.loads((tmp_path / "costs.json").read_text())) == 2
 
 
 def test_widths_of_which_no_depth_is_within_the_budget_are_left_out(manifest):
     params = declared(widths=[[4, 6, 8], [32, 64]], budget=NO_LIMIT | {"parameters": 2000})
     space = read_space(params)
-    costs = count_costs(space, manifest, 32)
+    costs = count_costs(space, manifest, (32, 32))
     kept = check_budget(space, costs)
     assert kept.widths == [(4, 6, 8)]  # its L1 alone is
     rows = costs[key_of(space.candidates[0])]
@@ -66,7 +66,7 @@ def test_a_budget_that_no_candidate_meets_is_refused_with_the_nearest(manifest):
     space = read_space(declared(widths=[[4, 6, 8], [8, 16]], budget=budget))
     asked = r"search\.budget: .*macs at most 1000, parameters at most 100"
     with pytest.raises(UserError, match=asked + r".* L1 of \[4, 6, 8\] with [\d.]+ k parameters, [\d.]+ [kM] MACs"):
-        check_budget(space, count_costs(space, manifest, 32))
+        check_budget(space, count_costs(space, manifest, (32, 32)))
 
 
 def test_widths_that_cannot_fit_the_memory_are_refused_with_the_numbers_and_nothing_is_allocated(manifest):

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from unetpp.data.augment import Augment
 from unetpp.data.crops import Crops
 from unetpp.data.scaling import scaled
+from unetpp.network.masks import IGNORE
 
-FULL = {"flips": True, "brightness": 0.3, "hue": 20}
+FULL = {"flips": "all", "quarter_turns": True, "brightness": 0.3, "hue": 20}
 
 
 def sample(channels: int = 3, dtype=np.uint8, size=(40, 40)):
@@ -37,7 +38,7 @@ def test_images_of_both_types_and_kinds_stay_in_range(channels, dtype):
 def test_hue_leaves_grey_grey():
     image = np.repeat(sample(1)[0], 3, axis=2)
     for epoch in range(8):
-        drawn, _ = Augment(Crops(None), flips=False, brightness=0, hue=90, channels=3)(
+        drawn, _ = Augment(Crops(None), flips="none", quarter_turns=False, brightness=0, hue=90, channels=3)(
             image, sample()[1], (0, epoch, "x")
         )
         assert np.ptp(drawn, axis=2).max() < 1e-5
@@ -47,7 +48,7 @@ def test_dim_images_keep_their_contrast():
     """Brightness in shares of full scale would leave such images black; in shares of the mean, bright ones white."""
     mask = np.zeros((32, 32), np.uint8)
     mask[8:24, 8:24] = 1
-    augment = Augment(Crops(None), flips=False, brightness=0.3, hue=0, channels=1)
+    augment = Augment(Crops(None), flips="none", quarter_turns=False, brightness=0.3, hue=0, channels=1)
     for low, high in ((8, 20), (230, 242)):
         image = np.where(mask[..., None] == 1, high, low).astype(np.uint8)
         std = image.std() / 255
@@ -65,7 +66,13 @@ def test_steps_draw_without_regard_to_each_other():
     both = {"brightness": 0.3, "hue": 40}
     changed = {}
     for name in both:
-        augment = Augment(crops, flips=False, **{key: both[key] if key == name else 0 for key in both}, channels=3)
+        augment = Augment(
+            crops,
+            flips="none",
+            quarter_turns=False,
+            **{key: both[key] if key == name else 0 for key in both},
+            channels=3,
+        )
         changed[name] = []
         for epoch in range(400):
             key = (0, epoch, "x")
@@ -77,7 +84,7 @@ def test_steps_draw_without_regard_to_each_other():
 
 def test_a_dim_image_of_16_bits_keeps_its_grey_levels_when_its_hue_turns():
     image = np.stack([np.arange(1024).reshape(32, 32) + shift for shift in (0, 40, 90)], axis=-1).astype(np.uint16)
-    augment = Augment(Crops(None), flips=False, brightness=0, hue=10, channels=3)
+    augment = Augment(Crops(None), flips="none", quarter_turns=False, brightness=0, hue=10, channels=3)
     turned = 0
     for epoch in range(10):
         drawn, _ = augment(image, np.zeros((32, 32), np.uint8), (0, epoch, "x"))
@@ -111,11 +118,13 @@ def test_labels_move_with_their_pixels_are_never_blended_and_keep_their_type(
     image = np.repeat((index / 3 * high).astype(dtype)[..., None], channels, axis=2)
     image[0, 0], image[-1, -1], index[0, 0], index[-1, -1] = 0, high, 0, 3
     mask = labels.astype(mask_dtype)[index]
-    geometric = Augment(Crops(size), flips=True, brightness=0, hue=0, channels=channels)
+    geometric = Augment(Crops(size), flips="all", quarter_turns=True, brightness=0, hue=0, channels=channels)
     drawn, drawn_mask = geometric(image, mask, key)
     assert drawn_mask.dtype == mask.dtype
-    assert np.array_equal(drawn_mask, labels.astype(mask_dtype)[np.rint(drawn[..., 0] * 3).astype(int)])
-    coloured, same_mask = Augment(Crops(size), True, strength, int(90 * strength), channels)(image, mask, key)
+    inside = geometric(image, np.zeros((side, side), np.uint8), key)[1] != IGNORE
+    moved = labels.astype(mask_dtype)[np.rint(drawn[..., 0] * 3).astype(int)]
+    assert np.array_equal(drawn_mask[inside], moved[inside])
+    coloured, same_mask = Augment(Crops(size), "all", True, strength, int(90 * strength), channels)(image, mask, key)
     assert np.array_equal(same_mask, drawn_mask)
     assert coloured.dtype == np.float32
     assert coloured.shape == drawn.shape

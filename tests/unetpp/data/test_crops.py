@@ -22,15 +22,17 @@ def numbered(height: int, width: int) -> np.ndarray:
 @given(height=sides, width=sides, size=st.integers(1, 80), epoch=st.integers(0, 99))
 def test_a_crop_is_a_window_of_the_image_mirrored_at_its_edges_where_it_is_too_small(height, width, size, epoch):
     image = numbered(height, width)
-    crop, crop_mask = Crops(size)(image, image[..., 0].astype(np.int64), (0, epoch, "x"))
+    crop, crop_mask = Crops(size)(image, image[..., 0].astype(np.int64) + 1000, (0, epoch, "x"))
     assert crop.shape == (size, size, 1)
-    assert np.array_equal(crop[..., 0], crop_mask)  # together, wherever they go
-    rows, columns = np.divmod(crop_mask, width)
-    for places, side in ((rows[:, 0], height), (columns[0], width)):
-        assert len(np.unique(places)) == min(side, size)
-        steps = np.abs(np.diff(places))
+    places, inside = crop[..., 0].astype(np.int64), crop_mask != IGNORE
+    assert np.array_equal(places[inside] + 1000, crop_mask[inside])  # together, wherever they go
+    assert inside.sum() == min(height, size) * min(width, size)  # what is mirrored counts nowhere
+    rows, columns = np.divmod(places, width)
+    for along, side in ((rows[:, 0], height), (columns[0], width)):
+        assert len(np.unique(along)) == min(side, size)
+        steps = np.abs(np.diff(along))
         assert (steps == (side > 1)).all()  # neighbours stay neighbours, back and forth at an edge
-    assert np.array_equal(crop_mask, rows[:, :1] * width + columns[:1])
+    assert np.array_equal(places, rows[:, :1] * width + columns[:1])
 
 
 def test_every_place_of_a_crop_is_drawn():
@@ -52,7 +54,7 @@ def test_with_a_share_of_1_every_crop_of_an_image_with_foreground_has_some(heigh
     for y, x, value in objects:
         mask[y % height, x % width] = value
     _, crop = Crops(size, foreground=1.0)(numbered(height, width), mask, (0, epoch, "x"), find_spots(mask))
-    assert crop.any() == mask.any()
+    assert np.isin([1, 2, 3], crop).any() == mask.any()
 
 
 def test_a_share_of_the_crops_has_foreground_and_the_others_are_those_of_a_share_of_0():
@@ -128,3 +130,11 @@ def test_spots_of_labels_are_those_of_each_label_and_nothing_that_is_ignored_is_
         assert places.tolist() == np.flatnonzero((mask >> bit & 1 == 1) & (mask != IGNORE)).tolist()
     assert len(spots) == 3
     assert [mask.reshape(-1)[places[0]] for places in find_spots(mask)] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_a_whole_image_is_padded_to_a_canvas_by_its_edges_which_count_nowhere():
+    image, mask = numbered(3, 5), np.ones((3, 5), np.uint8)
+    padded, padded_mask = Crops(None, canvas=(4, 8))(image, mask, (0, 0, "x"))
+    assert np.array_equal(padded[..., 0], np.pad(image[..., 0], ((0, 1), (0, 3)), mode="edge"))
+    assert np.array_equal(padded_mask, np.pad(mask, ((0, 1), (0, 3)), constant_values=IGNORE))
+    assert Crops(2, canvas=(4, 8))(image, mask, (0, 0, "x"))[1].tolist() == [[1, 1], [1, 1]]  # crops are not

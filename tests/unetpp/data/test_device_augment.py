@@ -12,7 +12,7 @@ from unetpp.data.loader import AugmentedSamples, Loader
 from unetpp.data.scaling import scaled, standardise
 from unetpp.data.warp import Warp
 
-FULL = {"flips": True, "brightness": 0.3, "hue": 20}
+FULL = {"flips": "all", "quarter_turns": True, "brightness": 0.3, "hue": 20}
 NUM = 12
 
 
@@ -69,7 +69,9 @@ def test_draws_differ_by_seed_epoch_and_sample():
 
 
 def test_without_steps_images_are_standardised_and_else_as_they_are(split):
-    image, mask = device_batch(split, range(NUM), 0, Crops(None), flips=False, brightness=0, hue=0)
+    image, mask = device_batch(
+        split, range(NUM), 0, Crops(None), flips="none", quarter_turns=False, brightness=0, hue=0
+    )
     pixels = torch.stack([torch.from_numpy(scaled(split[n][0])).permute(2, 0, 1) for n in range(NUM)])
     torch.testing.assert_close(image, standardise(pixels))
     assert torch.equal(mask, torch.stack([torch.from_numpy(split[n][1].copy()) for n in range(NUM)]))

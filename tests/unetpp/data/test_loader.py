@@ -19,7 +19,7 @@ from unetpp.data.arrow_split import Split, SplitWriter
 from unetpp.data.augment import Augment
 from unetpp.data.crops import Crops
 from unetpp.data.device_augment import RawSamples
-from unetpp.data.loader import AugmentedSamples, Loader, SampleError
+from unetpp.data.loader import AugmentedSamples, Loader, SampleError, find_sample
 from unetpp.errors import UserError
 
 NUM = 23
@@ -38,7 +38,7 @@ def split(tmp_path) -> Split:
 
 
 def samples_of(split: Split, on_device: bool = False):
-    crops, limits = Crops(32, 0.5), {"flips": True, "brightness": 0.3, "hue": 20, "channels": 3}
+    crops, limits = Crops(32, 0.5), {"flips": "all", "quarter_turns": True, "brightness": 0.3, "hue": 20, "channels": 3}
     if on_device:
         return RawSamples(split, crops, 7, **limits)
     return AugmentedSamples(split, Augment(crops, **limits), 7)
@@ -237,3 +237,14 @@ def test_batches_for_a_gpu_are_pinned(split, open_loader, num_workers):
     image, mask = next(open_loader(samples_of(split), num_workers, pin_memory=True).batches(SHARDS, 0))
     assert image.is_pinned()
     assert mask.is_pinned()
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_further_crops_of_an_image_are_draws_of_their_own_and_the_first_is_that_of_before(split, on_device):
+    samples = samples_of(split, on_device)
+    first, second, third, again = (samples.make(number, 2) for number in (4, 4 + NUM, 4 + 2 * NUM, 4 + NUM))
+    assert not np.array_equal(first[0], second[0])
+    assert not np.array_equal(second[0], third[0])
+    assert all(np.array_equal(one, other) for one, other in zip(second, again, strict=True))
+    assert find_sample(split, 4, 2, 7) == (4, (7, 2, "cell 4"))
+    assert find_sample(split, 4 + NUM, 2, 7) == (4, (7, 2, 1, "cell 4"))

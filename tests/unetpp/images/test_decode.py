@@ -366,7 +366,7 @@ def test_a_mask_whose_values_may_not_be_labels_is_refused_by_what_it_is_whatever
         decode_mask(write(tmp_path / "a.tif"))
 
 
-@pytest.mark.parametrize(("kind", "channels"), [("complex64", 1), ("int64", 5), ("uint16", 9)])
+@pytest.mark.parametrize(("kind", "channels"), [("complex64", 1), ("complex64", 5), ("uint16", 17)])
 def test_a_type_that_is_not_read_is_refused_by_what_it_is(tmp_path, kind, channels):
     path = write_tiff(tmp_path / "a.tif", np.zeros((5, 7, channels), kind))
     with pytest.raises(FileError, match=rf"a\.tif: found a TIFF of {channels} channels of .*{kind}"):

@@ -19,9 +19,9 @@ def noise(shape: tuple[int, ...], dtype: type) -> np.ndarray:
 )
 def test_numpy_resizes_as_opencv_does(shape, dtype, monkeypatch):
     image = noise(shape, dtype)
-    expected = resize(image, 24)
+    expected = resize(image, (24, 24))
     monkeypatch.setitem(sys.modules, "cv2", None)  # as if it were not installed
-    found = resize(image, 24)
+    found = resize(image, (24, 24))
     assert (found.shape, found.dtype) == (expected.shape, expected.dtype) == ((24, 24, *shape[2:]), dtype)
     by_area = min(shape[:2]) >= 4 * 24
     level = 0 if dtype == np.uint8 and not by_area else 1 if dtype != np.float32 else 1e-6

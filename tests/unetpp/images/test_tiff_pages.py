@@ -189,7 +189,10 @@ REFUSED = {
         lambda path: written(path, np.stack([NUMBERS] * 16), volumetric=True),
         "found 16 planes and 1 page headers",
     ),
-    "2 channels": (lambda path: written(path, STAINS[:, :, :2], planarconfig="contig"), "found a TIFF of 2 channels"),
+    "2 channels": (
+        lambda path: written(path, STAINS[:, :, :2], planarconfig="contig"),
+        "found (2 channels; expected|a mask of 2 channels)",
+    ),
     "alpha that is multiplied in": (
         lambda path: written(path, np.dstack([STAINS, NUMBERS]), photometric="rgb", extrasamples=["assocalpha"]),
         "found colours that are multiplied by their transparency",

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.unetpp.network.classic import with_lived_in_norms
 from unetpp import NestedUNet, UserError
+from unetpp.images.frame import plain
 from unetpp.inference.model_file import UNSEALED, Trained, load_model
 
 
@@ -84,12 +85,12 @@ def save_as_before(trained: Trained, folder, kind: str):
     weights = {key: value.contiguous() for key, value in trained.network.state_dict().items()}
     config = trained.network.config()
     if kind == "model.pt":
-        about = {"format": 2, "config": config, "size": trained.size, "info": trained.info}
+        about = {"format": 2, "config": config, "size": plain(trained.size), "info": trained.info}
         torch.save(about | {"weights": weights}, folder / kind)
     else:
         save_file(weights, folder / kind)
         digest = hashlib.sha256((folder / kind).read_bytes()).hexdigest()
-        about = {"format": "unetpp", "version": 1, "network": config, "size": trained.size, "info": trained.info}
+        about = {"format": "unetpp", "version": 1, "network": config, "size": plain(trained.size), "info": trained.info}
         (folder / "config.json").write_text(json.dumps(about | {"sha256": digest}))
     return folder / kind
 
@@ -116,7 +117,7 @@ def test_one_flipped_bit_anywhere_is_noticed_or_changes_nothing(trained, tmp_pat
             assert all(torch.equal(value, weights[key]) for key, value in found.network.state_dict().items())
             assert (found.size, found.info) == (trained.size, trained.info)
     file.write_bytes(whole)
-    assert load_model(file).size == 96
+    assert load_model(file).size == (96, 96)
 
 
 def sealed(file, change) -> None:
@@ -245,4 +246,4 @@ def test_what_earlier_versions_wrote_is_read_or_refused_by_its_sum(trained, tmp_
         with pytest.raises(UserError, match=message):
             load_model(tmp_path / "pair")
     replace(trained, size=1).save(tmp_path / "pair/model.safetensors")  # a new one beside an old config.json
-    assert load_model(tmp_path / "pair").size == 1
+    assert load_model(tmp_path / "pair").size == (1, 1)

@@ -5,7 +5,8 @@ import torch
 from tests.unetpp.network.classic import with_lived_in_norms
 from unetpp import NestedUNet, Segmenter, UserError
 from unetpp.data.scaling import scale, standardise
-from unetpp.inference.model_file import Trained
+from unetpp.inference.model_file import Trained, load_model
+from unetpp.inference.tiles import predict_tiled
 
 
 @pytest.fixture
@@ -83,3 +84,39 @@ def test_ensemble_is_the_weighted_mean_of_the_probabilities_of_its_heads(multila
 def test_heads_that_cannot_be_averaged_are_refused_with_those_that_can(heads):
     with pytest.raises(UserError, match=r"heads.*1, 2"):
         Trained(NestedUNet((4, 6, 8)), None).ensemble(heads)
+
+
+def test_padding_to_a_canvas_is_standardised_by_the_image_alone_and_cut_off_again():
+    torch.manual_seed(0)
+    network = with_lived_in_norms(NestedUNet((4, 6, 8))).eval()
+    padded = Trained(network, (32, 48), fit="pad")
+    image = torch.rand(2, 3, 32, 20)
+    with torch.inference_mode():
+        by_hand = torch.nn.functional.pad(standardise(image), (0, 28, 0, 0), mode="replicate")
+        expected = network(by_hand)[-1].sigmoid()[..., :20]
+        assert torch.equal(padded.segmenter()(image), expected)
+        assert torch.equal(predict_tiled(padded.segmenter(), image), expected)
+        larger = torch.rand(1, 3, 40, 60)
+        assert torch.equal(padded.segmenter()(larger), Trained(network, 32).segmenter()(larger))
+
+
+def test_tiles_of_a_canvas_give_what_the_padded_image_gives_as_a_whole():
+    torch.manual_seed(0)
+    segmenter = Segmenter(NestedUNet((2, 3), upsampling="bilinear"), canvas=(64, 320)).eval()
+    image = torch.rand(1, 3, 60, 150)
+    with torch.inference_mode():
+        torch.testing.assert_close(predict_tiled(segmenter, image, 128), segmenter(image), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(96, 64), [64, 96], 96, None])
+def test_a_model_file_keeps_a_rectangle_and_how_images_were_fitted(size, tmp_path):
+    network = NestedUNet((4, 6))
+    for fit in ("stretch", "pad"):
+        trained = Trained(network, size, fit=fit)
+        trained.save(tmp_path / "model.safetensors")
+        again = load_model(tmp_path)
+        assert (again.size, again.fit, again.frame) == (trained.size, fit, trained.frame)
+        assert again.folded(1).canvas == trained.canvas
+        # Readers of before know squares, stretched, and must refuse all else.
+        is_old = fit == "stretch" and size in (96, None)
+        assert (b'\\"format\\": 3' in (tmp_path / "model.safetensors").read_bytes()) == is_old

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from unetpp import NestedUNet, Segmenter
+from unetpp.images.frame import Frame
 from unetpp.inference.tiles import _spans, predict_image, predict_tiled, receptive_px
 
 
@@ -83,10 +84,12 @@ def test_weights_of_overlapping_tiles_add_up_to_one(length):
     torch.testing.assert_close(total, torch.ones(length))
 
 
-@pytest.mark.parametrize(("size", "shape"), [(None, (40, 70)), (32, (150, 97))])
-def test_probabilities_have_the_images_size_whether_it_was_resized_or_not(size, shape):
+@pytest.mark.parametrize(
+    ("frame", "shape"), [(None, (40, 70)), (Frame((32, 32)), (150, 97)), (Frame((32, 48), "pad"), (150, 97))]
+)
+def test_probabilities_have_the_images_size_whether_it_was_resized_or_not(frame, shape):
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
-    probs = predict_image(segmenter((4, 6, 8), num_classes=3), image, size)
+    probs = predict_image(segmenter((4, 6, 8), num_classes=3), image, frame)
     assert probs.shape == (1, 3, *shape)
     torch.testing.assert_close(probs.sum(dim=1), torch.ones(1, *shape))
 

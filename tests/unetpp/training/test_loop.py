@@ -82,7 +82,7 @@ def test_training_sees_images_standardised_as_prediction_does(tmp_path, dtype, c
             image = rng.integers(0, 90 + 40 * n if dtype == np.uint8 else 3000, (12, 16, 3)).astype(dtype)
             writer.add(str(n), "kind", image, rng.integers(0, 2, (12, 16)).astype(np.uint8))
     split = Split(tmp_path / "train.arrow")
-    augment = Augment(Crops(crop_px), flips=False, brightness=0, hue=0, channels=3)
+    augment = Augment(Crops(crop_px), flips="none", quarter_turns=False, brightness=0, hue=0, channels=3)
     images, _ = next(Loader(AugmentedSamples(split, augment, seed=0)).batches([range(4)], epoch=0))
     expected = standardise(torch.stack([scale(split[n][0]) for n in range(4)]))
     if crop_px is None:

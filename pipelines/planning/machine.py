@@ -1,0 +1,19 @@
+"""This machine, as rules ask of it."""
+
+import psutil
+import torch
+
+from pipelines.core.worker_pool import num_cores
+from pipelines.planning.facts import Machine
+
+
+def find_machine(use_gpu: bool | None = None) -> Machine:
+    """This machine's cores, memory and GPUs.
+
+    Args:
+        use_gpu: False leaves GPUs out; None takes those that are there.
+    """
+    memory_mib = psutil.virtual_memory().total / 2**20
+    gpus = torch.cuda.device_count() if use_gpu is not False and torch.cuda.is_available() else 0
+    held = torch.cuda.get_device_properties(0).total_memory / 2**20 if gpus else 0.0
+    return Machine(num_cores(), memory_mib, gpus, held)

@@ -1,0 +1,241 @@
+"""What the values of masks mean: foreground, classes and their names, the background, unlabelled pixels, numbers.
+
+Where values alone cannot tell, the likelier reading is taken, and the line to write for another is told.
+"""
+
+from pipelines.planning.choices import Plan
+from pipelines.planning.class_tables import Table, known_table
+from pipelines.planning.mask_facts import MaskFacts
+
+RARE = 0.005  # share of pixels that smoothed edges and compression may hold beside the true values
+SMOOTH = 0.2  # the same where a mask was compressed with loss, or its edges were smoothed
+MAX_CLASSES = 64
+THIN = 2.0  # a border has so much shorter runs than what lies on both sides of it
+FEW_OBJECTS = 5  # in an image, that a trimap outlines
+NUMBERS_FROM = 5  # objects in an image, at least in one of them, by which numbers are told from classes
+SCATTERED = 2.0  # unlabelled pixels lie in so many more pieces than any class
+
+
+def read_meaning(facts: MaskFacts, table: Table | None, mask_names: list[str], plan: Plan) -> None:
+    """Choose what the masks ask of section prepare.
+
+    Args:
+        facts: of a sample of the masks, one file an image.
+        table: that lies beside the set.
+        mask_names: relative names of mask files.
+    """
+    values = facts.values
+    if not facts.num or len(values) < 2:
+        plan.choose("prepare.num_classes", 1, "the masks looked at hold a single value; any above 0 is foreground")
+        return
+    known = table or known_table(values, mask_names)
+    if facts.coloured:
+        _read_colours(facts, known, plan)
+    elif _is_numbered(facts):
+        largest = max(facts.highest)
+        plan.found.append(f"masks number the objects of each image, up to {largest}: one class, and objects are kept")
+        reason = f"values are numbers of objects (1 to {largest}, each in one piece), so that any above 0 is foreground"
+        plan.choose("prepare.num_classes", 1, reason)
+    elif known and {value for value in values if facts.share(value) > RARE} <= set(known.names):
+        _write_names(dict(known.names), known.source, facts, plan)
+    elif _is_shaded(facts):
+        low, high = _ends(facts)
+        middle = (low + high + 1) // 2
+        what = "lossy compression" if facts.lossy else "smoothed edges"
+        plan.found.append(f"masks hold {low} and {high}, and values between by {what}: foreground from {middle} on")
+        plan.choose("prepare.num_classes", 1, "masks have two values, one of them foreground")
+        plan.choose("prepare.mask_threshold", middle, f"halfway between {low} and {high}; what lies between is {what}")
+        _tell_majority(facts, {value: "object" for value in values if value >= middle}, plan)
+    elif len(values) == 2:
+        _read_two(facts, plan)
+    elif (border := _find_border(facts)) is not None:
+        _read_trimap(facts, border, plan)
+    else:
+        _read_classes(facts, plan)
+
+
+def _ends(facts: MaskFacts) -> tuple[int, int]:
+    """The two values that hold the most pixels, which may be next to each other where compression shifted them."""
+    values = facts.values
+    middle = (values[0] + values[-1]) / 2
+    halves = [[value for value in values if value <= middle], [value for value in values if value > middle]]
+    low, high = (max(half, key=lambda value: facts.pixels[value]) for half in halves)
+    return low, high
+
+
+def _is_numbered(facts: MaskFacts) -> bool:
+    """Numbers of objects are dense from 1 on, each in one piece, and end elsewhere in each image."""
+    if not facts.highest or facts.dense < 0.9 * len(facts.highest):
+        return max(facts.highest, default=0) > MAX_CLASSES * 8
+    return max(facts.highest) >= NUMBERS_FROM and len(set(facts.highest)) >= min(3, len(facts.highest))
+
+
+def _is_shaded(facts: MaskFacts) -> bool:
+    """Two ends hold nearly all pixels, and what lies between them occurs in slivers."""
+    values = facts.values
+    if len(values) < 3 or values[-1] - values[0] < 16:
+        return False
+    low, high = _ends(facts)
+    margin = (high - low) / 8
+    between = [value for value in values if low + margin < value < high - margin]
+    share = sum(facts.share(value) for value in between)
+    if facts.lossy:
+        return share < SMOOTH
+    thin = all(facts.run(value) < 3 for value in between)
+    return len(values) > 8 and share < SMOOTH and thin
+
+
+def _read_two(facts: MaskFacts, plan: Plan) -> None:
+    low, high = facts.values
+    if low == 0:
+        plan.found.append(f"masks hold 0 and {high}: background and foreground")
+        plan.choose("prepare.num_classes", 1, f"masks have two values, 0 and {high}, which is foreground")
+        _tell_majority(facts, {high: "object"}, plan)
+        return
+    inner, outer = _by_place(facts, low, high)
+    names = {outer: "background", inner: "object"}
+    plan.found.append(f"masks hold {low} and {high}: {inner} is taken for the object, which lies in the middle")
+    _ask_other(plan, {inner: "background", outer: "object"}, f"if {outer} is the object")
+    plan.choose("prepare.num_classes", 1, "masks have two values, one of them foreground")
+    plan.choose("prepare.values", names, f"{inner} lies in the middle of the images, {outer} on their frame")
+
+
+def _by_place(facts: MaskFacts, one: int, other: int) -> tuple[int, int]:
+    """Of two values the one that an object has, which lies in the middle and seldom on the frame, and the other."""
+
+    def inner(value: int) -> float:
+        frame = facts.framed[value] / max(1, facts.framed.total())
+        return facts.central[value] / max(1, facts.pixels[value]) - frame
+
+    return (one, other) if inner(one) >= inner(other) else (other, one)
+
+
+def _find_border(facts: MaskFacts) -> int | None:
+    """The value of a trimap that lies between the two others, around few objects; None where there is none."""
+    frequent = [value for value in facts.values if facts.share(value) > RARE]
+    if len(frequent) != 3:
+        return None
+    border = min(frequent, key=facts.run)
+    one, other = (value for value in frequent if value != border)
+    between = facts.touch(border, one), facts.touch(border, other)
+    if min(between) < 10 * facts.touch(one, other) or THIN * facts.run(border) > min(map(facts.run, (one, other))):
+        return None
+    inner, _ = _by_place(facts, one, other)
+    return border if facts.pieces_each(inner) <= FEW_OBJECTS else None
+
+
+def _read_trimap(facts: MaskFacts, border: int, plan: Plan) -> None:
+    one, other = (value for value in facts.values if facts.share(value) > RARE and value != border)
+    inner, outer = _by_place(facts, one, other)
+    names = {inner: "object", outer: "background", border: "ignore"}
+    listed = ", ".join(map(str, sorted(names)))
+    plan.found.append(
+        f"masks are trimaps of {listed}: {border} lies between the two others and is left out, {inner} lies in the "
+        f"middle and is taken for the object, {outer} for the background"
+    )
+    _ask_other(plan, names | {inner: "background", outer: "object"}, f"if {outer} is the object")
+    plan.choose("prepare.num_classes", 1, "an object and its background")
+    reason = f"{border} is a thin border between the two others; {inner} lies in the middle, {outer} on the frame"
+    plan.choose("prepare.values", dict(sorted(names.items())), reason)
+
+
+def _read_classes(facts: MaskFacts, plan: Plan) -> None:
+    """Class indices, or other values of which each is one, without a table."""
+    values = [value for value in facts.values if facts.share(value) > RARE / 10 or facts.run(value) >= 3]
+    if len(values) < 2:
+        values = facts.values[:2]
+    unlabelled = _find_unlabelled(facts, values)
+    classes = [value for value in values if value not in unlabelled]
+    if classes[-1] < min(2 * len(classes), MAX_CLASSES):  # a sample may lack a class
+        classes = list(range(classes[-1] + 1))
+    zero = "background" if _is_background(facts, classes[0]) else f"class {classes[0]}"
+    names = {value: f"class {value}" for value in classes} | {classes[0]: zero} | dict.fromkeys(unlabelled, "ignore")
+    for value in unlabelled:
+        how = "is apart from the others" if value == 255 else "lies in scattered pieces around all the others"
+        plan.found.append(f"the value {value} {how}: taken for unlabelled pixels, which count nowhere")
+        _ask_other(plan, {**names, value: f"class {value}"}, f"if {value} is a class")
+    _write_names(names, "the values themselves", facts, plan)
+    plan.asked.append(
+        "classes have no names: write them in params.yaml, prepare.classes, or lay a table such as _classes.csv beside "
+        "the images"
+    )
+
+
+def _find_unlabelled(facts: MaskFacts, values: list) -> list:
+    top, below = values[-1], values[:-1]
+    if top == 255 and below[-1] < 250:
+        return [top]
+    scattered, others = facts.pieces_each(top), list(map(facts.pieces_each, below))
+    around = all(facts.touch(top, value) for value in below)
+    return [top] if len(below) > 3 and around and scattered > SCATTERED * max(others) else []
+
+
+def _is_background(facts: MaskFacts, value: int) -> bool:
+    """Whether a lowest value is what the others lie on: it holds more pixels than any of them."""
+    return value == 0 and facts.pixels[value] == max(facts.pixels.values())
+
+
+def _read_colours(facts: MaskFacts, table: Table | None, plan: Plan) -> None:
+    named = dict(table.names) if table and any(isinstance(key, str) for key in table.names) else {}
+    frequent = [value for value in facts.values if facts.share(value) > RARE / 10 or facts.run(value) >= 3]
+    source = table.source if table and named else "their colours"
+    if len(frequent) > MAX_CLASSES and not named:
+        plan.found.append(f"masks hold {len(frequent)} colours and more, which are taken for numbers of objects")
+        frequent = frequent[:MAX_CLASSES]
+    names = {
+        value: "background" if value in ("#000000", 0) else f"colour {str(value).removeprefix('#')}"
+        for value in frequent
+    }
+    if named:
+        names = {**{value: "ignore" for value in frequent if value not in named}, **named}
+    else:
+        plan.asked.append("classes are named by their colours: lay a table such as labelmap.txt beside the images")
+    _write_names(names, source, facts, plan)
+
+
+def _write_names(names: dict, source: str, facts: MaskFacts, plan: Plan) -> None:
+    """Choose prepare's values, classes, num_classes and background from a name for each value."""
+    names = dict(sorted(names.items(), key=lambda pair: (isinstance(pair[0], str), pair[0])))
+    classes = list(dict.fromkeys(name for name in names.values() if name not in ("background", "ignore")))
+    background = "background" in names.values()
+    unlabelled = [value for value, name in names.items() if name == "ignore"]
+    if background and len(classes) == 1:
+        plan.found.append(f"masks hold {classes[0]} and background, by {source}")
+        plan.choose("prepare.num_classes", 1, "one class and its background")
+        plan.choose("prepare.values", names, f"names by {source}")
+        _tell_majority(facts, {value: name for value, name in names.items() if name == classes[0]}, plan)
+        return
+    listed = ", ".join(classes[:12]) + (f" and {len(classes) - 12} more" if len(classes) > 12 else "")
+    also = "the background" if background else "no background"
+    plan.found.append(f"masks hold {len(classes)} classes and {also}, by {source}: {listed}")
+    if unlabelled and source != "the values themselves":
+        shown = ", ".join(map(str, unlabelled[:4])) + (" ..." if len(unlabelled) > 4 else "")
+        plan.found.append(f"unlabelled pixels ({shown}) count nowhere, {sum(map(facts.share, unlabelled)):.1%} of all")
+    plan.choose("prepare.num_classes", len(classes) + background, f"{len(classes)} classes and {also}")
+    plan.choose("prepare.classes", classes, f"names by {source}, in the order of their indices")
+    if background:
+        plan.choose("prepare.background", True, "one value is the background, on which the classes lie")
+    else:
+        plan.choose("prepare.background", False, "every value is a class, and none is the background")
+    known = [*["background"] * background, *classes]
+    plain = {**dict(enumerate(known)), **dict.fromkeys(unlabelled, "ignore")}
+    if plain != names or len(unlabelled) > 1:
+        plan.choose("prepare.values", names, f"what each stored value is, by {source}")
+    elif unlabelled:
+        plan.choose("prepare.ignore", unlabelled[0], "unlabelled pixels, which count in no loss and no score")
+
+
+def _tell_majority(facts: MaskFacts, foreground: dict, plan: Plan) -> None:
+    share = sum(facts.share(value) for value in foreground)
+    if share > 0.5:
+        plan.found.append(
+            f"foreground is {share:.0%} of the pixels: taken as stored, not inverted (membranes and tissue are such)"
+        )
+        names = {value: "background" if value in foreground else "object" for value in facts.values[:2]}
+        if len(facts.values) == 2:
+            _ask_other(plan, names, "if the lower value is the object")
+
+
+def _ask_other(plan: Plan, names: dict, when: str) -> None:
+    listed = ", ".join(f"{value}: {name}" for value, name in names.items())
+    plan.asked.append(f"{when}, write in params.yaml  prepare.values: {{{listed}}}")

@@ -1,0 +1,128 @@
+"""What a run will take, from a few steps of the planned training on this machine; epochs follow from the time."""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from pipelines.core.params import Params, override
+from pipelines.dataset.layouts import Sample
+from pipelines.dataset.loading import load_sample
+from pipelines.planning.choices import Choice, Plan
+from pipelines.planning.facts import Facts, Machine
+from pipelines.planning.rules import seen_area, widths_of
+from pipelines.training.spec import make_spec
+from pipelines.tuning.probe import Probe, probe
+from unetpp.data.arrow_split import SplitWriter
+from unetpp.data.manifest import Manifest, SplitFacts
+from unetpp.errors import FileError
+from unetpp.files import sha256
+
+LEAST_EPOCHS, MOST_EPOCHS = 10, 150
+LEAST_WIDTH = 8  # of level 0
+MARGIN = 0.9  # of the time, as a probe sees the beginning alone
+VALIDATED = 4  # images that the probe validates
+TOGETHER = 0.85  # so many cores to this power are worth one
+DEPTHS_COST = 2.5  # of one pass with all heads: evaluate runs each depth, at several settings
+START_S = 60  # of a stage's processes
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Images by split."""
+
+    train: int
+    val: int
+    test: int
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample], params: Params) -> "Counts":
+        """As the set's own splits say it, else by shares."""
+        given = Counter(getattr(sample, "split", None) for sample in samples)
+        if params.prepare.split == "auto" and given["train"]:
+            return cls(given["train"], max(1, given["val"]), max(1, given["test"]))
+        shares, num = params.prepare.shares, len(samples)
+        return cls(*(max(1, round(share * num)) for share in (shares.train, shares.val, shares.test)))
+
+
+def try_out(params: Params, samples: Sequence[Sample]) -> Probe:
+    """A few steps of a training with these params, on a few of these samples, as on a machine that nobody else uses.
+
+    On a processor its time is counted, of one thread, since the clock on the wall counts what others took.
+
+    Raises:
+        FileError: none of the samples can be read.
+    """
+    train, clock = params.train, time.perf_counter if params.train.use_gpu else time.process_time
+    one = {"num_workers": 1, "cpus_per_worker": 1, "batch_size": max(1, train.batch_size // train.max_workers)}
+    alone = params.model_copy(update={"train": train.model_copy(update=one)})
+    wanted = 2 * one["batch_size"]
+    with TemporaryDirectory(prefix="unetpp-probe-") as name:
+        folder, error = Path(name), None
+        loaded = []
+        for sample in samples:
+            try:
+                loaded.append((sample.id, load_sample(sample, params.prepare)))
+            except FileError as problem:
+                error = problem
+            if len(loaded) == wanted:
+                break
+        if not loaded:
+            raise error or FileError(folder, "found no samples", "add some")
+        # Of a set with fewer images than a batch, some come twice: what a step takes is the same.
+        rows = [loaded[index % len(loaded)] for index in range(wanted)]
+        for split, kept in (("train", rows), ("val", rows[:VALIDATED])):
+            with SplitWriter(folder / f"{split}.arrow", params.prepare.multilabel) as writer:
+                for number, (id, sample) in enumerate(kept):
+                    writer.add(f"{id} {number}", sample.kind, sample.image, sample.mask)
+        manifest = _manifest(params, folder)
+        manifest.write(folder)
+        return probe(make_spec(alone, params.search.widths[0], folder, manifest), clock)
+
+
+def _manifest(params: Params, folder: Path) -> Manifest:
+    known = {key: getattr(params.prepare, key) for key in ("size", "fit", "channels", "num_classes", "multilabel")}
+    fields = Manifest.__dataclass_fields__
+    return Manifest(
+        **{key: value for key, value in known.items() if key in fields},
+        splits={split: SplitFacts(1, sha256(folder / f"{split}.arrow")) for split in ("train", "val")},
+    )
+
+
+def fit_time(
+    plan: Plan, facts: Facts, machine: Machine, samples: Sequence[Sample], base: Params, minutes: float
+) -> None:
+    """Choose the epochs that fit into the minutes, with narrower widths where too few would; say what a run costs."""
+    while True:
+        params = override(base, plan.values)
+        found, counts = try_out(params, samples), Counts.of(samples, params)
+        steps = max(1, counts.train * params.train.crops_per_image // params.train.batch_size)
+        faster = 1.0 if machine.gpus else params.train.cpus_per_worker**TOGETHER
+        epoch_s = (steps * found.step_s + counts.val * found.image_s) / faster
+        epochs = int(MARGIN * minutes * 60 / epoch_s)
+        widths = params.search.widths[0]
+        if epochs >= LEAST_EPOCHS or widths[0] // 2 < LEAST_WIDTH or "search.widths" not in plan.params:
+            break
+        narrower = widths_of(len(widths) - 1, widths[0] // 2)
+        reason = f"{plan.params['search.widths'].reason}; halved, for {LEAST_EPOCHS} epochs within {minutes:g} minutes"
+        plan.params["search.widths"] = Choice([narrower], reason)
+    bounded = max(LEAST_EPOCHS, min(MOST_EPOCHS, epochs))
+    reason = f"about {minutes:g} minutes of training by a probe"
+    if bounded != epochs:
+        reason = f"no {'more' if epochs > bounded else 'fewer'}, though {minutes:g} minutes would hold {epochs}"
+    plan.choose("train.epochs", bounded, reason)
+    own = facts.height * facts.width / seen_area(chosen_of(params)) if params.prepare.size is not None else 1.0
+    pass_s = own * found.image_s / faster
+    evaluate_s = START_S + DEPTHS_COST * pass_s * (counts.test + params.evaluate.latency_rounds)
+    where = f"{machine.gpus} GPUs" if machine.gpus else f"{machine.cores} cores that nothing else uses"
+    plan.cost = (
+        f"training takes about {bounded * epoch_s / 60:.0f} minutes ({bounded} epochs of {steps} steps), evaluating "
+        f"{evaluate_s / 60:.0f}, and {found.memory_mib / 1024:.1f} GiB of memory, by a probe of a few steps, on {where}"
+    )
+
+
+def chosen_of(params: Params) -> dict:
+    """The values by which `seen_area` tells what a network is trained on."""
+    return {"train.crop_px": params.train.crop_px, "prepare.size": params.prepare.size}

@@ -1,0 +1,222 @@
+"""A look at a set as it lies there: its layout, what its masks hold, and the facts of a sample of its images."""
+
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from pipelines.core.data_sections import Ingest
+from pipelines.core.params import Params, override
+from pipelines.dataset.fingerprint import summarise
+from pipelines.dataset.layouts import Problem, Sample, find_class_folders, find_samples
+from pipelines.dataset.loading import load_sample
+from pipelines.dataset.mask_files import limits_of
+from pipelines.dataset.sample_stats import TEXT, Facts
+from pipelines.planning.choices import Plan
+from pipelines.planning.class_tables import find_table, role_of
+from pipelines.planning.facts import Facts as SetFacts
+from pipelines.planning.facts import facts_of
+from pipelines.planning.mask_facts import add_up
+from pipelines.planning.meaning import read_meaning
+from pipelines.planning.orientation import Orientation, find_orientation, look_at
+from pipelines.storage.folder_walk import walk
+from pipelines.storage.layout_names import choose, list_names
+from pipelines.storage.templates import Layout, find_files
+from unetpp.data.manifest import Manifest
+from unetpp.errors import FileError
+from unetpp.images.pictures import count_pages
+
+MOST_PAIRS = 200  # that are decoded
+MOST_MASKS = 1000  # whose values are looked at
+MOST_PX = 40_000_000  # that are decoded of images, and of masks: seconds
+FIRST = 3
+MANY_OBJECTS = 5  # in an image, as microscopy shows them
+MOST_FOLDERS = 12  # that are kinds
+MUCH_OVERLAP = 0.01  # of the foreground
+
+
+@dataclass
+class Survey:
+    """What was found in a set."""
+
+    facts: SetFacts
+    fingerprint: dict
+    orientation: Orientation
+    samples: list[Sample]  # all of them
+    sizes: Counter = field(default_factory=Counter)  # of the images looked at: (height, width)
+
+
+@contextmanager
+def laid_out(root: Path, params: Ingest, plan: Plan) -> Iterator[tuple[Path, Layout, list[str]]]:
+    """A folder of links to the files of a set as stage ingest would write them, its layout, and all names at `root`."""
+    links_to = [Path(one).expanduser() for one in params.links_to]
+    given = Layout("pairs", **params.layout.model_dump()) if params.layout else None
+    sizes, problems = walk(root, "move that into the folder, or name it in ingest.links_to: [{}]", links_to)
+    if problems:
+        raise problems[0]
+    told = io.StringIO()
+    with redirect_stdout(told):
+        layout, kept = choose(sizes, str(root), given)
+    plan.found += [line.removeprefix("ingest: ") for line in told.getvalue().splitlines() if line]
+    if layout.kind == "pairs" and layout != Layout("pairs"):
+        plan.found.append(f"images are {layout.images} and masks {layout.masks}, each with its suffix")
+    with TemporaryDirectory(prefix="unetpp-survey-") as folder:
+        made = set()
+        for name, original in kept.items():
+            target = Path(folder, name)
+            if target.parent not in made:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                made.add(target.parent)
+            target.symlink_to(root.absolute() / original)
+        yield Path(folder), layout, [str(name) for name in sizes]
+
+
+def survey(raw: Path, layout: Layout, root: Path, names: Sequence[str], base: Params, plan: Plan) -> Survey:
+    """Look at the set in the folder `raw`, as stage ingest writes it, and choose what prepare needs to read it.
+
+    Args:
+        root: where it lies in truth, with tables of classes among its files `names`.
+        base: params that hold where nothing is chosen.
+
+    Raises:
+        UserError: no images with masks.
+    """
+    samples = _find(raw, layout, base, plan)
+    files = [sample for sample in samples if len(sample.masks) == 1 and sample.classes is None]
+    if files:
+        masks = [(sample.masks[0], sample.page) for sample in _spread(files, MOST_MASKS)]
+        found = add_up(_within(masks), limits_of(base.prepare))
+        shown = [mask.relative_to(raw).as_posix() for mask, _ in masks]
+        read_meaning(found, find_table(root, names), shown, plan)
+    elif samples[0].classes is None and samples[0].drawing is None:
+        plan.found.append("masks have a file for each object: one class, and objects are kept")
+        plan.choose("prepare.num_classes", 1, "a mask file for each object")
+    params = override(base, plan.values | {"prepare.size": None, "train.crop_px": 128})
+    return _decode(samples, params, plan)
+
+
+def _spread(items: Sequence, most: int) -> list:
+    """At most so many, spread evenly over all, the same ones each time."""
+    if len(items) <= most:
+        return list(items)
+    return [items[index] for index in np.linspace(0, len(items) - 1, most).round().astype(int)]
+
+
+def _within(masks: list[tuple[Path, int | None]]) -> list[tuple[Path, int | None]]:
+    """Fewer of them where files are large."""
+    sizes = [mask.stat().st_size for mask, _ in _spread(masks, 20)]
+    mean = max(1.0, sum(sizes) / max(1, len(sizes)))
+    return _spread(masks, max(20, min(len(masks), int(MOST_PX / mean / 2))))
+
+
+def _find(raw: Path, layout: Layout, base: Params, plan: Plan) -> list[Sample]:
+    """All samples; classes that folders or annotations name, and volumes, go into the plan."""
+    names = list_names(raw)
+    limits = limits_of(base.prepare)
+    if layout.kind == "coco":
+        _choose_categories(raw, names, plan)
+    elif layout.kind == "pairs" and (folders := sorted(find_class_folders(find_files(names, layout)))):
+        listed = ", ".join(folders)
+        plan.found.append(f"masks lie in a folder for each of {len(folders)} classes: {listed}")
+        if len(folders) > 1:
+            plan.choose("prepare.classes", folders, "the folders in masks/, in the order of their names")
+            plan.choose(
+                "prepare.num_classes", len(folders) + 1, "a class for each folder in masks/, and the background"
+            )
+        else:
+            plan.choose("prepare.classes", folders, "the folder in masks/")
+            plan.choose("prepare.num_classes", 1, "one class and its background")
+    tiffs = [name for name in names if name.suffix.lower() in (".tif", ".tiff")]
+    pages = 1
+    for name in tiffs[:FIRST]:
+        try:
+            pages = max(pages, count_pages(raw / name, limits))
+        except FileError:
+            continue
+    if pages > 1:
+        plan.found.append(f"files are volumes of up to {pages} pages and more: each page is a sample")
+        plan.choose("prepare.pages", "slices", "TIFFs have several pages: slices of a volume, which stay together")
+    params = override(base, plan.values).prepare
+    samples, problems = find_samples(
+        raw, params.num_classes, params.classes, params.pages, limits, params.multilabel, layout
+    )
+    if problems:
+        first: Problem = problems[0]
+        plan.found.append(f"{len(problems)} files have no partner or clash, such as {first.file}: {first.reason}")
+    return samples
+
+
+def _choose_categories(raw: Path, names: Sequence[PurePosixPath], plan: Plan) -> None:
+    """Of COCO, in the order of their ids."""
+    categories: dict = {}
+    for name in names:
+        if name.suffix.lower() == ".json":
+            content = json.loads((raw / name).read_text(encoding="utf-8"))
+            categories |= {one["id"]: role_of(str(one["name"])) for one in content.get("categories", [])}
+    called = [categories[id] for id in sorted(categories, key=str)]
+    plan.found.append(f"COCO annotations of {len(called)} categories: {', '.join(called[:12])}")
+    if len(called) > 1:
+        plan.choose("prepare.classes", called, "COCO's categories, in the order of their ids")
+        plan.choose("prepare.num_classes", len(called) + 1, "COCO's categories and the background")
+    else:
+        plan.choose("prepare.num_classes", 1, "one category and the background")
+
+
+def _decode(samples: Sequence[Sample], params: Params, plan: Plan) -> Survey:
+    """The facts of a sample of the pairs, by the functions of stage prepare."""
+    prepare = params.prepare
+    rows, looks, broken, pixels = [], [], [], 0
+    sizes: Counter = Counter()
+    chosen = _spread(samples, MOST_PAIRS)
+    order = np.random.default_rng(0).permutation(len(chosen))  # where images are large, the first of these alone
+    taken = {}
+    for index in order:
+        if pixels > MOST_PX and len(taken) >= 10:
+            break
+        sample = chosen[index]
+        try:
+            loaded = load_sample(sample, prepare)
+        except FileError as error:
+            broken.append(error)
+            continue
+        pixels += loaded.mask.size
+        taken[index] = (sample, loaded.facts, loaded.kind, look_at(loaded.image, loaded.mask, prepare.num_classes))
+    for index in sorted(taken):
+        sample, facts, kind, look = taken[index]
+        rows.append((sample.id, "train", kind, *facts))
+        looks.append(look)
+        sizes[facts.height, facts.width] += 1
+    if broken:
+        plan.found.append(f"{len(broken)} of {len(chosen)} pairs looked at cannot be used, such as {broken[0]}")
+    if not rows:
+        raise broken[0]
+    names = ("id", "split", "kind", *Facts._fields)
+    table = {
+        name: np.array([row[place] for row in rows], dtype=object if name in TEXT else np.float64)
+        for place, name in enumerate(names)
+    }
+    manifest = Manifest(
+        size=None,
+        channels=prepare.channels,
+        num_classes=prepare.num_classes,
+        multilabel=prepare.multilabel,
+        classes=list(prepare.classes) if prepare.classes and prepare.num_classes > 1 else None,
+        splits={},
+    )
+    fingerprint = summarise(table, manifest, [], [])
+    orientation = find_orientation(looks)
+    facts = facts_of(
+        fingerprint,
+        num_images=len(samples),
+        upright=orientation.upright,
+        mirrored=orientation.mirrored,
+        turned=orientation.turned,
+        sideways=orientation.sideways,
+    )
+    return Survey(facts, fingerprint, orientation, list(samples), sizes)

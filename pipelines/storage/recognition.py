@@ -1,0 +1,262 @@
+"""Which templates the names of a set follow: folders and parts of names that say image or mask, and what pairs up."""
+
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import NamedTuple
+
+from pipelines.storage.templates import SEPARATORS, SPLIT_OF, Layout, composed, is_picture, match, without_suffix
+
+IMAGE_WORDS = frozenset(
+    """image images img imgs original originals input inputs jpegimages leftimg8bit photo photos picture pictures raw
+    rgb tissueimages frame frames slices scans""".split()  # noqa: SIM905  (a list of words reads as words)
+)
+MASK_WORDS = frozenset(
+    """mask masks label labels lbl lbls gt gts groundtruth groundtruths truth annot annots annotation annotations seg
+    segs segmentation segmentations segmentationclass segmentationobject gtfine gtcoarse target targets trimap trimaps
+    manual manual1 manual2 1stmanual 2ndmanual 1stho 2ndho labelids labeltrainids instanceids
+    instancetrainids""".split()  # noqa: SIM905
+)
+# Where a set has masks of several sorts, these are classes; those are made of them for the eye, or count objects.
+PREFERRED = ("segmentationclass", "gtfine", "labelids", "1stmanual")
+SECONDARY = ("color", "colors", "colour", "colours", "colored", "instanceids", "vis", "visualization", "overlay")
+SECONDARY += ("overlays", "preview", "thumb", "thumbnail", "instancetrainids", "labeltrainids")
+MAX_TAILS = 12
+
+
+class Part(NamedTuple):
+    text: str  # with {split} in place of the word for it
+    role: str | None  # image | mask
+    split: str | None
+
+
+@dataclass
+class Side:
+    """The pictures under one pattern of folders: the rest of each name without its suffix, by split."""
+
+    role: str | None = None
+    names: list[tuple[str | None, str]] = field(default_factory=list)
+
+    def ids(self, head: str = "", tail: str = "") -> set[str]:
+        """What is left of the names that have this head and tail, with the split in front."""
+        found = set()
+        for split, rest in self.names:
+            end = tail.replace("{split}", split or "")
+            if rest.startswith(head) and rest.endswith(end) and len(rest) > len(head) + len(end):
+                id = rest[len(head) : len(rest) - len(end)]
+                found.add(f"{split}/{id}" if split else id)
+        return found
+
+
+class Candidate(NamedTuple):
+    layout: Layout
+    num_pairs: int
+    sure: int  # 0 = equal names; the more that has to be cut off, the higher
+
+
+def read_part(text: str) -> Part:
+    """What a folder's name says: train, val or test, images or masks."""
+    low = text.casefold()
+    if low in SPLIT_OF:
+        return Part("{split}", None, text)
+    splits = "|".join(sorted(SPLIT_OF, key=len, reverse=True))
+    words = "|".join(sorted(IMAGE_WORDS | MASK_WORDS | {"set", "data"}, key=len, reverse=True))
+    hit = re.fullmatch(rf"(?P<s>{splits})[\W_]*({words})|({words})[\W_]*(?P<t>{splits})", low)
+    span = hit and (hit.span("s") if hit["s"] else hit.span("t"))
+    tokens = [*re.findall(r"[^\W_]+", low), re.sub(r"[\W_]+", "", low)]
+    if hit and span:
+        tokens += [re.sub(r"[\W_]+", "", low[: span[0]] + low[span[1] :])]
+    role = "mask" if MASK_WORDS & set(tokens) else "image" if IMAGE_WORDS & set(tokens) else None
+    if span is None and role and (inner := re.search(rf"(?<![^\W_])({splits})(?![^\W_])", low)):
+        span = inner.span()
+    if span is None:
+        return Part(text, role, None)
+    return Part(text[: span[0]] + "{split}" + text[span[1] :], role, text[slice(*span)])
+
+
+def find_sides(names: Iterable[PurePosixPath]) -> dict[str, Side]:
+    """The pictures by the pattern of their folders: up to the first folder that says images or masks, and what says
+    the split beside it. What follows is part of the id."""
+    sides: dict[str, Side] = defaultdict(Side)
+    known: dict[tuple[str, ...], tuple[str, int, str | None, str | None]] = {}
+    for name in names:
+        if is_picture(name):
+            folders = name.parts[:-1]
+            if folders not in known:
+                known[folders] = _read_folders(folders)
+            pattern, end, role, split = known[folders]
+            sides[pattern].role = role
+            rest = composed("/".join(PurePosixPath(without_suffix(name)).parts[end:]))
+            sides[pattern].names.append((split, rest))
+    found = {split for side in sides.values() for split, _ in side.names if split}
+    if len({SPLIT_OF[split.casefold()] for split in found}) > 1:
+        return dict(sides)
+    only = next(iter(found), "")  # one split alone divides nothing
+    return {
+        pattern.replace("{split}", only): Side(side.role, [(None, rest) for _, rest in side.names])
+        for pattern, side in sides.items()
+    }
+
+
+def _read_folders(folders: tuple[str, ...]) -> tuple[str, int, str | None, str | None]:
+    """The pattern of folders, how many of them it takes, the role that they have, and the word for the split."""
+    parts = [read_part(folder) for folder in folders]
+    first = next((at for at, part in enumerate(parts) if part.role), None)
+    if first is None:
+        first = next((at for at, part in enumerate(parts) if part.split), None)
+        if first is None:
+            return "", 0, None, None
+    end, split = first + 1, next((part.split for part in parts[: first + 1] if part.split), None)
+    while end < len(parts) and not split and parts[end].split and parts[end].text == "{split}":
+        end, split = end + 1, parts[end].split
+    # annotations/trimaps/; but masks/ as it always was
+    while end < len(parts) and parts[end].role == "mask" and folders[end - 1].casefold() in ("annotations", "gt"):
+        end += 1
+    texts, seen = [], False
+    for folder, part in zip(folders[:end], parts[:end], strict=True):  # a second word is a name
+        texts.append(folder if part.split and seen else part.text)
+        seen = seen or bool(part.split)
+    role = next((part.role for part in reversed(parts[:end]) if part.role), None)
+    return "/".join(texts), end, role, split
+
+
+def recognise(names: Iterable[PurePosixPath]) -> list[Candidate]:
+    """The layouts that names may have, one where they leave no doubt; none where nothing pairs up."""
+    sides = find_sides(names)
+    found: list[Candidate] = []
+    masks = [pattern for pattern, side in sides.items() if side.role == "mask"]
+    for pattern, side in sides.items():
+        if side.role != "mask":
+            for other in masks:
+                found += _pair(pattern, side, other, sides[other])
+            found += _pair_within(pattern, side)
+    return _best(found)
+
+
+def _affixes(side: Side) -> list[tuple[str, str]]:
+    """Heads and tails that many names of a side share, such as `mask_` or `_gtFine_labelIds`."""
+    rests = [rest for _, rest in side.names]
+    groups: dict[str, list[str]] = defaultdict(list)
+    for rest in rests:
+        token = re.search(r"[_\-. /]([^_\-. /]+)$", rest)
+        if token and not token[1].isdigit():
+            groups[token[1].casefold()].append(rest)
+    tails = set()
+    for token, group in sorted(groups.items(), key=lambda item: -len(item[1]))[:MAX_TAILS]:
+        if len(group) > 1 or token in MASK_WORDS:
+            tails.add(_common_tail(group, token))
+    heads = set()
+    common = os.path.commonprefix(rests)
+    head = re.split(r"[\d/]", common)[0]
+    if head and (head[-1] in SEPARATORS or all(rest[len(head) : len(head) + 1].isdigit() for rest in rests)):
+        heads.add(head)
+    affixes = [("", tail) for tail in sorted(tails)] + [(head, "") for head in sorted(heads)]
+    if side.names and all(split and rest.casefold().endswith(f"_{split.casefold()}") for split, rest in side.names):
+        return [("", "_{split}")]
+    return affixes
+
+
+def _common_tail(group: list[str], token: str) -> str:
+    tail = os.path.commonprefix([rest[::-1] for rest in group])[::-1]
+    if len(set(group)) == 1:
+        tail = group[0][-len(token) - 1 :]
+    start = re.search(r"[_\-. /]", tail)
+    return tail[start.start() :] if start else group[0][-len(token) - 1 :]
+
+
+def _template(pattern: str, head: str = "", tail: str = "", suffix: str = "") -> str:
+    return f"{pattern}/" * bool(pattern) + f"{head}{{id}}{tail}{suffix}"
+
+
+def _pair(pattern: str, side: Side, other: str, masks: Side) -> list[Candidate]:
+    """Candidates of images under one pattern and masks under another: the surest sort of them alone."""
+    if ("{split}" in pattern) != ("{split}" in other):
+        return []
+    ours, theirs = [("", ""), *_affixes(side)], [("", ""), *_affixes(masks)]
+    levels = [(ours[:1], theirs[:1]), (ours[:1], theirs[1:]), (ours[1:], theirs), (ours[:1], theirs)]
+    for sure, (left, right) in enumerate(levels):
+        found = []
+        for affix in left:
+            images = side.ids(*affix)
+            for affix_of_mask in right:
+                ids = masks.ids(*affix_of_mask)
+                pairs = match(images, ids)
+                equal = all(id == mask for id, mask in pairs.items())
+                if pairs and 2 * len(set(pairs.values())) >= len(ids) and equal == (sure < 3):
+                    layout = Layout("pairs", _template(pattern, *affix), _template(other, *affix_of_mask))
+                    found.append(Candidate(layout, len(pairs), sure))
+        several = len({one.layout.masks for one in found}) < len(found)  # x_ch0 and x_ch1 share the mask x
+        if found and not (several and sure == 2):
+            return found
+    return []
+
+
+def _pair_within(pattern: str, side: Side) -> list[Candidate]:
+    """Candidates of images and masks in one folder, told by what stands before or behind the id, or by the suffix."""
+    affixes = _affixes(side)
+    of_mask = [
+        (head, tail)
+        for head, tail in affixes + [(f"{word}{sep}", "") for word in sorted(MASK_WORDS) for sep in "_- "]
+        if MASK_WORDS & set(re.findall(r"[^\W_]+", f"{head}{tail}".casefold()))
+    ]
+    found = []
+    for affix in of_mask:
+        ids = side.ids(*affix)
+        if not ids:
+            continue
+        masks = {rest for _, rest in side.names if rest.startswith(affix[0]) and rest.endswith(affix[1])}
+        others = Side(side.role, [one for one in side.names if one[1] not in masks])
+        for level, choices in enumerate(([("", "")], _affixes(others))):
+            hits = []
+            for own in choices:
+                num = len(others.ids(*own) & ids)
+                if num and 2 * num >= len(ids):
+                    layout = Layout("pairs", _template(pattern, *own), _template(pattern, *affix))
+                    hits.append(Candidate(layout, num, 1 + level))
+            found += hits
+            if hits:
+                break
+    return found
+
+
+def recognise_suffixes(names: Iterable[PurePosixPath]) -> list[Candidate]:
+    """Images and masks of one name in one folder, told by their suffixes alone: x.jpg is the image, x.png its mask."""
+    pictures = [name for name in names if is_picture(name)]
+    suffixes = Counter(name.suffix for name in pictures)
+    lossy = [suffix for suffix in suffixes if suffix.lower() in (".jpg", ".jpeg")]
+    others = [suffix for suffix in suffixes if suffix.lower() not in (".jpg", ".jpeg")]
+    if len(lossy) != 1 or len(others) != 1:
+        return []
+    ids = [{name.with_suffix("") for name in pictures if name.suffix == one} for one in (lossy[0], others[0])]
+    num = len(ids[0] & ids[1])
+    if 2 * num < max(map(len, ids)):
+        return []
+    sides = find_sides(names)
+    if len(sides) != 1:
+        return []
+    pattern = next(iter(sides))
+    layout = Layout("pairs", _template(pattern, suffix=lossy[0]), _template(pattern, suffix=others[0]))
+    return [Candidate(layout, num, 1)]
+
+
+def _words(template: str) -> set[str]:
+    parts = [*template.split("/"), *re.split(r"[_\-. /]", template)]
+    return {re.sub(r"[\W_]+", "", part).casefold() for part in parts}
+
+
+def _best(found: list[Candidate]) -> list[Candidate]:
+    """Those that the surest names speak for; several where there is a choice that names do not make."""
+    plain = [one for one in found if not _words(one.layout.masks) & set(SECONDARY)]
+    found = plain or found
+    preferred = [one for one in found if _words(one.layout.masks) & set(PREFERRED)]
+    found = preferred or found
+    if not found:
+        return []
+    # Folders that say image before those that say nothing, then the most pairs by the least that is cut off.
+    by_role = [one for one in found if _words(one.layout.images) & IMAGE_WORDS]
+    found = by_role or found
+    surest = min(one.sure for one in found)
+    return [one for one in found if one.sure == surest]

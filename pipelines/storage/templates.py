@@ -1,0 +1,146 @@
+"""A layout of pairs as two templates, such as `{split}/{id}` and `{split}annot/{id}`, and what they find among names.
+
+A template is the name of a file from the root on without its suffix. `{id}` may span folders; `{split}` is a folder or
+a part of a name that says train, val or test. Where it stands, the split is the first part of a sample's id.
+"""
+
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import PurePosixPath
+
+from unetpp.images.pictures import SUFFIXES
+
+SPLIT_OF = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
+SPLIT_OF |= {"test": "test", "testing": "test"}
+SEPARATORS = "_-. /"
+
+
+def composed(text: str) -> str:
+    """The same letters in the one form of Unicode in which names are compared: macOS writes others than Linux."""
+    return unicodedata.normalize("NFC", text)
+
+
+def is_picture(name: PurePosixPath) -> bool:
+    """By the suffix alone."""
+    return name.suffix.lower() in SUFFIXES
+
+
+def without_suffix(name: PurePosixPath) -> str:
+    """The name of a picture without the suffix of its format; other names as they are."""
+    return str(name.with_suffix("") if is_picture(name) else name)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a set lies: `pairs` by their templates; `coco` and `bbbc038` have none."""
+
+    kind: str  # pairs | coco | bbbc038
+    images: str = "images/{id}"
+    masks: str = "masks/{id}"
+
+    @cached_property
+    def patterns(self) -> tuple[re.Pattern, re.Pattern]:
+        """Of the names of images and of masks."""
+        return _pattern(self.images), _pattern(self.masks)
+
+    @property
+    def line(self) -> str:
+        """As it stands in params.yaml."""
+        return f"layout: {{images: '{self.images}', masks: '{self.masks}'}}"
+
+
+def _pattern(template: str) -> re.Pattern:
+    text = ""
+    for part in re.split(r"(\{id\}|\{split\})", template):
+        if part == "{id}":
+            text += "(?P<id>.+)"
+        elif part == "{split}":  # as it was, where it stands again
+            words = "|".join(sorted(SPLIT_OF, key=len, reverse=True))
+            text += "(?P=split)" if "(?P<split>" in text else f"(?P<split>{words})"
+        else:
+            text += re.escape(composed(part))
+    if not template.lower().endswith(SUFFIXES):
+        suffixes = "|".join(re.escape(suffix) for suffix in SUFFIXES)
+        # Further masks of an image are numbered: x_mask, x_mask_1.
+        text += rf"(?P<number>_\d+)?({suffixes})" if text.endswith(("mask", "seg", "label")) else rf"({suffixes})"
+    return re.compile(text, re.IGNORECASE | re.DOTALL)
+
+
+@dataclass
+class Found:
+    """What a layout's templates find: files by id. Several of one id differ by case, suffix or Unicode alone."""
+
+    images: dict[str, list[PurePosixPath]] = field(default_factory=lambda: defaultdict(list))
+    masks: dict[str, list[PurePosixPath]] = field(default_factory=lambda: defaultdict(list))
+    more: dict[str, list[PurePosixPath]] = field(default_factory=lambda: defaultdict(list))  # x_mask_1 beside x_mask
+    splits: dict[str, str] = field(default_factory=dict)  # of an image, by id, where the layout says it
+    mask_of: dict[str, str] = field(default_factory=dict)  # by the id of the image
+    left_out: list[str] = field(default_factory=list)  # sentences
+
+
+def find_files(names: Iterable[PurePosixPath], layout: Layout) -> Found:
+    """The images and masks of a layout of pairs. Images that nobody annotated are left out, where names can say so:
+    Pascal VOC's, those of a split without any mask, and companions of an image (x_color beside x and x_mask)."""
+    found, (is_image, is_mask) = Found(), layout.patterns
+    for name in names:
+        if not is_picture(name):
+            continue
+        text = composed(str(name))
+        if hit := is_mask.fullmatch(text):
+            (found.more if hit.groupdict().get("number") else found.masks)[_id(hit)].append(name)
+        elif hit := is_image.fullmatch(text):
+            id = _id(hit)
+            found.images[id].append(name)
+            if split := hit.groupdict().get("split"):
+                found.splits[id] = SPLIT_OF[split.lower()]
+    found.mask_of = match(found.images, found.masks)
+    _leave_out(found, layout)
+    if "train" not in found.splits.values() or len(set(found.splits.values())) < 2:
+        found.splits = {}  # a folder that divides nothing
+    return found
+
+
+def _id(hit: re.Match) -> str:
+    """With the folder's own word for the split."""
+    split = hit.groupdict().get("split")
+    return f"{split}/{hit['id']}" if split else hit["id"]
+
+
+def match(images: Collection[str], masks: Collection[str]) -> dict[str, str]:
+    """The mask of each image: of the same id; or, where no image has that, of the longest id that the image's goes on
+    from at a separator (`cell1` of `cell1_ch0`)."""
+    same = {id: id for id in images if id in masks}
+    if same:
+        return same
+    longest = {}
+    for id in images:
+        ends = (at for at in range(len(id) - 1, 0, -1) if id[at] in SEPARATORS and id[:at] in masks)
+        if end := next(ends, None):
+            longest[id] = id[:end]
+    return longest
+
+
+def _leave_out(found: Found, layout: Layout) -> None:
+    bare = [id for id in found.images if id not in found.mask_of]
+    annotated = {found.splits.get(id) for id in found.mask_of}
+    companions, silent, unlabelled = [], defaultdict(list), []
+    beside = layout.images.rpartition("/")[0] == layout.masks.rpartition("/")[0]
+    for id in bare:
+        split = found.splits.get(id)
+        if split not in annotated and found.mask_of:
+            silent[split].append(id)
+        elif "jpegimages" in layout.images.lower():
+            unlabelled.append(id)
+        elif beside and any(id[at] in SEPARATORS and id[:at] in found.mask_of for at in range(1, len(id))):
+            companions.append(id)
+    for split, ids in silent.items():
+        found.left_out.append(f"{len(ids)} images of {split} have no masks and are left out")
+    if unlabelled:
+        found.left_out.append(f"{len(unlabelled)} images without a mask in {layout.masks.rpartition('/')[0]}/ left out")
+    for id in (*companions, *unlabelled, *(id for ids in silent.values() for id in ids)):
+        del found.images[id]
+        found.splits.pop(id, None)

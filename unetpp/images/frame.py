@@ -1,0 +1,57 @@
+"""The size at which a network sees whole images, and how an image comes to it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Size = tuple[int, int]  # height, width, in px
+Fit = Literal["stretch", "pad"]
+
+
+def as_size(value: int | Sequence[int] | None) -> Size | None:
+    """A size as params, manifests and model files have it, a side or [height, width], as (height, width)."""
+    if value is None:
+        return None
+    height, width = (value, value) if isinstance(value, int) else value
+    return int(height), int(width)
+
+
+def plain(size: Size | None) -> int | list[int] | None:
+    """The reverse of `as_size`: one number for a square."""
+    if size is None:
+        return None
+    return size[0] if size[0] == size[1] else list(size)
+
+
+def say_size(size: int | Sequence[int] | str) -> str:
+    """A size in words, height first: "96 x 128"; words stay."""
+    if isinstance(size, str):
+        return size
+    height, width = (size, size) if isinstance(size, int) else size
+    return f"{height} x {width}"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What whole images are brought to for the network.
+
+    "stretch" gives each image this very size. "pad" keeps its proportions: one factor makes it as large as fits, and
+    it lies at the top left; what is left at the bottom and on the right repeats its edge, after the image was
+    standardised by its own pixels, and counts nowhere.
+    """
+
+    size: Size
+    fit: Fit = "stretch"
+
+    @property
+    def canvas(self) -> Size | None:
+        """What is padded to, if anything is."""
+        return self.size if self.fit == "pad" else None
+
+    def sides(self, shape: Sequence[int]) -> Size:
+        """Height and width that an image of this shape is resized to, before padding."""
+        if self.fit == "stretch":
+            return self.size
+        factor = min(most / side for most, side in zip(self.size, shape, strict=False))
+        height, width = (min(most, max(1, round(side * factor))) for most, side in zip(self.size, shape, strict=False))
+        return height, width
