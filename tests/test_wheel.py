@@ -1,11 +1,7 @@
 """The wheel, installed alone into an empty environment: what runs there with torch, numpy, Pillow and safetensors."""
 
-import os
-import shutil
 import subprocess
-import sys
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,48 +10,14 @@ from PIL import Image
 
 from pipelines.predict import predict
 from tests.conftest import REPOSITORY
+from tests.wheels import Installed
 from unetpp import NestedUNet, Trained
 
 pytestmark = pytest.mark.slow
 
 
-class Installed:
-    """An environment with the wheel and what it requires, at the versions of the lock."""
-
-    def __init__(self, folder: Path):
-        uv = str(Path(sys.executable).with_name("uv"))
-        source, self.empty = folder / "source", folder / "empty"
-        self.empty.mkdir()
-        source.mkdir()
-        for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
-            shutil.copy(REPOSITORY / name, source)
-        for name in ("unetpp", "pipelines"):
-            shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-        asked = subprocess.run([sys.executable, "-m", "pip", "config", "get", "global.find-links"], capture_output=True)
-        links = os.environ.get("PIP_FIND_LINKS") or asked.stdout.decode().strip()
-        self.environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-        environment = {"UV_FIND_LINKS": links} | self.environment if links else self.environment
-
-        def run(*command: str) -> None:
-            done = subprocess.run([uv, *command], env=environment, capture_output=True, text=True, cwd=source)
-            assert done.returncode == 0, done.stderr
-
-        run("build", "--wheel", "--out-dir", str(folder))
-        (self.wheel,) = folder.glob("*.whl")
-        run("venv", "--python", sys.executable, str(folder / "venv"))
-        self.bin = folder / "venv/bin"
-        lock = str(REPOSITORY / "requirements.lock")
-        run("pip", "install", "--python", str(self.bin / "python"), "--constraint", lock, str(self.wheel))
-
-    def run(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """A program of the environment, run in an empty folder."""
-        return subprocess.run(
-            [str(self.bin / program), *arguments], cwd=self.empty, env=self.environment, capture_output=True, text=True
-        )
-
-
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
+def installed(tmp_path_factory) -> Installed:
     return Installed(tmp_path_factory.mktemp("wheel"))
 
 

@@ -50,7 +50,8 @@ def init(folder: Path, data: str, name: str | None = None, minutes: float | None
     if plan is None:
         print(f"{folder} is a project for these data already; " + (f"made anew: {', '.join(made)}" if made else OK))
     else:
-        said.plan(plan)
+        shipped = params_text.entries(template.shipped("params.yaml"))
+        said.plan(plan, {key: entry.value for key, entry in shipped.items()})
     said.next_commands(folder, repository.lacking(folder))
 
 
@@ -110,15 +111,18 @@ def plan_for(folder: Path, where: Data, name: str, minutes: float, text: str, ke
         check_outputs([path], within=True)
         print(f"{where.location}: fetched first, into {path}", flush=True)
         ingest(checked(text).ingest.model_copy(update={"location": _from_here(where, folder)}), path, cache)
-    plan = make_plan(str(path), name, minutes, keep=keep)
+    print(f"looking at {path}, and trying a few steps of training", flush=True)
+    plan = make_plan(str(path), name, minutes, base=checked(text), keep=keep)
     for key in ("ingest.kind", "ingest.location", *NAMED):  # which are as the user said
         plan.params.pop(key, None)
     return plan
 
 
 def _from_here(where: Data, folder: Path) -> str:
-    """The location of an archive as this process finds it."""
-    return str(folder / where.location) if where.kind in ("zip", "tar") else where.location
+    """The location as this process finds it."""
+    if where.kind in ("s3", "http"):
+        return where.location
+    return os.path.realpath(folder / Path(where.location).expanduser())
 
 
 def apply(text: str, plan: Plan) -> str:
@@ -146,11 +150,12 @@ def _same(folder: Path, where: Data, name: str | None, minutes: float | None) ->
     """The text of params.yaml of a project that is there, for the same data."""
     text = (folder / "params.yaml").read_text(encoding="utf-8")
     values = yaml.safe_load(text)
-    there = Data(values["ingest"]["kind"], values["ingest"]["location"], where.folder)
-    named = values["register"]["model_name"]
+    there, named = Data(values["ingest"]["kind"], values["ingest"]["location"], None), values["register"]["model_name"]
+    if _from_here(there, folder) == _from_here(where, folder):
+        there = where
     wanted = f"--data {where.location} --name {name or named} --minutes {minutes or minutes_of(text):g}"
     found = f"--data {there.location} --name {named} --minutes {minutes_of(text):g}"
-    if there.kind != where.kind or wanted != found:
+    if wanted != found:
         raise UserError(
             f"{folder} is a project already, with {found}; found {wanted}: change params.yaml there and run "
             "`unetpp plan`, or give another folder"

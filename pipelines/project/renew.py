@@ -69,7 +69,9 @@ def renew(folder: Path, minutes: float | None = None, accept: list[str] | None =
     else:
         print("\nparams.yaml is as the plan would have it")
     if strange:
-        raise UserError(f"params.yaml: {', '.join(strange)}: unknown to this version; remove or rename by hand")
+        near = {key: difflib.get_close_matches(key, params_text.entries(shipped), n=1) for key in strange}
+        named = ", ".join(f"{key}{f' (did you mean {like[0]}?)' if like else ''}" for key, like in near.items())
+        raise UserError(f"params.yaml: unknown to this version: {named}; remove or rename by hand")
 
 
 def set_by_hand(text: str, shipped: str) -> dict:
@@ -113,14 +115,14 @@ def _without(text: str, keys: list[str]) -> str:
 
 def _print(plan: Plan, changed: dict[str, tuple[object, Choice]], added: list[str], kept: dict) -> None:
     said.lines("found", plan.found)
-    if changed:
-        print("\nchanges of params.yaml")
-        for key, (value, choice) in changed.items():
-            said.entry(f"{key}: {said.shown(value)} -> {said.shown(choice.value)}", choice.reason)
+    changes = [
+        said.entry(key, f"{said.shown(value)} -> {said.shown(choice.value)}", choice.reason)
+        for key, (value, choice) in changed.items()
+    ]
+    said.lines("changes of params.yaml", changes)
     said.lines("new keys of this version, with the package's values", [", ".join(added)] if added else [])
     said.lines("kept, since set by hand", [f"{key}: {said.shown(value)}" for key, value in kept.items()])
-    said.lines("please look at", plan.asked)
-    said.lines("a run will take", [plan.cost] if plan.cost else [])
+    said.last(plan)
 
 
 def _renewed(folder: Path) -> str | None:

@@ -14,26 +14,22 @@ from pipelines.project.params_text import written
 WIDTH = 79
 
 
-def plan(found: Plan) -> None:
+def plan(found: Plan, shipped: dict[str, Any]) -> None:
     """What was found, what was chosen and why, what to confirm, and what a run will take."""
     lines("found", found.found)
-    if found.params:
-        print("\nchosen (params.yaml has all values)")
-        for key, choice in found.params.items():
-            entry(f"{key}: {shown(choice.value)}", choice.reason)
+    chosen = {key: one for key, one in found.params.items() if written(one.value) != written(shipped[key])}
+    lines("chosen", [entry(key, shown(one.value), one.reason) for key, one in chosen.items()])
+    print(f"  and {len(found.params) - len(chosen)} values as the package has them; params.yaml has the reason of each")
+    last(found)
+
+
+def last(found: Plan) -> None:
     lines("please look at", found.asked)
-    if found.cost:
-        lines("a run will take", [found.cost])
+    lines("a run will take", [found.cost] if found.cost else [])
 
 
-def entry(head: str, reason: str) -> None:
-    """A value, and its reason beside it where both fit, else below."""
-    if len(head) > 38:
-        print(f"  {head}")
-        head = ""
-    wrapped = textwrap.wrap(redacted(reason), WIDTH - 42) or [""]
-    for number, line in enumerate(wrapped):
-        print(f"  {head if not number else '':<38}  {line}".rstrip())
+def entry(key: str, value: str, reason: str) -> str:
+    return f"{key}: {value} ({reason})" if reason else f"{key}: {value}"
 
 
 def shown(value: Any) -> str:
