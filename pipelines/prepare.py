@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipelines.core.command import run_command
-from pipelines.core.data_sections import Prepare
+from pipelines.core.data_sections import RESERVED, Prepare
 from pipelines.core.files import check_outputs, replacing, write_json
 from pipelines.core.full_disk import check_space
 from pipelines.core.params import load_params
@@ -18,7 +18,7 @@ from pipelines.dataset.fingerprint import comparable, read_fingerprint, write_fi
 from pipelines.dataset.groups import find_groups
 from pipelines.dataset.layouts import Problem, Sample, find_samples, read_layout
 from pipelines.dataset.loading import load_all, load_full
-from pipelines.dataset.mask_files import check_ignore, limits_of
+from pipelines.dataset.mask_files import check_meanings, limits_of
 from pipelines.dataset.near_duplicates import Looks, find_duplicates
 from pipelines.dataset.sample_buffer import Spool
 from pipelines.dataset.sample_stats import Facts, check_foreground, write_samples
@@ -60,7 +60,7 @@ def prepare(params: Prepare, raw: Path, out: Path) -> Manifest:
     samples, problems = find_samples(
         raw, params.num_classes, params.classes, params.pages, limits, params.multilabel, read_layout(raw)
     )
-    check_ignore(samples, params.ignore)
+    check_meanings(samples, params)
     groups, volumes = find_groups(samples, params.groups), _same_volume(samples)
     with replacing(out) as partial:
         partial.mkdir()
@@ -87,14 +87,15 @@ def prepare(params: Prepare, raw: Path, out: Path) -> Manifest:
             channels=params.channels,
             num_classes=params.num_classes,
             multilabel=params.multilabel,
-            classes=list(params.classes) if params.classes and params.num_classes > 1 else None,
+            classes=_class_names(params),
+            background=params.background,
             splits={split: _describe(split, partial, seen, places) for split in SPLITS},
             val_full_sha256=sha256(partial / "val_full.arrow") if params.size is not None else None,
             num_groups=len({place.group for place in places.values()}),
             num_near_duplicates=len(duplicates),
             quarantined=len(problems),
             raw_sha256=sha256(raw / "manifest.json"),
-            foreground_share=1 - train.class_pixels[0] / max(1, train.known_pixels),
+            foreground_share=1 - params.background * train.class_pixels[0] / max(1, train.known_pixels),
             ignored_share=train.ignored_pixels / max(1, train.known_pixels + train.ignored_pixels),
             class_pixels=train.class_pixels,
         )
@@ -118,7 +119,7 @@ def _load(
     """
     seen, num_bytes = {}, 0
     for index, loaded in load_all(samples, params, raw, problems):
-        spool.put(index, loaded.image, loaded.mask)
+        spool.put(index, loaded.image, loaded.mask, loaded.instances)
         num_bytes += loaded.image.nbytes + loaded.mask.nbytes
         if len(seen) + 1 == min(MEASURED, len(samples)):  # twice: what waits, and what is written then
             check_space(folder, 2 * num_bytes * len(samples) // (len(seen) + 1), "prepare")
@@ -178,22 +179,35 @@ def _write_splits(
     own sizes would fill the disk.
     """
     members = {split: [index for index in seen if places[index].split == split] for split in SPLITS}
+    numbered = {index for index, one in seen.items() if one.facts.numbered}
 
     def write(name: str, indices: list[int]) -> SplitWriter:
-        with SplitWriter(out / f"{name}.arrow", params.multilabel) as writer:
+        with SplitWriter(out / f"{name}.arrow", params.multilabel, params.background, bool(numbered)) as writer:
             for index in indices:
-                writer.add(seen[index].id, seen[index].kind, *spool.take(index, 2))
+                image, mask, instances = spool.take(index, 3)
+                packed = instances.tobytes() if index in numbered else b""
+                writer.add(seen[index].id, seen[index].kind, image, mask, packed)
         return writer
 
     train = write("train", members["train"])
     write("val", members["val"])
     for name, split in (("val_full", "val"), ("test", "test")) if params.size is not None else ():
-        for number, arrays in load_full([samples[index] for index in members[split]], params):
+        for number, arrays in load_full([samples[index] for index in members[split]], params, bool(numbered)):
             spool.put(members[split][number], *arrays)
         write(name, members[split])
     if params.size is None:
         write("test", members["test"])
     return train
+
+
+def _class_names(params: Prepare) -> list[str] | None:
+    """The names of what counts; one class has one where all that is foreground is called the same."""
+    names = params.classes
+    if params.num_classes == 1:
+        called = names or (params.values or {}).values()
+        names = tuple(dict.fromkeys(name for name in called if name not in RESERVED))
+        names = names if len(names) == 1 else None
+    return list(names) if names else None
 
 
 def _write_tables(
@@ -280,8 +294,9 @@ def main() -> None:
     print(f"prepare: {manifest.quarantined} files set aside, see {arguments.out / 'quarantine.csv'}")
     if manifest.ignored_share:
         print(f"prepare: {manifest.ignored_share:.1%} of the train pixels are ignored")
-    which = "other train pixels" if manifest.ignored_share else "train pixels"
-    print(f"prepare: {manifest.foreground_share:.1%} of the {which} are foreground")
+    if manifest.background:
+        which = "other train pixels" if manifest.ignored_share else "train pixels"
+        print(f"prepare: {manifest.foreground_share:.1%} of the {which} are foreground")
     fingerprint = read_fingerprint(arguments.out)
     write_json(arguments.metrics, comparable(fingerprint))
     for warning in fingerprint["findings"]["warnings"]:

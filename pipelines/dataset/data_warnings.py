@@ -73,7 +73,8 @@ def _pixels(fingerprint: dict) -> Iterator[Finding]:
 
 def _classes(fingerprint: dict) -> Iterator[Finding]:
     classes, num = fingerprint["classes"], fingerprint["splits"]["all"]["num_images"]
-    for row in classes[1:] if len(classes) > 2 else ():
+    first = int(fingerprint["prepared"]["background"])
+    for row in classes[first:] if len(classes) > first + 1 else ():
         if not row["pixels"]:
             yield f"Class {row['name']} occurs in no mask.", True
         elif missing := " and ".join(row["missing_in"]):
@@ -109,7 +110,10 @@ def _labels(fingerprint: dict) -> Iterator[Finding]:
             yield f"{text}prepare.num_classes={prepared['num_classes'] - 1}.", much
     if masks["ignored"]:
         which, share = _count(masks["ignored"], "image has", "images have"), whole["ignored_share"]
-        yield f"{which} pixels that prepare.ignore leaves out, {share:.1%} of all pixels.", share > MUCH_IGNORED
+        yield (
+            f"{which} pixels that count nowhere (prepare.ignore, prepare.values), {share:.1%} of all pixels.",
+            share > MUCH_IGNORED,
+        )
     if empty := masks["empty"]["num"]:
         share = empty / whole["num_images"]
         yield f"{_count(empty, 'mask is', 'masks are')} empty ({share:.1%}).", share > MANY_EMPTY

@@ -15,6 +15,7 @@ class Bright(nn.Module):
     """Foreground is what lies above the middle of the image's own range: steady in every respect."""
 
     depth, depths, num_classes, multilabel, in_channels = 1, (1,), 1, False, 3
+    task = 1, False, True
 
     def forward(self, image):
         channel = image[:, :1]
@@ -148,6 +149,29 @@ def test_what_finds_nothing_passes_no_gate_by_that(split, params):
         assert (found[name]["value"], found[name]["passed"]) == (None, False)
     assert "on 6 test images, in none of which it finds anything" in found["flips"]["what"]
     assert found["empty"]["passed"]
+
+
+class Scene(Bright):
+    """The same of two classes, of which the first is no background."""
+
+    num_classes, task = 2, (2, False, False)
+
+    def forward(self, image):
+        [found] = super().forward(image)
+        return (torch.cat([-found, found], dim=1),)
+
+
+def test_the_gate_of_empty_images_is_off_where_they_have_no_right_answer(split, params):
+    found = check(Scene(), split, params)
+    assert [row["passed"] for row in found.values()] == [True, True, True, None]
+    assert found["flips"]["value"] == 1
+    assert found["empty"]["value"] is None
+    assert "off: class 0 is a class as the others are" in found["empty"]["what"]
+    predict = Predictor(Trained(Imagining(), 48), torch.device("cpu"))  # type: ignore[arg-type]
+    for share, passed in ((0.5, False), (0.51, None)):
+        gate = check_gates(predict, split, params.evaluate.gates, 32, 4, share)["L1"][-1]
+        assert gate["passed"] is passed
+    assert "off: 51% of the train pixels are foreground" in gate["what"]
 
 
 def test_an_image_smaller_than_the_shift_is_moved_as_far_as_it_goes(tmp_path, params):
