@@ -39,26 +39,10 @@ def _sizes(fingerprint: dict) -> Iterator[Finding]:
     if size is not None and objects["shrunk"] < SHRUNK and seen_px < THIN_PX:
         text = f"Resizing to {say_size(size)} px makes what is looked for {seen_px:.1f} px wide, of "
         yield f"{text}{objects['width_px']:.1f} px in the files: crops of images at their own size keep it.", True
-    aspect = fingerprint["images"]["aspect"]["max"]
-    if (
-        size
-        and fingerprint["prepared"]["fit"] == "stretch"
-        and fingerprint["images"]["num_sizes"] > 1
-        and aspect > UNLIKE
-    ):
-        yield (
-            f"Images of up to {aspect:.1f} to 1 are squeezed into {say_size(size)} px: prepare.fit=pad keeps them.",
-            True,
-        )
-    if len(objects["counted_by"]) > 1:
-        yield "Objects were told apart in more than one way; touching ones count as one where no numbers do it.", False
-
-
-def _pixels(fingerprint: dict) -> Iterator[Finding]:
-    masks, intensity = fingerprint["masks"], fingerprint["intensity"]
-    if lost := masks["lost"]["num"]:
-        which = _count(lost, "mask loses", "masks lose")
-        yield f"{which} all foreground by resizing to {say_size(fingerprint['prepared']['size'])} px.", True
+    aspect, squeezed = fingerprint["images"]["aspect"]["max"], fingerprint["prepared"]["fit"] == "stretch"
+    if size and squeezed and aspect > UNLIKE and (isinstance(size, int) or fingerprint["images"]["num_sizes"] > 1):
+        text = f"Images of up to {aspect:.1f} to 1 are squeezed into {say_size(size)} px: prepare.fit=pad keeps them."
+        yield text, True
     if full := masks["nearly_full"]["num"]:
         which = _count(full, "mask is", "masks are")
         yield f"{which} foreground nearly everywhere: is 0 the background there?", True
