@@ -43,6 +43,15 @@ def _sizes(fingerprint: dict) -> Iterator[Finding]:
     if size and squeezed and aspect > UNLIKE and (isinstance(size, int) or fingerprint["images"]["num_sizes"] > 1):
         text = f"Images of up to {aspect:.1f} to 1 are squeezed into {say_size(size)} px: prepare.fit=pad keeps them."
         yield text, True
+    if len(objects["counted_by"]) > 1:
+        yield "Objects were told apart in more than one way; touching ones count as one where no numbers do it.", False
+
+
+def _pixels(fingerprint: dict) -> Iterator[Finding]:
+    masks, intensity = fingerprint["masks"], fingerprint["intensity"]
+    if lost := masks["lost"]["num"]:
+        which = _count(lost, "mask loses", "masks lose")
+        yield f"{which} all foreground by resizing to {say_size(fingerprint['prepared']['size'])} px.", True
     if full := masks["nearly_full"]["num"]:
         which = _count(full, "mask is", "masks are")
         yield f"{which} foreground nearly everywhere: is 0 the background there?", True

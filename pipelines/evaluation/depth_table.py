@@ -4,7 +4,6 @@ import textwrap
 
 from pipelines.core.numbers import fixed, short
 from pipelines.evaluation.cautions import find_cautions
-from unetpp.images.frame import say_size
 
 COLUMNS = 100
 
@@ -13,7 +12,8 @@ def describe(report: dict) -> str:
     """What report.json holds, as text: sentence, tables, and what to be careful about."""
     depth = report["recommended_depth"]
     deepest = [name for name in report["depths"] if name != "mean"][-1]
-    seen = f"at {say_size(report['size_px'])} px" if report.get("size_px") else None  # else it is the score itself
+    size = report.get("size_px")  # without it the score itself is the one at the network's size
+    seen = None if size is None else f"at {size} px" if isinstance(size, int) else f"at {size[0]}x{size[1]}"
     several = len(report.get("classes", {}).get(deepest, {})) > 1 and not report.get("multilabel")
     head = ("depth", "iou_image", "95 %", f"to {deepest}", "95 %", *([seen] if seen else []))
     head = (*head, "mIoU" if several else "dice", *_QUALITY)

@@ -31,8 +31,7 @@ def build_page(fingerprint: dict, prepared: Path) -> str:
     pairs = fingerprint["duplicates"]["pairs"]
     wanted = {id for pair in pairs for id in (pair["id"], pair["other"])}
     places = {id: (split, index) for split in splits.values() for index, id in enumerate(split.ids) if id in wanted}
-    meaning = fingerprint["prepared"]["multilabel"], fingerprint["prepared"]["background"]
-    classes = [row["name"] for row in fingerprint["classes"][int(meaning[1]) :]]
+    classes = [row["name"] for row in fingerprint["classes"][1:]]
     provenance = {f"{name}.arrow, sha256": manifest.splits[name].sha256 for name in splits}
     return render(
         "data.html.j2",
@@ -44,10 +43,10 @@ def build_page(fingerprint: dict, prepared: Path) -> str:
         sizes_chart=_sizes_chart(fingerprint),
         foreground_chart=_foreground_chart(fingerprint),
         intensity_chart=_intensity_chart(fingerprint),
-        overlays=_overlays(splits, meaning),
+        overlays=_overlays(splits, fingerprint["prepared"]["multilabel"]),
         legend=[*_legend(classes), *([("not annotated", UNKNOWN)] if fingerprint["masks"]["ignored"] else [])],
         pairs=[
-            pair | {"pictures": [_picture(id, *places[id], None) for id in (pair["id"], pair["other"])]}
+            pair | {"pictures": [_picture(id, *places[id], False, False) for id in (pair["id"], pair["other"])]}
             for pair in pairs
             if pair["id"] in places and pair["other"] in places
         ],
@@ -136,7 +135,7 @@ def _legend(classes: list[str]) -> list[tuple[str, str]]:
     return named if len(named) > 1 else []
 
 
-def _overlays(splits: dict[str, Split], meaning: tuple[bool, bool]) -> list[dict]:
+def _overlays(splits: dict[str, Split], multilabel: bool) -> list[dict]:
     """Some pictures of each kind in each split: those whose hashed id is smallest, so that data alone decide."""
     totals: dict[str, int] = {}
     for kind in chain.from_iterable(split.kinds for split in splits.values()):
@@ -148,18 +147,15 @@ def _overlays(splits: dict[str, Split], meaning: tuple[bool, bool]) -> list[dict
             indices = [index for index, other in enumerate(split.kinds) if other == kind]
             hashed = sorted(indices, key=lambda index: hashlib.sha256(split.ids[index].encode()).digest())
             pictures += [
-                _picture(split.ids[index], split, index, meaning) | {"split": name} for index in hashed[:PER_CELL]
+                _picture(split.ids[index], split, index, True, multilabel) | {"split": name}
+                for index in hashed[:PER_CELL]
             ]
         shown.append({"kind": kind, "num_images": totals[kind], "pictures": pictures})
     return shown
 
 
-def _picture(id: str, split: Split, index: int, meaning: tuple[bool, bool] | None) -> dict:
-    """A sample as the template needs it: a small picture, and outlines of its classes as paths over it.
-
-    Args:
-        meaning: multilabel and background (unetpp.network.masks); None draws no outlines.
-    """
+def _picture(id: str, split: Split, index: int, outlined: bool, multilabel: bool) -> dict:
+    """A sample as the template needs it: a small picture, and outlines of its classes as paths over it."""
     image, mask = split[index]
     height, width = mask.shape
     factor = min(1.0, THUMBNAIL_PX / max(height, width))
@@ -167,12 +163,9 @@ def _picture(id: str, split: Split, index: int, meaning: tuple[bool, bool] | Non
     small = cv2.resize(display(image), size, interpolation=cv2.INTER_AREA)
     paths = []
     # What is unknown first, and the classes in their order, so that a label over another is drawn over it.
-    places = []
-    if meaning:
-        found = find_classes(mask, *meaning)
-        places = [(UNKNOWN, mask == IGNORE)]
-        places += [(OUTLINES[(number - meaning[1]) % len(OUTLINES)], inside) for number, inside in found]
-    for colour, inside in places:
+    places = [(UNKNOWN, mask == IGNORE)]
+    places += [(OUTLINES[(number - 1) % len(OUTLINES)], inside) for number, inside in find_classes(mask, multilabel)]
+    for colour, inside in places if outlined else ():
         shrunk = cv2.resize(inside.astype(np.float32), size, interpolation=cv2.INTER_AREA) >= 0.5
         if shrunk.any():
             paths.append({"d": outline_path(shrunk), "colour": colour})

@@ -185,7 +185,7 @@ def _class_colours(metrics: dict, names: list[str]) -> list[tuple[str, str]]:
     classes = list((metrics.get("classes") or {}).get(names[0], {}))
     if len(classes) < 2 or metrics.get("multilabel", True):
         return []
-    return [(name, class_colour(number)) for number, name in enumerate(classes, int(metrics.get("background", True)))]
+    return [(name, class_colour(number)) for number, name in enumerate(classes, 1)]
 
 
 def _in_order(pictures: list[dict], shown: str) -> list[dict]:

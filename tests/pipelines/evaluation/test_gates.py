@@ -74,9 +74,9 @@ def split(tmp_path):
     return Split(tmp_path / "test.arrow")
 
 
-def check(network, split, params, **changes):
+def check(network, split, params, augment=None, **changes):
     gates = params.evaluate.gates.model_copy(update=changes)
-    predict = Predictor(Trained(network, 48), torch.device("cpu"))  # type: ignore[arg-type]
+    predict = Predictor(Trained(network, 48, {"params": {"augment": augment}}), torch.device("cpu"))  # type: ignore[arg-type]
     return {row["name"]: row for row in check_gates(predict, split, gates, (32, 32), 4)["L1"]}
 
 
@@ -180,3 +180,17 @@ def test_an_image_smaller_than_the_shift_is_moved_as_far_as_it_goes(tmp_path, pa
         image[:, 20:] = 200
         writer.add("a", "a", image, np.zeros((2, 40), np.uint8))
     assert check(Bright(), Split(tmp_path / "t"), params, shift_px=5)["shift"]["value"] == 1
+
+
+def test_the_gate_of_flips_asks_for_what_augmentation_trained_and_is_off_without_any(split, params):
+    def row(flips, quarter_turns):
+        return check(Sided(), split, params, {"flips": flips, "quarter_turns": quarter_turns})["flips"]
+
+    assert "worst of flip sideways, flip upside down, quarter turn" in row("all", True)["what"]
+    assert not row("horizontal", False)["passed"]
+    assert "the worst of flip sideways, on" in row("horizontal", False)["what"]
+    assert row("vertical", False)["passed"]  # its two sides are left and right
+    assert "the worst of quarter turn, on" in row("none", True)["what"]
+    off = row("none", False)
+    assert (off["value"], off["passed"]) == (None, None)
+    assert off["what"].startswith("off: augmentation neither mirrored nor turned")
