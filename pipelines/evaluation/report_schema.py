@@ -197,6 +197,7 @@ class Report(Part):
     devices: list[Device]
     test: Test
     classes: dict[str, dict[str, Number]]
+    leaks: list[str] = []  # what of the test split is not new to who has seen train
     size_px: int | None = None  # that whole images are resized to for the network, if they are
     multilabel: bool  # the classes are labels that may lie over each other
     model_sha256: str  # of the model file that was measured
