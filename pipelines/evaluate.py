@@ -99,6 +99,7 @@ def make_report(
         "recommendation": decision.sentence,
         "num_images": len(subject.split),
         "num_groups": len(set(subject.groups)),
+        "leaks": subject.manifest.leaks,
         "intervals": {"level": LEVEL, "resamples": RESAMPLES, "over": "groups"},
         "decision": {name: getattr(settings, name) for name in limits} | {"candidates": decision.candidates},
         "depths": measured.depths,

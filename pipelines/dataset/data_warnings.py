@@ -114,7 +114,9 @@ def _labels(fingerprint: dict) -> Iterator[Finding]:
 
 def _files(fingerprint: dict) -> Iterator[Finding]:
     duplicates = fingerprint["duplicates"]
-    if across := duplicates["across"]:
+    for leak in fingerprint.get("leaks", ()):
+        yield leak, True
+    if (across := duplicates["across"]) and not fingerprint.get("leaks"):
         yield f"{_count(across, 'pair', 'pairs')} of near-duplicates stand in different splits.", True
     if broken := fingerprint["quarantine"]["num_files"]:
         yield f"{_count(broken, 'file was', 'files were')} set aside as unusable.", True

@@ -51,6 +51,9 @@ def summarise(samples: Samples, manifest: Manifest, duplicates: list[dict], quar
         "masks": _masks(samples, manifest.background),
         "balance": measure_balance(samples, within),
         "duplicates": _duplicates(samples, duplicates),
+        "sequences": manifest.sequences,
+        "given_split": manifest.given_split,
+        "leaks": manifest.leaks,
         "quarantine": _quarantine(quarantined),
     }
 

@@ -199,6 +199,7 @@ class Report(Part):
     test: Test
     classes: dict[str, dict[str, Number]]
     background: bool = True  # the first of `classes` is value 1 of a mask; False: value 0, which is no background
+    leaks: list[str] = []  # what of the test split is not new to who has seen train
     size_px: int | tuple[int, int] | None = None  # that whole images are resized to for the network, if they are
     multilabel: bool  # the classes are labels that may lie over each other
     model_sha256: str  # of the model file that was measured

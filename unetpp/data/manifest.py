@@ -39,6 +39,9 @@ class Manifest:
     raw_sha256: str | None = None  # of the manifest of the raw data
     foreground_share: float = 0.0  # of the annotated pixels of train
     ignored_share: float = 0.0  # of the pixels of train
+    given_split: bool = False  # whether the set's own split was taken; else by hash
+    sequences: dict | None = None  # of numbered frames: how many, and the test frames near to train ones
+    leaks: list[str] = field(default_factory=list)  # sentences: what stands in two splits that the set itself made
     class_pixels: list[int] | None = None  # of train; of labels first the pixels without one
 
     def __post_init__(self):
