@@ -73,9 +73,10 @@ def measure(
     thresholds = choose_thresholds(predict, subject.open_val(), batch)
     quality, true_objects = measure_quality(predict, split, batch, settings.boundary_tolerance_px)
     means = resample(quality, subject.groups)
-    scores = summarise(quality, means, thresholds, f"L{trained.depths[-1]}")
+    scores = summarise(quality, means, thresholds, f"L{trained.depths[-1]}", trained.network.multilabel)
     depths = {name: row | devices[0]["depths"][name] for name, row in scores.items()}
-    gates = check_gates(predict, Resized.of(split, subject.manifest), settings.gates, size, batch)
+    share = subject.manifest.foreground_share
+    gates = check_gates(predict, Resized.of(split, subject.manifest), settings.gates, size, batch, share)
     runtimes = []
     if exports is not None:
         from pipelines.evaluation.runtime_scores import measure_runtimes  # late: they are extras
@@ -98,6 +99,7 @@ def make_report(
         "recommendation": decision.sentence,
         "num_images": len(subject.split),
         "num_groups": len(set(subject.groups)),
+        "leaks": subject.manifest.leaks,
         "intervals": {"level": LEVEL, "resamples": RESAMPLES, "over": "groups"},
         "decision": {name: getattr(settings, name) for name in limits} | {"candidates": decision.candidates},
         "depths": measured.depths,
@@ -117,6 +119,7 @@ def make_report(
             "kinds": subject.manifest.splits["test"].kinds,
         },
         "classes": class_ious(quality, classes),
+        "background": subject.trained.network.background,
         "size_px": plain(subject.manifest.size),
         "multilabel": subject.trained.network.multilabel,
         "model_sha256": subject.trained.sha256,
@@ -129,7 +132,10 @@ def write_results(out: Path, result: dict, rows: list[dict]) -> None:
     """report.json and the tables; for `dvc metrics`, metrics.json with the few numbers that one compares."""
     depths = result["depths"]
     write_json(out / "report.json", result)
-    compared = {key: {name: round(row[key], 4) for name, row in depths.items()} for key in ("iou_image", "latency_ms")}
+    compared = {
+        key: {name: None if row[key] is None else round(row[key], 4) for name, row in depths.items()}
+        for key in ("iou_image", "miou", "latency_ms")
+    }
     write_json(out / "metrics.json", {"recommended_depth": result["recommended_depth"]} | compared)
     tables = {"depths": [{"depth": name} | row for name, row in depths.items()], "images": rows}
     for name, found in (tables | {"reliability": reliability_rows(result)}).items():

@@ -142,9 +142,9 @@ def _describe(num: int, loaded: Predictor, out: Path) -> str:
     if loaded.multilabel:
         folders = ", ".join(str(out / label) for label in loaded.classes)
         return f"{num} masks of each label to {folders}: 255 where the label is"
-    if len(loaded.classes) == 1:
-        return f"{num} masks to {out}: foreground where not 0"
-    values = ", ".join(f"{index} {name}" for index, name in enumerate(["background", *loaded.classes]))
+    if loaded.num_classes == 1 or loaded.names == ["background", "1"]:
+        return f"{num} masks to {out}: {'foreground' if loaded.classes == ['1'] else loaded.classes[0]} where not 0"
+    values = ", ".join(f"{index} {name}" for index, name in enumerate(loaded.names))
     return f"{num} masks to {out}: {values}"
 
 

@@ -9,21 +9,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipelines.core.command import run_command
-from pipelines.core.data_sections import Prepare
+from pipelines.core.data_sections import RESERVED, Groups, Prepare
 from pipelines.core.files import check_outputs, replacing, write_json
 from pipelines.core.full_disk import check_space
 from pipelines.core.params import load_params
 from pipelines.core.tables import write_rows
 from pipelines.dataset.fingerprint import comparable, read_fingerprint, write_fingerprint
-from pipelines.dataset.groups import find_groups
+from pipelines.dataset.given_splits import with_splits
+from pipelines.dataset.groups import Frame, find_groups, find_neighbours, find_sequences, group_frames
 from pipelines.dataset.layouts import Problem, Sample, find_samples, read_layout
 from pipelines.dataset.loading import load_all, load_full
-from pipelines.dataset.mask_files import check_ignore, limits_of
+from pipelines.dataset.mask_files import check_meanings, limits_of
 from pipelines.dataset.near_duplicates import Looks, find_duplicates
 from pipelines.dataset.sample_buffer import Spool
 from pipelines.dataset.sample_stats import Facts, check_foreground, write_samples
-from pipelines.dataset.split_balance import Balance, propose_salt
-from pipelines.dataset.splits import SPLITS, Place, check_apart, join, place
+from pipelines.dataset.split_balance import check_balance, tell_large_groups
+from pipelines.dataset.splits import SPLITS, Place, find_apart, join, place, refuse_apart, tell_leaks
 from pipelines.planning.advice import advise
 from unetpp.data.arrow_split import SplitWriter
 from unetpp.data.manifest import Manifest, SplitFacts
@@ -31,8 +32,6 @@ from unetpp.errors import UserError
 from unetpp.files import sha256
 from unetpp.images.frame import as_size
 
-# A group of near-duplicates with so many images, and such a share of all, is told.
-LARGE_GROUP, LARGE_SHARE = 10, 0.1
 MEASURED = 16  # samples by whose size the space for all is told
 
 
@@ -60,7 +59,8 @@ def prepare(params: Prepare, raw: Path, out: Path) -> Manifest:
     samples, problems = find_samples(
         raw, params.num_classes, params.classes, params.pages, limits, params.multilabel, read_layout(raw)
     )
-    check_ignore(samples, params.ignore)
+    samples = with_splits(samples, raw, params.split)
+    check_meanings(samples, params)
     groups, volumes = find_groups(samples, params.groups), _same_volume(samples)
     with replacing(out) as partial:
         partial.mkdir()
@@ -68,35 +68,53 @@ def prepare(params: Prepare, raw: Path, out: Path) -> Manifest:
         with Spool(partial / "spool") as spool:
             seen = _load(samples, params, raw, problems, looks, spool, out.parent)
             _check_quarantine(problems, len(seen), params.max_quarantined, raw)
-            duplicates = _find_duplicates(samples, looks, params)
-            places = _place(seen, join(groups, [*(pair[:2] for pair in duplicates), *volumes]), params)
+            given = [samples[index].split for index in seen]
+            frames = _find_frames(seen, samples, looks, params.groups)
+            drawn = not any(given) or "val" not in given
+            duplicates = _find_duplicates(samples, looks, frames if drawn else {}, params)
+            if drawn:
+                groups = group_frames(groups, frames, params)
+            same = looks.same_pixels() if params.near_duplicates else []
+            joined = join(groups, [*(pair[:2] for pair in duplicates), *volumes, *same])
+            places = _place(seen, joined, given, params)
             facts = {split: [one.facts for at, one in seen.items() if places[at].split == split] for split in SPLITS}
             check_foreground(facts, params.ignore, params.no_foreground)
             train = _write_splits(partial, samples, seen, places, spool, params)
         _write_tables(partial, samples, seen, places, duplicates, problems)
         alike = [(pair, "the same pixels") for pair in looks.same_pixels()]
-        alike += [(pair, "slices of one volume") for pair in volumes]
-        check_apart(
+        alike += [(pair, "slices of one volume or images of one mask") for pair in volumes]
+        apart = find_apart(
             partial,
             {one.id: groups[index] for index, one in seen.items()},
             [(seen[one].id, seen[other].id, why) for (one, other), why in alike if {one, other} <= seen.keys()],
         )
+        splits = {index: at.split for index, at in places.items()}
+        neighbours = find_neighbours(frames, splits) if any(given) else {}
+        leaks = tell_leaks(apart, neighbours) if any(given) else []
+        if apart and not any(given):
+            refuse_apart(partial, apart)
         manifest = Manifest(
             size=as_size(params.size),
             fit=params.fit,
             channels=params.channels,
             num_classes=params.num_classes,
             multilabel=params.multilabel,
-            classes=list(params.classes) if params.classes and params.num_classes > 1 else None,
+            classes=_class_names(params),
+            background=params.background,
             splits={split: _describe(split, partial, seen, places) for split in SPLITS},
             val_full_sha256=sha256(partial / "val_full.arrow") if params.size is not None else None,
             num_groups=len({place.group for place in places.values()}),
             num_near_duplicates=len(duplicates),
             quarantined=len(problems),
             raw_sha256=sha256(raw / "manifest.json"),
-            foreground_share=1 - train.class_pixels[0] / max(1, train.known_pixels),
+            foreground_share=1 - params.background * train.class_pixels[0] / max(1, train.known_pixels),
             ignored_share=train.ignored_pixels / max(1, train.known_pixels + train.ignored_pixels),
             class_pixels=train.class_pixels,
+            given_split=any(given),
+            sequences={"num": len({one.sequence for one in frames.values()}), "frames": len(frames), "near": neighbours}
+            if frames
+            else None,
+            leaks=leaks,
         )
         manifest.write(partial)
         write_fingerprint(partial, advise)
@@ -118,7 +136,7 @@ def _load(
     """
     seen, num_bytes = {}, 0
     for index, loaded in load_all(samples, params, raw, problems):
-        spool.put(index, loaded.image, loaded.mask)
+        spool.put(index, loaded.image, loaded.mask, loaded.instances)
         num_bytes += loaded.image.nbytes + loaded.mask.nbytes
         if len(seen) + 1 == min(MEASURED, len(samples)):  # twice: what waits, and what is written then
             check_space(folder, 2 * num_bytes * len(samples) // (len(seen) + 1), "prepare")
@@ -126,25 +144,15 @@ def _load(
     return dict(sorted(seen.items()))  # processes answer in no order
 
 
-def _find_duplicates(samples: list[Sample], looks: Looks, params: Prepare) -> list[tuple[int, int, int, float]]:
-    """As `find_duplicates`, without the slices of one volume, of which neighbours are always alike."""
+def _find_duplicates(
+    samples: list[Sample], looks: Looks, frames: dict[int, Frame], params: Prepare
+) -> list[tuple[int, int, int, float]]:
+    """As `find_duplicates`, without slices of a volume and frames of a sequence: their neighbours are always alike."""
     near = params.near_duplicates
     found = find_duplicates(looks, near.distance, near.correlation) if near else []
-    return [pair for pair in found if not samples[pair[0]].group or samples[pair[0]].group != samples[pair[1]].group]
-
-
-def _tell_large_groups(members: list[list[str]]) -> None:
-    """A joined group that holds much of the set is seldom one picture, and moves with its highest member."""
-    joined = Counter(tuple(names) for names in members if len(names) > 1)
-    if not joined:
-        return
-    largest, number = joined.most_common(1)[0]
-    if number >= LARGE_GROUP and number > LARGE_SHARE * len(members):
-        print(
-            f"warning: near-duplicates join {number} of {len(members)} images in one group, {largest[0]} among them: "
-            "look at duplicates.csv; raise prepare.near_duplicates.correlation if they are no duplicates, or name what "
-            "belongs together by prepare.groups"
-        )
+    same = {index: frame.sequence for index, frame in frames.items()}
+    same |= {index: sample.group for index, sample in enumerate(samples) if sample.group}
+    return [pair for pair in found if pair[0] not in same or same[pair[0]] != same.get(pair[1])]
 
 
 def _same_volume(samples: Sequence[Sample]) -> list[tuple[int, int]]:
@@ -154,13 +162,22 @@ def _same_volume(samples: Sequence[Sample]) -> list[tuple[int, int]]:
     return [(one, other) for one, other in volumes if one != other]
 
 
-def _place(seen: dict[int, Seen], joined: list[list[str]], params: Prepare) -> dict[int, Place]:
+def _place(
+    seen: dict[int, Seen], joined: list[list[str]], given: list[str | None], params: Prepare
+) -> dict[int, Place]:
     """Where each sample goes, by the groups that its own is joined with; what is wrong with that is told."""
-    kinds, members = [one.kind for one in seen.values()], [joined[index] for index in seen]
-    _tell_large_groups(members)
-    places = place(members, params)
-    _check_balance(kinds, members, places, params)
+    members = [joined[index] for index in seen]
+    places = place(members, params, given=given)
+    tell_large_groups(members)
+    check_balance([one.kind for one in seen.values()], members, places, params, any(given))
     return dict(zip(seen, places, strict=True))
+
+
+def _find_frames(seen: dict[int, Seen], samples: list[Sample], looks: Looks, params: Groups) -> dict[int, Frame]:
+    """Frames of sequences, where neither params nor the layout group them."""
+    if params.sequences == "none" or params.pattern is not None or params.table is not None:
+        return {}
+    return find_sequences({index: one.id for index, one in seen.items() if not samples[index].group}, looks.small)
 
 
 def _write_splits(
@@ -178,22 +195,35 @@ def _write_splits(
     own sizes would fill the disk.
     """
     members = {split: [index for index in seen if places[index].split == split] for split in SPLITS}
+    numbered = {index for index, one in seen.items() if one.facts.numbered}
 
     def write(name: str, indices: list[int]) -> SplitWriter:
-        with SplitWriter(out / f"{name}.arrow", params.multilabel) as writer:
+        with SplitWriter(out / f"{name}.arrow", params.multilabel, params.background, bool(numbered)) as writer:
             for index in indices:
-                writer.add(seen[index].id, seen[index].kind, *spool.take(index, 2))
+                image, mask, instances = spool.take(index, 3)
+                packed = instances.tobytes() if index in numbered else b""
+                writer.add(seen[index].id, seen[index].kind, image, mask, packed)
         return writer
 
     train = write("train", members["train"])
     write("val", members["val"])
     for name, split in (("val_full", "val"), ("test", "test")) if params.size is not None else ():
-        for number, arrays in load_full([samples[index] for index in members[split]], params):
+        for number, arrays in load_full([samples[index] for index in members[split]], params, bool(numbered)):
             spool.put(members[split][number], *arrays)
         write(name, members[split])
     if params.size is None:
         write("test", members["test"])
     return train
+
+
+def _class_names(params: Prepare) -> list[str] | None:
+    """The names of what counts; one class has one where all that is foreground is called the same."""
+    names = params.classes
+    if params.num_classes == 1:
+        called = names or (params.values or {}).values()
+        names = tuple(dict.fromkeys(name for name in called if name not in RESERVED))
+        names = names if len(names) == 1 else None
+    return list(names) if names else None
 
 
 def _write_tables(
@@ -234,31 +264,6 @@ def _check_quarantine(problems: list[Problem], num_good: int, limit: float, raw:
     )
 
 
-def _check_balance(kinds: list[str], members: list[list[str]], places: list[Place], params: Prepare) -> None:
-    """Refuse an empty split, and tell of a kind that is badly divided, with a salt that does better."""
-    faults = Balance.of(kinds, places, params).faults()
-    counts = Counter(place.split for place in places)
-    if len(counts) == len(SPLITS) and not faults:
-        return
-    proposed = propose_salt(kinds, members, params)
-    advice = f"prepare.salt={proposed[0]}" if proposed else "no other prepare.salt of those tried does better"
-    if len(counts) < len(SPLITS):
-        found = ", ".join(f"{counts[split]} for {split}" for split in SPLITS)
-        raise UserError(
-            f"prepare.shares: found {found}; expected at least one image for each: add images, set other shares or "
-            f"another prepare.salt than {params.salt!r} ({advice})"
-        )
-    print("\n".join(f"warning: {fault}" for fault in faults))
-    if proposed:
-        better = "; ".join(
-            f"{kind} " + ", ".join(f"{number} in {part}" for part, number in found.items())
-            for kind, found in proposed[1].counts.items()
-        )
-        print(f"warning: {advice} would give {better}; it moves images, so take it before the first training or never")
-    else:
-        print(f"warning: {advice}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--raw", type=Path, required=True, help="folder that stage ingest wrote")
@@ -273,6 +278,8 @@ def main() -> None:
     for split, found in manifest.splits.items():
         kinds = ", ".join(f"{count} {kind}" for kind, count in found.kinds.items())
         print(f"prepare: {split:<5} {found.num_images:>5} images: {kinds}")
+    for leak in manifest.leaks:
+        print(f"prepare: caution: {leak}")
     print(
         f"prepare: {manifest.num_groups} groups, {manifest.num_near_duplicates} pairs of near-duplicates, see "
         f"{arguments.out / 'duplicates.csv'}"
@@ -280,8 +287,9 @@ def main() -> None:
     print(f"prepare: {manifest.quarantined} files set aside, see {arguments.out / 'quarantine.csv'}")
     if manifest.ignored_share:
         print(f"prepare: {manifest.ignored_share:.1%} of the train pixels are ignored")
-    which = "other train pixels" if manifest.ignored_share else "train pixels"
-    print(f"prepare: {manifest.foreground_share:.1%} of the {which} are foreground")
+    if manifest.background:
+        which = "other train pixels" if manifest.ignored_share else "train pixels"
+        print(f"prepare: {manifest.foreground_share:.1%} of the {which} are foreground")
     fingerprint = read_fingerprint(arguments.out)
     write_json(arguments.metrics, comparable(fingerprint))
     for warning in fingerprint["findings"]["warnings"]:

@@ -143,7 +143,8 @@ def _check_size(value):
     raise ValueError(f"expected null, a side of 16 to 8192 px, or [height, width], found {value!r}")
 
 
-COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
+COLOUR = re.compile(r"#[0-9a-f]{6}")
+RESERVED = ("background", "ignore")  # in prepare.values
 
 
 def _check_values(value):
@@ -152,13 +153,20 @@ def _check_values(value):
         return None
     if not isinstance(value, dict) or not value:
         raise ValueError(f"expected null or {{value: name}}, such as {{0: background, 255: road}}, found {value!r}")
-    for stored, name in value.items():
-        number = isinstance(stored, int) and not isinstance(stored, bool) and 0 <= stored <= 65535
-        if not number and not (isinstance(stored, str) and COLOUR.fullmatch(stored)):
-            raise ValueError(f"expected values of 0 to 65535, or colours such as '#ff0000', found {stored!r}")
+    found: dict[int | str, str] = {}
+    for given, name in value.items():
+        stored = str(given).lower()
+        stored = int(stored) if stored.isdecimal() else stored  # JSON has no other keys than text
+        if isinstance(given, bool) or not (stored <= 65535 if isinstance(stored, int) else COLOUR.fullmatch(stored)):
+            raise ValueError(f"expected values of 0 to 65535, or colours such as '#ff0000', found {given!r}")
         if not isinstance(name, str) or not name:
-            raise ValueError(f"expected a class, background or ignore for the value {stored!r}, found {name!r}")
-    return value
+            raise ValueError(f"expected a class, background or ignore for the value {given!r}, found {name!r}")
+        if stored in found:
+            raise ValueError(f"found {given!r} twice; expected each value once")
+        found[stored] = name
+    if len({type(stored) for stored in found}) > 1:
+        raise ValueError("found values and colours; expected one of the two: name all by value, or all by colour")
+    return found
 
 
 class Prepare(Section):
@@ -213,7 +221,13 @@ class Prepare(Section):
                 f"prepare.num_classes is {self.num_classes} and prepare.classes names {len(self.classes)}: with "
                 f"prepare.multilabel set it to {len(self.classes)}, as the background is no label"
             )
-        if not self.multilabel and self.num_classes not in (1, len(self.classes) + 1):
+        if not self.background:
+            if self.num_classes != len(self.classes):
+                raise ValueError(
+                    f"prepare.num_classes is {self.num_classes} and prepare.classes names {len(self.classes)}: without "
+                    f"prepare.background set it to {len(self.classes)}, as the first of them is class 0"
+                )
+        elif not self.multilabel and self.num_classes not in (1, len(self.classes) + 1):
             raise ValueError(
                 f"prepare.num_classes is {self.num_classes} and prepare.classes names {len(self.classes)}: set it to "
                 f"{len(self.classes) + 1}, for them and the background, or to 1 for foreground alone"
@@ -231,7 +245,51 @@ class Prepare(Section):
         return self
 
     @model_validator(mode="after")
+    def _background_fits(self):
+        if not self.background and (self.multilabel or self.num_classes == 1):
+            what = "labels have no class 0" if self.multilabel else "prepare.num_classes is 1, foreground alone"
+            raise ValueError(f"prepare.background is false, and {what}: set it to true, or count the class of value 0")
+        return self
+
+    @model_validator(mode="after")
+    def _values_fit(self):
+        if self.values is None:
+            return self
+        names = list(dict.fromkeys(name for name in self.values.values() if name not in RESERVED))
+        if not names:
+            raise ValueError("prepare.values names no class: call one of its values by the name of what is to be found")
+        if self.num_classes > 1 and self.classes is None:
+            raise ValueError(
+                f"prepare.values names {', '.join(names)}, and prepare.classes is null: set prepare.classes=["
+                f"{', '.join(names)}], in the order of their class indices"
+            )
+        if self.num_classes > 1 and (strange := [name for name in names if name not in (self.classes or ())]):
+            raise ValueError(
+                f"prepare.values names {strange[0]!r}, and prepare.classes has {', '.join(self.classes or ())}: add it "
+                "there, or call the value background or ignore"
+            )
+        if not self.background and "background" in self.values.values():
+            raise ValueError(
+                "prepare.background is false, and prepare.values calls a value background: call it by a class or ignore"
+            )
+        if self.mask_threshold is not None and set(self.values) != {0, 255}:
+            raise ValueError(
+                f"prepare.mask_threshold is {self.mask_threshold}, which leaves 0 and 255, and prepare.values names "
+                f"{', '.join(map(str, self.values))}: name 0 and 255 alone, or set prepare.mask_threshold to null"
+            )
+        if self.ignore is not None and (said := self.values.get(self.ignore, "ignore")) != "ignore":
+            raise ValueError(f"prepare.ignore is {self.ignore}, which prepare.values calls {said!r}: decide for one")
+        if self.ignore is not None and isinstance(next(iter(self.values)), str):
+            raise ValueError(
+                f"prepare.ignore is {self.ignore}, and prepare.values names colours: add the colour of what nobody "
+                "annotated there, as ignore, and set prepare.ignore to null"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _ignore_is_no_class(self):
+        if self.values is not None:
+            return self  # what is stored is no class index
         highest = self.num_classes if self.multilabel or self.num_classes == 1 else self.num_classes - 1
         if self.ignore is not None and self.ignore <= highest:
             raise ValueError(

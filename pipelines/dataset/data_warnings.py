@@ -39,17 +39,10 @@ def _sizes(fingerprint: dict) -> Iterator[Finding]:
     if size is not None and objects["shrunk"] < SHRUNK and seen_px < THIN_PX:
         text = f"Resizing to {say_size(size)} px makes what is looked for {seen_px:.1f} px wide, of "
         yield f"{text}{objects['width_px']:.1f} px in the files: crops of images at their own size keep it.", True
-    aspect = fingerprint["images"]["aspect"]["max"]
-    if (
-        size
-        and fingerprint["prepared"]["fit"] == "stretch"
-        and fingerprint["images"]["num_sizes"] > 1
-        and aspect > UNLIKE
-    ):
-        yield (
-            f"Images of up to {aspect:.1f} to 1 are squeezed into {say_size(size)} px: prepare.fit=pad keeps them.",
-            True,
-        )
+    aspect, squeezed = fingerprint["images"]["aspect"]["max"], fingerprint["prepared"]["fit"] == "stretch"
+    if size and squeezed and aspect > UNLIKE and (isinstance(size, int) or fingerprint["images"]["num_sizes"] > 1):
+        text = f"Images of up to {aspect:.1f} to 1 are squeezed into {say_size(size)} px: prepare.fit=pad keeps them."
+        yield text, True
     if len(objects["counted_by"]) > 1:
         yield "Objects were told apart in more than one way; touching ones count as one where no numbers do it.", False
 
@@ -73,7 +66,8 @@ def _pixels(fingerprint: dict) -> Iterator[Finding]:
 
 def _classes(fingerprint: dict) -> Iterator[Finding]:
     classes, num = fingerprint["classes"], fingerprint["splits"]["all"]["num_images"]
-    for row in classes[1:] if len(classes) > 2 else ():
+    first = int(fingerprint["prepared"]["background"])
+    for row in classes[first:] if len(classes) > first + 1 else ():
         if not row["pixels"]:
             yield f"Class {row['name']} occurs in no mask.", True
         elif missing := " and ".join(row["missing_in"]):
@@ -109,7 +103,10 @@ def _labels(fingerprint: dict) -> Iterator[Finding]:
             yield f"{text}prepare.num_classes={prepared['num_classes'] - 1}.", much
     if masks["ignored"]:
         which, share = _count(masks["ignored"], "image has", "images have"), whole["ignored_share"]
-        yield f"{which} pixels that prepare.ignore leaves out, {share:.1%} of all pixels.", share > MUCH_IGNORED
+        yield (
+            f"{which} pixels that count nowhere (prepare.ignore, prepare.values), {share:.1%} of all pixels.",
+            share > MUCH_IGNORED,
+        )
     if empty := masks["empty"]["num"]:
         share = empty / whole["num_images"]
         yield f"{_count(empty, 'mask is', 'masks are')} empty ({share:.1%}).", share > MANY_EMPTY
@@ -117,7 +114,9 @@ def _labels(fingerprint: dict) -> Iterator[Finding]:
 
 def _files(fingerprint: dict) -> Iterator[Finding]:
     duplicates = fingerprint["duplicates"]
-    if across := duplicates["across"]:
+    for leak in fingerprint.get("leaks", ()):
+        yield leak, True
+    if (across := duplicates["across"]) and not fingerprint.get("leaks"):
         yield f"{_count(across, 'pair', 'pairs')} of near-duplicates stand in different splits.", True
     if broken := fingerprint["quarantine"]["num_files"]:
         yield f"{_count(broken, 'file was', 'files were')} set aside as unusable.", True

@@ -25,6 +25,7 @@ SHOWN = 8  # rows of a table; what is rarer is one row together
 LISTED = 10  # ids named as examples
 MAX_DEPTH = 6
 STEPS = 20
+PREPARED = ("size", "fit", "channels", "num_classes", "multilabel", "background")
 NEARLY_ALL = 0.9  # share of foreground from which on a mask may be the wrong way round
 
 
@@ -40,17 +41,19 @@ def summarise(samples: Samples, manifest: Manifest, duplicates: list[dict], quar
     within = {split: samples["split"] == split for split in SPLITS}
     within["all"] = np.ones(len(samples["id"]), bool)
     return {
-        "prepared": {"size": plain(manifest.size)}
-        | {key: getattr(manifest, key) for key in ("fit", "channels", "num_classes", "multilabel")},
+        "prepared": {key: getattr(manifest, key) for key in PREPARED} | {"size": plain(manifest.size)},
         "splits": {name: _sums(samples, where) for name, where in within.items()},
         "counts": _counts(samples, within),
         "images": _images(samples),
         "intensity": _intensity(samples),
         "objects": _objects(samples),
         "classes": _classes(samples, within, manifest),
-        "masks": _masks(samples),
+        "masks": _masks(samples, manifest.background),
         "balance": measure_balance(samples, within),
         "duplicates": _duplicates(samples, duplicates),
+        "sequences": manifest.sequences,
+        "given_split": manifest.given_split,
+        "leaks": manifest.leaks,
         "quarantine": _quarantine(quarantined),
     }
 
@@ -175,8 +178,8 @@ def _size_facts(sizes: dict[int, int]) -> dict:
 def _names(manifest: Manifest) -> list[str]:
     """What the pages call the background and the classes or labels, in the order of their numbers from 0."""
     last = manifest.num_classes if manifest.multilabel else max(2, manifest.num_classes) - 1
-    names = manifest.classes or [str(number) for number in range(1, last + 1)]
-    return ["no label" if manifest.multilabel else "background", *names]
+    names = manifest.classes or [str(number) for number in range(int(manifest.background), last + 1)]
+    return ["no label" if manifest.multilabel else "background"] * manifest.background + names
 
 
 def _classes(samples: Samples, within: dict[str, np.ndarray], manifest: Manifest) -> list[dict]:
@@ -184,15 +187,17 @@ def _classes(samples: Samples, within: dict[str, np.ndarray], manifest: Manifest
 
     Shares are of the annotated pixels. Labels may overlap, so that theirs add up to more than 1, and have no weight.
     """
-    names = _names(manifest)
+    names, first = _names(manifest), int(manifest.background)
     pixels = {name: add_up(samples["classes"][where]) for name, where in within.items()}
     total = int((samples["height"] * samples["width"] - samples["ignored_px"]).sum())
-    pixels["all"][0] = total - int(samples["foreground_px"].sum())
+    if manifest.background:
+        pixels["all"][0] = total - int(samples["foreground_px"].sum())
     images: Counter[int] = Counter()
     for cell in samples["classes"]:
         images.update(add_up([cell]).keys())
-    known = samples["height"] * samples["width"] - samples["ignored_px"]
-    images[0] = int((samples["foreground_px"] < known).sum())
+    if manifest.background:
+        known = samples["height"] * samples["width"] - samples["ignored_px"]
+        images[0] = int((samples["foreground_px"] < known).sum())
     num_present = sum(count > 0 for count in pixels["all"].values())
     rows = []
     for value, called in enumerate(names):
@@ -205,21 +210,21 @@ def _classes(samples: Samples, within: dict[str, np.ndarray], manifest: Manifest
                 "num_images": images[value],
                 "pixels": count,
                 "share": rounded(share),
-                "missing_in": [name for name in SPLITS if value and not pixels[name].get(value)],
+                "missing_in": [name for name in SPLITS if value >= first and not pixels[name].get(value)],
                 "weight": rounded(1 / (num_present * share)) if count and not manifest.multilabel else None,
             }
         )
     return rows
 
 
-def _masks(samples: Samples) -> dict:
+def _masks(samples: Samples, background: bool) -> dict:
     """Shares of foreground as counts in twenty equal steps from 0 to 1, and masks that a person should look at."""
     foreground = samples["foreground_px"]
     return {
         "shares": np.histogram(samples["foreground_share"], STEPS, (0, 1))[0].tolist(),
         "empty": _named(samples, foreground == 0),
         "lost": _named(samples, (foreground > 0) & (samples["prepared_foreground_px"] == 0)),
-        "nearly_full": _named(samples, samples["foreground_share"] > NEARLY_ALL),
+        "nearly_full": _named(samples, background & (samples["foreground_share"] > NEARLY_ALL)),
         "ignored": int((samples["ignored_px"] > 0).sum()),
         "shaded": int((samples["shades_px"] > 0).sum()),
         "shades_share": rounded(samples["shades_px"].sum() / max(1, foreground.sum())),  # of the foreground

@@ -1,15 +1,28 @@
-"""Which samples belong together before anything is known of their pixels: a patient, a slide, a plate, a volume."""
+"""Which samples belong together: a patient, a slide, a plate, a volume, the frames of a video."""
 
 import csv
 import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from pipelines.core.data_sections import Groups
+import numpy as np
+
+from pipelines.core.data_sections import Groups, Prepare
 from pipelines.core.tables import plain_cell
 from pipelines.dataset.layouts import Sample
-from pipelines.storage.templates import composed
+from pipelines.dataset.splits import NEAR, SPLITS, place
+from pipelines.storage.templates import SPLIT_OF, composed
 from unetpp.errors import UserError
+
+# Neighbours of a sequence are more alike than distant frames of it this often, and not by chance (in deviations).
+ALIKE, DEVIATIONS = 0.75, 3.0
+APART = 3  # ranks from which on two frames are distant
+FEWEST = 2 * APART + 1  # frames of a sequence that can be judged
+ENOUGH = 10  # sequences from which on each is a group
+BLOCKS = 15  # at least, of sequences that are cut; three splits of ordinary shares then all get some
+LONGEST = 64  # frames of a block
 
 
 def find_groups(samples: Sequence[Sample], params: Groups) -> list[str]:
@@ -86,3 +99,126 @@ def read_table(path: Path) -> dict[str, str]:
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: found no CSV in UTF-8 ({error}); {expected}: save it as one") from None
     return groups
+
+
+class Frame(NamedTuple):
+    """A sample by its name: `<folders><prefix><number><rest>`, the words for splits left out."""
+
+    sequence: str
+    number: int
+
+
+def read_frame(id: str) -> Frame | None:
+    """The place of an id in a sequence of numbered names; None where it has no number."""
+    name = "/".join(part for part in id.split("/") if part.lower() not in SPLIT_OF)
+    found = re.fullmatch(r"(.*?)(\d{1,18})([^\d/]*)", name, re.DOTALL)
+    return Frame(f"{found[1]}*{found[3]}", int(found[2])) if found else None
+
+
+def find_sequences(ids: Mapping[int, str], small: np.ndarray) -> dict[int, Frame]:
+    """Frames by index, of sequences in which neighbours look more alike than distant frames do: of videos and stacks.
+
+    Numbers alone say nothing: names of photographs are numbered, too.
+
+    Args:
+        small: (n, S) of `near_duplicates.Looks`, by index.
+    """
+    sequences: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for index, id in ids.items():
+        if frame := read_frame(id):
+            sequences[frame.sequence].append((frame.number, index))
+    judged = {name: _wins(sorted(rows), small) for name, rows in sequences.items() if len(rows) >= FEWEST}
+    short = [name for name, wins in judged.items() if len(wins) < DEVIATIONS**2]  # which prove nothing alone
+    found = {name for name, wins in judged.items() if name not in short and _is_alike(wins)}
+    if short and _is_alike(np.concatenate([judged[name] for name in short])):
+        found |= set(short)
+    return {index: Frame(name, number) for name in sorted(found) for number, index in sequences[name]}
+
+
+def _wins(rows: list[tuple[int, int]], small: np.ndarray) -> np.ndarray:
+    """For each frame but the last: the share of distant frames that are less like it than the next one is."""
+    order = np.array([index for _, index in rows])
+    n = len(order)
+    others = sorted({max(APART, round(n * part)) for part in (0.25, 0.4, 0.5, 0.6, 0.75)} - {n})
+    shares = []
+    for start in range(0, n - 1, 256):
+        ranks = np.arange(start, min(start + 256, n - 1))
+        here, following = _unit(small[order[ranks]]), _unit(small[order[ranks + 1]])
+        near = np.einsum("ij,ij->i", here, following)
+        beaten, counted = np.zeros(len(ranks)), np.zeros(len(ranks))
+        for distance in others:
+            far = (ranks + distance) % n
+            valid = (np.abs(far - ranks) >= APART).astype(float)
+            likeness = np.einsum("ij,ij->i", here, _unit(small[order[far]]))
+            beaten += valid * ((near > likeness) + 0.5 * (near == likeness))
+            counted += valid
+        shares.append(beaten[counted > 0] / counted[counted > 0])
+    return np.concatenate(shares)
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    rows = rows.astype(np.float32)
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
+
+
+def _is_alike(wins: np.ndarray) -> bool:
+    share = float(wins.mean()) if len(wins) else 0.0
+    return share >= ALIKE and (share - 0.5) * 2 * len(wins) ** 0.5 >= DEVIATIONS
+
+
+def group_frames(groups: list[str], frames: Mapping[int, Frame], params: Prepare) -> list[str]:
+    """The groups with those of frames: each sequence a group where there are many, and no split is empty by that."""
+    if not frames:
+        return groups
+    names = {frame.sequence for frame in frames.values()}
+    whole = len(names) >= ENOUGH and {place([[name]], params)[0].split for name in names} == set(SPLITS)
+    named = name_groups(frames, whole)
+    how = "each is a group" if whole else f"they are cut into {len(set(named.values()))} blocks of neighbours"
+    print(
+        f"prepare: {len(frames)} images are frames of {len(names)} sequence{'s' * (len(names) > 1)}, such as "
+        f"{min(names)}, by their numbers and looks: {how} (prepare.groups.sequences=none turns that off)"
+    )
+    return [named.get(index, group) for index, group in enumerate(groups)]
+
+
+def name_groups(frames: Mapping[int, Frame], whole: bool) -> dict[int, str]:
+    """The group of each frame: its sequence, or a block of it whose bounds are fixed numbers.
+
+    A block's length is a power of two, so that it changes only where the set doubles.
+    """
+    if whole:
+        return {index: frame.sequence for index, frame in frames.items()}
+    length = 1
+    while length < LONGEST and len(frames) // (2 * length) >= BLOCKS:
+        length *= 2
+    numbers: dict[str, list[int]] = defaultdict(list)
+    for frame in frames.values():
+        numbers[frame.sequence].append(frame.number)
+    steps = {
+        name: max(1, int(np.median(np.diff(np.unique(rows))))) for name, rows in numbers.items() if len({*rows}) > 1
+    }
+    return {
+        index: f"{frame.sequence}, block {frame.number // (length * steps.get(frame.sequence, 1))}"
+        for index, frame in frames.items()
+    }
+
+
+def find_neighbours(frames: Mapping[int, Frame], splits: Mapping[int, str]) -> dict[str, dict[str, int]]:
+    """Of val and of test, where they have frames: how many, and how many lie within NEAR of a train frame."""
+    train: dict[str, list[int]] = defaultdict(list)
+    for index, frame in frames.items():
+        if splits[index] == "train":
+            train[frame.sequence].append(frame.number)
+    ordered = {name: np.sort(rows) for name, rows in train.items()}
+    found = {}
+    for split in ("val", "test"):
+        here = [frame for index, frame in frames.items() if splits[index] == split]
+        near = 0
+        for frame in here:
+            rows = ordered.get(frame.sequence)
+            if rows is not None:
+                at = int(np.searchsorted(rows, frame.number))
+                near += any(abs(int(one) - frame.number) <= NEAR for one in rows[max(0, at - 1) : at + 1])
+        if here:
+            found[split] = {"frames": len(here), "near": near}
+    return found

@@ -14,9 +14,10 @@ from pipelines.console.progress import watched
 from pipelines.core.data_sections import Prepare
 from pipelines.core.worker_pool import Died, answers, num_cores
 from pipelines.dataset.layouts import Problem, Sample
-from pipelines.dataset.mask_files import limits_of, read_labels
+from pipelines.dataset.mask_files import Labels, limits_of, read_labels
 from pipelines.dataset.near_duplicates import Look, look_at
 from pipelines.dataset.sample_stats import Facts, describe
+from unetpp.data.instances import fit_numbers, pack
 from unetpp.data.resized import resize_sample
 from unetpp.data.scaling import find_limits
 from unetpp.errors import FileError, UserError
@@ -50,12 +51,16 @@ def find_kind(image: np.ndarray) -> str:
     return "tissue" if chroma.mean() > COLOURED else "bright-field"
 
 
+NO_INSTANCES = np.zeros(0, np.uint8)
+
+
 class Loaded(NamedTuple):
     """A sample as it is written for training, and what is known of it as it was."""
 
     kind: str
     image: np.ndarray  # (H, W, C) uint8 or uint16
     mask: np.ndarray  # (H, W) uint8
+    instances: np.ndarray  # (n,) uint8: packed numbers of the objects in the mask, empty where it has none
     facts: Facts
     look: Look
 
@@ -74,8 +79,12 @@ def load_sample(sample: Sample, params: Prepare) -> Loaded:
     seen, mask = convert(image, params.channels), labels.mask
     if params.frame:
         seen, mask = resize_sample(seen, mask, params.frame, params.num_classes, params.multilabel)
-    facts = describe(header, image, labels, mask, params.multilabel)
-    return Loaded(kind, seen, mask, facts, look)
+    facts = describe(header, image, labels, mask, params.multilabel, params.background)
+    return Loaded(kind, seen, mask, _pack(labels, mask, params) if facts.numbered else NO_INSTANCES, facts, look)
+
+
+def _pack(labels: Labels, mask: np.ndarray, params: Prepare) -> np.ndarray:
+    return np.frombuffer(pack(fit_numbers(labels.numbers, mask, params.multilabel)), np.uint8)
 
 
 def _decoded(picture: Picture, params: Prepare) -> np.ndarray:
@@ -106,13 +115,16 @@ def load_all(
             problems.append(Problem.of(answer, samples[index].id, raw))
 
 
-def load_full(samples: list[Sample], params: Prepare) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
-    """(index, image (H, W, C) and mask (H, W)) of samples that `load_all` has loaded, at their own sizes.
+def load_full(samples: list[Sample], params: Prepare, numbered: bool) -> Iterator[tuple[int, tuple[np.ndarray, ...]]]:
+    """(index, image (H, W, C), mask (H, W) and instances) of samples that `load_all` has loaded, at their own sizes.
+
+    Args:
+        numbered: masks number objects, of some samples at least.
 
     Raises:
         UserError: a file changed in between.
     """
-    load = functools.partial(_load_full, params)
+    load = functools.partial(_load_full, params, numbered)
     num_processes = min(params.num_workers, num_cores())
     for index, answer in watched(answers(load, samples, num_processes), "decoding at own size, images", len(samples)):
         if isinstance(answer, Died | FileError):
@@ -123,10 +135,12 @@ def load_full(samples: list[Sample], params: Prepare) -> Iterator[tuple[int, tup
         yield index, answer
 
 
-def _load_full(params: Prepare, sample: Sample) -> tuple[np.ndarray, np.ndarray] | FileError:
+def _load_full(params: Prepare, numbered: bool, sample: Sample) -> tuple[np.ndarray, ...] | FileError:
     try:
         image = _decoded(read_picture(sample.image, sample.page, limits_of(params)), params)
-        return convert(image, params.channels), read_labels(sample, image, params).mask
+        labels = read_labels(sample, image, params)
+        instances = _pack(labels, labels.mask, params) if numbered else NO_INSTANCES
+        return convert(image, params.channels), labels.mask, instances
     except FileError as error:
         return error
 

@@ -1,6 +1,7 @@
 """The labels of a sample: its mask files or shapes brought to one mask (`unetpp.network.masks`)."""
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,8 +12,9 @@ from pipelines.dataset.coco import draw
 from pipelines.dataset.layouts import Sample
 from pipelines.dataset.object_sizes import count_numbers
 from unetpp.errors import FileError, UserError
-from unetpp.images.decode import decode_image, decode_mask
-from unetpp.images.pictures import Limits
+from unetpp.images.decode import decode_image, mask_values
+from unetpp.images.mask_values import Meanings
+from unetpp.images.pictures import Limits, read_picture
 from unetpp.network.masks import IGNORE, MAX_LABELS, find_classes
 
 # Share of neighbouring pixels that are equal. Of the 547 real pairs of DSB2018 no mask has less than 0.95, and no
@@ -94,9 +96,15 @@ def read_labels(sample: Sample, image: np.ndarray, params: Prepare) -> Labels:
 
 
 def _read_parts(sample: Sample, size: tuple[int, ...], params: Prepare) -> Iterator[Part]:
+    meanings = meanings_of(params)
     # Not strict: where one file is searched for a fault, the sample comes without the others.
     for path, index in zip(sample.masks, sample.classes or (None,) * len(sample.masks), strict=False):
-        values = decode_mask(path, sample.page, limits_of(params))
+        picture = read_picture(path, sample.page, limits_of(params))
+        shades = params.mask_threshold is not None and (index is not None or params.num_classes == 1)
+        if meanings:
+            values = meanings.read(picture, params.mask_threshold)
+        else:
+            values = mask_values(picture, lossy=shades and params.ignore is None)
         if values.shape != size:
             found, wanted = ("x".join(map(str, reversed(shape))) + " px" for shape in (values.shape, size))
             raise FileError(
@@ -104,21 +112,48 @@ def _read_parts(sample: Sample, size: tuple[int, ...], params: Prepare) -> Itera
                 f"found a mask of {found} for an image of {wanted}; expected the same size",
                 f"export the mask of {sample.image.name} again",
             )
-        unknown = None if params.ignore is None else values == params.ignore
+        ignore = IGNORE if meanings else params.ignore
+        unknown = None if ignore is None else values == ignore
         if unknown is not None:
             values = np.where(unknown, 0, values)  # of the same type
+        if meanings:
+            classes = values if index is None else (values > 0) * np.uint8(index)
+            yield Part(classes, classes, unknown)
+            continue
         if index is None and params.num_classes > 1:
             _check_classes(path, values, params.num_classes, params.multilabel)
             yield Part(values.astype(np.uint8), values, unknown)
             continue
         counts, numbered = count_numbers(values)
-        shaded = len(counts) > 1 and not numbered
+        shaded = picture.lossy or (len(counts) > 1 and not numbered)
         if params.mask_threshold is not None and not shaded:
             _check_threshold(path, values, params.mask_threshold)
         inside = values >= (params.mask_threshold or 1)
         classes = inside * np.uint8(index if index is not None and params.num_classes > 1 else 1)
         told = shaded and params.mask_threshold is None
         yield Part(classes, inside if shaded else values, unknown, int(counts[:-1].sum()) if told else 0)
+
+
+def meanings_of(params: Prepare) -> Meanings | None:
+    """What `prepare.values` says; None where masks hold class indices, or foreground, themselves."""
+    if params.values is None:
+        return None
+    names = params.classes or () if params.num_classes > 1 else ()
+    return _meanings(tuple(params.values.items()), params.ignore, names, int(params.background))
+
+
+@lru_cache(maxsize=4)
+def _meanings(values: tuple[tuple[int | str, str], ...], ignore: int | None, names: tuple[str, ...], first: int):
+    """Of the classes with these names, the first of which has the index `first`; any other name is foreground."""
+    indices = {name: index for index, name in enumerate(names, first)} | {"background": 0, "ignore": IGNORE}
+    colours = isinstance(values[0][0], str)
+    table = {
+        int(stored[1:], 16) if isinstance(stored, str) else stored: indices.get(name, 1) for stored, name in values
+    }
+    if ignore is not None:
+        table[ignore] = IGNORE
+    stored = sorted(table)
+    return Meanings(np.array(stored), np.array([table[one] for one in stored], np.uint8), colours)
 
 
 def _check_threshold(path: Path, values: np.ndarray, threshold: int) -> None:
@@ -156,18 +191,29 @@ def _check_classes(path: Path, values: np.ndarray, num_classes: int, multilabel:
     raise FileError(path, f"found the mask {found}; expected {expected}", fix)
 
 
-def check_ignore(samples: Iterable[Sample], ignore: int | None) -> None:
-    """Refuse an ignore value where masks are shapes, which have no values.
+def check_meanings(samples: Iterable[Sample], params: Prepare) -> None:
+    """Refuse params of values where masks are shapes, which have none, and a class 0 that no file can draw.
 
     Raises:
-        UserError: with the file of the shapes.
+        UserError: with the file of the shapes, or a folder of masks.
     """
-    drawn = next((sample.drawing for sample in samples if sample.drawing is not None), None)
-    if ignore is not None and drawn is not None:
-        raise UserError(
-            f"{drawn.file}: found COCO annotations, and prepare.ignore is {ignore}, a value of mask files; expected "
-            "null, as shapes have no values: set prepare.ignore to null, or export masks in place of shapes"
+    one = next((sample for sample in samples if sample.drawing is not None or sample.classes is not None), None)
+    if one is None:
+        return
+    drawn = one.drawing
+    if not params.background:
+        where = (
+            f"{drawn.file}: found COCO annotations" if drawn else f"{one.masks[0].parent}: found a mask for each class"
         )
+        raise UserError(
+            f"{where}, and prepare.background is false; expected true, as what is in none of the classes is background"
+        )
+    for key in ("ignore", "values"):
+        if drawn is not None and (found := getattr(params, key)) is not None:
+            raise UserError(
+                f"{drawn.file}: found COCO annotations, and prepare.{key} is {found}, of mask files; expected null, as "
+                f"shapes have no values: set prepare.{key} to null, or export masks in place of shapes"
+            )
 
 
 def _check_swapped(sample: Sample, image: np.ndarray, params: Prepare) -> None:

@@ -51,12 +51,22 @@ class Facts(NamedTuple):
     sizes: str  # bin and number of objects
     prepared_sizes: str
 
+    @property
+    def numbered(self) -> bool:
+        """The mask numbers its objects."""
+        return self.objects_by != "components"
+
 
 TEXT = ("id", "split", "kind", *(name for name, kind in Facts.__annotations__.items() if kind is str))
 
 
 def describe(
-    header: Header, image: np.ndarray, labels: Labels, prepared: np.ndarray, multilabel: bool = False
+    header: Header,
+    image: np.ndarray,
+    labels: Labels,
+    prepared: np.ndarray,
+    multilabel: bool = False,
+    background: bool = True,
 ) -> Facts:
     """The facts of a sample.
 
@@ -65,14 +75,14 @@ def describe(
         image: (H, W, C) as decoded, before any resizing.
         labels: the mask, at the size of the image.
         prepared: the mask as it is prepared, which may be smaller.
-        multilabel: masks hold bits of labels (unetpp.network.masks).
+        multilabel, background: what masks hold (unetpp.network.masks); without background all is foreground.
     """
     mask = labels.mask
     height, width = mask.shape
     ignored = int(np.count_nonzero(mask == IGNORE))
-    places = dict(find_classes(mask, multilabel))
-    foreground = int(np.count_nonzero(mask)) - ignored
-    areas, counted_by = _find_objects(labels, places, multilabel)
+    places = dict(find_classes(mask, multilabel, background))
+    foreground = _count_foreground(mask, background)
+    areas, counted_by = _find_objects(labels, places, multilabel, background)
     diameters = diameters_px(areas)
     scale = float(np.sqrt(prepared.size / mask.size))
     smallest, middle, largest = (one(diameters) if len(areas) else 0.0 for one in (np.min, np.median, np.max))
@@ -89,7 +99,7 @@ def describe(
         high=high,
         foreground_px=foreground,
         foreground_share=rounded(foreground / max(1, mask.size - ignored)),
-        prepared_foreground_px=int(np.count_nonzero((prepared > 0) & (prepared != IGNORE))),
+        prepared_foreground_px=_count_foreground(prepared, background),
         ignored_px=ignored,
         overlap_px=labels.overlap_px,
         shades_px=labels.shades_px,
@@ -106,6 +116,10 @@ def describe(
     )
 
 
+def _count_foreground(mask: np.ndarray, background: bool) -> int:
+    return int(np.count_nonzero((mask >= int(background)) & (mask != IGNORE)))
+
+
 def check_foreground(splits: Mapping[str, Sequence[Facts]], ignore: int | None, no_foreground: str) -> None:
     """Refuse a split in which there is nothing to find: on it, what finds nothing scores 1.
 
@@ -115,10 +129,10 @@ def check_foreground(splits: Mapping[str, Sequence[Facts]], ignore: int | None, 
     facts = [one for each in splits.values() for one in each]
     ignored = sum(one.ignored_px for one in facts)
     if ignored and not any(one.foreground_px for one in facts):
+        key = "prepare.values" if ignore is None else f"prepare.ignore, {ignore}"
         raise UserError(
-            f"prepare.ignore: found the value {ignore} in {ignored:,} pixels, and no other foreground in any mask, "
-            "so that nothing is left to learn; expected a value that marks unlabelled pixels: set prepare.ignore "
-            "to null where it marks the foreground"
+            f"{key}: found {ignored:,} ignored pixels and no other foreground in any mask, so that nothing is left to "
+            "learn; expected a value that marks unlabelled pixels: call it a class where it marks the foreground"
         )
     bare = [split for split, each in splits.items() if not any(one.prepared_foreground_px for one in each)]
     if bare and no_foreground == "refuse":
@@ -130,8 +144,13 @@ def check_foreground(splits: Mapping[str, Sequence[Facts]], ignore: int | None, 
         )
 
 
-def _find_objects(labels: Labels, places: dict[int, np.ndarray], multilabel: bool) -> tuple[np.ndarray, str]:
+def _find_objects(
+    labels: Labels, places: dict[int, np.ndarray], multilabel: bool, background: bool
+) -> tuple[np.ndarray, str]:
     """`find_objects` of the mask, or of each label by itself, as those of several may lie over each other."""
+    if not background:  # 0 is a class as the others are
+        mask = np.where(labels.mask == IGNORE, 0, labels.mask + np.uint8(1))
+        return find_objects(mask, mask, one_each=False)
     if not multilabel:
         mask = labels.mask if labels.mask.max(initial=0) < IGNORE else np.where(labels.mask == IGNORE, 0, labels.mask)
         return find_objects(labels.numbers, mask, labels.one_each)

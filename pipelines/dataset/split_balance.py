@@ -9,8 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipelines.core.data_sections import Prepare
-from pipelines.dataset.splits import Place, place
+from pipelines.dataset.splits import SPLITS, Place, place
+from unetpp.errors import UserError
 
+# A group of near-duplicates with so many images, and such a share of all, is told.
+LARGE_GROUP, LARGE_SHARE = 10, 0.1
 # Below this number of images a kind may well miss a split by chance, and nothing is said.
 KIND_MATTERS = 5
 # Other salts that are tried for a better balance, and at most so many groups in all of them: some seconds.
@@ -74,3 +77,48 @@ def propose_salt(kinds: Sequence[str], members: Sequence[list[str]], params: Pre
         if balance.score() < best.score():
             best, proposed = balance, salt
     return (proposed, best) if proposed else None
+
+
+def tell_large_groups(members: list[list[str]]) -> None:
+    """A joined group that holds much of the set is seldom one picture, and moves with its highest member."""
+    joined = Counter(tuple(names) for names in members if len(names) > 1)
+    if not joined:
+        return
+    largest, number = joined.most_common(1)[0]
+    if number >= LARGE_GROUP and number > LARGE_SHARE * len(members):
+        print(
+            f"warning: near-duplicates join {number} of {len(members)} images in one group, {largest[0]} among them: "
+            "look at duplicates.csv; raise prepare.near_duplicates.correlation if they are no duplicates, or name what "
+            "belongs together by prepare.groups"
+        )
+
+
+def check_balance(
+    kinds: list[str], members: list[list[str]], places: list[Place], params: Prepare, given: bool = False
+) -> None:
+    """Refuse an empty split, and tell of a kind that is badly divided, with a salt that does better.
+
+    Args:
+        given: the set's own split was taken, of which no salt changes the test.
+    """
+    faults = [] if given else Balance.of(kinds, places, params).faults()
+    counts = Counter(place.split for place in places)
+    if len(counts) == len(SPLITS) and not faults:
+        return
+    proposed = propose_salt(kinds, members, params)
+    advice = f"prepare.salt={proposed[0]}" if proposed else "no other prepare.salt of those tried does better"
+    if len(counts) < len(SPLITS):
+        found = ", ".join(f"{counts[split]} for {split}" for split in SPLITS)
+        raise UserError(
+            f"prepare.shares: found {found}; expected at least one image for each: add images, set other shares or "
+            f"another prepare.salt than {params.salt!r} ({advice})"
+        )
+    print("\n".join(f"warning: {fault}" for fault in faults))
+    if proposed:
+        better = "; ".join(
+            f"{kind} " + ", ".join(f"{number} in {part}" for part, number in found.items())
+            for kind, found in proposed[1].counts.items()
+        )
+        print(f"warning: {advice} would give {better}; it moves images, so take it before the first training or never")
+    else:
+        print(f"warning: {advice}")

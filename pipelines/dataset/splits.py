@@ -10,10 +10,11 @@ of them has to move, and moving B out of test would train on what earlier models
 """
 
 import hashlib
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from pipelines.core.data_sections import Prepare, Shares
 from pipelines.core.tables import read_rows
@@ -21,6 +22,9 @@ from unetpp.data.arrow_split import Split
 from unetpp.errors import UserError
 
 SPLITS = ("train", "val", "test")
+BLOCK = re.compile(r"(.*), block (\d+)", re.DOTALL)
+GOLDEN = (5**0.5 - 1) / 2
+NEAR = 30  # numbers between two frames: a second of video
 
 
 class Place(NamedTuple):
@@ -52,7 +56,12 @@ class Joined:
 
 
 def position(salt: str, group: str) -> float:
-    """A uniform number in [0, 1): a function of the two words alone."""
+    """A uniform number in [0, 1): a function of the two words alone.
+
+    The blocks of a sequence follow each other by the golden ratio, so that any fifteen come near every place.
+    """
+    if block := BLOCK.fullmatch(group):
+        return (position(salt, block[1]) + int(block[2]) * GOLDEN) % 1
     digest = hashlib.sha256(f"{salt}\0{group}".encode()).digest()
     return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
 
@@ -90,27 +99,45 @@ def join(groups: Sequence[str], pairs: Iterable[tuple[int, int]]) -> list[list[s
     return [members[joined.find(numbers[group])] for group in groups]
 
 
-def place(members: Sequence[list[str]], params: Prepare, salt: str | None = None) -> list[Place]:
-    """The place of each sample by the groups that its own is joined with (see `join`)."""
+def place(
+    members: Sequence[list[str]], params: Prepare, salt: str | None = None, given: Sequence[str | None] = ()
+) -> list[Place]:
+    """The place of each sample by the groups that its own is joined with (see `join`).
+
+    Args:
+        given: the split of each sample that the set says; empty, or all None, where it says none. Then test is that,
+            and so are train and val where there are both and no folds; else they are drawn from what is not test.
+    """
     salt = params.salt if salt is None else salt
-    found: dict[int, Place] = {}  # by the identity of the list, which the samples of a joined group share
+    found: dict[int, tuple[float, str]] = {}  # by the identity of the list, which the samples of a joined group share
     for names in members:
         if id(names) not in found:
-            u, group = max((position(salt, name), name) for name in names)
-            found[id(names)] = Place(group, *find_split(u, params.shares, params.folds, params.fold))
-    return [found[id(names)] for names in members]
+            found[id(names)] = max((position(salt, name), name) for name in names)
+    if not any(given):
+        return [
+            Place(group, *find_split(u, params.shares, params.folds, params.fold))
+            for u, group in (found[id(names)] for names in members)
+        ]
+    whole, rest = "val" in given and params.folds is None, params.shares.train + params.shares.val
+    places = []
+    for names, split in zip(members, given, strict=True):
+        u, group = found[id(names)]
+        if split == "test" or whole:
+            places.append(Place(group, str(split), None))
+        else:  # the lower end of all positions is what is not test
+            places.append(
+                Place(group, *find_split(min(u * rest, rest * (1 - 1e-12)), params.shares, params.folds, params.fold))
+            )
+    return places
 
 
-def check_apart(prepared: Path, groups: dict[str, str], pairs: Iterable[tuple[str, str, str]]) -> None:
-    """The gate: no group and no pair stands in two splits, by what was really written.
+def find_apart(prepared: Path, groups: dict[str, str], pairs: Iterable[tuple[str, str, str]]) -> list[str]:
+    """Lines of the groups and pairs that stand in two splits, by what was really written.
 
     Args:
         prepared: folder with the Arrow files, split.csv and duplicates.csv.
         groups: the group of each id, as the params or the layout say it.
         pairs: two ids that must not be in different splits, and why; those of duplicates.csv are added.
-
-    Raises:
-        UserError: lists the groups and the pairs that stand in two splits.
     """
     splits: dict[str, set[str]] = defaultdict(set)
     for split in SPLITS:
@@ -134,18 +161,43 @@ def check_apart(prepared: Path, groups: dict[str, str], pairs: Iterable[tuple[st
     for row in read_rows(prepared / "duplicates.csv"):
         why = f"near-duplicates, distance {row['distance']}, correlation {row['correlation']}"
         alike.setdefault((row["id"], row["other"]), why)
-    lines += [
+    return lines + [
         f"{one} in {_words(splits[one])} and {other} in {_words(splits[other])} are {why}"
         for (one, other), why in sorted(alike.items())
         if len(splits[one] | splits[other]) > 1
     ]
+
+
+def refuse_apart(prepared: Path, lines: list[str]) -> NoReturn:
+    """The gate of a split that is ours. What the set itself divided is told by `tell_leaks`."""
+    more = [f"and {len(lines) - 20} more"] if len(lines) > 20 else []
+    raise UserError(
+        f"{prepared}: found {len(lines)} groups or pairs of images that stand in two splits; expected each in one, "
+        "or what is tested on is what was trained on: remove one of the two files, give both one group "
+        "(prepare.groups), or set prepare.near_duplicates\n  " + "\n  ".join([*lines[:20], *more])
+    )
+
+
+def tell_leaks(lines: list[str], neighbours: dict[str, dict[str, int]]) -> list[str]:
+    """Sentences about a split that the set brings along: what of its test is not new to who has seen its train.
+
+    Args:
+        lines: of `find_apart`.
+        neighbours: of `groups.find_neighbours`.
+    """
+    leaks = []
     if lines:
-        more = [f"and {len(lines) - 20} more"] if len(lines) > 20 else []
-        raise UserError(
-            f"{prepared}: found {len(lines)} groups or pairs of images that stand in two splits; expected each in one, "
-            "or what is tested on is what was trained on: remove one of the two files, give both one group "
-            "(prepare.groups), or set prepare.near_duplicates\n  " + "\n  ".join([*lines[:20], *more])
+        kinds = (
+            "groups or pairs of images that are alike" if len(lines) > 1 else "group or pair of images that are alike"
         )
+        leaks.append(f"The set's own split divides {len(lines)} {kinds}, such as: {lines[0]}.")
+    leaks += [
+        f"{found['near']} of {found['frames']} {split} frames lie within {NEAR} frames of a train frame of the same "
+        "sequence."
+        for split, found in neighbours.items()
+        if found["near"]
+    ]
+    return leaks
 
 
 def _words(splits: set[str]) -> str:

@@ -18,29 +18,31 @@ def bootstrap(values: Mapping[str, np.ndarray], groups: Sequence[str]) -> dict[s
     """Means over resamples of the groups, the same ones for every name and call: differences are paired.
 
     Args:
-        values: (N,) scores of the images by name.
+        values: (N,) scores of the images by name; nan counts nowhere.
         groups: the group of each image.
 
     Returns:
-        (RESAMPLES,) means by name.
+        (RESAMPLES,) means by name; nan of a resample without a score.
     """
     table = np.stack(list(values.values()), axis=1)  # (N, names)
     _, group = np.unique(list(groups), return_inverse=True)
     num_groups = int(group.max()) + 1
-    sums = np.zeros((num_groups, table.shape[1]))
-    np.add.at(sums, group, table)
-    sizes = np.bincount(group)
+    known = ~np.isnan(table)
+    sums, sizes = np.zeros((2, num_groups, table.shape[1]))
+    np.add.at(sums, group, np.where(known, table, 0))
+    np.add.at(sizes, group, known)
     rng = np.random.default_rng(0)
     step = max(1, AT_ONCE // num_groups)
     means = []
     for start in range(0, RESAMPLES, step):
         drawn = rng.multinomial(num_groups, np.full(num_groups, 1 / num_groups), size=min(step, RESAMPLES - start))
-        means.append((drawn @ sums) / (drawn @ sizes)[:, None])
+        with np.errstate(invalid="ignore"):
+            means.append((drawn @ sums) / (drawn @ sizes))
     return dict(zip(values, np.concatenate(means).T, strict=True))
 
 
 def interval(means: np.ndarray) -> tuple[float, float]:
-    """The 95 % percentile interval of resampled means (or of their differences)."""
-    tail = 50 * (1 - LEVEL)
-    low, high = np.percentile(means, [tail, 100 - tail])
+    """The 95 % percentile interval of resampled means (or of their differences); nan where none is known."""
+    tail, known = 50 * (1 - LEVEL), means[~np.isnan(means)]
+    low, high = np.percentile(known, [tail, 100 - tail]) if len(known) else (np.nan, np.nan)
     return float(low), float(high)

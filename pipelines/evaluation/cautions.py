@@ -11,6 +11,7 @@ def find_cautions(report: dict) -> list[str]:
     if number is not None and number < FEW_GROUPS:
         what = f"{number} group{'s' if number > 1 else ''}"
         cautions.append(f"{what} of test images are too few for intervals that one can trust.")
+    cautions += report.get("leaks", ())
     spread = report.get("machine", {}).get("spread")
     if spread is not None and spread > NOISY:
         others = report["machine"].get("others_share")

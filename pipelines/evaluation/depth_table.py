@@ -4,7 +4,6 @@ import textwrap
 
 from pipelines.core.numbers import fixed, short
 from pipelines.evaluation.cautions import find_cautions
-from unetpp.images.frame import say_size
 
 COLUMNS = 100
 
@@ -13,19 +12,23 @@ def describe(report: dict) -> str:
     """What report.json holds, as text: sentence, tables, and what to be careful about."""
     depth = report["recommended_depth"]
     deepest = [name for name in report["depths"] if name != "mean"][-1]
-    seen = f"at {say_size(report['size_px'])} px" if report.get("size_px") else None  # else it is the score itself
-    head = ("depth", "iou_image", "95 %", f"to {deepest}", "95 %", *([seen] if seen else []), *_QUALITY)
+    size = report.get("size_px")  # without it the score itself is the one at the network's size
+    seen = None if size is None else f"at {size} px" if isinstance(size, int) else f"at {size[0]}x{size[1]}"
+    several = len(report.get("classes", {}).get(deepest, {})) > 1 and not report.get("multilabel")
+    head = ("depth", "iou_image", "95 %", f"to {deepest}", "95 %", *([seen] if seen else []))
+    head = (*head, "mIoU" if several else "dice", *_QUALITY)
     parts = [
         textwrap.fill(report["recommendation"], COLUMNS, break_on_hyphens=False),
         *(textwrap.fill(f"caution: {one}", COLUMNS) for one in find_cautions(report)),
-        _align([head, *(_quality(name, row, bool(seen)) for name, row in report["depths"].items())], depth),
+        _align([head, *(_quality(name, row, bool(seen), several) for name, row in report["depths"].items())], depth),
+        *([_classes(report)] if several else []),
         _align([_COST, *(_cost(name, row) for name, row in report["depths"].items())], depth),
         _gates(report),
     ]
     return "\n\n".join(parts)
 
 
-_QUALITY = ("dice", "boundary", "object", "ECE")
+_QUALITY = ("boundary", "object", "ECE")
 _COST = (
     "depth",
     "params",
@@ -41,7 +44,7 @@ _COST = (
 )
 
 
-def _quality(name: str, row: dict, seen: bool) -> tuple[str, ...]:
+def _quality(name: str, row: dict, seen: bool, several: bool) -> tuple[str, ...]:
     return (
         name,
         f"{row['iou_image']:.3f}",
@@ -49,11 +52,18 @@ def _quality(name: str, row: dict, seen: bool) -> tuple[str, ...]:
         f"{100 * row['difference_iou']:+.1f}",
         f"{100 * row['difference_iou_low']:+.1f} to {100 * row['difference_iou_high']:+.1f}",
         *([f"{row['iou_image_seen']:.3f}"] if seen else []),
-        f"{row['dice_image']:.3f}",
-        f"{row['boundary_f1']:.3f}",
+        fixed(row.get("miou") if several else row["dice_image"]),
+        fixed(row["boundary_f1"]),
         f"{row['object_f1']:.3f}",
-        "-" if row["ece"] is None else f"{row['ece']:.3f}",
+        fixed(row["ece"]),
     )
+
+
+def _classes(report: dict) -> str:
+    """A row a class: its IoU per image at each depth."""
+    ious: dict[str, dict[str, float | None]] = report["classes"]
+    rows = [(one, *(fixed(each[one]) for each in ious.values())) for one in next(iter(ious.values()))]
+    return _align([("class, IoU", *ious), *rows], None)
 
 
 def _cost(name: str, row: dict) -> tuple[str, ...]:
@@ -89,7 +99,13 @@ def _gates(report: dict) -> str:
     rows: list[tuple[str, ...]] = [("gate", "limit", *gates)]
     for number, gate in enumerate(next(iter(gates.values()))):
         found = [one[number] for one in gates.values()]
-        cells = [f"{fixed(one['value'])}{' ' if one['passed'] else '!'}" for one in found]
+        cells = ["off " if one["passed"] is None else f"{fixed(one['value'])}{_MARK[one['passed']]}" for one in found]
         rows.append((gate["name"], f"{'<=' if gate['direction'] == 'at most' else '>='} {gate['limit']:g}", *cells))
-    failed = any(not one["passed"] for each in gates.values() for one in each)
-    return _align(rows, None) + ("\n  ! beyond its limit, or not measured" if failed else "")
+    off = [f"  {gate['name']}: {gate['what']}" for gate in next(iter(gates.values())) if gate["passed"] is None]
+    told = [textwrap.fill(one, COLUMNS, subsequent_indent="  ") for one in off]
+    if any(one["passed"] is False for each in gates.values() for one in each):
+        told.append("  ! beyond its limit, or not measured")
+    return "\n".join([_align(rows, None), *told])
+
+
+_MARK = {True: " ", False: "!"}

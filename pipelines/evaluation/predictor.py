@@ -49,9 +49,9 @@ class Predictor:
         self.names = [f"L{depth}" for depth in trained.depths] + [MEAN] * (len(trained.depths) > 1)
 
     @property
-    def task(self) -> tuple[int, bool]:
-        """num_classes and multilabel, as unetpp.network.masks takes them."""
-        return self.heads.network.num_classes, self.heads.network.multilabel
+    def task(self) -> tuple[int, bool, bool]:
+        """num_classes, multilabel and background, as unetpp.network.masks takes them."""
+        return self.heads.network.task
 
     def answers(self, images: Sequence[np.ndarray]) -> Iterator[Answer]:
         """Each name's answer to (H, W, C) images of one size.

@@ -10,7 +10,7 @@ from pipelines.evaluation.predictor import Batch, Predictor, batches
 from unetpp.data.arrow_split import Split
 from unetpp.data.resized import resize_mask
 from unetpp.images.frame import Frame
-from unetpp.network.masks import to_mask, to_planes
+from unetpp.network.masks import first_class, to_mask, to_planes
 from unetpp.scores import metrics
 from unetpp.scores.boundaries import Boundary, compare_boundaries
 from unetpp.scores.calibration import choose_threshold, count_bins, count_by_threshold
@@ -22,25 +22,30 @@ NOTHING = {"boundary_f1": 1.0, "hd95_px": 0.0, "object_f1": 1.0, "dsb_ap": 1.0}
 
 @dataclass
 class Quality:
-    """The scores of one name (a depth, or the mean) on N images with F foreground classes or labels."""
+    """The scores of one name (a depth, or the mean) on N images with F classes that count, or labels."""
 
     counts: Tensor  # (N, K, 3), see metrics.confusion
     seen_counts: Tensor  # the same at the size that the network sees
-    shapes: dict[str, np.ndarray]  # each of NOTHING's names: (N, F), nan for a class in neither mask nor prediction
+    # Each of NOTHING's names: (N, F), nan for a class in neither mask nor prediction, or without an outline.
+    shapes: dict[str, np.ndarray]
     bins: Tensor  # (10, 3), see calibration.count_bins
     by_threshold: Tensor | None  # (N, T, F, 3), see calibration.count_by_threshold; None for classes
     best_iou: list[np.ndarray] = field(default_factory=list)  # of true objects, in the order of `TrueObjects`
 
     def per_image(self) -> dict[str, np.ndarray]:
-        """(N,) iou, dice and the names of NOTHING, each the mean over the classes that occur."""
+        """(N,) iou, dice and the names of NOTHING, each the mean over the classes that occur.
+
+        nan is an image with classes of which none has an outline that could be compared.
+        """
         iou, dice = metrics.per_image_iou(self.counts).numpy(), metrics.per_image_dice(self.counts).numpy()
-        others = {name: mean_over_classes(each, NOTHING[name]) for name, each in self.shapes.items()}
+        bare = np.asarray(np.isnan(self.shapes["object_f1"]).all(axis=1))
+        others = {name: mean_over_classes(each, bare, NOTHING[name]) for name, each in self.shapes.items()}
         return {"iou_image": iou, "dice_image": dice} | others
 
 
 @dataclass
 class TrueObjects:
-    """The objects of the true masks: connected components of each class, since instances are not kept by prepare."""
+    """The objects of the true masks: connected components of each class, as those of the predicted masks are."""
 
     areas: list[np.ndarray] = field(default_factory=list)  # px
 
@@ -49,10 +54,11 @@ class TrueObjects:
         return 2 * np.sqrt(np.concatenate([np.zeros(0), *self.areas]) / np.pi)
 
 
-def mean_over_classes(values: np.ndarray, nothing: float) -> np.ndarray:
-    """(N, F) with nan for what does not occur to (N,); `nothing` where no class does."""
+def mean_over_classes(values: np.ndarray, bare: np.ndarray, nothing: float) -> np.ndarray:
+    """(N, F) with nan for what is not known to (N,); `nothing` where `bare` (N,) bool says that no class occurs."""
     known = ~np.isnan(values)
-    return np.where(known.any(axis=1), np.nansum(values, axis=1) / np.maximum(1, known.sum(axis=1)), nothing)
+    means = np.nansum(values, axis=1) / np.maximum(1, known.sum(axis=1))
+    return np.where(bare, nothing, np.where(known.any(axis=1), means, np.nan))
 
 
 def mean_or_none(values: np.ndarray) -> float | None:
@@ -65,17 +71,17 @@ def measure_quality(
     predict: Predictor, split: Split, batch_size: int, tolerance_px: float
 ) -> tuple[dict[str, Quality], TrueObjects]:
     """Score every name on every image of a split at its own size, in the split's order, and list the true objects."""
-    num_classes, multilabel = predict.task
-    first = 1 if num_classes > 1 and not multilabel else 0  # the channel of the first foreground class
+    num_classes, multilabel, _ = predict.task
+    first = first_class(*predict.task)
     num_foreground = num_classes - first
-    num_counted = num_classes + 1 - first  # with the background
+    num_counted = num_foreground + 1  # with the background
     found = {
         name: Quality(
             torch.zeros(len(split), num_counted, 3, dtype=torch.int64),
             torch.zeros(len(split), num_counted, 3, dtype=torch.int64),
             {score: np.full((len(split), num_foreground), np.nan) for score in NOTHING},
             torch.zeros(10, 3, dtype=torch.float64),
-            None if first else torch.zeros(len(split), 19, num_foreground, 3, dtype=torch.int64),
+            torch.zeros(len(split), 19, num_classes, 3, dtype=torch.int64) if _has_threshold(predict) else None,
         )
         for name in predict.names
     }
@@ -88,10 +94,8 @@ def measure_quality(
         seen_mask = _seen(batch, predict.frame, num_classes, multilabel)
         for name, seen, probs in predict.answers(batch.images):
             quality, mask_hat = found[name], to_mask(probs, multilabel)
-            quality.counts[batch.indices] = metrics.confusion(mask_hat, batch.mask, num_classes, multilabel)
-            quality.seen_counts[batch.indices] = metrics.confusion(
-                to_mask(seen, multilabel), seen_mask, num_classes, multilabel
-            )
+            quality.counts[batch.indices] = metrics.confusion(mask_hat, batch.mask, *predict.task)
+            quality.seen_counts[batch.indices] = metrics.confusion(to_mask(seen, multilabel), seen_mask, *predict.task)
             quality.bins += count_bins(probs[:, first:], truth, valid)
             if quality.by_threshold is not None:
                 quality.by_threshold[batch.indices] = count_by_threshold(probs, truth, valid)
@@ -132,21 +136,28 @@ class _Planes:
             best_iou.append(matches.best_iou)
             if not self.present[at] and not matches.num_hat:
                 continue
-            boundary = Boundary.of(hat[at], self.ignored[at[0]])
-            compared = compare_boundaries(boundary, self.boundaries[number], self.tolerance_px)
-            values = (compared.f1, compared.hd95_px, matches.f1, matches.average_precision)
-            for name, value in zip(NOTHING, values, strict=True):
-                scores[name][at] = value
+            scores["object_f1"][at], scores["dsb_ap"][at] = matches.f1, matches.average_precision
+            boundary, true = Boundary.of(hat[at], self.ignored[at[0]]), self.boundaries[number]
+            if true.tree is None and (self.present[at] or boundary.tree is None):
+                continue  # all of its outline is ignored: there is nothing to compare with
+            compared = compare_boundaries(boundary, true, self.tolerance_px)
+            scores["boundary_f1"][at], scores["hd95_px"][at] = compared.f1, compared.hd95_px
         return scores, best_iou
+
+
+def _has_threshold(predict: Predictor) -> bool:
+    """The likeliest of several classes needs none."""
+    num_classes, multilabel, _ = predict.task
+    return num_classes == 1 or multilabel
 
 
 def choose_thresholds(predict: Predictor, val: Split, batch_size: int) -> dict[str, int | None]:
     """The index in calibration.THRESHOLDS of the best threshold on val, by name.
 
-    None where there is none to choose: the likeliest of several classes needs no threshold.
+    None where there is none to choose.
     """
-    num_classes, multilabel = predict.task
-    if num_classes > 1 and not multilabel:
+    num_classes, multilabel, _ = predict.task
+    if not _has_threshold(predict):
         return dict.fromkeys(predict.names)
     counts: dict[str, list[Tensor]] = {name: [torch.zeros(0, 19, num_classes, 3)] for name in predict.names}
     for batch in batches(val, batch_size, what="val images, for thresholds"):

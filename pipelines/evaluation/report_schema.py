@@ -46,18 +46,19 @@ class Depth(Cost):
     dice_image_high: Share
     dice_pixels: Share
     dice_paper: Share
+    miou: Share | None = None  # over all named classes and the pixels of all images; in no report of before
     object_f1: Share
     object_f1_low: Share
     object_f1_high: Share
-    boundary_f1: Share
-    boundary_f1_low: Share
-    boundary_f1_high: Share
+    boundary_f1: Share | None  # None, also of hd95_px: no image has an outline that is not ignored
+    boundary_f1_low: Share | None
+    boundary_f1_high: Share | None
     difference_iou: float
     difference_iou_low: float
     difference_iou_high: float
     precision: Share | None
     recall: Share | None
-    hd95_px: float
+    hd95_px: Number
     dsb_ap: Share
     ece: Share | None
     threshold: Share | None
@@ -108,7 +109,7 @@ class BySize(Part):
 class ByKind(Part):
     iou_image: Share
     dice_image: Share
-    boundary_f1: Share
+    boundary_f1: Share | None
     object_f1: Share
 
 
@@ -149,7 +150,7 @@ class Gate(Part):
     value: Share | None  # None: it called nothing foreground, so that there was nothing to compare
     limit: Share
     direction: Literal["at least", "at most"]
-    passed: bool | None  # None: the gate is off, and `what` says why
+    passed: bool | None  # None: it does not apply to these data, as `what` says
     what: str
 
 
@@ -197,6 +198,8 @@ class Report(Part):
     devices: list[Device]
     test: Test
     classes: dict[str, dict[str, Number]]
+    background: bool = True  # the first of `classes` is value 1 of a mask; False: value 0, which is no background
+    leaks: list[str] = []  # what of the test split is not new to who has seen train
     size_px: int | tuple[int, int] | None = None  # that whole images are resized to for the network, if they are
     multilabel: bool  # the classes are labels that may lie over each other
     model_sha256: str  # of the model file that was measured

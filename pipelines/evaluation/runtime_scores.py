@@ -92,7 +92,7 @@ def image_ious(predict: Predict, split: Split, trained: Trained, batch_size: int
     for batch in batches(split, batch_size, what=what):
         seen = predict_resized(lambda pixels: torch.from_numpy(predict(pixels.numpy())), batch.images, trained.frame)
         mask_hat = to_mask(to_own_size(seen, batch.images[0].shape[:2]), network.multilabel)
-        counts = metrics.confusion(mask_hat, batch.mask, network.num_classes, network.multilabel)
+        counts = metrics.confusion(mask_hat, batch.mask, *network.task)
         found[batch.indices] = metrics.per_image_iou(counts).numpy()
     return found
 

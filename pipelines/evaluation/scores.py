@@ -1,7 +1,7 @@
 """The report's numbers out of what was measured image by image: a row a depth, by class, by object size, by kind.
 
 A number that cannot be computed is None: the precision of what nothing predicts, the score of a class that does not
-occur.
+occur, the outline's where unlabelled pixels hide all of it.
 """
 
 from collections import Counter
@@ -34,6 +34,7 @@ def summarise(
     means: Mapping[str, Mapping[str, np.ndarray]],
     thresholds: Mapping[str, int | None],
     deepest: str,
+    multilabel: bool = False,
 ) -> dict[str, dict[str, float | None]]:
     """The quality of each name as flat numbers.
 
@@ -41,6 +42,7 @@ def summarise(
         means: what `resample` returned.
         thresholds: indices in calibration.THRESHOLDS of what was chosen on val.
         deepest: the name that differences are against.
+        multilabel: the classes are labels, beside which there is no background.
     """
     rows = {}
     reference = metrics.per_image_iou(quality[deepest].counts).mean().item()
@@ -49,15 +51,16 @@ def summarise(
         images = each.per_image()
         found = metrics.scores(each.counts)
         for score in (*WITH_INTERVALS[:2], *(one for one in found if one not in WITH_INTERVALS), *WITH_INTERVALS[2:]):
-            row[score] = found[score] if score in found else float(images[score].mean())
+            row[score] = found[score] if score in found else mean_or_none(images[score])
             if score in WITH_INTERVALS:
-                row[f"{score}_low"], row[f"{score}_high"] = interval(means[score][name])
+                row[f"{score}_low"], row[f"{score}_high"] = map(_or_none, interval(means[score][name]))
+        row["miou"] = metrics.mean_iou(each.counts, multilabel)
         difference = interval(means["iou_image"][name] - means["iou_image"][deepest])
         row["difference_iou"] = found["iou_image"] - reference
         row["difference_iou_low"], row["difference_iou_high"] = difference
         precision, recall = metrics.precision_recall(each.counts)
         row["precision"], row["recall"] = mean_or_none(np.array(precision)), mean_or_none(np.array(recall))
-        row["hd95_px"], row["dsb_ap"] = float(images["hd95_px"].mean()), float(images["dsb_ap"].mean())
+        row["hd95_px"], row["dsb_ap"] = mean_or_none(images["hd95_px"]), mean_or_none(images["dsb_ap"])
         row["ece"] = expected_calibration_error(each.bins)
         row |= _at_threshold(each, thresholds[name])
         row["iou_image_seen"] = metrics.per_image_iou(each.seen_counts).mean().item()
@@ -83,16 +86,16 @@ def by_class(quality: Mapping[str, Quality], classes: Sequence[str]) -> dict[str
             "precision": precision,
             "recall": recall,
         }
-        columns |= {score: [_mean(column) for column in values.T] for score, values in each.shapes.items()}
+        columns |= {score: [mean_or_none(column) for column in values.T] for score, values in each.shapes.items()}
         for index, one in enumerate(classes):
             values = ((score, column[index]) for score, column in columns.items())
-            result[one][name] = {score: None if isnan(value) else value for score, value in values}
+            result[one][name] = {score: _or_none(value) for score, value in values}
     return result
 
 
-def _mean(values: np.ndarray) -> float:
-    found = mean_or_none(values)
-    return float("nan") if found is None else found
+def _or_none(value: float | None) -> float | None:
+    """nan, which JSON has not, as None."""
+    return None if value is None or isnan(value) else value
 
 
 def by_kind(quality: Mapping[str, Quality], kinds: Sequence[str]) -> dict[str, dict]:
@@ -102,7 +105,7 @@ def by_kind(quality: Mapping[str, Quality], kinds: Sequence[str]) -> dict[str, d
     for kind, number in sorted(Counter(kinds).items(), key=lambda item: (-item[1], item[0])):
         chosen = np.array([one == kind for one in kinds])
         means = {
-            name: {score: float(values[score][chosen].mean()) for score in BY_KIND} for name, values in images.items()
+            name: {score: mean_or_none(values[score][chosen]) for score in BY_KIND} for name, values in images.items()
         }
         result[kind] = {"num_images": number} | means
     return result
@@ -145,8 +148,8 @@ def image_rows(quality: Mapping[str, Quality], split: Split, groups: Sequence[st
     ]
 
 
-def _rounded(value: float) -> float:
-    return round(float(value), 6)
+def _rounded(value: float) -> float | None:
+    return None if isnan(value) else round(float(value), 6)
 
 
 def reliability_rows(metrics: dict) -> list[dict]:
@@ -159,8 +162,6 @@ def reliability_rows(metrics: dict) -> list[dict]:
 def class_ious(quality: dict[str, Quality], names: list[str]) -> dict[str, dict[str, float | None]]:
     """IoU of each class by name; None for a class that is in no test image and that no depth finds."""
     return {
-        name: {
-            one: None if isnan(iou) else iou for one, iou in zip(names, metrics.per_class_iou(each.counts), strict=True)
-        }
+        name: {one: _or_none(iou) for one, iou in zip(names, metrics.per_class_iou(each.counts), strict=True)}
         for name, each in quality.items()
     }

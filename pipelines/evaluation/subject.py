@@ -49,7 +49,7 @@ class Subject:
         """
         trained, manifest, path = load_model(model), read_manifest(prepared), prepared / "test.arrow"
         network = trained.network
-        found = {name: getattr(network, name) for name in ("num_classes", "multilabel")}
+        found = {name: getattr(network, name) for name in ("num_classes", "multilabel", "background")}
         for key, value in (found | {"channels": network.in_channels}).items():
             if (expected := getattr(manifest, key)) != value:
                 raise UserError(

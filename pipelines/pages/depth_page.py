@@ -20,6 +20,7 @@ SCORES = (
     ("iou_image_seen", "IoU at the network's size", "the same at the size that the network sees"),
     ("iou_pixels", "IoU of all pixels", "of the pixels of all images together"),
     ("iou_paper", "IoU as in the paper", "mean of background and foreground, as the paper's released code has it"),
+    ("miou", "mIoU", "all named classes, background included, over the pixels of all images, as papers report it"),
     ("dice_image", "Dice per image", "foreground Dice, mean over images"),
     ("dice_pixels", "Dice of all pixels", "of the pixels of all images together"),
     ("dice_paper", "Dice as in the paper", "mean of background and foreground"),
@@ -172,6 +173,7 @@ def _headline(metrics: dict, other: str, compared: dict) -> list[dict[str, str]]
             facts[-1]["note"] = f"{against} takes {slower / row['latency_ms']:.1f} times as long"
     gates = (metrics.get("gates") or {}).get(name) or []
     if gates:
+        gates = [gate for gate in gates if gate["passed"] is not None]
         failed = [gate["name"] for gate in gates if not gate["passed"]]
         facts.append({"what": "gates passed", "value": f"{len(gates) - len(failed)} of {len(gates)}"})
         facts[-1]["note"] = f"not passed: {', '.join(failed)}" if failed else ""

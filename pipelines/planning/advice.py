@@ -29,7 +29,11 @@ def advise(fingerprint: dict) -> dict[str, Any]:
         "suggestions": [
             {"key": key, "value": choice.value, "reason": choice.reason}
             for key, choice in choices.items()
-            if key not in OF_THE_MACHINE | UNKNOWN
-            and fingerprint["prepared"].get(key.rpartition(".")[2], ()) != choice.value
+            if key not in OF_THE_MACHINE | UNKNOWN and not _is_so(fingerprint["prepared"], key, choice.value)
         ],
     }
+
+
+def _is_so(prepared: dict, key: str, value: Any) -> bool:
+    section, _, name = key.partition(".")
+    return section == "prepare" and name in prepared and prepared[name] == value

@@ -195,7 +195,8 @@ def _read_colours(facts: MaskFacts, table: Table | None, plan: Plan) -> None:
 
 def _write_names(names: dict, source: str, facts: MaskFacts, plan: Plan) -> None:
     """Choose prepare's values, classes, num_classes and background from a name for each value."""
-    names = dict(sorted(names.items(), key=lambda pair: (isinstance(pair[0], str), pair[0])))
+    if not any(isinstance(value, str) for value in names):  # colours stay in the order of their table
+        names = dict(sorted(names.items()))
     classes = list(dict.fromkeys(name for name in names.values() if name not in ("background", "ignore")))
     background = "background" in names.values()
     unlabelled = [value for value, name in names.items() if name == "ignore"]

@@ -41,7 +41,8 @@ class Orientation:
         if self.num < LEAST:
             return None
         both = (self.mirrored + self.turned) / 2
-        return self.mirrored > self.limit or (self.mirrored > HINTED and both > self.limit + TURNED)
+        hinted = self.mirrored > HINTED and both > self.limit + TURNED and not self.sideways
+        return self.mirrored > self.limit or hinted
 
     @property
     def sideways(self) -> bool:

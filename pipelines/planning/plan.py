@@ -1,10 +1,13 @@
 """The plan of a project: values of params.yaml with the reason of each, what was found, and what a run will take."""
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pipelines.core.params import Params, load_params, override
+from pipelines.dataset.layouts import Sample
+from pipelines.dataset.splits import SPLITS
 from pipelines.planning.choices import Choice, Plan
 from pipelines.planning.machine import find_machine
 from pipelines.planning.probe import fit_time
@@ -68,12 +71,22 @@ def _describe(found: Survey, plan: Plan) -> None:
     if not facts.one_size:
         low, high = min(found.sizes), max(found.sizes)
         sizes += f" at the median, from {low[1]} x {low[0]} to {high[1]} x {high[0]} px"
+    given = Counter(sample.split for sample in found.samples if sample.split)
+    if given:
+        listed = ", ".join(f"{split} {given[split]:,}" for split in SPLITS if given[split])
+        plan.found.insert(0, f"the set brings its own split, which is taken as it is: {listed}")
     plan.found.insert(0, f"{facts.num_images:,} pairs of images and masks; images are {grey}, {sizes}")
+
+
+def _folder(sample: Sample) -> str:
+    """Where an image lies, without what says its split."""
+    parts = sample.id.split("/")[:-1]
+    return "/".join(parts[1:] if sample.split and parts else parts)
 
 
 def _choose_kinds(found: Survey, plan: Plan) -> None:
     """Kinds of microscopy where it looks like that: no up and down, many objects; else those of folders, if any."""
-    folders = {sample.id.rpartition("/")[0] for sample in found.samples}
+    folders = {_folder(sample) for sample in found.samples}
     per_image = found.fingerprint["objects"]["per_image"]["median"]
     if 1 < len(folders) <= MOST_FOLDERS:
         plan.choose("prepare.kinds", "folder", f"images lie in {len(folders)} folders")

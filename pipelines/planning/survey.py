@@ -32,7 +32,7 @@ from unetpp.data.manifest import Manifest
 from unetpp.errors import FileError
 from unetpp.images.pictures import count_pages
 
-MOST_PAIRS = 200  # that are decoded
+MOST_PAIRS = 300  # that are decoded
 MOST_MASKS = 1000  # whose values are looked at
 MOST_PX = 40_000_000  # that are decoded of images, and of masks: seconds
 FIRST = 3

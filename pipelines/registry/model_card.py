@@ -46,6 +46,7 @@ class Family:
             "fit": self.trained.fit,
             "multilabel": str(self.trained.network.multilabel).lower(),
             "classes": json.dumps(self.trained.classes),
+            "background": str(self.trained.network.background).lower(),
             "fingerprint": self.fingerprint,
             "data_sha256": self.data_sha256,
             "test_sha256": self.manifest.splits["test"].sha256,
@@ -165,7 +166,8 @@ def _fixed(values: dict, key: str, digits: int = 3) -> str:
 
 def _gates(metrics: dict, depth: int) -> str:
     gates = metrics.get("gates", {}).get(f"L{depth}", [])
-    return f"{sum(gate['passed'] for gate in gates)} of {len(gates)}" if gates else "not judged"
+    judged = [gate["passed"] for gate in gates if gate["passed"] is not None]
+    return f"{sum(judged)} of {len(judged)}" if judged else "not judged"
 
 
 def _row(cells: list[str]) -> str:
@@ -188,11 +190,12 @@ def _notes(family: Family) -> list[str]:
     if network.multilabel:
         out = f"a probability for each label, each from 0 to 1 ({names})"
     elif network.num_classes > 1:
-        out = f"a probability for each class, together 1 (background, {names})"
+        out = f"a probability for each class, together 1 ({', '.join(family.trained.names)})"
+    counted = "foreground alone" if network.background else "of all classes"
     counts = ", ".join(f"{split.num_images} {name}" for name, split in splits.items())
     return [
         f"**Table:** IoU and Dice: mean over the {splits['test'].num_images} test images ({kinds}), "
-        "foreground alone. ms: one image at a time, median (95th percentile); images/s: in batches; "
+        f"{counted}. ms: one image at a time, median (95th percentile); images/s: in batches; "
         f"both on {machine}.",
         f"**In:** images of any size and number, uint8 arrays `(H, W, C)` or bytes of PNG, JPEG or TIFF{resized}. "
         '**Out:** masks `(H, W)` uint8; with `{"mode": "probabilities"}` float32 '

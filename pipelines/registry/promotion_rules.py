@@ -84,11 +84,13 @@ def judge_gates(report: dict, depth: str) -> tuple[bool, str]:
     gates = report.get("gates", {}).get(depth)
     if not gates:
         return True, "its behaviour was not judged: the report has no gates"
-    failed = [gate for gate in gates if not gate["passed"]]
+    off = [gate["name"] for gate in gates if gate["passed"] is None]
+    failed = [gate for gate in gates if gate["passed"] is False]
+    number = len(gates) - len(off)
     if failed:
         found = "; ".join(f"{gate['name']} {_value(gate['value'])}, limit {_value(gate['limit'])}" for gate in failed)
-        return False, f"it fails {len(failed)} of {len(gates)} gates: {found}"
-    return True, f"all {len(gates)} gates passed"
+        return False, f"it fails {len(failed)} of {number} gates: {found}"
+    return True, f"all {number} gates passed" + (f" ({', '.join(off)} does not apply)" if off else "")
 
 
 def _value(number: float | None) -> str:

@@ -102,11 +102,11 @@ def numbers(values: dict) -> list[tuple[str, float]]:
 
 
 def flatten(values: dict, prefix: str = "") -> dict[str, str]:
-    """Nested sections as dotted keys; lists and null as JSON."""
+    """Nested sections as dotted keys; lists, null, and what has values or colours for keys, as JSON."""
     flat = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
-        if isinstance(value, dict):
+        if isinstance(value, dict) and all(str(one)[:1].isalpha() for one in value):
             flat |= flatten(value, f"{name}.")
         else:
             flat[name] = redacted(value if isinstance(value, str) else json.dumps(value))

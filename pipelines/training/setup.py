@@ -42,4 +42,5 @@ class Setup:
         )
         weights = spec.class_weights
         self.class_weights = None if weights is None else torch.tensor(weights, device=device)
-        self.loss = make_loss(train.loss, train.head_weights, network.depths, self.class_weights, network.multilabel)
+        task = network.multilabel, network.background
+        self.loss = make_loss(train.loss, train.head_weights, network.depths, self.class_weights, *task)

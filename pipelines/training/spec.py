@@ -88,9 +88,8 @@ def make_spec(
 
 def build_network(model: Model, widths: tuple[int, ...], manifest: Manifest) -> NestedUNet:
     """The network of section `model`, with these widths, for the prepared data of a manifest."""
-    return NestedUNet(
-        widths, manifest.channels, manifest.num_classes, multilabel=manifest.multilabel, **model.model_dump()
-    )
+    meaning = {"multilabel": manifest.multilabel, "background": manifest.background}
+    return NestedUNet(widths, manifest.channels, manifest.num_classes, **meaning, **model.model_dump())
 
 
 def find_class_weights(wanted: str | Sequence[float] | None, manifest: Manifest, prepared: Path) -> list[float] | None:
@@ -121,6 +120,8 @@ def run_name(stage: str, spec: TrainSpec, space: Any = None) -> str:
     code = code_hash("pipelines.search" if stage == "search" else "pipelines.train")
     splits = {name: asdict(split) for name, split in spec.manifest.splits.items()}
     facts = [spec.sections, space or list(spec.widths), splits, code]
+    if not spec.manifest.background:
+        facts.append("class 0 is a class")
     if spec.init:
         facts.append(spec.init.sha256)
     if spec.manifest.frame and spec.manifest.frame.canvas:

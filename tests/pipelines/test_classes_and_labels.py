@@ -169,6 +169,48 @@ def test_the_fingerprint_adds_up_what_overlaps_and_what_nobody_annotated(run):
         assert found["masks"]["overlap_share"] == 0
 
 
+def test_a_class_0_that_counts_has_its_name_and_its_score_from_the_files_to_the_predicted_masks(tmp_path, capsys):
+    """And values of files that are no class indices: what a user says of a set of scenes."""
+    names, cpu = ["border", "ground", "nucleus"], torch.device("cpu")
+    values = {0: "ground", 1: "nucleus", 2: "border", UNANNOTATED: "ignore"}
+    ours = {"num_classes": 3, "classes": names, "background": False, "values": values}
+    params = params_of({"ingest": {"masks": "partial"}, "prepare": ours})
+    ingest(params.ingest, tmp_path / "raw")
+    manifest = prepare(params.prepare, tmp_path / "raw", tmp_path / "prepared")
+    assert (manifest.classes, manifest.background, manifest.foreground_share) == (names, False, 1)
+    test = Split(tmp_path / "prepared/test.arrow")
+    raw = np.array(Image.open(tmp_path / f"raw/masks/{test.ids[0]}.png"))
+    assert np.array_equal(test[0][1], np.where(raw == UNANNOTATED, IGNORE, (raw + 1) % 3))
+    found = json.loads((tmp_path / "prepared/fingerprint.json").read_text())
+    assert [row["name"] for row in found["classes"]] == names
+    assert sum(row["share"] for row in found["classes"]) == pytest.approx(1, abs=1e-4)
+    assert not any("is 0 the background" in line for line in found["findings"]["warnings"])
+    one_epoch = params.model_copy(update={"train": params.train.model_copy(update={"epochs": 1})})
+    spec = make_spec(one_epoch, [4, 6], tmp_path / "prepared")
+    *_, state = epochs(spec, cpu)
+    write_results(state, spec, "test", tmp_path / "model", tmp_path / "train")
+    report = evaluate(tmp_path / "prepared", tmp_path / "model", tmp_path / "evaluate", params.evaluate, cpu)
+    assert list(report["classes"]["L1"]) == list(report["groups"]["class"]) == names
+    assert not report["background"]
+    assert report["gates"]["L1"][-1]["passed"] is None
+    image = tmp_path / f"raw/images/{test.ids[0]}.png"
+    predict([str(image)], str(tmp_path / "model"), None, tmp_path / "out")
+    assert "0 border, 1 ground, 2 nucleus" in capsys.readouterr().out
+    # mIoU as a paper would compute it, from the files.
+    counts = np.zeros((3, 3))
+    images = [str(tmp_path / f"raw/images/{id}.png") for id in test.ids]
+    predict(images, str(tmp_path / "model"), None, tmp_path / "all")
+    for id in test.ids:
+        true, hat = (np.array(Image.open(tmp_path / f"{folder}/{id}.png")) for folder in ("raw/masks", "all"))
+        known = true != UNANNOTATED
+        np.add.at(counts, ((true[known] + 1) % 3, hat[known]), 1)
+    ious = counts.diagonal() / (counts.sum(0) + counts.sum(1) - counts.diagonal())
+    assert report["depths"]["L1"]["miou"] == pytest.approx(ious.mean(), abs=2e-3)
+    compared = json.loads((tmp_path / "evaluate/metrics.json").read_text())
+    assert compared["miou"]["L1"] == pytest.approx(ious.mean(), abs=2e-3)
+    assert "gates passed" in depth_page.build_page(tmp_path / "evaluate/page")
+
+
 def test_folders_that_overlap_are_told_where_labels_were_not_asked_for(tmp_path):
     params = params_of(TASKS["labels"], num_classes=3, multilabel=False)
     ingest(params.ingest, tmp_path / "raw")

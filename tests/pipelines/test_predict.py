@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+import unetpp
 from pipelines import predict as stage
 from pipelines.cli import build_parser
 from pipelines.core.files import MARKER
@@ -104,6 +105,20 @@ def test_labels_that_lie_over_each_other_are_a_mask_file_each(tmp_path, capsys):
     for label, value in (("cell", 255), ("nucleus", 0)):
         assert np.unique(np.array(Image.open(tmp_path / "out" / label / "a.png"))).tolist() == [value]
     assert f"wrote 1 masks of each label to {tmp_path / 'out/cell'}, " in capsys.readouterr().out
+
+
+def test_every_value_of_a_mask_is_named_also_that_of_class_0(tmp_path, capsys):
+    write(tmp_path / "a.png")
+    for background, names, said in ((True, ["car"], "0 background, 1 car"), (False, ["sky", "car"], "0 sky, 1 car")):
+        network = NestedUNet((2, 3), in_channels=1, num_classes=2, background=background).eval()
+        trained = Trained(network, None, {"classes": names})
+        folder = tmp_path / str(background)
+        folder.mkdir()
+        trained.save(folder / "model.safetensors")
+        assert unetpp.load(folder).classes == names
+        assert Trained(network, None).names == (["background", "1"] if background else ["0", "1"])
+        predict([str(tmp_path / "a.png")], str(folder), None, folder / "out")
+        assert f"wrote 1 masks to {folder / 'out'}: {said}\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "..", ".hidden", "", "a\\b"])

@@ -102,6 +102,21 @@ def test_what_a_model_is_judged_by_keeps_its_own_size(made, tmp_path):
     assert manifest.val_full_sha256 == sha256(tmp_path / "out/val_full.arrow")
 
 
+def test_numbers_of_objects_are_kept_at_the_size_of_each_mask(made, tmp_path):
+    prepare(PARAMS, made, tmp_path / "out")
+    for name in ("train", "val", "test", "val_full"):
+        split = Split(tmp_path / f"out/{name}.arrow")
+        for index, id in enumerate(split.ids):
+            stored, (_, mask), numbers = decode_mask(made / f"masks/{id}.png"), split[index], split.instances(index)
+            if name in ("test", "val_full"):
+                assert numbers is None if stored.max() < 2 else np.array_equal(numbers, stored)
+            elif numbers is not None:
+                assert numbers.shape == mask.shape
+                assert not numbers[mask == 0].any()
+                assert set(np.unique(numbers)) <= set(np.unique(stored))
+        assert any(split.instances(index) is not None for index in range(len(split)))
+
+
 def test_a_split_is_a_function_of_the_sample_and_adding_files_moves_none(made, raw, tmp_path):
     prepare(PARAMS, made, tmp_path / "all")
     gone = sorted((raw / "images").iterdir())[::3]

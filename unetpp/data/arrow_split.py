@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from unetpp.data.crops import find_spots
+from unetpp.data.instances import unpack
 from unetpp.data.scaling import find_limits
 from unetpp.errors import UserError
 from unetpp.network.masks import IGNORE, find_classes
@@ -29,6 +30,7 @@ SCHEMA = pa.schema(
         ("spots", pa.list_(pa.list_(pa.int32()))),  # where each class of foreground lies, see `find_spots`
     ]
 )
+INSTANCES = pa.field("instances", pa.binary())  # where masks number objects, see unetpp.data.instances
 # Rows are kept in memory until a batch is this large. To open a file reads a page of each batch, and waits for the
 # disk once each where that is not in the page cache.
 BATCH_BYTES = 128 * 2**20
@@ -40,7 +42,8 @@ class SplitWriter:
     The same rows in the same order give the same bytes.
 
     Args:
-        multilabel: masks hold bits of labels (unetpp.network.masks).
+        multilabel, background: what masks hold (unetpp.network.masks).
+        instances: some samples have numbers of their objects.
 
     Attributes:
         class_pixels: how many pixels of each class were added, by class index; of labels first the pixels that have
@@ -48,15 +51,16 @@ class SplitWriter:
         known_pixels, ignored_pixels: how many were annotated, and how many are IGNORE.
     """
 
-    def __init__(self, path: str | Path, multilabel: bool = False):
+    def __init__(self, path: str | Path, multilabel: bool = False, background: bool = True, instances: bool = False):
         self.path = Path(path)
-        self.multilabel = multilabel
+        self.task = multilabel, background
+        self.schema = SCHEMA.append(INSTANCES) if instances else SCHEMA
         self.class_pixels: list[int] = [0]
         self.known_pixels = self.ignored_pixels = 0
 
     def __enter__(self):
         self._sink = pa.OSFile(str(self.path), "wb")
-        self._writer = pa.ipc.new_file(self._sink, SCHEMA)
+        self._writer = pa.ipc.new_file(self._sink, self.schema)
         self._begin_batch()
         return self
 
@@ -65,8 +69,11 @@ class SplitWriter:
         self._writer.close()
         self._sink.close()
 
-    def add(self, id: str, kind: str, image: np.ndarray, mask: np.ndarray) -> None:
+    def add(self, id: str, kind: str, image: np.ndarray, mask: np.ndarray, instances: bytes = b"") -> None:
         """Append image (H, W, C) uint8, uint16 or float32 with mask (H, W) uint8 (unetpp.network.masks).
+
+        Args:
+            instances: numbers of its objects as `unetpp.data.instances.pack` packs them; empty where it has none.
 
         Raises:
             ValueError: another type, or shapes that do not belong together.
@@ -91,7 +98,8 @@ class SplitWriter:
                 "limits": limits,
                 "mean": mean,
                 "std": std,
-                "spots": find_spots(mask, self.multilabel),
+                "spots": find_spots(mask, *self.task),
+                "instances": instances or None,
             }
         )
         for column, array in (("image", image), ("mask", mask)):
@@ -102,7 +110,7 @@ class SplitWriter:
         self.ignored_pixels += ignored
         self.known_pixels += mask.size - ignored
         self.class_pixels[0] += int(np.count_nonzero(mask == 0))
-        for number, inside in find_classes(mask, self.multilabel):
+        for number, inside in find_classes(mask, self.task[0]):
             self.class_pixels += [0] * (number + 1 - len(self.class_pixels))
             self.class_pixels[number] += int(np.count_nonzero(inside))
         if sum(map(len, self._large.values())) >= BATCH_BYTES:
@@ -117,14 +125,14 @@ class SplitWriter:
         if not self._small:
             return
         columns = []
-        for field in SCHEMA:
+        for field in self.schema:
             if field.name in self._large:
                 offsets = pa.py_buffer(np.array(self._offsets[field.name], np.int64))
                 pixels = pa.py_buffer(self._large[field.name])
                 columns.append(pa.LargeBinaryArray.from_buffers(field.type, len(self._small), [None, offsets, pixels]))
             else:
                 columns.append(pa.array([row[field.name] for row in self._small], field.type))
-        self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=SCHEMA))
+        self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=self.schema))
         self._begin_batch()
 
 
@@ -167,7 +175,7 @@ class Split:
             raise UserError(
                 f"{self.path}: found no whole Arrow file ({error}); remove it and run `dvc repro prepare`"
             ) from None
-        if reader.schema != SCHEMA:
+        if reader.schema not in (SCHEMA, SCHEMA.append(INSTANCES)):
             raise UserError(
                 f"{self.path}: found the columns {reader.schema.names}; expected {SCHEMA.names}: "
                 "run `dvc repro prepare` with this version"
@@ -242,6 +250,15 @@ class Split:
         """Mean and standard deviation (C,) float32 of the image's channels, scaled to [0, 1]."""
         mean, std = (np.array(self._value(index, name).as_py(), np.float32) for name in ("mean", "std"))
         return mean, std
+
+    def instances(self, index: int) -> np.ndarray | None:
+        """Which object each pixel of a sample's mask belongs to, (H, W) from 1 on, of labels (K, H, W).
+
+        None where the masks do not number objects: connected pixels of a class are all that is known then.
+        """
+        batch, row = self._find(index)
+        packed = batch.column("instances")[row].as_py() if INSTANCES.name in batch.schema.names else None
+        return None if packed is None else unpack(packed)
 
     def spots(self, index: int) -> list[np.ndarray]:
         """Where the foreground of a sample lies, a class each (`find_spots`): known without a look at the mask."""

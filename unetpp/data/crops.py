@@ -34,13 +34,13 @@ def draw_exposure(key: Key, limit: float) -> tuple[float, float]:
     return 1 + stream.uniform(-limit, limit), stream.uniform(-limit, limit)
 
 
-def find_spots(mask: np.ndarray, multilabel: bool = False) -> list[np.ndarray]:
+def find_spots(mask: np.ndarray, multilabel: bool = False, background: bool = True) -> list[np.ndarray]:
     """Where the foreground of a mask (H, W) uint8 lies: of each class in it, flat indices int32 of at most 256 pixels.
 
     Of more they are evenly spaced in reading order, so that a large object has more of them than a small one.
     """
     spots = []
-    for _, inside in find_classes(mask, multilabel):
+    for _, inside in find_classes(mask, multilabel, background):
         places = np.flatnonzero(inside)
         if len(places) > NUM_SPOTS:
             places = places[(2 * np.arange(NUM_SPOTS) + 1) * len(places) // (2 * NUM_SPOTS)]

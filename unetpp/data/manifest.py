@@ -29,7 +29,8 @@ class Manifest:
     channels: int
     num_classes: int
     multilabel: bool = False
-    classes: list[str] | None = None  # names of more than one
+    classes: list[str] | None = None  # names of the values 1, 2 ... of a mask, or of 0, 1 ... without background
+    background: bool = True  # class 0 is the background, and no class that counts
     splits: dict[str, SplitFacts]
     val_full_sha256: str | None = None  # of val_full.arrow: val at the images' own sizes, where `size` changes them
     num_groups: int | None = None
@@ -38,6 +39,9 @@ class Manifest:
     raw_sha256: str | None = None  # of the manifest of the raw data
     foreground_share: float = 0.0  # of the annotated pixels of train
     ignored_share: float = 0.0  # of the pixels of train
+    given_split: bool = False  # whether the set's own split was taken; else by hash
+    sequences: dict | None = None  # of numbered frames: how many, and the test frames near to train ones
+    leaks: list[str] = field(default_factory=list)  # sentences: what stands in two splits that the set itself made
     class_pixels: list[int] | None = None  # of train; of labels first the pixels without one
 
     def __post_init__(self):

@@ -66,21 +66,34 @@ def _other_channels(picture: Picture, num: int, channels: int) -> FileError:
     )
 
 
-def decode_mask(path: str | Path, page: int | None = None, limits: Limits = NO_LIMITS_SET) -> np.ndarray:
+def decode_mask(
+    path: str | Path, page: int | None = None, limits: Limits = NO_LIMITS_SET, lossy: bool = False, named: bool = False
+) -> np.ndarray:
     """Read a mask as (H, W) integers: the values as stored, for a palette the index and not the colour.
+
+    Args:
+        lossy: read JPEG too, whose values are only near those that were stored.
+        named: who asks knows what each value means, so that index 0 of a palette may have any colour.
 
     Raises:
         FileError: as `decode_image`, and for JPEG, floating-point, negative or coloured masks.
     """
-    picture = read_picture(Path(path), page, limits)
+    return mask_values(read_picture(Path(path), page, limits), lossy, named)
+
+
+def mask_values(picture: Picture, lossy: bool = False, named: bool = False) -> np.ndarray:
+    """A picture as `decode_mask` gives it."""
     path, pixels = picture.path, picture.pixels
-    if picture.lossy:
+    if picture.lossy and not lossy:
         kind = "JPEG-compressed TIFF" if picture.header.format == "TIFF" else picture.header.format
         raise FileError(
             path,
             f"found a {kind} mask, whose values compression has changed; expected PNG, TIFF or BMP",
-            "export the mask again as PNG",
+            "export the mask again as PNG, set prepare.mask_threshold to 128 where bright is foreground, or name the "
+            "values in prepare.values",
         )
+    if picture.lossy and pixels.shape[2] == 3 and np.ptp(pixels, axis=2).max() < DARK:
+        pixels = convert(pixels, 1)  # grey but for what compression added
     if picture.white_is_zero:
         raise FileError(
             path,
@@ -94,9 +107,36 @@ def decode_mask(path: str | Path, page: int | None = None, limits: Limits = NO_L
             "found a mask of floating-point values; expected whole numbers",
             "save it as an 8-bit or 16-bit grey PNG with 0 for background",
         )
-    if picture.palette is not None:
+    if picture.palette is not None and not named:
         _check_background(path, pixels, picture.palette)
     return _labels(path, _single_channel(path, pixels, picture.num_channels))
+
+
+def mask_colours(picture: Picture) -> np.ndarray:
+    """The colours (H, W) int32 of a mask as a viewer shows them: 0xRRGGBB of RGB, of a palette, or of grey.
+
+    Raises:
+        FileError: other than 8-bit colours, or a colour that is transparent in one place and not in another.
+    """
+    path, pixels = picture.path, picture.pixels
+    colours = to_array(picture, 3)
+    if colours.dtype != np.uint8:
+        raise FileError(
+            path,
+            f"found a mask of {picture.header.bits}-bit values; expected 8-bit colours, as prepare.values has",
+            "save it as an 8-bit RGB or palette PNG, or name values in place of colours",
+        )
+    packed = colours.astype(np.int32) @ np.array([65536, 256, 1], np.int32)
+    if picture.palette is None and pixels.shape[2] in (2, 4):
+        both = packed.astype(np.int64) * 256 + pixels[:, :, -1]
+        if pixels[:, :, -1].min() < 255 and len(np.unique(packed)) < len(np.unique(both)):
+            raise FileError(
+                path,
+                "found a mask with a colour that is transparent in one place and not in another; expected a colour for "
+                "each meaning",
+                "save it as an RGB or palette PNG",
+            )
+    return packed
 
 
 def _check_background(path: Path, indices: np.ndarray, palette: np.ndarray) -> None:
@@ -152,7 +192,8 @@ def _single_channel(path: Path, mask: np.ndarray, num_colours: int) -> np.ndarra
         raise FileError(
             path,
             "found a mask in colours; expected a grey value or a palette index for each class or object",
-            "map each colour to a number and save an 8-bit or 16-bit grey PNG",
+            "name the colours in prepare.values, such as {'#000000': background, '#ff0000': NAME}, or save an 8-bit or "
+            "16-bit grey PNG of class indices",
         )
     return np.ascontiguousarray(colours[:, :, 0])
 

@@ -141,7 +141,7 @@ def _read_other(path: Path, number: int | None, limits: Limits) -> Picture:
         pixels = pixels // (255 // (2**bits - 1))  # Pillow stretches grey of 2 and 4 bits to 0 ... 255
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     alpha = pixels.shape[2] in (2, 4)
-    return Picture(path, header, pixels, palette, lossy=_is_lossy(header.format, file), alpha=alpha)
+    return Picture(path, header, pixels, palette, lossy=_is_lossy(header.format, path), alpha=alpha)
 
 
 def _read_tiff(path: Path, number: int | None, limits: Limits) -> Picture:
@@ -186,9 +186,9 @@ def _open(path: Path, file: BinaryIO) -> Image.Image:
     raise FileError(path, found, "save it as one or remove it")
 
 
-def _is_lossy(format: str, file: BinaryIO) -> bool:
-    if format == "WEBP":  # one that keeps all values has a chunk of this name in place of VP8
-        return b"VP8L" not in _rewound(file).read()
+def _is_lossy(format: str, path: Path) -> bool:
+    if format == "WEBP":  # Pillow has closed its file; one that keeps all values has a chunk VP8L in place of VP8
+        return b"VP8L" not in path.read_bytes()
     return format in ("JPEG", "MPO")
 
 

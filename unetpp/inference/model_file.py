@@ -27,6 +27,7 @@ from unetpp.inference import older_files
 from unetpp.inference.older_files import Contents, read_tensors
 from unetpp.inference.segmenter import Segmenter
 from unetpp.network.folding import fold
+from unetpp.network.masks import first_class
 from unetpp.network.model import NestedUNet
 from unetpp.network.pruning import prune
 
@@ -61,10 +62,18 @@ class Trained:
 
     @property
     def classes(self) -> list[str]:
-        """Names of the foreground classes, or of the labels; numbers where the data have no names for them."""
-        first = 1 if self.network.num_classes > 1 and not self.network.multilabel else 0
-        count = self.network.num_classes - first
-        return self.info.get("classes") or [str(number) for number in range(1, count + 1)]
+        """Names of the classes that count, or of the labels; numbers where the data have no names for them.
+
+        They are those of the values 1, 2 ... of a mask, and of 0, 1 ... where class 0 is no background.
+        """
+        first, begin = first_class(*self.network.task), int(self.network.background)
+        numbers = range(begin, begin + self.network.num_classes - first)
+        return self.info.get("classes") or [str(number) for number in numbers]
+
+    @property
+    def names(self) -> list[str]:
+        """What the values 0, 1 ... of a mask mean, where they are no labels."""
+        return ["background"] * self.network.background + self.classes
 
     @property
     def depths(self) -> tuple[int, ...]:

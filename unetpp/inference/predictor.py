@@ -63,7 +63,7 @@ class Predictor:
             self.depth, network = made.network.depth, made.to(self.device)
         else:
             self.depth = trained.network.depth
-        self.network, self.frame, self.classes = network, trained.frame, trained.classes
+        self.network, self.frame, self.classes, self.names = network, trained.frame, trained.classes, trained.names
         self.in_channels, self.num_classes = trained.network.in_channels, trained.network.num_classes
         self.multilabel, self._described = trained.network.multilabel, trained.describe((self.depth,))
 
@@ -76,8 +76,7 @@ class Predictor:
     def probs(self, images: np.ndarray | Tensor) -> np.ndarray:
         """Probabilities (num_classes, H, W) float32 of an image, (N, num_classes, H, W) of a batch.
 
-        One channel is the foreground's probability, several are those of the classes (the background first), or one
-        of each label.
+        One channel is the foreground's probability, several are those of the classes (`names`), or one of each label.
 
         Raises:
             UserError: images of another shape, type or range.

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unetpp.errors import UserError
-from unetpp.network.masks import to_planes, to_probs
+from unetpp.network.masks import first_class, to_planes, to_probs
 
 FOCUS = 2.0  # gamma of the focal loss (Lin et al. 2017)
 MISSED, EXTRA = 0.7, 0.3  # weights of false negatives and false positives (Salehi et al. 2017)
@@ -39,42 +39,42 @@ def _entropy(logits: Tensor, truth: Tensor, exclusive: bool) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
 
 
-def _overlap(logits: Tensor, truth: Tensor, valid: Tensor, exclusive: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Soft true positives, false positives and false negatives, (N, K) each; the background, class 0, is left out."""
-    probs = to_probs(logits, multilabel=not exclusive) * valid
-    if exclusive:
-        probs, truth = probs[:, 1:], truth[:, 1:]
+def _overlap(
+    logits: Tensor, truth: Tensor, valid: Tensor, exclusive: bool, first: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Soft true positives, false positives and false negatives of the channels from `first` on, (N, K) each."""
+    probs, truth = (to_probs(logits, multilabel=not exclusive) * valid)[:, first:], truth[:, first:]
     tp = (probs * truth).sum(dim=(2, 3))
     return tp, probs.sum(dim=(2, 3)) - tp, (truth * valid).sum(dim=(2, 3)) - tp
 
 
-def _dice(logits: Tensor, truth: Tensor, valid: Tensor, exclusive: bool) -> Tensor:
+def _dice(logits: Tensor, truth: Tensor, valid: Tensor, exclusive: bool, first: int) -> Tensor:
     """(N,): one minus the soft Dice, mean over the classes."""
-    tp, fp, fn = _overlap(logits, truth, valid, exclusive)
+    tp, fp, fn = _overlap(logits, truth, valid, exclusive, first)
     # The ones: an image without foreground, rightly predicted, scores 1.
     return 1 - ((2 * tp + 1) / (2 * tp + fp + fn + 1)).mean(dim=1)
 
 
-def ce_dice(logits: Tensor, truth: Tensor, valid: Tensor, weight: Tensor, exclusive: bool) -> Tensor:
+def ce_dice(logits: Tensor, truth: Tensor, valid: Tensor, weight: Tensor, exclusive: bool, first: int) -> Tensor:
     """Half the cross-entropy plus one minus Dice, as in the UNet++ paper's line of code (BCE-Dice with one class)."""
     entropy = _mean(weight * _entropy(logits, truth, exclusive), valid).mean(dim=1)
-    return 0.5 * entropy + _dice(logits, truth, valid, exclusive)
+    return 0.5 * entropy + _dice(logits, truth, valid, exclusive, first)
 
 
-def focal_dice(logits: Tensor, truth: Tensor, valid: Tensor, weight: Tensor, exclusive: bool) -> Tensor:
+def focal_dice(logits: Tensor, truth: Tensor, valid: Tensor, weight: Tensor, exclusive: bool, first: int) -> Tensor:
     """As `ce_dice`, with pixels that are right already weighing less: (1 - p of the truth) ** 2."""
     entropy = _entropy(logits, truth, exclusive)
     entropy = (1 - torch.exp(-entropy)) ** FOCUS * entropy
-    return 0.5 * _mean(weight * entropy, valid).mean(dim=1) + _dice(logits, truth, valid, exclusive)
+    return 0.5 * _mean(weight * entropy, valid).mean(dim=1) + _dice(logits, truth, valid, exclusive, first)
 
 
-def tversky(logits: Tensor, truth: Tensor, valid: Tensor, _weight: Tensor, exclusive: bool) -> Tensor:
+def tversky(logits: Tensor, truth: Tensor, valid: Tensor, _weight: Tensor, exclusive: bool, first: int) -> Tensor:
     """One minus Tversky's index, in which a missed pixel weighs more than an extra one."""
-    tp, fp, fn = _overlap(logits, truth, valid, exclusive)
+    tp, fp, fn = _overlap(logits, truth, valid, exclusive, first)
     return 1 - ((tp + 1) / (tp + EXTRA * fp + MISSED * fn + 1)).mean(dim=1)
 
 
-def lovasz(logits: Tensor, truth: Tensor, valid: Tensor, _weight: Tensor, exclusive: bool) -> Tensor:
+def lovasz(logits: Tensor, truth: Tensor, valid: Tensor, _weight: Tensor, exclusive: bool, _first: int) -> Tensor:
     """The Lovász extension of one minus IoU (Berman et al. 2018), per image.
 
     Of hinge errors for one class or for labels; of softmax errors for classes, mean over the classes (the background
@@ -108,6 +108,7 @@ def segmentation_loss(
     class_weights: Tensor | None = None,
     loss: str = "ce_dice",
     multilabel: bool = False,
+    background: bool = True,
 ) -> Tensor:
     """The loss of each image.
 
@@ -119,6 +120,7 @@ def segmentation_loss(
             image, or one of background alone would weigh as much as one of a rare class. Dice has its own balance.
             Of labels, and in losses without a cross-entropy, there is none.
         loss: a name in LOSSES.
+        background: class 0 of several is the background, and no class whose overlap counts.
 
     Returns:
         (N,)
@@ -130,7 +132,8 @@ def segmentation_loss(
     if class_weights is not None:
         weight = class_weights[torch.where(valid, mask.unsqueeze(1), 0).long()]  # (N, 1, H, W)
     exclusive = num_classes > 1 and not multilabel
-    return LOSSES[loss](logits, truth.float(), valid.float(), weight, exclusive=exclusive)
+    first = first_class(num_classes, multilabel, background)
+    return LOSSES[loss](logits, truth.float(), valid.float(), weight, exclusive, first)
 
 
 def deep_supervision_loss(
@@ -139,9 +142,10 @@ def deep_supervision_loss(
     class_weights: Tensor | None = None,
     loss: str = "ce_dice",
     multilabel: bool = False,
+    background: bool = True,
 ) -> Tensor:
     """(num_heads, N): `segmentation_loss` of each head and image; training minimises their sum by `head_weights`."""
-    return torch.stack([segmentation_loss(one, mask, class_weights, loss, multilabel) for one in logits])
+    return torch.stack([segmentation_loss(one, mask, class_weights, loss, multilabel, background) for one in logits])
 
 
 def head_weights(weights: str | Sequence[float], depths: Sequence[int]) -> Tensor:

@@ -129,6 +129,8 @@ class NestedUNet(nn.Module):
         dropout: share of channels that each convolution loses in training.
         multilabel: what the channels mean to the losses and to `Segmenter`: several classes may hold at one pixel
             (sigmoid), not one alone (softmax). The network itself applies neither.
+        background: of several classes the first channel is the background's, which counts in no loss of overlap and in
+            no score; else it is a class as the others are.
 
     Raises:
         UserError: values that make no network, or one of which not every parameter learns.
@@ -145,6 +147,7 @@ class NestedUNet(nn.Module):
         upsampling: str = "bilinear_aligned",
         dropout: float = 0.0,
         multilabel: bool = False,
+        background: bool = True,
     ):
         super().__init__()
         self.widths = tuple(widths)
@@ -156,7 +159,7 @@ class NestedUNet(nn.Module):
         self.norm = norm
         self.upsampling = upsampling
         self.dropout = dropout
-        self.multilabel = multilabel
+        self.multilabel, self.background = multilabel, background
         self._check()
         self.depths = tuple(range(1, self.depth + 1)) if deep_supervision else (self.depth,)
 
@@ -174,6 +177,11 @@ class NestedUNet(nn.Module):
             self.nodes[f"{i}_{j}"] = Block(channels, self.widths[i], norm, dropout)
         self.heads = nn.ModuleDict({str(d): nn.Conv2d(self.widths[0], num_classes, 1) for d in self.depths})
 
+    @property
+    def task(self) -> tuple[int, bool, bool]:
+        """num_classes, multilabel and background, as `unetpp.network.masks` and `unetpp.scores` take them."""
+        return self.num_classes, self.multilabel, self.background
+
     def _check(self) -> None:
         if not 1 <= self.depth <= MAX_DEPTH or any(not isinstance(w, int) or w < 1 for w in self.widths):
             raise UserError(
@@ -184,6 +192,8 @@ class NestedUNet(nn.Module):
             raise UserError(
                 f"in_channels is {self.in_channels} and num_classes is {self.num_classes}; both must be at least 1"
             )
+        if not self.background and (self.multilabel or self.num_classes == 1):
+            raise UserError("background is False, and one class or labels have no class 0: set it to True")
         if self.multilabel and self.num_classes > MAX_LABELS:
             raise UserError(f"num_classes: found {self.num_classes} labels; expected at most {MAX_LABELS}")
         for name, table in (("skips", SKIPS), ("norm", NORMS), ("upsampling", UPSAMPLINGS)):
@@ -218,6 +228,7 @@ class NestedUNet(nn.Module):
             "upsampling": self.upsampling,
             "dropout": self.dropout,
             "multilabel": self.multilabel,
+            "background": self.background,
         }
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:

@@ -6,6 +6,8 @@ Published numbers differ by how they average more than by architecture, so there
 - `*_pixels`: the foreground's score over the pixels of all images together.
 - `*_paper`: mean over images of the mean over background and foreground, as the paper's released code
   has it; the background is easy, so that this is the highest.
+- `miou`: the mean over all named classes, background included, of the IoU over the pixels of all images together, as
+  papers on scenes report it. Labels have no background.
 
 With several classes "the foreground's score" is the mean over the foreground classes that occur in the
 mask or in the prediction. Where none occurs in either, the score is 1: nothing there, and nothing found.
@@ -16,30 +18,34 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from unetpp.network.masks import IGNORE, to_planes
+from unetpp.network.masks import IGNORE, first_class, to_planes
 
 
-def confusion(mask_hat: Tensor, mask: Tensor, num_classes: int, multilabel: bool = False) -> Tensor:
+def confusion(
+    mask_hat: Tensor, mask: Tensor, num_classes: int, multilabel: bool = False, background: bool = True
+) -> Tensor:
     """True positives, false positives and false negatives of each class of each image.
 
     Args:
         mask_hat: (N, H, W) integers, predicted.
         mask: (N, H, W) integers, true; pixels of IGNORE count nowhere (unetpp.network.masks).
         num_classes: 1 (values 0 and 1), the number of classes with the background, or the number of labels.
+        background: class 0 of several is the background.
 
     Returns:
-        (N, K, 3) int64. Class 0 is the background: of labels, the pixels that have none. K is num_classes, and one
-        more where that does not count the background.
+        (N, K, 3) int64. The first is the background: of labels, the pixels that have none; zeros where class 0 is a
+        class as the others are. K is num_classes, and one more where that does not count the background.
     """
-    hat, true = (_with_background(one, num_classes, multilabel) for one in (mask_hat, mask))  # (N, K, H, W)
+    task = num_classes, multilabel, background
+    hat, true = (_with_background(one, *task) for one in (mask_hat, mask))  # (N, K, H, W)
     valid = (mask != IGNORE).unsqueeze(1)
     return torch.stack([hat & true & valid, hat & ~true & valid, ~hat & true & valid], dim=-1).sum(dim=(2, 3))
 
 
-def _with_background(mask: Tensor, num_classes: int, multilabel: bool) -> Tensor:
+def _with_background(mask: Tensor, num_classes: int, multilabel: bool, background: bool) -> Tensor:
     """(N, H, W) integers to (N, K, H, W) bool, the background first."""
     planes, _ = to_planes(mask, num_classes, multilabel)
-    if num_classes > 1 and not multilabel:
+    if first_class(num_classes, multilabel, background):
         return planes
     return torch.cat([~planes.any(dim=1, keepdim=True), planes], dim=1)
 
@@ -92,6 +98,12 @@ def precision_recall(counts: Tensor) -> tuple[list[float], list[float]]:
     """
     tp, fp, fn = counts[:, 1:].sum(dim=0).double().unbind(dim=-1)  # (K - 1,) each
     return (tp / (tp + fp)).tolist(), (tp / (tp + fn)).tolist()
+
+
+def mean_iou(counts: Tensor, multilabel: bool = False) -> float | None:
+    """(N, K, 3) counts to `miou`; a class in neither mask nor prediction has no say, and None is where no class has."""
+    found = _iou(counts[:, int(multilabel) :].sum(dim=0)).nanmean().item()
+    return None if found != found else found
 
 
 def scores(counts: Tensor) -> dict[str, float]:

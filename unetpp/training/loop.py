@@ -111,18 +111,19 @@ def make_loss(
     depths: Sequence[int],
     class_weights: Tensor | None = None,
     multilabel: bool = False,
+    background: bool = True,
 ) -> Callable[[tuple[Tensor, ...], Tensor], Tensor]:
     """What training minimises: logits of the heads (N, num_classes, H, W) and mask (N, H, W) to (N,).
 
     Args:
         name, weights: see `unetpp.network.losses.LOSSES` and `head_weights`.
         depths: of the heads.
-        class_weights, multilabel: see `segmentation_loss`.
+        class_weights, multilabel, background: see `segmentation_loss`.
     """
     each = head_weights(weights, depths)
 
     def loss(logits: tuple[Tensor, ...], mask: Tensor) -> Tensor:
-        losses = deep_supervision_loss(logits, mask, class_weights, name, multilabel)  # (num_heads, N)
+        losses = deep_supervision_loss(logits, mask, class_weights, name, multilabel, background)  # (num_heads, N)
         return (each.to(losses.device).unsqueeze(1) * losses).sum(dim=0)
 
     return loss
@@ -204,10 +205,11 @@ def validate(
         height, width = mask.shape[-2:]
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             logits = tuple(one[..., :height, :width] for one in segmenter.logits(image))
-        sums[:-1, 0] += deep_supervision_loss(logits, mask, class_weights, loss, network.multilabel).sum(dim=1)
+        losses = deep_supervision_loss(logits, mask, class_weights, loss, network.multilabel, network.background)
+        sums[:-1, 0] += losses.sum(dim=1)
         for head, one in enumerate(logits):
             mask_hat = to_mask(to_probs(one.float(), network.multilabel), network.multilabel)
-            counts = confusion(mask_hat, mask, network.num_classes, network.multilabel)
+            counts = confusion(mask_hat, mask, *network.task)
             sums[head, 1] += per_image_iou(counts).sum()
         sums[-1] += len(mask)
     return sums

@@ -13,7 +13,7 @@ from tests.unetpp.images.tiffs import write_tiff
 fault = Faults()
 
 
-@fault("quarantine", r"^masks/odd\.png: found a mask in colours; .*: map each colour to a number")
+@fault("quarantine", r"^masks/odd\.png: found a mask in colours; .*: name the colours in prepare\.values")
 def mask_in_colours(faulty):
     colours = np.zeros((SIDE, SIDE, 3), np.uint8)
     colours[4:9], colours[9:15] = (255, 0, 0), (0, 255, 0)

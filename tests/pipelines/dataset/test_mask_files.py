@@ -10,7 +10,7 @@ from pipelines.core.params import load_params
 from pipelines.dataset import mask_files
 from pipelines.dataset.coco import Drawing, Shape
 from pipelines.dataset.layouts import Sample, find_samples
-from pipelines.dataset.mask_files import check_ignore, flatness, read_labels
+from pipelines.dataset.mask_files import check_meanings, flatness, read_labels
 from tests.conftest import REPOSITORY
 from tests.unetpp.images.tiffs import write_tiff
 from unetpp.data.resized import resize_mask
@@ -80,10 +80,10 @@ def test_class_indices_of_several_files_are_joined_by_the_higher_one(tmp_path):
 
 def test_an_ignore_value_of_shapes_which_have_none_is_refused(tmp_path):
     drawn = sample(tmp_path, drawing=Drawing(tmp_path / "annotations.json", (30, 20), ()))
-    check_ignore([sample(tmp_path, LEFT), drawn], None)
-    check_ignore([sample(tmp_path, LEFT)], 255)
+    check_meanings([sample(tmp_path, LEFT), drawn], PARAMS)
+    check_meanings([sample(tmp_path, LEFT)], PARAMS.model_copy(update={"ignore": 255}))
     with pytest.raises(UserError, match=r"annotations\.json: found COCO annotations, and prepare\.ignore is 255"):
-        check_ignore([sample(tmp_path, LEFT), drawn], 255)
+        check_meanings([sample(tmp_path, LEFT), drawn], PARAMS.model_copy(update={"ignore": 255}))
 
 
 def test_shapes_are_numbered_objects(tmp_path):

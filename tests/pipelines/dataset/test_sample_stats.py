@@ -84,8 +84,10 @@ def test_an_ignore_value_that_is_the_foregrounds_is_refused():
     ignored[2:5, 2:5], drawn[2:5, 2:5] = 255, 1
     check_foreground({"train": [facts_of(image, ignored), facts_of(image, drawn)]}, 255, "refuse")
     check_foreground({"train": [facts_of(image, nothing)]}, 255, "allow")
-    with pytest.raises(UserError, match=r"prepare\.ignore: found the value 255 in 18 pixels, and no other foreground"):
+    with pytest.raises(UserError, match=r"prepare\.ignore, 255: found 18 ignored pixels and no other foreground"):
         check_foreground({"train": [facts_of(image, ignored)] * 2}, 255, "allow")
+    with pytest.raises(UserError, match=r"prepare\.values: found 18 ignored pixels"):
+        check_foreground({"train": [facts_of(image, ignored)] * 2}, None, "allow")
 
 
 def test_a_split_with_nothing_to_find_is_refused_also_where_resizing_lost_it_or_nobody_annotated_it(params):

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from pipelines.core.numbers import NOTHING
 from pipelines.evaluation.depth_table import describe
 from pipelines.summary import summary
 from unetpp.errors import UserError
@@ -58,6 +59,29 @@ def test_gates_that_fail_are_named_and_others_are_not(report):
     assert "beyond" not in describe(report | {"gates": passing})
 
 
+def test_classes_are_named_with_their_scores_and_mean_iou_as_papers_have_it(report):
+    names = [f"class {number}" for number in range(30)]
+    classes = {name: dict.fromkeys(names, 0.5) | {"class 7": None} for name in report["depths"]}
+    depths = {name: row | {"miou": 0.6789} for name, row in report["depths"].items()}
+    text = describe(report | {"classes": classes, "depths": depths})
+    assert max(map(len, text.splitlines())) <= 100
+    assert all(f"\n  {name} " in text for name in names)
+    assert text.count("0.679") == 7
+    assert "dice" not in text
+    one = describe(report | {"classes": {name: {"nucleus": 0.5} for name in report["depths"]}})
+    assert "mIoU" not in one
+
+
+def test_what_cannot_be_measured_is_a_dash_and_a_gate_that_is_off_says_why(report):
+    depths = {name: row | {"boundary_f1": None} for name, row in report["depths"].items()}
+    off = gate("empty", None, None) | {"what": "off: " + "an image of one grey has no right answer, " * 3}
+    text = describe(report | {"depths": depths, "gates": {name: [off] for name in depths}})
+    assert max(map(len, text.splitlines())) <= 100
+    assert "empty: off: an image of one grey" in text
+    assert "!" not in text
+    assert text.count(NOTHING) == 7
+
+
 def test_what_to_be_careful_about_is_said(report):
     assert "caution" not in describe(report)
     for changed, said in (
@@ -71,7 +95,7 @@ def test_what_to_be_careful_about_is_said(report):
 def test_what_could_not_be_computed_is_a_dash(report):
     report["depths"] = {"L4": ROW | {"ece": None}}
     report["gates"] = {"L4": report["gates"]["L4"]}
-    assert re.search(r"0\.750 +-$", describe(report), re.MULTILINE)
+    assert re.search(rf"0\.750 +{NOTHING}$", describe(report), re.MULTILINE)
 
 
 def test_the_summary_says_where_to_look_and_what_to_run_before(report, tmp_path):

@@ -15,6 +15,7 @@ class Bright(nn.Module):
     """Foreground is what lies above the middle of the image's own range: steady in every respect."""
 
     depth, depths, num_classes, multilabel, in_channels = 1, (1,), 1, False, 3
+    task = 1, False, True
 
     def forward(self, image):
         channel = image[:, :1]
@@ -73,9 +74,9 @@ def split(tmp_path):
     return Split(tmp_path / "test.arrow")
 
 
-def check(network, split, params, **changes):
+def check(network, split, params, augment=None, **changes):
     gates = params.evaluate.gates.model_copy(update=changes)
-    predict = Predictor(Trained(network, 48), torch.device("cpu"))  # type: ignore[arg-type]
+    predict = Predictor(Trained(network, 48, {"params": {"augment": augment}}), torch.device("cpu"))  # type: ignore[arg-type]
     return {row["name"]: row for row in check_gates(predict, split, gates, (32, 32), 4)["L1"]}
 
 
@@ -150,9 +151,46 @@ def test_what_finds_nothing_passes_no_gate_by_that(split, params):
     assert found["empty"]["passed"]
 
 
+class Scene(Bright):
+    """The same of two classes, of which the first is no background."""
+
+    num_classes, task = 2, (2, False, False)
+
+    def forward(self, image):
+        [found] = super().forward(image)
+        return (torch.cat([-found, found], dim=1),)
+
+
+def test_the_gate_of_empty_images_is_off_where_they_have_no_right_answer(split, params):
+    found = check(Scene(), split, params)
+    assert [row["passed"] for row in found.values()] == [True, True, True, None]
+    assert found["flips"]["value"] == 1
+    assert found["empty"]["value"] is None
+    assert "off: class 0 is a class as the others are" in found["empty"]["what"]
+    predict = Predictor(Trained(Imagining(), 48), torch.device("cpu"))  # type: ignore[arg-type]
+    for share, passed in ((0.5, False), (0.51, None)):
+        gate = check_gates(predict, split, params.evaluate.gates, 32, 4, share)["L1"][-1]
+        assert gate["passed"] is passed
+    assert "off: 51% of the train pixels are foreground" in gate["what"]
+
+
 def test_an_image_smaller_than_the_shift_is_moved_as_far_as_it_goes(tmp_path, params):
     with SplitWriter(tmp_path / "t") as writer:
         image = np.full((2, 40, 3), 9, np.uint8)
         image[:, 20:] = 200
         writer.add("a", "a", image, np.zeros((2, 40), np.uint8))
     assert check(Bright(), Split(tmp_path / "t"), params, shift_px=5)["shift"]["value"] == 1
+
+
+def test_the_gate_of_flips_asks_for_what_augmentation_trained_and_is_off_without_any(split, params):
+    def row(flips, quarter_turns):
+        return check(Sided(), split, params, {"flips": flips, "quarter_turns": quarter_turns})["flips"]
+
+    assert "worst of flip sideways, flip upside down, quarter turn" in row("all", True)["what"]
+    assert not row("horizontal", False)["passed"]
+    assert "the worst of flip sideways, on" in row("horizontal", False)["what"]
+    assert row("vertical", False)["passed"]  # its two sides are left and right
+    assert "the worst of quarter turn, on" in row("none", True)["what"]
+    off = row("none", False)
+    assert (off["value"], off["passed"]) == (None, None)
+    assert off["what"].startswith("off: augmentation neither mirrored nor turned")

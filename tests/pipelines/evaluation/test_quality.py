@@ -27,9 +27,17 @@ class Told(nn.Module):
 
     depth, depths, in_channels = 2, (1, 2), 3
 
-    def __init__(self, num_classes: int = 1, multilabel: bool = False, wrong: float = 0.0, sure: float = 20.0):
+    def __init__(
+        self,
+        num_classes: int = 1,
+        multilabel: bool = False,
+        wrong: float = 0.0,
+        sure: float = 20.0,
+        background: bool = True,
+    ):
         super().__init__()
         self.num_classes, self.multilabel, self.wrong, self.sure = num_classes, multilabel, wrong, sure
+        self.task = num_classes, multilabel, background
 
     def forward(self, image):
         planes = image[:, : self.num_classes]
@@ -134,6 +142,44 @@ def test_classes_are_scored_where_they_occur_and_none_where_they_never_do(tmp_pa
     split = write_split(tmp_path / "only.arrow", squares((1, 1, 1, 1)), task="classes")
     found = by_class(measure_quality(predictor(network), split, 2, 1.0)[0], ["one", "two"])
     assert set(found["two"]["L1"].values()) == {None}
+
+
+def test_a_class_0_that_is_no_background_counts_as_the_others_do(tmp_path):
+    split = write_split(tmp_path / "test.arrow", squares((1, 2, 1, 2)), task="classes")
+    plain = measure_quality(predictor(Told(3, wrong=1.0)), split, 2, 1.0)[0]
+    quality, true_objects = measure_quality(predictor(Told(3, wrong=1.0, background=False)), split, 2, 1.0)
+    rows = summarise(quality, resample(quality, list("abcd")), dict.fromkeys(quality), "L2")
+    assert rows["L1"]["iou_image"] == rows["L1"]["miou"] == rows["L1"]["recall"] == 0
+    assert {rows["L2"][key] for key in ("iou_image", "miou", "iou_paper", "boundary_f1", "object_f1")} == {1.0}
+    found = by_class(quality, ["sky", "one", "two"])
+    assert [found[name]["L2"]["iou_image"] for name in found] == [1, 1, 1]
+    assert found["sky"]["L1"]["iou_image"] == 0
+    assert len(true_objects.diameters_px()) == 12  # the sky of each image is one
+    assert quality["L2"].bins[:, 0].sum() == 1.5 * plain["L2"].bins[:, 0].sum()  # calibration of 3 channels, not 2
+    assert quality["L2"].by_threshold is None
+
+
+def test_outlines_that_are_all_ignored_are_not_measured_and_objects_are(tmp_path):
+    """As in a trimap: between the pet and the background lies what nobody annotated."""
+    trimap, plain = np.zeros((24, 24), np.uint8), np.zeros((24, 24), np.uint8)
+    trimap[4:16, 4:16], trimap[6:14, 6:14] = IGNORE, 1
+    plain[6:14, 6:14] = 1
+    split = write_split(tmp_path / "a", [trimap, trimap])
+    quality, _ = measure_quality(predictor(Told(wrong=1.0)), split, 2, 1.0)
+    rows = summarise(quality, resample(quality, ["a", "b"]), dict.fromkeys(quality), "L2")
+    keys = ("boundary_f1", "boundary_f1_low", "boundary_f1_high", "hd95_px")
+    assert [rows["L2"][key] for key in keys] == [None] * 4
+    assert [rows["L1"][key] for key in ("boundary_f1", "object_f1")] == [None, 0]
+    assert rows["L2"]["object_f1"] == by_class(quality, ["pet"])["pet"]["L2"]["object_f1"] == 1
+    assert by_class(quality, ["pet"])["pet"]["L2"]["boundary_f1"] is None
+    assert by_kind(quality, split.kinds)["a"]["L2"]["boundary_f1"] is None
+    assert image_rows(quality, split, ["a", "b"])[0]["boundary_f1_L2"] is None
+    # Images that have an outline are the score, with what is in none counting as it did.
+    split = write_split(tmp_path / "b", [trimap, plain, np.zeros_like(plain)])
+    quality, _ = measure_quality(predictor(Told(wrong=1.0)), split, 2, 1.0)
+    rows = summarise(quality, resample(quality, list("abc")), dict.fromkeys(quality), "L2")
+    assert rows["L2"]["boundary_f1"] == rows["L2"]["boundary_f1_low"] == 1
+    assert 0 < rows["L1"]["boundary_f1"] < 1
 
 
 def test_ignored_pixels_count_in_no_score(tmp_path):

@@ -41,6 +41,15 @@ def test_candidate_that_may_be_worse_stays_challenger_though_its_mean_is_higher(
     assert "it may be worse" in verdict.reason
 
 
+def test_a_gate_that_is_off_is_neither_passed_nor_failed():
+    off = {"name": "empty", "value": None, "limit": 0.01, "passed": None, "what": "off"}
+    verdict = decide(scored(0.85), report=REPORT | {"gates": {"L2": [GATE, off]}})
+    assert verdict.promote
+    assert verdict.reason.endswith("all 1 gates passed (empty does not apply)")
+    verdict = decide(scored(0.85), report=REPORT | {"gates": {"L2": [GATE | {"passed": False}, off]}})
+    assert "it fails 1 of 1 gates: flips 0.02" in verdict.reason
+
+
 def test_groups_count_once_however_many_images_they_have():
     """One group that is much better and nineteen of its images do not outweigh the doubt of two groups."""
     candidate = scored(0.79)

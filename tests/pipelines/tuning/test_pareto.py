@@ -124,7 +124,7 @@ def test_the_page_is_whole_and_escapes(prepared):
     mark_front(points, "macs")
     chosen, reason, others = choose(points, space.params.search)
     chosen["chosen"] = 1
-    page = page_of(points, [], chosen, reason, others, space, read_manifest(prepared), 32)
+    page = page_of(points, [], chosen, reason, others, space, read_manifest(prepared), (32, 32))
     outline = Outline(page)
     assert outline.open == []
     assert "<b>$x$" not in page
@@ -172,7 +172,7 @@ def test_the_page_tells_what_became_of_every_trial(prepared):
     mark_front(points, "macs")
     chosen, reason, others = choose(points, space.params.search)
     chosen["chosen"] = 1
-    outline = Outline(page_of(points, trials, chosen, reason, others, space, read_manifest(prepared), 32))
+    outline = Outline(page_of(points, trials, chosen, reason, others, space, read_manifest(prepared), (32, 32)))
     assert outline.open == []
     for trial in trials:
         assert f"{trial.status}: {trial.reason}" in outline.text or not trial.reason
@@ -188,7 +188,7 @@ def test_the_page_fits_a_phone_and_a_desk_and_asks_for_nothing(browser, prepared
     chosen, reason, others = choose(points, space.params.search)
     chosen["chosen"] = 1
     path = tmp_path / "search.html"
-    path.write_text(page_of(points, [], chosen, reason, others, space, read_manifest(prepared), 32))
+    path.write_text(page_of(points, [], chosen, reason, others, space, read_manifest(prepared), (32, 32)))
     for width in (390, 1280):
         browser.open(path, width)
         assert browser.errors == []

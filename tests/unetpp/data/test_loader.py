@@ -100,7 +100,7 @@ class Broken(AugmentedSamples):
     """One sample raises, or ends its process."""
 
     def __init__(self, split, error: Exception | None):
-        super().__init__(split, Augment(Crops(16), False, 0, 0, 3), 0)
+        super().__init__(split, Augment(Crops(16), "none", False, 0, 0, 3), 0)
         self.error = error
 
     def make(self, index, epoch):
@@ -127,7 +127,7 @@ def test_an_error_names_its_sample_wherever_it_happens(split, open_loader, num_w
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_samples_of_different_shapes_are_named(split, open_loader, num_workers):
-    samples = AugmentedSamples(split, Augment(Crops(None), False, 0, 0, 3), 0)
+    samples = AugmentedSamples(split, Augment(Crops(None), "none", False, 0, 0, 3), 0)
     with pytest.raises(SampleError, match=r"samples 'cell 3', 'cell 4' in epoch 1: "):
         next(open_loader(samples, num_workers).batches([[3, 4]], 0))
 

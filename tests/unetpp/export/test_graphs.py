@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -135,3 +137,16 @@ def test_what_cannot_be_opened_is_refused_by_name(tmp_path, monkeypatch):
     for runtime, named in (("openvino", "openvino"), (None, "onnxruntime or openvino")):
         with pytest.raises(UserError, match=f"{named} is not installed; `pip install 'unetpp.exports.'`"):
             open_export(tmp_path / "model.onnx", runtime)
+
+
+@pytest.mark.slow
+def test_an_export_pads_to_the_canvas_as_its_network_does(tmp_path):
+    trained = replace(made({"in_channels": 4}), size=(24, 40), fit="pad")
+    write(trained, tmp_path)
+    segmenter = trained.segmenter()
+    for shape in ((2, 4, 24, 9), (1, 4, 5, 40), (1, 4, 30, 50)):
+        image = np.random.default_rng(0).random(shape, dtype=np.float32)
+        expected = of_segmenter(segmenter)(image)
+        for file, runtime in ((FILES[1], "torch"), (FILES[2], "onnxruntime"), (FILES[2], "openvino")):
+            found = open_export(tmp_path / file, runtime, trusted=True)(image)
+            np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -90,9 +90,8 @@ def test_a_png_of_16_bits_keeps_them_in_any_form(tmp_path, channels, interlaced)
 FOREIGN = {
     "JPEG in CMYK": ({"format": "JPEG", "mode": "CMYK"}, "found colours of type CMYK"),
     "animation": ({"format": "PNG", "save_all": True, "append_images": [Image.new("RGB", (7, 5))]}, "found 2 pages"),
-    **{
-        name: ({"format": name}, "found no image but a file that begins") for name in ("GIF", "WEBP", "PPM", "JPEG2000")
-    },
+    "animated GIF": ({"format": "GIF", "save_all": True, "append_images": [Image.new("RGB", (7, 5))]}, "found 2 pages"),
+    **{name: ({"format": name}, "found no image but a file that begins") for name in ("PPM", "JPEG2000")},
 }
 
 
@@ -102,6 +101,20 @@ def test_what_the_decoders_were_not_made_for_is_refused_whatever_its_name(tmp_pa
     for decode in (decode_mask, lambda path: decode_image(path, 1)):
         with pytest.raises(FileError, match=rf"a\.png: {message}"):
             decode(path)
+
+
+@pytest.mark.parametrize("name", ["a.webp", "a.gif"])
+def test_masks_and_images_in_webp_and_gif_keep_their_values(tmp_path, name):
+    options = {"lossless": True} if name == "a.webp" else {}
+    labels = np.repeat(np.arange(5, dtype=np.uint8)[:, None], 7, axis=1) * 51
+    path = save(tmp_path / name, labels, **options)
+    assert np.array_equal(decode_mask(path), labels)
+    assert np.array_equal(decode_image(path, 1)[:, :, 0], labels)
+
+
+def test_a_webp_mask_that_compression_changed_is_refused(tmp_path):
+    with pytest.raises(FileError, match=r"a\.webp: found a WEBP mask, whose values compression has changed"):
+        decode_mask(save(tmp_path / "a.webp", GREY))
 
 
 def test_colour_becomes_grey_as_pillow_weights_it(tmp_path):

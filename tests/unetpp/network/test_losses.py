@@ -104,6 +104,20 @@ def test_every_loss_equals_its_definition_for_every_task_and_ignores_unlabelled_
     np.testing.assert_allclose(found.numpy(), expected, rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["ce_dice", "focal_dice", "tversky"])
+def test_a_class_0_that_is_no_background_has_its_overlap_in_the_loss(name):
+    logits, mask = random_case(4, False)
+    found = segmentation_loss(logits, mask, None, name, background=False)
+    plain = segmentation_loss(logits, mask, None, name)
+    weights = (2, 1, 1) if "dice" in name else (1, EXTRA, MISSED)
+    for n in range(3):
+        p, t, _ = pixels(logits[n], mask[n], False)
+        tp, fp, fn = regions(p, t, exclusive=False)  # of all classes
+        weighted = weights[0] * tp
+        each = 1 - (weighted + 1) / (weighted + weights[1] * fp + weights[2] * fn + 1)
+        assert found[n].item() - plain[n].item() == pytest.approx(each.mean() - each[1:].mean(), abs=2e-5)
+
+
 @every
 def test_ignored_pixels_get_no_gradient_and_what_is_said_of_them_changes_no_bit(name, num_classes, multilabel):
     logits, mask = random_case(num_classes, multilabel)

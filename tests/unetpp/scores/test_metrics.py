@@ -6,6 +6,7 @@ from sklearn.metrics import f1_score, jaccard_score, precision_recall_fscore_sup
 from unetpp.network.masks import IGNORE
 from unetpp.scores.metrics import (
     confusion,
+    mean_iou,
     per_class_dice,
     per_class_iou,
     per_image_dice,
@@ -73,6 +74,22 @@ def test_label_scores_equal_those_of_scikit_learn_label_by_label():
     assert scores(counts)["iou_image"] == pytest.approx(np.mean(each))
     assert per_class_iou(counts) == pytest.approx(np.mean(each, axis=0).tolist())
     assert counts.shape == (3, 4, 3)  # the background, and three labels
+
+
+def test_miou_is_sklearn_s_over_the_pixels_of_all_images_as_papers_report_it():
+    torch.manual_seed(0)
+    hat, true = torch.randint(0, 4, (2, 3, 8, 8))
+    true[:, :2] = IGNORE
+    known = (true != IGNORE).numpy()
+    expected = jaccard_score(true.numpy()[known], hat.numpy()[known], average="macro")
+    for background in (True, False):
+        counts = confusion(hat, true, 5, background=background)  # class 4 is nowhere, and has no say
+        assert mean_iou(counts) == pytest.approx(expected)
+    assert scores(counts)["iou_pixels"] == pytest.approx(expected)  # class 0 counts as the others do
+    assert scores(confusion(hat, true, 5))["iou_pixels"] != pytest.approx(expected)
+    labels = confusion(hat, true, 2, multilabel=True)  # no label is no class
+    assert mean_iou(labels, multilabel=True) == pytest.approx(scores(labels)["iou_pixels"])
+    assert mean_iou(confusion(hat, torch.full_like(true, IGNORE), 5)) is None
 
 
 @pytest.mark.parametrize(("num_classes", "multilabel"), [(1, False), (4, False), (3, True)])

@@ -1,0 +1,149 @@
+"""The plan of whole sets: real ones, and stand-ins in the layouts of others; each choice with its value."""
+
+import pytest
+
+from pipelines.core.params import override
+from pipelines.planning.plan import make_plan
+from tests.pipelines.planning import stand_ins
+
+HALF = [16, 32, 64, 128, 256]
+
+
+def check(plan, expected: dict) -> None:
+    assert {key: plan.values.get(key) for key in expected} == expected
+    for key, choice in plan.params.items():
+        assert choice.reason, key
+        assert "\n" not in choice.reason, key
+
+
+def plan_of(location, params, **options):
+    plan = make_plan(str(location), "a-name", base=params, use_gpu=False, **{"probe": False} | options)
+    override(params, plan.values)  # the values are legal together
+    assert plan.values["register.model_name"] == plan.values["register.experiment"] == "a-name"
+    return plan
+
+
+@pytest.mark.shared_data
+def test_road_scenes(shared_data, params):
+    plan = plan_of(shared_data / "camvid", params)
+    names = ["sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"]
+    check(
+        plan,
+        {
+            "prepare.num_classes": 11,
+            "prepare.classes": names,
+            "prepare.background": False,
+            "prepare.ignore": 11,
+            "prepare.kinds": "none",
+            "prepare.size": [192, 240],
+            "prepare.fit": "pad",
+            "search.widths": [HALF],
+            "train.crop_px": None,
+            "augment.flips": "horizontal",
+            "augment.quarter_turns": False,
+            "evaluate.boundary_tolerance_px": 2,
+        },
+    )
+    assert any("train 367, val 101, test 233" in line for line in plan.found)
+
+
+@pytest.mark.shared_data
+def test_pets(shared_data, params):
+    plan = plan_of(shared_data / "pets", params)
+    check(
+        plan,
+        {
+            "prepare.num_classes": 1,
+            "prepare.values": {0: "object", 1: "background", 2: "ignore"},
+            "prepare.kinds": "none",
+            "prepare.size": 128,
+            "search.widths": [HALF],
+            "augment.flips": "horizontal",
+            "augment.quarter_turns": False,
+        },
+    )
+
+
+@pytest.mark.shared_data
+def test_nuclei(shared_data, params):
+    plan = plan_of(shared_data / "dsb2018", params)
+    check(
+        plan,
+        {
+            "prepare.num_classes": 1,
+            "prepare.kinds": "microscopy",
+            "prepare.channels": 3,
+            "prepare.size": None,
+            "train.crop_px": 128,
+            "train.crops_per_image": 5,
+            "train.foreground_crops": 0.33,
+            "search.widths": [HALF],
+            "augment.flips": "all",
+            "augment.quarter_turns": True,
+        },
+    )
+
+
+def test_photographs_with_jpeg_masks(tmp_path, params):
+    check(
+        plan_of(stand_ins.kvasir(tmp_path / "set"), params),
+        {
+            "prepare.num_classes": 1,
+            "prepare.mask_threshold": 128,
+            "prepare.size": 160,
+            "prepare.fit": "pad",
+            "prepare.kinds": "none",
+            "augment.flips": "horizontal",
+        },
+    )
+
+
+def test_palette_masks_with_void_and_lists(tmp_path, params):
+    plan = plan_of(stand_ins.voc(tmp_path / "set"), params)
+    assert plan.values["prepare.classes"][14] == "person"
+    check(
+        plan,
+        {
+            "prepare.num_classes": 21,
+            "prepare.background": True,
+            "prepare.ignore": 255,
+            "prepare.size": [128, 160],
+            "prepare.fit": "pad",
+            "augment.flips": "horizontal",
+        },
+    )
+
+
+def test_grey_membranes_of_which_most_is_foreground(tmp_path, params):
+    plan = plan_of(stand_ins.electrons(tmp_path / "set"), params, probe=True, minutes=0.2)
+    check(
+        plan,
+        {
+            "prepare.num_classes": 1,
+            "prepare.channels": 1,
+            "prepare.shares": {"train": 0.6, "val": 0.2, "test": 0.2},
+            "prepare.size": None,
+            "prepare.kinds": "microscopy",
+            "train.crop_px": 128,
+            "train.foreground_crops": None,
+            "augment.flips": "all",
+            "augment.quarter_turns": True,
+        },
+    )
+    assert any("not inverted" in line for line in plan.found)
+    # The probe: so little time leaves narrow widths and the fewest epochs.
+    assert plan.values["search.widths"] == [[8, 16, 32, 64, 128]]
+    assert plan.values["train.epochs"] == 10
+    assert "GiB of memory" in plan.cost
+
+
+def test_what_the_user_keeps_is_what_the_rest_follows(tmp_path, params):
+    root = stand_ins.electrons(tmp_path / "set")
+    plan = plan_of(root, params, keep={"prepare.size": 64})
+    assert "prepare.size" not in plan.values
+    check(plan, {"train.crop_px": None, "train.crops_per_image": None})
+
+
+def test_the_same_data_give_the_same_plan(tmp_path, params):
+    root = stand_ins.kvasir(tmp_path / "set", 16)
+    assert plan_of(root, params) == plan_of(root, params)
