@@ -42,8 +42,7 @@ def init(folder: Path, data: str, name: str | None = None, minutes: float | None
     else:
         name = name or _name_of(folder)
         text = _first_text(where, name, minutes or MINUTES)
-        checked(text)  # before the data are looked at, which takes longer
-        plan = plan_for(folder, where, name, minutes or MINUTES, text)
+        plan = plan_for(folder, where, name, minutes or MINUTES, checked(text))
         text = apply(text, plan)
         checked(text)
     made = write(folder, text)
@@ -103,16 +102,16 @@ def minutes_of(text: str) -> float:
     return float(found[1]) if found else MINUTES
 
 
-def plan_for(folder: Path, where: Data, name: str, minutes: float, text: str, keep: dict | None = None) -> Plan:
+def plan_for(folder: Path, where: Data, name: str, minutes: float, base: Params, keep: dict | None = None) -> Plan:
     """The plan for data that are here, or are brought here first by what stage ingest does."""
     path = where.folder
     if path is None:
         path, cache = folder / "data/raw", folder / "data/cache"
         check_outputs([path], within=True)
         print(f"{where.location}: fetched first, into {path}", flush=True)
-        ingest(checked(text).ingest.model_copy(update={"location": _from_here(where, folder)}), path, cache)
+        ingest(base.ingest.model_copy(update={"location": _from_here(where, folder)}), path, cache)
     print(f"looking at {path}, and trying a few steps of training", flush=True)
-    plan = make_plan(str(path), name, minutes, base=checked(text), keep=keep)
+    plan = make_plan(str(path), name, minutes, base=base, keep=keep)
     for key in ("ingest.kind", "ingest.location", *NAMED):  # which are as the user said
         plan.params.pop(key, None)
     return plan

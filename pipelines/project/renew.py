@@ -36,9 +36,8 @@ def renew(folder: Path, minutes: float | None = None, accept: list[str] | None =
     strange = params_text.unknown(text, shipped)
     params = checked(_without(text, strange))
     kept = {key: value for key, value in set_by_hand(text, shipped).items() if not _named(key, accept or [])}
-    plan = plan_for(
-        folder, _data_of(params, folder), params.registry.model_name, minutes or minutes_of(text), text, kept
-    )
+    name, minutes = params.registry.model_name, minutes or minutes_of(text)
+    plan = plan_for(folder, _data_of(params, folder), name, minutes, params, kept)
     there = params_text.entries(text)
     changed = {
         key: choice

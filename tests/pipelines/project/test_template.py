@@ -1,0 +1,77 @@
+"""A project's files are the repository's own: the same stages, run by the installed package."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipelines import code
+from pipelines.cli import STAGES
+from pipelines.project import template
+from tests.conftest import REPOSITORY
+
+OURS = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())
+PROJECTS = yaml.safe_load(template.pipeline())
+
+
+def parts(stage: dict) -> dict:
+    """A stage without what stands for the code."""
+    body = dict(stage.get("do") or stage)
+    body["cmd"] = body["cmd"].replace("python -m pipelines.", "./unetpp stage ")
+    body["deps"] = [dep for dep in body.get("deps", []) if not dep.startswith(template.OURS)]
+    body["params"] = [one for one in body.get("params", []) if not (isinstance(one, dict) and template.CODE in one)]
+    return body | {"foreach": stage.get("foreach")}
+
+
+def test_a_project_has_the_stages_of_the_repository():
+    first, *rest = PROJECTS["stages"]
+    assert first == "code"
+    assert rest == list(OURS["stages"]) == list(code.STAGES)
+    assert set(STAGES) == set(PROJECTS["stages"])
+    for name in rest:
+        assert parts(PROJECTS["stages"][name]) == parts(OURS["stages"][name])
+    assert PROJECTS["plots"] == OURS["plots"]
+
+
+@pytest.mark.parametrize("name", code.STAGES)
+def test_a_stage_depends_on_its_own_code_and_on_no_file_of_it(name):
+    stage = PROJECTS["stages"][name]
+    body = stage.get("do") or stage
+    assert {"code.yaml": [name]} in body["params"]
+    assert not [dep for dep in body.get("deps", []) if dep.startswith(template.OURS)]
+
+
+def test_a_changed_dvc_yaml_is_told_from_one_of_an_older_version():
+    text = template.pipeline()
+    assert template.is_unchanged(text)
+    assert not template.is_unchanged(text.replace("desc: fetch", "desc: get"))
+    assert not template.is_unchanged((REPOSITORY / "dvc.yaml").read_text())
+
+
+def test_the_launcher_runs_the_unetpp_beside_the_dvc_that_calls_it(tmp_path):
+    launcher = tmp_path / "a project" / "unetpp"
+    environments = {name: tmp_path / name / "bin" for name in ("with dvc", "on path")}
+    for folder in (launcher.parent, *environments.values()):
+        folder.mkdir(parents=True)
+    launcher.write_text((Path(template.__file__).with_name("launcher.sh")).read_text())
+    launcher.chmod(0o755)
+    for name, folder in environments.items():
+        (folder / "unetpp").write_text(f'#!/bin/sh\necho "{name}: $*"\n')
+        (folder / "unetpp").chmod(0o755)
+    os.symlink(sys.executable, environments["with dvc"] / "python3")
+    shell = ["/bin/sh", "-c", "./unetpp stage code; true"]  # as DVC calls it
+
+    def said(*command: str, path: str) -> str:
+        done = subprocess.run(
+            command, cwd=launcher.parent, env={"PATH": path}, capture_output=True, text=True, check=False
+        )
+        return done.stdout + done.stderr
+
+    python = str(environments["with dvc"] / "python3")
+    caller = [python, "-S", "-c", f"import subprocess; subprocess.run({shell})"]
+    on_path = f"{environments['on path']}:{os.defpath}"
+    assert said(*caller, path=on_path) == "with dvc: stage code\n"
+    assert said(*caller, path=os.defpath) == "with dvc: stage code\n"
