@@ -114,7 +114,8 @@ def _dvc() -> Iterator[Finding]:
     if status.returncode:
         yield Finding("dvc", "dvc status fails", redacted((status.stderr or status.stdout).strip().splitlines()[-1]))
     else:
-        current = "up to date" in status.stdout
+        lines = [line.strip() for line in status.stdout.splitlines() if line.strip()]
+        current = "up to date" in status.stdout or lines == ["code:", "always changed"]
         yield Finding("dvc", "up to date" if current else "stages to run: dvc repro (dvc status says why)")
     yield _site_cache()
     if subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, check=False).returncode == 0:

@@ -201,7 +201,7 @@ def evaluate(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="pipelines.evaluate", description="Measure every depth on the test split.")
+    parser = argparse.ArgumentParser(prog="unetpp stage evaluate", description="Measure every depth on the test split.")
     parser.add_argument("--prepared", type=Path, required=True, help="folder that the prepare stage wrote")
     parser.add_argument("--model", type=Path, required=True, help="folder that the train stage wrote")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")

@@ -247,7 +247,7 @@ def run(model: Path, prepared: Path, out: Path, settings: Export) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="pipelines.export", description="Write each depth for other programs.")
+    parser = argparse.ArgumentParser(prog="unetpp stage export", description="Write each depth for other programs.")
     parser.add_argument("--model", type=Path, required=True, help="folder that the train stage wrote")
     parser.add_argument("--prepared", type=Path, required=True, help="folder that the prepare stage wrote")
     parser.add_argument("--out", type=Path, required=True, help="folder of the exports")

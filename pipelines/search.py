@@ -114,7 +114,7 @@ def _left_out(space: Space, fitting: Space, after: int) -> list[Trial]:
 def main() -> None:
     # Of a trial that fails: its reason stands in the table, and here Tune's own traceback.
     logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
-    parser = argparse.ArgumentParser(prog="python -m pipelines.search", description=__doc__)
+    parser = argparse.ArgumentParser(prog="unetpp stage search", description=__doc__)
     for one in ("prepared", "runs", "out", "reports"):
         parser.add_argument(f"--{one}", type=Path, required=True)
     paths, params = vars(parser.parse_args()), load_params()

@@ -22,6 +22,6 @@ def summary(reports: Path) -> str:
             "",
             f"report:    {(reports / 'evaluate' / 'report.html').absolute()}",
             f"registry:  {versions['model_name']}: {registered}",
-            "page:      make mlflow",
+            "page:      unetpp mlflow",
         )
     )

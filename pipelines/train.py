@@ -96,7 +96,7 @@ def _run(params: Params, spec: TrainSpec, run: RunStore, name: str, log: Callabl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m pipelines.train", description=__doc__)
+    parser = argparse.ArgumentParser(prog="unetpp stage train", description=__doc__)
     for name in ("prepared", "architecture", "runs", "out", "reports"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     paths, params = vars(parser.parse_args()), load_params()

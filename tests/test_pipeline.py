@@ -53,7 +53,7 @@ def test_pipeline_ends_with_a_registered_version_of_every_depth(clone):
         assert {row["depth"] for row in csv.DictReader(file)} == set(metrics["depths"])
     printed = clone.unetpp("summary")
     assert metrics["recommendation"] in " ".join(printed.split())
-    assert "make mlflow" in printed
+    assert "unetpp mlflow" in printed
 
 
 def test_report_says_what_its_schema_promises(clone):

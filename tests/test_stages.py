@@ -80,7 +80,7 @@ def test_a_changed_file_makes_exactly_the_stages_stale_that_use_it(tmp_path):
         else:
             shutil.copy(source, copy)
     run_dvc(tmp_path, "config", "core.no_scm", "true")
-    for out in outs():
+    for out in outs(STAGES):
         path = tmp_path / out
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(out)
@@ -122,10 +122,10 @@ def run_dvc(folder: Path, *arguments: str) -> str:
     return subprocess.run(["dvc", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout
 
 
-def outs() -> list[str]:
+def outs(stages: dict) -> list[str]:
     """The paths that the stages write; what several stages write into one folder are files in it."""
     found = []
-    for stage in STAGES.values():
+    for stage in stages.values():
         for item in (stage.get("foreach") or {"": {}}).values():
             body = stage.get("do") or stage
             for out in [*body.get("outs", ()), *body.get("metrics", ())]:

@@ -30,7 +30,7 @@ KEY = "key"  # the file by which a job knows under which name its results are ex
 # checkpoints lie in the storage.
 STAGES = {"search": (("prepared",), ("out", "reports")), "train": (("prepared", "architecture"), ("out", "reports"))}
 CARRIED = (".json", ".csv", ".yaml")  # of a folder that a stage reads; the data themselves lie in the storage
-# What decides the numbers of a training, so that it must be the same there as in the lock here.
+# What decides the numbers of a training, so that it must be the same there as here.
 PINNED = ("torch", "numpy", "ray", "albumentations", "opencv-python-headless", "pyarrow", "pydantic")
 
 
@@ -63,8 +63,6 @@ def pack(package: Path, stage: str, params: Params, arguments: dict[str, Path]) 
     for name in ("unetpp", "pipelines"):
         shutil.copytree(ROOT / name, package / name, ignore=ignore)
     shutil.copy("params.yaml", package)
-    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
-    pins = [word for word in lock.split() if "==" in word]  # beside them stand hashes
     paths: dict[str, str] = {}
     for name, path in arguments.items():
         if name in outputs:
@@ -92,7 +90,7 @@ def pack(package: Path, stage: str, params: Params, arguments: dict[str, Path]) 
             "outputs": list(outputs),
             "storage": params.cluster.storage,
             "s3": params.ingest.s3.model_dump(mode="json"),
-            "pinned": {name: version for name, version in (pin.split("==") for pin in pins) if name in PINNED},
+            "pinned": {name: metadata.version(name).split("+")[0] for name in PINNED},
         },
     )
     key = f"unetpp-{stage}-{_digest(package)}"
@@ -154,7 +152,7 @@ def _place(found: Path, path: Path) -> None:
 
 
 def check_versions(pinned: dict[str, str]) -> None:
-    """Refuse an environment that is not the one of the lock.
+    """Refuse an environment that is not like the one of the machine that sent the job.
 
     Raises:
         UserError: names each package with its version here and the one expected.
@@ -169,7 +167,7 @@ def check_versions(pinned: dict[str, str]) -> None:
             wrong.append(f"{name} {found} (expected {expected})")
     if wrong:
         raise UserError(
-            f"{sys.executable} on the cluster: {', '.join(wrong)}; expected the versions of requirements.lock: use the "
+            f"{sys.executable} on the cluster: {', '.join(wrong)}; expected the versions of the machine that sent the job: use the "
             "image of infra/Dockerfile, or set cluster.python to an interpreter that has them"
         )
 

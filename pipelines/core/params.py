@@ -189,7 +189,7 @@ def _explain(error: dict) -> str:
         hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
         return f"{key}: unknown key; {hint}"
     if error["type"] == "missing":
-        return f"{key}: missing; every key must be present"
+        return f"{key}: missing; every key must be present: `unetpp plan --accept` adds what a newer version knows"
     if error["type"] == "value_error":
         message = error["msg"].removeprefix("Value error, ")
         return f"{key}: {message}" if key else message

@@ -26,7 +26,7 @@ PAGES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m pipelines.pages", description="Make one of the HTML pages.")
+    parser = argparse.ArgumentParser(prog="unetpp stage pages", description="Make one of the HTML pages.")
     parser.add_argument("page", choices=PAGES)
     parser.add_argument("--of", type=Path, required=True, help="what the measuring stage wrote for it")
     parser.add_argument("--out", type=Path, required=True, help="the page to write")

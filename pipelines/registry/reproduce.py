@@ -123,7 +123,7 @@ def stages_to_run(project: Path) -> list[str]:
     """The stages that `evaluate` needs, and itself, each after those it needs; `ingest` only where its data lack."""
     stages = read_yaml(project / "dvc.yaml", "the run recorded another file", ("stages",))["stages"]
     makers = {path: name for name, stage in stages.items() for path in _outputs(stage)}
-    needs = {name: {makers[dep] for dep in stage.get("deps", []) if dep in makers} for name, stage in stages.items()}
+    needs = {name: {makers[one] for one in _inputs(stage) if one in makers} for name, stage in stages.items()}
     wanted, todo = set(), ["evaluate"]
     while todo:
         name = todo.pop()
@@ -132,6 +132,13 @@ def stages_to_run(project: Path) -> list[str]:
     if (project / RAW).is_dir():
         wanted.discard("ingest")
     return [name for name in TopologicalSorter(needs).static_order() if name in wanted]
+
+
+def _inputs(stage: dict) -> Iterable[str]:
+    """What a stage depends on; a project's code.yaml stands among its params."""
+    yield from stage.get("deps", [])
+    for param in stage.get("params", []):
+        yield from param if isinstance(param, dict) else ()
 
 
 def _outputs(stage: dict) -> Iterable[str]:

@@ -18,7 +18,7 @@ from unetpp.errors import UserError
 from unetpp.inference.model_file import MODEL
 
 # What says where the numbers come from, beside the commit; those that are there are kept.
-PIPELINE_FILES = ("dvc.lock", "dvc.yaml", "params.yaml", "requirements.lock")
+PIPELINE_FILES = ("code.yaml", "dvc.lock", "dvc.yaml", "params.yaml", "requirements.lock")
 REPORT_FILES = ("report.html", "report.json", "depths.csv", "images.csv")
 
 

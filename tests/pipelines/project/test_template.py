@@ -1,6 +1,8 @@
 """A project's files are the repository's own: the same stages, run by the installed package."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +12,10 @@ import yaml
 
 from pipelines import code
 from pipelines.cli import STAGES
+from pipelines.core import code_closure
 from pipelines.project import template
 from tests.conftest import REPOSITORY
+from tests.test_stages import TOUCHED, outs, run_dvc
 
 OURS = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())
 PROJECTS = yaml.safe_load(template.pipeline())
@@ -75,3 +79,37 @@ def test_the_launcher_runs_the_unetpp_beside_the_dvc_that_calls_it(tmp_path):
     on_path = f"{environments['on path']}:{os.defpath}"
     assert said(*caller, path=on_path) == "with dvc: stage code\n"
     assert said(*caller, path=os.defpath) == "with dvc: stage code\n"
+
+
+def test_an_upgrade_changes_the_hashes_of_exactly_those_stages_that_the_changed_file_decides(monkeypatch):
+    """The same table as of the dependencies of the repository's dvc.yaml."""
+    told = code_closure._deeds
+    before = {stage: code_closure.stage_hash(stage) for stage in code.STAGES}
+    for touched, stale in TOUCHED.items():
+        monkeypatch.setattr(code_closure, "_deeds", lambda path, t=touched: "other" if path == Path(t) else told(path))
+        changed = {stage for stage in code.STAGES if code_closure.stage_hash(stage) != before[stage]}
+        assert changed == {stage.partition("@")[0] for stage in stale}, touched
+
+
+@pytest.mark.slow
+def test_a_changed_hash_in_code_yaml_makes_its_stage_stale_and_no_other(tmp_path, monkeypatch):
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site cache"))
+    folder = tmp_path / "a project"
+    folder.mkdir()
+    for name, text in template.files((REPOSITORY / "params.yaml").read_text()):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    (folder / template.CODE).write_text("".join(f"{stage}: as it was\n" for stage in code.STAGES))
+    for out in outs(PROJECTS["stages"]):
+        (folder / out).parent.mkdir(parents=True, exist_ok=True)
+        if out != template.CODE:
+            (folder / out).write_text(out)
+    shutil.rmtree(folder / ".dvc")
+    run_dvc(folder, "init", "--no-scm", "--quiet")
+    run_dvc(folder, "commit", "--force")
+    (folder / template.CODE).write_text(
+        (folder / template.CODE).read_text().replace("train: as it was", "train: other")
+    )
+    status = json.loads(run_dvc(folder, "status", "--json"))
+    assert status.pop("code")[0] == {"changed outs": {"code.yaml": "modified"}}
+    assert status == {"train": [{"changed deps": {"code.yaml": {"train": "modified"}}}]}
