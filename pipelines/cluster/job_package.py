@@ -167,8 +167,8 @@ def check_versions(pinned: dict[str, str]) -> None:
             wrong.append(f"{name} {found} (expected {expected})")
     if wrong:
         raise UserError(
-            f"{sys.executable} on the cluster: {', '.join(wrong)}; expected the versions of the machine that sent the job: use the "
-            "image of infra/Dockerfile, or set cluster.python to an interpreter that has them"
+            f"{sys.executable} on the cluster: {', '.join(wrong)}; expected the versions of the machine that sent the "
+            "job: use the image of infra/Dockerfile, or set cluster.python to an interpreter that has them"
         )
 
 
