@@ -166,9 +166,8 @@ def known_table(values: Iterable[int | str], names: Iterable[str]) -> Table | No
     known = {code: name for code, name in CITYSCAPES.values()}
     if colours and len(colours & known.keys()) >= max(5, 0.5 * len(colours)):
         return Table({**dict.fromkeys(sorted(colours - known.keys()), "ignore"), **known}, "Cityscapes' colours")
-    voc: dict[int | str, str] = {voc_colour(number): name for number, name in enumerate(VOC)} | {
-        voc_colour(255): "ignore"
-    }
+    voc: dict[int | str, str] = {voc_colour(255): "ignore"}
+    voc.update((voc_colour(number), name) for number, name in enumerate(VOC))
     if colours and colours <= voc.keys() and all("SegmentationClass" in name for name in names):
         return Table(voc, "Pascal VOC's colours")
     numbers = {value for value in values if isinstance(value, int)}

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.core.params import Params, load_params, override
+from pipelines.dataset.groups import find_groups
 from pipelines.dataset.layouts import Sample
-from pipelines.dataset.splits import SPLITS
+from pipelines.dataset.splits import SPLITS, place
 from pipelines.planning.choices import Choice, Plan
 from pipelines.planning.machine import find_machine
 from pipelines.planning.probe import fit_time
@@ -17,6 +18,7 @@ from pipelines.planning.survey import MANY_OBJECTS, MOST_FOLDERS, Survey, laid_o
 __all__ = ["Choice", "Plan", "make_plan"]
 
 MINUTES = 30.0
+FEW, SALTS, NEAR = 100, 200, 0.34  # images, salts tried, and how far a split may be from its share
 ORDER = ("ingest", "prepare", "model", "search", "train", "augment", "export", "evaluate", "register", "cluster")
 SUFFIXES = {"zip": (".zip",), "tar": (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")}
 
@@ -55,6 +57,7 @@ def make_plan(
         _choose_kinds(found, plan)
         machine, kept = find_machine(use_gpu), dict(keep or {})
         plan.params |= apply(found.facts, machine, plan.values | kept)
+        _choose_salt(found, override(base, plan.values | kept), plan)
         if probe:
             fit_time(plan, found.facts, machine, found.samples, override(base, kept), minutes)
     plan.choose("register.experiment", name, "named after the project")
@@ -71,10 +74,6 @@ def _describe(found: Survey, plan: Plan) -> None:
     if not facts.one_size:
         low, high = min(found.sizes), max(found.sizes)
         sizes += f" at the median, from {low[1]} x {low[0]} to {high[1]} x {high[0]} px"
-    given = Counter(sample.split for sample in found.samples if sample.split)
-    if given:
-        listed = ", ".join(f"{split} {given[split]:,}" for split in SPLITS if given[split])
-        plan.found.insert(0, f"the set brings its own split, which is taken as it is: {listed}")
     plan.found.insert(0, f"{facts.num_images:,} pairs of images and masks; images are {grey}, {sizes}")
 
 
@@ -94,3 +93,21 @@ def _choose_kinds(found: Survey, plan: Plan) -> None:
         plan.choose("prepare.kinds", "microscopy", f"{per_image:.0f} objects an image and no up or down, as microscopy")
     else:
         plan.choose("prepare.kinds", "none", "nothing tells kinds of images apart")
+
+
+def _choose_salt(found: Survey, params: Params, plan: Plan) -> None:
+    """Of few images chance may leave a split with hardly any: another salt then divides them better."""
+    samples, prepare = found.samples, params.prepare
+    if len(samples) >= FEW or any(sample.split for sample in samples) or prepare.folds:
+        return
+    groups = [[group] for group in find_groups(samples, prepare.groups)]
+    wanted = {split: getattr(prepare.shares, split) * len(samples) for split in SPLITS}
+
+    def far(salt: str) -> float:
+        counts = Counter(one.split for one in place(groups, prepare, salt))
+        return max(abs(counts[split] - number) / number for split, number in wanted.items())
+
+    salts = [prepare.salt, *(f"{prepare.salt}-{number}" for number in range(1, SALTS))]
+    best = next((salt for salt in salts if far(salt) <= NEAR), min(salts, key=far))
+    if best != prepare.salt:
+        plan.choose("prepare.salt", best, f"divides {len(samples)} images nearly by the shares")

@@ -40,10 +40,11 @@ class Counts:
     @classmethod
     def of(cls, samples: Sequence[Sample], params: Params) -> "Counts":
         """As the set's own splits say it, else by shares."""
-        given = Counter(getattr(sample, "split", None) for sample in samples)
-        if params.prepare.split == "auto" and given["train"]:
-            return cls(given["train"], max(1, given["val"]), max(1, given["test"]))
         shares, num = params.prepare.shares, len(samples)
+        given = Counter(sample.split for sample in samples)
+        if given["train"]:
+            drawn = 0 if given["val"] else round(shares.val / (shares.train + shares.val) * given["train"])
+            return cls(given["train"] - drawn, max(1, given["val"] or drawn), max(1, given["test"]))
         return cls(*(max(1, round(share * num)) for share in (shares.train, shares.val, shares.test)))
 
 

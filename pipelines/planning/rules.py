@@ -19,6 +19,7 @@ PAPER_DEPTH, PAPER_WIDTH = 4, 32  # UNet++ (Zhou et al. 2018): L4, 32 channels t
 LEAST_CELLS = 4  # a side of the deepest level has at least so many pixels (nnU-Net, Isensee et al. 2021)
 MOST_PX = {"cpu": 256, "cuda": 512}  # of the longer side of what a network is trained on
 LEAST_CROP = 128
+LEAST_BATCH = 4
 FEW = 60  # images, of which a tenth for val would be a handful
 SMALL_SHARE = 0.25  # of the pixels: less foreground is looked for by a third of the crops
 
@@ -155,12 +156,12 @@ def _widths(given: Given) -> Choice | None:
 
 
 def _batch(given: Given) -> Choice | None:
-    """nnU-Net: at least 2, as large as memory allows. Ours: 8 on processors, where more images a step are not faster;
-    at least 10 steps an epoch."""
+    """nnU-Net: as large as memory allows. Ours: 8 on processors, where more images a step are not faster;
+    10 steps an epoch, but no batch of fewer than 4 images, of which batch norm learns little."""
     facts, machine, chosen = given
     images = int(0.7 * facts.num_images * (chosen.get("train.crops_per_image") or 1))
     most = 32 if machine.gpus else 8
-    batch = 1 << max(2, min(most, images // 10)).bit_length() - 1
+    batch = 1 << max(LEAST_BATCH, min(most, images // 10)).bit_length() - 1
     workers = chosen["train.num_workers"]
     reason = (
         "at least ten steps an epoch" if batch < most else f"as usual on a {'GPU' if machine.gpus else 'processor'}"

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -14,6 +15,7 @@ import numpy as np
 from pipelines.core.data_sections import Ingest
 from pipelines.core.params import Params, override
 from pipelines.dataset.fingerprint import summarise
+from pipelines.dataset.given_splits import with_splits
 from pipelines.dataset.layouts import Problem, Sample, find_class_folders, find_samples
 from pipelines.dataset.loading import load_sample
 from pipelines.dataset.mask_files import limits_of
@@ -53,6 +55,16 @@ class Survey:
 
 
 @contextmanager
+def _told(plan: Plan) -> Iterator[None]:
+    """What stages would print is a part of what was found."""
+    told = io.StringIO()
+    with redirect_stdout(told):
+        yield
+    lines = (re.sub(r"^(ingest|prepare): ", "", line) for line in told.getvalue().splitlines())
+    plan.found += [line for line in lines if line]
+
+
+@contextmanager
 def laid_out(root: Path, params: Ingest, plan: Plan) -> Iterator[tuple[Path, Layout, list[str]]]:
     """A folder of links to the files of a set as stage ingest would write them, its layout, and all names at `root`."""
     links_to = [Path(one).expanduser() for one in params.links_to]
@@ -60,10 +72,8 @@ def laid_out(root: Path, params: Ingest, plan: Plan) -> Iterator[tuple[Path, Lay
     sizes, problems = walk(root, "move that into the folder, or name it in ingest.links_to: [{}]", links_to)
     if problems:
         raise problems[0]
-    told = io.StringIO()
-    with redirect_stdout(told):
+    with _told(plan):
         layout, kept = choose(sizes, str(root), given)
-    plan.found += [line.removeprefix("ingest: ") for line in told.getvalue().splitlines() if line]
     if layout.kind == "pairs" and layout != Layout("pairs"):
         plan.found.append(f"images are {layout.images} and masks {layout.masks}, each with its suffix")
     with TemporaryDirectory(prefix="unetpp-survey-") as folder:
@@ -87,7 +97,8 @@ def survey(raw: Path, layout: Layout, root: Path, names: Sequence[str], base: Pa
     Raises:
         UserError: no images with masks.
     """
-    samples = _find(raw, layout, base, plan)
+    with _told(plan):
+        samples = with_splits(_find(raw, layout, base, plan), raw, base.prepare.split)
     files = [sample for sample in samples if len(sample.masks) == 1 and sample.classes is None]
     if files:
         masks = [(sample.masks[0], sample.page) for sample in _spread(files, MOST_MASKS)]
