@@ -14,7 +14,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 from pipelines.core.data_sections import Prepare, Shares
 from pipelines.core.tables import read_rows
@@ -168,8 +168,15 @@ def find_apart(prepared: Path, groups: dict[str, str], pairs: Iterable[tuple[str
     ]
 
 
-def refuse_apart(prepared: Path, lines: list[str]) -> NoReturn:
-    """The gate of a split that is ours. What the set itself divided is told by `tell_leaks`."""
+def check_apart(prepared: Path, groups: dict[str, str], pairs: Iterable[tuple[str, str, str]]) -> None:
+    """The gate of a split that is ours, on what `find_apart` finds. What the set itself divides, `tell_leaks` tells.
+
+    Raises:
+        UserError: lists the groups and the pairs that stand in two splits.
+    """
+    lines = find_apart(prepared, groups, pairs)
+    if not lines:
+        return
     more = [f"and {len(lines) - 20} more"] if len(lines) > 20 else []
     raise UserError(
         f"{prepared}: found {len(lines)} groups or pairs of images that stand in two splits; expected each in one, "
