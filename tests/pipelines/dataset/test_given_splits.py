@@ -82,6 +82,8 @@ def test_val_is_drawn_from_the_sets_train_alone_and_folds_divide_what_is_not_tes
     found = place(members, PARAMS, given=given)
     assert [one.split == "test" for one in found] == [split == "test" for split in given]
     assert 15 < sum(one.split == "val" for one in found) < 65  # an eighth of 300
+    few = [one.split for one in place([[str(n)] for n in range(4)], PARAMS, given=["train"] * 3 + ["test"])]
+    assert sorted(few) == ["test", "train", "train", "val"]  # a small set has a val, too
     folded = place(
         members, PARAMS.model_copy(update={"folds": 3}), given=["val" if n == 1 else s for n, s in enumerate(given)]
     )
