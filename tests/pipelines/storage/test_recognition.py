@@ -4,6 +4,7 @@ from pathlib import PurePosixPath
 
 import pytest
 
+from pipelines.core import data_sections
 from pipelines.storage.layout_names import choose
 from pipelines.storage.templates import Layout, find_files
 from unetpp.errors import UserError
@@ -195,3 +196,11 @@ def test_templates_that_find_nothing_or_no_pair_are_refused():
         choose(names, "set", Layout("pairs", "A/{id}", "B/{id}"))
     layout, kept = choose(names, "set", Layout("pairs", "A/{id}", "B/x{id}"))
     assert find_files(kept, layout).mask_of == {"1": "1", "2": "2"}
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"), [("a", "{id}"), ("{split}/{id}", "{id}"), ("{id}_{group}", "{id}"), ("{id}/{id}", "{id}")]
+)
+def test_templates_of_params_name_an_id_once_and_the_split_in_both(images, masks):
+    with pytest.raises(ValueError, match=r"must have \{id\} once|\{split\} in both"):
+        data_sections.Layout(images=images, masks=masks)
