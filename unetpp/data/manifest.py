@@ -27,7 +27,8 @@ class Manifest:
     channels: int
     num_classes: int
     multilabel: bool = False
-    classes: list[str] | None = None  # names of more than one
+    classes: list[str] | None = None  # names of the values 1, 2 ... of a mask, or of 0, 1 ... without background
+    background: bool = True  # class 0 is the background, and no class that counts
     splits: dict[str, SplitFacts]
     val_full_sha256: str | None = None  # of val_full.arrow: val at the images' own sizes, where `size` changes them
     num_groups: int | None = None

@@ -1,7 +1,8 @@
 """What the numbers in a mask say, for each of the three tasks, and how logits answer them.
 
 - binary (one class): 0 background, 1 foreground; the logit's sigmoid is the foreground's probability.
-- classes (several, one at a pixel): 0 background, 1 ... K-1; a softmax over K channels.
+- classes (several, one at a pixel): 0 background, 1 ... K-1; a softmax over K channels. Without `background` class 0 is
+  one as the others are, and counts wherever they do.
 - labels (several, any of them at a pixel; `multilabel`): bit k is label k + 1 of K, so that a mask of all labels is
   one plane that flips and crops as any other; a sigmoid for each of K channels.
 
@@ -20,6 +21,11 @@ IGNORE = 255
 MAX_LABELS = 7  # all of them at a pixel are 127; with an eighth they could be IGNORE
 
 
+def first_class(num_classes: int, multilabel: bool = False, background: bool = True) -> int:
+    """The channel of the first class that counts in means: 1 where channel 0 is the background's, else 0."""
+    return int(num_classes > 1 and not multilabel and background)
+
+
 def find_values(mask: np.ndarray) -> np.ndarray:
     """The values that occur in a mask of uint8, sorted."""
     flat = mask.reshape(-1)
@@ -29,14 +35,18 @@ def find_values(mask: np.ndarray) -> np.ndarray:
     return np.flatnonzero(present)
 
 
-def find_classes(mask: np.ndarray, multilabel: bool = False) -> Iterator[tuple[int, np.ndarray]]:
-    """What a mask (H, W) uint8 holds: each foreground class or label that occurs in it, counted from 1, with its place.
+def find_classes(
+    mask: np.ndarray, multilabel: bool = False, background: bool = True
+) -> Iterator[tuple[int, np.ndarray]]:
+    """What a mask (H, W) uint8 holds: each foreground class or label that occurs in it, with its place.
+
+    They are counted from 1; without `background` class 0 is one of them.
 
     Yields:
         number, and (H, W) bool. Places of labels may overlap; IGNORE is in none.
     """
     present = find_values(mask)
-    present = present[(present > 0) & (present != IGNORE)]
+    present = present[(present >= int(background)) & (present != IGNORE)]
     if not multilabel:
         for value in present:
             yield int(value), mask == value
