@@ -1,5 +1,6 @@
 """What DVC makes of the pipeline's plots and experiments: a page without a network, and a table of what differs."""
 
+import csv
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipelines.core.files import write_json
 from pipelines.core.tables import write_rows
 from pipelines.evaluation.scores import reliability_rows
 from tests.clones import git
@@ -71,3 +73,29 @@ def test_plots_are_drawn_without_a_network(project, browser):
         assert browser.evaluate("document.querySelectorAll('main canvas, main svg.marks').length") == len(plots)
         assert browser.overflowing() == []
     assert "editor" not in browser.evaluate("document.querySelector('main').innerText").lower()
+
+
+def test_experiments_side_by_side_are_a_few_metrics_and_the_params_that_differ(project):
+    for name, iou, rate in (("main", 0.5, "1.0e-3"), ("other", 0.6, "2.0e-3")):
+        git(project, "checkout", "-q", "-b", name)
+        params = yaml.safe_load((project / "params.yaml").read_text())
+        params["train"]["learning_rate"] = float(rate)
+        (project / "params.yaml").write_text(yaml.safe_dump(params))
+        row = {key: iou for key in ("iou_image", "iou_image_low", "latency_ms", "peak_memory_mib")}
+        write_json(project / "reports/evaluate/metrics.json", {"recommended_depth": 2} | row)
+        write_json(project / "reports/train/metrics.json", {"epochs": 3, "best_epoch": 2, "val_iou": {"L1": iou}})
+        write_json(project / "reports/data.json", {"num_images": {"all": 10}, "warnings": 0})
+        git(project, "add", "-A")
+        git(project, "commit", "-q", "-m", name)
+    shown = dvc(project, "exp", "show", "--all-branches", "--only-changed", "--drop", ".*/", "--csv")
+    head, *rows = csv.reader(shown.splitlines())
+    kept = ["Experiment", "rev", "typ", "Created", "parent"]
+    assert [column for column in head if column not in kept] == [
+        "val_iou.L1",
+        "iou_image",
+        "iou_image_low",
+        "latency_ms",
+        "peak_memory_mib",
+        "train.learning_rate",
+    ]
+    assert {row[head.index("train.learning_rate")] for row in rows} == {"0.001", "0.002"}
