@@ -8,12 +8,11 @@ import numpy as np
 from pipelines.core.files import read_results
 from pipelines.core.numbers import fixed, points
 from pipelines.evaluation.cautions import find_cautions
-from pipelines.evaluation.error_map import SAID
 from pipelines.pages.depth_charts import accuracy_against_latency, differences, reliability
 from pipelines.pages.html_page import render
 from pipelines.pages.viewer import Sample, picture
 from unetpp.errors import UserError, said
-from unetpp.images.display import class_colour
+from unetpp.images.display import SAID, class_colour
 from unetpp.network.masks import IGNORE
 
 # The scores of a depth, in the order of the page: key, what it is called, what it says. Each may be missing.

@@ -9,9 +9,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.evaluation.error_map import CODES, error_map, stripe
 from pipelines.pages.html_page import data_uri, indexed_uri, outline_path
-from unetpp.images.display import ERRORS, FILL, RGBA, class_colour, display, outline
+from unetpp.images.display import (
+    CODES,
+    ERRORS,
+    FILL,
+    RGBA,
+    class_colour,
+    display,
+    error_map,
+    outline,
+    stripe,
+)
 from unetpp.network.masks import IGNORE, find_classes
 
 SIDE_PX = 320  # larger images are shown in fewer pixels
@@ -39,7 +48,7 @@ def picture(sample: Sample, names: list[str], multilabel: bool = False, backgrou
     layers = {}
     for name in names:
         mask_hat = sample.masks_hat[name]
-        errors = error_map(sample.mask, mask_hat, background)
+        errors = error_map(sample.mask, mask_hat, sample.mask != IGNORE, background)
         layers[name] = {
             "iou": sample.row.get(f"iou_{name}"),
             "errors": indexed_uri(stripe(errors[::step, ::step]), tuple(ERRORS.values())),

@@ -11,15 +11,14 @@ import cv2
 import numpy as np
 
 from pipelines.core.checksums import seal
-from pipelines.evaluation.error_map import SAID, error_map
 from pipelines.evaluation.scored import read_depth
 from unetpp.data.arrow_split import Split
 from unetpp.data.manifest import Manifest, read_manifest
 from unetpp.errors import UserError
-from unetpp.images.display import ERRORS, class_colour, display, fill, fill_classes
+from unetpp.images.display import ERRORS, SAID, class_colour, display, error_map, fill, fill_classes
 from unetpp.inference.model_file import Trained
 from unetpp.inference.predictor import Predictor
-from unetpp.network.masks import find_classes
+from unetpp.network.masks import IGNORE, find_classes
 
 COPIED = ("report.html", "report.json", "images.csv")
 SIDE_PX = 512  # overlays are enlarged by whole factors up to about this
@@ -66,7 +65,7 @@ def draw(image: np.ndarray, mask: np.ndarray, mask_hat: np.ndarray, manifest: Ma
     factor = max(1, SIDE_PX // max(mask.shape))
     base, mask, mask_hat = (each.repeat(factor, 0).repeat(factor, 1) for each in (display(image), mask, mask_hat))
     if manifest.num_classes == 1:
-        errors = error_map(mask, mask_hat)
+        errors = error_map(mask, mask_hat, mask != IGNORE)
         return fill(base, ((colour, errors == code) for code, colour in enumerate(ERRORS.values())))
     meaning = manifest.multilabel, manifest.background
     gap = np.full((len(base), 8, 3), 255, np.uint8)

@@ -18,6 +18,14 @@ ERRORS: dict[str, RGBA] = {
     "confused": (204, 121, 167, 210),
     "ignored": (128, 128, 128, 150),
 }
+SAID = {
+    "found": "found",
+    "extra": "extra: predicted, not there",
+    "missed": "missed: there, not predicted",
+    "confused": "taken for another class",
+    "ignored": "not annotated, not counted",
+}
+CODES = {name: code for code, name in enumerate(ERRORS)}
 # Of the classes 0, 1, ... 254, RRGGBB, no two alike. After the first three each is the one that lies
 # farthest from all before it, from ERRORS, and from black, grey and white: in Oklab, as seen with full colour vision
 # and without red or green cones (tests/unetpp/images/test_display.py).
@@ -73,3 +81,30 @@ def fill(base: np.ndarray, places: Iterable[tuple[RGBA, np.ndarray]]) -> np.ndar
 def fill_classes(base: np.ndarray, places: Iterable[tuple[int, np.ndarray]]) -> np.ndarray:
     """`fill` with the colours of classes: pairs of number and place, as `find_classes` gives them of a mask."""
     return fill(base, (((*class_colour(number), round(255 * FILL)), inside) for number, inside in places))
+
+
+def error_map(mask: np.ndarray, mask_hat: np.ndarray, known: np.ndarray, background: bool = True) -> np.ndarray:
+    """What a prediction made of each pixel of (H, W) masks, as indices into ERRORS, uint8, without stripes.
+
+    Confused is one class taken for another, or not the same labels.
+
+    Args:
+        known: (H, W) bool, False where the true mask is unlabelled.
+        background: class 0 is the background; else it is a class, so that nothing is extra or missed.
+    """
+    cases = (
+        (~known, "ignored"),
+        (((mask > 0) | (not background)) & (mask_hat == mask), "found"),
+        ((mask == 0) & (mask_hat > 0) & background, "extra"),
+        ((mask > 0) & (mask_hat == 0) & background, "missed"),
+        (mask_hat != mask, "confused"),
+    )
+    chosen = np.select([where for where, _ in cases], [CODES[name] for _, name in cases], CODES["right"])
+    return chosen.astype(np.uint8)
+
+
+def stripe(errors: np.ndarray) -> np.ndarray:
+    """Every other diagonal of what was missed in the paler colour."""
+    rows, columns = np.indices(errors.shape)
+    pale = (errors == CODES["missed"]) & ((rows + columns) % 4 < 2)
+    return np.where(pale, CODES["stripe"], errors).astype(np.uint8)

@@ -13,13 +13,12 @@ import yaml
 from PIL import Image
 
 from pipelines.core.numbers import points, short
-from pipelines.evaluation.error_map import error_map, stripe
 from pipelines.evaluation.scores import reliability_rows
 from pipelines.pages import depth_page, html_page, viewer
 from tests.pages import Outline
 from tests.pipelines.pages.reports import HOSTILE, RULE, named, page_of, smallest, whole
 from unetpp.images import display
-from unetpp.images.display import ERRORS
+from unetpp.images.display import ERRORS, error_map, stripe
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +176,7 @@ def test_error_map_tells_found_extra_missed_confused_and_ignored_apart():
     mask = np.array([[0, 0, 1, 1, 1, 255, 255]], np.uint8)
     mask_hat = np.array([[0, 1, 0, 1, 2, 0, 1]], np.uint8)
     names = list(ERRORS)
-    found = [names[code] for code in error_map(mask, mask_hat)[0]]
+    found = [names[code] for code in error_map(mask, mask_hat, mask != 255)[0]]
     assert found == ["right", "extra", "missed", "found", "confused", "ignored", "ignored"]
 
 
@@ -218,7 +217,7 @@ def test_a_mask_is_shown_in_the_colours_of_its_classes_and_of_labels_mixed():
 
 def test_where_class_0_is_a_class_nothing_is_extra_or_missed():
     mask, mask_hat = np.array([[0, 0, 1, 1, 255]], np.uint8), np.array([[0, 1, 0, 1, 0]], np.uint8)
-    found = [list(ERRORS)[code] for code in error_map(mask, mask_hat, background=False)[0]]
+    found = [list(ERRORS)[code] for code in error_map(mask, mask_hat, mask != 255, background=False)[0]]
     assert found == ["found", "confused", "confused", "found", "ignored"]
     page = page_of(named(whole(), 3) | {"background": False}, scenes=3)
     assert "there, not predicted" not in page
@@ -233,7 +232,7 @@ def test_an_outline_that_is_too_fine_to_draw_gives_way_to_the_filled_mask():
 
 
 def test_what_was_missed_is_striped_as_well():
-    missed = error_map(np.ones((8, 8), np.uint8), np.zeros((8, 8), np.uint8))
+    missed = error_map(np.ones((8, 8), np.uint8), np.zeros((8, 8), np.uint8), np.True_)
     assert len(np.unique(missed)) == 1
     assert np.unique(stripe(missed), return_counts=True)[1].tolist() == [32, 32]
 
