@@ -23,7 +23,7 @@
     at("stage-base").setAttribute("href", `#b${picked}`);
     at("stage-base").classList.toggle("grey", mode === "e");
     // An outline that is too fine to draw is shown by what it encloses, where nothing else lies there.
-    const fine = "fine" in sample.dataset, outlined = at("outlined").checked;
+    const fine = Boolean(sample.querySelector(".fine")), outlined = at("outlined").checked;
     const shown = mode || (fine && outlined ? "y" : ""), lines = at("filled").checked || fine ? "" : "l";
     const layers = { e: `e${picked}-${depth}`, m: `m${lines}${picked}-${depth}`, y: `y${lines}${picked}` };
     at("stage-layer").setAttribute("href", `#${layers[shown] ?? ""}`);

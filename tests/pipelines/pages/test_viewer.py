@@ -143,6 +143,21 @@ def test_on_a_phone_tables_say_that_they_scroll_and_the_recommended_depth_stays(
     assert browser.evaluate(f"({hint})(document.querySelector('.scroll'))") == 0
 
 
+def test_an_outline_that_is_too_fine_is_shown_by_the_filled_mask(browser, tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text(page_of(whole(("L1",)), num_images=1, side=200), encoding="utf-8")
+    browser.open(path)
+    assert browser.evaluate("document.getElementById('too-fine').hidden") is False
+    seen = {}
+    for mode in ("y", ""):
+        browser.evaluate(f"document.querySelector('input[name=mode][value=\"{mode}\"]').click()")
+        seen[mode] = stage(browser)
+    assert np.array_equal(seen["y"], seen[""])
+    browser.evaluate("document.getElementById('outlined').click()")
+    assert np.abs(stage(browser) - seen[""]).mean() > 1
+    assert browser.errors == []
+
+
 def test_masks_are_shown_filled_or_as_outlines(browser, street):
     browser.open(street)
     seen = []
