@@ -232,7 +232,7 @@ def test_an_outline_that_is_too_fine_to_draw_gives_way_to_the_filled_mask():
 
 
 def test_what_was_missed_is_striped_as_well():
-    missed = error_map(np.ones((8, 8), np.uint8), np.zeros((8, 8), np.uint8), np.True_)
+    missed = error_map(np.ones((8, 8), np.uint8), np.zeros((8, 8), np.uint8), np.ones((8, 8), bool))
     assert len(np.unique(missed)) == 1
     assert np.unique(stripe(missed), return_counts=True)[1].tolist() == [32, 32]
 
