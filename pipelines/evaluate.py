@@ -47,6 +47,7 @@ from unetpp.scores import metrics
 from unetpp.scores.calibration import reliability
 
 FILES = ("report.json", "metrics.json", "depths.csv", "images.csv", "reliability.csv")
+COMPARED = ("iou_image", "iou_image_low", "iou_image_high", "miou", "latency_ms", "peak_memory_mib")
 
 
 @dataclass(frozen=True)
@@ -129,14 +130,14 @@ def make_report(
 
 
 def write_results(out: Path, result: dict, rows: list[dict]) -> None:
-    """report.json and the tables; for `dvc metrics`, metrics.json with the few numbers that one compares."""
+    """report.json and the tables; for `dvc metrics` and `dvc exp show`, metrics.json with the few numbers that one
+    compares, of the depth that is recommended, or nearest to it, or the deepest."""
     depths = result["depths"]
     write_json(out / "report.json", result)
-    compared = {
-        key: {name: None if row[key] is None else round(row[key], 4) for name, row in depths.items()}
-        for key in ("iou_image", "miou", "latency_ms")
-    }
-    write_json(out / "metrics.json", {"recommended_depth": result["recommended_depth"]} | compared)
+    depth = result["recommended_depth"] or result["nearest_depth"]
+    row = depths[f"L{depth}"] if depth else [row for name, row in depths.items() if name != "mean"][-1]
+    few = {key: round(row[key], 4) for key in COMPARED if row.get(key) is not None}
+    write_json(out / "metrics.json", {"recommended_depth": result["recommended_depth"]} | few)
     tables = {"depths": [{"depth": name} | row for name, row in depths.items()], "images": rows}
     for name, found in (tables | {"reliability": reliability_rows(result)}).items():
         write_rows(out / f"{name}.csv", found[0], found)

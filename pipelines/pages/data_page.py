@@ -10,18 +10,16 @@ from markupsafe import Markup
 
 from pipelines.dataset.object_sizes import BINS_PER_OCTAVE
 from pipelines.pages.html_page import ACCENT, INK, chart, data_uri, outline_path, render
+from pipelines.pages.viewer import mask_layers
 from unetpp.data.arrow_split import Split
 from unetpp.data.manifest import read_manifest
-from unetpp.images.display import display
+from unetpp.images.display import ERRORS, class_colour, display
 from unetpp.network.masks import IGNORE, find_classes
 
 THUMBNAIL_PX = 160
 PER_CELL = 2  # pictures of each kind in each split
 MOST_KINDS = 4
-# Okabe and Ito's colours for the outlines of classes 1, 2, ...
-OUTLINES = ("#f0e442", "#56b4e9", "#e69f00", "#cc79a7", "#009e73", "#d55e00")
-UNKNOWN = "#ffffff"  # around what nobody annotated
-PATH_BYTES = 24_000  # of the outlines of a picture; finer ones are left out, and that is said
+PATH_BYTES = 24_000  # of the outlines of a picture; where they are finer, its mask is shown filled
 
 
 def build_page(fingerprint: dict, prepared: Path) -> str:
@@ -31,7 +29,7 @@ def build_page(fingerprint: dict, prepared: Path) -> str:
     pairs = fingerprint["duplicates"]["pairs"]
     wanted = {id for pair in pairs for id in (pair["id"], pair["other"])}
     places = {id: (split, index) for split in splits.values() for index, id in enumerate(split.ids) if id in wanted}
-    classes = [row["name"] for row in fingerprint["classes"][1:]]
+    meaning = manifest.multilabel, manifest.background
     provenance = {f"{name}.arrow, sha256": manifest.splits[name].sha256 for name in splits}
     return render(
         "data.html.j2",
@@ -43,10 +41,11 @@ def build_page(fingerprint: dict, prepared: Path) -> str:
         sizes_chart=_sizes_chart(fingerprint),
         foreground_chart=_foreground_chart(fingerprint),
         intensity_chart=_intensity_chart(fingerprint),
-        overlays=_overlays(splits, fingerprint["prepared"]["multilabel"]),
-        legend=[*_legend(classes), *([("not annotated", UNKNOWN)] if fingerprint["masks"]["ignored"] else [])],
+        overlays=_overlays(splits, meaning),
+        legend=_legend([row["name"] for row in fingerprint["classes"]], manifest.background),
+        filled=len(fingerprint["classes"]) - manifest.background > 1,
         pairs=[
-            pair | {"pictures": [_picture(id, *places[id], False, False) for id in (pair["id"], pair["other"])]}
+            pair | {"pictures": [_picture(id, *places[id], None) for id in (pair["id"], pair["other"])]}
             for pair in pairs
             if pair["id"] in places and pair["other"] in places
         ],
@@ -129,13 +128,14 @@ def _intensity_chart(fingerprint: dict) -> Markup:
     return made.svg
 
 
-def _legend(classes: list[str]) -> list[tuple[str, str]]:
-    """Names of the classes and colours of their outlines; none where one class needs no name."""
-    named = [(name, OUTLINES[index % len(OUTLINES)]) for index, name in enumerate(classes)]
-    return named if len(named) > 1 else []
+def _legend(names: list[str], background: bool) -> list[tuple[str, tuple[int, int, int]]]:
+    """The classes by number and the colours of each; none for a single class without a name."""
+    classes = names[int(background) :]
+    named = [(name, class_colour(number)) for number, name in enumerate(classes, int(background))]
+    return [] if classes == ["1"] else named
 
 
-def _overlays(splits: dict[str, Split], multilabel: bool) -> list[dict]:
+def _overlays(splits: dict[str, Split], meaning: tuple[bool, bool]) -> list[dict]:
     """Some pictures of each kind in each split: those whose hashed id is smallest, so that data alone decide."""
     totals: dict[str, int] = {}
     for kind in chain.from_iterable(split.kinds for split in splits.values()):
@@ -147,35 +147,40 @@ def _overlays(splits: dict[str, Split], multilabel: bool) -> list[dict]:
             indices = [index for index, other in enumerate(split.kinds) if other == kind]
             hashed = sorted(indices, key=lambda index: hashlib.sha256(split.ids[index].encode()).digest())
             pictures += [
-                _picture(split.ids[index], split, index, True, multilabel) | {"split": name}
-                for index in hashed[:PER_CELL]
+                _picture(split.ids[index], split, index, meaning) | {"split": name} for index in hashed[:PER_CELL]
             ]
         shown.append({"kind": kind, "num_images": totals[kind], "pictures": pictures})
     return shown
 
 
-def _picture(id: str, split: Split, index: int, outlined: bool, multilabel: bool) -> dict:
-    """A sample as the template needs it: a small picture, and outlines of its classes as paths over it."""
+def _picture(id: str, split: Split, index: int, meaning: tuple[bool, bool] | None) -> dict:
+    """A sample as the template needs it: a small picture, outlines of its classes as paths over it, and both filled.
+
+    Args:
+        meaning: multilabel and background (unetpp.network.masks); None: the picture alone.
+    """
     image, mask = split[index]
     height, width = mask.shape
     factor = min(1.0, THUMBNAIL_PX / max(height, width))
     size = max(1, round(width * factor)), max(1, round(height * factor))
     small = cv2.resize(display(image), size, interpolation=cv2.INTER_AREA)
-    paths = []
-    # What is unknown first, and the classes in their order, so that a label over another is drawn over it.
-    places = [(UNKNOWN, mask == IGNORE)]
-    places += [(OUTLINES[(number - 1) % len(OUTLINES)], inside) for number, inside in find_classes(mask, multilabel)]
-    for colour, inside in places if outlined else ():
-        shrunk = cv2.resize(inside.astype(np.float32), size, interpolation=cv2.INTER_AREA) >= 0.5
-        if shrunk.any():
-            paths.append({"d": outline_path(shrunk), "colour": colour})
-    drawn = sum(len(path["d"]) for path in paths) <= PATH_BYTES
-    return {
+    found = {
         "id": id,
         "uri": data_uri(small, "JPEG"),
         "width": size[0],
         "height": size[1],
-        "paths": paths if drawn else [],
-        "drawn": drawn,
         "share": float(np.mean((mask > 0) & (mask != IGNORE))),
     }
+    if meaning is None:
+        return found
+    paths = []
+    # What is unknown first, and the classes in their order, so that a label over another is drawn over it.
+    places = [(ERRORS["ignored"][:3], mask == IGNORE)]
+    places += [(class_colour(number), inside) for number, inside in find_classes(mask, *meaning)]
+    for colour, inside in places:
+        shrunk = cv2.resize(inside.astype(np.float32), size, interpolation=cv2.INTER_AREA) >= 0.5
+        if shrunk.any():
+            paths.append({"d": outline_path(shrunk), "colour": colour})
+    drawn = sum(len(path["d"]) for path in paths) <= PATH_BYTES
+    sampled = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT)
+    return found | {"paths": paths if drawn else [], "filled": mask_layers(sampled, *meaning)[0], "drawn": drawn}

@@ -10,8 +10,9 @@ from pipelines.core.numbers import fixed, points
 from pipelines.evaluation.cautions import find_cautions
 from pipelines.pages.depth_charts import accuracy_against_latency, differences, reliability
 from pipelines.pages.html_page import render
-from pipelines.pages.viewer import Sample, class_colour, picture
+from pipelines.pages.viewer import Sample, picture
 from unetpp.errors import UserError, said
+from unetpp.images.display import SAID, class_colour
 from unetpp.network.masks import IGNORE
 
 # The scores of a depth, in the order of the page: key, what it is called, what it says. Each may be missing.
@@ -100,6 +101,7 @@ def build_report(
     decision = {key: rule.get(key) for key in ("tolerance_iou", "max_latency_ms")} | metrics.get("decision", {})
     decision["candidates"] = {one["name"]: one for one in decision.get("candidates", [])}
     other, compared = _compare_depths(metrics, decision["candidates"])
+    multilabel, background = metrics.get("multilabel", False), metrics.get("background", True)
     return render(
         "report.html.j2",
         script="viewer.js",
@@ -118,10 +120,9 @@ def build_report(
         ),
         difference_chart=differences(compared, other, chosen, decision["tolerance_iou"]),
         reliability_chart=reliability(metrics.get("reliability", {}), chosen),
-        pictures=_in_order([picture(sample, names) for sample in samples], shown),
-        confused=any(((sample.mask > 1) & (sample.mask != IGNORE)).any() for sample in samples),
-        ignored=any((sample.mask == IGNORE).any() for sample in samples),
-        classes=_class_colours(metrics, names),
+        pictures=_in_order([picture(sample, names, multilabel, background) for sample in samples], shown),
+        errors=_errors(samples, background),
+        classes=_class_colours(metrics, names, background),
         extremes={name: {rank: rows[index] for rank, index in picked.items()} for name, picked in extremes.items()},
         shown=shown,
         scores=_scores(metrics["depths"]),
@@ -180,12 +181,19 @@ def _headline(metrics: dict, other: str, compared: dict) -> list[dict[str, str]]
     return facts
 
 
-def _class_colours(metrics: dict, names: list[str]) -> list[tuple[str, str]]:
-    """Each class and its colour in masks; none for one class, nor for labels, whose masks hold their combinations."""
+def _class_colours(metrics: dict, names: list[str], background: bool) -> list[tuple[str, tuple[int, int, int]]]:
+    """Each class or label and its colour in masks; none for a single class without a name."""
     classes = list((metrics.get("classes") or {}).get(names[0], {}))
-    if len(classes) < 2 or metrics.get("multilabel", True):
-        return []
-    return [(name, class_colour(number)) for number, name in enumerate(classes, 1)]
+    named = [(name, class_colour(number)) for number, name in enumerate(classes, int(background))]
+    return [] if classes in ([], ["1"]) else named
+
+
+def _errors(samples: list[Sample], background: bool) -> dict[str, str]:
+    """What the colours of errors mean that may occur, by the name of each."""
+    confused = any(((sample.mask > 1) & (sample.mask != IGNORE)).any() for sample in samples)
+    shown = {"extra": background, "missed": background, "confused": confused or not background}
+    shown["ignored"] = any((sample.mask == IGNORE).any() for sample in samples)
+    return {name: what for name, what in SAID.items() if shown.get(name, True)}
 
 
 def _in_order(pictures: list[dict], shown: str) -> list[dict]:

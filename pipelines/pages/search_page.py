@@ -35,6 +35,7 @@ def build_page(facts: dict[str, Any]) -> str:
     return render(
         "search.html.j2",
         **facts | {"chosen": chosen, "points": (ordered or points)[:MOST_POINTS]},
+        single=not trials and not there,
         num_points=len(points),
         say=say,
         whole=len(chosen["widths"].split()) - 1,

@@ -10,35 +10,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.pages.html_page import data_uri, indexed_uri, outline_path
-from unetpp.images.display import display
-from unetpp.network.masks import IGNORE
+from unetpp.images.display import (
+    CODES,
+    ERRORS,
+    FILL,
+    RGBA,
+    class_colour,
+    display,
+    error_map,
+    outline,
+    stripe,
+)
+from unetpp.network.masks import IGNORE, find_classes
 
 SIDE_PX = 320  # larger images are shown in fewer pixels
 JPEG_PX = 160  # beyond this side a photograph as PNG is too many bytes for a page of many
-PATH_BYTES = 16_000  # of an outline; a finer one is left out, and that is said
-
-# Okabe and Ito's colours, told apart by colour-blind readers; what was missed is striped as well.
-ERRORS = {
-    "right": (0, 0, 0, 0),
-    "found": (0, 114, 178, 120),
-    "extra": (240, 228, 66, 200),
-    "missed": (213, 94, 0, 245),
-    "stripe": (213, 94, 0, 115),
-    "confused": (204, 121, 167, 210),
-    "ignored": (128, 128, 128, 150),
-}
-# Of the classes 1, 2, ... in masks; the last is for what nobody annotated.
-CLASSES = (
-    (0, 0, 0, 0),
-    (86, 180, 233, 165),
-    (230, 159, 0, 165),
-    (204, 121, 167, 165),
-    (0, 158, 115, 165),
-    (240, 228, 66, 165),
-    (213, 94, 0, 165),
-    (128, 128, 128, 150),
-)
-NUM_COLOURS = len(CLASSES) - 2
+PATH_BYTES = 16_000  # of an outline; where it is finer, the mask is shown filled
 
 
 @dataclass(frozen=True)
@@ -52,7 +39,7 @@ class Sample:
     masks_hat: dict[str, np.ndarray]  # (H, W) by name
 
 
-def picture(sample: Sample, names: list[str]) -> dict:
+def picture(sample: Sample, names: list[str], multilabel: bool = False, background: bool = True) -> dict:
     """A sample as the template needs it: what is drawn once, and the layers and counts of each name."""
     step = -(-max(sample.mask.shape) // SIDE_PX)
     mask = sample.mask[::step, ::step]
@@ -61,12 +48,12 @@ def picture(sample: Sample, names: list[str]) -> dict:
     layers = {}
     for name in names:
         mask_hat = sample.masks_hat[name]
-        errors = error_map(sample.mask, mask_hat)
+        errors = error_map(sample.mask, mask_hat, sample.mask != IGNORE, background)
         layers[name] = {
             "iou": sample.row.get(f"iou_{name}"),
             "errors": indexed_uri(stripe(errors[::step, ::step]), tuple(ERRORS.values())),
-            "mask": _mask_layer(mask_hat[::step, ::step]),
-            "counts": {key: int(np.sum(errors == _CODES[key])) for key in ("found", "extra", "missed", "confused")},
+            "mask": mask_layers(mask_hat[::step, ::step], multilabel, background),
+            "counts": {key: int(np.sum(errors == CODES[key])) for key in ("found", "extra", "missed", "confused")},
         }
     return {
         "rank": sample.rank,
@@ -74,48 +61,25 @@ def picture(sample: Sample, names: list[str]) -> dict:
         "height": mask.shape[0],
         "width": mask.shape[1],
         "image": data_uri(base, "PNG" if max(mask.shape) <= JPEG_PX else "JPEG"),
-        "truth": _mask_layer(mask),
+        "truth": mask_layers(mask, multilabel, background),
         "outline": path if len(path) <= PATH_BYTES else None,
         "layers": layers,
     }
 
 
-_CODES = {name: code for code, name in enumerate(ERRORS)}
-
-
-def error_map(mask: np.ndarray, mask_hat: np.ndarray) -> np.ndarray:
-    """What a prediction made of each pixel of (H, W) masks, as indices into ERRORS, without stripes.
-
-    Confused is foreground taken for other foreground: another class, or not the same labels.
-    """
-    known = mask != IGNORE
-    cases = (
-        (~known, "ignored"),
-        ((mask > 0) & (mask_hat == mask), "found"),
-        ((mask == 0) & (mask_hat > 0), "extra"),
-        ((mask > 0) & (mask_hat == 0), "missed"),
-        ((mask > 0) & (mask_hat > 0), "confused"),
-    )
-    chosen = np.select([where for where, _ in cases], [_CODES[name] for _, name in cases], _CODES["right"])
-    return chosen.astype(np.uint8)
-
-
-def stripe(errors: np.ndarray) -> np.ndarray:
-    """Every other diagonal of what was missed in the paler colour."""
-    rows, columns = np.indices(errors.shape)
-    pale = (errors == _CODES["missed"]) & ((rows + columns) % 4 < 2)
-    return np.where(pale, _CODES["stripe"], errors).astype(np.uint8)
-
-
-def class_colour(value: int) -> str:
-    """The colour of a class in masks, as CSS writes it; after the sixth they begin anew."""
-    return "rgb({}, {}, {})".format(*CLASSES[1 + (value - 1) % NUM_COLOURS][:3])
-
-
-def _mask_layer(mask: np.ndarray) -> str:
-    cycled = 1 + (mask.astype(np.int64) - 1) % NUM_COLOURS
-    indices = np.where(mask == IGNORE, len(CLASSES) - 1, np.where(mask == 0, 0, cycled))
-    return indexed_uri(indices.astype(np.uint8), CLASSES)
+def mask_layers(mask: np.ndarray, multilabel: bool, background: bool) -> tuple[str, str]:
+    """A mask in the colours of its classes, those of labels that lie over each other mixed: filled, and as outlines."""
+    values, indices = np.unique(mask, return_inverse=True)
+    colours: list[RGBA] = []
+    for value in values.astype(np.uint8):
+        numbers = [number for number, _ in find_classes(np.full((1, 1), value), multilabel, background)]
+        mixed = np.mean([class_colour(number) for number in numbers], axis=0).round() if numbers else np.zeros(3)
+        shown = (*mixed.astype(int).tolist(), round(255 * FILL) if numbers else 0)
+        colours.append(ERRORS["ignored"] if value == IGNORE else shown)
+    indices = indices.reshape(mask.shape).astype(np.uint8)
+    edges = np.where(outline(mask), indices + 1, 0).astype(np.uint8)
+    opaque = [(*colour[:3], 255 if colour[3] else 0) for colour in colours]
+    return indexed_uri(indices, tuple(colours)), indexed_uri(edges, ((0, 0, 0, 0), *opaque))
 
 
 def _class_edges(mask: np.ndarray) -> str:

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Mapping
+from html import escape
 from pathlib import Path
 
 import cv2
@@ -12,16 +13,15 @@ import numpy as np
 from pipelines.core.checksums import seal
 from pipelines.evaluation.scored import read_depth
 from unetpp.data.arrow_split import Split
+from unetpp.data.manifest import Manifest, read_manifest
 from unetpp.errors import UserError
-from unetpp.images.display import display, outline
+from unetpp.images.display import ERRORS, SAID, class_colour, display, error_map, fill, fill_classes
 from unetpp.inference.model_file import Trained
 from unetpp.inference.predictor import Predictor
-from unetpp.network.masks import IGNORE
+from unetpp.network.masks import IGNORE, find_classes
 
 COPIED = ("report.html", "report.json", "images.csv")
 SIDE_PX = 512  # overlays are enlarged by whole factors up to about this
-# Okabe and Ito's colours, told apart by colour-blind readers, as RGB.
-TRUE, PREDICTED, BOTH = (213, 94, 0), (0, 114, 178), (255, 255, 255)
 
 
 def gather(folder: Path, evaluation: Path, exports: Path | None, prepared: Path, trained: Trained, depth: int) -> None:
@@ -35,34 +35,55 @@ def gather(folder: Path, evaluation: Path, exports: Path | None, prepared: Path,
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(path.absolute())
     scored = read_depth(evaluation / "images.csv", depth)
-    write_overlays(folder / "overlays", prepared / "test.arrow", trained, depth, scored.iou)
+    write_overlays(folder / "overlays", prepared, trained, depth, scored.iou)
     seal(folder)
 
 
-def write_overlays(folder: Path, test: Path, trained: Trained, depth: int, ious: Mapping[str, float]) -> None:
-    """The best, the median and the worst test image as PNG: outlines of the true mask and of the predicted one."""
+def write_overlays(folder: Path, prepared: Path, trained: Trained, depth: int, ious: Mapping[str, float]) -> None:
+    """The best, the median and the worst test image as PNG, and legend.svg, which says what their colours mean."""
     order = sorted(ious, key=lambda id: (-ious[id], id))
     if not order:
         return
+    test, manifest = prepared / "test.arrow", read_manifest(prepared)
     split, predict = Split(test), Predictor(trained, depth).mask
     indices = {id: index for index, id in enumerate(split.ids)}
     folder.mkdir()
+    (folder / "legend.svg").write_text(legend(manifest, trained.classes), encoding="utf-8")
     for rank, id in {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}.items():
         if id not in indices:
             raise UserError(f"{test}: has no image {id!r}, which images.csv names: run `dvc repro evaluate`")
         image, mask = split[indices[id]]
-        mask_hat = predict(image)
-        known = np.where(np.asarray(mask) == IGNORE, 0, mask)
-        drawn = draw(image, known, mask_hat)
+        drawn = draw(image, mask, predict(image), manifest)
         # Of the id alone what every file system takes: the rest of it may be a path.
         name = "".join(char if char.isalnum() or char in "-_." else "_" for char in id)[-60:]
         cv2.imwrite(str(folder / f"{rank}-{ious[id]:.3f}-{name}.png"), drawn[..., ::-1])
 
 
-def draw(image: np.ndarray, mask: np.ndarray, mask_hat: np.ndarray) -> np.ndarray:
-    """Outlines on an image (H, W, C), enlarged: orange of the true mask, blue of the predicted, white where both."""
+def draw(image: np.ndarray, mask: np.ndarray, mask_hat: np.ndarray, manifest: Manifest) -> np.ndarray:
+    """An image (H, W, C) enlarged, with its errors; of several classes with the true mask and, right of it, the
+    predicted one. Filled, and in the colours of the pages (`legend`)."""
     factor = max(1, SIDE_PX // max(mask.shape))
     base, mask, mask_hat = (each.repeat(factor, 0).repeat(factor, 1) for each in (display(image), mask, mask_hat))
-    true, predicted = outline(mask), outline(mask_hat)
-    base[true], base[predicted], base[true & predicted] = TRUE, PREDICTED, BOTH
-    return base
+    if manifest.num_classes == 1:
+        errors = error_map(mask, mask_hat, mask != IGNORE)
+        return fill(base, ((colour, errors == code) for code, colour in enumerate(ERRORS.values())))
+    meaning = manifest.multilabel, manifest.background
+    gap = np.full((len(base), 8, 3), 255, np.uint8)
+    true, predicted = (fill_classes(base, find_classes(one, *meaning)) for one in (mask, mask_hat))
+    return np.concatenate([true, gap, predicted], axis=1)
+
+
+def legend(manifest: Manifest, classes: list[str]) -> str:
+    """What the colours of the overlays mean, as SVG."""
+    if manifest.num_classes == 1:
+        title = "what became of each pixel"
+        rows = [(ERRORS[name][:3], what) for name, what in SAID.items() if name != "confused"]
+    else:
+        title = "left the true mask, right the predicted one"
+        rows = [(class_colour(number), name) for number, name in enumerate(classes, int(manifest.background))]
+    lines = [f'<text x="8" y="20">{title}</text>']
+    for place, ((red, green, blue), name) in enumerate(rows, 1):
+        lines.append(f'<rect x="8" y="{24 * place + 8}" width="24" height="16" fill="rgb({red},{green},{blue})"/>')
+        lines.append(f'<text x="40" y="{24 * place + 21}">{escape(name)}</text>')
+    size = f'width="480" height="{24 * len(rows) + 40}" font-family="sans-serif" font-size="14"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{"".join(lines)}</svg>\n'

@@ -168,7 +168,7 @@ def test_evidence_of_a_version_is_fetched_by_alias_and_whole(tmp_path):
     names = {path.relative_to(fetched).as_posix() for path in fetched.rglob("*") if path.is_file()}
     assert names >= {"report.html", "report.json", "images.csv", "exports/model.onnx", "exports/openvino/model.xml"}
     assert {name.split("-")[0] for name in names if "overlays" in name} == {
-        f"overlays/{r}" for r in ("best", "median", "worst")
+        f"overlays/{r}" for r in ("best", "median", "worst", "legend.svg")
     }
     subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=fetched, check=True)
     assert len((fetched / "SHA256SUMS").read_text().splitlines()) == len(names) - 1

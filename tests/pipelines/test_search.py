@@ -34,6 +34,7 @@ from pipelines.tuning.ray_tune import Trials, made_of, why_failed
 from pipelines.tuning.space import decode, read_space
 from pipelines.tuning.trials import spec_of, trial_rows
 from tests.canary import Canary
+from tests.pages import Outline
 from tests.pipelines.training.small import last
 from tests.pipelines.tuning.declared import NO_LIMIT, arguments, declared
 from tests.ray_cluster import assert_locked
@@ -333,7 +334,9 @@ def test_one_candidate_needs_no_trial_and_no_ray(project, prepared, capsys):
     assert rows[-1]["chosen"] == "1"
     assert "no trial" in rows[0]["reason"]
     facts = json.loads((project.folder / "reports/page.json").read_text())
-    assert "is chosen" in build_page(facts)
+    page = Outline(build_page(facts))
+    assert "params.yaml names one candidate, L2 of 4 6 8, so that nothing was searched" in page.text
+    assert not {"svg", "table"} & {tag for tag, _ in page.tags}
 
 
 @pytest.mark.parametrize(

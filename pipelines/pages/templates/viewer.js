@@ -22,8 +22,13 @@
     at("stage").setAttribute("viewBox", `0 0 ${sample.dataset.width} ${sample.dataset.height}`);
     at("stage-base").setAttribute("href", `#b${picked}`);
     at("stage-base").classList.toggle("grey", mode === "e");
-    at("stage-layer").setAttribute("href", mode === "y" ? `#y${picked}` : mode ? `#${mode}${picked}-${depth}` : "#");
-    at("stage-outline").setAttribute("href", at("outlined").checked ? `#o${picked}` : "#");
+    // An outline that is too fine to draw is shown by what it encloses, where nothing else lies there.
+    const fine = Boolean(sample.querySelector(".fine")), outlined = at("outlined").checked;
+    const shown = mode || (fine && outlined ? "y" : ""), lines = at("filled").checked || fine ? "" : "l";
+    const layers = { e: `e${picked}-${depth}`, m: `m${lines}${picked}-${depth}`, y: `y${lines}${picked}` };
+    at("stage-layer").setAttribute("href", `#${layers[shown] ?? ""}`);
+    at("stage-outline").setAttribute("href", outlined && !fine ? `#o${picked}` : "#");
+    at("too-fine").hidden = !fine;
 
     const id = sample.querySelector("h3 code").textContent;
     at("stage-said").textContent = `${id} – ${figure.dataset.said}`;
@@ -51,7 +56,7 @@
     show();
   };
   if (slider) slider.addEventListener("input", show);
-  for (const one of [...modes, at("outlined")]) one.addEventListener("change", show);
+  for (const one of [...modes, at("filled"), at("outlined")]) one.addEventListener("change", show);
   for (const one of strip) one.addEventListener("change", pick);
   at("sample").addEventListener("change", pick);
 

@@ -87,6 +87,31 @@ def samples_of(rows, names, dtype=np.uint8, channels=3, side=20, num_classes=2) 
     ]
 
 
+def scenes_of(rows, names, num_classes, side=60) -> list[depth_page.Sample]:
+    """A sample for each row: regions of classes as on a street, unlabelled pixels, and mistakes at each depth."""
+    rng = np.random.default_rng(0)
+    height, width = np.indices((side, side * 4 // 3))
+    samples = []
+    for row in rows:
+        seeds = rng.integers(0, side * 4 // 3, (3 * num_classes, 2))
+        near = np.hypot(height - seeds[:, :1, None], width - seeds[:, 1:, None]).argmin(axis=0)
+        mask = (near % (num_classes + 1)).astype(np.uint8)
+        shade = (near * 37 % 200 + 30)[..., None] + rng.normal(0, 8, (*mask.shape, 3))
+        masks_hat = {name: np.roll(mask, 2 + index, axis=1) for index, name in enumerate(names)}
+        mask[:4] = 255
+        samples.append(depth_page.Sample(None, row, shade.clip(0, 255).astype(np.uint8), mask, masks_hat))
+    return samples
+
+
+def named(metrics, num_classes) -> dict:
+    """A report with this many classes that have names, as long as they may be."""
+    names = [f"class {number} of a street" if number % 3 else f"c{number}" for number in range(1, num_classes + 1)]
+    part = {name: {"iou_image": 0.7} for name in metrics["depths"]}
+    groups = metrics["groups"] | {"class": dict.fromkeys(names, part)}
+    classes = {name: dict.fromkeys(names, 0.7) for name in metrics["depths"]}
+    return metrics | {"classes": classes, "groups": groups, "multilabel": False}
+
+
 def page_of(metrics, rule=RULE, num_images=3, ids=None, **options) -> str:
     """The page of made-up metrics."""
     names = list(metrics["depths"])
@@ -96,7 +121,8 @@ def page_of(metrics, rule=RULE, num_images=3, ids=None, **options) -> str:
         for index, id_ in enumerate(ids)
     ]
     extremes = {name: {"best": 0, "median": len(rows) // 2, "worst": len(rows) - 1} for name in names}
-    samples = samples_of(rows, names, **options)
+    scenes = options.pop("scenes", None)
+    samples = scenes_of(rows, names, scenes) if scenes else samples_of(rows, names, **options)
     return depth_page.build_report(
         metrics, rows, samples, extremes, names[0], rule, {"Model <x>": "<y>", "Epoch": None}
     )

@@ -146,12 +146,15 @@ def test_a_browser_shows_it_without_complaint_and_nothing_sticks_out(hostile, br
 
 
 @pytest.mark.browser
-def test_the_outlines_can_be_switched_off(hostile, browser):
+def test_masks_are_shown_filled_or_as_outlines_or_not_at_all(hostile, browser):
     browser.open(hostile / "reports/data.html")
-    shown = "getComputedStyle(document.querySelector('.picture svg')).display"
-    assert browser.evaluate(shown) != "none"
-    browser.evaluate("document.querySelector('#outlines').click()")
-    assert browser.evaluate(shown) == "none"
+    seen = {}
+    for switch in ("outlines", "filled", "bare"):  # the first is as the page begins
+        if switch != "outlines":
+            browser.evaluate(f"document.getElementById('{switch}').click()")
+        shown = "[...document.querySelectorAll('.picture {}')].some((one) => one.getClientRects().length)"
+        seen[switch] = [browser.evaluate(shown.format(what)) for what in ("svg", ".filled")]
+    assert seen == {"outlines": [True, False], "filled": [False, True], "bare": [False, False]}
 
 
 def test_the_same_data_give_the_same_bytes(hostile, tmp_path):
@@ -223,7 +226,7 @@ def test_the_page_stays_small_whatever_the_number_of_images_and_their_contents(s
     fingerprint = make_fingerprint(many, num_classes=5, duplicates=rows, quarantined=broken)
     page = build_page(fingerprint, small)
     assert 50_000 < len(page.encode()) < 3_000_000
-    assert "outlines too fine to draw" in page
+    assert "too fine for outlines" in page
     assert len(json.dumps(fingerprint)) < 200_000
 
 

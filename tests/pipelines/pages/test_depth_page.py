@@ -16,8 +16,9 @@ from pipelines.core.numbers import points, short
 from pipelines.evaluation.scores import reliability_rows
 from pipelines.pages import depth_page, html_page, viewer
 from tests.pages import Outline
-from tests.pipelines.pages.reports import HOSTILE, RULE, page_of, smallest, whole
-from unetpp.images.display import display
+from tests.pipelines.pages.reports import HOSTILE, RULE, named, page_of, smallest, whole
+from unetpp.images import display
+from unetpp.images.display import ERRORS, error_map, stripe
 
 
 @pytest.fixture(scope="module")
@@ -153,12 +154,12 @@ def test_any_image_can_be_shown(dtype, channels, side):
 
 def test_floats_are_shown_as_whole_numbers_of_the_same_picture_are():
     pixels = np.random.default_rng(0).integers(0, 2**16, (20, 20, 3)).astype(np.uint16)
-    shown = display(pixels)
+    shown = display.display(pixels)
     for floats in (pixels / np.float32(2**20), pixels.astype(np.float32) * 1e9 - 1e13):
-        assert np.abs(display(floats.astype(np.float32)).astype(int) - shown).max() <= 1
+        assert np.abs(display.display(floats.astype(np.float32)).astype(int) - shown).max() <= 1
     assert shown.min() == 0
     assert shown.max() == 255
-    assert not display(np.full((4, 4, 3), -7.5, np.float32)).any()
+    assert not display.display(np.full((4, 4, 3), -7.5, np.float32)).any()
 
 
 def test_two_dozen_images_make_a_page_of_at_most_three_megabytes():
@@ -174,29 +175,72 @@ def test_the_same_numbers_make_the_same_page(made):
 def test_error_map_tells_found_extra_missed_confused_and_ignored_apart():
     mask = np.array([[0, 0, 1, 1, 1, 255, 255]], np.uint8)
     mask_hat = np.array([[0, 1, 0, 1, 2, 0, 1]], np.uint8)
-    names = list(viewer.ERRORS)
-    found = [names[code] for code in viewer.error_map(mask, mask_hat)[0]]
+    names = list(ERRORS)
+    found = [names[code] for code in error_map(mask, mask_hat, mask != 255)[0]]
     assert found == ["right", "extra", "missed", "found", "confused", "ignored", "ignored"]
 
 
-def test_classes_have_their_colours_named_and_labels_and_a_single_class_need_none():
-    many = whole() | {"multilabel": False}
-    assert re.findall(r'background: (rgb[^"]*)"></span>rare, in masks', page_of(many)) == [viewer.class_colour(2)]
-    one = many | {"classes": {name: {"1": 0.8} for name in many["depths"]}}
-    for metrics in (one, many | {"multilabel": True}):
-        assert ", in masks" not in page_of(metrics)
+def legend_of(page) -> list[tuple[str, str]]:
+    """Names and colours that stand for classes."""
+    return [(name, colour) for colour, name in re.findall(r'background: (rgb[^"]*)"></span>([^<]*)', page)]
+
+
+@pytest.mark.parametrize("num_classes", [1, 11, 30])
+@pytest.mark.parametrize(("key", "first"), [("multilabel", 1), ("background", 0)])
+def test_each_class_is_named_beside_its_colour(num_classes, key, first):
+    metrics = named(whole(), num_classes) | {key: key == "multilabel"}
+    shown = legend_of(page_of(metrics))
+    assert [name for name, _ in shown] == list(metrics["classes"]["L1"])
+    assert [colour for _, colour in shown] == [
+        f"rgb{display.class_colour(number)}" for number in range(first, first + num_classes)
+    ]
+
+
+def test_a_single_class_without_a_name_needs_no_legend():
+    assert legend_of(page_of(whole() | {"classes": {name: {"1": 0.8} for name in whole()["depths"]}})) == []
+
+
+def test_a_mask_is_shown_in_the_colours_of_its_classes_and_of_labels_mixed():
+    def colours(mask, *meaning) -> list[list[int]]:
+        uri, _ = viewer.mask_layers(np.array([mask], np.uint8), *meaning)
+        shown = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("RGBA")
+        return np.array(shown)[0].tolist()
+
+    fill, ignored = round(255 * display.FILL), list(display.ERRORS["ignored"])
+    first, second = (np.array(display.class_colour(number)) for number in (1, 2))
+    one, two, none = [*first, fill], [*second, fill], [0, 0, 0, 0]
+    assert colours([0, 1, 2, 255], False, True) == [none, one, two, ignored]
+    assert colours([0, 1, 2, 255], False, False)[0] == [*display.class_colour(0), fill]
+    both = [*np.rint((first + second) / 2).astype(int), fill]
+    assert colours([0, 1, 2, 3, 255], True, True) == [none, one, two, both, ignored]
+
+
+def test_where_class_0_is_a_class_nothing_is_extra_or_missed():
+    mask, mask_hat = np.array([[0, 0, 1, 1, 255]], np.uint8), np.array([[0, 1, 0, 1, 0]], np.uint8)
+    found = [list(ERRORS)[code] for code in error_map(mask, mask_hat, mask != 255, background=False)[0]]
+    assert found == ["found", "confused", "confused", "found", "ignored"]
+    page = page_of(named(whole(), 3) | {"background": False}, scenes=3)
+    assert "there, not predicted" not in page
+    assert "taken for another class" in page
+
+
+def test_an_outline_that_is_too_fine_to_draw_gives_way_to_the_filled_mask():
+    fine = Outline(page_of(whole(), num_images=1, side=300))
+    hrefs = [attributes.get("href") for tag, attributes in fine.tags if tag == "use"]
+    assert "#y0" in hrefs
+    assert 'id="o0"' not in page_of(whole(), num_images=1, side=300)
 
 
 def test_what_was_missed_is_striped_as_well():
-    missed = viewer.error_map(np.ones((8, 8), np.uint8), np.zeros((8, 8), np.uint8))
+    missed = error_map(np.ones((8, 8), np.uint8), np.zeros((8, 8), np.uint8), np.ones((8, 8), bool))
     assert len(np.unique(missed)) == 1
-    assert np.unique(viewer.stripe(missed), return_counts=True)[1].tolist() == [32, 32]
+    assert np.unique(stripe(missed), return_counts=True)[1].tolist() == [32, 32]
 
 
 def test_a_layer_holds_its_mask_pixel_for_pixel():
     rng = np.random.default_rng(0)
-    indices = rng.integers(0, len(viewer.ERRORS), (19, 30)).astype(np.uint8)
-    colours = tuple(viewer.ERRORS.values())
+    indices = rng.integers(0, len(ERRORS), (19, 30)).astype(np.uint8)
+    colours = tuple(ERRORS.values())
     uri = html_page.indexed_uri(indices, colours)
     shown = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("RGBA")
     assert np.array_equal(np.array(shown), np.array(colours, np.uint8)[indices])

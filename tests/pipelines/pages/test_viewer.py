@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.pipelines.pages.reports import HOSTILE, page_of, smallest, whole
+from tests.pipelines.pages.reports import HOSTILE, named, page_of, smallest, whole
 
 pytestmark = pytest.mark.browser
 
@@ -85,6 +85,87 @@ def test_a_browser_shows_it_without_complaint_and_nothing_sticks_out(browser, pa
     assert browser.errors == []
     assert browser.overflowing() == []
     assert browser.evaluate(CONTRASTS) == []
+
+
+@pytest.fixture(scope="module", params=[1, 11, 30])
+def street(request, tmp_path_factory):
+    """A report of as many classes, and of two dozen images."""
+    path = tmp_path_factory.mktemp("street") / "report.html"
+    metrics, ids = named(whole(NAMES, depth=2), request.param), [f"scene {number:02}" for number in range(24)]
+    path.write_text(page_of(metrics, ids=ids, scenes=request.param), encoding="utf-8")
+    return path
+
+
+# How far elements stick out of another at its left and right, in px.
+BEYOND = """((inside, all) => {
+  const frame = inside.getBoundingClientRect();
+  return [...all].map((one) => one.getBoundingClientRect())
+    .map((box) => Math.max(frame.left - box.left, box.right - frame.right));
+})"""
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_ends_of_the_slider_and_the_last_picture_lie_inside_the_frame(browser, street, width):
+    browser.open(street, width)
+    assert browser.errors == []
+    assert browser.overflowing() == []
+    words = """[...document.querySelectorAll('.ticks span')].map((one) => {
+      const range = document.createRange(); range.selectNodeContents(one); return range; })"""
+    assert max(browser.evaluate(f"{BEYOND}(document.querySelector('.stage'), {words})")) <= 0
+    browser.evaluate("document.querySelector('#strip label:last-child input').click()")
+    assert "scene 23" in said(browser)
+    last = f"{BEYOND}(document.querySelector('#strip'), document.querySelectorAll('#strip label:last-child svg'))"
+    assert max(browser.evaluate(last)) <= 0
+    classes = "[...document.querySelectorAll('.classes span')].map((one) => getComputedStyle(one).backgroundColor)"
+    shown = browser.evaluate(classes)
+    assert len(shown) == len(set(shown)) == len(browser.evaluate("[...document.querySelectorAll('.classes li')]"))
+
+
+def test_on_a_phone_tables_say_that_they_scroll_and_the_recommended_depth_stays(browser, street):
+    browser.open(street, 390)
+    hint = "(one) => parseFloat(getComputedStyle(one, '::before').height)"
+    tables = browser.evaluate(
+        f"[...document.querySelectorAll('.scroll')].map((one) => [one.scrollWidth > one.clientWidth, ({hint})(one)])"
+    )
+    assert any(scrolls for scrolls, _ in tables)
+    assert all((height > 20) == scrolls for scrolls, height in tables)
+    for side in (0, 1e6):
+        stay = "th.named, td.chosen, thead th.chosen, tr.chosen > th"
+        seen = browser.evaluate(f"""[...document.querySelectorAll('.scroll')].flatMap((table) => {{
+          table.scrollLeft = {side};
+          return {BEYOND}(table, table.querySelectorAll('{stay}')); }})""")
+        assert len(seen) > 20
+        assert max(seen) <= 1
+        apart = browser.evaluate("""[...document.querySelectorAll('td.chosen')].map((one) =>
+          one.getBoundingClientRect().left - one.parentElement.firstElementChild.getBoundingClientRect().right)""")
+        assert min(apart) >= -1
+    browser.open(street, 1280)
+    assert browser.evaluate(f"({hint})(document.querySelector('.scroll'))") == 0
+
+
+def test_an_outline_that_is_too_fine_is_shown_by_the_filled_mask(browser, tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text(page_of(whole(("L1",)), num_images=1, side=200), encoding="utf-8")
+    browser.open(path)
+    assert browser.evaluate("document.getElementById('too-fine').hidden") is False
+    seen = {}
+    for mode in ("y", ""):
+        browser.evaluate(f"document.querySelector('input[name=mode][value=\"{mode}\"]').click()")
+        seen[mode] = stage(browser)
+    assert np.array_equal(seen["y"], seen[""])
+    browser.evaluate("document.getElementById('outlined').click()")
+    assert np.abs(stage(browser) - seen[""]).mean() > 1
+    assert browser.errors == []
+
+
+def test_masks_are_shown_filled_or_as_outlines(browser, street):
+    browser.open(street)
+    seen = []
+    for control in ("input[name=mode][value=m]", "#filled"):
+        browser.evaluate(f"document.querySelector('{control}').click()")
+        seen.append(stage(browser))
+    assert np.abs(seen[0] - seen[1]).mean() > 1
+    assert browser.errors == []
 
 
 def test_the_slider_moves_through_the_depths_by_keys(browser, page):
@@ -168,7 +249,7 @@ def test_every_control_is_reached_by_the_tab_key_and_shows_that_it_is(browser, p
         reached.add(browser.evaluate(f"{one}.id || {one}.name || {one}.tagName"))
         ring = "(e) => ['outlineStyle'].some((k) => getComputedStyle(e)[k] !== 'none')"
         assert browser.evaluate(f"({ring})({one}) || ({ring})({one}.nextElementSibling)")
-    assert {"depth", "mode", "outlined", "sample", "picked"} <= reached
+    assert {"depth", "mode", "filled", "outlined", "sample", "picked"} <= reached
 
 
 def test_without_scripts_every_picture_of_the_chosen_images_is_there(browser, page):
