@@ -16,6 +16,7 @@ from pipelines.core.params import load_params
 from pipelines.core.tables import write_rows
 from pipelines.dataset.fingerprint import comparable, read_fingerprint, write_fingerprint
 from pipelines.dataset.groups import find_groups
+from pipelines.dataset.kinds import find_kinds
 from pipelines.dataset.layouts import Problem, Sample, find_samples
 from pipelines.dataset.loading import load_all, load_full
 from pipelines.dataset.mask_files import check_ignore, limits_of
@@ -58,11 +59,12 @@ def prepare(params: Prepare, raw: Path, out: Path) -> Manifest:
     samples, problems = find_samples(raw, params.num_classes, params.classes, params.pages, limits, params.multilabel)
     check_ignore(samples, params.ignore)
     groups, volumes = find_groups(samples, params.groups), _same_volume(samples)
+    kinds = find_kinds(samples, params.kinds)
     with replacing(out) as partial:
         partial.mkdir()
         looks = Looks(len(samples), partial)
         with Spool(partial / "spool") as spool:
-            seen = _load(samples, params, raw, problems, looks, spool, out.parent)
+            seen = _load(samples, kinds, params, raw, problems, looks, spool, out.parent)
             _check_quarantine(problems, len(seen), params.max_quarantined, raw)
             duplicates = _find_duplicates(samples, looks, params)
             places = _place(seen, join(groups, [*(pair[:2] for pair in duplicates), *volumes]), params)
@@ -100,6 +102,7 @@ def prepare(params: Prepare, raw: Path, out: Path) -> Manifest:
 
 def _load(
     samples: list[Sample],
+    kinds: list[str] | None,
     params: Prepare,
     raw: Path,
     problems: list[Problem],
@@ -117,7 +120,8 @@ def _load(
         num_bytes += loaded.image.nbytes + loaded.mask.nbytes
         if len(seen) + 1 == min(MEASURED, len(samples)):  # twice: what waits, and what is written then
             check_space(folder, 2 * num_bytes * len(samples) // (len(seen) + 1), "prepare")
-        looks[index], seen[index] = loaded.look, Seen(samples[index].id, loaded.kind, loaded.facts)
+        kind = loaded.kind if kinds is None else kinds[index]
+        looks[index], seen[index] = loaded.look, Seen(samples[index].id, kind, loaded.facts)
     return dict(sorted(seen.items()))  # processes answer in no order
 
 
@@ -200,8 +204,9 @@ def _write_tables(
     problems: list[Problem],
 ) -> None:
     each = [(one, places[index]) for index, one in seen.items()]
-    rows = [(one.id, at.group, one.kind, at.split, "" if at.fold is None else at.fold) for one, at in each]
-    write_rows(out / "split.csv", ("id", "group", "kind", "split", "fold"), rows)
+    split = [{"id": one.id, "kind": one.kind} | at._asdict() for one, at in each]
+    columns = ("id", "group", *(["kind"] if any(one.kind for one, _ in each) else []), "split", "fold")
+    write_rows(out / "split.csv", columns, split)
     write_samples(out / "samples.csv", ((one.id, at.split, one.kind, *one.facts) for one, at in each))
     rows = [(samples[one].id, samples[other].id, bits, f"{alike:.3f}") for one, other, bits, alike in duplicates]
     write_rows(out / "duplicates.csv", ("id", "other", "distance", "correlation"), rows)
@@ -211,7 +216,8 @@ def _write_tables(
 
 def _describe(split: str, out: Path, seen: dict[int, Seen], places: dict[int, Place]) -> SplitFacts:
     kinds = Counter(one.kind for index, one in seen.items() if places[index].split == split)
-    return SplitFacts(kinds.total(), sha256(out / f"{split}.arrow"), dict(sorted(kinds.items())))
+    named = {kind: count for kind, count in sorted(kinds.items()) if kind}
+    return SplitFacts(kinds.total(), sha256(out / f"{split}.arrow"), named)
 
 
 def _check_quarantine(problems: list[Problem], num_good: int, limit: float, raw: Path) -> None:
@@ -267,7 +273,7 @@ def main() -> None:
         shutil.copyfile(arguments.out / "split.csv", partial)
     for split, found in manifest.splits.items():
         kinds = ", ".join(f"{count} {kind}" for kind, count in found.kinds.items())
-        print(f"prepare: {split:<5} {found.num_images:>5} images: {kinds}")
+        print(f"prepare: {split:<5} {found.num_images:>5} images" + (f": {kinds}" if kinds else ""))
     print(
         f"prepare: {manifest.num_groups} groups, {manifest.num_near_duplicates} pairs of near-duplicates, see "
         f"{arguments.out / 'duplicates.csv'}"
