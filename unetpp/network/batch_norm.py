@@ -1,0 +1,33 @@
+"""Batch norm whose running statistics are plain means over all batches since their last reset."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """torch's own without a momentum, but that no GPU waits for the number of batches.
+
+    torch reads `float(num_batches_tracked)` to weigh a batch: at each norm the processor waits for the GPU, and
+    torch.compile ends its graph. There the share stays a tensor. On processors, where the number lies in memory, the
+    computation is torch's, bit for bit.
+    """
+
+    def __init__(self, width: int):
+        super().__init__(width, momentum=None)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or not (input.is_cuda or torch.compiler.is_compiling()):
+            return super().forward(input)
+        means, count = (self.running_mean, self.running_var), self.num_batches_tracked
+        assert means[0] is not None
+        assert means[1] is not None
+        assert count is not None
+        # With a momentum of 1 what was before is forgotten: these become the statistics of the batch.
+        found = [torch.zeros_like(one) for one in means]
+        output = F.batch_norm(input, *found, self.weight, self.bias, True, 1.0, self.eps)
+        with torch.no_grad():
+            count += 1
+            for mean, of_batch in zip(means, found, strict=True):
+                mean += (of_batch - mean) / count
+        return output
