@@ -19,15 +19,12 @@ class BatchNorm(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or not (input.is_cuda or torch.compiler.is_compiling()):
             return super().forward(input)
-        means, count = (self.running_mean, self.running_var), self.num_batches_tracked
-        assert means[0] is not None
-        assert means[1] is not None
-        assert count is not None
+        means = [self.get_buffer("running_mean"), self.get_buffer("running_var")]
         # With a momentum of 1 what was before is forgotten: these become the statistics of the batch.
         found = [torch.zeros_like(one) for one in means]
         output = F.batch_norm(input, *found, self.weight, self.bias, True, 1.0, self.eps)
         with torch.no_grad():
-            count += 1
+            count = self.get_buffer("num_batches_tracked").add_(1)
             for mean, of_batch in zip(means, found, strict=True):
-                mean += (of_batch - mean) / count
+                mean.add_((of_batch - mean) / count)
         return output
