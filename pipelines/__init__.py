@@ -4,8 +4,10 @@ import signal
 import sys
 
 from pipelines.core.command import end_at_once
+from pipelines.core.threads import set_threads
 from unetpp.offline import silence
 
 silence()
+set_threads()
 if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, end_at_once)  # until `run_command`

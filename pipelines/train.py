@@ -19,6 +19,7 @@ from pipelines.console.machine_load import sampled
 from pipelines.core.command import run_command
 from pipelines.core.files import check_outputs
 from pipelines.core.params import Params, check_levels, load_params, override
+from pipelines.core.threads import num_cores
 from pipelines.registry.live_log import UNLOGGED, logged_live
 from pipelines.storage.node_cache import share
 from pipelines.storage.run_store import RunStore, open_store, runs_at
@@ -78,10 +79,10 @@ def _run(params: Params, spec: TrainSpec, run: RunStore, name: str, log: Callabl
     """Train to the end, here or on Ray; False where SIGTERM stopped it. `log` gets the row of each epoch."""
     train = spec.train
     if train.num_workers == 1 and not os.environ.get("RAY_ADDRESS"):
-        cores = os.cpu_count() or 1
+        cores = num_cores()
         if train.cpus_per_worker > cores:
             raise UserError(
-                f"train.cpus_per_worker: found {train.cpus_per_worker}, and this machine has {cores} cores; lower it"
+                f"train.cpus_per_worker: found {train.cpus_per_worker}, and this machine has {cores} for it; lower it"
             )
         spec.manifest.check(spec.prepared, "train", "val")
         return run_alone(spec, run, log)

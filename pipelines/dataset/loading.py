@@ -11,7 +11,8 @@ import numpy as np
 
 from pipelines.console.progress import watched
 from pipelines.core.data_sections import Prepare
-from pipelines.core.worker_pool import Died, answers, num_cores
+from pipelines.core.threads import num_cores
+from pipelines.core.worker_pool import Died, answers
 from pipelines.dataset.kinds import find_kind
 from pipelines.dataset.layouts import Problem, Sample
 from pipelines.dataset.mask_files import limits_of, read_labels

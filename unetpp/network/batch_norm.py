@@ -22,7 +22,7 @@ class BatchNorm(nn.BatchNorm2d):
         means = [self.get_buffer("running_mean"), self.get_buffer("running_var")]
         # With a momentum of 1 what was before is forgotten: these become the statistics of the batch.
         found = [torch.zeros_like(one) for one in means]
-        output = F.batch_norm(input, *found, self.weight, self.bias, True, 1.0, self.eps)
+        output = F.batch_norm(input, found[0], found[1], self.weight, self.bias, True, 1.0, self.eps)
         with torch.no_grad():
             count = self.get_buffer("num_batches_tracked").add_(1)
             for mean, of_batch in zip(means, found, strict=True):
