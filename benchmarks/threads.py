@@ -13,15 +13,15 @@ import sys
 from pathlib import Path
 from statistics import median
 
-from pipelines.core.threads import num_threads
 from pipelines.evaluation.depth_costs import describe_machine
+from unetpp.threads import num_threads
 
 WORK = """
 import os, sys, time, torch
 from unetpp.network.model import NestedUNet
 torch.manual_seed(0)
-network = NestedUNet((16, 32, 64, 128, 256))
-image, images = torch.rand(1, 3, 96, 96), torch.rand(8, 3, 96, 96)
+network = NestedUNet((16, 32, 64, 128))
+image, images = torch.rand(1, 3, 96, 96), torch.rand(4, 3, 96, 96)
 def predict():
     network.eval()
     with torch.inference_mode():

@@ -4,8 +4,8 @@ import signal
 import sys
 
 from pipelines.core.command import end_at_once
-from pipelines.core.threads import set_threads
 from unetpp.offline import silence
+from unetpp.threads import set_threads
 
 silence()
 set_threads()

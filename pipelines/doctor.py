@@ -16,7 +16,7 @@ from urllib.parse import urlparse
 from urllib.request import urlopen
 
 from pipelines.core.redaction import redacted
-from pipelines.core.threads import num_cores
+from unetpp.threads import num_cores
 
 PACKAGES = ("torch", "ray", "mlflow", "dvc", "albumentations", "numpy", "pyarrow", "opencv-python-headless", "boto3")
 

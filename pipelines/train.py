@@ -19,7 +19,6 @@ from pipelines.console.machine_load import sampled
 from pipelines.core.command import run_command
 from pipelines.core.files import check_outputs
 from pipelines.core.params import Params, check_levels, load_params, override
-from pipelines.core.threads import num_cores
 from pipelines.registry.live_log import UNLOGGED, logged_live
 from pipelines.storage.node_cache import share
 from pipelines.storage.run_store import RunStore, open_store, runs_at
@@ -31,6 +30,7 @@ from pipelines.training.spec import TrainSpec, make_spec, run_name
 from pipelines.training.state import TrainState
 from unetpp.data.manifest import read_manifest
 from unetpp.errors import UserError
+from unetpp.threads import num_cores
 
 TERMINATED = 128 + signal.SIGTERM  # the exit code of what SIGTERM has stopped, 143
 

@@ -27,7 +27,7 @@ LAYERS = (
     {"stages and commands"},  # a stage never imports a stage; the command line imports all of them, late
 )
 WITHIN_UNETPP = (
-    {"errors", "offline"},
+    {"errors", "offline", "threads"},
     {"files"},
     {"images", "network"},
     {"data", "scores"},

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.core.files import scratch
-from pipelines.core.threads import WAIT
 from unetpp.errors import UserError
 from unetpp.offline import TELEMETRY_OFF
+from unetpp.threads import WAIT
 
 # What Ray prints beside the training's own lines.
 QUIET = {

@@ -11,7 +11,6 @@ import numpy as np
 
 from pipelines.console.progress import watched
 from pipelines.core.data_sections import Prepare
-from pipelines.core.threads import num_cores
 from pipelines.core.worker_pool import Died, answers
 from pipelines.dataset.kinds import find_kind
 from pipelines.dataset.layouts import Problem, Sample
@@ -23,6 +22,7 @@ from unetpp.errors import FileError, UserError
 from unetpp.images.decode import to_array
 from unetpp.images.pictures import read_picture
 from unetpp.images.pixels import convert
+from unetpp.threads import num_cores
 
 
 class Loaded(NamedTuple):

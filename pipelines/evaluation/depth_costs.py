@@ -13,13 +13,13 @@ from pipelines.console.machine_load import others_share
 from pipelines.console.progress import watched
 from pipelines.core.delivery_sections import Evaluate
 from pipelines.core.files import scratch
-from pipelines.core.threads import num_cores
 from pipelines.evaluation.cautions import BUSY
 from pipelines.evaluation.cold_start import measure_cold_start
 from pipelines.evaluation.predictor import MEAN
 from unetpp.inference.model_file import Trained
 from unetpp.network import profiling
 from unetpp.network.pruning import prune
+from unetpp.threads import num_cores
 
 # Seconds that each measurement takes at most, on a slow or busy machine; what is left out is told.
 LATENCY_S, THROUGHPUT_S, COLD_START_S = 120.0, 60.0, 60.0

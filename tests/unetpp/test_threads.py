@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from pipelines.core import threads
+from unetpp import threads
 
 
 @pytest.fixture
