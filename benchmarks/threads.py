@@ -1,6 +1,6 @@
 """How many threads, and how they wait: passes and steps of a network, alone and beside a second process.
 
-    python -m benchmarks.threads [--rounds 15] [--out benchmarks/threads.md]
+    python -m benchmarks.threads [--rounds 15] [--minutes 5]
 
 A process for each setting stays alive; the settings take turns, so that what else the machine does meets all of them.
 "Beside another" is two processes of one setting at the same time, as a server beside a training.
@@ -10,8 +10,11 @@ import argparse
 import os
 import subprocess
 import sys
-from pathlib import Path
+import time
 from statistics import median
+
+import psutil
+import torch
 
 from pipelines.evaluation.depth_costs import describe_machine
 from unetpp.threads import num_threads
@@ -63,14 +66,17 @@ class Worker:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/threads.md"))
+    parser.add_argument("--rounds", type=int, default=15, help="at most")
+    parser.add_argument("--minutes", type=float, default=5, help="after which no further round begins")
     options = parser.parse_args()
     cores = num_threads()
     settings = [(1, "as OpenMP does"), *((cores, wait) for wait in WAITS)]
     pairs = {setting: [Worker(*setting), Worker(*setting)] for setting in settings}
     found: dict[tuple, list[float]] = {}
+    began = time.monotonic()
     for number in range(options.rounds + 1):
+        if number > 1 and time.monotonic() - began > 60 * options.minutes:
+            break
         for work in PASSES:
             for setting, pair in pairs.items():
                 for beside in (1, 2):
@@ -82,13 +88,15 @@ def main() -> None:
     for pair in pairs.values():
         for one in pair:
             one.end()
-    machine = describe_machine(__import__("torch").device("cpu"))
     head = "| threads | they wait | pass, ms | pass beside another, ms | step, ms | step beside another, ms |"
     lines = [head, "| --- | --- | --- | --- | --- | --- |"]
     for setting in settings:
         cells = [f"{median(found[setting, work, beside]):.1f}" for work in PASSES for beside in (1, 2)]
         lines.append(f"| {setting[0]} | {setting[1]} | {' | '.join(cells)} |")
-    print("\n".join(lines), machine)
+    machine = describe_machine(torch.device("cpu"))
+    busy = f"{psutil.getloadavg()[0]:.0f} of load"
+    print(f"{machine['processor']}, {machine['cores']} cores, torch {machine['torch']}, {number} rounds, {busy}\n")
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from pipelines.console.progress import watched
 from pipelines.core.command import run_command
 from pipelines.core.data_sections import Prepare
 from pipelines.core.files import check_outputs, replacing, write_json
@@ -180,7 +181,7 @@ def _write_splits(
 
     def write(name: str, indices: list[int]) -> SplitWriter:
         with SplitWriter(out / f"{name}.arrow", params.multilabel) as writer:
-            for index in indices:
+            for index in watched(indices, f"writing {name}, images"):
                 writer.add(seen[index].id, seen[index].kind, *spool.take(index, 2))
         return writer
 

@@ -22,8 +22,8 @@ STAGES = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
 MODULES = {name: "pipelines.pages.__main__" if name == "pages" else f"pipelines.{name}" for name in STAGES}
 # What these wings do is the very result of these stages.
 DECIDED_HERE = {"ingest": "storage", "register": "registry"}
-# The packages' own files are names and switches against telemetry.
-EXCEPTIONS = {"pipelines/__init__.py", "unetpp/__init__.py", "unetpp/offline.py"}
+# The packages' own files are names, switches against telemetry, and how fast it computes.
+EXCEPTIONS = {"pipelines/__init__.py", "unetpp/__init__.py", "unetpp/offline.py", "unetpp/threads.py"}
 
 
 def code_deps(stage: str) -> list[str]:
