@@ -73,7 +73,7 @@ def main() -> None:
     settings = [(1, "as OpenMP does"), *((cores, wait) for wait in WAITS)]
     pairs = {setting: [Worker(*setting), Worker(*setting)] for setting in settings}
     found: dict[tuple, list[float]] = {}
-    began = time.monotonic()
+    began, number = time.monotonic(), 0
     for number in range(options.rounds + 1):
         if number > 1 and time.monotonic() - began > 60 * options.minutes:
             break
