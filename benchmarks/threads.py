@@ -1,6 +1,6 @@
 """How many threads, and how they wait: passes and steps of a network, alone and beside a second process.
 
-    python -m benchmarks.threads [--rounds 15] [--minutes 5]
+    python -m benchmarks.threads [--rounds 15] [--minutes 5] [--passive]
 
 A process for each setting stays alive; the settings take turns, so that what else the machine does meets all of them.
 "Beside another" is two processes of one setting at the same time, as a server beside a training.
@@ -68,9 +68,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15, help="at most")
     parser.add_argument("--minutes", type=float, default=5, help="after which no further round begins")
+    parser.add_argument("--passive", action="store_true", help="leave threads that spin out, which slow the others")
     options = parser.parse_args()
     cores = num_threads()
-    settings = [(1, "as OpenMP does"), *((cores, wait) for wait in WAITS)]
+    waits = ["passive"] if options.passive else list(WAITS)
+    settings = [(1, waits[0]), *((cores, wait) for wait in waits)]
     pairs = {setting: [Worker(*setting), Worker(*setting)] for setting in settings}
     found: dict[tuple, list[float]] = {}
     began, number = time.monotonic(), 0
