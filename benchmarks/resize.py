@@ -12,8 +12,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from pipelines.dataset.kinds import find_kind
 from pipelines.dataset.layouts import find_samples
-from pipelines.dataset.loading import find_kind
 from unetpp.images.decode import decode_image, decode_mask
 from unetpp.images.pixels import resize
 

@@ -16,6 +16,7 @@ from urllib.parse import urlparse
 from urllib.request import urlopen
 
 from pipelines.core.redaction import redacted
+from unetpp.threads import num_cores
 
 PACKAGES = ("torch", "ray", "mlflow", "dvc", "albumentations", "numpy", "pyarrow", "opencv-python-headless", "boto3")
 
@@ -63,8 +64,8 @@ def _machine() -> Iterator[Finding]:
 
     from unetpp.training.loop import choose_precision
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    yield Finding("processor", f"{cores} cores, {platform.machine()}")
+    threads = torch.get_num_threads()
+    yield Finding("processor", f"{num_cores()} cores, {threads} thread{'s' * (threads > 1)}, {platform.machine()}")
     gib = psutil.virtual_memory().available / 2**30
     yield _free("memory", gib, 4, "Ray and two workers need about 4 GiB: close something")
     gib = shutil.disk_usage(".").free / 2**30
@@ -97,7 +98,7 @@ def _project() -> Iterator[Finding]:
         yield Finding("params.yaml", "not usable", str(error))
         return
     yield Finding("params.yaml", "legal")
-    cores = os.cpu_count() or 1
+    cores = num_cores()
     asked = params.train.min_workers * params.train.cpus_per_worker
     if not os.environ.get("RAY_ADDRESS") and asked > cores:
         yield Finding("train.num_workers", f"{asked} cores asked for, {cores} here", "lower train.num_workers")

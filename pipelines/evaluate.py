@@ -181,7 +181,9 @@ def evaluate(
     # The images to show are ranked by what is deployed.
     shown = f"L{decision.depth or subject.trained.depths[-1]}"
     picked = pick(rows, shown, settings.page_images)
-    samples = [{"rank": rank} | {key: rows[index][key] for key in ("id", "kind", "group")} for rank, index in picked]
+    samples = [
+        {"rank": rank} | {key: rows[index].get(key, "") for key in ("id", "kind", "group")} for rank, index in picked
+    ]
     result = make_report(subject, measured, decision, settings, samples)
     page = {
         "report": result,

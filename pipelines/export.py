@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 import unetpp
+from pipelines.console.progress import watched
 from pipelines.core.checksums import seal
 from pipelines.core.command import run_command
 from pipelines.core.delivery_sections import Export
@@ -132,7 +133,9 @@ def export(
         partial.mkdir(parents=True)
         written = [Exported(depth, name) for depth in depths or trained.depths for name in formats]
         with Verification(partial, trained, images) as verification:
-            for depth in sorted(depths or trained.depths, reverse=True):  # what is compared last is the quickest
+            for depth in watched(  # what is compared last is the quickest
+                sorted(depths or trained.depths, reverse=True), "export, depths"
+            ):
                 write_depth(trained, depth, formats, partial / f"L{depth}", opset, images)
                 verification.add({one.file: depth for one in written if one.depth == depth})
             found = verification.results()

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 import unetpp
+from pipelines.console.progress import watched
 from pipelines.core.files import check_outputs, replacing
 from pipelines.storage.folder_walk import PLAIN, walk
 from pipelines.storage.templates import is_picture
@@ -178,7 +179,7 @@ def predict(
     masks = [folder / f"{name}.png" for folder in folders for name in names]
     check_outputs(files=masks, inputs=[*images, *searched, Path(model)], overwrite=overwrite)
     num_read = 0
-    for number, image in enumerate(images, start=1):
+    for image in watched(images, "predicting, images"):
         try:
             mask = predict_mask(loaded, decode_image(image, loaded.in_channels))
         except UserError as error:
@@ -193,8 +194,6 @@ def predict(
                 write_mask(out / label / f"{image.stem}.png", (mask >> bit & 1) * np.uint8(255))
         else:
             write_mask(out / f"{image.stem}.png", mask)
-        if number % 100 == 0:
-            print(f"{number} of {len(images)} images")
     print(f"wrote {_describe(num_read, loaded, out)}")
     if broken:
         raise UserError(

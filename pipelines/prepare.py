@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from pipelines.console.progress import watched
 from pipelines.core.command import run_command
 from pipelines.core.data_sections import RESERVED, Groups, Prepare
 from pipelines.core.files import check_outputs, replacing, write_json
@@ -17,6 +18,7 @@ from pipelines.core.tables import write_rows
 from pipelines.dataset.fingerprint import comparable, read_fingerprint, write_fingerprint
 from pipelines.dataset.given_splits import with_splits
 from pipelines.dataset.groups import Frame, find_groups, find_neighbours, find_sequences, group_frames
+from pipelines.dataset.kinds import find_kinds
 from pipelines.dataset.layouts import Problem, Sample, find_samples, read_layout
 from pipelines.dataset.loading import load_all, load_full
 from pipelines.dataset.mask_files import check_meanings, limits_of
@@ -62,11 +64,12 @@ def prepare(params: Prepare, raw: Path, out: Path) -> Manifest:
     samples = with_splits(samples, raw, params.split)
     check_meanings(samples, params)
     groups, volumes = find_groups(samples, params.groups), _same_volume(samples)
+    kinds = find_kinds(samples, params.kinds)
     with replacing(out) as partial:
         partial.mkdir()
         looks = Looks(len(samples), partial)
         with Spool(partial / "spool") as spool:
-            seen = _load(samples, params, raw, problems, looks, spool, out.parent)
+            seen = _load(samples, kinds, params, raw, problems, looks, spool, out.parent)
             _check_quarantine(problems, len(seen), params.max_quarantined, raw)
             given = [samples[index].split for index in seen]
             frames = _find_frames(seen, samples, looks, params.groups)
@@ -124,6 +127,7 @@ def prepare(params: Prepare, raw: Path, out: Path) -> Manifest:
 
 def _load(
     samples: list[Sample],
+    kinds: list[str] | None,
     params: Prepare,
     raw: Path,
     problems: list[Problem],
@@ -141,7 +145,8 @@ def _load(
         num_bytes += loaded.image.nbytes + loaded.mask.nbytes
         if len(seen) + 1 == min(MEASURED, len(samples)):  # twice: what waits, and what is written then
             check_space(folder, 2 * num_bytes * len(samples) // (len(seen) + 1), "prepare")
-        looks[index], seen[index] = loaded.look, Seen(samples[index].id, loaded.kind, loaded.facts)
+        kind = loaded.kind if kinds is None else kinds[index]
+        looks[index], seen[index] = loaded.look, Seen(samples[index].id, kind, loaded.facts)
     return dict(sorted(seen.items()))  # processes answer in no order
 
 
@@ -200,7 +205,7 @@ def _write_splits(
 
     def write(name: str, indices: list[int]) -> SplitWriter:
         with SplitWriter(out / f"{name}.arrow", params.multilabel, params.background, bool(numbered)) as writer:
-            for index in indices:
+            for index in watched(indices, f"writing {name}, images"):
                 image, mask, instances = spool.take(index, 3)
                 packed = instances.tobytes() if index in numbered else b""
                 writer.add(seen[index].id, seen[index].kind, image, mask, packed)
@@ -236,8 +241,9 @@ def _write_tables(
     problems: list[Problem],
 ) -> None:
     each = [(one, places[index]) for index, one in seen.items()]
-    rows = [(one.id, at.group, one.kind, at.split, "" if at.fold is None else at.fold) for one, at in each]
-    write_rows(out / "split.csv", ("id", "group", "kind", "split", "fold"), rows)
+    split = [{"id": one.id, "kind": one.kind} | at._asdict() for one, at in each]
+    columns = ("id", "group", *(["kind"] if any(one.kind for one, _ in each) else []), "split", "fold")
+    write_rows(out / "split.csv", columns, split)
     write_samples(out / "samples.csv", ((one.id, at.split, one.kind, *one.facts) for one, at in each))
     rows = [(samples[one].id, samples[other].id, bits, f"{alike:.3f}") for one, other, bits, alike in duplicates]
     write_rows(out / "duplicates.csv", ("id", "other", "distance", "correlation"), rows)
@@ -247,7 +253,8 @@ def _write_tables(
 
 def _describe(split: str, out: Path, seen: dict[int, Seen], places: dict[int, Place]) -> SplitFacts:
     kinds = Counter(one.kind for index, one in seen.items() if places[index].split == split)
-    return SplitFacts(kinds.total(), sha256(out / f"{split}.arrow"), dict(sorted(kinds.items())))
+    named = {kind: count for kind, count in sorted(kinds.items()) if kind}
+    return SplitFacts(kinds.total(), sha256(out / f"{split}.arrow"), named)
 
 
 def _check_quarantine(problems: list[Problem], num_good: int, limit: float, raw: Path) -> None:
@@ -278,7 +285,7 @@ def main() -> None:
         shutil.copyfile(arguments.out / "split.csv", partial)
     for split, found in manifest.splits.items():
         kinds = ", ".join(f"{count} {kind}" for kind, count in found.kinds.items())
-        print(f"prepare: {split:<5} {found.num_images:>5} images: {kinds}")
+        print(f"prepare: {split:<5} {found.num_images:>5} images" + (f": {kinds}" if kinds else ""))
     for leak in manifest.leaks:
         print(f"prepare: caution: {leak}")
     print(

@@ -9,6 +9,7 @@ import argparse
 import hashlib
 from pathlib import Path
 
+from pipelines.console.progress import watched
 from pipelines.core.checksums import SUMS
 from pipelines.core.delivery_sections import Register
 from pipelines.core.files import check_outputs, read_results, scratch, write_json
@@ -54,7 +55,8 @@ def register_family(family: Family, inputs: Inputs, params: dict, settings: Regi
                 print(f"logging run {run.info.run_name}: params, curves, data sets, report", flush=True)
                 with scratch() as folder:
                     run_log.log_run(client, run, family, inputs, params, folder)
-            versions = {depth: register_depth(client, run, family, inputs, depth) for depth in family.trained.depths}
+            depths = watched(family.trained.depths, "registering, depths")
+            versions = {depth: register_depth(client, run, family, inputs, depth) for depth in depths}
             check_versions(client, family, versions)
         describe(client, run, family, versions)
         candidate = versions[family.candidate]

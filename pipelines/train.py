@@ -30,6 +30,7 @@ from pipelines.training.spec import TrainSpec, make_spec, run_name
 from pipelines.training.state import TrainState
 from unetpp.data.manifest import read_manifest
 from unetpp.errors import UserError
+from unetpp.threads import num_cores
 
 TERMINATED = 128 + signal.SIGTERM  # the exit code of what SIGTERM has stopped, 143
 
@@ -78,10 +79,10 @@ def _run(params: Params, spec: TrainSpec, run: RunStore, name: str, log: Callabl
     """Train to the end, here or on Ray; False where SIGTERM stopped it. `log` gets the row of each epoch."""
     train = spec.train
     if train.num_workers == 1 and not os.environ.get("RAY_ADDRESS"):
-        cores = os.cpu_count() or 1
+        cores = num_cores()
         if train.cpus_per_worker > cores:
             raise UserError(
-                f"train.cpus_per_worker: found {train.cpus_per_worker}, and this machine has {cores} cores; lower it"
+                f"train.cpus_per_worker: found {train.cpus_per_worker}, and this machine has {cores} for it; lower it"
             )
         spec.manifest.check(spec.prepared, "train", "val")
         return run_alone(spec, run, log)

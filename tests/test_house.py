@@ -29,7 +29,7 @@ LAYERS = (
     {"project"},  # a project is planned from what stage ingest brings
 )
 WITHIN_UNETPP = (
-    {"errors", "offline"},
+    {"errors", "offline", "threads"},
     {"files"},
     {"images", "network"},
     {"data", "scores"},

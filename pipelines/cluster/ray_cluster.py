@@ -15,6 +15,7 @@ from typing import Any
 from pipelines.core.files import scratch
 from unetpp.errors import UserError
 from unetpp.offline import TELEMETRY_OFF
+from unetpp.threads import WAIT
 
 # What Ray prints beside the training's own lines.
 QUIET = {
@@ -46,7 +47,7 @@ def cluster() -> Iterator[None]:
         options = _connected(address) if address else _of_this_machine(stack)
         import ray
 
-        options["runtime_env"]["env_vars"] = TELEMETRY_OFF | QUIET
+        options["runtime_env"]["env_vars"] = TELEMETRY_OFF | QUIET | {WAIT: os.environ[WAIT]}
         # Without a dashboard a helper of Ray Train warns every second that it cannot ask one.
         options |= {"logging_level": "WARNING", "logging_config": ray.LoggingConfig(log_level="ERROR")}
         try:

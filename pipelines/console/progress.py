@@ -22,19 +22,25 @@ def watched(items: Iterable[T], what: str, total: int | None = None) -> Iterator
     Nothing is shown of what is done within five seconds. On a terminal the line is rewritten, elsewhere there is one
     each half minute.
     """
+    yield from tqdm(items, desc=what, total=total, **_look(""))
+
+
+def watched_bytes(what: str, total: int | None, done: int = 0) -> tqdm:
+    """The same look for bytes that come: a context whose `update` is told of each piece."""
+    return tqdm(desc=what, total=total, initial=done, unit_scale=True, **_look("B"))
+
+
+def _look(unit: str) -> dict[str, Any]:
     moves = sys.stderr.isatty()
-    yield from tqdm(
-        items,
-        desc=what,
-        total=total,
-        delay=SILENT_S,
-        mininterval=EVERY_S if moves else LOGGED_S,
-        maxinterval=LOGGED_S,
-        miniters=1,
-        leave=False,
-        bar_format="{desc}: {n_fmt} of {total_fmt}, ETA {remaining}",
-        file=sys.stderr if moves else _Lines(),
-    )
+    return {
+        "delay": SILENT_S,
+        "mininterval": EVERY_S if moves else LOGGED_S,
+        "maxinterval": LOGGED_S,
+        "miniters": 1,
+        "leave": False,
+        "bar_format": f"{{desc}}: {{n_fmt}}{unit} of {{total_fmt}}{unit}, ETA {{remaining}}",
+        "file": sys.stderr if moves else _Lines(),
+    }
 
 
 class _Lines:

@@ -19,7 +19,7 @@ FOLLOWED = ("storage",)
 # What these wings do is the very result of these stages.
 DECIDED_HERE = {"ingest": "storage", "register": "registry"}
 # The packages' own files are names and switches against telemetry.
-NAMES = {"pipelines/__init__.py", "unetpp/__init__.py", "unetpp/offline.py"}
+NAMES = {"pipelines/__init__.py", "unetpp/__init__.py", "unetpp/offline.py", "unetpp/threads.py"}
 
 
 @cache

@@ -36,11 +36,6 @@ class _Worker:
     since: float = 0.0
 
 
-def num_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def answers(
     function: Callable[[Any], Any], items: Sequence, num_processes: int
 ) -> Generator[tuple[int, Any], None, None]:

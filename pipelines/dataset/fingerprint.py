@@ -16,7 +16,7 @@ from pipelines.core.tables import read_rows
 from pipelines.dataset.data_warnings import find_what_stands_out
 from pipelines.dataset.object_sizes import add_up, share_smaller, size_quantile_px
 from pipelines.dataset.sample_stats import Samples, read_samples, rounded
-from pipelines.dataset.split_drift import measure_balance
+from pipelines.dataset.split_balance import measure_balance
 from pipelines.dataset.splits import SPLITS
 from unetpp.data.manifest import Manifest, read_manifest
 from unetpp.images.frame import plain
@@ -73,7 +73,7 @@ def _sums(samples: Samples, where: np.ndarray) -> dict:
 
 
 def _counts(samples: Samples, within: dict[str, np.ndarray]) -> dict[str, list[dict]]:
-    """Number of images by kind, size, and what the files hold; the commonest first."""
+    """Number of images by kind, if they have one, size, and what the files hold; the commonest first."""
     numbers = {name: samples[name].astype(int).astype(str) for name in ("width", "height", "bits")}
     files = [f"{form} {mode}" for form, mode in zip(samples["format"], samples["mode"], strict=True)]
     values = {
@@ -82,7 +82,7 @@ def _counts(samples: Samples, within: dict[str, np.ndarray]) -> dict[str, list[d
         "File": np.array(files, object),
         "Bits a channel": numbers["bits"].astype(object),
     }
-    return {what: _count_by_split(column, within) for what, column in values.items()}
+    return {what: _count_by_split(column, within) for what, column in values.items() if column.any()}
 
 
 def _count_by_split(column: np.ndarray, within: dict[str, np.ndarray]) -> list[dict]:
@@ -160,7 +160,7 @@ def _objects(samples: Samples) -> dict:
         result[name] = _size_facts(sizes) | {"sizes": {str(bin): count for bin, count in sizes.items()}}
     result["kinds"] = [
         {"kind": kind} | _size_facts(add_up(samples["prepared_sizes"][samples["kind"] == kind]))
-        for kind in sorted(set(samples["kind"]))
+        for kind in sorted(set(samples["kind"]) - {""})
     ]
     sizes = add_up(samples["prepared_sizes"])
     result["depths"] = [

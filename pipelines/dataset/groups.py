@@ -34,7 +34,7 @@ def find_groups(samples: Sequence[Sample], params: Groups) -> list[str]:
     if params.pattern is not None:
         return [_match(sample.id, params.pattern) for sample in samples]
     if params.table is not None:
-        return _look_up(samples, Path(params.table))
+        return look_up(samples, Path(params.table), "group", "prepare.groups.table")
     return [sample.group or sample.id for sample in samples]
 
 
@@ -49,56 +49,59 @@ def _match(id: str, pattern: str) -> str:
     return found[1]
 
 
-def _look_up(samples: Sequence[Sample], path: Path) -> list[str]:
-    """By the sample's id; a slice that is not listed itself goes by the id of its volume."""
-    table = read_table(path)
-    groups = [table.get(sample.id) or table.get(sample.group or "") for sample in samples]
-    missing = [sample.id for sample, group in zip(samples, groups, strict=True) if group is None]
+def look_up(samples: Sequence[Sample], path: Path, column: str, key: str) -> list[str]:
+    """By the sample's id in a CSV file; a slice that is not listed itself goes by the id of its volume.
+
+    Args:
+        column: of what is looked up.
+        key: of params.yaml that names the file.
+    """
+    table = read_table(path, column, key)
+    found = [table.get(sample.id) or table.get(sample.group or "") for sample in samples]
+    missing = [sample.id for sample, one in zip(samples, found, strict=True) if one is None]
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise UserError(
             f"{path}: found no row for {len(missing)} of {len(samples)} ids: {', '.join(missing[:5])}{more}; expected "
-            "a row id,group for every image, the id as in split.csv (the file's name without its suffix, with its "
+            f"a row id,{column} for every image, the id as in split.csv (the file's name without its suffix, with its "
             "subfolders): add them"
         )
     unknown = table.keys() - {sample.id for sample in samples} - {sample.group for sample in samples}
     if unknown:
         first = ", ".join(sorted(unknown)[:5])
         print(f"prepare: {path}: {len(unknown)} of {len(table)} ids are no image of this set, such as {first}")
-    return [group for group in groups if group is not None]
+    return [one for one in found if one is not None]
 
 
-def read_table(path: Path) -> dict[str, str]:
-    """Group by id of a CSV file with the columns id and group, in any order and among others.
+def read_table(path: Path, column: str, key: str) -> dict[str, str]:
+    """What a CSV file with the columns id and `column`, in any order and among others, says of each id.
 
     Raises:
-        UserError: no such file, no such columns, an empty cell, or an id in two groups.
+        UserError: no such file, no such columns, an empty cell, or two values of an id.
     """
-    expected = "expected a CSV file with the columns id and group"
+    expected = f"expected a CSV file with the columns id and {column}"
     if not path.is_file():
-        raise UserError(
-            f"{path}: found {'a folder' if path.is_dir() else 'no such file'}; {expected}: correct prepare.groups.table"
-        )
-    groups: dict[str, str] = {}
+        raise UserError(f"{path}: found {'a folder' if path.is_dir() else 'no such file'}; {expected}: correct {key}")
+    found: dict[str, str] = {}
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:  # a spreadsheet begins its CSV with a mark
             rows = csv.DictReader(file)
-            if not {"id", "group"} <= set(rows.fieldnames or ()):
+            if not {"id", column} <= set(rows.fieldnames or ()):
                 raise UserError(f"{path}: found the columns {', '.join(rows.fieldnames or ()) or 'none'}; {expected}")
             for row in rows:
-                id, group = composed(plain_cell(row["id"] or "")), plain_cell(row["group"] or "")
-                if not id or not group:
+                id, value = composed(plain_cell(row["id"] or "")), plain_cell(row[column] or "")
+                if not id or not value:
                     raise UserError(
-                        f"{path}: line {rows.line_num}: found an empty id or group; {expected}, both filled"
+                        f"{path}: line {rows.line_num}: found an empty id or {column}; {expected}, both filled"
                     )
-                if groups.setdefault(id, group) != group:
+                if found.setdefault(id, value) != value:
                     raise UserError(
-                        f"{path}: line {rows.line_num}: found {id!r} in group {group!r} and before in {groups[id]!r}; "
-                        "expected one group an id: remove one of the lines"
+                        f"{path}: line {rows.line_num}: found {id!r} in {column} {value!r} and before in "
+                        f"{found[id]!r}; expected one {column} an id: remove one of the lines"
                     )
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: found no CSV in UTF-8 ({error}); {expected}: save it as one") from None
-    return groups
+    return found
 
 
 class Frame(NamedTuple):

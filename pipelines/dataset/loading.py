@@ -7,48 +7,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
 from pipelines.console.progress import watched
 from pipelines.core.data_sections import Prepare
-from pipelines.core.worker_pool import Died, answers, num_cores
+from pipelines.core.worker_pool import Died, answers
+from pipelines.dataset.kinds import find_kind
 from pipelines.dataset.layouts import Problem, Sample
 from pipelines.dataset.mask_files import Labels, limits_of, read_labels
 from pipelines.dataset.near_duplicates import Look, look_at
 from pipelines.dataset.sample_stats import Facts, describe
 from unetpp.data.instances import fit_numbers, pack
 from unetpp.data.resized import resize_sample
-from unetpp.data.scaling import find_limits
 from unetpp.errors import FileError, UserError
 from unetpp.images.decode import to_array
 from unetpp.images.pictures import Picture, read_picture
 from unetpp.images.pixels import convert, shown
-
-# In 547 images of BBBC038 the darkest bright-field or stained one has a median brightness of 0.52 and the
-# brightest fluorescence one 0.2; the palest stain has a mean chroma of 0.047, and grey images have 0.
-DARK = 0.35
-COLOURED = 0.03
-
-
-def find_kind(image: np.ndarray) -> str:
-    """The kind of microscopy, a function of the decoded image (H, W, 3) uint8, uint16 or float32 alone.
-
-    "fluorescence": the median brightness (mean of the channels) is below 0.35 of the image's own bright end
-    for uint16 (for floats, above their least value), of the full scale for uint8. Of the others, "tissue" has a
-    mean chroma (largest less smallest channel) above 0.03, "bright-field" has not.
-    """
-    pixels = image.astype(np.float32)
-    if image.dtype == np.float32:
-        low, high = find_limits(image)
-        pixels = ((image.astype(np.float64) - low) * (65535 / (high - low or 1.0))).astype(np.float32)
-    # Cameras of 12 and 14 bits fill the lower end of 16: there, full scale says nothing about bright or dark.
-    pixels /= 255 if image.dtype == np.uint8 else max(1.0, float(np.percentile(pixels, 99.5)))
-    red, green, blue = cv2.split(pixels)  # NumPy is slow along a short axis
-    if np.median((red + green + blue) / 3) < DARK:
-        return "fluorescence"
-    chroma = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
-    return "tissue" if chroma.mean() > COLOURED else "bright-field"
+from unetpp.threads import num_cores
 
 
 NO_INSTANCES = np.zeros(0, np.uint8)
@@ -57,7 +32,7 @@ NO_INSTANCES = np.zeros(0, np.uint8)
 class Loaded(NamedTuple):
     """A sample as it is written for training, and what is known of it as it was."""
 
-    kind: str
+    kind: str  # by the image's looks; empty where prepare.kinds is another than microscopy
     image: np.ndarray  # (H, W, C) uint8 or uint16
     mask: np.ndarray  # (H, W) uint8
     instances: np.ndarray  # (n,) uint8: packed numbers of the objects in the mask, empty where it has none
@@ -74,7 +49,7 @@ def load_sample(sample: Sample, params: Prepare) -> Loaded:
     picture = read_picture(sample.image, sample.page, limits_of(params))
     header, image = picture.header, _decoded(picture, params)
     del picture  # which may be as large
-    kind, look = find_kind(shown(image)), look_at(shown(image))
+    kind, look = find_kind(shown(image)) if params.kinds == "microscopy" else "", look_at(shown(image))
     labels = read_labels(sample, image, params)
     seen, mask = convert(image, params.channels), labels.mask
     if params.frame:

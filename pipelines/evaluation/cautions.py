@@ -1,6 +1,7 @@
 """What a reader of a depth report must know before its numbers: why some of them are not to be trusted."""
 
 NOISY = 0.25  # a spread of latency above which the machine was too busy to be read
+BUSY = 0.25  # a share of the processors that other work takes, above which latencies are too long, however steady
 FEW_GROUPS = 10
 
 
@@ -12,12 +13,13 @@ def find_cautions(report: dict) -> list[str]:
         what = f"{number} group{'s' if number > 1 else ''}"
         cautions.append(f"{what} of test images are too few for intervals that one can trust.")
     cautions += report.get("leaks", ())
-    spread = report.get("machine", {}).get("spread")
-    if spread is not None and spread > NOISY:
-        others = report["machine"].get("others_share")
-        took = f"; other work took {others:.0%} of it" if others else ""
+    machine = report.get("machine", {})
+    spread, others = machine.get("spread") or 0, machine.get("others_share") or 0
+    signs = [f"the middle half of the latencies spreads over {spread:.0%} of the median"] * (spread > NOISY)
+    signs += [f"other work took {others:.0%} of it"] * (others > BUSY or bool(signs and others))
+    if signs:
         cautions.append(
-            f"The machine was busy: the middle half of the latencies spreads over {spread:.0%} of the median{took}. "
+            f"The machine was busy: {'; '.join(signs)}. "
             "Latency and throughput are not to be trusted; rerun evaluate when it is idle."
         )
     return cautions

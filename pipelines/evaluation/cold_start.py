@@ -16,33 +16,50 @@ import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryFile
 
 from unetpp.images.frame import Size
 
 ROUNDS = 3
 
 
-def measure_cold_start(files: Mapping[str, Path], ensembles: set[str], size: Size, device: str) -> dict[str, float]:
+def measure_cold_start(
+    files: Mapping[str, Path], ensembles: set[str], size: Size, device: str, max_s: float
+) -> dict[str, float]:
     """Milliseconds from the start of the process to the first mask, by name: imports, and the median of 3 loads.
 
     Args:
         files: model files by name.
         ensembles: the names whose heads are all averaged.
+        max_s: seconds after which no further round begins; one is done in any case.
 
     Raises:
         RuntimeError: the process failed; the message has its last words.
     """
+    from pipelines.console.progress import watched  # late: the process that is measured needs none of it
+
     models = [[name, str(path), name in ensembles] for name, path in files.items()]
-    spec = {"models": models, "size": size, "device": device, "rounds": ROUNDS, "began": time.monotonic()}
+    spec = {"models": models, "size": size, "device": device, "max_s": max_s, "began": time.monotonic()}
     command = [sys.executable, "-m", "pipelines.evaluation.cold_start", json.dumps(spec)]
     root = str(Path(__file__).parents[2])
     # An empty part of the path would be the folder that it runs in.
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode:
-        raise RuntimeError(f"the process that measures the cold start ended with {done.returncode}: {done.stderr}")
-    found = json.loads(done.stdout.splitlines()[-1])
-    return {name: found["start_ms"] + median(times) for name, times in found["load_ms"].items()}
+    load_ms: dict[str, list[float]] = {name: [] for name in files}
+    with (
+        TemporaryFile("w+") as said,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True, env=environment) as process,
+    ):
+        assert process.stdout is not None
+        start_ms = float(process.stdout.readline() or "nan")
+        for line in watched(process.stdout, f"cold start on {device}, loads", ROUNDS * len(files)):
+            name, took = json.loads(line)
+            load_ms[name].append(took)
+        if process.wait():
+            said.seek(0)
+            raise RuntimeError(
+                f"the process that measures the cold start ended with {process.returncode}: {said.read()}"
+            )
+    return {name: start_ms + median(times) for name, times in load_ms.items()}
 
 
 def _main(spec: dict) -> None:
@@ -59,12 +76,14 @@ def _main(spec: dict) -> None:
         with torch.inference_mode():
             segmenter(image).cpu()
 
-    load_ms: dict[str, list[float]] = {}
-    for _ in range(spec["rounds"]):
+    print(start_ms, flush=True)
+    began = time.monotonic()
+    for number in range(ROUNDS):
+        if number and time.monotonic() - began > spec["max_s"]:
+            break
         for name, file, ensemble in spec["models"]:
             took = _time_in_a_copy(lambda file=file, ensemble=ensemble: predict_first(file, ensemble))
-            load_ms.setdefault(name, []).append(took)
-    print(json.dumps({"start_ms": start_ms, "load_ms": load_ms}))
+            print(json.dumps([name, took]), flush=True)
 
 
 def _time_in_a_copy(work: Callable[[], None]) -> float:

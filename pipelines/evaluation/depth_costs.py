@@ -1,8 +1,8 @@
 """What each depth costs on this machine: pruned as for deployment, and each number measured by itself."""
 
-import os
 import platform
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,21 +13,32 @@ from pipelines.console.machine_load import others_share
 from pipelines.console.progress import watched
 from pipelines.core.delivery_sections import Evaluate
 from pipelines.core.files import scratch
+from pipelines.evaluation.cautions import BUSY
 from pipelines.evaluation.cold_start import measure_cold_start
 from pipelines.evaluation.predictor import MEAN
 from unetpp.images.frame import Size, say_size
 from unetpp.inference.model_file import Trained
 from unetpp.network import profiling
 from unetpp.network.pruning import prune
+from unetpp.threads import num_cores
+
+# Seconds that each measurement takes at most, on a slow or busy machine; what is left out is told.
+LATENCY_S, THROUGHPUT_S, COLD_START_S = 120.0, 60.0, 60.0
+ENDED = {
+    "rounds": "evaluate.latency_rounds was reached",
+    "precise": f"every median was known to {profiling.PRECISE:.0%}",
+    "time": f"{LATENCY_S:.0f} s were over",
+}
 
 
 def measure_cost(
     trained: Trained, size: Size, rounds: int, max_batch: int, device: torch.device
-) -> dict[str, dict[str, float]]:
-    """Parameters, MACs, latency, throughput, memory, file size and cold start of each depth.
+) -> tuple[dict[str, dict[str, float | None]], dict[str, str | int | float]]:
+    """Parameters, MACs, latency, throughput, memory, file size and cold start of each depth; and how it was measured.
 
     "mean" is the whole network with all heads. A pass is from an image in [0, 1] to probabilities, in fp32.
     """
+    where = f"costs on {device.type}"
     kept: dict[str, Trained] = {
         f"L{depth}": replace(trained, network=prune(trained.network, depth)) for depth in trained.depths
     }
@@ -43,17 +54,21 @@ def measure_cost(
         for name, each in kept.items():
             each.save(files[name])
         sizes = {name: path.stat().st_size / profiling.MIB for name, path in files.items()}
-        cold_start = measure_cold_start(files, {MEAN}, size, device.type)
-    where = f"costs on {device.type}, rounds"
-    latency = profiling.measure_latency(modules, example, rounds, watch=lambda each: watched(each, where))
-    throughput = profiling.find_best_batch(modules, example, max_batch)
-    return {
+        cold_start = measure_cold_start(files, {MEAN}, size, device.type, COLD_START_S)
+
+    latency = profiling.measure_latency(
+        modules, example, rounds, watch=partial(watched, what=f"{where}, rounds of latency"), max_s=LATENCY_S
+    )
+    throughput = profiling.find_best_batch(
+        modules, example, max_batch, watch=partial(watched, what=f"{where}, rounds of throughput"), max_s=THROUGHPUT_S
+    )
+    costs = {
         name: {
             "parameters": profiling.count_parameters(module),
             "macs": profiling.count_macs(module, example),
             "latency_ms": round(latency[name].median_ms, 3),
-            "latency_p95_ms": round(latency[name].p95_ms, 3),
-            "latency_p99_ms": round(latency[name].p99_ms, 3),
+            "latency_p95_ms": _rounded(latency[name].p95_ms),
+            "latency_p99_ms": _rounded(latency[name].p99_ms),
             "latency_spread": round(latency[name].spread, 3),
             "images_per_s": round(throughput[name].images_per_s, 2),
             "best_batch": throughput[name].batch,
@@ -61,8 +76,22 @@ def measure_cost(
             "cold_start_ms": round(cold_start[name], 1),
             "size_mib": round(sizes[name], 3),
         }
-        for name, module in modules.items()
+        for name, module in watched(modules.items(), f"{where}, memory of depths")
     }
+    one = next(iter(latency.values()))
+    reading = {
+        "size_px": size[0] if size[0] == size[1] else say_size(size),
+        "latency_rounds": one.rounds,
+        "latency_ended": ENDED[one.ended],
+        "latency_half_width": round(max(each.half_width for each in latency.values()), 4),
+        "throughput_batch": next(iter(throughput.values())).largest,
+        "spread": round(float(np.median([each.spread for each in latency.values()])), 3),
+    }
+    return costs, reading
+
+
+def _rounded(ms: float | None) -> float | None:
+    return None if ms is None else round(ms, 3)
 
 
 def describe_machine(device: torch.device) -> dict[str, str | int]:
@@ -75,7 +104,7 @@ def describe_machine(device: torch.device) -> dict[str, str | int]:
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "processor": processor,
-        "cores": os.cpu_count() or 1,
+        "cores": num_cores(),
         "threads": torch.get_num_threads(),
         "precision": "fp32",
         "torch": torch.__version__,
@@ -88,19 +117,17 @@ def measure_devices(trained: Trained, settings: Evaluate, size: Size, main: torc
     """The costs on each device present, the main one first."""
     present = [main.type] + [one for one in ("cuda", "cpu") if one != main.type and _is_present(one)]
     devices = []
-    share = others_share()
+    share, threads = others_share(), torch.get_num_threads()
+    print(
+        f"evaluate: costs first, with {threads} thread{'s' * (threads > 1)}, at most {LATENCY_S:.0f} s of latency for "
+        f"each device; other work takes {share:.0%} of this machine's processors"
+        + (": latency and throughput will not be those of an idle machine" if share > BUSY else ""),
+        flush=True,
+    )
     for kind in present:
         device = torch.device(kind)
-        costs = measure_cost(trained, size, settings.latency_rounds, settings.throughput_batch, device)
-        spread = float(np.median([row["latency_spread"] for row in costs.values()]))
-        reading = {
-            "size_px": size[0] if size[0] == size[1] else say_size(size),
-            "latency_rounds": settings.latency_rounds,
-            "throughput_batch": settings.throughput_batch,
-            "spread": round(spread, 3),
-            "others_share": round(share, 2),
-        }
-        machine = describe_machine(device) | reading
+        costs, reading = measure_cost(trained, size, settings.latency_rounds, settings.throughput_batch, device)
+        machine = describe_machine(device) | reading | {"others_share": round(share, 2)}
         devices.append({"device": kind, "main": kind == main.type, "machine": machine, "depths": costs})
     return devices
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipelines.console.progress import watched
 from pipelines.evaluation.predictor import Predictor
 from unetpp.data.arrow_split import Split
 
@@ -44,7 +45,7 @@ def write_examples(path: Path, predict: Predictor, split: Split, indices: list[i
     """Images of a split with their masks and what each depth made of them, by the names `INDEX/image`, `INDEX/mask`
     and `INDEX/L1` ..."""
     shown = {}
-    for index in indices:
+    for index in watched(indices, "the page, images"):
         image, mask = split[index]
         masks_hat = {f"{index}/{name}": mask_hat[0].numpy() for name, mask_hat in predict([image]).items()}
         shown |= {f"{index}/image": image, f"{index}/mask": mask} | masks_hat

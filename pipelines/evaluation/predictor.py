@@ -19,7 +19,7 @@ from unetpp.inference.tiles import TILE_PX, predict_resized, to_own_size
 from unetpp.network.masks import to_mask, to_probs
 
 MEAN = "mean"  # the name of the ensemble: the mean of the probabilities of all heads
-BATCH_PIXELS = 2**21  # of the images predicted together; large ones go one by one
+BATCH_PIXELS = 2**19  # of the images predicted together; large ones go one by one, and are counted so
 
 
 class Heads(Segmenter):

@@ -23,8 +23,8 @@ class Cost(Part):
     parameters: int
     macs: int
     latency_ms: float
-    latency_p95_ms: float
-    latency_p99_ms: float
+    latency_p95_ms: Number  # None: of too few rounds
+    latency_p99_ms: Number
     latency_spread: float
     images_per_s: float
     best_batch: int

@@ -1,12 +1,14 @@
 """What each exported depth scores and costs in each runtime: the rows of the report's table of runtimes."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 
+from pipelines.console.progress import watched
 from pipelines.evaluation.predictor import batches
 from unetpp.data.arrow_split import Split
 from unetpp.data.manifest import read_manifest
@@ -19,6 +21,8 @@ from unetpp.inference.tiles import predict_resized, to_own_size
 from unetpp.network import profiling
 from unetpp.network.masks import to_mask
 from unetpp.scores import metrics
+
+RUNTIMES_S = 30.0  # for the latencies of a depth, and as much for its batches, at most
 
 
 def measure_runtimes(
@@ -60,8 +64,14 @@ def measure_runtimes(
                 opened[f"{one['format']} {runtime}"] = one, runtime, open_export(exports / one["file"], runtime)
         # Timed as modules are: what is called is all that the timing knows of them.
         timed = cast(Any, {name: _of_tensor(predict) for name, (_, _, predict) in opened.items()})
-        latency = profiling.measure_latency(timed, batch[:1], settings.latency_rounds)
-        together = profiling.measure_latency(timed, batch, rounds=5, warmup=1)
+
+        rounds, where = settings.latency_rounds, f"{depth} in each runtime"
+        latency = profiling.measure_latency(
+            timed, batch[:1], rounds, watch=partial(watched, what=f"{where}, rounds"), max_s=RUNTIMES_S
+        )
+        together = profiling.measure_latency(
+            timed, batch, rounds=5, warmup=1, watch=partial(watched, what=f"{where}, batches"), max_s=RUNTIMES_S
+        )
         trained = load_model(exports / depth)
         for name, (one, runtime, predict) in opened.items():
             found = image_ious(predict, split, trained, settings.throughput_batch, f"{depth} in {name}, images")
@@ -74,7 +84,7 @@ def measure_runtimes(
                     "format": one["format"],
                     "precision": one["precision"],
                     "latency_ms": round(latency[name].median_ms, 3),
-                    "latency_p95_ms": round(latency[name].p95_ms, 3),
+                    "latency_p95_ms": None if (p95 := latency[name].p95_ms) is None else round(p95, 3),
                     "images_per_s": round(len(batch) / together[name].median_ms * 1000, 2),
                     "size_mib": round(one["bytes"] / profiling.MIB, 3),
                     "iou_image": float(found.mean()),

@@ -99,10 +99,10 @@ def _or_none(value: float | None) -> float | None:
 
 
 def by_kind(quality: Mapping[str, Quality], kinds: Sequence[str]) -> dict[str, dict]:
-    """Mean scores over the images of each kind, the commonest kind first."""
+    """Mean scores over the images of each kind, the commonest kind first; nothing where images have none."""
     images = {name: each.per_image() for name, each in quality.items()}
     result: dict[str, dict] = {}
-    for kind, number in sorted(Counter(kinds).items(), key=lambda item: (-item[1], item[0])):
+    for kind, number in sorted(Counter(filter(None, kinds)).items(), key=lambda item: (-item[1], item[0])):
         chosen = np.array([one == kind for one in kinds])
         means = {
             name: {score: mean_or_none(values[score][chosen]) for score in BY_KIND} for name, values in images.items()
@@ -138,11 +138,16 @@ def by_size(
 
 
 def image_rows(quality: Mapping[str, Quality], split: Split, groups: Sequence[str]) -> list[dict]:
-    """What images.csv holds: the size at which each image was scored, IoU, boundary F1 and object F1 at each depth."""
+    """What images.csv holds: the size at which each image was scored, IoU, boundary F1 and object F1 at each depth.
+
+    Images without a kind have no column of it.
+    """
     images = {name: each.per_image() for name, each in quality.items()}
     columns = (("iou", "iou_image"), ("boundary_f1", "boundary_f1"), ("object_f1", "object_f1"))
     return [
-        {"id": id_, "kind": kind, "group": group, "height": split.shape(index)[0], "width": split.shape(index)[1]}
+        {"id": id_}
+        | ({"kind": kind} if kind else {})
+        | {"group": group, "height": split.shape(index)[0], "width": split.shape(index)[1]}
         | {f"{column}_{name}": _rounded(images[name][score][index]) for column, score in columns for name in images}
         for index, (id_, kind, group) in enumerate(zip(split.ids, split.kinds, groups, strict=True))
     ]

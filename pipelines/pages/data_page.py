@@ -111,7 +111,7 @@ def _foreground_chart(fingerprint: dict) -> Markup:
 
 
 def _intensity_chart(fingerprint: dict) -> Markup:
-    """By kind and bits: low to high as a thin line, the middle 98 % as a thick one, the median as a dot."""
+    """By kind, if images have one, and bits: low to high (thin), the middle 98 % (thick), the median (dot)."""
     rows = [row for row in fingerprint["intensity"] if row["bits"] <= 16][:8]
     with chart("intensity-caption", (5.4, 1.1 + 0.45 * max(1, len(rows)))) as made:
         axes = made.axes
@@ -120,7 +120,7 @@ def _intensity_chart(fingerprint: dict) -> Markup:
             axes.plot([row["low"] / full, row["high"] / full], [y, y], color=INK, linewidth=1)
             axes.plot([row["p1"] / full, row["p99"] / full], [y, y], color=ACCENT, linewidth=6, solid_capstyle="butt")
             axes.plot(row["median"] / full, y, "o", color=INK, markersize=5)
-        labels = [f"{row['kind']}, {row['bits']} bits" for row in reversed(rows)]
+        labels = [f"{row['kind']}, {row['bits']} bits".removeprefix(", ") for row in reversed(rows)]
         axes.set_yticks(range(len(rows)), labels=labels, parse_math=False)
         axes.set_ylim(-0.6, max(1, len(rows)) - 0.4)
         axes.set_xlim(-2, 102)

@@ -252,7 +252,7 @@ def _by_kind(rows: list[dict], names: list[str]) -> dict[str, dict]:
     """Number of images and mean IoU by kind of image, the commonest first."""
     kinds: dict[str, list[dict]] = {}
     for row in rows:
-        kinds.setdefault(row["kind"], []).append(row)
+        kinds.setdefault(row.get("kind", ""), []).append(row)
     ordered = sorted(kinds.items(), key=lambda item: (-len(item[1]), item[0]))
     return {
         kind: {"num_images": len(group)}

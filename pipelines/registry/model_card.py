@@ -180,6 +180,7 @@ def _notes(family: Family) -> list[str]:
     network, splits = family.trained.network, family.manifest.splits
     machine = ", ".join(f"{key} {value}" for key, value in family.metrics["machine"].items() if key in MACHINE)
     kinds = ", ".join(f"{count} {kind}" for kind, count in splits["test"].kinds.items())
+    kinds = f" ({kinds})" if kinds else ""
     resized = (
         f" (trained on images {'padded' if family.trained.canvas else 'resized'} to {say_size(family.trained.size)} px)"
         if family.trained.size
@@ -194,7 +195,7 @@ def _notes(family: Family) -> list[str]:
     counted = "foreground alone" if network.background else "of all classes"
     counts = ", ".join(f"{split.num_images} {name}" for name, split in splits.items())
     return [
-        f"**Table:** IoU and Dice: mean over the {splits['test'].num_images} test images ({kinds}), "
+        f"**Table:** IoU and Dice: mean over the {splits['test'].num_images} test images{kinds}, "
         f"{counted}. ms: one image at a time, median (95th percentile); images/s: in batches; "
         f"both on {machine}.",
         f"**In:** images of any size and number, uint8 arrays `(H, W, C)` or bytes of PNG, JPEG or TIFF{resized}. "

@@ -123,7 +123,7 @@ def describe_data(prepared: Path, manifest: Manifest, ingest: dict | None) -> di
             **_source(ingest),
             "profile": {
                 "num_images": split.num_images,
-                "kinds": split.kinds,
+                **({"kinds": split.kinds} if split.kinds else {}),
                 "file": f"{prepared}/{name}.arrow",
                 "dvc": {path: f"md5:{value}" for path, value in hashes.items()},
                 "raw_sha256": manifest.raw_sha256,

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import requests
 from requests.adapters import HTTPAdapter
-from tqdm import tqdm
 from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
+from pipelines.console.progress import watched_bytes
 from pipelines.core.files import write_json
 from pipelines.core.full_disk import check_space, disk_errors
 from unetpp.errors import UserError
@@ -130,7 +130,7 @@ class _File:
         """Append the body to what is here up to byte `start`; whether all of it came."""
         with (
             self._partial.open("r+b" if start else "wb") as file,
-            tqdm(total=total, initial=start, unit="B", unit_scale=True, disable=None) as progress,
+            watched_bytes("downloading", total, start) as progress,
         ):
             file.truncate(start)
             file.seek(start)

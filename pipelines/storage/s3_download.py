@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from pipelines.console.progress import watched_bytes
 from pipelines.core.files import locked, replacing
 from pipelines.core.full_disk import check_space, disk_errors
 from pipelines.storage.s3 import Object, Store
@@ -59,7 +60,7 @@ def download(store: Store, objects: list[Object], cache: Path, num_workers: int)
         _run_all(look_up, objects, num_workers)
         missing = [one for one in objects if one.key not in fetched]
         check_space(cache, sum(one.size for one in missing) - journal.bytes_of_parts(), "ingest")
-        with tqdm(total=sum(one.size for one in missing), unit="B", unit_scale=True, disable=None) as progress:
+        with watched_bytes("downloading", sum(one.size for one in missing)) as progress:
             unfinished = [_Unfinished(store, one, journal, progress) for one in missing]
             parts = ((one, start) for one in unfinished for start in one.starts())
             _run_all(lambda part: part[0].fetch(part[1]), parts, num_workers)

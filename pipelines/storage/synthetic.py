@@ -12,7 +12,8 @@ import cv2
 import numpy as np
 
 from pipelines.core.data_sections import Synthetic
-from pipelines.core.worker_pool import Died, answers, num_cores
+from pipelines.core.worker_pool import Died, answers
+from unetpp.threads import num_cores
 
 KINDS = ("fluorescence", "tissue", "bright-field")
 Generator = np.random.Generator

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from pipelines.console.progress import watched
 from pipelines.core.numbers import short
 from pipelines.core.training_sections import Budget, Model
 from pipelines.storage.run_store import RunStore
@@ -50,7 +51,7 @@ def key_of(candidate: Candidate) -> str:
 def count_costs(space: Space, manifest: Manifest, size: Size) -> Costs:
     """Parameters and MACs of every depth of every network of the space."""
     costs: Costs = {}
-    for candidate in space.networks:
+    for candidate in watched(space.networks, "counting MACs, networks"):
         with torch.device("meta"):
             network = build_network(candidate.params.model, candidate.widths, manifest).eval()
             step = 2**network.depth
@@ -73,7 +74,7 @@ def measure_costs(
     facts = [plain(size), manifest.channels, manifest.num_classes, name, platform.node()]
     facts += [torch.get_num_threads(), torch.__version__]
     measured: Costs = {}
-    for candidate in space.networks:
+    for candidate in watched(space.networks, "measuring latency, networks"):
         key = key_of(candidate)
         digest = hashlib.sha256(json.dumps([key, *facts]).encode()).hexdigest()[:24]
         if digest not in there:

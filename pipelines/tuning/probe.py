@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import psutil
 import torch
 
+from pipelines.console.progress import watched
 from pipelines.training.batches import Batches
 from pipelines.training.setup import Setup
 from pipelines.training.spec import TrainSpec
@@ -98,7 +99,8 @@ def estimate(space: Space, spec: TrainSpec, costs: Costs, at_once: int, run: Cal
 
     ordered = sorted(space.candidates, key=work)
     low, high = work(ordered[0]), work(ordered[-1])
-    least, most = (run(spec_of(one, spec)) for one in (ordered[0], ordered[-1]))
+    extremes = watched((ordered[0], ordered[-1]), "probing the smallest and the largest trial")
+    least, most = (run(spec_of(one, spec)) for one in extremes)
     total = 0.0
     for one in space.candidates:
         share = (work(one) - low) / (high - low) if high > low else 1.0

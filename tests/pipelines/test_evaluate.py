@@ -63,7 +63,7 @@ def _one_thread():
 
 def write_data(folder, sizes=((16, 16),) * 6, num_classes=1, size: int | None = 16, change=lambda image: image, **more):
     """A prepared folder whose test and val splits hold bright squares on dark ground; the value gives the class."""
-    empty, multilabel = more.get("empty", False), more.get("multilabel", False)
+    empty, multilabel, kinds = more.get("empty", False), more.get("multilabel", False), more.get("kinds", "ab")
     folder.mkdir()
     rng = np.random.default_rng(0)
     splits, rows = {}, ["id,group,kind,split,fold"]
@@ -74,7 +74,7 @@ def write_data(folder, sizes=((16, 16),) * 6, num_classes=1, size: int | None = 
                 mask[2:9, 3:10] = 0 if empty else 1 + index % max(1, num_classes - 1)
                 image = (mask[..., None] * 100 + rng.integers(0, 40, (height, width, 3))).astype(np.uint8)
                 id = f"{split}_{index}" if index or split == "val" else HOSTILE
-                writer.add(id, "ab"[index % 2], change(image), mask)
+                writer.add(id, kinds and kinds[index % 2], change(image), mask)
                 rows.append(f"{id},group {index // 2},{'ab'[index % 2]},{split},")
         digest = hashlib.sha256((folder / f"{split}.arrow").read_bytes()).hexdigest()
         splits[split] = SplitFacts(len(sizes), digest, {"a": 3, "b": 3})
@@ -239,12 +239,15 @@ def test_a_single_image_makes_a_report_whose_intervals_have_no_width(tmp_path, k
     assert [sample["rank"] for sample in result["samples"]] == ["best"]
 
 
-def test_images_without_any_object_make_a_report(tmp_path):
-    write_data(tmp_path / "prepared", sizes=((16, 16),) * 3, empty=True)
+def test_images_without_any_object_or_kind_make_a_report(tmp_path):
+    write_data(tmp_path / "prepared", sizes=((16, 16),) * 3, empty=True, kinds="")
     write_model(tmp_path / "model")
     result = run(tmp_path)
     assert result["groups"]["size"]["small"]["num_objects"] == 0
     assert json.loads((tmp_path / "out/report.json").read_text(), parse_constant=pytest.fail) == result
+    assert result["groups"]["kind"] == {}
+    assert "kind" not in (tmp_path / "out/images.csv").read_text().split("\n")[0].split(",")
+    assert "kind of image" not in build_page(tmp_path / "out/page")
 
 
 def test_the_report_is_what_the_schema_says_and_the_page_of_the_method_names_every_key(tmp_path):

@@ -17,8 +17,9 @@ from PIL import Image
 
 from pipelines.core.params import load_params
 from pipelines.core.tables import read_rows
+from pipelines.dataset.kinds import find_kind
 from pipelines.dataset.layouts import find_samples
-from pipelines.dataset.loading import _load, find_kind
+from pipelines.dataset.loading import _load
 from pipelines.dataset.splits import SPLITS, find_split, place, position
 from pipelines.ingest import ingest
 from pipelines.prepare import prepare

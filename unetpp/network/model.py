@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from unetpp.errors import UserError
+from unetpp.network.batch_norm import BatchNorm
 from unetpp.network.masks import MAX_LABELS
 
 # Which earlier nodes of its own level node X[i, j] sees, as their positions. The family is this table.
@@ -27,8 +28,7 @@ MAX_DEPTH = 6
 
 # Norm layers of a width. Batch norm needs batches of some size; the others know each image alone.
 NORMS = {
-    # No momentum: the running statistics are plain means since their last reset (`unetpp.training.loop.train_epoch`).
-    "batch": lambda width: nn.BatchNorm2d(width, momentum=None),
+    "batch": BatchNorm,
     "instance": lambda width: nn.InstanceNorm2d(width, affine=True),
     "group": lambda width: nn.GroupNorm(math.gcd(width, 8), width),  # 8 groups, or as many as divide the width
     "none": lambda _width: nn.Identity(),  # of an exported network: the convolutions hold it (`unetpp.network.folding`)

@@ -6,8 +6,8 @@ The module is run as it is given: eval mode, device and number of threads are th
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -18,24 +18,33 @@ from torch.utils.flop_counter import FlopCounterMode
 from unetpp.network.model import Block, NestedUNet
 
 MIB = 2**20
+WARMUP_S = 5.0  # after which no further round warms up
+QUICK_S = 5.0  # so long rounds are measured whatever they say: they cost little
+PRECISE = 0.03  # half-width of the interval of a median, from which on more rounds tell little
+LEAST_ROUNDS = 3
+NEEDED = {95: 20, 99: 100}  # rounds without which there is no value beyond a percentile
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds of one forward pass over the measured rounds."""
+    """Milliseconds of one forward pass over the measured rounds; None for a percentile that needs more of them."""
 
     median_ms: float
-    p95_ms: float
-    p99_ms: float
+    p95_ms: float | None
+    p99_ms: float | None
     spread: float  # the middle half of the rounds, as a share of the median: how noisy the machine was
+    half_width: float  # of the 95 % interval of the median, as a share of it
+    rounds: int
+    ended: str  # why there are no more of them: "rounds", "precise" or "time"
 
 
 @dataclass(frozen=True, order=True)
 class Throughput:
-    """The most images a second, and the batch size that gave them."""
+    """The most images a second, the batch size that gave them, and the largest that was tried."""
 
     images_per_s: float
     batch: int
+    largest: int = field(default=0, compare=False)
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -61,48 +70,96 @@ def measure_latency(
     rounds: int,
     warmup: int = 3,
     watch: Callable[[range], Iterable[int]] = iter,
+    max_s: float | None = None,
 ) -> dict[str, Latency]:
     """Time one forward pass of each module on `example` (N, C, H, W).
 
     A round runs every module once, so that what slows the machine for a while slows all of them, and
     their ratios stay true. The first `warmup` rounds are not counted. `watch` may show the rounds as they pass.
+
+    Args:
+        rounds: at most.
+        max_s: there are fewer where these seconds would be exceeded, and from `QUICK_S` on where every median is known
+            to `PRECISE`; None: all are measured.
     """
     seconds: dict[str, list[float]] = {name: [] for name in modules}
+
+    def measure_round() -> float:
+        took = [_time(module, example) for module in modules.values()]
+        for times, one in zip(seconds.values(), took, strict=True):
+            times.append(one)
+        return sum(took)
+
+    spent, took, ended = 0.0, 0.0, "rounds"
     with torch.inference_mode():
-        for _ in watch(range(warmup + rounds)):
-            for name, module in modules.items():
-                seconds[name].append(_time(module, example))
-    counted = {name: np.array(times[warmup:]) * 1000 for name, times in seconds.items()}
-    return {name: _summarise(ms) for name, ms in counted.items()}
+        for _ in range(warmup):
+            if max_s is None or spent < WARMUP_S:
+                took = measure_round()
+                spent += took
+        for times in seconds.values():
+            times.clear()
+        planned = rounds
+        if max_s is not None and took * rounds > max_s:
+            planned, ended = min(rounds, max(LEAST_ROUNDS, int(max_s / took))), "time"
+        spent = 0.0
+        for number in watch(range(planned)):
+            spent += measure_round()
+            if max_s is None or number + 1 == planned:
+                continue
+            if number + 1 >= LEAST_ROUNDS and spent > max_s:
+                ended = "time"
+                break
+            if number + 1 >= NEEDED[95] and spent > QUICK_S and max(map(_half_width, seconds.values())) <= PRECISE:
+                ended = "precise"
+                break
+    return {name: _summarise(np.array(times) * 1000, ended) for name, times in seconds.items()}
 
 
-def _summarise(ms: np.ndarray) -> Latency:
-    low, median, high, p95, p99 = np.percentile(ms, [25, 50, 75, 95, 99]).tolist()
-    return Latency(median, p95, p99, (high - low) / median)
+def _half_width(times: Sequence[float] | np.ndarray) -> float:
+    """Of the 95 % interval of a median by ranks, which holds for times of any distribution, as a share of it."""
+    ordered, reach = np.sort(times), 1.96 * len(times) ** 0.5 / 2
+    low, high = int(len(times) / 2 - reach), int(np.ceil(len(times) / 2 + reach))
+    return float((ordered[min(high, len(times) - 1)] - ordered[max(0, low - 1)]) / 2 / np.median(ordered))
+
+
+def _summarise(ms: np.ndarray, ended: str) -> Latency:
+    low, median, high = np.percentile(ms, [25, 50, 75]).tolist()
+    p95, p99 = (float(np.percentile(ms, one)) if len(ms) >= NEEDED[one] else None for one in NEEDED)
+    return Latency(median, p95, p99, (high - low) / median, _half_width(ms), len(ms), ended)
 
 
 def find_best_batch(
-    modules: Mapping[str, nn.Module], example: Tensor, max_batch: int, rounds: int = 3
+    modules: Mapping[str, nn.Module],
+    example: Tensor,
+    max_batch: int,
+    rounds: int = 3,
+    watch: Callable[[range], Iterable[int]] = iter,
+    max_s: float | None = None,
 ) -> dict[str, Throughput]:
     """The best throughput of each module over batches of 1, 2, 4 ... `max_batch` copies of `example` (1, C, H, W).
 
     Images a second are the batch size by the median time of a pass, with the modules interleaved. The search ends
-    where a batch is faster for none of them, or does not fit into a GPU's memory.
+    where a batch is faster for none of them, does not fit into a GPU's memory, or would exceed `max_s` seconds in all.
     """
     best: dict[str, Throughput] = {}
-    size = 1
+    size, largest, spent = 1, 1, 0.0
     while size <= max_batch:
         try:
-            latency = measure_latency(modules, example.repeat(size, 1, 1, 1), rounds, warmup=1)
+            latency = measure_latency(modules, example.repeat(size, 1, 1, 1), rounds, warmup=1, watch=watch)
         except torch.cuda.OutOfMemoryError:
             break
+        largest = size
         found = {name: Throughput(size / each.median_ms * 1000, size) for name, each in latency.items()}
         better = {name: one for name, one in found.items() if name not in best or one > best[name]}
         if not better:
             break
         best |= better
+        took = sum(each.median_ms for each in latency.values()) / 1000 * (rounds + 1)
+        spent += took
+        if max_s is not None and spent + 2 * took > max_s:
+            break
         size *= 2
-    return best
+    return {name: replace(one, largest=largest) for name, one in best.items()}
 
 
 def measure_peak_memory_mib(module: nn.Module, example: Tensor) -> float:

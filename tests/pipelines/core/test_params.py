@@ -144,6 +144,10 @@ NAMES = ("#1", "?", "@L1", "\\", "\n", " ", "/1", "x" * 256)
         *((lambda v, bad=bad: v["register"].update(model_name=f"nuclei{bad}"), "register.model_name") for bad in NAMES),
         (lambda v: v["register"].update(experiment="x" * 257), "register.experiment"),
         (lambda v: v["train"].update(loader_workers=-1), "train.loader_workers"),
+        (
+            lambda v: v["train"].update(compile="default"),
+            "train.compile is for GPUs: on processors a compiled training",
+        ),
         (lambda v: v["train"].update(class_weights="even"), "train.class_weights: expected null, balanced or a list"),
         (lambda v: v["train"].update(class_weights=[1, -1]), "train.class_weights: expected null, balanced or a list"),
         (lambda v: v["train"].update(class_weights=[1, 1, 1]), "train.class_weights has 3 weights; expected 2"),

@@ -88,15 +88,17 @@ def test_what_to_be_careful_about_is_said(report):
     for changed, said in (
         ({"num_groups": 1}, "1 group of test images"),
         ({"machine": {"spread": 0.6}}, "The machine was busy"),
+        ({"machine": {"spread": 0.02, "others_share": 0.5}}, "The machine was busy: other work took 50% of it."),
     ):
         text = describe(report | changed)
         assert f"caution: {said}" in text.split("\n\n")[1]  # after the recommendation, before any number
 
 
 def test_what_could_not_be_computed_is_a_dash(report):
-    report["depths"] = {"L4": ROW | {"ece": None}}
+    report["depths"] = {"L4": ROW | {"ece": None, "latency_p95_ms": None, "latency_p99_ms": None}}
     report["gates"] = {"L4": report["gates"]["L4"]}
     assert re.search(rf"0\.750 +{NOTHING}$", describe(report), re.MULTILINE)
+    assert re.search(r"1234\.5 +– +– ", describe(report))  # noqa: RUF001 - of too few rounds
 
 
 def test_the_summary_says_where_to_look_and_what_to_run_before(report, tmp_path):

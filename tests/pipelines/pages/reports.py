@@ -34,6 +34,7 @@ def whole(names=("L1", "L2", "mean"), depth: int | None = 1) -> dict:
     single = [name for name in names if name != "mean"]
     machine = {"device": "cpu", "processor": "a <b>processor</b>", "cores": 2, "threads": 2}
     machine |= {"precision": "fp32", "size_px": 96, "latency_rounds": 30, "throughput_batch": 8}
+    machine |= {"latency_ended": "120 s were over"}
     below = {"below_best": 0.02, "below_best_low": 0.01, "below_best_high": 0.03}
     candidate = {"within_tolerance": False, "within_budget": True, "why": "2.0 IoU points below the <best>"}
     runtime = {"runtime": "onnxruntime", "format": "onnx-int8", "precision": "int8", "latency_ms": 3.0}

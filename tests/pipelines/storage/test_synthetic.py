@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipelines.core.data_sections import Synthetic
-from pipelines.dataset.loading import find_kind
+from pipelines.dataset.kinds import find_kind
 from pipelines.storage import synthetic
 from pipelines.storage.synthetic import BORDER_PX, KINDS, LABELS, UNANNOTATED, make_image, make_masks, write_images
 from unetpp.files import sha256
