@@ -1,21 +1,25 @@
 """Samples at the side that a network is trained at: an image and its mask by one geometry."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from unetpp.data.arrow_split import Split
-from unetpp.data.manifest import Manifest
 from unetpp.images.pixels import resize
 from unetpp.network.masks import IGNORE, find_classes, find_values
+
+if TYPE_CHECKING:
+    from unetpp.data.arrow_split import Split  # pyarrow, which `unetpp.fit` does without
+    from unetpp.data.manifest import Manifest
 
 
 class Resized:
     """A split at the images' own sizes, seen as the network sees it: at `size` x `size`, or as it is for None."""
 
-    def __init__(self, split: Split, size: int | None, num_classes: int, multilabel: bool = False):
+    def __init__(self, split: "Split", size: int | None, num_classes: int, multilabel: bool = False):
         self.split, self.size, self.task = split, size, (num_classes, multilabel)
 
     @classmethod
-    def of(cls, split: Split, manifest: Manifest) -> "Resized":
+    def of(cls, split: "Split", manifest: "Manifest") -> "Resized":
         """As the data of this manifest are trained on."""
         return cls(split, manifest.size, manifest.num_classes, manifest.multilabel)
 
