@@ -10,6 +10,7 @@ would recommend there (the smallest at most 0.01 below the best), at the deepest
 
 import argparse
 import json
+import platform
 import time
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from PIL import Image
 import unetpp
 from unetpp.data.resized import resize_sample
 from unetpp.inference.segmenter import Segmenter
+from unetpp.training.choice import EPOCHS, steady
 from unetpp.training.loop import choose_precision, plain_batches, validate
 from unetpp.training.pairs import Pairs
 
@@ -98,6 +100,76 @@ def train(arguments: argparse.Namespace) -> None:
     path.write_text(json.dumps(facts | {"rows": rows}))
 
 
+def smooth(scores: np.ndarray) -> np.ndarray:
+    """The mean of each epoch's score and of those just before it."""
+    return np.array([scores[max(0, at - EPOCHS) : at].mean() for at in range(1, len(scores) + 1)])
+
+
+def keep(scores: np.ndarray) -> int:
+    """The epoch that `unetpp` keeps."""
+    return int(np.argmax([steady(scores[:at].tolist()) for at in range(1, len(scores) + 1)]))
+
+
+# From val IoU (epochs, depths) to the epoch that is kept.
+RULES = {
+    "mean of the heads": lambda val: val.mean(axis=1).argmax(),
+    "deepest head": lambda val: val[:, -1].argmax(),
+    "best head": lambda val: val.max(axis=1).argmax(),
+    "mean of the heads, smoothed over 3 epochs": lambda val: smooth(val.mean(axis=1)).argmax(),
+    "mean of the heads, the lower of itself and smoothed": lambda val: keep(val.mean(axis=1)),
+    "deepest head, smoothed over 3 epochs": lambda val: smooth(val[:, -1]).argmax(),
+    "last epoch": lambda val: len(val) - 1,
+}
+
+
+def judge(val: np.ndarray, test: np.ndarray) -> tuple[float, float, float]:
+    """Test IoU of an epoch: at the depth that its val recommends, at the deepest, and the mean of all depths."""
+    recommended = int((val >= val.max() - TOLERANCE).argmax())
+    return test[recommended], test[-1], test.mean()
+
+
+def report(arguments: argparse.Namespace) -> None:
+    runs = [json.loads(path.read_text()) for path in sorted(arguments.curves.glob("*.json"))]
+    caps = torch.cpu.get_capabilities()
+    sets = " ".join(name for name in ("avx2", "avx512f", "avx512_bf16", "amx_tile") if caps.get(name))
+    seeds = ", ".join(sorted({str(run["seed"]) for run in runs}))
+    lines = [
+        f"Measured by `python -m benchmarks.epochs train --set SET --seed SEED --epochs {runs[0]['epochs']} --size "
+        f"{runs[0]['size']}` and `report`, on {platform.machine()} ({sets}), one thread.",
+        "",
+        "# Which epoch is kept",
+        "",
+        f"Widths {' '.join(map(str, WIDTHS))} on images of {runs[0]['size']}x{runs[0]['size']} px; seeds {seeds}. "
+        "Test IoU per image, at the epoch that a rule takes by val alone: at the depth that val recommends there (the "
+        f"smallest at most {TOLERANCE:g} below the best), at the deepest, and the mean of all depths; and how far the "
+        "first of these lies below that of the epoch which test itself would take.",
+    ]
+    totals: dict[str, list[tuple[float, ...]]] = {name: [] for name in RULES}
+    for run in runs:
+        val, test = (np.array([row[key] for row in run["rows"]]) for key in ("val", "test"))
+        best = max(judge(*one)[0] for one in zip(val, test, strict=True))
+        ema = f", EMA {run['ema']}" if run["ema"] else ""
+        images = ", ".join(f"{count} {split}" for split, count in run["num"].items())
+        lines += ["", f"## {run['set']}, seed {run['seed']}{ema} ({images}; {run['seconds']} s)", ""]
+        lines += ["| rule | epoch | recommended depth | deepest | mean of depths | below the best |"]
+        lines += ["| --- | ---: | ---: | ---: | ---: | ---: |"]
+        for name, rule in RULES.items():
+            epoch = int(rule(val))
+            found = judge(val[epoch], test[epoch])
+            totals[name].append((*found, best - found[0]))
+            lines.append(f"| {name} | {epoch + 1} | {' | '.join(f'{one:.4f}' for one in (*found, best - found[0]))} |")
+    lines += ["", f"## Mean of the {len(runs)} trainings", ""]
+    lines += ["| rule | recommended depth | deepest | mean of depths | below the best | worst |"]
+    lines += ["| --- | ---: | ---: | ---: | ---: | ---: |"]
+    for name, found in totals.items():
+        means = (*np.mean(found, axis=0), max(one[-1] for one in found))
+        lines.append(f"| {name} | {' | '.join(f'{one:.4f}' for one in means)} |")
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if arguments.out:
+        arguments.out.write_text(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
@@ -110,6 +182,10 @@ def main() -> None:
     command.add_argument("--ema", type=float)
     command.add_argument("--size", type=int, default=96)
     command.add_argument("--out", type=Path, required=True)
+    command = commands.add_parser("report")
+    command.set_defaults(run=report)
+    command.add_argument("--curves", type=Path, required=True)
+    command.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     arguments.run(arguments)
 

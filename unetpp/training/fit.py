@@ -17,7 +17,7 @@ from unetpp.inference.segmenter import Segmenter
 from unetpp.network.losses import LOSSES
 from unetpp.network.model import NestedUNet
 from unetpp.training.batch_norm import STATISTICS_IMAGES, find_batch_norms, recompute_statistics, reset_statistics
-from unetpp.training.choice import score_epoch
+from unetpp.training.choice import steady
 from unetpp.training.ema import Ema
 from unetpp.training.loop import (
     OPTIMIZERS,
@@ -122,6 +122,11 @@ def fit(
         raise UserError(
             f"fit: found a network of type {type(network).__name__}; expected a NestedUNet, or what unetpp.load returns"
         )
+    if source.network.norm == "none":
+        raise UserError(
+            "fit: found a network whose batch norm was folded away, as of exported and registered models; expected one "
+            "as it was trained: unetpp.load('models/train')"
+        )
     place = torch.device(device or next(source.network.parameters()).device)
     network = copy.deepcopy(source.network).requires_grad_().to(place)
     network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -150,7 +155,7 @@ def fit(
     loader, sizes = Loader(samples), cut_epoch(len(train), batch_size)
     rate = schedule(learning_rate, warmup_epochs * len(sizes), epochs * len(sizes))
     result = average.network if average else network
-    best, taken = -1.0, {}
+    best, scores, taken = -1.0, [], {}
     info: dict[str, Any] = {"classes": list(classes) if classes else source.info.get("classes")}
     if source.sha256:
         info["init"] = {"sha256": source.sha256}
@@ -164,7 +169,8 @@ def fit(
                 batches = augment_batches(loader.batches(some, epoch), place)
                 recompute_statistics(average.network, batches, place, dtype)
             ious = {} if held_out is None else _validate(result, held_out, batch_size, dtype)
-            score = score_epoch(ious) if ious else float(epoch)
+            scores.append(sum(ious.values()) / len(ious) if ious else float(epoch))
+            score = steady(scores) if ious else float(epoch)
             if score > best:
                 best = score
                 info |= {"epoch": epoch + 1, "val_iou": {f"L{depth}": iou for depth, iou in ious.items()}}

@@ -7,6 +7,7 @@ import torch
 import unetpp
 from unetpp import UserError
 from unetpp.network.losses import deep_supervision_loss
+from unetpp.training.choice import steady
 from unetpp.training.pairs import Pairs
 
 
@@ -162,6 +163,7 @@ def test_what_is_no_dataset_network_or_choice_is_refused():
         (network(), (one for one in [1]), {}, "dataset: found generator; expected a sequence"),
         (network(), [1, 2], {"batch_size": 1}, r"dataset\[\d\]: found int; expected \(image, mask\)"),
         ("models/train", pairs, {}, "fit: found a network of type str; .*unetpp.load"),
+        (unetpp.Trained(network().eval(), None).folded(), pairs, {}, "batch norm was folded away"),
         (network(), pairs, {"loss": "dice"}, "loss: found 'dice'; expected one of ce_dice"),
         (network(), pairs, {"epochs": 0}, "epochs: found 0; expected at least 1"),
         (network(), pairs, {"crop_px": 18}, "crop_px: found 18; .* divisible by 4: 20"),
@@ -189,9 +191,18 @@ def test_fine_tuning_for_other_classes_keeps_all_but_the_heads():
     assert all(torch.equal(value, kept[key]) for key, value in begin.state_dict().items() if "heads" not in key)
     assert unetpp.transfer(trained.network, network()) == []
     quick(begin, (images, masks * 2), epochs=1)
-    with pytest.raises(
-        UserError, match=r"widths: found \[4, 6, 8\] .* and \[4, 6\] .*with widths=\[4, 6, 8\]"
-    ):
-        unetpp.transfer(trained.network, network(widths=(4, 6)))
+    assert unetpp.transfer(trained.network, network(widths=(4, 6))) == []  # the first levels are a network
+    with pytest.raises(UserError, match=r"widths: found \[4, 6, 8\] .* and \[4, 8\] .*with widths=\[4, 6, 8\]"):
+        unetpp.transfer(trained.network, network(widths=(4, 8)))
     with pytest.raises(UserError, match=r"in_channels: found 3 .* and 1"):
         unetpp.transfer(trained.network, network(channels=1))
+
+
+def test_the_epoch_that_is_kept_is_no_lucky_one_and_no_unlucky_one():
+    def keep(scores: list[float]) -> int:
+        return max(range(len(scores)), key=lambda at: steady(scores[: at + 1]))
+
+    assert keep([0.5, 0.6, 0.7, 0.71, 0.72]) == 4
+    assert keep([0.5, 0.5, 0.9, 0.5, 0.7, 0.72, 0.73]) == 6  # a lucky one among worse ones
+    assert keep([0.1, 0.2, 0.8, 0.8, 0.5]) == 3  # an unlucky one, whose last three are the best
+    assert steady([0.4]) == 0.4
