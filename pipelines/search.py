@@ -32,7 +32,6 @@ from unetpp.data.manifest import Manifest, read_manifest
 from unetpp.errors import UserError
 from unetpp.inference.model_file import load_model
 
-
 INIT_STORE = "UNETPP_INIT_STORE"  # the registry of train.init where it is not this folder's: `unetpp reproduce`
 
 
