@@ -122,7 +122,8 @@ RULES = {
 }
 
 
-CONCLUSION = """The rules differ by a tenth of a point or two on average, since the learning rate ends at zero and late epochs are
+CONCLUSION = """\
+The rules differ by a tenth of a point or two on average, as the learning rate ends at zero and late epochs are
 much alike. Smoothed ones are ahead: a single head, or the best one, is noisier than the mean. Kept is the lower of an
 epoch's own mean and the smoothed one, which costs nothing here and takes no unlucky epoch after two good ones. Not
 measured: an EMA, a constant learning rate, sets beyond these three."""
