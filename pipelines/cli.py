@@ -96,13 +96,18 @@ def _mlflow(arguments: argparse.Namespace) -> None:
 def _job(arguments: argparse.Namespace) -> None:
     from pipelines.cluster.job_package import stage_arguments
     from pipelines.cluster.jobs import fetch_results, send_archive
+    from pipelines.core.files import scratch
     from pipelines.core.params import load_params
+    from pipelines.search import fetch_init
 
     params, paths = load_params(), stage_arguments(arguments.stage)
-    if arguments.action == "pack":
-        send_archive(arguments.stage, params, paths, arguments.out, arguments.overwrite)
-    else:
-        fetch_results(arguments.stage, params, paths)
+    with scratch() as folder:
+        if arguments.stage == "search" and (init := fetch_init(params.train.init, folder)):
+            paths["init"] = init
+        if arguments.action == "pack":
+            send_archive(arguments.stage, params, paths, arguments.out, arguments.overwrite)
+        else:
+            fetch_results(arguments.stage, params, paths)
 
 
 def _lineage(arguments: argparse.Namespace) -> None:

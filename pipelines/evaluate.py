@@ -151,7 +151,7 @@ def find_provenance(subject: Subject) -> dict[str, object]:
         "Raw data manifest, sha256": subject.manifest.raw_sha256,
         "Model file, sha256": trained.sha256,
         "Training run": trained.info.get("run"),
-        "Epoch of the weights": trained.info.get("epoch"),
+        "Epoch of the weights": trained.info.get("kept", trained.info.get("epoch")),
         "Params of the training": json.dumps(trained.info.get("params"), sort_keys=True),
         "Network": ", ".join(f"{key} {value}" for key, value in trained.network.config().items()),
         "Commit of the evaluating code": commit + (" with changed files" if dirty else ""),

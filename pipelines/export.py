@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-import unetpp
 from pipelines.console.progress import watched
 from pipelines.core.checksums import seal
 from pipelines.core.command import run_command
@@ -27,6 +26,7 @@ from unetpp.data.scaling import scaled
 from unetpp.errors import UserError
 from unetpp.export.graphs import capture, missing_for_onnx, save_onnx, save_pt2
 from unetpp.export.listing import LISTING
+from unetpp.export.loading import load
 from unetpp.export.quantisation import quantise
 from unetpp.export.runtimes import missing
 from unetpp.export.verification import Comparison, Verification
@@ -239,7 +239,7 @@ def export_model(
         )
     check_outputs([out], inputs=[Path(model), *([prepared] if prepared else [])], overwrite=overwrite)
     images = [] if prepared is None else calibration_images(prepared, CALIBRATION_IMAGES)
-    result = export(unetpp.load(model), out, formats, opset, tolerance, images, None if depth is None else [depth])
+    result = export(load(model), out, formats, opset, tolerance, images, None if depth is None else [depth])
     print(f"{describe_exports(result)}\nwrote {out}")
 
 

@@ -17,10 +17,11 @@ import torch
 from pipelines.cluster.jobs import address_of, run_remotely
 from pipelines.cluster.ray_cluster import check_fits, cluster, how_many_fit
 from pipelines.core.command import run_command
-from pipelines.core.files import check_outputs, write_json
-from pipelines.core.params import Params, load_params
+from pipelines.core.files import check_outputs, scratch, write_json
+from pipelines.core.params import Params, load_params, override
 from pipelines.storage.node_cache import share
 from pipelines.storage.run_store import open_store, runs_at
+from pipelines.training.begin import begin_with, read_begin, write_begin
 from pipelines.training.spec import make_spec, run_name
 from pipelines.tuning.candidate_costs import Costs, check_budget, check_memory, count_costs, describe, measure_costs
 from pipelines.tuning.pareto import Trial, choose, mark_front, measured, name
@@ -30,10 +31,34 @@ from pipelines.tuning.space import Space, read_space
 from unetpp.data.manifest import Manifest, read_manifest
 from unetpp.errors import UserError
 from unetpp.images.frame import as_size
+from unetpp.inference.model_file import load_model
+
+INIT_STORE = "UNETPP_INIT_STORE"  # the registry of train.init where it is not this folder's: `unetpp reproduce`
 
 
-def search(params: Params, prepared: Path, runs: Path, out: Path, reports: Path) -> None:
+def fetch_init(asked: str | None, folder: Path) -> Path | None:
+    """The model that `train.init` names, fetched into a folder below `folder`; None where it names none.
+
+    Raises:
+        UserError: no such model, or a damaged one.
+    """
+    if asked in (None, "search"):
+        return None
+    if asked.startswith("models:"):
+        from pipelines.registry.load import load_trained
+
+        uri, trained = load_trained(asked, os.environ.get(INIT_STORE))
+    else:
+        uri, trained = asked, load_model(asked)
+    write_begin(folder / "init", trained, asked, uri)
+    return folder / "init"
+
+
+def search(params: Params, prepared: Path, runs: Path, out: Path, reports: Path, init: Path | None = None) -> None:
     """Write `out` (architecture.yaml; init.pt where train asks for it) and `reports`: two tables, page.json.
+
+    Args:
+        init: what `fetch_init` returned.
 
     Raises:
         UserError: the space is empty or has a value that is not legal, a budget that no candidate meets, widths that
@@ -43,6 +68,10 @@ def search(params: Params, prepared: Path, runs: Path, out: Path, reports: Path)
     space, manifest = read_space(params), read_manifest(prepared)
     if "RAY_ADDRESS" not in os.environ and not params.train.use_gpu:
         check_memory(space, manifest, psutil.virtual_memory().available / 2**20, "this machine")
+    begin = read_begin(init) if init else None
+    for one in space.networks if begin else ():
+        assert begin is not None
+        begin_with(begin, one.params, one.widths, manifest)
     size = as_size(params.search.size_px) or as_size(manifest.size) or (256, 256)
     costs = count_costs(space, manifest, size)
     fitting = check_budget(space, costs)
@@ -63,10 +92,17 @@ def search(params: Params, prepared: Path, runs: Path, out: Path, reports: Path)
             raise UserError("every trial failed: " + "; ".join(f"{one.config}: {one.reason}" for one in trials))
         chosen, reason, others = choose(points, params.search)
         weights = weights_of(chosen["trial"]) if params.train.init == "search" else None
+    origin = None
+    if begin:
+        _, origin = begin
+        widths = tuple(map(int, chosen["widths"].split()))
+        weights, anew = begin_with(begin, override(params, chosen["params"]), widths, manifest)
+        heads = f"; the heads of {', '.join(f'L{depth}' for depth in anew)} are drawn anew" if anew else ""
+        print(f"train begins with {origin.uri}, sha256 {origin.sha256[:12]} (train.init={origin.asked}){heads}")
     chosen["chosen"] = 1
     write_tables(points, trials, space, reports)
     write_json(reports / "page.json", page_facts(points, trials, chosen, reason, others, space, manifest, size))
-    write_architecture(out, chosen, reason, others, weights)
+    write_architecture(out, chosen, reason, others, weights, origin)
     for point in points:
         said = f"val IoU {point['val_iou']:.4f}" if point["val_iou"] is not None else "no val IoU"
         said += f" ({point['status']}: {point['reason']})" if point["reason"] else ""
@@ -117,13 +153,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="unetpp stage search", description=__doc__)
     for one in ("prepared", "runs", "out", "reports"):
         parser.add_argument(f"--{one}", type=Path, required=True)
+    parser.add_argument("--init", type=Path, help="of a job: what its sender fetched for train.init")
     paths, params = vars(parser.parse_args()), load_params()
     reports = [paths["reports"] / name for name in ("search.csv", "curves.csv", "page.json")]
     check_outputs([paths["out"]], reports, [paths["prepared"]])
-    if address := address_of(params):
-        run_remotely("search", params, address, paths)
-    else:
-        search(params, **paths)
+    with scratch() as folder:
+        if paths["init"] is None:
+            paths["init"] = fetch_init(params.train.init, folder)
+        paths = {name: path for name, path in paths.items() if path}
+        if address := address_of(params):
+            run_remotely("search", params, address, paths)
+        else:
+            search(params, **paths)
 
 
 if __name__ == "__main__":

@@ -86,7 +86,8 @@ def _run(params: Params, spec: TrainSpec, run: RunStore, name: str, log: Callabl
             )
         spec.manifest.check(spec.prepared, "train", "val")
         return run_alone(spec, run, log)
-    spec = replace(spec, shared=share(params, spec.prepared, spec.manifest))  # damage is found before Ray starts
+    init = spec.init and (Path(spec.init.file), spec.init.sha256)
+    spec = replace(spec, shared=share(params, spec.prepared, spec.manifest, init))  # damage is found before Ray starts
     with cluster(), reported(log) as callbacks:
         advice = "lower train.num_workers or train.cpus_per_worker"
         check_fits("train.num_workers", train.min_workers, train.cpus_per_worker, train.use_gpu, advice)

@@ -153,6 +153,9 @@ def test_network_needs_torch_and_numpy_alone():
         "batch = (torch.rand(2, 3, 16, 16), torch.zeros(2, 16, 16, dtype=torch.uint8))\n"
         "loss = loop.make_loss('ce_dice', 'mean', network.depths)\n"
         "loop.train_epoch(network, [batch], optimizer, lambda step: 1e-3, 0, cpu, torch.float32, loss)\n"
+        "pairs = [(image, mask) for image, mask in zip(*batch)]\n"
+        "trained = unetpp.fit(unetpp.Trained(network, 16), pairs, pairs, epochs=1)\n"
+        "print(unetpp.Predictor(trained, 1).mask(batch[0].numpy()[0].transpose(1, 2, 0)).shape)\n"
         "print(unetpp.Segmenter(unetpp.prune(network, 1)).eval()(batch[0]).shape)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False)

@@ -17,32 +17,39 @@ if TYPE_CHECKING:
     from unetpp.inference.predictor import Predictor
     from unetpp.inference.segmenter import Segmenter
     from unetpp.network.model import NestedUNet
-    from unetpp.network.pruning import from_classic, prune
+    from unetpp.network.pruning import from_classic, prune, transfer
+    from unetpp.training.fit import Epoch, fit
 
     __version__: str
 
 _HOMES = {
+    "Epoch": "unetpp.training.fit",
     "NestedUNet": "unetpp.network.model",
     "Predictor": "unetpp.inference.predictor",
     "Segmenter": "unetpp.inference.segmenter",
     "Trained": "unetpp.inference.model_file",
     "UserError": "unetpp.errors",
+    "fit": "unetpp.training.fit",
     "from_classic": "unetpp.network.pruning",
     "load": "unetpp.export.loading",
     "load_model": "unetpp.inference.model_file",
     "prune": "unetpp.network.pruning",
+    "transfer": "unetpp.network.pruning",
 }
 __all__ = [
+    "Epoch",
     "NestedUNet",
     "Predictor",
     "Segmenter",
     "Trained",
     "UserError",
     "__version__",
+    "fit",
     "from_classic",
     "load",
     "load_model",
     "prune",
+    "transfer",
 ]
 
 

@@ -28,8 +28,12 @@ JOB = "job.json"
 KEY = "key"  # the file by which a job knows under which name its results are expected
 # What a stage reads and what it writes, by its options; the third kind is `runs`, of which a job keeps nothing: its
 # checkpoints lie in the storage.
-STAGES = {"search": (("prepared",), ("out", "reports")), "train": (("prepared", "architecture"), ("out", "reports"))}
-CARRIED = (".json", ".csv", ".yaml")  # of a folder that a stage reads; the data themselves lie in the storage
+STAGES = {
+    "search": (("prepared", "init"), ("out", "reports")),
+    "train": (("prepared", "architecture"), ("out", "reports")),
+}
+# Of a folder that a stage reads; the data themselves lie in the storage.
+CARRIED = (".json", ".csv", ".yaml", ".safetensors")
 # What decides the numbers of a training, so that it must be the same there as here.
 PINNED = ("torch", "numpy", "ray", "albumentations", "opencv-python-headless", "pyarrow", "pydantic")
 
@@ -78,7 +82,7 @@ def pack(package: Path, stage: str, params: Params, arguments: dict[str, Path]) 
                         shutil.copy(file, target)
             elif path.exists():
                 shutil.copy(path, target)
-                for weights in path.parent.glob("*.pt"):  # what train.init=search begins with
+                for weights in path.parent.glob("*.pt"):  # what train begins with
                     shutil.copy(weights, target.parent)
         else:
             paths[name] = path.name

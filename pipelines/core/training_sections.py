@@ -277,14 +277,23 @@ class Augment(Section):
     on_device: bool
 
 
+class Origin(Section):
+    """A model whose weights a training begins with: what `train.init` asked for, what that was, and its file's sum."""
+
+    asked: str
+    uri: str  # models:/NAME/VERSION, or the folder
+    sha256: str
+
+
 class Architecture(Section):
     """architecture.yaml, in which search hands its choice to train; the depth is `len(widths) - 1`.
 
-    `params` are values of params.yaml by dotted key that were searched too; `init` is a file of weights beside it, and
-    `init_sha256` its sum.
+    `params` are values of params.yaml by dotted key that were searched too; `init` is a file of weights beside it,
+    `init_sha256` its sum, and `init_origin` the model that they are from, if they are not those of a trial.
     """
 
     widths: Widths
     params: dict[str, Any] = Field(default_factory=dict)
     init: str | None = None
     init_sha256: str | None = None
+    init_origin: Origin | None = None

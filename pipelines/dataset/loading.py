@@ -25,7 +25,6 @@ from unetpp.images.pictures import Picture, read_picture
 from unetpp.images.pixels import convert, shown
 from unetpp.threads import num_cores
 
-
 NO_INSTANCES = np.zeros(0, np.uint8)
 
 

@@ -151,6 +151,7 @@ def rows(lineage: Lineage) -> list[tuple[str, str]]:
         ("", dvc("data/prepared")),
         ("split", dvc("reports/prepare/split.csv")),
         *(("", f"{one.dataset.name}: sha256 {one.dataset.digest}...") for one in inputs),
+        *([("begins with", begun)] if (begun := lineage.tag("init")) else []),
         ("params", file("pipeline/params.yaml")),
         *(("", line) for line in _params(lineage)),
         ("code", (lineage.commit or NOT_RECORDED) + dirty),

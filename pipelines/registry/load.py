@@ -1,5 +1,7 @@
 """Registered versions by address: what `unetpp.load` calls for a `models:/` URI, and `unetpp seal`."""
 
+import torch
+
 from pipelines.registry import mlflow_store, model_versions
 from unetpp.errors import UserError
 from unetpp.inference.model_file import Trained
@@ -19,6 +21,33 @@ def load_registered(uri: str, store: str | None = None) -> Trained:
     with mlflow_store.reading(store or mlflow_store.project_uri()) as client:
         version = model_versions.find_version(client, uri)
         return model_versions.fetch_version(version.name, str(version.version))
+
+
+def load_trained(uri: str, store: str | None = None) -> tuple[str, Trained]:
+    """The family of a registered version as it was trained, to train it further, and the version's own address.
+
+    A version has one depth, with batch norm folded away; its run keeps the whole network.
+
+    Args:
+        uri, store: as of `load_registered`.
+
+    Raises:
+        UserError: as `load_registered`; or the network of the run is not what the version was made of.
+    """
+    model_versions.parse_uri(uri)
+    with mlflow_store.reading(store or mlflow_store.project_uri()) as client:
+        version = model_versions.find_version(client, uri)
+        found = f"models:/{version.name}/{version.version}"
+        served = model_versions.fetch_version(version.name, str(version.version)).network
+        trained = model_versions.fetch_trained(client, version)
+    expected = served.state_dict()
+    made = trained.folded(served.depth, keep_heads=True).network.state_dict()
+    if made.keys() != expected.keys() or not all(torch.allclose(made[key], expected[key]) for key in made):
+        raise UserError(
+            f"{found}: the model that its run keeps is another one than was registered; run `dvc repro --force "
+            "--single-item register` to register it again"
+        )
+    return found, trained
 
 
 def seal_registered(model: str, store: str) -> str:

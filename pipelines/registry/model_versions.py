@@ -167,6 +167,26 @@ def fetch_version(name: str, version: str) -> Trained:
             raise UserError(f"models:/{name}/{version}: {str(error).replace(f'{folder}/', '')}") from None
 
 
+def fetch_trained(client: MlflowClient, version: ModelVersion) -> Trained:
+    """What a version was made of: the whole network as it was trained, from the version's run.
+
+    Raises:
+        UserError: the run keeps no model, or a damaged one.
+    """
+    with scratch() as folder:
+        try:
+            return load_model(client.download_artifacts(str(version.run_id), "model", str(folder)))
+        except (MlflowException, OSError) as error:
+            raise UserError(
+                f"models:/{version.name}/{version.version}: its run keeps no trained model ({said(error)}); run `dvc "
+                "repro --force --single-item register` to register it again"
+            ) from None
+        except UserError as error:
+            raise UserError(
+                f"models:/{version.name}/{version.version}, its run: {str(error).replace(f'{folder}/', '')}"
+            ) from None
+
+
 def load_served(name: str, version: str) -> PyFuncModel:
     """A version as `mlflow models serve` has it."""
     return mlflow.pyfunc.load_model(f"models:/{name}/{version}")
@@ -217,14 +237,7 @@ def seal_version(client: MlflowClient, name: str, version: str) -> str:
             digest = seal(folder)
         else:
             found, folder = client.get_model_version(name, version), parent / "anew"
-            try:
-                kept = client.download_artifacts(str(found.run_id), "model", str(parent))
-            except (MlflowException, OSError) as error:
-                raise UserError(
-                    f"models:/{name}/{version}: found no {MODEL}, and its run keeps no model ({said(error)}); run `dvc "
-                    "repro --force --single-item register` to register it again"
-                ) from None
-            digest = write_model(folder, load_model(kept), int(found.tags["depth"]), model)
+            digest = write_model(folder, fetch_trained(client, found), int(found.tags["depth"]), model)
         upload_model(client, model.model_id, folder)
     client.set_logged_model_tags(model.model_id, {TAG: digest})
     return "is sealed as it is"

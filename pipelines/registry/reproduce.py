@@ -147,14 +147,16 @@ def _outputs(stage: dict) -> Iterable[str]:
             yield output if isinstance(output, str) else next(iter(output))
 
 
-def run_again(project: Path) -> None:
-    """Run the stages, one after the other.
+def run_again(project: Path, store: str) -> None:
+    """Run the stages, one after the other; what train.init names is in the registry `store`.
 
     Raises:
         UserError: one of them failed.
     """
     for stage in stages_to_run(project):
-        done = _dvc(project, "repro", "--force", "--no-run-cache", "--single-item", stage, capture=False)
+        done = _dvc(
+            project, "repro", "--force", "--no-run-cache", "--single-item", stage, capture=False, init_store=store
+        )
         if done.returncode:
             raise UserError(f"{project}: the stage {stage} failed there, see above; the folder is kept")
 
@@ -220,7 +222,7 @@ def reproduce(model: str, out: Path, run: bool, store: str) -> bool:
             print(f"`unetpp reproduce` with --run runs {', '.join(stages)} there and compares")
             return True
         print(f"running {', '.join(stages)}", flush=True)
-        run_again(project)
+        run_again(project, store)
         compared = compare(lineage, project)
     words = {True: "equal", False: "DIFFERS", None: "unknown"}
     for one in compared:
@@ -236,7 +238,7 @@ def _git(folder: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def _dvc(folder: Path, *arguments: str, capture: bool = True) -> subprocess.CompletedProcess:
+def _dvc(folder: Path, *arguments: str, capture: bool = True, init_store: str = "") -> subprocess.CompletedProcess:
     """A command of DVC, with the code of `folder` and the packages of this environment."""
     environment = (
         os.environ
@@ -244,6 +246,7 @@ def _dvc(folder: Path, *arguments: str, capture: bool = True) -> subprocess.Comp
         | {
             "PATH": str(Path(sys.executable).parent) + os.pathsep + os.environ.get("PATH", ""),
             "PYTHONPATH": str(folder),
+            "UNETPP_INIT_STORE": init_store,
             "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",  # nothing that runs there writes elsewhere
         }
     )

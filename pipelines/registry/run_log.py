@@ -57,8 +57,12 @@ def log_run(client, run, family: Family, inputs: Inputs, params: dict, folder: P
         "mlflow.source.name": "pipelines/register.py",
         "mlflow.source.git.commit": family.commit,  # the name that MLflow's page shows as the source version
     }
+    data = describe_data(inputs.prepared, family.manifest, params.get("ingest"))
+    if init := family.trained.info.get("init"):
+        tags["init"] = f"{init['uri']} sha256 {init['sha256']}"
+        data["init"] = {"sha256": init["sha256"], "source_type": "model", "source": {"uri": init["uri"]}, "profile": {}}
     runs.log_params(client, run, flatten(params), tags)
-    runs.log_datasets(client, run, describe_data(inputs.prepared, family.manifest, params.get("ingest")))
+    runs.log_datasets(client, run, data)
     log_curves(client, run, inputs, family.trained.info.get("run"))
     runs.log_series(client, run, read_system(inputs.system))
     if "mean" in family.metrics["depths"]:

@@ -22,8 +22,11 @@ SPLITS = ("train", "val")
 AGAIN = "rerun the command of the stage, which puts it there"
 
 
-def share(params: Params, prepared: Path, manifest: Manifest) -> dict | None:
+def share(params: Params, prepared: Path, manifest: Manifest, init: tuple[Path, str] | None = None) -> dict | None:
     """Put the files of train and val into `cluster.storage` where they are not there yet.
+
+    Args:
+        init: weights that the training begins with, and their sum: "init" to `find_file`.
 
     Returns:
         what `find_file` needs on another machine, as plain values; None where no storage is set, after the files were
@@ -45,6 +48,10 @@ def share(params: Params, prepared: Path, manifest: Manifest) -> dict | None:
         manifest.check(prepared, split)
         storage.write(_name(digest), path)
         print(f"{path}: put into {storage.name(_name(digest))}", flush=True)
+    if init:
+        path, digests["init"] = init
+        if storage.size(_name(digests["init"])) is None:
+            storage.write(_name(digests["init"]), path)
     return {
         "storage": params.cluster.storage,
         "cache": params.cluster.cache,

@@ -32,10 +32,17 @@ def find_init(path: Path, chosen: Architecture, params: Params) -> Init | None:
     """The weights that train.init asks for; None where it asks for none, or search had no trial.
 
     Raises:
-        UserError: the file that the search kept is gone, or damaged.
+        UserError: the file that the search kept is gone, damaged, or of another model.
     """
-    if params.train.init is None or chosen.init is None:
+    asked, origin = params.train.init, chosen.init_origin
+    if asked is None or (asked == "search" and chosen.init is None):
         return None
+    if asked != (found := origin.asked if origin else "search"):
+        raise UserError(
+            f"{path}: found {found if chosen.init else 'no weights'} to begin with; expected train.init={asked}: run "
+            "`dvc repro search`, which fetches them (`dvc unfreeze search` first, if it is frozen)"
+        )
+    assert chosen.init is not None
     file = path.parent / chosen.init
     if not file.is_file():
         raise UserError(
@@ -44,4 +51,4 @@ def find_init(path: Path, chosen: Architecture, params: Params) -> Init | None:
         )
     digest = sha256(file)
     check_sha256(file, digest, chosen.init_sha256 or digest, f"it is not that of {path}: run `dvc repro search`")
-    return Init(str(file.absolute()), digest)
+    return Init(str(file.absolute()), digest, origin and origin.model_dump(include={"uri", "sha256"}))

@@ -30,6 +30,7 @@ from unetpp.training.batch_norm import (
     recompute_statistics,
     reset_statistics,
 )
+from unetpp.training.choice import steady
 from unetpp.training.ema import Ema
 from unetpp.training.failures import FailedError, blank_images, describe, raise_any
 from unetpp.training.loop import make_scaler, plain_batches, schedule, step_seed, train_steps, validate
@@ -103,12 +104,12 @@ class Training(Setup):
             for part, kept in zip(parts, (state.weights, state.optimizer, state.ema, state.scaler), strict=True):
                 if part is not None:
                     part.load_state_dict(kept)
-        elif spec.init:
+        elif file := spec.find_init():
             try:
-                network.load_state_dict(torch.load(spec.init.file, map_location="cpu", weights_only=True))
+                network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
             except Exception as error:
                 raise UserError(
-                    f"{spec.init.file}: not the weights of this network ({said(error)}); run `dvc repro search`, or "
+                    f"{file}: not the weights of this network ({said(error)}); run `dvc repro search`, or "
                     "set train.init=null"
                 ) from None
             if self.ema:
@@ -200,9 +201,10 @@ class Training(Setup):
             if self.step.skipped:
                 row["skipped_steps"] = self.step.skipped
             self.history.append(row)
-            if row["val_iou"] > self.best.val_iou:
+            score = steady([one["val_iou"] for one in self.history])
+            if score > self.best.val_iou:
                 weights = {key: value.detach().cpu().clone() for key, value in self.result.state_dict().items()}
-                self.best = Best(epoch, row["val_iou"], weights)
+                self.best = Best(epoch, score, weights)
             first = 0
             yield self._state()
 

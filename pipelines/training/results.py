@@ -8,6 +8,7 @@ from pipelines.core.tables import write_rows
 from pipelines.training.spec import TrainSpec
 from pipelines.training.state import TrainState
 from unetpp.inference.model_file import MODEL, Trained
+from unetpp.training.choice import WHY
 
 
 def write_results(state: TrainState, spec: TrainSpec, name: str, out: Path, reports: Path) -> None:
@@ -20,8 +21,11 @@ def write_results(state: TrainState, spec: TrainSpec, name: str, out: Path, repo
     network.load_state_dict(state.best.weights)
     best = state.history[state.best.epoch]
     info = {"run": name, "epoch": best["epoch"], "val_iou": best["val_iou"], "params": spec.sections}
+    info["kept"] = f"{best['epoch']} of {len(state.history)}: {WHY}"
     info["classes"] = manifest.classes
     info["data"] = {split: facts.sha256 for split, facts in manifest.splits.items()}
+    if spec.init and spec.init.origin:
+        info["init"] = spec.init.origin
     with replacing(out) as folder:
         folder.mkdir()
         Trained(network, manifest.size, info, fit=manifest.fit).save(folder / MODEL)
@@ -30,12 +34,12 @@ def write_results(state: TrainState, spec: TrainSpec, name: str, out: Path, repo
         shared = [f"{row['train_loss']:.6f}", f"{row['learning_rate']:.3e}"]
         for depth in (f"L{depth}" for depth in network.depths):
             own = [f"{row[f'val_iou_{depth}']:.6f}", f"{row[f'val_loss_{depth}']:.6f}"]
-            rows.append([row["epoch"], depth, *own, *shared])
-    header = ("epoch", "depth", "val_iou", "val_loss", "train_loss", "learning_rate")
+            rows.append([row["epoch"], depth, *own, *shared, int(row is best)])
+    header = ("epoch", "depth", "val_iou", "val_loss", "train_loss", "learning_rate", "kept")
     write_rows(reports / "curves.csv", header, rows)
     # Without the speed: it differs from run to run, and these metrics are compared by `dvc metrics diff`.
     ious = {f"L{depth}": round(best[f"val_iou_L{depth}"], 4) for depth in network.depths}
     kept = {"epochs": len(state.history), "best_epoch": best["epoch"], "val_iou": ious}
     write_json(reports / "metrics.json", kept)
-    print(f"best epoch {best['epoch']} of {len(state.history)}: val IoU {json.dumps(ious)}")
+    print(f"kept epoch {info['kept']}; val IoU {json.dumps(ious)}")
     print(f"wrote {out / MODEL}, {reports / 'curves.csv'}, {reports / 'metrics.json'}")

@@ -20,10 +20,11 @@ from unetpp.network.model import NestedUNet
 
 @dataclass(frozen=True)
 class Init:
-    """A file with the weights that a training begins with."""
+    """A file with the weights that a training begins with; `origin`: "uri" and "sha256" of the model they are from."""
 
     file: str
     sha256: str
+    origin: dict[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,12 @@ class TrainSpec:
 
     def build_network(self) -> NestedUNet:
         return build_network(self.model, self.widths, self.manifest)
+
+    def find_init(self) -> Path | None:
+        """The weights to begin with: here, or in this node's cache."""
+        if self.init is None:
+            return None
+        return Path(self.init.file) if self.shared is None else find_file(self.shared, "init")
 
     def open_splits(self) -> tuple[Split, Split]:
         """The splits train and val: of the prepared folder, or of this node's cache."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Best:
-    """The best epoch by mean val IoU, counted from 0, and its weights."""
+    """The epoch that is kept, counted from 0; its val IoU, as `unetpp.training.choice.steady` sees it; its weights."""
 
     epoch: int = 0
     val_iou: float = -1.0

@@ -9,6 +9,7 @@ import yaml
 from pipelines.core.files import replacing
 from pipelines.core.numbers import say
 from pipelines.core.tables import write_rows
+from pipelines.core.training_sections import Origin
 from pipelines.tuning.candidate_costs import Costs, key_of
 from pipelines.tuning.pareto import SHOWN, Point, Trial, importance, measured, name
 from pipelines.tuning.space import Space, make_candidate
@@ -92,7 +93,9 @@ def _name(config: dict[str, Any]) -> str:
     return ", ".join([" ".join(map(str, config["widths"])), *others])
 
 
-def write_architecture(out: Path, chosen: Point, reason: str, others: list[str], weights: dict | None) -> None:
+def write_architecture(
+    out: Path, chosen: Point, reason: str, others: list[str], weights: dict | None, origin: Origin | None = None
+) -> None:
     """architecture.yaml, in which the reason and the runners-up are comments, and the weights beside it."""
     depth = int(chosen["depth"][1:])
     widths = [int(width) for width in chosen["widths"].split()]
@@ -109,6 +112,8 @@ def write_architecture(out: Path, chosen: Point, reason: str, others: list[str],
         if weights is not None:
             torch.save(weights, folder / INIT)
             values |= {"init": INIT, "init_sha256": sha256(folder / INIT)}
+        if origin is not None:
+            values["init_origin"] = origin.model_dump()
         text = "".join(f"# {line}\n" for line in lines) + yaml.safe_dump(
             values, default_flow_style=None, sort_keys=False
         )

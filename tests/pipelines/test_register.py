@@ -139,6 +139,12 @@ def test_run_names_its_data_sets_by_hash(home, run):
         assert profile["num_images"] == 8
 
 
+def test_run_names_the_model_that_its_training_began_with(run):
+    assert run.data.tags["init"] == f"models:/older/3 sha256 {'0' * 64}"
+    found = {one.dataset.name: one.dataset for one in run.inputs.dataset_inputs}["init"]
+    assert (json.loads(found.source), found.digest) == ({"uri": "models:/older/3"}, "0" * 32)
+
+
 def test_run_has_the_machines_load_over_time(client, run):
     history = client.get_metric_history(run.info.run_id, "system/cpu_utilization_percentage")
     assert [(metric.value, metric.timestamp) for metric in history] == [(50, 1700000000000), (51, 1700000002000)]

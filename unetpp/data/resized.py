@@ -1,22 +1,26 @@
 """Samples at the size that a network is trained at: an image and its mask by one geometry."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from unetpp.data.arrow_split import Split
-from unetpp.data.manifest import Manifest
 from unetpp.images.frame import Frame, Size
 from unetpp.images.pixels import resize
 from unetpp.network.masks import IGNORE, find_classes, find_values
+
+if TYPE_CHECKING:
+    from unetpp.data.arrow_split import Split  # pyarrow, which `unetpp.fit` does without
+    from unetpp.data.manifest import Manifest
 
 
 class Resized:
     """A split at the images' own sizes, seen as the network sees it, without padding; as it is for None."""
 
-    def __init__(self, split: Split, frame: Frame | None, num_classes: int, multilabel: bool = False):
+    def __init__(self, split: "Split", frame: Frame | None, num_classes: int, multilabel: bool = False):
         self.split, self.frame, self.task = split, frame, (num_classes, multilabel)
 
     @classmethod
-    def of(cls, split: Split, manifest: Manifest) -> "Resized":
+    def of(cls, split: "Split", manifest: "Manifest") -> "Resized":
         """As the data of this manifest are trained on."""
         return cls(split, manifest.frame, manifest.num_classes, manifest.multilabel)
 

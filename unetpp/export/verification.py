@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 
-import unetpp
 from unetpp.errors import UserError
 from unetpp.export.runtimes import Predict, missing, of_segmenter, open_export, runtimes_of
 from unetpp.inference.model_file import MODEL, Trained, load_model
@@ -99,7 +98,7 @@ class Verification:
         self.trained.save(place / MODEL)
         np.savez(place / "images.npz", *self.images)
         # The package is found where this one lies, also where it is not installed.
-        path = os.pathsep.join([str(Path(unetpp.__file__).parent.parent), *filter(None, [os.getenv("PYTHONPATH")])])
+        path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.getenv("PYTHONPATH")])])
         with open(place / "stderr", "wb") as errors:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "unetpp.export.verification", str(self.folder.resolve()), str(place)],

@@ -117,7 +117,7 @@ class Predictor:
             raise UserError(
                 f"found an array of shape {images.shape}, {channels} channels; expected {self._channels}: {hint}"
             )
-        return [(convert(_as_trained(image), self.in_channels), None) for image in batch], images.ndim == 4
+        return [(convert(as_trained(image), self.in_channels), None) for image in batch], images.ndim == 4
 
     def _read_tensor(self, images: Tensor) -> tuple[list[tuple[np.ndarray, tuple[float, float] | None]], bool]:
         shape = tuple(images.shape)
@@ -143,7 +143,7 @@ class Predictor:
         return {1: "1 (grey) or 3 (RGB)", 3: "3 (RGB) or 1 (grey)"}.get(self.in_channels, str(self.in_channels))
 
 
-def _as_trained(image: np.ndarray) -> np.ndarray:
+def as_trained(image: np.ndarray) -> np.ndarray:
     """(H, W, C) of any type to that which a file of such pixels is decoded to: uint8, uint16 or float32."""
     if image.dtype in (np.uint8, np.uint16):
         return image

@@ -45,6 +45,35 @@ def prune(model: NestedUNet, depth: int, keep_heads: bool = False) -> NestedUNet
     return pruned.train(model.training)
 
 
+def transfer(source: NestedUNet, target: NestedUNet) -> list[int]:
+    """Put the weights of a trained network into another one of the same build, or a shallower one, to fine-tune it.
+
+    Heads that the source has not, or has for other classes, stay as they were drawn.
+
+    Returns:
+        the depths of these heads.
+
+    Raises:
+        UserError: another build: widths, channels, skips, norm or upsampling.
+    """
+    weights, wanted = source.state_dict(), target.state_dict()
+    anew = {key for key in wanted if key not in weights or weights[key].shape != wanted[key].shape}
+    theirs, ours = source.config(), target.config()
+    for key in ("in_channels", "skips", "norm", "upsampling", "widths"):
+        same = theirs[key] == ours[key]
+        if key == "widths":  # the first levels of a nested network are one
+            same = theirs[key][: len(ours[key])] == ours[key] and all(one.startswith("heads.") for one in anew)
+        if not same:
+            folded = "; batch norm was folded away for export: take the model as it was trained"
+            raise UserError(
+                f"{key}: found {theirs[key]} of the trained network and {ours[key]} of the one that is to begin with "
+                f"its weights; expected the same: build it with {key}={theirs[key]}"
+                + (folded if theirs[key] == "none" else "")
+            )
+    target.load_state_dict(wanted | {key: weights[key] for key in wanted if key not in anew})
+    return sorted({int(key.split(".")[1]) for key in anew})
+
+
 _CLASSIC = re.compile(
     r"conv(?P<i>\d)_(?P<j>\d)\.(?P<kind>conv|bn)(?P<n>[12])\.(?P<leaf>\w+)|final(?P<d>\d?)\.(?P<head>\w+)"
 )

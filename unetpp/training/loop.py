@@ -16,6 +16,7 @@ from unetpp.training.batch_norm import reset_statistics
 from unetpp.training.step import TrainStep
 
 Batch = tuple[Tensor, Tensor]  # image (N, C, H, W) float, mask (N, H, W) uint8
+PRECISIONS, OPTIMIZERS = ("auto", "bf16", "fp16", "fp32"), ("adamw", "adam", "sgd")
 
 
 def choose_precision(precision: str, device: torch.device) -> torch.dtype:

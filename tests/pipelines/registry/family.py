@@ -68,7 +68,8 @@ def write_stages(folder: Path, seed: int = 0, iou: float = 0.8, images=IMAGES, g
     """The folders of a pipeline run; `seed` draws the weights, `iou` is about what every image scores at L1."""
     torch.manual_seed(seed)
     (folder / "model").mkdir(parents=True)
-    info = {"params": {"train": {"seed": seed, "precision": "fp32"}}}
+    info: dict = {"params": {"train": {"seed": seed, "precision": "fp32"}}}
+    info["init"] = {"uri": "models:/older/3", "sha256": "0" * 64}
     Trained(NestedUNet([4, 8, 16]).eval(), 96, info).save(folder / "model/model.safetensors")
     rng = np.random.default_rng(0)
     (folder / "prepared").mkdir()

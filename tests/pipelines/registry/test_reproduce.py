@@ -109,6 +109,8 @@ def test_what_was_not_recorded_is_said_and_not_guessed(tmp_path):
         "environment: pipeline/requirements.lock: not recorded",
     ):
         assert line in text
+    assert "begins with" not in text
+    assert ("begins with", "models:/a/3 sha256 00") in rows(recorded(tmp_path, "none", init="models:/a/3 sha256 00"))
     gone = Lineage("models:/nuclei/1", [], {}, None, tmp_path, None)
     assert ("run", "no longer there") in rows(gone)
 

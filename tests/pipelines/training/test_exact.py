@@ -6,6 +6,7 @@ from itertools import chain
 import pytest
 import torch
 
+import unetpp
 from pipelines.storage.places import Folder
 from pipelines.storage.run_store import RunStore
 from pipelines.training.batches import Batches
@@ -219,3 +220,25 @@ def test_statistics_of_several_processes_become_those_of_others(params, prepared
     mean = norm.get_buffer("running_mean")
     assert torch.equal(mean, torch.full_like(mean, 2.0))
     assert norm.num_batches_tracked == 6
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_fit_of_the_library_is_this_training_bit_for_bit(params, prepared, ema):
+    spec = spec_of(params, prepared, augment={"on_device": True}, epochs=3, ema=ema, head_weights="sum", clip_norm=1.0)
+    state = last(spec)
+    torch.manual_seed(spec.train.seed)
+    network, told = spec.build_network(), []
+    trained = unetpp.fit(
+        network,
+        *spec.open_splits(),
+        epochs=3,
+        warmup_epochs=1,
+        ema=ema,
+        head_weights="sum",
+        clip_norm=1.0,
+        precision="fp32",
+        after_epoch=told.append,
+    )
+    assert all(torch.equal(value, state.best.weights[key]) for key, value in trained.network.state_dict().items())
+    assert [one.loss for one in told] == [row["train_loss"] for row in state.history]
+    assert [one.val_iou[2] for one in told] == [row["val_iou_L2"] for row in state.history]

@@ -1,0 +1,202 @@
+"""Which epoch of a training is to be kept: rules by the curves of val, judged by the scores of test.
+
+    python -m benchmarks.epochs train --data ../shared/data --set pets --seed 0 --epochs 30 --out curves/
+    python -m benchmarks.epochs report --curves curves/ --out benchmarks/epochs.md
+
+`train` trains a network and notes IoU per image of val and test at each depth after each epoch; `report` applies the
+rules to these curves. A rule sees val alone. It is judged by test, at the epoch that it takes: at the depth that val
+would recommend there (the smallest at most 0.01 below the best), at the deepest, and by the mean of all depths.
+"""
+
+import argparse
+import json
+import platform
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+import unetpp
+from unetpp.data.resized import resize_sample
+from unetpp.inference.segmenter import Segmenter
+from unetpp.training.choice import EPOCHS, steady
+from unetpp.training.loop import choose_precision, plain_batches, validate
+from unetpp.training.pairs import Pairs
+
+TOLERANCE = 0.01
+WIDTHS = (8, 16, 32, 64, 128)
+SETS = {"pets": 1, "camvid": 11, "dsb2018": 1}  # classes
+
+
+def read_set(root: Path, name: str, size: int) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
+    """The pairs of train, val and test at one size. Without a split, a tenth is val and a fifth is test, by number."""
+    folder, found = root / name, {"train": [], "val": [], "test": []}
+    if name == "camvid":
+        files = [
+            (split, path, folder / f"{split}annot" / f"{path.stem}.png")
+            for split in found
+            for path in sorted((folder / split).iterdir())
+        ]
+    else:
+        images = sorted((folder / "images").iterdir())
+        splits = np.random.default_rng(0).permutation(len(images)) % 10
+        names = ["test", "test", "val"] + ["train"] * 7
+        files = [
+            (names[part], path, folder / "masks" / f"{path.stem}.png")
+            for part, path in zip(splits, images, strict=True)
+        ]
+    for split, image, mask in files:
+        pixels, truth = np.asarray(Image.open(image).convert("RGB")), np.asarray(Image.open(mask))
+        if name == "camvid":
+            truth = np.where(truth == 11, 255, truth).astype(np.uint8)
+        elif name == "pets":
+            truth = np.array([1, 0, 255], np.uint8)[truth]
+        else:
+            truth = (truth > 0).astype(np.uint8)
+        found[split].append(resize_sample(pixels, truth, size, SETS[name]))
+    return found
+
+
+def train(arguments: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    began, classes = time.monotonic(), SETS[arguments.set]
+    data = read_set(arguments.data, arguments.set, arguments.size)
+    torch.manual_seed(arguments.seed)
+    network = unetpp.NestedUNet(WIDTHS, 3, classes)
+    test, rows = Pairs(data["test"], network, "test"), []
+    dtype = choose_precision("auto", torch.device("cpu"))
+
+    def note(epoch: unetpp.Epoch) -> None:
+        sums = validate(Segmenter(epoch.network), plain_batches(test, range(len(test)), 8), dtype)
+        scores = (sums[:-1, 1] / sums[-1, 1]).tolist()
+        rows.append({"val": list(epoch.val_iou.values()), "test": scores, "loss": epoch.loss})
+        print(
+            epoch, "| test", " ".join(f"{one:.3f}" for one in scores), f"| {time.monotonic() - began:.0f} s", flush=True
+        )
+
+    unetpp.fit(
+        network,
+        data["train"],
+        data["val"],
+        epochs=arguments.epochs,
+        seed=arguments.seed,
+        ema=arguments.ema,
+        flips=arguments.set == "dsb2018",
+        after_epoch=note,
+    )
+    facts = {
+        "set": arguments.set,
+        "seed": arguments.seed,
+        "epochs": arguments.epochs,
+        "ema": arguments.ema,
+        "size": arguments.size,
+    }
+    facts |= {"num": {split: len(pairs) for split, pairs in data.items()}, "seconds": round(time.monotonic() - began)}
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    ema = "" if arguments.ema is None else "-ema"
+    path = arguments.out / f"{arguments.set}{ema}-{arguments.seed}.json"
+    path.write_text(json.dumps(facts | {"rows": rows}))
+
+
+def smooth(scores: np.ndarray) -> np.ndarray:
+    """The mean of each epoch's score and of those just before it."""
+    return np.array([scores[max(0, at - EPOCHS) : at].mean() for at in range(1, len(scores) + 1)])
+
+
+def keep(scores: np.ndarray) -> int:
+    """The epoch that `unetpp` keeps."""
+    return int(np.argmax([steady(scores[:at].tolist()) for at in range(1, len(scores) + 1)]))
+
+
+# From val IoU (epochs, depths) to the epoch that is kept.
+RULES = {
+    "mean of the heads": lambda val: val.mean(axis=1).argmax(),
+    "deepest head": lambda val: val[:, -1].argmax(),
+    "best head": lambda val: val.max(axis=1).argmax(),
+    "mean of the heads, smoothed over 3 epochs": lambda val: smooth(val.mean(axis=1)).argmax(),
+    "mean of the heads, the lower of itself and smoothed": lambda val: keep(val.mean(axis=1)),
+    "deepest head, smoothed over 3 epochs": lambda val: smooth(val[:, -1]).argmax(),
+    "last epoch": lambda val: len(val) - 1,
+}
+
+
+CONCLUSION = """\
+The rules differ by a tenth of a point or two on average, as the learning rate ends at zero and late epochs are
+much alike. Smoothed ones are ahead: a single head, or the best one, is noisier than the mean. Kept is the lower of an
+epoch's own mean and the smoothed one, which costs nothing here and takes no unlucky epoch after two good ones. Not
+measured: an EMA, a constant learning rate, sets beyond these three."""
+
+
+def judge(val: np.ndarray, test: np.ndarray) -> tuple[float, float, float]:
+    """Test IoU of an epoch: at the depth that its val recommends, at the deepest, and the mean of all depths."""
+    recommended = int((val >= val.max() - TOLERANCE).argmax())
+    return test[recommended], test[-1], test.mean()
+
+
+def report(arguments: argparse.Namespace) -> None:
+    runs = [json.loads(path.read_text()) for path in sorted(arguments.curves.glob("*.json"))]
+    caps = torch.cpu.get_capabilities()
+    sets = " ".join(name for name in ("avx2", "avx512f", "avx512_bf16", "amx_tile") if caps.get(name))
+    seeds = ", ".join(sorted({str(run["seed"]) for run in runs}))
+    lines = [
+        f"Measured by `python -m benchmarks.epochs train --set SET --seed SEED --epochs {runs[0]['epochs']} --size "
+        f"{runs[0]['size']}` and `report`, on {platform.machine()} ({sets}), one thread.",
+        "",
+        "# Which epoch is kept",
+        "",
+        f"Widths {' '.join(map(str, WIDTHS))} on images of {runs[0]['size']}x{runs[0]['size']} px; seeds {seeds}. "
+        "Test IoU per image, at the epoch that a rule takes by val alone: at the depth that val recommends there (the "
+        f"smallest at most {TOLERANCE:g} below the best), at the deepest, and the mean of all depths; and how far the "
+        "first of these lies below that of the epoch which test itself would take.",
+    ]
+    totals: dict[str, list[tuple[float, ...]]] = {name: [] for name in RULES}
+    for run in runs:
+        val, test = (np.array([row[key] for row in run["rows"]]) for key in ("val", "test"))
+        best = max(judge(*one)[0] for one in zip(val, test, strict=True))
+        ema = f", EMA {run['ema']}" if run["ema"] else ""
+        images = ", ".join(f"{count} {split}" for split, count in run["num"].items())
+        lines += ["", f"## {run['set']}, seed {run['seed']}{ema} ({images}; {run['seconds']} s)", ""]
+        lines += ["| rule | epoch | recommended depth | deepest | mean of depths | below the best |"]
+        lines += ["| --- | ---: | ---: | ---: | ---: | ---: |"]
+        for name, rule in RULES.items():
+            epoch = int(rule(val))
+            found = judge(val[epoch], test[epoch])
+            totals[name].append((*found, best - found[0]))
+            lines.append(f"| {name} | {epoch + 1} | {' | '.join(f'{one:.4f}' for one in (*found, best - found[0]))} |")
+    lines += ["", f"## Mean of the {len(runs)} trainings", ""]
+    lines += ["| rule | recommended depth | deepest | mean of depths | below the best | worst |"]
+    lines += ["| --- | ---: | ---: | ---: | ---: | ---: |"]
+    for name, found in totals.items():
+        means = (*np.mean(found, axis=0), max(one[-1] for one in found))
+        lines.append(f"| {name} | {' | '.join(f'{one:.4f}' for one in means)} |")
+    lines += ["", CONCLUSION]
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if arguments.out:
+        arguments.out.write_text(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("train")
+    command.set_defaults(run=train)
+    command.add_argument("--data", type=Path, required=True)
+    command.add_argument("--set", choices=SETS, required=True)
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--epochs", type=int, default=30)
+    command.add_argument("--ema", type=float)
+    command.add_argument("--size", type=int, default=96)
+    command.add_argument("--out", type=Path, required=True)
+    command = commands.add_parser("report")
+    command.set_defaults(run=report)
+    command.add_argument("--curves", type=Path, required=True)
+    command.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    arguments.run(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""Train on one's own images in a notebook, by the steps of the pipeline's training, with torch and numpy alone."""
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unetpp.data.crops import Crops
+from unetpp.data.device_augment import RawSamples, augment_batches
+from unetpp.data.loader import Loader
+from unetpp.data.symmetries import Flips
+from unetpp.errors import UserError
+from unetpp.inference.model_file import Trained
+from unetpp.inference.segmenter import Segmenter
+from unetpp.network.losses import LOSSES
+from unetpp.network.model import NestedUNet
+from unetpp.training.batch_norm import STATISTICS_IMAGES, find_batch_norms, recompute_statistics, reset_statistics
+from unetpp.training.choice import steady
+from unetpp.training.ema import Ema
+from unetpp.training.loop import (
+    OPTIMIZERS,
+    PRECISIONS,
+    Batch,
+    choose_precision,
+    cut_epoch,
+    epoch_order,
+    make_loss,
+    make_optimizer,
+    make_scaler,
+    plain_batches,
+    schedule,
+    step_seed,
+    train_steps,
+    validate,
+)
+from unetpp.training.pairs import Dataset, read_dataset
+from unetpp.training.step import NonFiniteError, TrainStep
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What `fit` tells after each epoch."""
+
+    epoch: int  # counted from 1
+    epochs: int  # that there are to be
+    loss: float  # mean over the training images, while they were learnt from
+    val_iou: Mapping[int, float] = field(default_factory=dict)  # by depth; empty without `val`
+    network: NestedUNet = field(repr=False, kw_only=True)  # as it is now; training goes on with it
+
+    def __str__(self) -> str:
+        ious = ", ".join(f"L{depth} {iou:.3f}" for depth, iou in self.val_iou.items())
+        return f"epoch {self.epoch} of {self.epochs}: loss {self.loss:.4f}" + (f", val IoU {ious}" if ious else "")
+
+
+def fit(
+    network: NestedUNet | Trained,
+    dataset: Dataset,
+    val: Dataset | None = None,
+    *,
+    epochs: int = 20,
+    batch_size: int = 8,
+    crop_px: int | None = None,
+    foreground_crops: float = 0.0,
+    flips: Flips = "all",
+    quarter_turns: bool = True,
+    brightness: float = 0.2,
+    hue: int = 10,
+    loss: str | Callable[[tuple[Tensor, ...], Tensor], Tensor] = "ce_dice",
+    head_weights: str | Sequence[float] = "mean",
+    class_weights: Sequence[float] | None = None,
+    optimizer: str = "adamw",
+    learning_rate: float = 3e-3,
+    momentum: float = 0.9,
+    weight_decay: float = 1e-4,
+    warmup_epochs: int = 2,
+    ema: float | None = None,
+    clip_norm: float | None = None,
+    accumulate: int = 1,
+    precision: str = "auto",
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    classes: Sequence[str] | None = None,
+    after_epoch: Callable[[Epoch], Any] | None = print,
+) -> Trained:
+    """Train a network, and return the best epoch by `val`, or the last one where there is none.
+
+        trained = unetpp.fit(unetpp.NestedUNet((8, 16, 32, 64)), (images, masks), (val_images, val_masks))
+        mask = unetpp.Predictor(trained, depth=2).mask(image)
+        trained.save("model.safetensors")
+
+    It is the training of `dvc repro train`, value for value of the sections train and augment in params.yaml: with the
+    same data and network it gives the same weights. The same call gives the same bits again on a processor.
+
+    Args:
+        network: where to begin; it is copied and stays as it is. A trained one is fine-tuned
+            (`unetpp.transfer` first, for other classes).
+        dataset: a sequence of (image, mask), such as a torch Dataset, or (images, masks); see
+            `unetpp.training.pairs.Pairs` for shapes and types. A prepared `unetpp.data.arrow_split.Split` serves, too.
+        val: the same, of images that are not learnt from.
+        loss: "ce_dice", "focal_dice", "lovasz", "tversky", or a function of the logits of all heads, each
+            (N, num_classes, H, W), and the mask (N, H, W), to the loss of each image (N,), or to their mean.
+        device: such as "cuda"; by default where the network is.
+        classes: names of the classes, kept with the result.
+        after_epoch: called with each `Epoch`; True ends the training there. By default it is printed; None: silence.
+
+    Raises:
+        UserError: images and masks that do not fit the network, or a loss that is not finite.
+    """
+    for name, value, legal in (
+        ("loss", loss, LOSSES),
+        ("optimizer", optimizer, OPTIMIZERS),
+        ("precision", precision, PRECISIONS),
+    ):
+        if value not in legal and not callable(value):
+            raise UserError(f"{name}: found {value!r}; expected one of {', '.join(legal)}")
+    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("accumulate", accumulate)):
+        if value < 1:
+            raise UserError(f"{name}: found {value}; expected at least 1")
+    source = network if isinstance(network, Trained) else Trained(network, None)
+    if not isinstance(source.network, NestedUNet):
+        raise UserError(
+            f"fit: found a network of type {type(network).__name__}; expected a NestedUNet, or what unetpp.load returns"
+        )
+    if source.network.norm == "none":
+        raise UserError(
+            "fit: found a network whose batch norm was folded away, as of exported and registered models; expected one "
+            "as it was trained: unetpp.load('models/train')"
+        )
+    place = torch.device(device or next(source.network.parameters()).device)
+    network = copy.deepcopy(source.network).requires_grad_().to(place)
+    network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    if crop_px is not None and crop_px % 2**network.depth:
+        raise UserError(
+            f"crop_px: found {crop_px}; a network of depth {network.depth} trains on sides divisible by "
+            f"{2**network.depth}: {-(-crop_px // 2**network.depth) * 2**network.depth}"
+        )
+    train = read_dataset(dataset, network, "dataset", source.frame, crop_px, batch_size)
+    held_out = None if val is None else read_dataset(val, network, "val", source.frame)
+    dtype = choose_precision(precision, place)
+    average = None if ema is None else Ema(network, ema)
+    weights = None if class_weights is None else torch.tensor(class_weights, device=place)
+    step = TrainStep(
+        network,
+        make_optimizer(network, optimizer, learning_rate, momentum, weight_decay),
+        _own(loss) if callable(loss) else make_loss(loss, head_weights, network.depths, weights, network.multilabel),
+        place,
+        dtype,
+        accumulate=accumulate,
+        clip_norm=clip_norm,
+        ema=average,
+        scaler=make_scaler(place, dtype),
+    )
+    crops = Crops(crop_px, foreground_crops, source.canvas)
+    changes = {"flips": flips, "quarter_turns": quarter_turns, "brightness": brightness, "hue": hue}
+    samples = RawSamples(train, crops, seed, **changes, channels=network.in_channels)
+    loader, sizes = Loader(samples), cut_epoch(len(train), batch_size)
+    rate = schedule(learning_rate, warmup_epochs * len(sizes), epochs * len(sizes))
+    result = average.network if average else network
+    best, scores, taken = -1.0, [], {}
+    info: dict[str, Any] = {"classes": list(classes) if classes else source.info.get("classes")}
+    if source.sha256:
+        info["init"] = {"sha256": source.sha256}
+    with torch.random.fork_rng([place] if place.type == "cuda" else []):  # the host's draws stay its own
+        for epoch in range(epochs):
+            shards = [part.tolist() for part in torch.tensor(epoch_order(len(train), seed, epoch)).split(sizes)]
+            reset_statistics(network)
+            loss_sums = _train(step, augment_batches(loader.batches(shards, epoch), place), rate, seed, epoch, shards)
+            if average and find_batch_norms(average.network):
+                some = shards[: -(-STATISTICS_IMAGES // batch_size)]
+                batches = augment_batches(loader.batches(some, epoch), place)
+                recompute_statistics(average.network, batches, place, dtype)
+            ious = (
+                {}
+                if held_out is None
+                else _validate(Segmenter(result, canvas=source.canvas), held_out, batch_size, dtype)
+            )
+            scores.append(sum(ious.values()) / len(ious) if ious else float(epoch))
+            score = steady(scores) if ious else float(epoch)
+            if score > best:
+                best = score
+                info |= {"epoch": epoch + 1, "val_iou": {f"L{depth}": iou for depth, iou in ious.items()}}
+                taken = {key: value.detach().cpu().clone() for key, value in result.state_dict().items()}
+            told = Epoch(epoch + 1, epochs, (loss_sums[0] / loss_sums[1]).item(), ious, network=result)
+            if after_epoch and after_epoch(told) is True:
+                break
+    result.load_state_dict(taken)
+    return Trained(result.requires_grad_(False).eval(), source.size, info, fit=source.fit)
+
+
+def _train(
+    step: TrainStep,
+    batches: Iterable[Batch],
+    rate: Callable[[int], float],
+    seed: int,
+    epoch: int,
+    shards: list[list[int]],
+) -> Tensor:
+    """One epoch: (2,) float64, the sum of the losses of its images, and their number."""
+    first = epoch * len(shards)
+    sums = torch.zeros(2, dtype=torch.float64, device=step.device)
+    try:
+        for done in train_steps(
+            step, batches, rate, first, seeds=lambda number: step_seed(seed, epoch, number - first, 0)
+        ):
+            sums += done
+    except NonFiniteError as error:
+        batch = shards[error.step - first]
+        images = ", ".join(f"dataset[{batch[image]}]" for image in error.images) or "no one image, but their gradient"
+        raise UserError(
+            f"the loss is not finite any more in epoch {epoch + 1}: of {images}. A lower learning_rate, more "
+            "warmup_epochs or clip_norm may help"
+        ) from None
+    return sums
+
+
+def _validate(segmenter: Segmenter, pairs: Any, batch_size: int, dtype: torch.dtype) -> dict[int, float]:
+    sums = validate(segmenter, plain_batches(pairs, range(len(pairs)), batch_size), dtype)
+    ious = (sums[:-1, 1] / sums[-1, 1]).tolist()
+    return dict(zip(segmenter.network.depths, ious, strict=True))
+
+
+def _own(loss: Callable[[tuple[Tensor, ...], Tensor], Tensor]) -> Callable[[tuple[Tensor, ...], Tensor], Tensor]:
+    """A user's loss as `TrainStep` wants it: one number an image."""
+
+    def each(logits: tuple[Tensor, ...], mask: Tensor) -> Tensor:
+        found = loss(tuple(one.float() for one in logits), mask)
+        if not isinstance(found, Tensor) or found.shape not in ((), (len(mask),)):
+            what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+            raise UserError(
+                f"loss: found {what}; expected a tensor, the mean over the batch () or a number for each image "
+                f"({len(mask)},): .mean(), or .mean(dim=(1, 2)) of (N, H, W)"
+            )
+        return found.expand(len(mask)) if found.ndim == 0 else found
+
+    return each
