@@ -20,7 +20,7 @@ def draw(number: int, colours: list[tuple[int, ...]]) -> tuple[Image.Image, Imag
     image, mask = Image.new("RGB", (SIDE, SIDE), (150, 120, 100)), Image.new("L", (SIDE, SIDE))
     for label, colour in enumerate(colours, 1):
         for _ in range(2):
-            x, y, r = random.integers(10, SIDE - 10), random.integers(10, SIDE - 10), random.integers(8, 24)
+            x, y, r = map(int, random.integers((10, 10, 8), (SIDE - 10, SIDE - 10, 24)))
             for canvas, fill in ((image, colour), (mask, label)):
                 ImageDraw.Draw(canvas).ellipse((x - r, y - r, x + r, y + r), fill=fill)
     noise = random.normal(0, 12, (SIDE, SIDE, 3))

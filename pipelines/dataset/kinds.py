@@ -12,7 +12,7 @@ import numpy as np
 
 from pipelines.dataset.groups import look_up
 from pipelines.dataset.layouts import Sample
-from pipelines.storage.layout_names import SPLITS
+from pipelines.storage.templates import SPLIT_OF
 from unetpp.data.scaling import find_limits
 from unetpp.errors import UserError
 
@@ -48,7 +48,7 @@ def find_kinds(samples: Sequence[Sample], how: str) -> list[str] | None:
 def _first_folder(id: str) -> str:
     """A folder that names a split is none."""
     folders = id.split("/")[:-1]
-    return next((folder for folder in folders if folder.lower() not in SPLITS), "")
+    return next((folder for folder in folders if folder.lower() not in SPLIT_OF), "")
 
 
 def find_kind(image: np.ndarray) -> str:

@@ -3,8 +3,8 @@
 import psutil
 import torch
 
-from pipelines.core.worker_pool import num_cores
 from pipelines.planning.facts import Machine
+from unetpp.threads import num_cores
 
 
 def find_machine(use_gpu: bool | None = None) -> Machine:

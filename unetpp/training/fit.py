@@ -145,7 +145,7 @@ def fit(
     step = TrainStep(
         network,
         make_optimizer(network, optimizer, learning_rate, momentum, weight_decay),
-        _own(loss) if callable(loss) else make_loss(loss, head_weights, network.depths, weights, network.multilabel),
+        _own(loss) if callable(loss) else make_loss(loss, head_weights, network.depths, weights, *network.task[1:]),
         place,
         dtype,
         accumulate=accumulate,
@@ -159,6 +159,7 @@ def fit(
     loader, sizes = Loader(samples), cut_epoch(len(train), batch_size)
     rate = schedule(learning_rate, warmup_epochs * len(sizes), epochs * len(sizes))
     result = average.network if average else network
+    segmenter = Segmenter(result, canvas=source.canvas)
     best, scores, taken = -1.0, [], {}
     info: dict[str, Any] = {"classes": list(classes) if classes else source.info.get("classes")}
     if source.sha256:
@@ -172,11 +173,7 @@ def fit(
                 some = shards[: -(-STATISTICS_IMAGES // batch_size)]
                 batches = augment_batches(loader.batches(some, epoch), place)
                 recompute_statistics(average.network, batches, place, dtype)
-            ious = (
-                {}
-                if held_out is None
-                else _validate(Segmenter(result, canvas=source.canvas), held_out, batch_size, dtype)
-            )
+            ious = {} if held_out is None else _validate(segmenter, held_out, batch_size, dtype)
             scores.append(sum(ious.values()) / len(ious) if ious else float(epoch))
             score = steady(scores) if ious else float(epoch)
             if score > best:

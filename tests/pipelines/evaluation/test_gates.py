@@ -168,7 +168,7 @@ def test_the_gate_of_empty_images_is_off_where_they_have_no_right_answer(split, 
     assert found["empty"]["value"] is None
     assert "off: class 0 is a class as the others are" in found["empty"]["what"]
     predict = Predictor(Trained(Imagining(), 48), torch.device("cpu"))  # type: ignore[arg-type]
-    half, more = (check_gates(predict, split, params.evaluate.gates, 32, 4, one)["L1"][-1] for one in (0.5, 0.51))
+    half, more = (check_gates(predict, split, params.evaluate.gates, (32, 32), 4, one)["L1"][-1] for one in (0.5, 0.51))
     assert (half["passed"], more["passed"]) == (False, None)
     assert "off: 51% of the train pixels are foreground" in more["what"]
 

@@ -9,8 +9,9 @@ from unetpp.network.batch_norm import BatchNorm
 def seen(norm: nn.Module, called) -> list[torch.Tensor]:
     """What three batches give and leave behind, and the gradient of the weights."""
     draw = torch.Generator().manual_seed(0)
-    for _ in range(3):
-        output = called(torch.randn(4, 3, 8, 8, generator=draw))
+    for _ in range(2):
+        called(torch.randn(4, 3, 8, 8, generator=draw))
+    output = called(torch.randn(4, 3, 8, 8, generator=draw))
     (output**3).sum().backward()
     return [output.detach(), *(one.grad for one in norm.parameters() if one.grad is not None), *norm.buffers()]
 
