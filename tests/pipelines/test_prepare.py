@@ -109,7 +109,7 @@ def test_numbers_of_objects_are_kept_at_the_size_of_each_mask(made, tmp_path):
         for index, id in enumerate(split.ids):
             stored, (_, mask), numbers = decode_mask(made / f"masks/{id}.png"), split[index], split.instances(index)
             if name in ("test", "val_full"):
-                assert numbers is None if stored.max() < 2 else np.array_equal(numbers, stored)
+                assert stored.max() < 2 if numbers is None else np.array_equal(numbers, stored)
             elif numbers is not None:
                 assert numbers.shape == mask.shape
                 assert not numbers[mask == 0].any()
