@@ -427,7 +427,7 @@ def test_with_near_duplicates_off_only_the_same_pixels_in_two_splits_stop_the_st
     assert not (tmp_path / "out").exists()
 
 
-def by_number(members, params):
+def by_number(members, params, **_):
     """A wrong rule, in place of `place`: as if every image were a group of its own."""
     return place([[str(number)] for number in range(len(members))], params)
 
