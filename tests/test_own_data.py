@@ -16,10 +16,10 @@ def installed(tmp_path_factory) -> Installed:
     return Installed(tmp_path_factory.mktemp("installed"), shared=True)
 
 
-def make_family(installed: Installed, place: Path, data: str) -> OwnProject:
+def make_family(installed: Installed, place: Path, data: str, minutes: str) -> OwnProject:
     """The two commands; checks that a version of every depth is registered."""
     project = OwnProject(installed, place)
-    print(project.init(data, "--minutes", "1"))
+    print(project.init(data, "--minutes", minutes))
     print(project.dvc("repro"))
     versions = project.json("reports/register/versions.json")
     (widths,) = yaml.safe_load((project.folder / "params.yaml").read_text())["search"]["widths"]
@@ -34,7 +34,7 @@ def make_family(installed: Installed, place: Path, data: str) -> OwnProject:
 )
 def test_a_drawn_set_becomes_a_registered_family_by_two_commands(installed, tmp_path, name):
     MADE[name](tmp_path / "their data")
-    project = make_family(installed, tmp_path, "their data")
+    project = make_family(installed, tmp_path, "their data", minutes="0.2")
     # Folders of a user's own that are called as packages of ours change nothing, and nothing is stale.
     for package in ("pipelines", "unetpp_", "torch"):
         (project.folder / package).mkdir()
@@ -46,4 +46,4 @@ def test_a_drawn_set_becomes_a_registered_family_by_two_commands(installed, tmp_
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", ["camvid", "pets"])
 def test_a_real_set_becomes_a_registered_family_by_two_commands(installed, tmp_path, name, shared_data):
-    make_family(installed, tmp_path, str(shared_data / name))
+    make_family(installed, tmp_path, str(shared_data / name), minutes="1")

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,13 @@ from unetpp.inference.model_file import MODEL
 
 # What says where the numbers come from, beside the commit; those that are there are kept.
 PIPELINE_FILES = ("code.yaml", "dvc.lock", "dvc.yaml", "params.yaml", "requirements.lock")
+# Of the params those that decide what a model is: a run's page shows and compares these. pipeline/params.yaml has all.
+LOGGED = ("ingest.kind", "ingest.location", "prepare.", "model.", "search.widths", "train.", "augment.")
+# But for limits, patience, and what changes how fast a training is.
+LEFT_OUT = re.compile(
+    r"prepare\.(max_|num_workers|no_foreground)|train\.(cpus_per_worker|max_failures|timeout_s|loader_workers|on_oom|"
+    r"nonfinite|checkpoint_|compile|static_graph|compress_gradients|deterministic)"
+)
 REPORT_FILES = ("report.html", "report.json", "depths.csv", "images.csv")
 
 
@@ -61,7 +69,7 @@ def log_run(client, run, family: Family, inputs: Inputs, params: dict, folder: P
     if init := family.trained.info.get("init"):
         tags["init"] = f"{init['uri']} sha256 {init['sha256']}"
         data["init"] = {"sha256": init["sha256"], "source_type": "model", "source": {"uri": init["uri"]}, "profile": {}}
-    runs.log_params(client, run, flatten(params), tags)
+    runs.log_params(client, run, telling(params), tags)
     runs.log_datasets(client, run, data)
     log_curves(client, run, inputs, family.trained.info.get("run"))
     runs.log_series(client, run, read_system(inputs.system))
@@ -103,6 +111,11 @@ def gather(inputs: Inputs, folder: Path) -> None:
 def numbers(values: dict) -> list[tuple[str, float]]:
     """The entries that are numbers: null is one that could not be computed."""
     return [(key, float(value)) for key, value in values.items() if isinstance(value, int | float)]
+
+
+def telling(params: dict) -> dict[str, str]:
+    """The params that a run shows."""
+    return {key: one for key, one in flatten(params).items() if key.startswith(LOGGED) and not LEFT_OUT.match(key)}
 
 
 def flatten(values: dict, prefix: str = "") -> dict[str, str]:

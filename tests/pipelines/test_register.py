@@ -14,7 +14,7 @@ from pipelines import predict
 from pipelines import register as stage
 from pipelines.core.command import run_command
 from pipelines.core.files import write_json
-from pipelines.registry import mlflow_store, read_back
+from pipelines.registry import mlflow_store, read_back, run_log
 from pipelines.registry.load import load_registered
 from tests.pipelines.registry.family import (
     NAME,
@@ -294,3 +294,10 @@ def test_version_of_which_a_byte_was_lost_in_the_store_gets_no_alias(home, clien
     with pytest.raises(UserError, match=r"version 2 of damaged \(L2\).*evidence/images\.csv: found sha256"):
         register(folder, "damaged")
     assert client.get_registered_model("damaged").aliases == {}
+
+
+def test_a_run_shows_the_params_that_decide_what_a_model_is():
+    shown = run_log.telling(yaml.safe_load((ROOT / "params.yaml").read_text()))
+    assert {"ingest.location", "prepare.size", "search.widths", "train.loss", "augment.flips"} <= set(shown)
+    assert not {"cluster.python", "train.timeout_s", "ingest.s3.region", "prepare.max_pixels"} & set(shown)
+    assert len(shown) < 75
