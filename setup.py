@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-SHIPPED = ["dvc.yaml", "params.yaml", ".gitignore", ".dvcignore", ".dvc/config", *Path().glob(".dvc/plots/*.json")]
+SHIPPED = ["dvc.yaml", "params.yaml", ".gitignore", ".dvcignore", ".dvc/config", *Path().glob(".dvc/plots/*.*")]
 
 
 class Build(build_py):

@@ -28,7 +28,7 @@ def shipped(name: str) -> str:
 
 def plots() -> dict[str, str]:
     """The templates of `dvc plots` by their place in a project."""
-    return {f".dvc/plots/{path.name}": path.read_text() for path in sorted((SOURCE / ".dvc/plots").glob("*.json"))}
+    return {f".dvc/plots/{path.name}": path.read_text() for path in sorted((SOURCE / ".dvc/plots").glob("*.*"))}
 
 
 def gitignore() -> str:
