@@ -20,6 +20,7 @@ from PIL import Image
 
 import unetpp
 from unetpp.data.resized import resize_sample
+from unetpp.images.frame import Frame
 from unetpp.inference.segmenter import Segmenter
 from unetpp.training.choice import EPOCHS, steady
 from unetpp.training.loop import choose_precision, plain_batches, validate
@@ -55,7 +56,7 @@ def read_set(root: Path, name: str, size: int) -> dict[str, list[tuple[np.ndarra
             truth = np.array([1, 0, 255], np.uint8)[truth]
         else:
             truth = (truth > 0).astype(np.uint8)
-        found[split].append(resize_sample(pixels, truth, size, SETS[name]))
+        found[split].append(resize_sample(pixels, truth, Frame((size, size)), SETS[name]))
     return found
 
 
@@ -83,7 +84,8 @@ def train(arguments: argparse.Namespace) -> None:
         epochs=arguments.epochs,
         seed=arguments.seed,
         ema=arguments.ema,
-        flips=arguments.set == "dsb2018",
+        flips="all" if arguments.set == "dsb2018" else "none",
+        quarter_turns=arguments.set == "dsb2018",
         after_epoch=note,
     )
     facts = {

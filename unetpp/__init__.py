@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from unetpp.errors import UserError
     from unetpp.export.loading import load
     from unetpp.inference.model_file import Trained, load_model
+    from unetpp.inference.overlay import overlay
     from unetpp.inference.predictor import Predictor
     from unetpp.inference.segmenter import Segmenter
     from unetpp.network.model import NestedUNet
@@ -33,6 +34,7 @@ _HOMES = {
     "from_classic": "unetpp.network.pruning",
     "load": "unetpp.export.loading",
     "load_model": "unetpp.inference.model_file",
+    "overlay": "unetpp.inference.overlay",
     "prune": "unetpp.network.pruning",
     "transfer": "unetpp.network.pruning",
 }
@@ -48,6 +50,7 @@ __all__ = [
     "from_classic",
     "load",
     "load_model",
+    "overlay",
     "prune",
     "transfer",
 ]

@@ -2,8 +2,8 @@
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ from unetpp.training.loop import (
     train_steps,
     validate,
 )
-from unetpp.training.pairs import Dataset, read_dataset
+from unetpp.training.pairs import Dataset, Whole, read_dataset
 from unetpp.training.step import NonFiniteError, TrainStep
 
 
@@ -64,6 +64,7 @@ def fit(
     batch_size: int = 8,
     crop_px: int | None = None,
     foreground_crops: float = 0.0,
+    crops_per_image: int = 1,
     flips: Flips = "all",
     quarter_turns: bool = True,
     brightness: float = 0.2,
@@ -100,6 +101,7 @@ def fit(
         dataset: a sequence of (image, mask), such as a torch Dataset, or (images, masks); see
             `unetpp.training.pairs.Pairs` for shapes and types. A prepared `unetpp.data.arrow_split.Split` serves, too.
         val: the same, of images that are not learnt from.
+        flips: "none", "horizontal", "vertical" or "all"; quarter turns need square images, or crops.
         loss: "ce_dice", "focal_dice", "lovasz", "tversky", or a function of the logits of all heads, each
             (N, num_classes, H, W), and the mask (N, H, W), to the loss of each image (N,), or to their mean.
         device: such as "cuda"; by default where the network is.
@@ -113,10 +115,16 @@ def fit(
         ("loss", loss, LOSSES),
         ("optimizer", optimizer, OPTIMIZERS),
         ("precision", precision, PRECISIONS),
+        ("flips", flips, get_args(Flips)),
     ):
         if value not in legal and not callable(value):
             raise UserError(f"{name}: found {value!r}; expected one of {', '.join(legal)}")
-    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("accumulate", accumulate)):
+    for name, value in (
+        ("epochs", epochs),
+        ("batch_size", batch_size),
+        ("accumulate", accumulate),
+        ("crops_per_image", crops_per_image),
+    ):
         if value < 1:
             raise UserError(f"{name}: found {value}; expected at least 1")
     source = network if isinstance(network, Trained) else Trained(network, None)
@@ -137,7 +145,8 @@ def fit(
             f"crop_px: found {crop_px}; a network of depth {network.depth} trains on sides divisible by "
             f"{2**network.depth}: {-(-crop_px // 2**network.depth) * 2**network.depth}"
         )
-    train = read_dataset(dataset, network, "dataset", source.frame, crop_px, batch_size)
+    whole = Whole(batch_size, quarter_turns) if crop_px is None else None
+    train = read_dataset(dataset, network, "dataset", source.frame, whole)
     held_out = None if val is None else read_dataset(val, network, "val", source.frame)
     dtype = choose_precision(precision, place)
     average = None if ema is None else Ema(network, ema)
@@ -153,10 +162,18 @@ def fit(
         ema=average,
         scaler=make_scaler(place, dtype),
     )
-    crops = Crops(crop_px, foreground_crops, source.canvas)
-    changes = {"flips": flips, "quarter_turns": quarter_turns, "brightness": brightness, "hue": hue}
-    samples = RawSamples(train, crops, seed, **changes, channels=network.in_channels)
-    loader, sizes = Loader(samples), cut_epoch(len(train), batch_size)
+    samples = RawSamples(
+        train,
+        Crops(crop_px, foreground_crops, source.canvas),
+        seed,
+        flips=flips,
+        quarter_turns=quarter_turns,
+        brightness=brightness,
+        hue=hue,
+        channels=network.in_channels,
+    )
+    loader, num = Loader(samples), len(train) * crops_per_image
+    sizes = cut_epoch(num, batch_size)
     rate = schedule(learning_rate, warmup_epochs * len(sizes), epochs * len(sizes))
     result = average.network if average else network
     segmenter = Segmenter(result, canvas=source.canvas)
@@ -166,14 +183,20 @@ def fit(
         info["init"] = {"sha256": source.sha256}
     with torch.random.fork_rng([place] if place.type == "cuda" else []):  # the host's draws stay its own
         for epoch in range(epochs):
-            shards = [part.tolist() for part in torch.tensor(epoch_order(len(train), seed, epoch)).split(sizes)]
+            shards = [part.tolist() for part in torch.tensor(epoch_order(num, seed, epoch)).split(sizes)]
             reset_statistics(network)
-            loss_sums = _train(step, augment_batches(loader.batches(shards, epoch), place), rate, seed, epoch, shards)
+            loss_sums = _train(
+                step, augment_batches(loader.batches(shards, epoch), place), rate, seed, epoch, shards, len(train)
+            )
             if average and find_batch_norms(average.network):
                 some = shards[: -(-STATISTICS_IMAGES // batch_size)]
                 batches = augment_batches(loader.batches(some, epoch), place)
                 recompute_statistics(average.network, batches, place, dtype)
-            ious = {} if held_out is None else _validate(segmenter, held_out, batch_size, dtype)
+            ious = (
+                {}
+                if held_out is None
+                else _validate(Segmenter(result, canvas=source.canvas), held_out, batch_size, dtype)
+            )
             scores.append(sum(ious.values()) / len(ious) if ious else float(epoch))
             score = steady(scores) if ious else float(epoch)
             if score > best:
@@ -184,7 +207,7 @@ def fit(
             if after_epoch and after_epoch(told) is True:
                 break
     result.load_state_dict(taken)
-    return Trained(result.requires_grad_(False).eval(), source.size, info, fit=source.fit)
+    return replace(source, network=result.requires_grad_(False).eval(), info=info, sha256=None)
 
 
 def _train(
@@ -194,8 +217,9 @@ def _train(
     seed: int,
     epoch: int,
     shards: list[list[int]],
+    num: int,
 ) -> Tensor:
-    """One epoch: (2,) float64, the sum of the losses of its images, and their number."""
+    """One epoch of `num` images: (2,) float64, the sum of the losses of its samples, and their number."""
     first = epoch * len(shards)
     sums = torch.zeros(2, dtype=torch.float64, device=step.device)
     try:
@@ -205,7 +229,9 @@ def _train(
             sums += done
     except NonFiniteError as error:
         batch = shards[error.step - first]
-        images = ", ".join(f"dataset[{batch[image]}]" for image in error.images) or "no one image, but their gradient"
+        images = (
+            ", ".join(f"dataset[{batch[image] % num}]" for image in error.images) or "no one image, but their gradient"
+        )
         raise UserError(
             f"the loss is not finite any more in epoch {epoch + 1}: of {images}. A lower learning_rate, more "
             "warmup_epochs or clip_norm may help"

@@ -1,6 +1,7 @@
 """Anyone's images and masks as training reads a split: arrays, tensors, or any sequence of pairs."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,16 +21,23 @@ Dataset = Any  # a sequence of (image, mask), or a tuple of two: images and mask
 MANY = (list, np.ndarray, Tensor)
 
 
+@dataclass(frozen=True)
+class Whole:
+    """How whole images are trained on."""
+
+    batch_size: int
+    quarter_turns: bool
+
+
 def read_dataset(
     dataset: Dataset,
     network: NestedUNet,
     name: str,
     frame: Frame | None = None,
-    crop_px: int | None = None,
-    batch_size: int | None = None,
+    whole: Whole | None = None,
 ) -> Any:
     """A prepared split as it is, anything else as `Pairs`, of these arguments."""
-    return dataset if hasattr(dataset, "moments") else Pairs(dataset, network, name, frame, crop_px, batch_size)
+    return dataset if hasattr(dataset, "moments") else Pairs(dataset, network, name, frame, whole)
 
 
 class Pairs:
@@ -45,7 +53,7 @@ class Pairs:
         network: whose channels and classes they must have.
         name: what messages call the dataset.
         frame: what whole images are brought to, if to anything.
-        crop_px, batch_size: of a training on them: what it cannot take is refused here.
+        whole: how they are trained on as they are, without crops: what that cannot take is refused here.
 
     Raises:
         UserError: no such dataset; at an item: shapes, types or values that do not belong together.
@@ -57,8 +65,7 @@ class Pairs:
         network: NestedUNet,
         name: str,
         frame: Frame | None = None,
-        crop_px: int | None = None,
-        batch_size: int | None = None,
+        whole: Whole | None = None,
     ):
         if isinstance(dataset, tuple) and len(dataset) == 2 and all(isinstance(one, MANY) for one in dataset):
             images, masks = dataset
@@ -73,7 +80,7 @@ class Pairs:
         if not len(dataset):
             raise UserError(f"{name}: found no image; expected (image, mask) pairs")
         self.path, self._dataset, self._network = name, dataset, network
-        self._frame, self._crop_px, self._batch_size = frame, crop_px, batch_size
+        self._frame, self._whole = frame, whole
         self._shape: tuple[int, ...] | None = None  # of the images before, where they must be alike
         self._last: tuple[int, tuple[np.ndarray, np.ndarray, tuple[float, float]]] | None = None
 
@@ -98,7 +105,7 @@ class Pairs:
         return mean.astype(np.float32), std.astype(np.float32)
 
     def spots(self, index: int) -> list[np.ndarray]:
-        return find_spots(self._read(index)[1], *self._network.task[1:])
+        return find_spots(self._read(index)[1], self._network.multilabel, self._network.background)
 
     def _read(self, index: int) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
         if self._last is None or self._last[0] != index:
@@ -113,14 +120,14 @@ class Pairs:
         image, limits = _read_image(pair[0], mask.shape, self._network.in_channels, where)
         if self._frame is not None:
             image, mask = resize_sample(image, mask, self._frame, self._network.num_classes, self._network.multilabel)
-        if self._crop_px is None and self._batch_size is not None:
-            self._check_whole((self._frame and self._frame.canvas) or mask.shape, where)
+        if self._whole is not None and (self._frame is None or self._frame.canvas is None):
+            self._check_whole(self._whole, mask.shape, where)
         return image, mask, limits
 
-    def _check_whole(self, shape: tuple[int, ...], where: str) -> None:
+    def _check_whole(self, whole: Whole, shape: tuple[int, ...], where: str) -> None:
         """What a batch of whole images, and the network's pools, can take."""
         step = 2**self._network.depth
-        if self._batch_size != 1 and self._shape not in (None, shape):
+        if whole.batch_size != 1 and self._shape not in (None, shape):
             raise UserError(
                 f"{where}: found an image of {_px(shape)} px after one of {_px(self._shape)}; expected one size in a "
                 "batch: set crop_px, or batch_size=1"
@@ -130,6 +137,11 @@ class Pairs:
             raise UserError(
                 f"{where}: found an image of {_px(shape)} px; a network of depth {self._network.depth} trains on sides "
                 f"divisible by {step}: set crop_px={fits}"
+            )
+        if whole.quarter_turns and shape[0] != shape[1]:
+            raise UserError(
+                f"{where}: found an image of {_px(shape)} px, which a quarter turn would give another shape: set "
+                "quarter_turns=False, or crop_px"
             )
         self._shape = shape
 

@@ -159,12 +159,16 @@ def test_mask_values_without_a_class_are_refused(values, classes, message):
 
 def test_what_is_no_dataset_network_or_choice_is_refused():
     pairs = circles(8)
+    images, masks = (np.pad(one, [(0, 0), (0, 0), (0, 8), *[(0, 0)] * (one.ndim - 3)]) for one in pairs)
+    wide = images, masks
     for begin, dataset, how, message in (
         (network(), (one for one in [1]), {}, "dataset: found generator; expected a sequence"),
         (network(), [1, 2], {"batch_size": 1}, r"dataset\[\d\]: found int; expected \(image, mask\)"),
         ("models/train", pairs, {}, "fit: found a network of type str; .*unetpp.load"),
         (unetpp.Trained(network().eval(), None).folded(), pairs, {}, "batch norm was folded away"),
         (network(), pairs, {"loss": "dice"}, "loss: found 'dice'; expected one of ce_dice"),
+        (network(), pairs, {"flips": "both"}, "flips: found 'both'; expected one of none, horizontal, vertical, all"),
+        (network(), wide, {}, "32x40 px, which a quarter turn would give another shape: set quarter_turns=False"),
         (network(), pairs, {"epochs": 0}, "epochs: found 0; expected at least 1"),
         (network(), pairs, {"crop_px": 18}, "crop_px: found 18; .* divisible by 4: 20"),
     ):
@@ -179,7 +183,28 @@ def test_images_of_several_sizes_are_cropped_or_taken_one_by_one():
     quick(network(), pairs, crop_px=24, epochs=1)
     quick(network(), pairs, pairs, batch_size=1, epochs=1)
     grey = [(image.mean(axis=2), mask) for image, mask in pairs]  # (H, W) float64
+    wide = [(np.hstack([image, image]), np.hstack([mask, mask])) for image, mask in pairs[:4]]
+    quick(network(), wide, wide, quarter_turns=False, epochs=1)
     quick(network(channels=1), grey, crop_px=24, epochs=1)
+
+
+def test_a_resized_model_is_fine_tuned_at_its_own_size():
+    images, masks = circles(8, 64)
+    for how in ("stretch", "pad"):
+        begin = unetpp.Trained(network(), (32, 32), fit=how)
+        tuned = quick(begin, (images[:, :48], masks[:, :48]), (images, masks), epochs=1)
+        assert (tuned.size, tuned.fit) == ((32, 32), how)
+
+
+def test_an_overlay_shows_each_class_in_its_colour():
+    images, masks = circles(2)
+    shown = unetpp.overlay(images[0], masks[0])
+    assert shown.shape == (32, 32, 3)
+    assert (shown[masks[0] == 0] == unetpp.overlay(images[0], masks[0] * 0)[masks[0] == 0]).all()
+    assert (shown[masks[0] == 1] != unetpp.overlay(images[0], masks[0] * 2)[masks[0] == 1]).any()
+    assert unetpp.overlay(images[0][..., 0] / 255, masks[0]).dtype == np.uint8
+    with pytest.raises(UserError, match="overlay draws one image at a time"):
+        unetpp.overlay(images, masks)
 
 
 def test_fine_tuning_for_other_classes_keeps_all_but_the_heads():
