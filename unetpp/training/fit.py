@@ -176,7 +176,6 @@ def fit(
     sizes = cut_epoch(num, batch_size)
     rate = schedule(learning_rate, warmup_epochs * len(sizes), epochs * len(sizes))
     result = average.network if average else network
-    segmenter = Segmenter(result, canvas=source.canvas)
     best, scores, taken = -1.0, [], {}
     info: dict[str, Any] = {"classes": list(classes) if classes else source.info.get("classes")}
     if source.sha256:
