@@ -16,8 +16,8 @@ def check(plan, expected: dict) -> None:
         assert "\n" not in choice.reason, key
 
 
-def plan_of(location, params, probe=False, **options):
-    plan = make_plan(str(location), "a-name", base=params, use_gpu=False, probe=probe, **options)
+def plan_of(location, params, minutes=30.0, probe=False, keep=None):
+    plan = make_plan(str(location), "a-name", minutes, base=params, use_gpu=False, probe=probe, keep=keep)
     override(params, plan.values)  # the values are legal together
     assert plan.values["register.model_name"] == plan.values["register.experiment"] == "a-name"
     return plan
