@@ -41,7 +41,7 @@ def _versions() -> Iterator[Finding]:
         try:
             found = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            yield Finding(name, "missing", "make setup")
+            yield Finding(name, "missing", "make setup, or pip install 'unetpp[pipelines]'")
             continue
         expected = pinned.get(name, found)
         agrees = found.split("+")[0] == expected
@@ -110,7 +110,7 @@ def _dvc() -> Iterator[Finding]:
     if not Path("dvc.yaml").is_file() or not Path(".dvc").is_dir():
         yield Finding("dvc", "no dvc.yaml and .dvc here", "run from the project's folder")
         return
-    status = subprocess.run([sys.executable, "-m", "dvc", "status"], capture_output=True, text=True, check=False)
+    status = subprocess.run([sys.executable, "-P", "-m", "dvc", "status"], capture_output=True, text=True, check=False)
     if status.returncode:
         yield Finding("dvc", "dvc status fails", redacted((status.stderr or status.stdout).strip().splitlines()[-1]))
     else:

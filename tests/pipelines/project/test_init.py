@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -140,7 +141,12 @@ def test_other_data_name_or_minutes_are_refused_and_another_path_to_the_same_is_
     before = files(tmp_path / "p")
     init(Path("p"), str(tmp_path / "my data"))
     (tmp_path / "others").mkdir()
-    for data, words in (("others", {}), ("my data", {"name": "q"}), ("my data", {"minutes": 7.0})):
+    others: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("others", {}),
+        ("my data", {"name": "q"}),
+        ("my data", {"minutes": 7.0}),
+    )
+    for data, words in others:
         with pytest.raises(UserError, match="is a project already, with --data"):
             init(Path("p"), data, **words)
     assert files(tmp_path / "p") == before
