@@ -128,7 +128,7 @@ def _site_cache() -> Finding:
     """Where DVC keeps pickles of its own, see docs/security.md."""
     from pipelines.core.private import CACHE, DVC_DEFAULT, is_private
 
-    command = [sys.executable, "-m", "dvc", "config", "core.site_cache_dir"]
+    command = [sys.executable, "-P", "-m", "dvc", "config", "core.site_cache_dir"]
     configured = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     place = Path(os.environ.get("DVC_SITE_CACHE_DIR") or configured or DVC_DEFAULT)
     advice = f"mkdir -p {CACHE} && chmod 700 {CACHE} && dvc config --local core.site_cache_dir {CACHE}/dvc"
