@@ -67,7 +67,7 @@ def measure(
 ) -> Measured:
     """Costs, scores with intervals, gates, and what the exports cost and score."""
     trained, split, batch = subject.trained, subject.split, settings.throughput_batch
-    size = as_size(settings.latency_size_px) or subject.manifest.size or (256, 256)
+    size = as_size(settings.latency_size_px) or as_size(subject.manifest.size) or (256, 256)
     # First, while the process is young: what lies in memory later slows it.
     devices = measure_devices(trained, settings, size, device)
     thresholds = choose_thresholds(predict, subject.open_val(), batch)

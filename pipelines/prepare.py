@@ -24,7 +24,7 @@ from pipelines.dataset.near_duplicates import Looks, find_duplicates
 from pipelines.dataset.sample_buffer import Spool
 from pipelines.dataset.sample_stats import Facts, check_foreground, write_samples
 from pipelines.dataset.split_balance import check_balance, tell_large_groups
-from pipelines.dataset.splits import SPLITS, Place, find_apart, join, place, refuse_apart, tell_leaks
+from pipelines.dataset.splits import SPLITS, Place, check_apart, find_apart, join, place, tell_leaks
 from pipelines.planning.advice import advise
 from unetpp.data.arrow_split import SplitWriter
 from unetpp.data.manifest import Manifest, SplitFacts
@@ -83,16 +83,17 @@ def prepare(params: Prepare, raw: Path, out: Path) -> Manifest:
         _write_tables(partial, samples, seen, places, duplicates, problems)
         alike = [(pair, "the same pixels") for pair in looks.same_pixels()]
         alike += [(pair, "slices of one volume or images of one mask") for pair in volumes]
-        apart = find_apart(
+        found = (
             partial,
             {one.id: groups[index] for index, one in seen.items()},
             [(seen[one].id, seen[other].id, why) for (one, other), why in alike if {one, other} <= seen.keys()],
         )
-        splits = {index: at.split for index, at in places.items()}
-        neighbours = find_neighbours(frames, splits) if any(given) else {}
-        leaks = tell_leaks(apart, neighbours) if any(given) else []
-        if apart and not any(given):
-            refuse_apart(partial, apart)
+        neighbours, leaks = {}, []
+        if any(given):
+            neighbours = find_neighbours(frames, {index: at.split for index, at in places.items()})
+            leaks = tell_leaks(find_apart(*found), neighbours)
+        else:
+            check_apart(*found)
         manifest = Manifest(
             size=as_size(params.size),
             fit=params.fit,

@@ -43,7 +43,7 @@ def search(params: Params, prepared: Path, runs: Path, out: Path, reports: Path)
     space, manifest = read_space(params), read_manifest(prepared)
     if "RAY_ADDRESS" not in os.environ and not params.train.use_gpu:
         check_memory(space, manifest, psutil.virtual_memory().available / 2**20, "this machine")
-    size = as_size(params.search.size_px) or manifest.size or (256, 256)
+    size = as_size(params.search.size_px) or as_size(manifest.size) or (256, 256)
     costs = count_costs(space, manifest, size)
     fitting = check_budget(space, costs)
     if space.is_single:

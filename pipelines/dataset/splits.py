@@ -14,7 +14,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 from pipelines.core.data_sections import Prepare, Shares
 from pipelines.core.tables import read_rows
@@ -118,17 +118,18 @@ def place(
             Place(group, *find_split(u, params.shares, params.folds, params.fold))
             for u, group in (found[id(names)] for names in members)
         ]
-    whole, rest = "val" in given and params.folds is None, params.shares.train + params.shares.val
+    if "val" in given and params.folds is None:
+        return [Place(found[id(names)][1], str(split), None) for names, split in zip(members, given, strict=True)]
+    rest = params.shares.train + params.shares.val  # positions below are what is not test
+    own = [None if split == "test" else found[id(names)] for names, split in zip(members, given, strict=True)]
     places = []
-    for names, split in zip(members, given, strict=True):
-        u, group = found[id(names)]
-        if split == "test" or whole:
-            places.append(Place(group, str(split), None))
-        else:  # the lower end of all positions is what is not test
-            places.append(
-                Place(group, *find_split(min(u * rest, rest * (1 - 1e-12)), params.shares, params.folds, params.fold))
-            )
-    return places
+    for names, one in zip(members, own, strict=True):
+        where = ("test", None) if one is None else find_split(one[0] * rest, params.shares, params.folds, params.fold)
+        places.append(Place(found[id(names)][1], *where))
+    if any(place.split == "val" for place in places) or params.folds:
+        return places
+    highest = max(one for one in own if one is not None)  # a small set gets the group that comes next
+    return [place._replace(split="val") if one == highest else place for place, one in zip(places, own, strict=True)]
 
 
 def find_apart(prepared: Path, groups: dict[str, str], pairs: Iterable[tuple[str, str, str]]) -> list[str]:
@@ -168,8 +169,15 @@ def find_apart(prepared: Path, groups: dict[str, str], pairs: Iterable[tuple[str
     ]
 
 
-def refuse_apart(prepared: Path, lines: list[str]) -> NoReturn:
-    """The gate of a split that is ours. What the set itself divided is told by `tell_leaks`."""
+def check_apart(prepared: Path, groups: dict[str, str], pairs: Iterable[tuple[str, str, str]]) -> None:
+    """The gate of a split that is ours, on what `find_apart` finds. What the set itself divides, `tell_leaks` tells.
+
+    Raises:
+        UserError: lists the groups and the pairs that stand in two splits.
+    """
+    lines = find_apart(prepared, groups, pairs)
+    if not lines:
+        return
     more = [f"and {len(lines) - 20} more"] if len(lines) > 20 else []
     raise UserError(
         f"{prepared}: found {len(lines)} groups or pairs of images that stand in two splits; expected each in one, "

@@ -12,7 +12,7 @@ from unetpp.data.resized import resize_mask
 from unetpp.images.frame import Frame
 from unetpp.network.masks import first_class, to_mask, to_planes
 from unetpp.scores import metrics
-from unetpp.scores.boundaries import Boundary, compare_boundaries
+from unetpp.scores.boundaries import Boundary, compare_boundaries, has_outline
 from unetpp.scores.calibration import choose_threshold, count_bins, count_by_threshold
 from unetpp.scores.object_matching import Objects, match_objects
 
@@ -125,6 +125,7 @@ class _Planes:
         self.shape, self.tolerance_px = truth.shape[:2], tolerance_px
         self.present = np.asarray(truth.any(axis=(2, 3)))
         self.boundaries = [Boundary.of(truth[at], self.ignored[at[0]]) for at in np.ndindex(*self.shape)]
+        self.outlined = [has_outline(truth[at], self.ignored[at[0]]) for at in np.ndindex(*self.shape)]
         self.objects = [Objects.of(truth[at]) for at in np.ndindex(*self.shape)]
 
     def compare(self, hat: np.ndarray) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
@@ -138,8 +139,8 @@ class _Planes:
                 continue
             scores["object_f1"][at], scores["dsb_ap"][at] = matches.f1, matches.average_precision
             boundary, true = Boundary.of(hat[at], self.ignored[at[0]]), self.boundaries[number]
-            if true.tree is None and (self.present[at] or boundary.tree is None):
-                continue  # all of its outline is ignored: there is nothing to compare with
+            if not self.outlined[number] if self.present[at] else boundary.tree is None:
+                continue  # nothing to compare with
             compared = compare_boundaries(boundary, true, self.tolerance_px)
             scores["boundary_f1"][at], scores["hd95_px"][at] = compared.f1, compared.hd95_px
         return scores, best_iou

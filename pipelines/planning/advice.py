@@ -6,7 +6,8 @@ A function of the data alone, as for training on a processor: the same data give
 from typing import Any
 
 from pipelines.planning.facts import Machine, facts_of
-from pipelines.planning.rules import OF_THE_MACHINE, apply, seen_px, suggest_depth
+from pipelines.planning.network_size import seen_px, suggest_depth
+from pipelines.planning.rules import OF_THE_MACHINE, apply
 
 PROCESSOR = Machine(cores=2, memory_mib=16 * 1024)
 UNKNOWN = {"prepare.shares"}  # what is done cannot be advised to

@@ -12,7 +12,7 @@ from pipelines.dataset.layouts import Sample
 from pipelines.dataset.loading import load_sample
 from pipelines.planning.choices import Choice, Plan
 from pipelines.planning.facts import Facts, Machine
-from pipelines.planning.rules import seen_area, widths_of
+from pipelines.planning.network_size import seen_area, widths_of
 from pipelines.training.spec import make_spec
 from pipelines.tuning.probe import Probe, probe
 from unetpp.data.arrow_split import SplitWriter

@@ -8,15 +8,18 @@ measurements.
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-
 from pipelines.planning.choices import Choice
 from pipelines.planning.facts import Facts, Given, Machine
-from unetpp.network.model import NestedUNet
-from unetpp.network.profiling import estimate_training_mib
+from pipelines.planning.network_size import (
+    PAPER_DEPTH,
+    PAPER_WIDTH,
+    seen_area,
+    seen_px,
+    suggest_depth,
+    training_mib,
+    widths_of,
+)
 
-PAPER_DEPTH, PAPER_WIDTH = 4, 32  # UNet++ (Zhou et al. 2018): L4, 32 channels that each level doubles
-LEAST_CELLS = 4  # a side of the deepest level has at least so many pixels (nnU-Net, Isensee et al. 2021)
 MOST_PX = {"cpu": 256, "cuda": 512}  # of the longer side of what a network is trained on
 LEAST_CROP = 128
 LEAST_BATCH = 4
@@ -25,7 +28,6 @@ SMALL_SHARE = 0.25  # of the pixels: less foreground is looked for by a third of
 
 
 Rule = Callable[[Given], Choice | None]
-Chosen = Mapping[str, Any]
 
 
 def _channels(given: Given) -> Choice | None:
@@ -111,40 +113,6 @@ def _crops_per_image(given: Given) -> Choice | None:
     return Choice(number, "an epoch sees about the area of all images, or 200 crops of a small set")
 
 
-def suggest_depth(facts: Facts, side_px: float) -> tuple[int, str]:
-    """The depth to train, and why. Sizes of objects say little of it: a deep network has the shallow ones in it, and
-    the depth report measures each of them. On road scenes L4 beats L1 by 14 points of IoU, on photographs of pets by
-    18, on nuclei by none (benchmarks/plan.md). So 4, the paper's, but where a coarsest pixel would hold several objects
-    or fewer than `LEAST_CELLS` of them fit on a side."""
-    depth, why = PAPER_DEPTH, "surroundings decide at several classes and large objects"
-    if not facts.by_context:
-        why = "sizes alone do not say which depth is enough"
-        while facts.width_px and depth > 2 and 2 ** (depth - 1) > facts.width_px:
-            depth -= 1
-            why = f"what is looked for is {facts.width_px:.0f} px wide, a fraction of a pixel of a deeper level"
-    while depth > 1 and LEAST_CELLS * 2**depth > side_px:
-        depth -= 1
-        why = f"a deeper level would have fewer than {LEAST_CELLS} px a side"
-    return depth, f"{why}; the report says for each depth of the family what it is worth"
-
-
-def seen_px(chosen: Chosen) -> int:
-    """The shorter side of what the network is trained on."""
-    side = chosen["train.crop_px"] or chosen["prepare.size"]
-    return min(side) if isinstance(side, list | tuple) else side
-
-
-def seen_area(chosen: Chosen) -> float:
-    """Pixels of what the network is trained on."""
-    side = chosen["train.crop_px"] or chosen["prepare.size"]
-    return float(side[0] * side[1]) if isinstance(side, list | tuple) else float(side) ** 2
-
-
-def widths_of(depth: int, base: int = PAPER_WIDTH) -> list[int]:
-    """Channels by level, each level twice the one above."""
-    return [base * 2**level for level in range(depth + 1)]
-
-
 def _widths(given: Given) -> Choice | None:
     facts, machine, chosen = given.facts, given.machine, given.chosen
     depth, why = suggest_depth(facts, seen_px(chosen))
@@ -167,12 +135,6 @@ def _batch(given: Given) -> Choice | None:
         "at least ten steps an epoch" if batch < most else f"as usual on a {'GPU' if machine.gpus else 'processor'}"
     )
     return Choice(max(1, batch // workers) * workers, reason)
-
-
-def training_mib(widths: list[int], batch: int, area: float) -> float:
-    with torch.device("meta"):  # no weights are made
-        network = NestedUNet(widths)
-    return estimate_training_mib(network, batch, round(area**0.5))
 
 
 def _accumulate(given: Given) -> Choice | None:
@@ -222,7 +184,9 @@ def _flips(given: Given) -> Choice | None:
 
 
 def _quarter_turns(given: Given) -> Choice | None:
-    facts = given.facts
+    facts, size = given.facts, given.chosen["prepare.size"]
+    if given.chosen["train.crop_px"] is None and isinstance(size, list | tuple) and size[0] != size[1]:
+        return Choice(False, "a turned rectangle has another shape")
     if facts.upright is None:
         return None
     if facts.upright or not facts.sideways:

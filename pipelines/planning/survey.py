@@ -65,10 +65,11 @@ def _told(plan: Plan) -> Iterator[None]:
 
 
 @contextmanager
-def laid_out(root: Path, params: Ingest, plan: Plan) -> Iterator[tuple[Path, Layout, list[str]]]:
+def laid_out(root: str | Path, params: Ingest, plan: Plan) -> Iterator[tuple[Path, Layout, list[str]]]:
     """A folder of links to the files of a set as stage ingest would write them, its layout, and all names at `root`."""
     links_to = [Path(one).expanduser() for one in params.links_to]
     given = Layout("pairs", **params.layout.model_dump()) if params.layout else None
+    root = Path(root).expanduser()
     sizes, problems = walk(root, "move that into the folder, or name it in ingest.links_to: [{}]", links_to)
     if problems:
         raise problems[0]
@@ -87,7 +88,7 @@ def laid_out(root: Path, params: Ingest, plan: Plan) -> Iterator[tuple[Path, Lay
         yield Path(folder), layout, [str(name) for name in sizes]
 
 
-def survey(raw: Path, layout: Layout, root: Path, names: Sequence[str], base: Params, plan: Plan) -> Survey:
+def survey(raw: Path, layout: Layout, root: str | Path, names: Sequence[str], base: Params, plan: Plan) -> Survey:
     """Look at the set in the folder `raw`, as stage ingest writes it, and choose what prepare needs to read it.
 
     Args:
@@ -104,7 +105,7 @@ def survey(raw: Path, layout: Layout, root: Path, names: Sequence[str], base: Pa
         masks = [(sample.masks[0], sample.page) for sample in _spread(files, MOST_MASKS)]
         found = add_up(_within(masks), limits_of(base.prepare))
         shown = [mask.relative_to(raw).as_posix() for mask, _ in masks]
-        read_meaning(found, find_table(root, names), shown, plan)
+        read_meaning(found, find_table(Path(root), names), shown, plan)
     elif samples[0].classes is None and samples[0].drawing is None:
         plan.found.append("masks have a file for each object: one class, and objects are kept")
         plan.choose("prepare.num_classes", 1, "a mask file for each object")

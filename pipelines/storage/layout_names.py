@@ -218,13 +218,9 @@ def choose(
     """
     names = sorted(names)
     prefix = _wrapper(names)
-    if given is not None and find_files(names, given).images:
-        prefix = PurePosixPath()
-    inner = {
-        name.relative_to(prefix): name
-        for name in names
-        if name.is_relative_to(prefix) and name != prefix and not THUMBNAILS & {part.lower() for part in name.parts}
-    }
+    inner = _inside(names, prefix)
+    if given is not None and not find_files(inner, given).mask_of:  # they may be written from the outermost folder on
+        inner = _inside(names, PurePosixPath())
     layout = check_names(list(inner), where, given)
     chosen, left_out = select(inner, layout)
     kept = {name: original for name, original in inner.items() if name in chosen}
@@ -245,6 +241,15 @@ def choose(
     if foreign:
         print(f"{foreign} names are no UTF-8: their other bytes are written as %E9 and the like")
     return layout, spelled
+
+
+def _inside(names: Iterable[PurePosixPath], prefix: PurePosixPath) -> dict[PurePosixPath, PurePosixPath]:
+    """The names under a folder, by what they are relative to it; without thumbnails."""
+    return {
+        name.relative_to(prefix): name
+        for name in names
+        if name.is_relative_to(prefix) and name != prefix and not THUMBNAILS & {part.lower() for part in name.parts}
+    }
 
 
 def _spelled(name: str) -> str:

@@ -163,8 +163,8 @@ def _common_tail(group: list[str], token: str) -> str:
     tail = os.path.commonprefix([rest[::-1] for rest in group])[::-1]
     if len(set(group)) == 1:
         tail = group[0][-len(token) - 1 :]
-    start = re.search(r"[_\-. /]", tail)
-    return tail[start.start() :] if start else group[0][-len(token) - 1 :]
+    words = re.search(r"(?:[_\-. /](?=[^_\-. /]*[^\d_\-. /])[^_\-. /]+)+$", tail)  # a number belongs to the id
+    return words[0] if words else group[0][-len(token) - 1 :]
 
 
 def _template(pattern: str, head: str = "", tail: str = "", suffix: str = "") -> str:

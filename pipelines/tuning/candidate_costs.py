@@ -142,7 +142,7 @@ def check_memory(space: Space, manifest: Manifest, there_mib: float, where: str)
     batches = space.dimensions.get("train.batch_size", [json.dumps(space.params.train.batch_size)])
     largest = max(json.loads(one) for one in batches) if isinstance(batches, list) else batches["int"][1]
     batch = max(1, largest // space.params.search.num_workers)
-    size = as_size(space.params.train.crop_px) or manifest.size or (256, 256)
+    size = as_size(space.params.train.crop_px) or as_size(manifest.size) or (256, 256)
     for candidate in space.networks:
         with torch.device("meta"):
             network = build_network(candidate.params.model, candidate.widths, manifest)

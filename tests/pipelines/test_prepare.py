@@ -109,7 +109,7 @@ def test_numbers_of_objects_are_kept_at_the_size_of_each_mask(made, tmp_path):
         for index, id in enumerate(split.ids):
             stored, (_, mask), numbers = decode_mask(made / f"masks/{id}.png"), split[index], split.instances(index)
             if name in ("test", "val_full"):
-                assert numbers is None if stored.max() < 2 else np.array_equal(numbers, stored)
+                assert stored.max() < 2 if numbers is None else np.array_equal(numbers, stored)
             elif numbers is not None:
                 assert numbers.shape == mask.shape
                 assert not numbers[mask == 0].any()
@@ -427,7 +427,7 @@ def test_with_near_duplicates_off_only_the_same_pixels_in_two_splits_stop_the_st
     assert not (tmp_path / "out").exists()
 
 
-def by_number(members, params):
+def by_number(members, params, **_):
     """A wrong rule, in place of `place`: as if every image were a group of its own."""
     return place([[str(number)] for number in range(len(members))], params)
 

@@ -198,7 +198,7 @@ def test_reasons_are_one_line():
 def search_all(params, decide, kept: dict[str, Trial] | None = None) -> dict[str, Trial]:
     """The trials of a search whose trainings `decide` stands for: it gets a proposal and gives its val IoU."""
     space, ended = read_space(params), {} if kept is None else kept
-    manifest: Any = SimpleNamespace(channels=3, num_classes=1, multilabel=False)
+    manifest: Any = SimpleNamespace(channels=3, num_classes=1, multilabel=False, background=True)
     for batch in proposals(space, count_costs(space, manifest, (32, 32)), ended):
         for one in batch:
             if one.name not in ended:

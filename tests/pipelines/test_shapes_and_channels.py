@@ -38,8 +38,8 @@ def write_raw(raw, channels: int, num: int = 24) -> None:
         mask = np.zeros((height, width), np.uint8)
         mask[5 + number % 7 : 25, 6:22] = 255
         image = rng.integers(0, 500, (height, width, channels)) + 3000 * (mask[..., None] > 0)
-        how = {"photometric": "minisblack", "planarconfig": "contig"}
-        tifffile.imwrite(raw / f"images/{number:02}.tif", image.astype(np.uint16), **how)
+        path = raw / f"images/{number:02}.tif"
+        tifffile.imwrite(path, image.astype(np.uint16), photometric="minisblack", planarconfig="contig")
         Image.fromarray(mask).save(raw / f"masks/{number:02}.png")
 
 

@@ -24,7 +24,7 @@ class SplitFacts:
 class Manifest:
     """manifest.json of a prepared folder. Data that stage prepare did not make may lack what has a default."""
 
-    size: Size | None  # px of what the network sees: of the images of train and val; None: their own sizes
+    size: int | Size | None  # px of what the network sees, as a pair once it is made; None: the images' own sizes
     fit: Fit = "stretch"  # how they come to that size
     channels: int
     num_classes: int
@@ -45,12 +45,13 @@ class Manifest:
     class_pixels: list[int] | None = None  # of train; of labels first the pixels without one
 
     def __post_init__(self):
-        object.__setattr__(self, "size", as_size(self.size))  # a side stands for a square
+        object.__setattr__(self, "size", as_size(self.size))
 
     @property
     def frame(self) -> Frame | None:
         """What whole images are brought to, if to anything."""
-        return Frame(self.size, self.fit) if self.size else None
+        size = as_size(self.size)
+        return Frame(size, self.fit) if size else None
 
     def write(self, prepared: Path) -> None:
         """Write manifest.json into an existing folder."""

@@ -16,8 +16,9 @@ def as_size(value: int | Sequence[int] | None) -> Size | None:
     return int(height), int(width)
 
 
-def plain(size: Size | None) -> int | list[int] | None:
+def plain(value: int | Sequence[int] | None) -> int | list[int] | None:
     """The reverse of `as_size`: one number for a square."""
+    size = as_size(value)
     if size is None:
         return None
     return size[0] if size[0] == size[1] else list(size)

@@ -135,6 +135,9 @@ def _read_other(path: Path, number: int | None, limits: Limits) -> Picture:
         palette = np.zeros((256, 3), np.uint8)
         colours = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
         palette[: len(colours)] = colours
+        # A GIF has no grey values but by a palette, in the order in which its writer met them.
+        if header.format == "GIF" and (palette == palette[:, :1]).all():
+            pixels, palette = palette[pixels][..., 0], None
     elif header.mode == "1":
         pixels = pixels.astype(np.uint8)
     elif bits < 8:

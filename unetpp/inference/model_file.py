@@ -42,7 +42,7 @@ class Trained:
     """A trained network and what is needed to use it; saved as one sealed file that holds no code."""
 
     network: NestedUNet
-    size: Size | None  # px that images were resized to for training, if they were; a side stands for a square
+    size: int | Size | None  # px that images were resized to for training, if they were; a pair once it is made
     info: dict[str, Any] = field(default_factory=dict)  # where it comes from: params, hashes, epoch
     sha256: str | None = None  # of the file that it was read from
     fit: Fit = "stretch"  # how they were resized
@@ -53,7 +53,8 @@ class Trained:
     @property
     def frame(self) -> Frame | None:
         """What whole images are brought to, if to anything."""
-        return Frame(self.size, self.fit) if self.size else None
+        size = as_size(self.size)
+        return Frame(size, self.fit) if size else None
 
     @property
     def canvas(self) -> Size | None:

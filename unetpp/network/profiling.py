@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from unetpp.images.frame import Size, as_size
 from unetpp.network.model import Block, NestedUNet
 
 MIB = 2**20
@@ -133,7 +132,7 @@ def measure_peak_memory_mib(module: nn.Module, example: Tensor) -> float:
     return int(np.cumsum([0, *changes]).max()) / MIB
 
 
-def estimate_training_mib(network: NestedUNet, batch_size: int, size: int | Size) -> float:
+def estimate_training_mib(network: NestedUNet, batch_size: int, size: int | tuple[int, int]) -> float:
     """Memory of a training step in fp32 with Adam, in MiB: a model, checked against torch's own count in the tests.
 
     Each node keeps for the backward pass what goes in, what was upsampled for it, and two convolutions and two
@@ -141,6 +140,7 @@ def estimate_training_mib(network: NestedUNet, batch_size: int, size: int | Size
     and Adam's two moments are four numbers a parameter. Libraries and the processor's or GPU's own share (some
     hundred MiB on CUDA) come on top; bf16 keeps nearly half of it.
     """
+    pixels = size**2 if isinstance(size, int) else math.prod(size)
     numbers = 0.0  # a pixel of the image
     for name, node in network.nodes.items():
         assert isinstance(node, Block)
@@ -148,7 +148,7 @@ def estimate_training_mib(network: NestedUNet, batch_size: int, size: int | Size
         kept = node.conv1.in_channels + 4 * node.conv1.out_channels
         upsampled = network.widths[level + 1] if position else 0
         numbers += (kept + upsampled) / 4**level
-    return 4 * (numbers * batch_size * math.prod(as_size(size) or ()) + 4 * count_parameters(network)) / MIB
+    return 4 * (numbers * batch_size * pixels + 4 * count_parameters(network)) / MIB
 
 
 def _time(module: nn.Module, example: Tensor) -> float:

@@ -8,6 +8,9 @@ outside. Towards unlabelled pixels there is no boundary: what lies there is not 
 - HD95: the larger of the two 95th percentiles of the distances from each boundary to the nearest pixel of the
   other, as MONAI and DeepMind's surface-distance have it.
 
+A plane that has no outline, since the image's edge or unlabelled pixels are all that it borders on (`has_outline`), has
+nothing to compare with.
+
 Where neither plane has a boundary, F1 is 1 and the distance 0. Where one has none, F1 is 0 and the distance the
 image's diagonal, which none can exceed: nothing found must not be better than something found far away.
 """
@@ -39,10 +42,19 @@ class Boundary:
         return cls(points, KDTree(points) if len(points) else None, float(np.hypot(*plane.shape)))
 
 
-def find_boundary(plane: np.ndarray, ignored: np.ndarray | None = None) -> np.ndarray:
-    """(H, W) bool: the pixels of a plane (H, W) bool that have one of their four neighbours outside it."""
+def has_outline(plane: np.ndarray, ignored: np.ndarray | None = None) -> bool:
+    """Whether a plane (H, W) bool borders on a known pixel outside it, be it one."""
+    return bool(find_boundary(plane, ignored, beyond=True).any())
+
+
+def find_boundary(plane: np.ndarray, ignored: np.ndarray | None = None, beyond: bool = False) -> np.ndarray:
+    """(H, W) bool: the pixels of a plane (H, W) bool that have one of their four neighbours outside it.
+
+    Args:
+        beyond: what lies beyond the image's edge counts as inside.
+    """
     known = plane if ignored is None else plane & ~ignored
-    inside = np.pad(known if ignored is None else known | ignored, 1)
+    inside = np.pad(known if ignored is None else known | ignored, 1, constant_values=beyond)
     surrounded = inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
     return known & ~surrounded
 

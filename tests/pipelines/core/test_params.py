@@ -52,8 +52,10 @@ NAMES = ("#1", "?", "@L1", "\\", "\n", " ", "/1", "x" * 256)
         (lambda v: v["augment"].update(flips=True), "set augment.flips: all and augment.quarter_turns: true"),
         (lambda v: v["augment"].update(flips=False), "set augment.flips: none and augment.quarter_turns: false"),
         (lambda v: v["prepare"].update(size=[96, 128]), "set augment.quarter_turns to false, train.crop_px, or"),
-        (lambda v: v["prepare"].update(size=[100, 128]), "prepare.size is [100, 128], and a network of the widths"),
-        (lambda v: v["prepare"].update(size=[100, 128]), "set prepare.size to [96, 128] or [104, 128]"),
+        (
+            lambda v: (v["prepare"].update(size=[100, 128]), v["augment"].update(quarter_turns=False)),
+            "sides divisible by 8: set prepare.size to [96, 128] or [104, 128]",
+        ),
         (lambda v: v["prepare"].update(size=None, fit="pad"), "prepare.fit is pad, and prepare.size is null"),
         (lambda v: v["search"].update(widths=[]), "search.widths"),
         (

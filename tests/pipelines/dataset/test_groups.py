@@ -15,12 +15,16 @@ def samples(*ids, volume=None):
 
 
 def test_a_sample_is_a_group_of_its_own_and_slices_of_a_volume_are_one():
-    found = find_groups(samples("a") + samples("v@0000", "v@0001", volume="v"), Groups(pattern=None, table=None))
+    found = find_groups(
+        samples("a") + samples("v@0000", "v@0001", volume="v"), Groups(pattern=None, table=None, sequences="auto")
+    )
     assert found == ["a", "v", "v"]
 
 
 def test_a_pattern_is_searched_in_the_id():
-    found = find_groups(samples("site1/p3_01", "site1/p3_02", "site2/p14_01"), Groups(pattern=r"/(p\d+)_", table=None))
+    found = find_groups(
+        samples("site1/p3_01", "site1/p3_02", "site2/p14_01"), Groups(pattern=r"/(p\d+)_", table=None, sequences="auto")
+    )
     assert found == ["p3", "p3", "p14"]
 
 
@@ -33,12 +37,12 @@ def test_a_pattern_is_searched_in_the_id():
 )
 def test_an_id_that_the_pattern_does_not_match_is_named(pattern, message):
     with pytest.raises(UserError, match=message):
-        find_groups(samples("p1_1", "x_1"), Groups(pattern=pattern, table=None))
+        find_groups(samples("p1_1", "x_1"), Groups(pattern=pattern, table=None, sequences="auto"))
 
 
 def write(path, text):
     path.write_text(text, encoding="utf-8")
-    return Groups(pattern=None, table=str(path))
+    return Groups(pattern=None, table=str(path), sequences="auto")
 
 
 def test_a_table_gives_groups_whatever_its_other_columns_and_tells_ids_that_it_knows_alone(tmp_path, capsys):
@@ -78,7 +82,7 @@ def test_a_bad_table_is_refused_with_its_line(tmp_path, text, message):
 
 def test_a_missing_table_and_one_that_is_no_text_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"none\.csv: found no such file"):
-        find_groups(samples("a"), Groups(pattern=None, table=str(tmp_path / "none.csv")))
+        find_groups(samples("a"), Groups(pattern=None, table=str(tmp_path / "none.csv"), sequences="auto"))
     (tmp_path / "t.csv").write_bytes(b"id,group\n\xff\xfe,p\n")
     with pytest.raises(UserError, match=r"t\.csv: found no CSV in UTF-8"):
-        find_groups(samples("a"), Groups(pattern=None, table=str(tmp_path / "t.csv")))
+        find_groups(samples("a"), Groups(pattern=None, table=str(tmp_path / "t.csv"), sequences="auto"))

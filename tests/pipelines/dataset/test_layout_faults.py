@@ -223,7 +223,7 @@ def a_patient_of_many_images(faulty):
 def a_patient_in_two_splits_by_a_mistake_in_the_rule(faulty):
     params = a_patient_of_many_images(faulty)
     faulty.patch.setattr(
-        "pipelines.prepare.place", lambda members, params: place([[str(n)] for n in range(len(members))], params)
+        "pipelines.prepare.place", lambda members, params, **_: place([[str(n)] for n in range(len(members))], params)
     )
     return params
 

@@ -93,7 +93,9 @@ def test_every_form_of_mask_is_read(tmp_path, form):
     path = tmp_path / "mask.png"
     if isinstance(picture, np.ndarray):
         picture = Image.fromarray(picture)
-    picture.save(path, **({"transparency": 0} if picture.mode == "P" else {}))
+    if picture.mode == "P":
+        picture.info["transparency"] = 0  # which Pillow writes as alpha of the palette
+    picture.save(path)
     expected = np.where(TRUTH == IGNORE, IGNORE, TRUTH > 0)
     assert np.array_equal(read(path, values=values), expected)
 

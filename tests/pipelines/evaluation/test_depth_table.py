@@ -6,6 +6,7 @@ import re
 import pytest
 
 from pipelines.core.numbers import NOTHING
+from pipelines.evaluation.cautions import find_cautions
 from pipelines.evaluation.depth_table import describe
 from pipelines.summary import summary
 from unetpp.errors import UserError
@@ -111,3 +112,10 @@ def test_the_summary_says_where_to_look_and_what_to_run_before(report, tmp_path)
     assert describe(report) in found
     assert "nuclei: L1 is version 4, L2 is version 5" in found
     assert str(tmp_path / "evaluate/report.html") in found
+
+
+def test_what_a_given_split_leaks_is_a_caution():
+    assert find_cautions({"num_groups": 20, "leaks": ["1 of 2 test frames lie near."]}) == [
+        "1 of 2 test frames lie near."
+    ]
+    assert find_cautions({"num_groups": 20}) == []

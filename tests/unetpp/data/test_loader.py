@@ -103,13 +103,13 @@ class Broken(AugmentedSamples):
         super().__init__(split, Augment(Crops(16), "none", False, 0, 0, 3), 0)
         self.error = error
 
-    def make(self, index, epoch):
-        if index == 9:
+    def make(self, number, epoch):
+        if number == 9:
             if self.error is None:
                 os.kill(os.getpid(), signal.SIGKILL)
             else:
                 raise self.error
-        return super().make(index, epoch)
+        return super().make(number, epoch)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

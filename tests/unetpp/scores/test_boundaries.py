@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from unetpp.scores.boundaries import Boundary, compare_boundaries, find_boundary
+from unetpp.scores.boundaries import Boundary, compare_boundaries, find_boundary, has_outline
 
 
 def blobs(seed: int, shape=(40, 33)) -> np.ndarray:
@@ -46,3 +46,13 @@ def test_what_nobody_annotated_has_no_boundary_and_makes_none():
     assert not found[:, 10:].any()
     assert not found[6:14, 9].any()  # the cut through the square is no outline
     np.testing.assert_array_equal(found[:, :10], find_boundary(plane)[:, :10])
+
+
+def test_the_edge_of_the_image_and_ignored_pixels_are_no_outline():
+    plane, ignored = np.zeros((6, 6), bool), np.zeros((6, 6), bool)
+    plane[:3], ignored[3:] = True, True
+    assert has_outline(plane)
+    assert not has_outline(plane, ignored)
+    assert not has_outline(np.ones((6, 6), bool))
+    ignored[3, 2] = False  # one pixel of background is known
+    assert has_outline(plane, ignored)
