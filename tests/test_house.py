@@ -217,7 +217,7 @@ def test_no_file_names_a_host_of_ours():
             assert not re.search(r"find-links|index-url", text) or path.name in {
                 "Makefile",
                 "test_house.py",
-                "test_wheel.py",
+                "wheels.py",
             }, name
 
 
