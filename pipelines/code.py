@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="YAML file of the hashes")
     out = parser.parse_args().out
     with replacing(out) as partial:
-        partial.write_text(yaml.safe_dump({stage: stage_hash(stage) for stage in STAGES}, sort_keys=False))
+        partial.write_text(yaml.safe_dump({stage: stage_hash(stage)[:16] for stage in STAGES}, sort_keys=False))
 
 
 if __name__ == "__main__":

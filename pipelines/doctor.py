@@ -42,7 +42,7 @@ def _versions() -> Iterator[Finding]:
         try:
             found = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            yield Finding(name, "missing", "make setup")
+            yield Finding(name, "missing", "make setup, or pip install 'unetpp[pipelines]'")
             continue
         expected = pinned.get(name, found)
         agrees = found.split("+")[0] == expected
@@ -111,7 +111,7 @@ def _dvc() -> Iterator[Finding]:
     if not Path("dvc.yaml").is_file() or not Path(".dvc").is_dir():
         yield Finding("dvc", "no dvc.yaml and .dvc here", "run from the project's folder")
         return
-    status = subprocess.run([sys.executable, "-m", "dvc", "status"], capture_output=True, text=True, check=False)
+    status = subprocess.run([sys.executable, "-P", "-m", "dvc", "status"], capture_output=True, text=True, check=False)
     if status.returncode:
         yield Finding("dvc", "dvc status fails", redacted((status.stderr or status.stdout).strip().splitlines()[-1]))
     else:
@@ -129,7 +129,7 @@ def _site_cache() -> Finding:
     """Where DVC keeps pickles of its own, see docs/security.md."""
     from pipelines.core.private import CACHE, DVC_DEFAULT, is_private
 
-    command = [sys.executable, "-m", "dvc", "config", "core.site_cache_dir"]
+    command = [sys.executable, "-P", "-m", "dvc", "config", "core.site_cache_dir"]
     configured = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     place = Path(os.environ.get("DVC_SITE_CACHE_DIR") or configured or DVC_DEFAULT)
     advice = f"mkdir -p {CACHE} && chmod 700 {CACHE} && dvc config --local core.site_cache_dir {CACHE}/dvc"

@@ -108,10 +108,11 @@ def plan_for(folder: Path, where: Data, name: str, minutes: float, base: Params,
     if path is None:
         path, cache = folder / "data/raw", folder / "data/cache"
         check_outputs([path], within=True)
-        print(f"{where.location}: fetched first, into {path}", flush=True)
+        print(f"the data are fetched first, into {path}", flush=True)
         ingest(base.ingest.model_copy(update={"location": _from_here(where, folder)}), path, cache)
     print(f"looking at {path}, and trying a few steps of training", flush=True)
     plan = make_plan(str(path), name, minutes, base=base, keep=keep)
+    plan.found = [line for line in plan.found if "manifest.json" not in line]  # which stage ingest has written
     for key in ("ingest.kind", "ingest.location", *NAMED):  # which are as the user said
         plan.params.pop(key, None)
     return plan

@@ -272,5 +272,5 @@ def serve_page(port: int, store: str, model_name: str | None = None) -> None:
     }
     artifact_paths.follow(sqlite_path(store))
     options = {"--host": "127.0.0.1", "--port": str(port), "--workers": "1"}
-    command = [sys.executable, "-m", "mlflow", "server", *(word for option in options.items() for word in option)]
+    command = [sys.executable, "-P", "-m", "mlflow", "server", *(word for option in options.items() for word in option)]
     os.execve(sys.executable, command, environment)

@@ -245,10 +245,11 @@ def _dvc(folder: Path, *arguments: str, capture: bool = True, init_store: str = 
         | dvc_environment()
         | {
             "PATH": str(Path(sys.executable).parent) + os.pathsep + os.environ.get("PATH", ""),
-            "PYTHONPATH": str(folder),
+            # Of a project that the installed package runs, no folder of the user's own is taken for a package.
+            **({"PYTHONPATH": str(folder)} if (folder / "unetpp/__init__.py").exists() else {}),
             "UNETPP_INIT_STORE": init_store,
             "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",  # nothing that runs there writes elsewhere
         }
     )
-    command = [sys.executable, "-m", "dvc", *arguments]
+    command = [sys.executable, "-P", "-m", "dvc", *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=capture, text=True, check=False)

@@ -105,7 +105,7 @@ def test_page_becomes_the_server_of_the_same_store(store, closed_port, monkeypat
     started = {}
     monkeypatch.setattr(mlflow_store.os, "execve", lambda _file, command, env: started.update(command=command, env=env))
     mlflow_store.serve_page(closed_port, store, "nuclei")
-    assert started["command"][1:4] == ["-m", "mlflow", "server"]
+    assert started["command"][1:5] == ["-P", "-m", "mlflow", "server"]
     assert started["command"][started["command"].index("--host") + 1] == "127.0.0.1"
     assert started["env"]["MLFLOW_BACKEND_STORE_URI"] == store
     assert Path(store.removeprefix("sqlite:///")).stat().st_mode & 0o777 == 0o600
