@@ -9,6 +9,8 @@ import shutil
 import sqlite3
 import tarfile
 from contextlib import closing
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import numpy as np
@@ -56,8 +58,12 @@ def params(before):
     with pytest.raises(UserError, match="every key must be present") as told:
         load_params(path)
     values, now = yaml.safe_load(path.read_text()), yaml.safe_load((REPOSITORY / "params.yaml").read_text())
-    for section, key in re.findall(r"(\w+)\.(\w+): missing", str(told.value)):
-        values[section][key] = now[section][key]
+    for dotted in re.findall(r"([\w.]+): missing", str(told.value)):
+        *sections, key = dotted.split(".")
+        reduce(getitem, sections, values)[key] = reduce(getitem, sections, now)[key]
+    assert "augment.flips" in str(told.value)
+    assert values["augment"]["flips"] is True
+    values["augment"]["flips"] = "all"
     path.write_text(yaml.safe_dump(values))
     return load_params(path)
 

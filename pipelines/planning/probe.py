@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
+from pipelines.core.files import scratch
 from pipelines.core.params import Params, override
 from pipelines.dataset.layouts import Sample
 from pipelines.dataset.loading import load_sample
@@ -60,9 +60,8 @@ def try_out(params: Params, samples: Sequence[Sample]) -> Probe:
     one = {"num_workers": 1, "cpus_per_worker": 1, "batch_size": max(1, train.batch_size // train.max_workers)}
     alone = params.model_copy(update={"train": train.model_copy(update=one)})
     wanted = 2 * one["batch_size"]
-    with TemporaryDirectory(prefix="unetpp-probe-") as name:
-        folder, error = Path(name), None
-        loaded = []
+    with scratch() as folder:
+        error, loaded = None, []
         for sample in samples:
             try:
                 loaded.append((sample.id, load_sample(sample, params.prepare)))
@@ -84,7 +83,10 @@ def try_out(params: Params, samples: Sequence[Sample]) -> Probe:
 
 
 def _manifest(params: Params, folder: Path) -> Manifest:
-    known = {key: getattr(params.prepare, key) for key in ("size", "fit", "channels", "num_classes", "multilabel")}
+    known = {
+        key: getattr(params.prepare, key)
+        for key in ("size", "fit", "channels", "num_classes", "multilabel", "background")
+    }
     fields = Manifest.__dataclass_fields__
     return Manifest(
         **{key: value for key, value in known.items() if key in fields},

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from pipelines.core.data_sections import Ingest
+from pipelines.core.files import scratch
 from pipelines.core.params import Params, override
 from pipelines.dataset.fingerprint import summarise
 from pipelines.dataset.given_splits import with_splits
@@ -77,15 +77,15 @@ def laid_out(root: str | Path, params: Ingest, plan: Plan) -> Iterator[tuple[Pat
         layout, kept = choose(sizes, str(root), given)
     if layout.kind == "pairs" and layout != Layout("pairs"):
         plan.found.append(f"images are {layout.images} and masks {layout.masks}, each with its suffix")
-    with TemporaryDirectory(prefix="unetpp-survey-") as folder:
+    with scratch() as folder:
         made = set()
         for name, original in kept.items():
-            target = Path(folder, name)
+            target = folder / name
             if target.parent not in made:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 made.add(target.parent)
             target.symlink_to(root.absolute() / original)
-        yield Path(folder), layout, [str(name) for name in sizes]
+        yield folder, layout, [str(name) for name in sizes]
 
 
 def survey(raw: Path, layout: Layout, root: str | Path, names: Sequence[str], base: Params, plan: Plan) -> Survey:

@@ -26,7 +26,7 @@ def test_more_workers_than_images_are_refused_before_anything_starts(project, pr
     (project.folder / "architecture.yaml").write_text("widths: [4, 6, 8]\n")
     project.set({"train": {"num_workers": 512, "batch_size": 512}})
     folders = [project.folder / name for name in ("architecture.yaml", "runs", "models", "reports")]
-    with pytest.raises(UserError, match=r"training image\(s\) for 512 workers"):
+    with pytest.raises(UserError, match=r"training sample\(s\) for 512 workers"):
         train(load_params(project.folder / "params.yaml"), prepared, *folders)
     assert not any(folder.exists() for folder in folders[1:])
 

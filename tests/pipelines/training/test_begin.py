@@ -49,6 +49,7 @@ def test_it_begins_with_the_very_version_that_an_alias_named_when_search_ran(
     project, prepared, home, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(home[0])
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # which MLflow sets wherever a store was opened
     asked = f"models:/{NAME}@L2"
     project.set({"search": {"widths": WIDTHS}, "train": {"init": asked, "num_workers": 1}})
     init = fetch_init(asked, tmp_path)

@@ -201,5 +201,6 @@ def test_the_example_of_the_readme_runs(tmp_path, monkeypatch):
     (tmp_path / "models/train").mkdir(parents=True)
     make().save(tmp_path / "models/train/model.safetensors")
     names = {"image": RNG.integers(0, 256, (33, 40, 3), np.uint8), "images": torch.rand(1, 3, 32, 32)}
-    exec(examples[0], names)
+    names |= {"masks": np.eye(32, dtype=np.uint8)[None], "val_images": names["images"]}
+    exec(examples[0].replace("epochs=20", "epochs=1"), names | {"val_masks": names["masks"]}, names)
     assert names["mask"].shape == (33, 40)
