@@ -144,6 +144,14 @@ def test_what_the_user_keeps_is_what_the_rest_follows(tmp_path, params):
     check(plan, {"train.crop_px": None, "train.crops_per_image": None})
 
 
+def test_what_the_user_says_of_masks_settles_what_they_mean(tmp_path, params):
+    root = stand_ins.voc(tmp_path / "set", 12)
+    values = {0: "background", 255: "ignore", **dict.fromkeys(range(1, 21), "it")}
+    plan = plan_of(root, params, keep={"prepare.num_classes": 1, "prepare.values": values})
+    assert not {"prepare.num_classes", "prepare.classes", "prepare.ignore", "prepare.values"} & plan.params.keys()
+    assert any("as params.yaml says" in line for line in plan.found)
+
+
 def test_the_same_data_give_the_same_plan(tmp_path, params):
     root = stand_ins.kvasir(tmp_path / "set", 16)
     assert plan_of(root, params) == plan_of(root, params)
