@@ -16,8 +16,8 @@ def check(plan, expected: dict) -> None:
         assert "\n" not in choice.reason, key
 
 
-def plan_of(location, params, **options):
-    plan = make_plan(str(location), "a-name", base=params, use_gpu=False, **{"probe": False} | options)
+def plan_of(location, params, minutes=30.0, probe=False, keep=None):
+    plan = make_plan(str(location), "a-name", minutes, base=params, use_gpu=False, probe=probe, keep=keep)
     override(params, plan.values)  # the values are legal together
     assert plan.values["register.model_name"] == plan.values["register.experiment"] == "a-name"
     return plan
@@ -142,6 +142,14 @@ def test_what_the_user_keeps_is_what_the_rest_follows(tmp_path, params):
     plan = plan_of(root, params, keep={"prepare.size": 64})
     assert "prepare.size" not in plan.values
     check(plan, {"train.crop_px": None, "train.crops_per_image": None})
+
+
+def test_what_the_user_says_of_masks_settles_what_they_mean(tmp_path, params):
+    root = stand_ins.voc(tmp_path / "set", 12)
+    values = {0: "background", 255: "ignore", **dict.fromkeys(range(1, 21), "it")}
+    plan = plan_of(root, params, keep={"prepare.num_classes": 1, "prepare.values": values})
+    assert not {"prepare.num_classes", "prepare.classes", "prepare.ignore", "prepare.values"} & plan.params.keys()
+    assert any("as params.yaml says" in line for line in plan.found)
 
 
 def test_the_same_data_give_the_same_plan(tmp_path, params):
