@@ -60,7 +60,7 @@ def make_plan(
         plan.params |= apply(found.facts, machine, plan.values | kept)
         _choose_salt(found, override(base, plan.values | kept), plan)
         if probe:
-            fit_time(plan, found.facts, machine, found.samples, base, minutes)
+            fit_time(plan, found.facts, machine, found.samples, base, minutes, kept)
     plan.choose("register.experiment", name, "named after the project")
     plan.choose("register.model_name", name, "named after the project")
     for key in kept:

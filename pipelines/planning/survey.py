@@ -187,7 +187,7 @@ def _choose_categories(raw: Path, names: Sequence[PurePosixPath], plan: Plan) ->
         if name.suffix.lower() == ".json":
             content = json.loads((raw / name).read_text(encoding="utf-8"))
             categories |= {one["id"]: role_of(str(one["name"])) for one in content.get("categories", [])}
-    called = [categories[id] for id in sorted(categories, key=str)]
+    called = [categories[id] for id in sorted(categories, key=lambda id: (isinstance(id, str), id))]
     plan.found.append(f"COCO annotations of {len(called)} categories: {', '.join(called[:12])}")
     if len(called) > 1:
         plan.choose("prepare.classes", called, "COCO's categories, in the order of their ids")
