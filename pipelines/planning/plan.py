@@ -47,21 +47,24 @@ def make_plan(
     Raises:
         UserError: there are no images with masks that any layout fits.
     """
-    base = base or load_params(Path(__file__).parents[2] / "params.yaml")
+    kept = dict(keep or {})
+    base = override(base or load_params(Path(__file__).parents[2] / "params.yaml"), kept)
     plan, root = Plan(), Path(location).expanduser()
     plan.choose("ingest.kind", "folder", "a folder of this machine")
     plan.choose("ingest.location", location, "where the data lie")
     with laid_out(root, base.ingest, plan) as (raw, layout, names):
-        found = survey(raw, layout, root, names, base, plan)
+        found = survey(raw, layout, root, names, base, plan, kept)
         _describe(found, plan)
         _choose_kinds(found, plan)
-        machine, kept = find_machine(use_gpu), dict(keep or {})
+        machine = find_machine(use_gpu)
         plan.params |= apply(found.facts, machine, plan.values | kept)
         _choose_salt(found, override(base, plan.values | kept), plan)
         if probe:
-            fit_time(plan, found.facts, machine, found.samples, override(base, kept), minutes)
+            fit_time(plan, found.facts, machine, found.samples, base, minutes, kept)
     plan.choose("register.experiment", name, "named after the project")
     plan.choose("register.model_name", name, "named after the project")
+    for key in kept:
+        plan.params.pop(key, None)
     plan.params = dict(sorted(plan.params.items(), key=lambda pair: ORDER.index(pair[0].split(".")[0])))
     return plan
 

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from unetpp.files import sha256
 LEAST_EPOCHS, MOST_EPOCHS = 10, 150
 LEAST_WIDTH = 8  # of level 0
 MARGIN = 0.9  # of the time, as a probe sees the beginning alone
+KNOWN = ("size", "fit", "channels", "num_classes", "multilabel", "background")  # of a manifest, from params
 VALIDATED = 4  # images that the probe validates
 TOGETHER = 0.85  # so many cores to this power are worth one
 DEPTHS_COST = 2.5  # of one pass with all heads: evaluate runs each depth, at several settings
@@ -83,27 +84,30 @@ def try_out(params: Params, samples: Sequence[Sample]) -> Probe:
 
 
 def _manifest(params: Params, folder: Path) -> Manifest:
-    known = {
-        key: getattr(params.prepare, key)
-        for key in ("size", "fit", "channels", "num_classes", "multilabel", "background")
-    }
-    fields = Manifest.__dataclass_fields__
+    known = {key: getattr(params.prepare, key) for key in KNOWN}
     return Manifest(
-        **{key: value for key, value in known.items() if key in fields},
+        **known,
         splits={split: SplitFacts(1, sha256(folder / f"{split}.arrow")) for split in ("train", "val")},
     )
 
 
 def fit_time(
-    plan: Plan, facts: Facts, machine: Machine, samples: Sequence[Sample], base: Params, minutes: float
+    plan: Plan,
+    facts: Facts,
+    machine: Machine,
+    samples: Sequence[Sample],
+    base: Params,
+    minutes: float,
+    kept: Collection[str] = (),
 ) -> None:
-    """Choose the epochs that fit into the minutes, with narrower widths where too few would; say what a run costs."""
+    """Choose the epochs that fit into the minutes, with narrower widths and fewer crops where too few would; say what a
+    run costs. Epochs that the user keeps stay."""
     while True:
         params = override(base, plan.values)
         found, counts = try_out(params, samples), Counts.of(samples, params)
-        steps = max(1, counts.train * params.train.crops_per_image // params.train.batch_size)
         faster = 1.0 if machine.gpus else params.train.cpus_per_worker**TOGETHER
-        epoch_s = (steps * found.step_s + counts.val * found.image_s) / faster
+        crops = params.train.crops_per_image
+        steps, epoch_s = _epoch(found, counts, crops, params.train.batch_size, faster)
         epochs = int(MARGIN * minutes * 60 / epoch_s)
         widths = params.search.widths[0]
         if epochs >= LEAST_EPOCHS or widths[0] // 2 < LEAST_WIDTH or "search.widths" not in plan.params:
@@ -111,11 +115,20 @@ def fit_time(
         narrower = widths_of(len(widths) - 1, widths[0] // 2)
         reason = f"{plan.params['search.widths'].reason}; halved, for {LEAST_EPOCHS} epochs within {minutes:g} minutes"
         plan.params["search.widths"] = Choice([narrower], reason)
+    if epochs < LEAST_EPOCHS and crops > 1 and "train.crops_per_image" in plan.params:
+        crops = max(1, int(crops * MARGIN * minutes * 60 / epoch_s / LEAST_EPOCHS))
+        reason = f"fewer than the area of all images, for {LEAST_EPOCHS} epochs within {minutes:g} minutes"
+        plan.choose("train.crops_per_image", crops, reason)
+        steps, epoch_s = _epoch(found, counts, crops, params.train.batch_size, faster)
+        epochs = int(MARGIN * minutes * 60 / epoch_s)
     bounded = max(LEAST_EPOCHS, min(MOST_EPOCHS, epochs))
     reason = f"about {minutes:g} minutes of training by a probe"
     if bounded != epochs:
         reason = f"no {'more' if epochs > bounded else 'fewer'}, though {minutes:g} minutes would hold {epochs}"
-    plan.choose("train.epochs", bounded, reason)
+    if "train.epochs" in kept:
+        bounded = base.train.epochs
+    else:
+        plan.choose("train.epochs", bounded, reason)
     own = facts.height * facts.width / seen_area(chosen_of(params)) if params.prepare.size is not None else 1.0
     pass_s = own * found.image_s / faster
     evaluate_s = START_S + DEPTHS_COST * pass_s * (counts.test + params.evaluate.latency_rounds)
@@ -124,6 +137,12 @@ def fit_time(
         f"training takes about {bounded * epoch_s / 60:.0f} minutes ({bounded} epochs of {steps} steps), evaluating "
         f"{evaluate_s / 60:.0f}, and {found.memory_mib / 1024:.1f} GiB of memory, by a probe of a few steps, on {where}"
     )
+
+
+def _epoch(found: Probe, counts: Counts, crops: int, batch: int, faster: float) -> tuple[int, float]:
+    """Steps and seconds of an epoch with its validation."""
+    steps = max(1, counts.train * crops // batch)
+    return steps, (steps * found.step_s + counts.val * found.image_s) / faster
 
 
 def chosen_of(params: Params) -> dict:

@@ -4,7 +4,7 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -40,7 +40,10 @@ MOST_PX = 40_000_000  # that are decoded of images, and of masks: seconds
 FIRST = 3
 MANY_OBJECTS = 5  # in an image, as microscopy shows them
 MOST_FOLDERS = 12  # that are kinds
-MUCH_OVERLAP = 0.01  # of the foreground
+MEANING = {
+    f"prepare.{key}"
+    for key in ("values", "background", "num_classes", "classes", "ignore", "mask_threshold", "multilabel")
+}
 
 
 @dataclass
@@ -88,12 +91,21 @@ def laid_out(root: str | Path, params: Ingest, plan: Plan) -> Iterator[tuple[Pat
         yield folder, layout, [str(name) for name in sizes]
 
 
-def survey(raw: Path, layout: Layout, root: str | Path, names: Sequence[str], base: Params, plan: Plan) -> Survey:
+def survey(
+    raw: Path,
+    layout: Layout,
+    root: str | Path,
+    names: Sequence[str],
+    base: Params,
+    plan: Plan,
+    kept: Collection[str] = (),
+) -> Survey:
     """Look at the set in the folder `raw`, as stage ingest writes it, and choose what prepare needs to read it.
 
     Args:
         root: where it lies in truth, with tables of classes among its files `names`.
         base: params that hold where nothing is chosen.
+        kept: keys that the user has set: one that says what masks mean settles all of that.
 
     Raises:
         UserError: no images with masks.
@@ -101,7 +113,11 @@ def survey(raw: Path, layout: Layout, root: str | Path, names: Sequence[str], ba
     with _told(plan):
         samples = with_splits(_find(raw, layout, base, plan), raw, base.prepare.split)
     files = [sample for sample in samples if len(sample.masks) == 1 and sample.classes is None]
-    if files:
+    if settled := MEANING & set(kept):
+        plan.found.append(f"masks are read as params.yaml says ({', '.join(sorted(settled))})")
+        for key in MEANING:
+            plan.params.pop(key, None)
+    elif files:
         masks = [(sample.masks[0], sample.page) for sample in _spread(files, MOST_MASKS)]
         found = add_up(_within(masks), limits_of(base.prepare))
         shown = [mask.relative_to(raw).as_posix() for mask, _ in masks]
@@ -171,7 +187,7 @@ def _choose_categories(raw: Path, names: Sequence[PurePosixPath], plan: Plan) ->
         if name.suffix.lower() == ".json":
             content = json.loads((raw / name).read_text(encoding="utf-8"))
             categories |= {one["id"]: role_of(str(one["name"])) for one in content.get("categories", [])}
-    called = [categories[id] for id in sorted(categories, key=str)]
+    called = [categories[id] for id in sorted(categories, key=lambda id: (isinstance(id, str), id))]
     plan.found.append(f"COCO annotations of {len(called)} categories: {', '.join(called[:12])}")
     if len(called) > 1:
         plan.choose("prepare.classes", called, "COCO's categories, in the order of their ids")

@@ -16,6 +16,7 @@ from unetpp.errors import UserError
 
 PLAN = "# plan "
 WIDTH = 96
+FOLDED = 78  # from where DVC folds a list in one line when it changes another value
 CONTINUED = " " * 9  # how a line begins in which the comment behind a value goes on
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the former is libyaml's, ten times as fast
 
@@ -50,8 +51,9 @@ def entries(text: str) -> dict[str, Entry]:
 
 
 def _gather(node: yaml.MappingNode, values: Any, prefix: str, found: dict[str, Entry]) -> None:
+    by_name = {str(name): one for name, one in values.items()}
     for key, value in node.value:
-        name, inner = f"{prefix}{key.value}", values[key.value]
+        name, inner = f"{prefix}{key.value}", by_name.get(key.value)
         is_block = isinstance(value, yaml.MappingNode) and not value.flow_style
         line, column = _end(value)
         on_line = not (isinstance(value, yaml.CollectionNode) and not value.flow_style) and value.end_mark.line == line
@@ -91,11 +93,16 @@ def set_value(text: str, key: str, value: Any, reason: str) -> str:
     # Behind a block there is no comment but the one behind its key.
     behind = lines[entry.first if entry.column <= len(lines[entry.first]) and _is_there(entry, lines) else entry.last]
     comment = behind[entry.column :].strip()
-    line = f"{spaces}{key.rpartition('.')[2]}: {written(value)}".rstrip()
+    line, below = f"{spaces}{key.rpartition('.')[2]}: {written(value)}".rstrip(), []
+    if len(line) > FOLDED and isinstance(value, list | tuple | dict):  # as DVC writes it
+        line = line[: entry.indent + len(key.rpartition(".")[2]) + 1]
+        pairs = value.items() if isinstance(value, dict) else ()
+        below = [f"{spaces}  {written(name)}: {written(one)}" for name, one in pairs]
+        below = below or [f"{spaces}- {written(one)}" for one in value]
     if comment.startswith("#"):
         line = f"{line:<{max(behind.index(comment, entry.column) - 2, 0)}}  {comment}"
     start = entry.first - len(_reason_lines(lines, entry))
-    lines[start : entry.last + 1] = [*_reason(spaces, value, reason), line]
+    lines[start : entry.last + 1] = [*_reason(spaces, value, reason), line, *below]
     return _checked("\n".join(lines), key, value)
 
 

@@ -79,8 +79,8 @@ def set_by_hand(text: str, shipped: str) -> dict:
     return {
         key: entry.value
         for key, entry in params_text.entries(text).items()
-        if not entry.block
-        and key in known
+        if key in known
+        and not known[key].block
         and params_text.written(entry.value) != params_text.written(known[key].value)
         and not params_text.is_planned(text, key)
         and not key.startswith(("ingest.kind", "ingest.location", "register."))

@@ -74,7 +74,7 @@ NAMES = ("#1", "?", "@L1", "\\", "\n", " ", "/1", "x" * 256)
         (lambda v: v["ingest"].update(kind="s3", location="s3://a", sha256="0" * 64), "set ingest.sha256 to null"),
         (lambda v: v["ingest"].update(sha256="abc"), "ingest.sha256"),
         (
-            lambda v: v["prepare"].update(groups={"pattern": "(a)", "table": "t.csv", "sequences": "none"}),
+            lambda v: v["prepare"]["groups"].update(pattern="(a)", table="t.csv"),
             "prepare.groups: found a pattern and a table",
         ),
         (lambda v: v["prepare"]["groups"].update(pattern="a"), "pattern must have one group in parentheses"),

@@ -9,8 +9,6 @@ from PIL import Image
 
 from pipelines.planning.class_tables import voc_colour
 
-SKY = (200, 150, 90)
-
 
 def photograph(rng: np.random.Generator, height: int, width: int, num_classes: int = 1) -> tuple:
     """(H, W, 3) with light from above and ellipses on a darker ground, and (H, W) of their classes from 1."""
@@ -36,7 +34,8 @@ def membranes(rng: np.random.Generator, side: int) -> tuple:
     return image.clip(0, 255).astype(np.uint8), mask
 
 
-def _save(path: Path, pixels: np.ndarray, **options) -> None:
+def save(path: Path, pixels: np.ndarray, **options) -> None:
+    """A picture file, and the folders that it lies in."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path, **options)
 
@@ -46,8 +45,8 @@ def kvasir(root: Path, num: int = 24) -> Path:
     rng = np.random.default_rng(0)
     for number in range(num):
         image, mask = photograph(rng, 120 + 8 * (number % 3), 160)
-        _save(root / f"images/cju{number:03}.jpg", image)
-        _save(root / f"masks/cju{number:03}.jpg", mask * 255, quality=80)
+        save(root / f"images/cju{number:03}.jpg", image)
+        save(root / f"masks/cju{number:03}.jpg", mask * 255, quality=80)
     return root
 
 
@@ -60,7 +59,7 @@ def voc(root: Path, num: int = 24) -> Path:
         image, mask = photograph(rng, 120, 160, 20)
         border = cv2.dilate(mask, np.ones((5, 5), np.uint8)) != cv2.erode(mask, np.ones((5, 5), np.uint8))
         mask[border] = 255
-        _save(root / f"JPEGImages/{id}.jpg", image)
+        save(root / f"JPEGImages/{id}.jpg", image)
         picture = Image.fromarray(mask, "P")
         picture.putpalette(palette)
         (root / "SegmentationClass").mkdir(exist_ok=True)
@@ -77,8 +76,8 @@ def electrons(root: Path, num: int = 20) -> Path:
     rng = np.random.default_rng(0)
     for number in range(num):
         image, mask = membranes(rng, 192)
-        _save(root / f"image/{number}.png", image)
-        _save(root / f"label/{number}.png", mask)
+        save(root / f"image/{number}.png", image)
+        save(root / f"label/{number}.png", mask)
     return root
 
 
@@ -86,5 +85,5 @@ def masks_of(root: Path, draw: Callable[[np.random.Generator], np.ndarray], num:
     """Mask files, each drawn anew."""
     rng = np.random.default_rng(0)
     for number in range(num):
-        _save(root / f"{number}.png", draw(rng))
+        save(root / f"{number}.png", draw(rng))
     return [(root / f"{number}.png", None) for number in range(num)]

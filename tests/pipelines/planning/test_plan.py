@@ -1,5 +1,8 @@
 """The plan of whole sets: real ones, and stand-ins in the layouts of others; each choice with its value."""
 
+import json
+
+import numpy as np
 import pytest
 
 from pipelines.core.params import override
@@ -115,7 +118,7 @@ def test_palette_masks_with_void_and_lists(tmp_path, params):
 
 
 def test_grey_membranes_of_which_most_is_foreground(tmp_path, params):
-    plan = plan_of(stand_ins.electrons(tmp_path / "set"), params, probe=True, minutes=0.2)
+    plan = plan_of(stand_ins.electrons(tmp_path / "set"), params, probe=True, minutes=0.001)
     check(
         plan,
         {
@@ -131,9 +134,9 @@ def test_grey_membranes_of_which_most_is_foreground(tmp_path, params):
         },
     )
     assert any("not inverted" in line for line in plan.found)
-    # The probe: so little time leaves narrow widths and the fewest epochs.
+    # The probe: no time at all leaves narrow widths, a crop of each image, and the fewest epochs.
     assert plan.values["search.widths"] == [[8, 16, 32, 64, 128]]
-    assert plan.values["train.epochs"] == 10
+    assert (plan.values["train.epochs"], plan.values["train.crops_per_image"]) == (10, 1)
     assert "GiB of memory" in plan.cost
 
 
@@ -142,6 +145,33 @@ def test_what_the_user_keeps_is_what_the_rest_follows(tmp_path, params):
     plan = plan_of(root, params, keep={"prepare.size": 64})
     assert "prepare.size" not in plan.values
     check(plan, {"train.crop_px": None, "train.crops_per_image": None})
+
+
+def test_what_the_user_says_of_masks_settles_what_they_mean(tmp_path, params):
+    root = stand_ins.voc(tmp_path / "set", 12)
+    values = {0: "background", 255: "ignore", **dict.fromkeys(range(1, 21), "it")}
+    plan = plan_of(root, params, keep={"prepare.num_classes": 1, "prepare.values": values})
+    assert not {"prepare.num_classes", "prepare.classes", "prepare.ignore", "prepare.values"} & plan.params.keys()
+    assert any("as params.yaml says" in line for line in plan.found)
+
+
+def test_folders_and_categories_name_classes(tmp_path, params):
+    rng = np.random.default_rng(0)
+    categories = [{"id": id, "name": name} for id, name in ((10, "stem"), (2, "leaf"))]
+    coco = {"images": [], "annotations": [], "categories": categories}
+    for number in range(12):
+        image, mask = stand_ins.photograph(rng, 96, 96, 2)
+        stand_ins.save(tmp_path / f"coco/images/{number}.png", image)
+        stand_ins.save(tmp_path / f"folders/images/{number}.png", image)
+        for name, value in (("leaf", 1), ("stem", 2)):
+            stand_ins.save(tmp_path / f"folders/masks/{name}/{number}.png", (mask == value) * np.uint8(255))
+        coco["images"].append({"id": number, "file_name": f"{number}.png", "width": 96, "height": 96})
+        square = {"segmentation": [[10, 10, 40, 10, 40, 40, 10, 40]], "area": 900, "bbox": [10, 10, 30, 30]}
+        coco["annotations"].append({"id": number, "image_id": number, "category_id": (2, 10)[number % 2]} | square)
+    (tmp_path / "coco/annotations.json").write_text(json.dumps(coco))
+    for name in ("coco", "folders"):
+        expected = {"prepare.classes": ["leaf", "stem"], "prepare.num_classes": 3, "prepare.size": 96}
+        check(plan_of(tmp_path / name, params), expected)
 
 
 def test_the_same_data_give_the_same_plan(tmp_path, params):
