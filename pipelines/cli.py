@@ -34,7 +34,7 @@ def _export(arguments: argparse.Namespace) -> None:
 def _init(arguments: argparse.Namespace) -> None:
     from pipelines.project.init import init
 
-    init(arguments.folder, arguments.data, arguments.name, arguments.minutes)
+    init(arguments.folder, arguments.data, arguments.name, arguments.minutes, arguments.set)
 
 
 def _plan(arguments: argparse.Namespace) -> None:
@@ -163,6 +163,8 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--data", required=True, help="folder or archive of images and masks, http(s)://..., s3://...")
     one.add_argument("--name", help="of the project, its model and its experiment (default: the folder's)")
     one.add_argument("--minutes", type=_minutes, help="that training may take on this machine (default: 30)")
+    what = "a value of params.yaml that the plan works with, such as prepare.num_classes=3; as often as you like"
+    one.add_argument("-S", "--set", metavar="KEY=VALUE", action="append", default=[], help=what)
     one.set_defaults(run=_init)
 
     one = commands.add_parser("plan", help="look at a project's data again: what the plan would change, and new keys")

@@ -176,6 +176,9 @@ def known_table(values: Iterable[int | str], names: Iterable[str]) -> Table | No
     if all("_labelIds" in name for name in names):
         others = dict.fromkeys(sorted({*range(34)} - CITYSCAPES.keys()), "ignore")
         return Table({**others, **{key: name for key, (_, name) in CITYSCAPES.items()}}, "Cityscapes' numbers")
+    if all("_labelTrainIds" in name for name in names) and numbers <= {*range(len(CITYSCAPES)), 255}:
+        train: dict[int | str, str] = {number: name for number, (_, name) in enumerate(CITYSCAPES.values())}
+        return Table({**train, 255: "ignore"}, "Cityscapes' train ids")
     if all("SegmentationClass" in name for name in names) and numbers <= {*range(21), 255}:
         return Table({**dict(enumerate(VOC)), 255: "ignore"}, "Pascal VOC's numbers")
     if all("annot/" in name for name in names) and numbers <= {*range(12)} and 11 in numbers and len(numbers) > 8:

@@ -70,7 +70,7 @@ def facts_of(fingerprint: Mapping[str, Any], **others: Any) -> Facts:
             "one_size": images["num_sizes"] == 1,
             "one_shape": images["shape"]["max"] <= UNLIKE * images["shape"]["min"],
             "grey": images["grey"] == fingerprint["splits"]["all"]["num_images"],
-            "channels": int(images["channels"]),
+            "channels": fingerprint["prepared"]["channels"],
             "num_classes": prepared["num_classes"],
             "multilabel": prepared["multilabel"],
             "width_px": objects["width_px"],

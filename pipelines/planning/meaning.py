@@ -76,13 +76,14 @@ def _is_shaded(facts: MaskFacts) -> bool:
     if len(values) < 3 or values[-1] - values[0] < 16:
         return False
     low, high = _ends(facts)
-    margin = (high - low) / 8
+    margin = (high - low) / 8 if facts.lossy else 0  # by which compression shifts the ends themselves
     between = [value for value in values if low + margin < value < high - margin]
     share = sum(facts.share(value) for value in between)
     if facts.lossy:
         return share < SMOOTH
+    beyond = any(value < low or value > high for value in values)
     thin = all(facts.run(value) < 3 for value in between)
-    return len(values) > 8 and share < SMOOTH and thin
+    return len(between) > 6 and share < SMOOTH and thin and not beyond
 
 
 def _read_two(facts: MaskFacts, plan: Plan) -> None:

@@ -113,18 +113,18 @@ def fit_time(
         if epochs >= LEAST_EPOCHS or widths[0] // 2 < LEAST_WIDTH or "search.widths" not in plan.params:
             break
         narrower = widths_of(len(widths) - 1, widths[0] // 2)
-        reason = f"{plan.params['search.widths'].reason}; halved, for {LEAST_EPOCHS} epochs within {minutes:g} minutes"
+        reason = f"{plan.params['search.widths'].reason}; halved, for {LEAST_EPOCHS} epochs within {_say(minutes)}"
         plan.params["search.widths"] = Choice([narrower], reason)
     if epochs < LEAST_EPOCHS and crops > 1 and "train.crops_per_image" in plan.params:
         crops = max(1, int(crops * MARGIN * minutes * 60 / epoch_s / LEAST_EPOCHS))
-        reason = f"fewer than the area of all images, for {LEAST_EPOCHS} epochs within {minutes:g} minutes"
+        reason = f"fewer than the area of all images, for {LEAST_EPOCHS} epochs within {_say(minutes)}"
         plan.choose("train.crops_per_image", crops, reason)
         steps, epoch_s = _epoch(found, counts, crops, params.train.batch_size, faster)
         epochs = int(MARGIN * minutes * 60 / epoch_s)
     bounded = max(LEAST_EPOCHS, min(MOST_EPOCHS, epochs))
-    reason = f"about {minutes:g} minutes of training by a probe"
+    reason = f"about {_say(minutes)} of training by a probe"
     if bounded != epochs:
-        reason = f"no {'more' if epochs > bounded else 'fewer'}, though {minutes:g} minutes would hold {epochs}"
+        reason = f"no {'more' if epochs > bounded else 'fewer'}, though {_say(minutes)} would hold {epochs}"
     if "train.epochs" in kept:
         bounded = base.train.epochs
     else:
@@ -134,9 +134,13 @@ def fit_time(
     evaluate_s = START_S + DEPTHS_COST * pass_s * (counts.test + params.evaluate.latency_rounds)
     where = f"{machine.gpus} GPUs" if machine.gpus else f"{machine.cores} cores that nothing else uses"
     plan.cost = (
-        f"training takes about {bounded * epoch_s / 60:.0f} minutes ({bounded} epochs of {steps} steps), evaluating "
+        f"training takes about {_say(round(bounded * epoch_s / 60))} ({bounded} epochs of {steps} steps), evaluating "
         f"{evaluate_s / 60:.0f}, and {found.memory_mib / 1024:.1f} GiB of memory, by a probe of a few steps, on {where}"
     )
+
+
+def _say(minutes: float) -> str:
+    return f"{minutes:g} minute{'s' * (minutes != 1)}"
 
 
 def _epoch(found: Probe, counts: Counts, crops: int, batch: int, faster: float) -> tuple[int, float]:

@@ -32,7 +32,7 @@ Rule = Callable[[Given], Choice | None]
 
 def _channels(given: Given) -> Choice | None:
     facts = given.facts
-    if facts.channels not in (1, 3, 4):
+    if facts.channels not in (1, 3):
         return Choice(facts.channels, f"files have {facts.channels} channels")
     if facts.grey:
         return Choice(1, "images are grey, whatever the mode of their files: one channel says the same")

@@ -5,7 +5,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -32,7 +32,7 @@ from pipelines.storage.layout_names import choose, list_names
 from pipelines.storage.templates import Layout, find_files
 from unetpp.data.manifest import Manifest
 from unetpp.errors import FileError
-from unetpp.images.pictures import count_pages
+from unetpp.images.pictures import count_pages, read_picture
 
 MOST_PAIRS = 300  # that are decoded
 MOST_MASKS = 1000  # whose values are looked at
@@ -125,8 +125,21 @@ def survey(
     elif samples[0].classes is None and samples[0].drawing is None:
         plan.found.append("masks have a file for each object: one class, and objects are kept")
         plan.choose("prepare.num_classes", 1, "a mask file for each object")
+    _choose_channels(samples, base, plan, kept)
     params = override(base, plan.values | {"prepare.size": None, "train.crop_px": 128})
     return _decode(samples, params, plan)
+
+
+def _choose_channels(samples: Sequence[Sample], base: Params, plan: Plan, kept: Collection[str]) -> None:
+    """Of the first images: what they have where it is neither grey nor RGB, which are converted to each other."""
+    counts: Counter = Counter()
+    for sample in samples[:FIRST]:
+        with suppress(FileError):  # which is told where it is decoded as prepare does it
+            picture = read_picture(sample.image, sample.page, limits_of(base.prepare))
+            counts[1 if picture.palette is not None else picture.num_channels] += 1
+    num = counts.most_common(1)[0][0] if counts else 1
+    if num not in (1, 3) and "prepare.channels" not in kept:
+        plan.choose("prepare.channels", num, f"images have {num} channels")
 
 
 def _spread(items: Sequence, most: int) -> list:
@@ -196,6 +209,11 @@ def _choose_categories(raw: Path, names: Sequence[PurePosixPath], plan: Plan) ->
         plan.choose("prepare.num_classes", 1, "one category and the background")
 
 
+def _at_home(error: FileError) -> FileError:
+    """The error of the file itself, not of the link to it."""
+    return FileError(error.path.resolve(), error.reason, error.fix)
+
+
 def _decode(samples: Sequence[Sample], params: Params, plan: Plan) -> Survey:
     """The facts of a sample of the pairs, by the functions of stage prepare."""
     prepare = params.prepare
@@ -221,9 +239,11 @@ def _decode(samples: Sequence[Sample], params: Params, plan: Plan) -> Survey:
         looks.append(look)
         sizes[facts.height, facts.width] += 1
     if broken:
-        plan.found.append(f"{len(broken)} of {len(chosen)} pairs looked at cannot be used, such as {broken[0]}")
+        plan.found.append(
+            f"{len(broken)} of {len(chosen)} pairs looked at cannot be used, such as {_at_home(broken[0])}"
+        )
     if not rows:
-        raise broken[0]
+        raise _at_home(broken[0])
     names = ("id", "split", "kind", *Facts._fields)
     table = {
         name: np.array([row[place] for row in rows], dtype=object if name in TEXT else np.float64)

@@ -5,12 +5,16 @@ The file that makes it a project, dvc.yaml, is written last: the same command ag
 
 import os
 import re
+from collections.abc import Sequence
+from functools import reduce
+from operator import getitem
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from pipelines.core.files import check_outputs, replacing, scratch
-from pipelines.core.params import Params, load_params
+from pipelines.core.params import Params, load_params, override
 from pipelines.ingest import ingest
 from pipelines.planning.plan import Plan, make_plan
 from pipelines.project import params_text, repository, said, template
@@ -22,13 +26,16 @@ IGNORING = (".gitignore", ".dvcignore")  # to which lines are added
 NAMED = ("register.experiment", "register.model_name")
 
 
-def init(folder: Path, data: str, name: str | None = None, minutes: float | None = None) -> None:
+def init(
+    folder: Path, data: str, name: str | None = None, minutes: float | None = None, settings: Sequence[str] = ()
+) -> None:
     """Make `folder` a project for the data, and print what was found, what was chosen and what to do next.
 
     Args:
         data: a folder, an archive, an address or s3://bucket/prefix.
         name: of the project, and of its experiment and model; None is that of the folder.
         minutes: that stage train may take.
+        settings: "section.key=value" each, a value of params.yaml that is the user's and not the plan's.
 
     Raises:
         UserError: files in the way, a project for other data, or data that no layout fits.
@@ -36,13 +43,13 @@ def init(folder: Path, data: str, name: str | None = None, minutes: float | None
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: found a file; expected a folder, or a new name for one")
     check_in_the_way(folder)
-    where = find_data(data, folder)
+    where, own = find_data(data, folder), _read_settings(settings)
     if (folder / "params.yaml").exists():
-        text, plan = _same(folder, where, name, minutes), None
+        text, plan = _same(folder, where, name, minutes, own), None
     else:
         name = name or _name_of(folder)
-        text = _first_text(where, name, minutes or MINUTES)
-        plan = plan_for(folder, where, name, minutes or MINUTES, checked(text))
+        text = _first_text(where, name, minutes or MINUTES, own)
+        plan = plan_for(folder, where, name, minutes or MINUTES, checked(text), own)
         text = apply(text, plan)
         checked(text)
     made = write(folder, text)
@@ -84,14 +91,29 @@ def _name_of(folder: Path) -> str:
     return re.sub(r"[^\w-]+", "-", folder.resolve().name).strip("-_") or "project"
 
 
-def _first_text(where: Data, name: str, minutes: float) -> str:
+def _read_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """Values by dotted key of params.yaml, each as YAML reads it."""
+    found = {}
+    for one in settings:
+        key, equals, value = one.partition("=")
+        if not equals or not re.fullmatch(r"\w+(\.\w+)+", key):
+            raise UserError(f"--set: found {one!r}; expected section.key=value, such as prepare.num_classes=3")
+        try:
+            found[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"--set: found {one!r}, whose value is no YAML; expected such as {key}=3") from None
+    override(load_params(template.SOURCE / "params.yaml"), found)  # unknown keys and values that are not legal
+    return found
+
+
+def _first_text(where: Data, name: str, minutes: float, own: dict[str, Any]) -> str:
     first = (
         f"{template.SIGN}: every value of the project. A value that the plan chose has its reason above it, behind\n"
         f"# `# plan`. Change values here, or for one run with `dvc exp run -S section.key=value`; then `dvc repro`.\n"
         f"# minutes of training that the plan counted on: {minutes:g}\n\n"
     )
     text = params_text.sign(template.shipped("params.yaml"), first)
-    choices = {"ingest.kind": where.kind, "ingest.location": where.location} | dict.fromkeys(NAMED, name)
+    choices = {"ingest.kind": where.kind, "ingest.location": where.location} | dict.fromkeys(NAMED, name) | own
     for key, value in choices.items():
         text = params_text.set_value(text, key, value, "")
     return text
@@ -146,7 +168,7 @@ def checked(text: str) -> Params:
             raise UserError(str(error).replace(f"{place}/", "")) from None
 
 
-def _same(folder: Path, where: Data, name: str | None, minutes: float | None) -> str:
+def _same(folder: Path, where: Data, name: str | None, minutes: float | None, own: dict[str, Any]) -> str:
     """The text of params.yaml of a project that is there, for the same data."""
     text = (folder / "params.yaml").read_text(encoding="utf-8")
     values = yaml.safe_load(text)
@@ -155,6 +177,8 @@ def _same(folder: Path, where: Data, name: str | None, minutes: float | None) ->
         there = where
     wanted = f"--data {where.location} --name {name or named} --minutes {minutes or minutes_of(text):g}"
     found = f"--data {there.location} --name {named} --minutes {minutes_of(text):g}"
+    wanted += "".join(f" --set {key}={value}" for key, value in own.items())
+    found += "".join(f" --set {key}={reduce(getitem, key.split('.'), values)}" for key in own)
     if wanted != found:
         raise UserError(
             f"{folder} is a project already, with {found}; found {wanted}: change params.yaml there and run "

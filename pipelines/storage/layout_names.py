@@ -14,6 +14,7 @@ from pipelines.storage.templates import SPLIT_OF, Layout, find_files, is_picture
 from unetpp.errors import UserError
 from unetpp.images.pictures import SUFFIXES
 
+HOW = "say which by ingest.layout in params.yaml, or by `unetpp init ... -S`"
 EXPECTED = (
     "expected images/<id>.<ext> with masks/<id>.png, or the BBBC038 layout <id>/images/<id>.png with "
     "<id>/masks/<one file a nucleus>.png, or images/ with COCO's annotations.json, or another layout of docs/data.md"
@@ -110,8 +111,8 @@ def check_names(names: list[PurePosixPath], where: str, given: Layout | None = N
     if found:
         lines = [f"\n  {one.layout.line}   # {one.num_pairs} pairs" for one in found[:8]]
         raise UserError(
-            f"{where}: found {_folders(names)}, which may be read in {len(found)} ways; expected one: write it in "
-            f"params.yaml, section ingest:{''.join(lines)}"
+            f"{where}: found {_folders(names)}, which may be read in {len(found)} ways; expected one: {HOW}:"
+            f"{''.join(lines)}"
         )
     _refuse(names, where, heads, samples)
     raise AssertionError
@@ -169,7 +170,7 @@ def _refuse(names: list[PurePosixPath], where: str, heads: set[str], samples: se
             _check_folders(names, where, ("images", "masks"), level)
     raise UserError(
         f"{where}: found {_folders(names)} and no images/ in it, nor names that tell images from masks; {EXPECTED}: "
-        f"put them so, or write in params.yaml, section ingest, {_proposal(names)}"
+        f"put them so, or {HOW}: {_proposal(names)}"
     )
 
 
@@ -187,7 +188,10 @@ def _folders(names: Iterable[PurePosixPath]) -> str:
 def _proposal(names: Iterable[PurePosixPath]) -> str:
     """The line of ingest.layout for the two largest folders."""
     counts = Counter(name.parent for name in names if is_picture(name))
-    folders = [f"{folder}/" if str(folder) != "." else "" for folder, _ in counts.most_common(2)]
+    largest = sorted(
+        (folder for folder, _ in counts.most_common(2)), key=lambda folder: read_part(folder.name).role == "mask"
+    )
+    folders = [f"{folder}/" if str(folder) != "." else "" for folder in largest]
     one, other = (*folders, "masks/", "masks/")[:2] if len(folders) != 1 else (folders[0], folders[0])
     tail = "_mask" if one == other else ""
     return Layout("pairs", f"{one}{{id}}", f"{other}{{id}}{tail}").line

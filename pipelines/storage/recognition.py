@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from pipelines.storage.templates import SEPARATORS, SPLIT_OF, Layout, composed, 
 
 IMAGE_WORDS = frozenset(
     """image images img imgs original originals input inputs jpegimages leftimg8bit photo photos picture pictures raw
-    rgb tissueimages frame frames slices scans""".split()  # noqa: SIM905  (a list of words reads as words)
+    rgb tissueimages frame frames slices scans volume volumes tiles patches""".split()  # noqa: SIM905  (a list of words reads as words)
 )
 MASK_WORDS = frozenset(
     """mask masks label labels lbl lbls gt gts groundtruth groundtruths truth annot annots annotation annotations seg
@@ -21,9 +21,9 @@ MASK_WORDS = frozenset(
     instancetrainids""".split()  # noqa: SIM905
 )
 # Where a set has masks of several sorts, these are classes; those are made of them for the eye, or count objects.
-PREFERRED = ("segmentationclass", "gtfine", "labelids", "1stmanual")
+PREFERRED = ({"labeltrainids"}, {"segmentationclass", "gtfine", "labelids", "1stmanual"})
 SECONDARY = ("color", "colors", "colour", "colours", "colored", "instanceids", "vis", "visualization", "overlay")
-SECONDARY += ("overlays", "preview", "thumb", "thumbnail", "instancetrainids", "labeltrainids")
+SECONDARY += ("overlays", "preview", "thumb", "thumbnail", "instancetrainids")
 MAX_TAILS = 12
 
 
@@ -128,12 +128,21 @@ def recognise(names: Iterable[PurePosixPath]) -> list[Candidate]:
     sides = find_sides(names)
     found: list[Candidate] = []
     masks = [pattern for pattern, side in sides.items() if side.role == "mask"]
-    for pattern, side in sides.items():
+    for pattern, side in [*sides.items(), *(_unnamed(sides[""]) if masks and "" in sides else ())]:
         if side.role != "mask":
             for other in masks:
                 found += _pair(pattern, side, other, sides[other])
             found += _pair_within(pattern, side)
     return _best(found)
+
+
+def _unnamed(side: Side) -> Iterator[tuple[str, Side]]:
+    """The pictures of folders that say nothing, beside masks, by each of the folders that all of them lie in."""
+    parts = [PurePosixPath(rest).parts for _, rest in side.names]
+    for end in range(1, min(map(len, parts))):
+        if len({one[:end] for one in parts}) > 1:
+            return
+        yield "/".join(parts[0][:end]), Side(None, [(None, "/".join(one[end:])) for one in parts])
 
 
 def _affixes(side: Side) -> list[tuple[str, str]]:
@@ -146,7 +155,7 @@ def _affixes(side: Side) -> list[tuple[str, str]]:
             groups[token[1].casefold()].append(rest)
     tails = set()
     for token, group in sorted(groups.items(), key=lambda item: -len(item[1]))[:MAX_TAILS]:
-        if len(group) > 1 or token in MASK_WORDS:
+        if len(group) > 1 or token in MASK_WORDS | IMAGE_WORDS:
             tails.add(_common_tail(group, token))
     heads = set()
     common = os.path.commonprefix(rests)
@@ -249,10 +258,9 @@ def _words(template: str) -> set[str]:
 
 def _best(found: list[Candidate]) -> list[Candidate]:
     """Those that the surest names speak for; several where there is a choice that names do not make."""
-    plain = [one for one in found if not _words(one.layout.masks) & set(SECONDARY)]
-    found = plain or found
-    preferred = [one for one in found if _words(one.layout.masks) & set(PREFERRED)]
-    found = preferred or found
+    found = [one for one in found if not _words(one.layout.masks) & set(SECONDARY)] or found
+    for preferred in PREFERRED:
+        found = [one for one in found if _words(one.layout.masks) & preferred] or found
     if not found:
         return []
     # Folders that say image before those that say nothing, then the most pairs by the least that is cut off.

@@ -49,8 +49,8 @@ class Layout:
 
     @property
     def line(self) -> str:
-        """As it stands in params.yaml."""
-        return f"layout: {{images: '{self.images}', masks: '{self.masks}'}}"
+        """As `-S` takes it; in params.yaml it stands as layout: {...} in section ingest."""
+        return f"\"ingest.layout={{images: '{self.images}', masks: '{self.masks}'}}\""
 
 
 def _pattern(template: str) -> re.Pattern:

@@ -53,7 +53,23 @@ def soft(rng: np.random.Generator) -> np.ndarray:
     return cv2.GaussianBlur(disc(64, int(rng.integers(10, 20)), 255), (5, 5), 0)
 
 
+def stripes(rng: np.random.Generator) -> np.ndarray:
+    """Eleven classes, and 255 here and there."""
+    mask = np.repeat(np.arange(11, dtype=np.uint8), 8)[4:, None].repeat(64, axis=1)
+    mask[int(rng.integers(0, 80)) :, 30:34] = 255
+    return mask
+
+
 DRAWN = {
+    "many classes and 255": (
+        stripes,
+        {
+            "prepare.num_classes": 11,
+            "prepare.classes": [f"class {number}" for number in range(11)],
+            "prepare.background": False,
+            "prepare.ignore": 255,
+        },
+    ),
     "0 and 255": (lambda _: disc(64, 20, 255), {"prepare.num_classes": 1}),
     "0 and 1": (lambda _: disc(64, 20), {"prepare.num_classes": 1}),
     "1 and 2": (
@@ -185,6 +201,9 @@ def test_well_known_sets_are_known_by_their_values_and_names():
     city = known_table([0, 7, 26], ["gtFine/train/a/a_gtFine_labelIds.png"])
     assert city is not None
     assert (city.names[7], city.names[0]) == ("road", "ignore")
+    city = known_table([0, 18, 255], ["gtFine/train/a/a_gtFine_labelTrainIds.png"])
+    assert city is not None
+    assert (city.names[0], city.names[18], city.names[255]) == ("road", "bicycle", "ignore")
     road = known_table(range(12), ["trainannot/a.png"])
     assert road is not None
     assert (road.names[0], road.names[11]) == ("sky", "ignore")

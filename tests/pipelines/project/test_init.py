@@ -30,6 +30,7 @@ def planned(monkeypatch, tmp_path) -> list[dict]:
     def make_plan(location, name, minutes, *, base, keep=None):  # noqa: ARG001 - as it is called
         asked.append({"location": location, "name": name, "minutes": minutes, "keep": keep or {}})
         chosen = {"train.epochs": EPOCHS, "register.model_name": Choice("x", "y")}
+        chosen = {key: choice for key, choice in chosen.items() if key not in (keep or {})}
         return Plan(chosen, ["40 images"], ["is it so?"], "1 min")
 
     monkeypatch.setattr(init_of, "make_plan", make_plan)
@@ -150,6 +151,24 @@ def test_other_data_name_or_minutes_are_refused_and_another_path_to_the_same_is_
         with pytest.raises(UserError, match="is a project already, with --data"):
             init(Path("p"), data, **words)
     assert files(tmp_path / "p") == before
+
+
+@pytest.mark.usefixtures("fast")
+def test_values_that_the_user_sets_are_the_plans_too(tmp_path, planned):
+    layout = {"images": "{id}", "masks": "labels/{id}"}
+    settings = ["ingest.layout={images: '{id}', masks: 'labels/{id}'}", "train.epochs=3"]
+    init(Path("p"), "my data", settings=settings)
+    assert planned[-1]["keep"] == {"ingest.layout": layout, "train.epochs": 3}
+    params = load_params(tmp_path / "p/params.yaml")
+    assert params.ingest.layout is not None
+    assert params.ingest.layout.model_dump() == layout
+    init(Path("p"), "my data", settings=settings)  # the same again
+    with pytest.raises(UserError, match=r"is a project already, with .* --set train.epochs="):
+        init(Path("p"), "my data", settings=["train.epochs=5"])
+    for wrong, message in (("train.epoch=3", "did you mean train.epochs"), ("epochs", "expected section.key=value")):
+        with pytest.raises(UserError, match=message):
+            init(Path("q"), "my data", settings=[wrong])
+    assert not (tmp_path / "q").exists()
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,18 @@ LAYOUTS = {
     ),
     "one mask for several images": ("imgs/@_ch0.png imgs/@_ch1.png gt/@.png", "c1 c10", "imgs/{id}", "gt/{id}", 4),
     "thumbnails beside": ("images/@.jpg images/thumbs/@.jpg masks/@.png", "a b", "images/{id}", "masks/{id}", 2),
+    "a volume and its labels": ("@-volume.tif @-labels.tif", "train", "{id}-volume", "{id}-labels", 1),
+    "folders of which masks alone say it": ("set/x/@.jpg set/labels/@.png", "a b", "x/{id}", "labels/{id}", 2),
+    "folders without a word, nested": ("land/@.jpg labels/@.png", "n/a n/b s/c", "land/{id}", "labels/{id}", 3),
+    "Cityscapes with train ids": (
+        "leftImg8bit/train/u/@_leftImg8bit.png leftImg8bit/val/u/@_leftImg8bit.png gtFine/train/u/@_gtFine_color.png "
+        "gtFine/val/u/@_gtFine_color.png gtFine/train/u/@_gtFine_labelIds.png gtFine/val/u/@_gtFine_labelIds.png "
+        "gtFine/train/u/@_gtFine_labelTrainIds.png gtFine/val/u/@_gtFine_labelTrainIds.png",
+        "a b",
+        "leftImg8bit/{split}/{id}_leftImg8bit",
+        "gtFine/{split}/{id}_gtFine_labelTrainIds",
+        4,
+    ),
     "a split without masks": (
         "train/images/@.png train/labels/@.png val/images/@.png val/labels/@.png test/images/@.png",
         "a b",
@@ -165,16 +177,17 @@ def test_lists_and_tables_of_classes_come_along():
 REFUSED = {
     "two readers": (
         "Image_@.jpg Image_@_1stHO.png Image_@_2ndHO.png",
-        r"(?s)read in 2 ways.*layout: \{images: '\{id\}', masks: '\{id\}_1stHO'\}.*'\{id\}_2ndHO'",
+        r"(?s)read in 2 ways.*-S.*ingest\.layout=\{images: '\{id\}', masks: '\{id\}_1stHO'\}.*'\{id\}_2ndHO'",
     ),
     "two folders of masks": ("images/@.png labels/@.png gt/@.png", r"(?s)read in 2 ways.*'gt/\{id\}'.*'labels/\{id\}'"),
     "folders that say nothing": (
         "A/@.png B/@.png",
-        r"found 2 pictures in A/ \(1\.png\), 2 pictures in B/ .*layout: \{images: 'A/\{id\}', masks: 'B/\{id\}'\}",
+        r"found 2 pictures in A/ \(1\.png\), 2 pictures in B/ .*ingest\.layout=\{images: 'A/\{id\}', "
+        r"masks: 'B/\{id\}'\}",
     ),
     "images alone": (
         "@.png",
-        r"found 2 pictures in \./ \(1\.png\).*layout: \{images: '\{id\}', masks: '\{id\}_mask'\}",
+        r"found 2 pictures in \./ \(1\.png\).*ingest\.layout=\{images: '\{id\}', masks: '\{id\}_mask'\}",
     ),
     "NIfTI": ("imagesTr/@.nii.gz labelsTr/@.nii.gz", r"found 4 NIfTI files, such as .*1\.nii\.gz; .*Other formats"),
     "DICOM": ("study/@.dcm", r"found 2 DICOM files, such as 1\.dcm"),
