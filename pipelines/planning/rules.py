@@ -160,6 +160,8 @@ def _loss(given: Given) -> Choice | None:
 def _class_weights(given: Given) -> Choice | None:
     """nnU-Net: none. Balanced weights buy rare classes with the pixels of frequent ones."""
     num = given.facts.num_classes
+    if given.facts.multilabel:
+        return None  # of labels, which have no weights
     return Choice(None, "none: Dice sees to rare " + ("classes" if num > 2 else "foreground"))
 
 

@@ -176,7 +176,7 @@ def test_runtimes_are_measured_on_the_test_split_beside_the_eager_network(made):
     rows = measure_runtimes(made.exports, made.result["model_sha256"], made.prepared, settings, (16, 16), {"L1": eager})
     assert [(row["format"], row["runtime"]) for row in rows] == RUNTIMES
     for row in rows:
-        assert row["latency_p95_ms"] >= row["latency_ms"] > 0
+        assert (row["latency_p95_ms"] or row["latency_ms"]) >= row["latency_ms"] > 0  # null of too few rounds
         assert row["images_per_s"] > 0
         assert row["size_mib"] > 0
         assert row["difference_iou"] == pytest.approx(row["iou_image"] - eager.mean())
