@@ -1,13 +1,23 @@
 """The pipeline around `unetpp`: params, sources, Ray, MLflow and a file for each stage."""
 
+import os
 import signal
 import sys
 
-from pipelines.core.command import end_at_once
-from unetpp.offline import silence
-from unetpp.threads import set_threads
+INTERRUPTED = "interrupted; rerun the command to resume"
+
+
+def end_at_once(*_: object) -> None:
+    """Ctrl-C before a stage has begun anything: while it imports, an exception might end up anywhere."""
+    os.write(2, f"{INTERRUPTED}\n".encode())
+    os._exit(130)
+
+
+if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, end_at_once)  # until `run_command`
+
+from unetpp.offline import silence  # noqa: E402  (no import comes before the signal)
+from unetpp.threads import set_threads  # noqa: E402
 
 silence()
 set_threads()
-if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, end_at_once)  # until `run_command`

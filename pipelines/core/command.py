@@ -2,7 +2,6 @@
 
 import atexit
 import multiprocessing
-import os
 import signal
 import sys
 import traceback
@@ -11,12 +10,11 @@ from contextlib import ExitStack, suppress
 from functools import cache
 from pathlib import Path
 
+from pipelines import INTERRUPTED
 from pipelines.core.files import scratch
 from pipelines.core.full_disk import full_disk
 from pipelines.core.redaction import redacted
 from unetpp.errors import UserError
-
-INTERRUPTED = "interrupted; rerun the command to resume"
 
 
 @cache
@@ -60,9 +58,3 @@ def run_command(main: Callable[[], None]) -> None:
             raise SystemExit(2) from None
         print(redacted(traceback.format_exc()), end="", file=sys.stderr)
         raise SystemExit(1) from None
-
-
-def end_at_once(*_: object) -> None:
-    """Ctrl-C before a stage has begun anything: while it imports, an exception might end up anywhere."""
-    os.write(2, f"{INTERRUPTED}\n".encode())
-    os._exit(130)

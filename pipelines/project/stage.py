@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 
-from pipelines.core.command import end_at_once
+from pipelines import end_at_once
 
 
 def run_stage(stage: str, words: list[str]) -> None:
