@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from pipelines.core.section import NonNegativeInt, PositiveInt, Section, Share
-from unetpp.images.frame import Frame, as_size
+from unetpp.images.frame import Frame, frame_of
 from unetpp.network.masks import MAX_LABELS
 
 # Of a folder's name or a category; background needs none. Predicted labels are written to folders of these names.
@@ -198,8 +198,7 @@ class Prepare(Section):
     @property
     def frame(self) -> Frame | None:
         """What whole images are brought to, if to anything."""
-        size = as_size(self.size)
-        return Frame(size, self.fit) if size else None
+        return frame_of(self.size, self.fit)
 
     @model_validator(mode="after")
     def _padded_to_a_size(self):

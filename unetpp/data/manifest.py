@@ -6,7 +6,7 @@ from pathlib import Path
 
 from unetpp.errors import UserError
 from unetpp.files import check_sha256, read_json, sha256
-from unetpp.images.frame import Fit, Frame, Size, as_size, plain
+from unetpp.images.frame import Fit, Frame, Size, as_size, frame_of, plain
 
 AGAIN = "run `dvc repro prepare`"
 
@@ -50,8 +50,7 @@ class Manifest:
     @property
     def frame(self) -> Frame | None:
         """What whole images are brought to, if to anything."""
-        size = as_size(self.size)
-        return Frame(size, self.fit) if size else None
+        return frame_of(self.size, self.fit)
 
     def write(self, prepared: Path) -> None:
         """Write manifest.json into an existing folder."""

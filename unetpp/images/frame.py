@@ -56,3 +56,9 @@ class Frame:
         factor = min(most / side for most, side in zip(self.size, shape, strict=False))
         height, width = (min(most, max(1, round(side * factor))) for most, side in zip(self.size, shape, strict=False))
         return height, width
+
+
+def frame_of(size: int | Sequence[int] | None, fit: Fit) -> Frame | None:
+    """The frame that a manifest or a model file tells of, if any."""
+    sides = as_size(size)
+    return Frame(sides, fit) if sides else None

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from unetpp.errors import UserError, said
 from unetpp.files import check_sha256, parse_json
-from unetpp.images.frame import Fit, Frame, Size, as_size, plain, say_size
+from unetpp.images.frame import Fit, Frame, Size, as_size, frame_of, plain, say_size
 from unetpp.inference import older_files
 from unetpp.inference.older_files import Contents, read_tensors
 from unetpp.inference.segmenter import Segmenter
@@ -53,8 +53,7 @@ class Trained:
     @property
     def frame(self) -> Frame | None:
         """What whole images are brought to, if to anything."""
-        size = as_size(self.size)
-        return Frame(size, self.fit) if size else None
+        return frame_of(self.size, self.fit)
 
     @property
     def canvas(self) -> Size | None:
