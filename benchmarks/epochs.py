@@ -21,7 +21,7 @@ from PIL import Image
 import unetpp
 from unetpp.data.resized import resize_sample
 from unetpp.images.frame import Frame
-from unetpp.inference.segmenter import Segmenter
+from unetpp.models.segmenter import Segmenter
 from unetpp.training.choice import EPOCHS, steady
 from unetpp.training.loop import choose_precision, plain_batches, validate
 from unetpp.training.pairs import Pairs

@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 from pipelines.core.params import load_params  # noqa: E402
 from pipelines.ingest import ingest  # noqa: E402
 from pipelines.prepare import prepare  # noqa: E402
-from unetpp.inference.model_file import load_model  # noqa: E402
+from unetpp.models.model_file import load_model  # noqa: E402
 
 FAULTS = ("SIGKILL of a worker", "SIGKILL of all workers", "SIGKILL of the command", "SIGSTOP of a worker")
 FAULTS += ("SIGTERM of the command",)

@@ -8,19 +8,18 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 
 import unetpp
 from pipelines.console.progress import watched
 from pipelines.core.files import check_outputs, replacing
 from pipelines.storage.folder_walk import PLAIN, walk
 from pipelines.storage.templates import is_picture
+from unetpp.engines.runtimes import ExportEngine
 from unetpp.errors import UserError
-from unetpp.export.listing import check_export
-from unetpp.export.runtimes import open_export
 from unetpp.images.decode import decode_image
 from unetpp.images.pictures import SUFFIXES, encode_png
 from unetpp.inference.predictor import Predictor
+from unetpp.models.listing import check_export
 
 
 def read_heads(text: str) -> dict[int, float] | Literal["mean"]:
@@ -112,8 +111,7 @@ def load(model: str, depth: int | None, heads: str | None = None) -> Predictor:
     if depth is not None or heads is not None:
         raise UserError(f"{file}: an exported file is one depth and its head: leave --depth and --heads out")
     check_export(file)
-    predict_array = open_export(file)
-    return Predictor(unetpp.load(file.parent), network=lambda image: torch.from_numpy(predict_array(image.numpy())))
+    return Predictor(ExportEngine(file, unetpp.load(file.parent).about))
 
 
 def predict_mask(predictor: Predictor, image: np.ndarray) -> np.ndarray:

@@ -24,9 +24,9 @@ from pipelines.registry.promotion_rules import Verdict, judge
 from pipelines.registry.run_log import Inputs, flatten
 from unetpp.data.manifest import Manifest, read_manifest
 from unetpp.errors import UserError
-from unetpp.export.listing import read_exports
 from unetpp.files import check_sha256, sha256
-from unetpp.inference.model_file import load_model
+from unetpp.models.listing import read_exports
+from unetpp.models.model_file import load_model
 
 
 def register(inputs: Inputs, params: dict, settings: Register, uri: str) -> dict:

@@ -31,7 +31,7 @@ from pipelines.tuning.space import Space, read_space
 from unetpp.data.manifest import Manifest, read_manifest
 from unetpp.errors import UserError
 from unetpp.images.frame import as_size
-from unetpp.inference.model_file import load_model
+from unetpp.models.model_file import load_model
 
 INIT_STORE = "UNETPP_INIT_STORE"  # the registry of train.init where it is not this folder's: `unetpp reproduce`
 

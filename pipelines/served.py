@@ -16,20 +16,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import BAD_REQUEST, INTERNAL_ERROR
 from mlflow.types import ParamSchema, ParamSpec
 
 from pipelines.core.checksums import check_seal
+from unetpp.engines.engine import Engine
+from unetpp.engines.torch_engine import TorchEngine
 from unetpp.errors import FileError, UserError
 from unetpp.images.decode import decode_image
 from unetpp.images.pictures import Limits
 from unetpp.images.pixels import convert
-from unetpp.inference.model_file import Trained, load_model
-from unetpp.inference.segmenter import Segmenter
-from unetpp.inference.tiles import predict_image
-from unetpp.network.masks import to_mask
+from unetpp.inference.tiles import predict_image, to_mask
+from unetpp.models.model_file import Trained, load_model
 
 MODES = ("single", "mean", "probabilities")
 ENCODINGS = ("array", "png")
@@ -79,7 +78,7 @@ class Served:
 
     def __init__(self, trained: Trained):
         self.trained = trained
-        self._segmenters: dict[tuple[int, bool], Segmenter] = {}
+        self._engines: dict[tuple[int, bool], Engine] = {}
         # One image in memory and at work at a time: threads of many requests would only share the processors, and the
         # memory of the machine bounds one image and not as many as there are images and clients.
         self._turn = threading.Lock()
@@ -115,13 +114,13 @@ class Served:
         arrays = [one for one in answers if isinstance(one, np.ndarray)]
         return np.stack(arrays) if len({one.shape for one in arrays}) == 1 else answers
 
-    def segmenter(self, depth: int, mean: bool) -> Segmenter:
-        """The network of a depth, made at its first use."""
-        if (depth, mean) not in self._segmenters:
+    def engine(self, depth: int, mean: bool) -> Engine:
+        """What computes a depth, made at its first use."""
+        if (depth, mean) not in self._engines:
             heads = dict.fromkeys((one for one in self.trained.depths if one <= depth), 1.0)
             made = self.trained.ensemble(heads) if mean else self.trained.segmenter(depth)
-            self._segmenters[depth, mean] = made
-        return self._segmenters[depth, mean]
+            self._engines[depth, mean] = TorchEngine(made, self.trained.about.at(depth))
+        return self._engines[depth, mean]
 
     def _check(self, params: dict[str, Any]) -> Request:
         known = {spec.name: spec.default for spec in params_schema(self.trained.network.depth).params}
@@ -146,14 +145,10 @@ class Served:
         return request
 
     def _answer(self, image: np.ndarray, request: Request) -> np.ndarray | str:
-        segmenter = self.segmenter(request.depth, mean=request.mode == "mean")
-        probs = predict_image(segmenter, image, self.trained.frame)
+        probs = predict_image(self.engine(request.depth, mean=request.mode == "mean"), image)
         if request.mode == "probabilities":
-            return probs[0].numpy()  # (num_classes, H, W)
-        binary_or_labels = probs.shape[1] == 1 or self.trained.network.multilabel
-        if binary_or_labels:  # `to_mask` asks whether at least one half
-            probs = (probs >= request.threshold).to(torch.float32)
-        mask = to_mask(probs, self.trained.network.multilabel)[0].numpy()  # (H, W)
+            return probs  # (num_classes, H, W)
+        mask = to_mask(probs[None], self.trained.network.multilabel, request.threshold)[0]  # (H, W)
         return mask if request.encoding == "array" else _png(mask, self.trained)
 
 

@@ -29,7 +29,7 @@ from tests.conftest import REPOSITORY
 from unetpp.data.arrow_split import Split
 from unetpp.data.scaling import scale
 from unetpp.errors import UserError
-from unetpp.inference.model_file import load_model
+from unetpp.models.model_file import load_model
 
 WAS_AT = "/tmp/before"
 PLACES = {  # MLflow keeps absolute paths

@@ -28,10 +28,10 @@ from tests.canary import Canary
 from tests.pipelines.registry.family import settings, write_stages
 from unetpp.data.arrow_split import Split
 from unetpp.data.manifest import read_manifest
+from unetpp.engines.runtimes import open_export
 from unetpp.errors import UserError
-from unetpp.export.listing import check_export, read_exports
-from unetpp.export.runtimes import open_export
-from unetpp.inference.model_file import load_model
+from unetpp.models.listing import check_export, read_exports
+from unetpp.models.model_file import load_model
 from unetpp.training.checkpoint import DamagedCheckpointError, load_checkpoint, save_checkpoint
 
 FOREIGN = {

@@ -63,9 +63,10 @@ TOUCHED = {
     "unetpp/network/losses.py": {"search", "train", "export", "evaluate", "register"},
     "unetpp/data/augment.py": {"search", "train", "export", "evaluate", "register"},
     "unetpp/scores/metrics.py": {"search", "train", "evaluate"},
-    "unetpp/inference/segmenter.py": {"search", "train", "export", "evaluate", "register"},
+    "unetpp/models/segmenter.py": {"search", "train", "export", "evaluate", "register"},
+    "unetpp/engines/engine.py": {"export", "evaluate", "register"},
     "unetpp/training/checkpoint.py": {"search", "train"},
-    "unetpp/export/graphs.py": {"export", "evaluate", "register"},
+    "unetpp/export/graphs.py": {"export"},
 }
 
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from unetpp.errors import UserError
-    from unetpp.export.loading import load
-    from unetpp.inference.model_file import Trained, load_model
     from unetpp.inference.overlay import overlay
     from unetpp.inference.predictor import Predictor
-    from unetpp.inference.segmenter import Segmenter
+    from unetpp.models.loading import load
+    from unetpp.models.model_file import Trained, load_model
+    from unetpp.models.segmenter import Segmenter
     from unetpp.network.model import NestedUNet
     from unetpp.network.pruning import from_classic, prune, transfer
     from unetpp.training.fit import Epoch, fit
@@ -27,13 +27,13 @@ _HOMES = {
     "Epoch": "unetpp.training.fit",
     "NestedUNet": "unetpp.network.model",
     "Predictor": "unetpp.inference.predictor",
-    "Segmenter": "unetpp.inference.segmenter",
-    "Trained": "unetpp.inference.model_file",
+    "Segmenter": "unetpp.models.segmenter",
+    "Trained": "unetpp.models.model_file",
     "UserError": "unetpp.errors",
     "fit": "unetpp.training.fit",
     "from_classic": "unetpp.network.pruning",
-    "load": "unetpp.export.loading",
-    "load_model": "unetpp.inference.model_file",
+    "load": "unetpp.models.loading",
+    "load_model": "unetpp.models.model_file",
     "overlay": "unetpp.inference.overlay",
     "prune": "unetpp.network.pruning",
     "transfer": "unetpp.network.pruning",

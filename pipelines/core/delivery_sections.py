@@ -34,6 +34,18 @@ def _check_sizes(sizes):
 class Evaluate(Section):
     tolerance_iou: Annotated[float, Field(ge=0, le=1)]
     max_latency_ms: PositiveFloat | None
+    engine: Literal[
+        "torch",
+        "torch-bf16",
+        "torch-fp16",
+        "onnxruntime",
+        "onnxruntime-int8",
+        "openvino",
+        "openvino-bf16",
+        "openvino-int8",
+    ]
+    tolerance_engine_iou: Annotated[float, Field(ge=0, le=1)]
+    tta: Literal["none", "flips", "all"]
     latency_rounds: Annotated[int, Field(ge=3)]
     latency_size_px: PositiveInt | None
     throughput_batch: PositiveInt

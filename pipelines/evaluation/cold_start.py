@@ -65,7 +65,7 @@ def measure_cold_start(
 def _main(spec: dict) -> None:
     import torch
 
-    from unetpp.inference.model_file import load_model
+    from unetpp.models.model_file import load_model
 
     start_ms = (time.monotonic() - spec["began"]) * 1000
 

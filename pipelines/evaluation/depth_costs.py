@@ -17,7 +17,7 @@ from pipelines.evaluation.cautions import BUSY
 from pipelines.evaluation.cold_start import measure_cold_start
 from pipelines.evaluation.predictor import MEAN
 from unetpp.images.frame import Size, say_size
-from unetpp.inference.model_file import Trained
+from unetpp.models.model_file import Trained
 from unetpp.network import profiling
 from unetpp.network.pruning import prune
 from unetpp.threads import num_cores

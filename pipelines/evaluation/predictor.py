@@ -12,10 +12,11 @@ from torch import Tensor
 from pipelines.console.progress import watched
 from unetpp.data.arrow_split import Split
 from unetpp.data.resized import Resized
+from unetpp.engines.torch_engine import TorchEngine
 from unetpp.images.frame import Size
-from unetpp.inference.model_file import Trained
-from unetpp.inference.segmenter import Segmenter, pad_to_multiple
 from unetpp.inference.tiles import TILE_PX, predict_resized, to_own_size
+from unetpp.models.model_file import Trained
+from unetpp.models.segmenter import Segmenter, pad_to_multiple
 from unetpp.network.masks import to_mask, to_probs
 
 MEAN = "mean"  # the name of the ensemble: the mean of the probabilities of all heads
@@ -44,7 +45,8 @@ class Predictor:
     """Probabilities or masks of every depth; with several depths, of their mean too."""
 
     def __init__(self, trained: Trained, device: torch.device):
-        self.heads = Heads(trained.network, canvas=trained.canvas).eval().to(device)
+        self.heads = Heads(trained.network, canvas=trained.about.canvas).eval().to(device)
+        self._engine = TorchEngine(self.heads, trained.about)
         self.trained, self.frame, self.device = trained, trained.frame, device
         self.names = [f"L{depth}" for depth in trained.depths] + [MEAN] * (len(trained.depths) > 1)
 
@@ -59,13 +61,13 @@ class Predictor:
         A pruned network pads to a smaller multiple, and cuts other tiles: where the images need either, each depth
         answers by itself.
         """
-        seen = self._named(predict_resized(self.heads, images, self.frame, device=self.device))
+        seen = self._named(torch.from_numpy(predict_resized(self._engine, images)))
         sides = self.frame.size if self.frame else images[0].shape[:2]
         if max(sides) > TILE_PX or any(side % 2**self.heads.network.depth for side in sides):
-            for depth, segmenter in self._pruned.items():
-                seen[f"L{depth}"] = predict_resized(segmenter, images, self.frame, device=self.device)
+            for depth, engine in self._pruned.items():
+                seen[f"L{depth}"] = torch.from_numpy(predict_resized(engine, images))
         for name, probs in seen.items():
-            yield Answer(name, probs.cpu(), to_own_size(probs, images[0].shape[:2]).cpu())
+            yield Answer(name, probs, torch.from_numpy(to_own_size(probs.numpy(), images[0].shape[:2])))
 
     def masks_of(self, images: Tensor) -> dict[str, Tensor]:
         """(N, C, H, W) images in [0, 1], at the size that the network sees, to the (N, H, W) masks of each name."""
@@ -78,8 +80,12 @@ class Predictor:
         return {answer.name: to_mask(answer.probs, self.task[1]) for answer in self.answers(images)}
 
     @cached_property
-    def _pruned(self) -> dict[int, Segmenter]:
-        return {depth: self.trained.segmenter(depth).to(self.device) for depth in self.trained.depths[:-1]}
+    def _pruned(self) -> dict[int, TorchEngine]:
+        about = self.trained.about
+        return {
+            depth: TorchEngine(self.trained.segmenter(depth), about.at(depth), self.device)
+            for depth in self.trained.depths[:-1]
+        }
 
     def _named(self, probs: Tensor) -> dict[str, Tensor]:
         """What `Heads` gives, by name, with the mean."""

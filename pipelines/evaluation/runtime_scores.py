@@ -12,14 +12,14 @@ from pipelines.console.progress import watched
 from pipelines.evaluation.predictor import batches
 from unetpp.data.arrow_split import Split
 from unetpp.data.manifest import read_manifest
+from unetpp.engines.engine import Engine
+from unetpp.engines.runtimes import ExportEngine, missing, runtimes_of
 from unetpp.errors import UserError
-from unetpp.export.listing import read_exports
-from unetpp.export.runtimes import Predict, missing, open_export, runtimes_of
 from unetpp.images.frame import Size
-from unetpp.inference.model_file import Trained, load_model
-from unetpp.inference.tiles import predict_resized, to_own_size
+from unetpp.inference.tiles import predict_resized, to_mask, to_own_size
+from unetpp.models.listing import read_exports
+from unetpp.models.model_file import load_model
 from unetpp.network import profiling
-from unetpp.network.masks import to_mask
 from unetpp.scores import metrics
 
 RUNTIMES_S = 30.0  # for the latencies of a depth, and as much for its batches, at most
@@ -58,10 +58,11 @@ def measure_runtimes(
     channels = read_manifest(prepared).channels
     batch = torch.rand(settings.throughput_batch, channels, *size)
     for depth in sorted({one["depth"] for one in entries}, key=lambda name: int(name[1:])):
-        opened: dict[str, tuple[dict, str, Predict]] = {}
+        about = load_model(exports / depth).about
+        opened: dict[str, tuple[dict, str, Engine]] = {}
         for one in (each for each in entries if each["depth"] == depth and each["format"] != "pt2"):
             for runtime in (name for name in runtimes_of(one["file"]) if not missing(name)):
-                opened[f"{one['format']} {runtime}"] = one, runtime, open_export(exports / one["file"], runtime)
+                opened[f"{one['format']} {runtime}"] = one, runtime, ExportEngine(exports / one["file"], about, runtime)
         # Timed as modules are: what is called is all that the timing knows of them.
         timed = cast(Any, {name: _of_tensor(predict) for name, (_, _, predict) in opened.items()})
 
@@ -72,9 +73,8 @@ def measure_runtimes(
         together = profiling.measure_latency(
             timed, batch, rounds=5, warmup=1, watch=partial(watched, what=f"{where}, batches"), max_s=RUNTIMES_S
         )
-        trained = load_model(exports / depth)
         for name, (one, runtime, predict) in opened.items():
-            found = image_ious(predict, split, trained, settings.throughput_batch, f"{depth} in {name}, images")
+            found = image_ious(predict, split, settings.throughput_batch, f"{depth} in {name}, images")
             difference = float(np.mean(found - np.asarray(ious[depth])))  # below 0 is worse
             offered = -difference <= settings.tolerance_iou + 1e-12
             rows.append(
@@ -96,18 +96,19 @@ def measure_runtimes(
     return rows
 
 
-def image_ious(predict: Predict, split: Split, trained: Trained, batch_size: int, what: str) -> np.ndarray:
+def image_ious(engine: Engine, split: Split, batch_size: int, what: str) -> np.ndarray:
     """iou_image of each image of a split at its own size, (N,), in its order; images of one size go together."""
-    found, network = np.empty(len(split)), trained.network
+    found, about = np.empty(len(split)), engine.about
+    task = about.num_classes, about.multilabel, about.background
     for batch in batches(split, batch_size, what=what):
-        seen = predict_resized(lambda pixels: torch.from_numpy(predict(pixels.numpy())), batch.images, trained.frame)
-        mask_hat = to_mask(to_own_size(seen, batch.images[0].shape[:2]), network.multilabel)
-        counts = metrics.confusion(mask_hat, batch.mask, *network.task)
+        seen = predict_resized(engine, batch.images)
+        mask_hat = torch.from_numpy(to_mask(to_own_size(seen, batch.images[0].shape[:2]), about.multilabel))
+        counts = metrics.confusion(mask_hat, batch.mask, *task)
         found[batch.indices] = metrics.per_image_iou(counts).numpy()
     return found
 
 
-def _of_tensor(predict: Predict):
+def _of_tensor(predict: Engine):
     return lambda image: predict(image.numpy())
 
 

@@ -7,7 +7,7 @@ from pipelines.core.tables import read_rows
 from unetpp.data.arrow_split import Split
 from unetpp.data.manifest import Manifest, read_manifest
 from unetpp.errors import UserError, said
-from unetpp.inference.model_file import Trained, load_model
+from unetpp.models.model_file import Trained, load_model
 
 
 def read_groups(prepared: Path, ids: list[str]) -> list[str]:

@@ -16,8 +16,8 @@ from unetpp.data.arrow_split import Split
 from unetpp.data.manifest import Manifest, read_manifest
 from unetpp.errors import UserError
 from unetpp.images.display import ERRORS, SAID, class_colour, display, error_map, fill, fill_classes
-from unetpp.inference.model_file import Trained
 from unetpp.inference.predictor import Predictor
+from unetpp.models.model_file import Trained
 from unetpp.network.masks import IGNORE, find_classes
 
 COPIED = ("report.html", "report.json", "images.csv")

@@ -13,7 +13,7 @@ from pipelines.registry import mlflow_store, model_versions
 from pipelines.registry.run_log import read_hashes
 from unetpp.errors import UserError
 from unetpp.files import sha256
-from unetpp.inference import model_file, older_files
+from unetpp.models import model_file, older_files
 
 NOT_RECORDED = "not recorded"
 # What `unetpp lineage NAME` means where no alias is given, the first that there is.

@@ -4,7 +4,7 @@ import torch
 
 from pipelines.registry import mlflow_store, model_versions
 from unetpp.errors import UserError
-from unetpp.inference.model_file import Trained
+from unetpp.models.model_file import Trained
 
 
 def load_registered(uri: str, store: str | None = None) -> Trained:

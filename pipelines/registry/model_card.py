@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pipelines.evaluation.cautions import find_cautions
 from unetpp.data.manifest import Manifest
 from unetpp.images.frame import plain, say_size
-from unetpp.inference.model_file import Trained
+from unetpp.models.model_file import Trained
 
 # What a latency depends on most, of what report.json says of the machine.
 MACHINE = ("device", "processor", "threads", "precision", "size_px")
@@ -181,11 +181,8 @@ def _notes(family: Family) -> list[str]:
     machine = ", ".join(f"{key} {value}" for key, value in family.metrics["machine"].items() if key in MACHINE)
     kinds = ", ".join(f"{count} {kind}" for kind, count in splits["test"].kinds.items())
     kinds = f" ({kinds})" if kinds else ""
-    resized = (
-        f" (trained on images {'padded' if family.trained.canvas else 'resized'} to {say_size(family.trained.size)} px)"
-        if family.trained.size
-        else ""
-    )
+    size, fitted = family.trained.size, "padded" if family.trained.fit == "pad" else "resized"
+    resized = f" (trained on images {fitted} to {say_size(size)} px)" if size else ""
     names = ", ".join(family.trained.classes)
     out = "the foreground's probability"
     if network.multilabel:

@@ -20,7 +20,7 @@ from pipelines.core.files import scratch
 from pipelines.core.redaction import redacted
 from unetpp.errors import UserError, said
 from unetpp.files import sha256
-from unetpp.inference.model_file import MODEL, Trained, load_model
+from unetpp.models.model_file import MODEL, Trained, load_model
 
 with warnings.catch_warnings():
     # While they are imported, mlflow and sqlalchemy warn of each other (deprecated loaders, type hints).

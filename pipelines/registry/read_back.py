@@ -19,8 +19,8 @@ from pipelines.core.files import scratch
 from pipelines.registry import mlflow_store, model_versions
 from unetpp.errors import UserError
 from unetpp.files import sha256
-from unetpp.inference.model_file import Trained
-from unetpp.inference.tiles import predict_image
+from unetpp.inference.predictor import Predictor
+from unetpp.models.model_file import Trained
 
 TOLERANCE = 1e-5
 SIZES = ((33, 57), (64, 48), (130, 71))  # H x W of the images that a version is compared with its network on
@@ -45,9 +45,7 @@ def check_in_clean_process(name: str, versions: dict[int, str], trained: Trained
     shapes = [(*size, trained.network.in_channels) for size in SIZES]
     images = {f"image{i}": random.integers(0, 256, shape, np.uint8) for i, shape in enumerate(shapes)}
     answers = {
-        f"L{depth}/{key}": predict_image(trained.segmenter(depth), image, trained.frame).numpy()
-        for depth in versions
-        for key, image in images.items()
+        f"L{depth}/{key}": Predictor(trained, depth).probs(image) for depth in versions for key, image in images.items()
     }
     with scratch() as folder:
         np.savez(folder / "expected.npz", allow_pickle=False, **images, **answers)
@@ -94,18 +92,18 @@ def check_evidence(name: str, version: str, expected: str) -> str | None:
 
 def differing(loaded: Trained, served, expected: dict[str, np.ndarray], depth: int) -> str:
     """Why a version is not the network that answered `expected` (see `check_in_clean_process`); "" where it is."""
-    segmenter = loaded.segmenter()
+    predictor = Predictor(loaded)
     for key in (key for key in expected if key.startswith("image")):
         answer = expected[f"L{depth}/{key}"]
         ways = {
-            "unetpp.load": predict_image(segmenter, expected[key], loaded.frame)[0].numpy(),
+            "unetpp.load": predictor.probs(expected[key]),
             "the pyfunc": served.predict(expected[key], {"mode": "probabilities"}),
         }
         for way, found in ways.items():
-            if found.shape != answer[0].shape:
-                return f"by {way} gives shape {found.shape} where its network gives {answer[0].shape}"
-            if not np.allclose(found, answer[0], atol=TOLERANCE, rtol=0):
-                return f"by {way} differs from its network by up to {np.abs(found - answer[0]).max():.2g}"
+            if found.shape != answer.shape:
+                return f"by {way} gives shape {found.shape} where its network gives {answer.shape}"
+            if not np.allclose(found, answer, atol=TOLERANCE, rtol=0):
+                return f"by {way} differs from its network by up to {np.abs(found - answer).max():.2g}"
     return ""
 
 

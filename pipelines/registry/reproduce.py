@@ -23,7 +23,7 @@ from pipelines.core.private import dvc_environment
 from pipelines.registry.lineage import Lineage, find_lineage
 from pipelines.registry.run_log import read_hashes
 from unetpp.errors import UserError
-from unetpp.inference.model_file import load_model
+from unetpp.models.model_file import load_model
 
 RAW = "data/raw"
 RECORDED = ("params.yaml", "dvc.yaml", "dvc.lock")

@@ -16,7 +16,7 @@ from pipelines.registry import live_log, runs
 from pipelines.registry.model_card import Family
 from unetpp.data.manifest import Manifest
 from unetpp.errors import UserError
-from unetpp.inference.model_file import MODEL
+from unetpp.models.model_file import MODEL
 
 # What says where the numbers come from, beside the commit; those that are there are kept.
 PIPELINE_FILES = ("code.yaml", "dvc.lock", "dvc.yaml", "params.yaml", "requirements.lock")

@@ -16,7 +16,7 @@ from pipelines.training.spec import build_network
 from unetpp.data.manifest import Manifest
 from unetpp.errors import UserError
 from unetpp.files import read_json
-from unetpp.inference.model_file import MODEL, Trained, load_model
+from unetpp.models.model_file import MODEL, Trained, load_model
 from unetpp.network.pruning import transfer
 
 RECORD = "init.json"

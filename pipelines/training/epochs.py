@@ -20,7 +20,7 @@ from pipelines.training.setup import Setup
 from pipelines.training.spec import TrainSpec
 from pipelines.training.state import Best, TrainState
 from unetpp.errors import UserError, said
-from unetpp.inference.segmenter import Segmenter
+from unetpp.models.segmenter import Segmenter
 from unetpp.network.model import NestedUNet
 from unetpp.training.batch_norm import (
     STATISTICS_IMAGES,

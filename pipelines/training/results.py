@@ -7,7 +7,7 @@ from pipelines.core.files import replacing, write_json
 from pipelines.core.tables import write_rows
 from pipelines.training.spec import TrainSpec
 from pipelines.training.state import TrainState
-from unetpp.inference.model_file import MODEL, Trained
+from unetpp.models.model_file import MODEL, Trained
 from unetpp.training.choice import WHY
 
 

@@ -22,7 +22,7 @@ from unetpp.data.manifest import Manifest
 from unetpp.errors import UserError
 from unetpp.files import parse_json
 from unetpp.images.frame import Size, as_size, plain, say_size
-from unetpp.inference.segmenter import Segmenter
+from unetpp.models.segmenter import Segmenter
 from unetpp.network.profiling import (
     count_macs,
     count_parameters,

@@ -16,7 +16,7 @@ from pipelines.tuning.candidate_costs import Costs, check_memory, key_of
 from pipelines.tuning.space import Candidate, Space
 from pipelines.tuning.trials import spec_of
 from unetpp.errors import UserError
-from unetpp.inference.segmenter import Segmenter
+from unetpp.models.segmenter import Segmenter
 from unetpp.training.loop import plain_batches, train_epoch, validate
 from unetpp.training.memory import peak_memory_mib
 

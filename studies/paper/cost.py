@@ -9,7 +9,7 @@ from pipelines.core.files import write_json
 from pipelines.evaluation.depth_costs import describe_machine, measure_cost
 from studies.paper.records import RESULTS
 from studies.paper.run import network_of, read_study
-from unetpp.inference.model_file import Trained
+from unetpp.models.model_file import Trained
 from unetpp.network.model import NestedUNet
 
 SIZE_PX, ROUNDS, BATCH = 96, 50, 8

@@ -39,8 +39,8 @@ from unetpp.data.arrow_split import Split, SplitWriter
 from unetpp.data.manifest import Manifest, SplitFacts
 from unetpp.errors import UserError
 from unetpp.files import sha256
-from unetpp.inference.model_file import Trained
-from unetpp.inference.segmenter import Segmenter
+from unetpp.models.model_file import Trained
+from unetpp.models.segmenter import Segmenter
 from unetpp.network.profiling import count_macs, count_parameters
 from unetpp.network.pruning import prune
 from unetpp.scores import metrics

@@ -28,7 +28,7 @@ from pipelines.registry.promotion_rules import judge
 from unetpp.data.arrow_split import Split, SplitWriter
 from unetpp.data.manifest import Manifest, SplitFacts
 from unetpp.errors import UserError
-from unetpp.inference.model_file import Trained, load_model
+from unetpp.models.model_file import Trained, load_model
 from unetpp.network.model import NestedUNet
 from unetpp.scores import metrics
 

@@ -21,11 +21,11 @@ from pipelines.evaluation.runtime_scores import image_ious, measure_runtimes
 from pipelines.predict import load, predict
 from unetpp.data.arrow_split import Split, SplitWriter
 from unetpp.data.manifest import Manifest, SplitFacts
+from unetpp.engines.torch_engine import TorchEngine
 from unetpp.errors import UserError
-from unetpp.export.runtimes import of_segmenter
 from unetpp.export.verification import Comparison, Verification
 from unetpp.files import sha256
-from unetpp.inference.model_file import Trained
+from unetpp.models.model_file import Trained
 from unetpp.network.model import NestedUNet
 from unetpp.offline import TELEMETRY_OFF
 
@@ -171,7 +171,7 @@ def test_int8_needs_images_of_val(made, tmp_path):
 
 def test_runtimes_are_measured_on_the_test_split_beside_the_eager_network(made):
     split = Split(made.prepared / "test.arrow")
-    eager = image_ious(of_segmenter(made.trained.segmenter()), split, made.trained, 8, "images")
+    eager = image_ious(TorchEngine(made.trained.segmenter(), made.trained.about), split, 8, "images")
     settings = SimpleNamespace(latency_rounds=3, throughput_batch=2, tolerance_iou=0.01)
     rows = measure_runtimes(made.exports, made.result["model_sha256"], made.prepared, settings, (16, 16), {"L1": eager})
     assert [(row["format"], row["runtime"]) for row in rows] == RUNTIMES
@@ -254,7 +254,7 @@ def test_snippets_of_the_docs_run_and_agree(made, monkeypatch):
         names = {"image": image.copy()}
         exec(snippet, names)
         found.append(np.asarray(names["probs"]))
-    expected = of_segmenter(made.trained.segmenter())(image)
+    expected = TorchEngine(made.trained.segmenter(), made.trained.about)(image)
     assert all(np.abs(one - expected).max() < 1e-5 for one in found)
 
 
@@ -267,7 +267,7 @@ def test_runtimes_call_nobody_and_leave_nothing_in_the_home(made, tmp_path):
         "        raise RuntimeError(event)\n"
         "sys.addaudithook(refuse)\n"
         "import numpy as np\n"
-        "from unetpp.export.runtimes import open_export\n"
+        "from unetpp.engines.runtimes import open_export\n"
         "for runtime in ('onnxruntime', 'openvino'):\n"
         "    print(open_export(sys.argv[1], runtime)(np.zeros((1, 3, 8, 8), np.float32)).shape)\n"
     )

@@ -11,7 +11,7 @@ from pipelines.cli import build_parser
 from pipelines.core.files import MARKER
 from pipelines.predict import find_images, predict, read_heads
 from unetpp import NestedUNet, UserError
-from unetpp.inference.model_file import Trained
+from unetpp.models.model_file import Trained
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_masks_have_the_images_sizes_and_lie_on_them(tmp_path, model):
 
 
 def test_network_trained_on_resized_images_predicts_on_resized_ones(tmp_path, model):
-    from unetpp.inference.model_file import load_model
+    from unetpp.models.model_file import load_model
 
     whole = load_model(model)
     Trained(whole.network, 16).save(model / "model.safetensors")

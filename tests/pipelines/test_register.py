@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -26,7 +27,8 @@ from tests.pipelines.registry.family import (
 )
 from unetpp.errors import UserError
 from unetpp.files import sha256
-from unetpp.inference.model_file import load_model
+from unetpp.inference.predictor import Predictor
+from unetpp.models.model_file import load_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,15 +73,14 @@ def test_loaded_model_predicts_what_its_network_does_for_any_batch_and_size(home
 def test_a_registered_version_is_exported_and_predicted_by_at_any_depth_up_to_its_own(home, repository, monkeypatch):
     monkeypatch.chdir(repository)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home[0]}/mlflow.db")
-    uri, image = f"models:/{NAME}@L2", torch.rand(1, 3, 32, 32)
+    uri, image = f"models:/{NAME}@L2", torch.rand(1, 3, 32, 32).numpy()
     trained = load_model(home[0] / "model")
     assert load_registered(uri).depths == (1, 2)
-    with torch.inference_mode():
-        for depth in (1, 2, None):
-            expected = trained.segmenter(depth or 2)(image)
-            torch.testing.assert_close(predict.load(uri, depth).network(image), expected, atol=1e-5, rtol=0)
-        mean = predict.load(uri, None, "mean").network(image)
-        torch.testing.assert_close(mean, trained.ensemble({1: 1.0, 2: 1.0})(image), atol=1e-5, rtol=0)
+    for depth in (1, 2, None):
+        expected = Predictor(trained, depth).engine(image)
+        np.testing.assert_allclose(predict.load(uri, depth).engine(image), expected, atol=1e-5, rtol=0)
+    mean = Predictor(trained, heads={1: 1.0, 2: 1.0}).engine(image)
+    np.testing.assert_allclose(predict.load(uri, None, "mean").engine(image), mean, atol=1e-5, rtol=0)
     with pytest.raises(UserError, match="cannot prune to depth 3"):
         predict.load(uri, 3)
 

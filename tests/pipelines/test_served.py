@@ -22,8 +22,8 @@ from pipelines.registry import model_versions
 from pipelines.registry.read_back import differing
 from pipelines.served import Served
 from unetpp import NestedUNet, UserError
-from unetpp.inference.model_file import Trained
-from unetpp.inference.tiles import predict_image
+from unetpp.inference.predictor import Predictor
+from unetpp.models.model_file import Trained
 
 load_model = model_versions.mlflow.pyfunc.load_model
 
@@ -78,7 +78,7 @@ def ask(model, body, kind: str = "application/json") -> tuple[int, dict]:
 
 def expected(image: np.ndarray, depth: int = 2, threshold: float = 0.5, trained: Trained | None = None) -> np.ndarray:
     trained = trained or make()
-    return (predict_image(trained.segmenter(depth), image, trained.frame)[0, 0] >= threshold).numpy().astype(np.uint8)
+    return (Predictor(trained, depth).probs(image)[0] >= threshold).astype(np.uint8)
 
 
 def test_every_form_of_arrays_gives_the_same_mask(model):
@@ -145,16 +145,16 @@ def test_every_form_of_json_gives_the_same_mask(model):
 def test_params_choose_depth_threshold_and_what_is_answered(model):
     image, trained = picture(), make()
 
-    def probs(segmenter) -> np.ndarray:
-        return predict_image(segmenter, image, None)[0].numpy()
+    def probs(depth: int) -> np.ndarray:
+        return Predictor(trained, depth).probs(image)
 
     found = model.predict(image, {"mode": "probabilities"})
-    np.testing.assert_allclose(found, probs(trained.segmenter(2)), atol=1e-5)
+    np.testing.assert_allclose(found, probs(2), atol=1e-5)
     assert (found.dtype, found.shape) == (np.float32, (1, 40, 56))
     found = model.predict(image, {"mode": "probabilities", "depth": 1})
-    np.testing.assert_allclose(found, probs(trained.segmenter(1)), atol=1e-5)
+    np.testing.assert_allclose(found, probs(1), atol=1e-5)
     assert np.array_equal(model.predict(image, {"depth": 1, "threshold": 0.45}), expected(image, 1, 0.45))
-    assert np.array_equal(model.predict(image, {"mode": "mean"}), probs(trained.ensemble())[0] >= 0.5)
+    assert np.array_equal(model.predict(image, {"mode": "mean"}), Predictor(trained, heads="mean").mask(image))
     answer = ask(model, {"inputs": [text(image)], "params": {"encoding": "png", "depth": 1}})[1]["predictions"]
     png = cv2.imdecode(np.frombuffer(base64.b64decode(answer[0]), np.uint8), cv2.IMREAD_UNCHANGED)
     assert png is not None
@@ -167,13 +167,13 @@ def test_classes_are_indices_and_labels_are_bits(tmp_path):
     for name, trained in (("classes", classes), ("labels", labels)):
         model_versions.write_model(tmp_path / name, trained, 2)
     model = load_model(str(tmp_path / "classes"))
-    probs = predict_image(classes.segmenter(2), image, None)[0].numpy()
+    probs = Predictor(classes).probs(image)
     assert np.array_equal(model.predict(image), probs.argmax(axis=0))
     np.testing.assert_allclose(model.predict([image], {"mode": "probabilities"})[0], probs, atol=1e-5)
     status, answer = ask(model, {"inputs": [text(image)], "params": {"threshold": 0.4}})
     assert (status, "the likeliest is taken" in answer["message"]) == (400, True)
     model = load_model(str(tmp_path / "labels"))
-    probs = predict_image(labels.segmenter(2), image, None)[0].numpy()
+    probs = Predictor(labels).probs(image)
     bits = (probs[0] >= 0.499) * 1 + (probs[1] >= 0.499) * 2
     assert len(np.unique(bits)) > 2
     assert np.array_equal(model.predict(image, {"threshold": 0.499}), bits)
@@ -343,7 +343,7 @@ def test_a_missing_file_is_named(folder, tmp_path):
 
 def test_a_version_of_another_network_is_told_by_how_much_it_differs(folder, monkeypatch):
     image = picture()
-    right = predict_image(make().segmenter(2), image, None).numpy()
+    right = Predictor(make()).probs(image)
     loaded, served = unetpp.load(folder), load_model(str(folder))
     assert differing(loaded, served, {"image0": image, "L2/image0": right}, 2) == ""
     wrong = right + 0.25
@@ -351,6 +351,6 @@ def test_a_version_of_another_network_is_told_by_how_much_it_differs(folder, mon
         "by unetpp.load differs from its network by up to 0.25"
     )
     other = load_model(str(folder))
-    monkeypatch.setattr(other, "predict", lambda *_: right[0] * np.nan)
+    monkeypatch.setattr(other, "predict", lambda *_: right * np.nan)
     assert "by the pyfunc differs" in differing(loaded, other, {"image0": image, "L2/image0": right}, 2)
     assert "gives shape" in differing(loaded, served, {"image0": image, "L2/image0": right[..., 1:]}, 2)

@@ -13,8 +13,8 @@ import torch
 from benchmarks.serving import as_request, images_of, load, post, serving
 from pipelines.registry import mlflow_store, model_versions, read_back
 from unetpp import NestedUNet, UserError
-from unetpp.inference.model_file import Trained
-from unetpp.inference.tiles import predict_image
+from unetpp.inference.predictor import Predictor
+from unetpp.models.model_file import Trained
 
 pytestmark = pytest.mark.slow
 GUIDE = Path(__file__).parents[2] / "docs/serving.md"
@@ -64,7 +64,7 @@ def server(store, tmp_path_factory):  # noqa: ARG001 - for its effect
 
 
 def expected(trained: Trained, image: np.ndarray, depth: int = 2) -> np.ndarray:
-    return (predict_image(trained.segmenter(depth), image, None)[0, 0] >= 0.5).numpy().astype(np.uint8)
+    return (Predictor(trained, depth).probs(image)[0] >= 0.5).astype(np.uint8)
 
 
 def test_the_guides_curl_line_gives_the_mask(server, trained, tmp_path):

@@ -19,8 +19,8 @@ from tests.pipelines.training.small import CPU, last, spec_of
 from unetpp.data.arrow_split import Split
 from unetpp.data.manifest import read_manifest
 from unetpp.errors import FileError, UserError
-from unetpp.inference.model_file import load_model
 from unetpp.inference.predictor import Predictor
+from unetpp.models.model_file import load_model
 from unetpp.network.masks import IGNORE
 
 SHAPES = [(40, 64), (64, 40), (30, 30)]

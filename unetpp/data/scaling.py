@@ -1,10 +1,13 @@
 """Pixels of any type to numbers of one scale: what training and prediction feed to a network."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
-from torch import Tensor
 
 from unetpp.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 STD_FLOOR = 1e-3  # below it, contrast is noise: an eighth of a grey level of 8 bits
 
@@ -42,17 +45,38 @@ def scaled(image: np.ndarray, limits: tuple[float, float] | None = None) -> np.n
     return pixels
 
 
-def scale(image: np.ndarray, limits: tuple[float, float] | None = None) -> Tensor:
+# torch is imported where it is used: prediction by other runtimes needs none.
+def scale(image: np.ndarray, limits: tuple[float, float] | None = None) -> "Tensor":
     """`scaled` as a tensor (C, H, W)."""
-    return torch.from_numpy(np.ascontiguousarray(scaled(image, limits).transpose(2, 0, 1)))
+    import torch
+
+    return torch.from_numpy(channels_first(scaled(image, limits)))
 
 
-def standardise(image: Tensor) -> Tensor:
+def channels_first(image: np.ndarray) -> np.ndarray:
+    """(H, W, C) as (C, H, W)."""
+    return np.ascontiguousarray(image.transpose(2, 0, 1))
+
+
+def standardise(image: "Tensor", statistics: "Tensor | None" = None) -> "Tensor":
     """Each image and channel of (N, C, H, W) to mean 0 and standard deviation 1 over its own pixels.
 
     By its own and not by the data set's: exposure, staining and the bits of the camera differ from image to
     image (Isensee et al. 2021, nnU-Net, does so for all but CT). Without contrast an image becomes zeros.
+
+    Args:
+        statistics: mean and standard deviation (N, C, 2) to take in place of its own.
     """
-    mean = image.mean(dim=(-2, -1), keepdim=True)
-    std = image.std(dim=(-2, -1), keepdim=True, correction=0)
+    if statistics is None:
+        mean = image.mean(dim=(-2, -1), keepdim=True)
+        std = image.std(dim=(-2, -1), keepdim=True, correction=0)
+    else:
+        mean, std = statistics[..., 0, None, None], statistics[..., 1, None, None]
     return (image - mean) / (std + STD_FLOOR)
+
+
+def measure_statistics(images: np.ndarray) -> np.ndarray:
+    """Mean and standard deviation of each channel of (N, C, H, W): (N, C, 2) float32."""
+    mean = images.mean(axis=(2, 3), dtype=np.float64)
+    std = images.std(axis=(2, 3), dtype=np.float64)
+    return np.stack([mean, std], axis=2).astype(np.float32)

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch.export import Dim, ExportedProgram
 
-from unetpp.inference.segmenter import Segmenter
+from unetpp.engines.engine import INPUT, OUTPUT
+from unetpp.models.segmenter import Segmenter
 
-INPUT, OUTPUT = "image", "probs"
 AXES = {0: "batch", 2: "height", 3: "width"}
 # The first is the oldest that torch's exporter writes, the last the newest that it writes.
 OLDEST_OPSET, NEWEST_OPSET = 18, 23

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unetpp.export.graphs import INPUT
+from unetpp.engines.engine import INPUT
 from unetpp.offline import silenced
 
 # What lies between two convolutions is quantised too, or each would begin and end in float.

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
+from unetpp.engines.runtimes import Predict, missing, of_segmenter, open_export, runtimes_of
 from unetpp.errors import UserError
-from unetpp.export.runtimes import Predict, missing, of_segmenter, open_export, runtimes_of
-from unetpp.inference.model_file import MODEL, Trained, load_model
+from unetpp.models.model_file import MODEL, Trained, load_model
 
 
 @dataclass(frozen=True)

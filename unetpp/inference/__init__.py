@@ -1,1 +1,1 @@
-"""Any image size in, probabilities out; the model file; tiles."""
+"""From images as one has them to masks: scaling, tiles, masks, overlays; numpy, over any engine."""

@@ -1,18 +1,21 @@
 """Arrays in, probabilities and masks out: a trained network as a function of images as one has them."""
 
-from collections.abc import Callable, Mapping
-from typing import Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from unetpp.engines.engine import Engine
 from unetpp.errors import UserError
 from unetpp.images.pixels import as_float32, convert
-from unetpp.inference.model_file import Trained
-from unetpp.inference.tiles import predict_image
-from unetpp.network.masks import to_mask
-from unetpp.network.model import NestedUNet
+from unetpp.inference.tiles import predict_image, to_mask
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from unetpp.models.model_file import Trained
+    from unetpp.network.model import NestedUNet
 
 
 class Predictor:
@@ -29,12 +32,10 @@ class Predictor:
     tiles (`unetpp.inference.tiles`).
 
     Args:
-        model: what `load` returns, or a network; its weights are copied.
+        model: what `load` returns, or a network, whose weights are copied; or an engine that is open already.
         depth: the depth to prune to, by default the deepest.
         heads: average these heads instead: weights by depth, such as {2: 1, 4: 3}, or "mean" for all alike.
-        device: where it runs, such as "cuda"; by default where the model is.
-        network: what runs in place of the model's own network, from images (N, C, H, W) float32 in [0, 1] to
-            probabilities, such as an exported file. It gets each image as a whole.
+        device: where torch runs it, such as "cuda"; by default where the model is.
 
     Raises:
         UserError: a depth or heads that the model does not have, or both.
@@ -42,38 +43,28 @@ class Predictor:
 
     def __init__(
         self,
-        model: Trained | NestedUNet,
+        model: "Trained | NestedUNet | Engine",
         depth: int | None = None,
         *,
         heads: Mapping[int, float] | Literal["mean"] | None = None,
-        device: str | torch.device | None = None,
-        network: Callable[[Tensor], Tensor] | None = None,
+        device: "str | torch.device | None" = None,
     ):
-        if not isinstance(model, Trained | NestedUNet):
-            raise UserError(
-                f"Predictor: found a model of type {type(model).__name__}; expected what unetpp.load(path) returns, or "
-                "a NestedUNet"
-            )
-        trained = Trained(model, None) if isinstance(model, NestedUNet) else model
         if depth is not None and heads is not None:
             raise UserError(f"depth {depth} is one head and heads {heads} are several: give one of the two")
-        self.device = torch.device(device or next(trained.network.parameters()).device)
-        if network is None:
-            made = trained.segmenter(depth) if heads is None else trained.ensemble(None if heads == "mean" else heads)
-            self.depth, network = made.network.depth, made.to(self.device)
-        else:
-            self.depth = trained.network.depth
-        self.network, self.frame, self.classes, self.names = network, trained.frame, trained.classes, trained.names
-        self.in_channels, self.num_classes = trained.network.in_channels, trained.network.num_classes
-        self.multilabel, self._described = trained.network.multilabel, trained.describe((self.depth,))
+        is_open = hasattr(model, "takes_parts")
+        self.engine = cast(Engine, model) if is_open else _torch_engine(cast("Trained", model), depth, heads, device)
+        self.about = self.engine.about
+        self.depth, self.classes, self.names = self.about.depth, self.about.classes, self.about.names
+        self.in_channels, self.num_classes = self.about.in_channels, self.about.num_classes
+        self.multilabel = self.about.multilabel
 
     def __repr__(self) -> str:
-        return f"Predictor({self._described})"
+        return f"Predictor({self.about.describe((self.depth,))})"
 
-    def __call__(self, images: np.ndarray | Tensor) -> np.ndarray:
+    def __call__(self, images: "np.ndarray | Tensor") -> np.ndarray:
         return self.probs(images)
 
-    def probs(self, images: np.ndarray | Tensor) -> np.ndarray:
+    def probs(self, images: "np.ndarray | Tensor") -> np.ndarray:
         """Probabilities (num_classes, H, W) float32 of an image, (N, num_classes, H, W) of a batch.
 
         One channel is the foreground's probability, several are those of the classes (`names`), or one of each label.
@@ -82,25 +73,23 @@ class Predictor:
             UserError: images of another shape, type or range.
         """
         batch, whole = self._read(images)
-        with torch.inference_mode():
-            found = [predict_image(self.network, image, self.frame, limits, self.device) for image, limits in batch]
-        probs = torch.cat(found).float().cpu().numpy()
+        probs = np.stack([predict_image(self.engine, image, limits) for image, limits in batch])
         return probs if whole else probs[0]
 
-    def mask(self, images: np.ndarray | Tensor) -> np.ndarray:
+    def mask(self, images: "np.ndarray | Tensor") -> np.ndarray:
         """Masks (H, W) uint8 of an image, (N, H, W) of a batch: 0 and 1, class indices, or of labels their bits.
 
         Raises:
             UserError: as `probs`.
         """
-        probs = torch.from_numpy(self.probs(images))
-        masks = to_mask(probs if probs.ndim == 4 else probs[None], self.multilabel).numpy()
+        probs = self.probs(images)
+        masks = to_mask(probs if probs.ndim == 4 else probs[None], self.multilabel)
         return masks if probs.ndim == 4 else masks[0]
 
-    def _read(self, images: np.ndarray | Tensor) -> tuple[list[tuple[np.ndarray, tuple[float, float] | None]], bool]:
+    def _read(self, images: "np.ndarray | Tensor") -> tuple[list[tuple[np.ndarray, tuple[float, float] | None]], bool]:
         """Each image (H, W, C) with what is scaled to 0 and 1 (None: its own limits), and whether it was a batch."""
-        if isinstance(images, Tensor):
-            return self._read_tensor(images)
+        if hasattr(images, "is_floating_point"):  # torch's, which need not be installed
+            return self._read_tensor(images)  # pyright: ignore[reportArgumentType]
         if not isinstance(images, np.ndarray):
             raise UserError(
                 f"found images of type {type(images).__name__}; expected a numpy array or a tensor: "
@@ -119,7 +108,7 @@ class Predictor:
             )
         return [(convert(as_trained(image), self.in_channels), None) for image in batch], images.ndim == 4
 
-    def _read_tensor(self, images: Tensor) -> tuple[list[tuple[np.ndarray, tuple[float, float] | None]], bool]:
+    def _read_tensor(self, images: "Tensor") -> tuple[list[tuple[np.ndarray, tuple[float, float] | None]], bool]:
         shape = tuple(images.shape)
         if images.ndim not in (3, 4) or 0 in shape or shape[-3] != self.in_channels:
             raise UserError(
@@ -141,6 +130,26 @@ class Predictor:
     @property
     def _channels(self) -> str:
         return {1: "1 (grey) or 3 (RGB)", 3: "3 (RGB) or 1 (grey)"}.get(self.in_channels, str(self.in_channels))
+
+
+def _torch_engine(
+    model: "Trained | NestedUNet",
+    depth: int | None,
+    heads: Mapping[int, float] | Literal["mean"] | None,
+    device: "str | torch.device | None",
+) -> Engine:
+    from unetpp.engines.torch_engine import TorchEngine  # late: other engines need no torch
+    from unetpp.models.model_file import Trained
+    from unetpp.network.model import NestedUNet
+
+    if not isinstance(model, Trained | NestedUNet):
+        raise UserError(
+            f"Predictor: found a model of type {type(model).__name__}; expected what unetpp.load(path) returns, or "
+            "a NestedUNet"
+        )
+    trained = Trained(model, None) if isinstance(model, NestedUNet) else model
+    made = trained.segmenter(depth) if heads is None else trained.ensemble(None if heads == "mean" else heads)
+    return TorchEngine(made, trained.about.at(made.network.depth), device or trained.device)
 
 
 def as_trained(image: np.ndarray) -> np.ndarray:

@@ -1,9 +1,9 @@
 """Large images in overlapping tiles: the same probabilities at a memory that does not grow with the image.
 
-An image is standardised as a whole, and only then cut, so that a tile is as bright as it is in its image. A pixel of
-the network's answer depends on input at most `receptive_px` away. So far from a tile's border the tile and the whole
-image give the same numbers, and nearer ones are not used: tiles overlap by twice that distance and a strip more, in
-which one tile fades into the next.
+Every tile is standardised by the statistics of the whole image, so that a tile is as bright as it is in its image. A
+pixel of the network's answer depends on input at most `receptive_px` away. So far from a tile's border the tile and the
+whole image give the same numbers, and nearer ones are not used: tiles overlap by twice that distance and a strip more,
+in which one tile fades into the next.
 
 With batch norm and `bilinear` or `transposed` upsampling the result equals that of the whole image up to rounding.
 Three things look at all of their input, and differ a little: group norm and instance norm (their statistics are the
@@ -12,123 +12,134 @@ There the fading keeps seams away. docs/serving.md says how much was measured.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from unetpp.data.scaling import scale, standardise
+from unetpp.data.scaling import channels_first, measure_statistics, scaled
+from unetpp.engines.engine import Engine
 from unetpp.images.frame import Frame
 from unetpp.images.pixels import resize
-from unetpp.inference.segmenter import Segmenter, pad_to_multiple
-from unetpp.network.model import NestedUNet
+from unetpp.models.about import About
 
 TILE_PX = 1024  # images up to this side are predicted as a whole
 FADE_PX = 32
 
 
-def receptive_px(network: NestedUNet) -> int:
-    """How far from an output pixel an input pixel can lie and still matter: an upper bound, in pixels."""
-    reach = {}
-    for k in range(network.depth + 1):
-        for j in range(k + 1):
-            i = k - j
-            if j == 0:
-                inner = 0 if i == 0 else reach[i - 1, 0] + 2 ** (i - 1)  # a pool looks at the pixel beside, too
-            else:
-                inner = max(reach[i, j - 1], reach[i + 1, j - 1] + 2 ** (i + 1))  # and so does upsampling
-            reach[i, j] = inner + 2 * 2**i  # two 3x3 convolutions
-    return reach[0, network.depth]
-
-
-def _spans(length: int, tile: int, halo: int, fade: int) -> list[tuple[int, Tensor]]:
+def spans(length: int, tile: int, halo: int, fade: int) -> list[tuple[int, np.ndarray]]:
     """Where tiles start along one side, and the weight of each of their pixels; at every pixel they add up to 1."""
     step = tile - 2 * halo - fade
     starts = range(0, max(1, length - tile + step), step) if length > tile else range(1)
-    ramp = (torch.arange(fade) + 0.5) / fade
-    spans = []
+    ramp = ((np.arange(fade) + 0.5) / fade).astype(np.float32)
+    found = []
     for start in starts:
-        weights = torch.ones(min(tile, length - start))
+        weights = np.ones(min(tile, length - start), np.float32)
         if start > 0:
             weights[:halo] = 0
             weights[halo : halo + fade] = ramp
         if start + tile < length:
             weights[tile - halo :] = 0
             weights[tile - halo - fade : tile - halo] = 1 - ramp
-        spans.append((start, weights))
-    return spans
+        found.append((start, weights))
+    return found
 
 
-def predict_tiled(segmenter: Segmenter, image: Tensor, tile_px: int = TILE_PX) -> Tensor:
-    """What `segmenter(image)` gives, by tiles where a side of the image is longer than `tile_px`.
+def tile_sides(about: About, tile_px: int = TILE_PX) -> tuple[int, int, int]:
+    """Side, halo and fade of the tiles for a network, in px.
 
     Args:
-        image: (N, C, H, W) float in [0, 1].
         tile_px: raised where the network looks so far that it would leave no room in the middle of a tile.
+    """
+    multiple = 2**about.depth  # a tile that starts at a multiple of it is pooled as the whole image is
+    fade = math.ceil(FADE_PX / multiple) * multiple
+    halo = math.ceil(about.receptive_px / multiple) * multiple
+    return max(math.ceil(tile_px / multiple) * multiple, 4 * halo + fade), halo, fade
+
+
+def predict_tiled(engine: Engine, images: np.ndarray, tile_px: int = TILE_PX) -> np.ndarray:
+    """What `engine(images)` gives, by tiles where a side is longer than `tile_px`.
+
+    Args:
+        images: (N, C, H, W) float32 in [0, 1].
+        tile_px: as of `tile_sides`.
 
     Returns:
         probabilities (N, num_classes, H, W).
     """
-    network, own = segmenter.network, image.shape[-2:]
-    height, width = (max(side, least) for side, least in zip(own, segmenter.canvas or own, strict=True))
-    multiple = 2**network.depth  # a tile that starts at a multiple of it is pooled as the whole image is
-    fade = math.ceil(FADE_PX / multiple) * multiple
-    halo = math.ceil(receptive_px(network) / multiple) * multiple
-    tile = max(math.ceil(tile_px / multiple) * multiple, 4 * halo + fade)
-    if max(height, width) <= tile:
-        return segmenter(image)
-    standardised = standardise(image)
-    if segmenter.canvas:
-        standardised = pad_to_multiple(standardised, 1, (height, width))
-    probs = image.new_zeros(0)
-    for top, rows in _spans(height, tile, halo, fade):
-        for left, columns in _spans(width, tile, halo, fade):
+    own, canvas = images.shape[-2:], engine.about.canvas
+    height, width = (max(side, least) for side, least in zip(own, canvas or own, strict=True))
+    tile, halo, fade = tile_sides(engine.about, tile_px)
+    if max(height, width) <= tile or not engine.takes_parts:
+        return engine(images)
+    statistics = measure_statistics(images)
+    if (height, width) != own:
+        images = np.pad(images, ((0, 0), (0, 0), (0, height - own[0]), (0, width - own[1])), mode="edge")
+    probs = None
+    for top, rows in spans(height, tile, halo, fade):
+        for left, columns in spans(width, tile, halo, fade):
             window = (..., slice(top, top + len(rows)), slice(left, left + len(columns)))
-            weights = rows.to(image)[:, None] * columns.to(image)[None, :]  # (h, w)
-            found = segmenter.probs(standardised[window])
-            if not len(probs):  # how many channels a segmenter gives is its own affair
-                probs = image.new_zeros((*found.shape[:2], height, width))
-            probs[window] += found * weights
+            found = engine(images[window], statistics)
+            if probs is None:  # how many channels an engine gives is its own affair
+                probs = np.zeros((*found.shape[:2], height, width), np.float32)
+            probs[window] += found * (rows[:, None] * columns[None, :])  # (h, w)
+    assert probs is not None
     return probs[..., : own[0], : own[1]]
 
 
-@torch.inference_mode()
-def predict_image(
-    network: Callable[[Tensor], Tensor],
-    image: np.ndarray,
-    frame: Frame | None,
-    limits: tuple[float, float] | None = None,
-    device: torch.device | None = None,
-) -> Tensor:
-    """Probabilities (1, num_classes, H, W) of an image (H, W, C) uint8, uint16 or float32, by tiles where it is large.
+def predict_image(engine: Engine, image: np.ndarray, limits: tuple[float, float] | None = None) -> np.ndarray:
+    """Probabilities (num_classes, H, W) of an image (H, W, C) uint8, uint16 or float32, by tiles where it is large.
+
+    Where training resized whole images, so is this one, and the probabilities return to its own size.
 
     Args:
-        network: a `Segmenter`, or what else makes probabilities of images (1, C, H, W) in [0, 1], such as an exported
-            model; that one gets the image as a whole, since what it does to the brightness of a tile is not known.
-        frame: what whole images were brought to for training, or None. Where they were, so is this one, by the same
-            geometry (a network pads by itself), and the probabilities return to its own size.
         limits: what is scaled to 0 and 1, by default `find_limits`.
-        device: where the network is, if not on the processor.
     """
-    return to_own_size(predict_resized(network, [image], frame, limits, device), image.shape[:2])
+    return to_own_size(predict_resized(engine, [image], limits), image.shape[:2])[0]
 
 
-@torch.inference_mode()
 def predict_resized(
-    network: Callable[[Tensor], Tensor],
-    images: Sequence[np.ndarray],
-    frame: Frame | None,
-    limits: tuple[float, float] | None = None,
-    device: torch.device | None = None,
-) -> Tensor:
-    """As `predict_image` for N images of one size, before the probabilities return to it: (N, num_classes, h, w)."""
-    pixels = [scale(resize(image, frame.sides(image.shape)) if frame else image, limits) for image in images]
-    batch = torch.stack(pixels).to(device)
-    return predict_tiled(network, batch) if isinstance(network, Segmenter) else network(batch)
+    engine: Engine, images: Sequence[np.ndarray], limits: tuple[float, float] | None = None
+) -> np.ndarray:
+    """As `predict_image` for N images of one size, before they return to it: (N, num_classes, h, w)."""
+    return predict_tiled(engine, as_batch(images, engine.about.frame, limits))
 
 
-def to_own_size(probs: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Probabilities (N, K, h, w) at the images' own size, (N, K, H, W)."""
-    return F.interpolate(probs, shape, mode="bilinear", align_corners=False)
+def as_batch(
+    images: Sequence[np.ndarray], frame: Frame | None, limits: tuple[float, float] | None = None
+) -> np.ndarray:
+    """Images (H, W, C) of one size as a network gets them: (N, C, h, w) float32 in [0, 1]."""
+    seen = (resize(image, frame.sides(image.shape)) if frame else image for image in images)
+    return np.stack([channels_first(scaled(image, limits)) for image in seen])
+
+
+def to_own_size(probs: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Probabilities (N, K, h, w) at the images' own size, (N, K, H, W): bilinear, as torch with align_corners=False."""
+    if probs.shape[-2:] == tuple(shape):
+        return probs
+    rows, columns = (_weights(length, side) for length, side in zip(probs.shape[-2:], shape, strict=True))
+    return rows @ (probs @ columns.T)
+
+
+def _weights(length: int, side: int) -> np.ndarray:
+    """(side, length): how much each of the old pixels is of each of the new ones."""
+    place = np.clip((np.arange(side) + 0.5) * (length / side) - 0.5, 0, length - 1)
+    lower = np.minimum(place.astype(int), max(0, length - 2))
+    found = np.zeros((side, length), np.float32)
+    found[np.arange(side), lower] = 1 - (place - lower)
+    if length > 1:
+        found[np.arange(side), lower + 1] = place - lower
+    return found
+
+
+def to_mask(probs: np.ndarray, multilabel: bool = False, threshold: float = 0.5) -> np.ndarray:
+    """(N, num_classes, H, W) probabilities to the (N, H, W) uint8 mask: as `unetpp.network.masks.to_mask`, in numpy.
+
+    Args:
+        threshold: from which it is foreground, or a label; of several classes the likeliest is taken.
+    """
+    if multilabel:
+        bits = (1 << np.arange(probs.shape[1])).reshape(-1, 1, 1)
+        return ((probs >= threshold) * bits).sum(axis=1).astype(np.uint8)
+    if probs.shape[1] == 1:
+        return (probs[:, 0] >= threshold).astype(np.uint8)
+    return probs.argmax(axis=1).astype(np.uint8)

@@ -13,8 +13,8 @@ from unetpp.data.device_augment import RawSamples, augment_batches
 from unetpp.data.loader import Loader
 from unetpp.data.symmetries import Flips
 from unetpp.errors import UserError
-from unetpp.inference.model_file import Trained
-from unetpp.inference.segmenter import Segmenter
+from unetpp.models.model_file import Trained
+from unetpp.models.segmenter import Segmenter
 from unetpp.network.losses import LOSSES
 from unetpp.network.model import NestedUNet
 from unetpp.training.batch_norm import STATISTICS_IMAGES, find_batch_norms, recompute_statistics, reset_statistics
@@ -164,7 +164,7 @@ def fit(
     )
     samples = RawSamples(
         train,
-        Crops(crop_px, foreground_crops, source.canvas),
+        Crops(crop_px, foreground_crops, source.about.canvas),
         seed,
         flips=flips,
         quarter_turns=quarter_turns,
@@ -194,7 +194,7 @@ def fit(
             ious = (
                 {}
                 if held_out is None
-                else _validate(Segmenter(result, canvas=source.canvas), held_out, batch_size, dtype)
+                else _validate(Segmenter(result, canvas=source.about.canvas), held_out, batch_size, dtype)
             )
             scores.append(sum(ious.values()) / len(ious) if ious else float(epoch))
             score = steady(scores) if ious else float(epoch)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from unetpp.data.scaling import scale
-from unetpp.inference.segmenter import Segmenter
+from unetpp.models.segmenter import Segmenter
 from unetpp.network.losses import deep_supervision_loss, head_weights
 from unetpp.network.masks import to_mask, to_probs
 from unetpp.scores.metrics import confusion, per_image_iou

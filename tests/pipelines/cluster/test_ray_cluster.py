@@ -15,7 +15,7 @@ from pipelines.registry import mlflow_store, runs
 from tests.conftest import REPOSITORY
 from tests.servers import free_port
 from tests.waiting import wait_for
-from unetpp.inference.model_file import load_model
+from unetpp.models.model_file import load_model
 
 pytestmark = pytest.mark.ray
 SCRIPTS = Path(sys.executable).parent

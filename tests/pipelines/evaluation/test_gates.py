@@ -8,7 +8,7 @@ from torch import nn
 from pipelines.evaluation.gates import check_gates
 from pipelines.evaluation.predictor import Predictor
 from unetpp.data.arrow_split import Split, SplitWriter
-from unetpp.inference.model_file import Trained
+from unetpp.models.model_file import Trained
 
 
 class Bright(nn.Module):

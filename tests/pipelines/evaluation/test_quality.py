@@ -10,7 +10,7 @@ from pipelines.evaluation.predictor import Answer, Predictor, batches
 from pipelines.evaluation.quality import choose_thresholds, measure_quality
 from pipelines.evaluation.scores import by_class, by_kind, by_size, image_rows, resample, summarise
 from unetpp.data.arrow_split import Split, SplitWriter
-from unetpp.inference.model_file import Trained
+from unetpp.models.model_file import Trained
 from unetpp.network.masks import IGNORE
 from unetpp.network.model import NestedUNet
 from unetpp.scores import metrics

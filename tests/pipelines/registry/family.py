@@ -16,7 +16,7 @@ from pipelines.registry.run_log import Inputs
 from unetpp.data.arrow_split import SplitWriter
 from unetpp.data.manifest import Manifest, SplitFacts
 from unetpp.files import sha256
-from unetpp.inference.model_file import Trained
+from unetpp.models.model_file import Trained
 from unetpp.network.model import NestedUNet
 
 NAME = "nuclei"

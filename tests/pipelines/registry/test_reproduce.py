@@ -16,7 +16,7 @@ from tests.clones import Clone, git
 from tests.conftest import REPOSITORY
 from unetpp import NestedUNet, UserError
 from unetpp.files import sha256
-from unetpp.inference.model_file import Trained
+from unetpp.models.model_file import Trained
 
 TINY = {
     "ingest": {"synthetic": {"num_images": 24, "size_px": 48, "seed": 1, "masks": "instances"}},

@@ -9,7 +9,7 @@ from pipelines.registry import mlflow_store, model_versions
 from pipelines.registry.load import load_registered, seal_registered
 from tests.canary import Canary
 from unetpp import UserError
-from unetpp.inference.model_file import Trained
+from unetpp.models.model_file import Trained
 from unetpp.network.model import NestedUNet
 
 NAME = "cells"

@@ -16,7 +16,7 @@ from tests.pipelines.training.small import ARGUMENTS, run_processes, spec_of
 from tests.pipelines.tuning.declared import arguments as search_arguments
 from tests.servers import s3_error
 from unetpp.errors import UserError
-from unetpp.inference.model_file import load_model
+from unetpp.models.model_file import load_model
 from unetpp.training.checkpoint import MANIFEST, STATE
 
 PARAMS = load_params(REPOSITORY / "params.yaml")

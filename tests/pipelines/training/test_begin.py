@@ -23,7 +23,7 @@ from tests.pipelines.registry.family import NAME
 from tests.pipelines.training.small import CPU
 from unetpp.data.manifest import read_manifest
 from unetpp.errors import UserError
-from unetpp.inference.model_file import load_model
+from unetpp.models.model_file import load_model
 
 WIDTHS = [[4, 8, 16]]  # of the family
 

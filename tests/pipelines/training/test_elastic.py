@@ -15,7 +15,7 @@ from tests.pipelines.training.small import ARGUMENTS, last, spec_of
 from tests.ray_cluster import RayCluster
 from tests.servers import Answer, Request
 from unetpp.errors import UserError
-from unetpp.inference.model_file import load_model
+from unetpp.models.model_file import load_model
 from unetpp.training.checkpoint import STATE
 
 NOTICE_S = 15  # Ray waits for its end before it starts workers without the node

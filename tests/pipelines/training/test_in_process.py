@@ -26,7 +26,7 @@ from unetpp.data import loader
 from unetpp.data.arrow_split import Split, SplitWriter
 from unetpp.data.loader import SampleError
 from unetpp.errors import UserError
-from unetpp.inference.model_file import load_model
+from unetpp.models.model_file import load_model
 
 
 def test_damaged_newest_checkpoint_is_said_and_the_one_before_goes_on(params, prepared, tmp_path, capsys):

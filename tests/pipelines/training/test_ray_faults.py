@@ -19,7 +19,7 @@ from pipelines.training.spec import make_spec
 from tests.pipelines.conftest import Project
 from tests.pipelines.training.small import ARGUMENTS, run_processes
 from tests.ray_cluster import assert_locked
-from unetpp.inference.model_file import load_model
+from unetpp.models.model_file import load_model
 
 pytestmark = pytest.mark.ray
 EPOCHS, TIMEOUT_S = 36, 8

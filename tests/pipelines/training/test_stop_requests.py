@@ -16,7 +16,7 @@ from pipelines.training.spec import make_spec
 from pipelines.training.stop_requests import Wishes
 from tests.pipelines.training.small import ARGUMENTS, run_processes
 from tests.ray_cluster import RayCluster
-from unetpp.inference.model_file import load_model
+from unetpp.models.model_file import load_model
 
 EPOCHS = 40  # each takes the two seconds after which Ray's controller is told here to ask for reports
 NOTICE_S = 25

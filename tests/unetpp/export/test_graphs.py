@@ -7,10 +7,10 @@ import torch
 
 from tests.unetpp.network.classic import with_lived_in_norms
 from unetpp import NestedUNet, UserError
+from unetpp.engines.runtimes import of_segmenter, open_export
 from unetpp.export.graphs import capture, save_onnx, save_pt2
-from unetpp.export.runtimes import of_segmenter, open_export
 from unetpp.export.verification import Comparison, compare, make_examples
-from unetpp.inference.model_file import Trained
+from unetpp.models.model_file import Trained
 
 # Each kind of network, and a few that have several properties at once: those are tested always, the others by night.
 BOTH = [
@@ -112,7 +112,7 @@ def test_an_answer_of_another_shape_is_refused(tmp_path, monkeypatch):
         "openvino": {".onnx": lambda _file, _threads: lambda _image: np.zeros((0, 1, 0, 0))},
         "other": {".onnx": 0},
     }
-    monkeypatch.setattr("unetpp.export.runtimes.RUNTIMES", nothing)
+    monkeypatch.setattr("unetpp.engines.runtimes.RUNTIMES", nothing)
     predict = open_export(tmp_path / "model.onnx", "openvino")
     with pytest.raises(UserError, match=r"openvino answers images \(1, 3, 1, 1\) with shape \(0, 1, 0, 0\); .* other"):
         predict(np.zeros((1, 3, 1, 1), np.float32))
@@ -133,7 +133,7 @@ def test_what_cannot_be_opened_is_refused_by_name(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"model\.pt2: opening a \.pt2 can run its author's code"):
         open_export(tmp_path / "model.pt2")
 
-    monkeypatch.setattr("unetpp.export.runtimes.missing", lambda runtime: runtime != "torch")
+    monkeypatch.setattr("unetpp.engines.runtimes.missing", lambda runtime: runtime != "torch")
     for runtime, named in (("openvino", "openvino"), (None, "onnxruntime or openvino")):
         with pytest.raises(UserError, match=f"{named} is not installed; `pip install 'unetpp.exports.'`"):
             open_export(tmp_path / "model.onnx", runtime)

@@ -5,8 +5,11 @@ import pytest
 import torch
 
 from unetpp import NestedUNet, Segmenter
+from unetpp.engines.torch_engine import TorchEngine
 from unetpp.images.frame import Frame
-from unetpp.inference.tiles import _spans, predict_image, predict_tiled, receptive_px
+from unetpp.inference.tiles import predict_image, predict_tiled, spans, to_mask, to_own_size
+from unetpp.models.about import About
+from unetpp.network import masks
 
 
 def segmenter(widths=(4, 6), **options) -> Segmenter:
@@ -17,6 +20,11 @@ def segmenter(widths=(4, 6), **options) -> Segmenter:
             norm.get_buffer("running_mean").normal_(0, 0.1)
             norm.get_buffer("running_var").uniform_(0.5, 2)
     return Segmenter(network.eval())
+
+
+def engine(one: Segmenter, frame: Frame | None = None) -> TorchEngine:
+    about = About(one.network.config(), frame and frame.size, fit=frame.fit if frame else "stretch")
+    return TorchEngine(Segmenter(one.network, canvas=about.canvas), about)
 
 
 def picture(height: int, width: int, channels: int = 3) -> torch.Tensor:
@@ -32,11 +40,10 @@ def test_tiles_give_what_the_whole_image_gives(widths, options, size):
     one, image = segmenter(widths, **options), picture(*size)
     seen = []
     one.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[-2:]))
-    with torch.inference_mode():
-        tiled = predict_tiled(one, image, tile_px=100)
-        assert len(seen) > 1
-        assert max(map(max, seen)) < max(size)
-        torch.testing.assert_close(tiled, one(image), atol=1e-5, rtol=0)
+    tiled = predict_tiled(engine(one), image.numpy(), tile_px=100)
+    assert len(seen) > 1
+    assert max(map(max, seen)) < max(size)
+    np.testing.assert_allclose(tiled, engine(one)(image.numpy()), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -46,8 +53,9 @@ def test_tiles_give_what_the_whole_image_gives(widths, options, size):
 )
 def test_what_looks_at_the_whole_differs_within_the_stated_bound_and_without_seams(bound, options):
     one, image = segmenter((4, 6, 8), **options), picture(333, 290)
+    tiled = torch.from_numpy(predict_tiled(engine(one), image.numpy(), tile_px=160))
     with torch.inference_mode():
-        tiled, whole = predict_tiled(one, image, tile_px=160), one(image)
+        whole = one(image)
     assert 1e-6 < (tiled - whole).abs().mean() < bound
     steps = (tiled - whole).diff(dim=-1).abs().mean(dim=(0, 1, 2))  # from each column to the next
     assert steps.max() < 3 * steps.median()  # none stands out, not where tiles meet either
@@ -58,14 +66,14 @@ def test_an_image_that_fits_is_not_cut():
     seen = []
     one.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
     with torch.inference_mode():
-        assert torch.equal(predict_tiled(one, image), one(image))
+        assert np.array_equal(predict_tiled(engine(one), image.numpy()), one(image).numpy())
     assert len(seen) == 2
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_nothing_farther_than_the_reach_matters(depth):
     one = segmenter((4, 6, 8, 10)[: depth + 1], upsampling="bilinear")
-    reach, multiple = receptive_px(one.network), 2**depth
+    reach, multiple = engine(one).about.receptive_px, 2**depth
     side = 2 * (reach // multiple + 2) * multiple
     image = torch.rand((1, 3, side, side), requires_grad=True)
     (gradient,) = torch.autograd.grad(one.probs(image)[0, 0, side // 2, side // 2], image)
@@ -78,9 +86,9 @@ def test_nothing_farther_than_the_reach_matters(depth):
 @pytest.mark.parametrize("length", [1, 99, 100, 101, 128, 160, 161, 999])
 def test_weights_of_overlapping_tiles_add_up_to_one(length):
     total = torch.zeros(length)
-    for start, weights in _spans(length, tile=100, halo=16, fade=8):
+    for start, weights in spans(length, tile=100, halo=16, fade=8):
         assert start % 4 == 0
-        total[start : start + len(weights)] += weights
+        total[start : start + len(weights)] += torch.from_numpy(weights)
     torch.testing.assert_close(total, torch.ones(length))
 
 
@@ -89,12 +97,28 @@ def test_weights_of_overlapping_tiles_add_up_to_one(length):
 )
 def test_probabilities_have_the_images_size_whether_it_was_resized_or_not(frame, shape):
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
-    probs = predict_image(segmenter((4, 6, 8), num_classes=3), image, frame)
-    assert probs.shape == (1, 3, *shape)
-    torch.testing.assert_close(probs.sum(dim=1), torch.ones(1, *shape))
+    probs = predict_image(engine(segmenter((4, 6, 8), num_classes=3), frame), image)
+    assert probs.shape == (3, *shape)
+    np.testing.assert_allclose(probs.sum(axis=0), 1, atol=1e-5)
 
 
-def test_what_is_no_segmenter_gets_the_image_as_a_whole():
-    image = np.random.default_rng(0).integers(0, 256, (40, 70, 3), np.uint8)
-    one = segmenter()
-    assert torch.equal(predict_image(lambda pixels: one(pixels), image, None), predict_image(one, image, None))
+@pytest.mark.parametrize("shape", [(150, 97), (20, 31), (1, 200), (48, 48)])
+def test_probabilities_return_to_a_size_as_torch_interpolates(shape):
+    probs = np.random.default_rng(0).random((2, 3, 48, 48), np.float32)
+    expected = torch.nn.functional.interpolate(torch.from_numpy(probs), shape, mode="bilinear", align_corners=False)
+    np.testing.assert_allclose(to_own_size(probs, shape), expected.numpy(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("channels", "multilabel"), [(1, False), (4, False), (3, True)])
+def test_masks_are_those_of_the_tensors(channels, multilabel):
+    probs = np.random.default_rng(0).random((2, channels, 9, 11), np.float32)
+    assert np.array_equal(to_mask(probs, multilabel), masks.to_mask(torch.from_numpy(probs), multilabel).numpy())
+
+
+def test_what_takes_no_parts_gets_the_image_as_a_whole():
+    image, seen = np.random.default_rng(0).random((1, 3, 130, 70), np.float32), []
+    one = engine(segmenter())
+    one.takes_parts = False
+    one.segmenter.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[2]))
+    predict_tiled(one, image, tile_px=100)
+    assert seen == [130]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from unetpp.inference.segmenter import Segmenter
+from unetpp.models.segmenter import Segmenter
 from unetpp.network import profiling
 from unetpp.network.losses import deep_supervision_loss
 from unetpp.network.model import NestedUNet

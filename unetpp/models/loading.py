@@ -4,7 +4,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from unetpp.errors import UserError
-from unetpp.inference.model_file import Trained, load_model
+from unetpp.models.model_file import Trained, load_model
 
 LOADERS = "unetpp.loaders"  # entry points by the scheme of a URI; `unetpp[pipelines]` brings that of MLflow's registry
 
@@ -33,6 +33,6 @@ def load(path_or_uri: str | Path) -> Trained:
     if path.suffix in (".onnx", ".pt2"):
         raise UserError(
             f"{path}: an exported graph, which is no trained model and may run its author's code: load its folder, "
-            f"{path.parent}, or run an .onnx by `unetpp.export.runtimes.open_export`"
+            f"{path.parent}, or run an .onnx by `unetpp.engines.runtimes.open_export`"
         )
     return load_model(path)

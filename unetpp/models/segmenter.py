@@ -57,19 +57,23 @@ class Segmenter(nn.Module):
         total = sum(heads.values())
         self.shares = {network.depths.index(depth): weight / total for depth, weight in sorted(heads.items())}
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor, statistics: Tensor | None = None) -> Tensor:
         """Probabilities of an image batch.
 
         Args:
             image: (N, C, H, W) float in [0, 1], of any height and width.
+            statistics: (N, C, 2), mean and standard deviation by which it is standardised where it is a part of a
+                larger image; by default its own.
 
         Returns:
             (N, num_classes, H, W): the foreground's probability, one a class, or one a label.
         """
-        return self.probs(standardise(image), self.canvas)
+        if statistics is None:
+            return self.probs(standardise(image), self.canvas)
+        return self.probs(standardise(image, statistics))
 
     def probs(self, standardised: Tensor, canvas: Size | None = None) -> Tensor:
-        """`forward` of an image that `standardise` has seen, or of a part of one (`unetpp.inference.tiles`)."""
+        """`forward` of an image that `standardise` has seen."""
         height, width = standardised.shape[-2:]
         logits = self.network(pad_to_multiple(standardised, 2**self.network.depth, canvas))
         each = [to_probs(logits[index], self.network.multilabel) * share for index, share in self.shares.items()]

@@ -1,13 +1,6 @@
-"""The file that a trained network is kept in: safetensors, sealed by the sha256 of all of its bytes.
+"""A trained network and its file (`unetpp.models.about`), read with torch, numpy and safetensors alone.
 
-Its metadata have one entry, "unetpp", JSON of
-
-- "seal": the sha256 of the file with zeros in the place of these 64 digits;
-- "format": 3, or 4 with what readers of 3 would not know: a size that is no square, "pad";
-- "network": the keywords of NestedUNet; "size": px that images were resized to for training, a side or [height, width],
-  or null; "fit": how (`unetpp.images.frame.Frame`), "stretch" where it is missing; "info": where it comes from.
-
-The tensors have NestedUNet's names. It holds no code, and is read with torch, numpy and safetensors alone.
+The tensors have NestedUNet's names. The file holds no code.
 """
 
 import hashlib
@@ -21,20 +14,14 @@ import torch
 from torch import Tensor
 
 from unetpp.errors import UserError, said
-from unetpp.files import check_sha256, parse_json
-from unetpp.images.frame import Fit, Frame, Size, as_size, frame_of, plain, say_size
-from unetpp.inference import older_files
-from unetpp.inference.older_files import Contents, read_tensors
-from unetpp.inference.segmenter import Segmenter
+from unetpp.images.frame import Fit, Frame, Size, as_size, plain
+from unetpp.models import older_files
+from unetpp.models.about import FIX, FORMATS, MODEL, UNSEALED, About, read_sealed
+from unetpp.models.older_files import Contents, read_tensors
+from unetpp.models.segmenter import Segmenter
 from unetpp.network.folding import fold
-from unetpp.network.masks import first_class
 from unetpp.network.model import NestedUNet
 from unetpp.network.pruning import prune
-
-MODEL = "model.safetensors"
-FORMATS, UNSEALED = (3, 4), "0" * 64
-MAX_HEADER = 2**24  # bytes; of the largest network it has some 100 kB
-FIX = "expected what the train stage writes, or `Trained.save`: copy the file again, or train again"
 
 
 @dataclass(frozen=True)
@@ -51,47 +38,35 @@ class Trained:
         object.__setattr__(self, "size", as_size(self.size))
 
     @property
-    def frame(self) -> Frame | None:
-        """What whole images are brought to, if to anything."""
-        return frame_of(self.size, self.fit)
+    def about(self) -> About:
+        """What it takes and gives."""
+        return About(self.network.config(), self.size, self.info, self.sha256, self.fit)
 
     @property
-    def canvas(self) -> Size | None:
-        """What they are padded to, if to anything."""
-        return self.frame.canvas if self.frame else None
+    def frame(self) -> Frame | None:
+        """What whole images are brought to, if to anything."""
+        return self.about.frame
 
     @property
     def classes(self) -> list[str]:
-        """Names of the classes that count, or of the labels; numbers where the data have no names for them.
-
-        They are those of the values 1, 2 ... of a mask, and of 0, 1 ... where class 0 is no background.
-        """
-        first, begin = first_class(*self.network.task), int(self.network.background)
-        numbers = range(begin, begin + self.network.num_classes - first)
-        return self.info.get("classes") or [str(number) for number in numbers]
+        """Names of the classes that count (`About.classes`)."""
+        return self.about.classes
 
     @property
     def names(self) -> list[str]:
-        """What the values 0, 1 ... of a mask mean, where they are no labels."""
-        return ["background"] * self.network.background + self.classes
+        """What the values 0, 1 ... of a mask mean (`About.names`)."""
+        return self.about.names
 
     @property
     def depths(self) -> tuple[int, ...]:
         return self.network.depths
 
-    def describe(self, depths: tuple[int, ...]) -> str:
-        """One line: depths, widths, channels, classes, size."""
-        widths = " ".join(map(str, self.network.widths[: max(depths) + 1]))
-        kind = "labels" if self.network.multilabel else "classes"
-        size = plain(self.size)
-        said = "any size" if size is None else f"{size if isinstance(size, int) else say_size(size)} px"
-        return (
-            f"{', '.join(f'L{depth}' for depth in depths)}, widths {widths}, {self.network.in_channels} channels, "
-            f"{kind} {', '.join(self.classes)}, {said}"
-        )
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
 
     def __repr__(self) -> str:
-        return f"Trained({self.describe(self.depths)})"
+        return f"Trained({self.about.describe(self.depths)})"
 
     def segmenter(self, depth: int | None = None) -> Segmenter:
         """The network pruned to a depth, by default the deepest, in eval mode.
@@ -100,7 +75,7 @@ class Trained:
             UserError: it cannot be pruned to that depth.
         """
         network = prune(self.network, self.network.depth if depth is None else depth)
-        return Segmenter(network, canvas=self.canvas).eval()
+        return Segmenter(network, canvas=self.about.canvas).eval()
 
     def ensemble(self, heads: Mapping[int, float] | None = None) -> Segmenter:
         """The weighted mean of the probabilities of several heads, by default of all alike, in eval mode.
@@ -113,7 +88,7 @@ class Trained:
         heads = dict.fromkeys(self.depths, 1.0) if heads is None else heads
         Segmenter(self.network, heads)  # refuses what is no set of its heads
         network = prune(self.network, max(heads), keep_heads=len(self.depths) > 1)
-        return Segmenter(network, heads, self.canvas).eval()
+        return Segmenter(network, heads, self.about.canvas).eval()
 
     def folded(self, depth: int | None = None, keep_heads: bool = False) -> "Trained":
         """The network pruned to a depth, by default the deepest, with batch norm folded: what is exported of it.
@@ -146,7 +121,7 @@ class Trained:
 def load_model(path: str | Path) -> Trained:
     """Read what `Trained.save` wrote, after its seal was checked: a file, or a folder with `model.safetensors`.
 
-    Also what earlier versions wrote (`unetpp.inference.older_files`). Runs no code of the file's author.
+    Also what earlier versions wrote (`unetpp.models.older_files`). Runs no code of the file's author.
 
     Raises:
         UserError: no such file, not such a file, a damaged one, or weights that are not finite.
@@ -164,28 +139,15 @@ def load_model(path: str | Path) -> Trained:
 
 def _read(file: Path) -> Contents:
     with file.open("rb") as opened:
-        start = opened.read(8)
-        if start.startswith(older_files.ZIP):
+        if opened.read(4) == older_files.ZIP:
             return older_files.read_zip(file, FIX)
-        length = int.from_bytes(start, "little")
-        if not 2 <= length <= MAX_HEADER:  # before anything large is read
-            raise UserError(f"{file}: not a model of this project; {FIX}")
-        header = opened.read(length)
-        metadata = parse_json(header, file, FIX).get("__metadata__")
-        about = metadata.get("unetpp") if isinstance(metadata, dict) else None
-        if about is None and (file.parent / older_files.CONFIG).is_file():
+    about, content = read_sealed(file)
+    if about is None:
+        if (file.parent / older_files.CONFIG).is_file():
             return older_files.read_pair(file, FIX)
-        about = parse_json(str(about), file, FIX, ("seal", "format", "network", "size", "info"))
-        if about["format"] not in FORMATS:
-            known = " and ".join(map(str, FORMATS))
-            raise UserError(f"{file}: found format {about['format']}; this version of unetpp reads {known}; {FIX}")
-        content = start + header + opened.read()
-    seal = str(about["seal"])
-    unsealed = content.replace(seal.encode(), UNSEALED.encode(), 1)
-    check_sha256(file, hashlib.sha256(unsealed).hexdigest(), seal, f"it is damaged or was changed: {FIX}")
-    digest = hashlib.sha256(content).hexdigest()
-    weights, fit = read_tensors(content, file, FIX), about.get("fit", "stretch")
-    return Contents(about["network"], weights, about["size"], about["info"], digest, fit)
+        raise UserError(f"{file}: found a safetensors file that says nothing of its network; {FIX}")
+    weights = read_tensors(content, file, FIX)
+    return Contents(dict(about.config), weights, about.size, dict(about.info), str(about.sha256), about.fit)
 
 
 def _build(file: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> NestedUNet:

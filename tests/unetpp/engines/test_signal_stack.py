@@ -6,10 +6,10 @@ import sys
 import numpy as np
 import pytest
 
+from unetpp.engines.runtimes import open_export
+from unetpp.engines.signal_stack import _Stack, kept_signal_stack
 from unetpp.export.graphs import NEWEST_OPSET, capture, save_onnx
-from unetpp.export.runtimes import open_export
-from unetpp.export.signal_stack import _Stack, kept_signal_stack
-from unetpp.inference.model_file import Trained
+from unetpp.models.model_file import Trained
 from unetpp.network.model import NestedUNet
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the structure is that of Linux")

@@ -5,8 +5,9 @@ import torch
 from tests.unetpp.network.classic import with_lived_in_norms
 from unetpp import NestedUNet, Segmenter, UserError
 from unetpp.data.scaling import scale, standardise
-from unetpp.inference.model_file import Trained, load_model
+from unetpp.engines.torch_engine import TorchEngine
 from unetpp.inference.tiles import predict_tiled
+from unetpp.models.model_file import Trained, load_model
 
 
 @pytest.fixture
@@ -95,17 +96,17 @@ def test_padding_to_a_canvas_is_standardised_by_the_image_alone_and_cut_off_agai
         by_hand = torch.nn.functional.pad(standardise(image), (0, 28, 0, 0), mode="replicate")
         expected = network(by_hand)[-1].sigmoid()[..., :20]
         assert torch.equal(padded.segmenter()(image), expected)
-        assert torch.equal(predict_tiled(padded.segmenter(), image), expected)
+        engine = TorchEngine(padded.segmenter(), padded.about)
+        assert np.array_equal(predict_tiled(engine, image.numpy()), expected.numpy())
         larger = torch.rand(1, 3, 40, 60)
         assert torch.equal(padded.segmenter()(larger), Trained(network, 32).segmenter()(larger))
 
 
 def test_tiles_of_a_canvas_give_what_the_padded_image_gives_as_a_whole():
     torch.manual_seed(0)
-    segmenter = Segmenter(NestedUNet((2, 3), upsampling="bilinear"), canvas=(64, 320)).eval()
-    image = torch.rand(1, 3, 60, 150)
-    with torch.inference_mode():
-        torch.testing.assert_close(predict_tiled(segmenter, image, 128), segmenter(image), atol=1e-5, rtol=0)
+    trained = Trained(NestedUNet((2, 3), upsampling="bilinear"), (64, 320), fit="pad")
+    engine, image = TorchEngine(trained.segmenter(), trained.about), torch.rand(1, 3, 60, 150).numpy()
+    np.testing.assert_allclose(predict_tiled(engine, image, 128), engine(image), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("size", [(96, 64), [64, 96], 96, None])
@@ -116,7 +117,7 @@ def test_a_model_file_keeps_a_rectangle_and_how_images_were_fitted(size, tmp_pat
         trained.save(tmp_path / "model.safetensors")
         again = load_model(tmp_path)
         assert (again.size, again.fit, again.frame) == (trained.size, fit, trained.frame)
-        assert again.folded(1).canvas == trained.canvas
+        assert again.folded(1).about.canvas == trained.about.canvas
         # Readers of before know squares, stretched, and must refuse all else.
         is_old = fit == "stretch" and size in (96, None)
         assert (b'\\"format\\": 3' in (tmp_path / "model.safetensors").read_bytes()) == is_old

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from unetpp.engines.engine import INPUT
+from unetpp.engines.signal_stack import kept_signal_stack
 from unetpp.errors import UserError, said
-from unetpp.export.graphs import INPUT
-from unetpp.export.signal_stack import kept_signal_stack
-from unetpp.inference.model_file import MODEL, load_model
-from unetpp.inference.segmenter import Segmenter
+from unetpp.models.about import MODEL, About
+from unetpp.models.model_file import load_model
+from unetpp.models.segmenter import Segmenter
 from unetpp.offline import silenced
 
 Predict = Callable[[np.ndarray], np.ndarray]
@@ -139,3 +140,17 @@ def open_export(
         return probs
 
     return predict
+
+
+class ExportEngine:
+    """An exported file in a runtime as an engine. It standardises what it gets, so that it takes no parts."""
+
+    takes_parts = False
+
+    def __init__(self, file: str | Path, about: About, runtime: str | None = None):
+        self.about, self._predict = about, open_export(file, runtime)
+        self.name = runtime or next(name for name in runtimes_of(file) if not missing(name))
+
+    def __call__(self, images: np.ndarray, statistics: np.ndarray | None = None) -> np.ndarray:
+        assert statistics is None, "an exported file takes whole images"
+        return self._predict(images)

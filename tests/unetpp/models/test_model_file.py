@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tests.unetpp.network.classic import with_lived_in_norms
 from unetpp import NestedUNet, UserError
 from unetpp.images.frame import plain
-from unetpp.inference.model_file import UNSEALED, Trained, load_model
+from unetpp.models.model_file import UNSEALED, Trained, load_model
 
 
 def make(**options) -> Trained:
@@ -162,8 +162,8 @@ def test_a_declared_width_allocates_nothing(trained, tmp_path, repository):
     torch.save(about, tmp_path / "b")
     code = (
         "import resource, sys\n"
-        "from unetpp.inference.model_file import load_model\n"
-        "import unetpp.inference.segmenter, safetensors.torch\n"
+        "from unetpp.models.model_file import load_model\n"
+        "import unetpp.models.segmenter, safetensors.torch\n"
         "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, used + 2**28))\n"
         "for name in sys.argv[1:]:\n"

@@ -1,6 +1,7 @@
 """Models that earlier versions wrote, still read: torch's zip, and safetensors with the network in config.json."""
 
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ class Contents(NamedTuple):
 
     config: dict[str, Any]  # the keywords of the network
     weights: dict[str, Tensor]
-    size: int | list[int] | None
+    size: int | Sequence[int] | None
     info: dict[str, Any]
     sha256: str  # of the file
     fit: Fit = "stretch"

@@ -1,0 +1,1 @@
+"""What computes: one kind of function from images to probabilities, over torch and the runtimes of exported files."""

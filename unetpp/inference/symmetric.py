@@ -1,0 +1,38 @@
+"""Test-time augmentation: the mean of the answers to an image and to its mirrored and turned copies."""
+
+from typing import Literal
+
+import numpy as np
+
+from unetpp.engines.engine import Engine
+
+Symmetries = Literal["none", "flips", "all"]
+# Quarter turns, and whether it is mirrored left to right before.
+COPIES: dict[Symmetries, tuple[tuple[int, bool], ...]] = {
+    "none": ((0, False),),
+    "flips": ((0, False), (0, True), (2, False), (2, True)),
+    "all": tuple((turns, mirrored) for turns in range(4) for mirrored in (False, True)),
+}
+
+
+class Symmetric:
+    """An engine whose answer is the mean over copies of each image, each turned back exactly.
+
+    Args:
+        symmetries: "flips": as it is, mirrored either way and both; "all": these and their quarter turns.
+    """
+
+    def __init__(self, engine: Engine, symmetries: Symmetries):
+        self.engine, self.symmetries = engine, symmetries
+        self.name = engine.name if symmetries == "none" else f"{engine.name}, {symmetries}"
+        self.about, self.takes_parts = engine.about, engine.takes_parts
+
+    def __call__(self, images: np.ndarray, statistics: np.ndarray | None = None) -> np.ndarray:
+        total = None
+        for turns, mirrored in COPIES[self.symmetries]:
+            copy = np.rot90(images[..., ::-1] if mirrored else images, turns, axes=(-2, -1))
+            found = np.rot90(self.engine(np.ascontiguousarray(copy), statistics), -turns, axes=(-2, -1))
+            found = found[..., ::-1] if mirrored else found
+            total = found.copy() if total is None else total + found
+        assert total is not None
+        return total / np.float32(len(COPIES[self.symmetries]))
