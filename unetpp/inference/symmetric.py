@@ -23,7 +23,8 @@ class Symmetric:
     """
 
     def __init__(self, engine: Engine, symmetries: Symmetries):
-        self.engine, self.symmetries = engine, symmetries
+        self.engine: Engine = engine
+        self.symmetries: Symmetries = symmetries
         self.name = engine.name if symmetries == "none" else f"{engine.name}, {symmetries}"
         self.about, self.takes_parts = engine.about, engine.takes_parts
 
