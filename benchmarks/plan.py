@@ -70,7 +70,7 @@ def score(folder: str, minutes: float, work: Path) -> None:
     ingest(planned.ingest, raw, work / "cache")
     seconds = {"plan": train(planned, raw, work / "plan")}
     with laid_out(folder, base.ingest, Plan()) as (files, layout, names):
-        samples = survey(files, layout, folder, names, base, Plan(), tuple(MEANING)).samples
+        samples = survey(files, layout, folder, names, plain, Plan(), tuple(MEANING)).samples
         step, counts = try_out(plain, samples), Counts.of(samples, plain)
     epoch_s = counts.train // plain.train.batch_size * step.step_s + counts.val * step.image_s
     plain = override(plain, {"train.epochs": max(1, round(seconds["plan"] / epoch_s))})
