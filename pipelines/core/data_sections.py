@@ -37,7 +37,7 @@ class S3(Section):
 
 
 class Layout(Section):
-    """Names of images and masks from the root on, without suffixes, with {id} and, for given splits, {split}."""
+    """Names of images and masks from the root on, without suffixes (`pipelines.storage.templates`)."""
 
     images: str
     masks: str
@@ -46,13 +46,14 @@ class Layout(Section):
     def _has_ids(self):
         for what, template in (("images", self.images), ("masks", self.masks)):
             names = re.findall(r"\{([^}]*)\}", template)
-            if names.count("id") != 1 or set(names) - {"id", "split"}:
+            if "id" not in names or set(names) - {"id", "split", "folder"} or names.count("folder") > 1:
                 raise ValueError(
-                    f"{what} must have {{id}} once, and {{split}} where folders or names say train, val and test, such "
-                    f"as '{{split}}/{what}/{{id}}', found {template!r}"
+                    f"{what} must have {{id}}, {{split}} where folders or names say train, val and test, and "
+                    f"{{folder}} for any other folder, such as '{{split}}/{{folder}}/{what}/{{id}}', found {template!r}"
                 )
-        if ("{split}" in self.images) != ("{split}" in self.masks):
-            raise ValueError("expected {split} in both of images and masks, or in neither")
+        for name in ("{split}", "{folder}"):
+            if (name in self.images) != (name in self.masks):
+                raise ValueError(f"expected {name} in both of images and masks, or in neither")
         return self
 
 

@@ -7,7 +7,7 @@ lengths are read here: its C code fills a mask from too short a list with whatev
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,25 +38,32 @@ class Drawing:
 
 
 def read_annotations(
-    paths: list[Path], num_classes: int, classes: tuple[str, ...] | None, multilabel: bool = False
+    paths: list[Path],
+    num_classes: int,
+    classes: tuple[str, ...] | None,
+    multilabel: bool = False,
+    find: Callable[[Path, str], str] = lambda _, name: name,
 ) -> tuple[dict[str, Drawing], list[tuple[str, FileError]]]:
     """What is drawn on each image, by its file's name, and problems, by what has them.
 
     Categories are foreground where `num_classes` is 1; else their indices are their places in `classes`, from 1, or
     without `classes` their places in the order of their ids. With `multilabel` none of `num_classes` is the background.
 
+    Args:
+        find: the name of the file that a file_name means in one of `paths`.
+
     Raises:
         FileError: a file that is not such a one, or categories that do not fit to `num_classes` and `classes`.
     """
-    files = {path: _load(path) for path in paths}
-    categories = _categories(files)
+    files = {path: load_annotations(path) for path in paths}
+    categories = find_categories(files)
     indices = _class_indices(categories, paths[0], num_classes, classes, multilabel)
     drawings: dict[str, Drawing] = {}
     problems: list[tuple[str, FileError]] = []
     for path, content in files.items():
         names, shapes = {}, defaultdict(list)
         for image in content["images"]:
-            name = _value(image, "file_name", str, path, "an image")
+            name = find(path, _value(image, "file_name", str, path, "an image"))
             names[_value(image, "id", int | str, path, name)] = name
             if name in drawings:
                 other = drawings[name].file.name
@@ -207,7 +214,8 @@ def _pycocotools(file: Path) -> Any:
     return mask
 
 
-def _load(path: Path) -> dict:
+def load_annotations(path: Path) -> dict:
+    """What an annotation file holds: lists of images, annotations and categories, or it is refused."""
     try:
         content, found = json.loads(path.read_text(encoding="utf-8")), None
         if not isinstance(content, dict):
@@ -231,8 +239,8 @@ def _value(row: dict, key: str, kind: Any, path: Path, where: str) -> Any:
     return value
 
 
-def _categories(files: dict[Path, dict]) -> dict[int | str, str]:
-    """The names of the categories of all files by id."""
+def find_categories(files: Mapping[Path, dict]) -> dict[int | str, str]:
+    """The names of the categories of all files by id, without those that only head others, as Roboflow writes one."""
     names: dict[int | str, str] = {}
     for path, content in files.items():
         for row in content["categories"]:
@@ -240,7 +248,10 @@ def _categories(files: dict[Path, dict]) -> dict[int | str, str]:
             if names.setdefault(id, name) != name:
                 reason = f"found the category {id} as {names[id]!r} and {name!r}; expected one name"
                 raise FileError(path, reason, "number the categories alike in all files")
-    return names
+    heads = {row.get("supercategory") for content in files.values() for row in content["categories"]}
+    used = {str(row.get("category_id")) for content in files.values() for row in content["annotations"]}
+    empty = {id for id, name in names.items() if name in heads and str(id) not in used}
+    return {id: name for id, name in names.items() if id not in empty} if len(empty) < len(names) else names
 
 
 def _class_indices(

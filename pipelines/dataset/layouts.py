@@ -3,18 +3,19 @@
 pairs      two templates, such as images/{id} and masks/{id} (`pipelines.storage.templates`)
 classes    a folder for each class where masks lie, told from pairs by prepare.classes
 BBBC038    <id>/images/<name>.<ext> and <id>/masks/<one file an object>.<ext>
-COCO       images/<file_name> and annotations.json or annotations/<name>.json
+COCO       images and the annotation files that name them (`pipelines.storage.layout_names.is_annotations`)
 
 In any of them a TIFF of several pages is a volume where prepare.pages is slices: each page is a sample.
 """
 
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from pipelines.dataset.coco import Drawing, read_annotations
 from pipelines.storage.layout_names import EXPECTED, check_names, is_annotations, list_names, select
-from pipelines.storage.templates import Found, Layout, composed, find_files
+from pipelines.storage.templates import SPLIT_OF, Found, Layout, composed, find_files
 from unetpp.errors import FileError, UserError
 from unetpp.files import read_json
 from unetpp.images.pictures import Limits, count_pages
@@ -75,7 +76,7 @@ def find_samples(
     chosen, _ = select(names, layout)
     names = [name for name in names if name in chosen]
     if layout.kind == "coco":
-        samples, problems = _find_coco(root, names, num_classes, classes, multilabel)
+        samples, problems = _find_coco(root, names, layout, num_classes, classes, multilabel)
     elif layout.kind == "bbbc038":
         samples, problems = _find_bbbc038(root, names)
     else:
@@ -225,41 +226,64 @@ def _find_bbbc038(root: Path, names: list[PurePosixPath]) -> tuple[list[Sample],
 
 
 def _find_coco(
-    root: Path, names: list[PurePosixPath], num_classes: int, classes: tuple[str, ...] | None, multilabel: bool
+    root: Path,
+    names: list[PurePosixPath],
+    layout: Layout,
+    num_classes: int,
+    classes: tuple[str, ...] | None,
+    multilabel: bool,
 ) -> tuple[list[Sample], list[Problem]]:
     problems: list[Problem] = []
-    found = find_files(names, Layout("pairs", masks="masks/{id}"))
+    found = find_files(names, Layout("pairs", layout.images, "masks/{id}"))
     images = _by_id(found.images, problems)
     clashing = {problem.file for problem in problems}
-    files = {composed(str(name.relative_to("images"))) for name in names if name.parts[0] == "images"}
+    listed = Listed({composed(str(name)): id for id, same in found.images.items() for name in same}, found.splits)
     paths = [root / name for name in names if is_annotations(name)]
-    annotated, errors = read_annotations(paths, num_classes, classes, multilabel)
+    drawings, errors = read_annotations(
+        paths, num_classes, classes, multilabel, lambda path, name: listed.find(path.relative_to(root), name)
+    )
     problems += [Problem.of(error, id, root) for id, error in errors]
-    drawings: dict[str, Drawing] = {}
-    for listed, drawing in annotated.items():
-        # Tools write a file's name from images/ on, or from above it.
-        name = composed(listed)
-        file = name if name in files else name.removeprefix("images/")
-        if file in drawings:
-            raise FileError(
-                drawing.file,
-                f"found {file} and images/{file} among its images; expected one of the two",
-                "keep one entry with all annotations of the image",
-            )
-        drawings[file] = drawing
-        if file not in files:
+    for file, drawing in drawings.items():
+        if file not in listed.files:
             path = drawing.file.relative_to(root).as_posix()
-            reason = f"found {file} among its images; expected images/{file} to exist"
+            reason = f"found {file} among its images; expected {layout.images.partition('{')[0]}{file} to exist"
             problems.append(Problem(file, path, reason, "add the image or remove its entry"))
-    samples = []
+    annotated = {found.splits.get(listed.files[file]) for file in drawings if file in listed.files}
+    samples, silent = [], Counter()
     for id, name in images.items():
-        drawing = drawings.get(composed(str(name.relative_to("images"))))
+        drawing, split = drawings.get(composed(str(name))), found.splits.get(id)
         if drawing is not None:
-            samples.append(Sample(id, root / name, (), drawing=drawing))
+            samples.append(Sample(id, root / name, (), split=split, drawing=drawing))
+        elif split and split not in annotated:
+            silent[split] += 1
         elif str(name) not in clashing:
             reason = "no entry among the images of the annotations"
             problems.append(Problem(id, str(name), reason, "add one (without annotations, where it shows no object)"))
+    for split, number in silent.items():
+        print(f"prepare: {number} images of {split} have no annotations and are left out")
     return samples, problems
+
+
+@dataclass(frozen=True)
+class Listed:
+    """The images of a COCO set, by the names that annotation files have for them."""
+
+    files: dict[str, str]  # id by name from the root on
+    splits: dict[str, str]  # by id
+
+    def find(self, path: Path, name: str) -> str:
+        """The file that `name` means in the annotation file `path`: from the root, from images/ or from the file's own
+        folder on; or the one that ends so, in the split that the annotation file's name says. Else `name` itself."""
+        name = composed(name)
+        for start in ("", "images/", f"{path.parent.as_posix()}/"):
+            if start + name in self.files:
+                return start + name
+        ending = [file for file in self.files if file.endswith(f"/{name.rpartition('images/')[2]}")]
+        if len(ending) > 1:
+            words = set(re.findall(r"[a-z]+", path.as_posix().lower()))
+            said = {SPLIT_OF[word] for word in words & set(SPLIT_OF)}
+            ending = [file for file in ending if self.splits.get(self.files[file]) in said]
+        return ending[0] if len(ending) == 1 else name
 
 
 def _slices(sample: Sample, root: Path, limits: Limits, problems: list[Problem]) -> list[Sample]:

@@ -1,7 +1,6 @@
 """A look at a set as it lies there: its layout, what its masks hold, and the facts of a sample of its images."""
 
 import io
-import json
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 from pipelines.core.data_sections import Ingest
 from pipelines.core.files import scratch
 from pipelines.core.params import Params, override
+from pipelines.dataset.coco import find_categories, load_annotations
 from pipelines.dataset.fingerprint import summarise
 from pipelines.dataset.given_splits import with_splits
 from pipelines.dataset.layouts import Problem, Sample, find_class_folders, find_samples
@@ -28,7 +28,7 @@ from pipelines.planning.mask_facts import add_up
 from pipelines.planning.meaning import read_meaning
 from pipelines.planning.orientation import Orientation, find_orientation, look_at
 from pipelines.storage.folder_walk import walk
-from pipelines.storage.layout_names import choose, list_names
+from pipelines.storage.layout_names import choose, is_annotations, list_names
 from pipelines.storage.templates import Layout, find_files
 from unetpp.data.manifest import Manifest
 from unetpp.errors import FileError
@@ -37,6 +37,7 @@ from unetpp.images.pictures import count_pages, read_picture
 MOST_PAIRS = 300  # that are decoded
 MOST_MASKS = 1000  # whose values are looked at
 MOST_PX = 40_000_000  # that are decoded of images, and of masks: seconds
+MANY_FOLDERS = 6  # fewer are rather classes or sites than patients
 FIRST = 3
 MANY_OBJECTS = 5  # in an image, as microscopy shows them
 MOST_FOLDERS = 12  # that are kinds
@@ -187,6 +188,13 @@ def _find(raw: Path, layout: Layout, base: Params, plan: Plan) -> list[Sample]:
     samples, problems = find_samples(
         raw, params.num_classes, params.classes, params.pages, limits, params.multilabel, layout
     )
+    folders = Counter(sample.id.rpartition("/")[0] for sample in samples)
+    if len(folders) >= MANY_FOLDERS and len(samples) >= 2 * len(folders) and not any(one.split for one in samples):
+        plan.choose(
+            "prepare.groups.pattern",
+            "^(.+)/",
+            f"images lie in {len(folders)} folders, as of patients or recordings: a folder stays in one split",
+        )
     if problems:
         first: Problem = problems[0]
         plan.found.append(f"{len(problems)} files have no partner or clash, such as {first.file}: {first.reason}")
@@ -195,11 +203,8 @@ def _find(raw: Path, layout: Layout, base: Params, plan: Plan) -> list[Sample]:
 
 def _choose_categories(raw: Path, names: Sequence[PurePosixPath], plan: Plan) -> None:
     """Of COCO, in the order of their ids."""
-    categories: dict = {}
-    for name in names:
-        if name.suffix.lower() == ".json":
-            content = json.loads((raw / name).read_text(encoding="utf-8"))
-            categories |= {one["id"]: role_of(str(one["name"])) for one in content.get("categories", [])}
+    files = {raw / name: load_annotations(raw / name) for name in names if is_annotations(name)}
+    categories = {id: role_of(name) for id, name in find_categories(files).items()}
     called = [categories[id] for id in sorted(categories, key=lambda id: (isinstance(id, str), id))]
     plan.found.append(f"COCO annotations of {len(called)} categories: {', '.join(called[:12])}")
     if len(called) > 1:

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
-from pipelines.storage.recognition import read_part, recognise, recognise_suffixes
-from pipelines.storage.templates import SPLIT_OF, Layout, find_files, is_picture
+from pipelines.storage.recognition import find_coco, read_part, recognise, recognise_suffixes
+from pipelines.storage.templates import SPLIT_OF, Layout, composed, find_files, is_picture
 from unetpp.errors import UserError
 from unetpp.images.pictures import SUFFIXES
 
@@ -29,6 +29,8 @@ TABLES = {"split", "splits", "_classes", "classes", "class_dict", "labelmap", "l
 CONVERTED = {".dcm": "DICOM", ".nii": "NIfTI", ".gz": "NIfTI", ".mha": "MetaImage", ".nrrd": "NRRD", ".npy": "NumPy"}
 CONVERTED |= {".npz": "NumPy", ".h5": "HDF5", ".mat": "MATLAB", ".czi": "CZI", ".nd2": "ND2", ".svs": "SVS"}
 
+DRAWN = {".txt": "YOLO", ".json": "LabelMe", ".xml": "XML"}  # a file of shapes beside each picture
+
 
 def is_junk(name: PurePosixPath) -> bool:
     """Hidden files and what systems leave behind, anywhere in a relative path."""
@@ -44,10 +46,12 @@ def is_list(name: PurePosixPath) -> bool:
 
 
 def is_annotations(name: PurePosixPath) -> bool:
-    """Whether it is named as a COCO file."""
-    return str(name) == "annotations.json" or (
-        len(name.parts) == 2 and name.parts[0] == "annotations" and name.suffix.lower() == ".json"
-    )
+    """Whether it is named as a COCO file: annotations.json, annotations/<name>.json, Roboflow's, or one in its folder
+    whose name says so."""
+    low = name.name.casefold()
+    in_folder = len(name.parts) == 2 and name.parts[0] == "annotations" and low.endswith(".json")
+    named = low.endswith(".json") and len(name.parts) == 1 and re.search(r"(?<![^\W_])(coco|instances)(?![^\W_])", low)
+    return str(name) == "annotations.json" or in_folder or low == "_annotations.coco.json" or bool(named)
 
 
 def select(names: Iterable[PurePosixPath], layout: Layout) -> tuple[set[PurePosixPath], list[str]]:
@@ -61,7 +65,8 @@ def select(names: Iterable[PurePosixPath], layout: Layout) -> tuple[set[PurePosi
     pictures = [name for name in names if is_picture(name)]
     if layout.kind == "coco":
         annotations = {name for name in names if is_annotations(name)}
-        return lists | annotations | {one for one in pictures if len(one.parts) > 1 and one.parts[0] == "images"}, []
+        is_image = layout.patterns[0]
+        return lists | annotations | {one for one in pictures if is_image.fullmatch(composed(str(one)))}, []
     return lists | {one for one in pictures if len(one.parts) == 3 and one.parts[1] in ("images", "masks")}, []
 
 
@@ -88,7 +93,7 @@ def check_names(names: list[PurePosixPath], where: str, given: Layout | None = N
     annotations = [name for name in names if is_annotations(name)]
     if "images" in heads and "masks" not in heads and annotations:
         _check_folders(names, where, ("images",), 0)
-        return Layout("coco")
+        return Layout("coco", find_coco(names))
     if {"images", "masks"} <= heads and annotations:
         raise UserError(
             f"{where}: found masks/ and also {_some(annotations)}, so it may be pairs or COCO; expected one of the "
@@ -97,8 +102,8 @@ def check_names(names: list[PurePosixPath], where: str, given: Layout | None = N
     inner = {(name.parts[0], name.parts[1]) for name in names if len(name.parts) > 2}
     samples = {head for head, folder in inner if folder == "images"}
     splits = all(read_part(head).split for head in samples)
-    if not heads & {"images", "masks"} and not splits and any((head, "masks") in inner for head in samples):
-        _check_one_set(names, where)
+    is_bbbc038 = not heads & {"images", "masks"} and not splits and any((head, "masks") in inner for head in samples)
+    if is_bbbc038 and not _have_several(names):
         _check_folders(names, where, ("images", "masks"), 1)
         return Layout("bbbc038")
     found = recognise(names) or recognise_suffixes(names)
@@ -106,6 +111,8 @@ def check_names(names: list[PurePosixPath], where: str, given: Layout | None = N
         _check_folders(names, where, ("images", "masks"), 0)
         plain = [one.layout for one in found if one.layout.images[:7] + one.layout.masks[:6] == "images/masks/"]
         return plain[0] if len(plain) == 1 else Layout("pairs")
+    if not found and annotations and any(map(is_picture, names)):
+        return Layout("coco", find_coco(names))
     if len(found) == 1:
         return found[0].layout
     if found:
@@ -154,6 +161,15 @@ def _check_readable(names: list[PurePosixPath], where: str) -> None:
             f"{where}: found {number} {kind} files, such as {example}; expected {', '.join(SUFFIXES)}: write images "
             'and masks as TIFF first, by the few lines in docs/data.md, "Other formats"'
         )
+    stems = {name.stem for name in names if is_picture(name)}
+    drawn = [name for name in names if name.stem in stems and name.suffix.lower() in DRAWN]
+    drawn = [name for name in drawn if name.suffix.lower() != ".txt" or name.parent.name.lower() == "labels"]
+    if drawn:
+        kind = DRAWN[drawn[0].suffix.lower()]
+        raise UserError(
+            f"{where}: found {len(drawn)} {kind} files, such as {drawn[0]}, which draw shapes; expected masks as "
+            "pictures, or one COCO file: export it as COCO or as masks, which every annotation tool offers"
+        )
     lists = [name for name in names if name.suffix.lower() in (".txt", ".csv", ".lst")]
     if lists and len(lists) == len(names):
         raise UserError(
@@ -197,16 +213,11 @@ def _proposal(names: Iterable[PurePosixPath]) -> str:
     return Layout("pairs", f"{one}{{id}}", f"{other}{{id}}{tail}").line
 
 
-def _check_one_set(names: Iterable[PurePosixPath], where: str) -> None:
-    """Refuse sets beside each other, which have a folder images/ each as samples of BBBC038 have."""
+def _have_several(names: Iterable[PurePosixPath]) -> bool:
+    """Whether each folder with images/ has several: of patients or plates, and no samples of BBBC038."""
     images = [name for name in names if len(name.parts) > 2 and name.parts[1] == "images" and is_picture(name)]
     counts = Counter(name.parts[0] for name in images)
-    if counts and all(count > 1 for count in counts.values()):
-        raise UserError(
-            f"{where}: found images/ in each of {_some(sorted(counts))}, which are sets of their own; expected one "
-            "set, with one images/ and one masks/: name one of them in ingest.location, or put all together as "
-            "images/<its name>/... and masks/<its name>/... (stage prepare divides by itself)"
-        )
+    return bool(counts) and all(count > 1 for count in counts.values())
 
 
 def choose(

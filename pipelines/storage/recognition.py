@@ -15,9 +15,9 @@ IMAGE_WORDS = frozenset(
     rgb tissueimages frame frames slices scans volume volumes tiles patches""".split()  # noqa: SIM905  (a list of words reads as words)
 )
 MASK_WORDS = frozenset(
-    """mask masks label labels lbl lbls gt gts groundtruth groundtruths truth annot annots annotation annotations seg
-    segs segmentation segmentations segmentationclass segmentationobject gtfine gtcoarse target targets trimap trimaps
-    manual manual1 manual2 1stmanual 2ndmanual 1stho 2ndho labelids labeltrainids instanceids
+    """mask masks label labels lbl lbls gt gts groundtruth groundtruths truth annot annots anno annos annotation
+    annotations seg segs segmentation segmentations segmentationclass segmentationobject gtfine gtcoarse target
+    targets trimap trimaps manual manual1 manual2 1stmanual 2ndmanual 1stho 2ndho labelids labeltrainids instanceids
     instancetrainids""".split()  # noqa: SIM905
 )
 # Where a set has masks of several sorts, these are classes; those are made of them for the eye, or count objects.
@@ -35,19 +35,19 @@ class Part(NamedTuple):
 
 @dataclass
 class Side:
-    """The pictures under one pattern of folders: the rest of each name without its suffix, by split."""
+    """The pictures under one pattern of folders: split, {folder}, and the rest of each name without its suffix."""
 
     role: str | None = None
-    names: list[tuple[str | None, str]] = field(default_factory=list)
+    names: list[tuple[str | None, str, str]] = field(default_factory=list)
 
     def ids(self, head: str = "", tail: str = "") -> set[str]:
         """What is left of the names that have this head and tail, with the split in front."""
         found = set()
-        for split, rest in self.names:
+        for split, folder, rest in self.names:
             end = tail.replace("{split}", split or "")
             if rest.startswith(head) and rest.endswith(end) and len(rest) > len(head) + len(end):
                 id = rest[len(head) : len(rest) - len(end)]
-                found.add(f"{split}/{id}" if split else id)
+                found.add("/".join(filter(None, (split, folder, id))))
         return found
 
 
@@ -64,6 +64,7 @@ def read_part(text: str) -> Part:
         return Part("{split}", None, text)
     splits = "|".join(sorted(SPLIT_OF, key=len, reverse=True))
     words = "|".join(sorted(IMAGE_WORDS | MASK_WORDS | {"set", "data"}, key=len, reverse=True))
+    words += r"|\d{4}"  # train2017
     hit = re.fullmatch(rf"(?P<s>{splits})[\W_]*({words})|({words})[\W_]*(?P<t>{splits})", low)
     span = hit and (hit.span("s") if hit["s"] else hit.span("t"))
     tokens = [*re.findall(r"[^\W_]+", low), re.sub(r"[\W_]+", "", low)]
@@ -72,43 +73,49 @@ def read_part(text: str) -> Part:
     role = "mask" if MASK_WORDS & set(tokens) else "image" if IMAGE_WORDS & set(tokens) else None
     if span is None and role and (inner := re.search(rf"(?<![^\W_])({splits})(?![^\W_])", low)):
         span = inner.span()
+    if span is None and role is None and (last := re.fullmatch(rf".+[\W_]({splits})", low)):  # uavid_train
+        span = last.span(1)
     if span is None:
         return Part(text, role, None)
     return Part(text[: span[0]] + "{split}" + text[span[1] :], role, text[slice(*span)])
 
 
-def find_sides(names: Iterable[PurePosixPath]) -> dict[str, Side]:
+def find_sides(names: Iterable[PurePosixPath], by_folder: bool = False) -> dict[str, Side]:
     """The pictures by the pattern of their folders: up to the first folder that says images or masks, and what says
-    the split beside it. What follows is part of the id."""
+    the split beside it. What follows is part of the id.
+
+    Args:
+        by_folder: the folders that say nothing before the one that says images or masks are {folder}, as of patients.
+    """
     sides: dict[str, Side] = defaultdict(Side)
-    known: dict[tuple[str, ...], tuple[str, int, str | None, str | None]] = {}
+    known: dict[tuple[str, ...], tuple[str, int, str | None, str | None, str]] = {}
     for name in names:
         if is_picture(name):
             folders = name.parts[:-1]
             if folders not in known:
-                known[folders] = _read_folders(folders)
-            pattern, end, role, split = known[folders]
+                known[folders] = _read_folders(folders, by_folder)
+            pattern, end, role, split, folder = known[folders]
             sides[pattern].role = role
             rest = composed("/".join(PurePosixPath(without_suffix(name)).parts[end:]))
-            sides[pattern].names.append((split, rest))
-    found = {split for side in sides.values() for split, _ in side.names if split}
+            sides[pattern].names.append((split, folder, rest))
+    found = {split for side in sides.values() for split, *_ in side.names if split}
     if len({SPLIT_OF[split.casefold()] for split in found}) > 1:
         return dict(sides)
     only = next(iter(found), "")  # one split alone divides nothing
     return {
-        pattern.replace("{split}", only): Side(side.role, [(None, rest) for _, rest in side.names])
+        pattern.replace("{split}", only): Side(side.role, [(None, folder, rest) for _, folder, rest in side.names])
         for pattern, side in sides.items()
     }
 
 
-def _read_folders(folders: tuple[str, ...]) -> tuple[str, int, str | None, str | None]:
-    """The pattern of folders, how many of them it takes, the role that they have, and the word for the split."""
+def _read_folders(folders: tuple[str, ...], by_folder: bool) -> tuple[str, int, str | None, str | None, str]:
+    """The pattern of folders, how many of them it takes, the role that they have, the word for the split, {folder}."""
     parts = [read_part(folder) for folder in folders]
     first = next((at for at, part in enumerate(parts) if part.role), None)
     if first is None:
         first = next((at for at, part in enumerate(parts) if part.split), None)
         if first is None:
-            return "", 0, None, None
+            return "", 0, None, None, ""
     end, split = first + 1, next((part.split for part in parts[: first + 1] if part.split), None)
     while end < len(parts) and not split and parts[end].split and parts[end].text == "{split}":
         end, split = end + 1, parts[end].split
@@ -120,12 +127,32 @@ def _read_folders(folders: tuple[str, ...]) -> tuple[str, int, str | None, str |
         texts.append(folder if part.split and seen else part.text)
         seen = seen or bool(part.split)
     role = next((part.role for part in reversed(parts[:end]) if part.role), None)
-    return "/".join(texts), end, role, split
+    folder = ""
+    if by_folder and role:  # the last of them that say nothing
+        nothing = [at for at, part in enumerate(parts[:first]) if not part.split]
+        while len(nothing) > 1 and nothing[-1] - nothing[0] != len(nothing) - 1:
+            nothing.pop(0)
+        if nothing:
+            folder = "/".join(folders[nothing[0] : nothing[-1] + 1])
+            texts[nothing[0] : nothing[-1] + 1] = ["{folder}"]
+    return "/".join(texts), end, role, split, folder
 
 
 def recognise(names: Iterable[PurePosixPath]) -> list[Candidate]:
-    """The layouts that names may have, one where they leave no doubt; none where nothing pairs up."""
-    sides = find_sides(names)
+    """The layouts that names may have, one where they leave no doubt; none where nothing pairs up.
+
+    Where every folder of several has images and masks of its own, they are one set.
+    """
+    names = list(names)
+    found = _recognise(names, False)
+    if len(found) == 1:
+        return found
+    together = _recognise(names, True)
+    return together if len(together) == 1 and "{folder}" in together[0].layout.images else found
+
+
+def _recognise(names: Iterable[PurePosixPath], by_folder: bool) -> list[Candidate]:
+    sides = find_sides(names, by_folder)
     found: list[Candidate] = []
     masks = [pattern for pattern, side in sides.items() if side.role == "mask"]
     for pattern, side in [*sides.items(), *(_unnamed(sides[""]) if masks and "" in sides else ())]:
@@ -136,18 +163,28 @@ def recognise(names: Iterable[PurePosixPath]) -> list[Candidate]:
     return _best(found)
 
 
+def find_coco(names: Iterable[PurePosixPath]) -> str:
+    """The template of the images that COCO annotations are of, by their folders alone."""
+    names = [name for name in names if is_picture(name)]
+    inside = [name for name in names if len(name.parts) > 1 and name.parts[0] == "images"]
+    patterns = list(find_sides(inside or names))
+    if len(patterns) == 1 and "{split}" in patterns[0]:
+        return _template(patterns[0])
+    return "images/{id}" if inside else "{id}"
+
+
 def _unnamed(side: Side) -> Iterator[tuple[str, Side]]:
     """The pictures of folders that say nothing, beside masks, by each of the folders that all of them lie in."""
-    parts = [PurePosixPath(rest).parts for _, rest in side.names]
+    parts = [PurePosixPath(rest).parts for *_, rest in side.names]
     for end in range(1, min(map(len, parts))):
         if len({one[:end] for one in parts}) > 1:
             return
-        yield "/".join(parts[0][:end]), Side(None, [(None, "/".join(one[end:])) for one in parts])
+        yield "/".join(parts[0][:end]), Side(None, [(None, "", "/".join(one[end:])) for one in parts])
 
 
 def _affixes(side: Side) -> list[tuple[str, str]]:
     """Heads and tails that many names of a side share, such as `mask_` or `_gtFine_labelIds`."""
-    rests = [rest for _, rest in side.names]
+    rests = [rest for *_, rest in side.names]
     groups: dict[str, list[str]] = defaultdict(list)
     for rest in rests:
         token = re.search(r"[_\-. /]([^_\-. /]+)$", rest)
@@ -163,7 +200,7 @@ def _affixes(side: Side) -> list[tuple[str, str]]:
     if head and (head[-1] in SEPARATORS or all(rest[len(head) : len(head) + 1].isdigit() for rest in rests)):
         heads.add(head)
     affixes = [("", tail) for tail in sorted(tails)] + [(head, "") for head in sorted(heads)]
-    if side.names and all(split and rest.casefold().endswith(f"_{split.casefold()}") for split, rest in side.names):
+    if side.names and all(split and rest.casefold().endswith(f"_{split.casefold()}") for split, _, rest in side.names):
         return [("", "_{split}")]
     return affixes
 
@@ -182,7 +219,7 @@ def _template(pattern: str, head: str = "", tail: str = "", suffix: str = "") ->
 
 def _pair(pattern: str, side: Side, other: str, masks: Side) -> list[Candidate]:
     """Candidates of images under one pattern and masks under another: the surest sort of them alone."""
-    if ("{split}" in pattern) != ("{split}" in other):
+    if any((one in pattern) != (one in other) for one in ("{split}", "{folder}")):
         return []
     ours, theirs = [("", ""), *_affixes(side)], [("", ""), *_affixes(masks)]
     levels = [(ours[:1], theirs[:1]), (ours[:1], theirs[1:]), (ours[1:], theirs), (ours[:1], theirs)]
@@ -216,8 +253,8 @@ def _pair_within(pattern: str, side: Side) -> list[Candidate]:
         ids = side.ids(*affix)
         if not ids:
             continue
-        masks = {rest for _, rest in side.names if rest.startswith(affix[0]) and rest.endswith(affix[1])}
-        others = Side(side.role, [one for one in side.names if one[1] not in masks])
+        masks = {rest for *_, rest in side.names if rest.startswith(affix[0]) and rest.endswith(affix[1])}
+        others = Side(side.role, [one for one in side.names if one[2] not in masks])
         for level, choices in enumerate(([("", "")], _affixes(others))):
             hits = []
             for own in choices:

@@ -1,7 +1,8 @@
 """A layout of pairs as two templates, such as `{split}/{id}` and `{split}annot/{id}`, and what they find among names.
 
 A template is the name of a file from the root on without its suffix. `{id}` may span folders; `{split}` is a folder or
-a part of a name that says train, val or test. Where it stands, the split is the first part of a sample's id.
+a part of a name that says train, val or test; `{folder}` is any folder, or several, such as one of each patient. Where
+they stand, a sample's id begins with the split and the folder.
 """
 
 import re
@@ -36,7 +37,7 @@ def without_suffix(name: PurePosixPath) -> str:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a set lies: `pairs` by their templates; `coco` and `bbbc038` have none."""
+    """How a set lies: `pairs` by their templates; `coco` by that of its images; `bbbc038` has none."""
 
     kind: str  # pairs | coco | bbbc038
     images: str = "images/{id}"
@@ -55,9 +56,11 @@ class Layout:
 
 def _pattern(template: str) -> re.Pattern:
     text = ""
-    for part in re.split(r"(\{id\}|\{split\})", template):
+    for part in re.split(r"(\{id\}|\{split\}|\{folder\})", template):
         if part == "{id}":
-            text += "(?P<id>.+)"
+            text += "(?P=id)" if "(?P<id>" in text else "(?P<id>.+)"
+        elif part == "{folder}":
+            text += "(?P<folder>.+)"
         elif part == "{split}":  # as it was, where it stands again
             words = "|".join(sorted(SPLIT_OF, key=len, reverse=True))
             text += "(?P=split)" if "(?P<split>" in text else f"(?P<split>{words})"
@@ -106,8 +109,7 @@ def find_files(names: Iterable[PurePosixPath], layout: Layout) -> Found:
 
 def _id(hit: re.Match) -> str:
     """With the folder's own word for the split."""
-    split = hit.groupdict().get("split")
-    return f"{split}/{hit['id']}" if split else hit["id"]
+    return "/".join(filter(None, map(hit.groupdict().get, ("split", "folder", "id"))))
 
 
 def match(images: Collection[str], masks: Collection[str]) -> dict[str, str]:

@@ -85,6 +85,15 @@ def test_categories_are_foreground_or_indices_by_name_or_by_id(tmp_path, num_cla
     assert list(draw(drawings["b.png"], tmp_path / "b.png", HEIGHT, WIDTH)) == []  # nothing is drawn on it
 
 
+def test_a_category_that_only_heads_others_is_none(tmp_path):
+    content = coco()
+    for row in content["categories"]:
+        row["supercategory"] = "cells"
+    content["categories"].insert(0, {"id": 0, "name": "cells", "supercategory": "none"})
+    drawings = read_annotations([written(tmp_path, content)], 3, None)[0]
+    assert [shape.class_index for shape in drawings["a.png"].shapes] == [2, 1]
+
+
 def test_several_files_are_one_set(tmp_path):
     first, second = coco(), coco()
     first["images"], second["images"] = first["images"][:1], second["images"][1:]

@@ -227,6 +227,29 @@ def test_coco_names_every_image_and_annotation_that_has_no_partner(tmp_path):
     assert all(one.fix for one in problems)
 
 
+@pytest.mark.parametrize(
+    ("train", "val", "folders"),
+    [
+        ("train/_annotations.coco.json", "valid/_annotations.coco.json", ("train", "valid")),
+        ("annotations/instances_train2017.json", "annotations/instances_val2017.json", ("train2017", "val2017")),
+    ],
+    ids=["Roboflow", "COCO 2017"],
+)
+def test_coco_files_of_splits_mean_the_images_of_their_own_split(tmp_path, train, val, folders):
+    touch(tmp_path, *(f"{folder}/{name}.jpg" for folder in folders for name in "ab"))
+    for number, name in enumerate((train, val)):  # of the same names, and with one shape in train alone
+        coco(tmp_path, ["a.jpg", "b.jpg"], [1] * (1 - number), name)
+    samples, problems = find_samples(tmp_path)
+    assert problems == []
+    other = folders[1].removesuffix("2017")
+    assert {one.id: (one.split, len(one.drawing.shapes)) for one in samples if one.drawing} == {
+        "train/a": ("train", 0),
+        "train/b": ("train", 1),
+        f"{other}/a": ("val", 0),
+        f"{other}/b": ("val", 0),
+    }
+
+
 def volume(path, num_pages, side=4):
     path.parent.mkdir(parents=True, exist_ok=True)
     write_tiff(path, *np.zeros((num_pages, side, side), np.uint8))

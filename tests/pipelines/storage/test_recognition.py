@@ -136,6 +136,37 @@ LAYOUTS = {
         "gtFine/{split}/{id}_gtFine_labelTrainIds",
         4,
     ),
+    "a folder of each patient": (
+        "p01/images/@.png p01/masks/@.png p02/images/@.png p02/masks/@.png",
+        "a b",
+        "{folder}/images/{id}",
+        "{folder}/masks/{id}",
+        4,
+    ),
+    "LoveDA": (
+        "Train/Rural/images_png/@.png Train/Rural/masks_png/@.png Train/Urban/images_png/@.png "
+        "Train/Urban/masks_png/@.png Val/Rural/images_png/@.png Val/Rural/masks_png/@.png",
+        "1 2",
+        "{split}/{folder}/images_png/{id}",
+        "{split}/{folder}/masks_png/{id}",
+        6,
+    ),
+    "UAVid": (
+        "uavid_train/seq1/Images/@.png uavid_train/seq1/Labels/@.png uavid_val/seq2/Images/@.png "
+        "uavid_val/seq2/Labels/@.png",
+        "000000 000100",
+        "uavid_{split}/{folder}/Images/{id}",
+        "uavid_{split}/{folder}/Labels/{id}",
+        4,
+    ),
+    "LGG": (
+        "P_1/P_1_@.tif P_1/P_1_@_mask.tif P_2/P_2_@.tif P_2/P_2_@_mask.tif",
+        "1 2",
+        "{id}",
+        "{id}_mask",
+        4,
+    ),
+    "GlaS": ("@.bmp @_anno.bmp", "train_1 testA_1", "{id}", "{id}_anno", 2),
     "a split without masks": (
         "train/images/@.png train/labels/@.png val/images/@.png val/labels/@.png test/images/@.png",
         "a b",
@@ -165,6 +196,25 @@ def test_a_given_split_stands_in_ids_and_what_is_left_out_is_told(capsys):
     assert "2 images without a mask in SegmentationClass/ left out" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("names", "images"),
+    [
+        ("images/@.jpg annotations/instances_default.json", "images/{id}"),
+        ("images/train/@.jpg images/val/@.jpg annotations/train.json annotations/val.json", "images/{split}/{id}"),
+        ("train/@.jpg valid/@.jpg train/_annotations.coco.json valid/_annotations.coco.json", "{split}/{id}"),
+        ("train2017/@.jpg val2017/@.jpg annotations/instances_train2017.json", "{split}2017/{id}"),
+        ("images/all/@.tif livecell_coco_train.json", "images/{id}"),
+        ("@.jpg annotations.json", "{id}"),
+    ],
+    ids=["CVAT", "splits", "Roboflow", "COCO 2017", "LIVECell", "flat"],
+)
+def test_annotations_of_coco_are_found_beside_their_images_however_they_lie(names, images):
+    names = spell(names, "a b")
+    layout, kept = choose(names, "set")
+    assert layout == Layout("coco", images)
+    assert set(kept) == set(names)
+
+
 def test_lists_and_tables_of_classes_come_along():
     names = spell("VOC/JPEGImages/@.jpg VOC/SegmentationClass/@.png VOC/labelmap.txt VOC/notes.txt", "1 2")
     names += spell("VOC/ImageSets/Segmentation/@.txt", "train val trainval")
@@ -191,6 +241,11 @@ REFUSED = {
     ),
     "NIfTI": ("imagesTr/@.nii.gz labelsTr/@.nii.gz", r"found 4 NIfTI files, such as .*1\.nii\.gz; .*Other formats"),
     "DICOM": ("study/@.dcm", r"found 2 DICOM files, such as 1\.dcm"),
+    "YOLO": (
+        "train/images/@.jpg train/labels/@.txt",
+        r"found 2 YOLO files, such as labels/1.txt, which .*export it as COCO",
+    ),
+    "LabelMe": ("@.jpg @.json", r"found 2 LabelMe files, such as 1\.json, which draw shapes"),
     "a list of addresses": ("urls.txt", r"found no pictures but urls\.txt; .*wget -x -nH -i urls\.txt"),
 }
 
@@ -209,11 +264,16 @@ def test_templates_that_find_nothing_or_no_pair_are_refused():
         choose(names, "set", Layout("pairs", "A/{id}", "B/{id}"))
     layout, kept = choose(names, "set", Layout("pairs", "A/{id}", "B/x{id}"))
     assert find_files(kept, layout).mask_of == {"1": "1", "2": "2"}
+    ph2 = spell("@/@_Dermoscopic_Image/@.bmp @/@_lesion/@_lesion.bmp", "IMD1 IMD2")
+    layout, kept = choose(
+        ph2, "set", Layout("pairs", "{id}/{id}_Dermoscopic_Image/{id}", "{id}/{id}_lesion/{id}_lesion")
+    )
+    assert find_files(kept, layout).mask_of == {"IMD1": "IMD1", "IMD2": "IMD2"}
 
 
 @pytest.mark.parametrize(
-    ("images", "masks"), [("a", "{id}"), ("{split}/{id}", "{id}"), ("{id}_{group}", "{id}"), ("{id}/{id}", "{id}")]
+    ("images", "masks"), [("a", "{id}"), ("{split}/{id}", "{id}"), ("{id}_{group}", "{id}"), ("{folder}/{id}", "{id}")]
 )
-def test_templates_of_params_name_an_id_once_and_the_split_in_both(images, masks):
-    with pytest.raises(ValueError, match=r"must have \{id\} once|\{split\} in both"):
+def test_templates_of_params_name_an_id_and_the_split_in_both(images, masks):
+    with pytest.raises(ValueError, match=r"must have \{id\}|\} in both"):
         data_sections.Layout(images=images, masks=masks)
