@@ -1,7 +1,7 @@
 """The kind of each image: a class within the set, by which splits are balanced and scores are told.
 
-prepare.kinds says where it comes from: none, microscopy (the image itself), folder (the first one of the id), or a CSV
-file with the columns id and kind. Without kinds every image has the empty one, and nothing speaks of kinds.
+prepare.kinds says where it comes from: none, looks or microscopy (the image itself), folder (the first one of the id),
+or a CSV file with the columns id and kind. Without kinds every image has the empty one, and nothing speaks of kinds.
 """
 
 from collections.abc import Sequence
@@ -22,20 +22,24 @@ DARK = 0.35
 COLOURED = 0.03
 
 NO_FOLDER = "no folder"
+BY_IMAGE = ("looks", "microscopy")
+MICROSCOPY = {"dark grey": "fluorescence", "dark colour": "fluorescence", "bright colour": "tissue"}
+MICROSCOPY |= {"bright grey": "bright-field"}
 
 
 def find_kinds(samples: Sequence[Sample], how: str) -> list[str] | None:
-    """The kind of each sample by prepare.kinds; None where `find_kind` tells it by the image (microscopy).
+    """The kind of each sample by prepare.kinds; None where `find_kind` tells it by the image.
 
     Raises:
         UserError: no folder in any id, no such table, or ids that are not in it.
     """
-    if how == "microscopy":
+    if how in BY_IMAGE:
         return None
     if how == "none":
         return [""] * len(samples)
     if how != "folder":
-        return look_up(samples, Path(how), "kind", "prepare.kinds, which is none, microscopy, folder or such a path")
+        expected = "prepare.kinds, which is none, looks, microscopy, folder or such a path"
+        return look_up(samples, Path(how), "kind", expected)
     kinds = [_first_folder(sample.id) for sample in samples]
     if samples and not any(kinds):
         raise UserError(
@@ -51,12 +55,15 @@ def _first_folder(id: str) -> str:
     return next((folder for folder in folders if folder.lower() not in SPLIT_OF), "")
 
 
-def find_kind(image: np.ndarray) -> str:
-    """The kind of microscopy, a function of the decoded image (H, W, C) uint8, uint16 or float32 alone.
+def find_kind(image: np.ndarray, how: str = "microscopy") -> str:
+    """The kind of an image by its looks, a function of the decoded image (H, W, C) uint8, uint16 or float32 alone.
 
-    "fluorescence": the median brightness (mean of the channels) is below 0.35 of the image's own bright end
-    for uint16 (for floats, above their least value), of the full scale for uint8. Of the others, "tissue" has a
-    mean chroma (largest less smallest channel) above 0.03, "bright-field" has not.
+    "dark": the median brightness (mean of the channels) is below 0.35 of the image's own bright end for uint16 (for
+    floats, above their least value), of the full scale for uint8; else "bright". "colour": the mean chroma (largest
+    less smallest channel) is above 0.03; else "grey".
+
+    Args:
+        how: "looks", or "microscopy", which calls what is dark fluorescence, and the rest tissue or bright-field.
     """
     pixels = image.astype(np.float32)
     if image.dtype == np.float32:
@@ -65,9 +72,9 @@ def find_kind(image: np.ndarray) -> str:
     # Cameras of 12 and 14 bits fill the lower end of 16: there, full scale says nothing about bright or dark.
     pixels /= 255 if image.dtype == np.uint8 else max(1.0, float(np.percentile(pixels, 99.5)))
     channels = cv2.split(pixels)  # NumPy is slow along a short axis
-    if np.median(sum(channels) / len(channels)) < DARK:
-        return "fluorescence"
+    light = "dark" if np.median(sum(channels) / len(channels)) < DARK else "bright"
     largest = smallest = channels[0]
     for channel in channels[1:]:
         largest, smallest = np.maximum(largest, channel), np.minimum(smallest, channel)
-    return "tissue" if (largest - smallest).mean() > COLOURED else "bright-field"
+    look = f"{light} {'colour' if (largest - smallest).mean() > COLOURED else 'grey'}"
+    return look if how == "looks" else MICROSCOPY[look]

@@ -12,7 +12,7 @@ import numpy as np
 from pipelines.console.progress import watched
 from pipelines.core.data_sections import Prepare
 from pipelines.core.worker_pool import Died, answers
-from pipelines.dataset.kinds import find_kind
+from pipelines.dataset.kinds import BY_IMAGE, find_kind
 from pipelines.dataset.layouts import Problem, Sample
 from pipelines.dataset.mask_files import Labels, limits_of, read_labels
 from pipelines.dataset.near_duplicates import Look, look_at
@@ -31,7 +31,7 @@ NO_INSTANCES = np.zeros(0, np.uint8)
 class Loaded(NamedTuple):
     """A sample as it is written for training, and what is known of it as it was."""
 
-    kind: str  # by the image's looks; empty where prepare.kinds is another than microscopy
+    kind: str  # by the image's looks; empty where prepare.kinds is not told by the image
     image: np.ndarray  # (H, W, C) uint8 or uint16
     mask: np.ndarray  # (H, W) uint8
     instances: np.ndarray  # (n,) uint8: packed numbers of the objects in the mask, empty where it has none
@@ -48,7 +48,8 @@ def load_sample(sample: Sample, params: Prepare) -> Loaded:
     picture = read_picture(sample.image, sample.page, limits_of(params))
     header, image = picture.header, _decoded(picture, params)
     del picture  # which may be as large
-    kind, look = find_kind(shown(image)) if params.kinds == "microscopy" else "", look_at(shown(image))
+    kind = find_kind(shown(image), params.kinds) if params.kinds in BY_IMAGE else ""
+    look = look_at(shown(image))
     labels = read_labels(sample, image, params)
     seen, mask = convert(image, params.channels), labels.mask
     if params.frame:

@@ -90,10 +90,13 @@ def _choose_kinds(found: Survey, plan: Plan) -> None:
     """Kinds of microscopy where it looks like that: no up and down, many objects; else those of folders, if any."""
     folders = {_folder(sample) for sample in found.samples}
     per_image = found.fingerprint["objects"]["per_image"]["median"]
-    if 1 < len(folders) <= MOST_FOLDERS:
+    if 1 < len(folders) <= MOST_FOLDERS and "prepare.groups.pattern" not in plan.params:
         plan.choose("prepare.kinds", "folder", f"images lie in {len(folders)} folders")
     elif found.facts.num_classes <= 2 and found.orientation.upright is False and per_image >= MANY_OBJECTS:
         plan.choose("prepare.kinds", "microscopy", f"{per_image:.0f} objects an image and no up or down, as microscopy")
+    elif len(found.looks) > 1:
+        seen = ", ".join(f"{number} {look}" for look, number in found.looks.most_common())
+        plan.choose("prepare.kinds", "looks", f"images differ by their looks: {seen}")
     else:
         plan.choose("prepare.kinds", "none", "nothing tells kinds of images apart")
 

@@ -14,6 +14,7 @@ from pipelines.core.data_sections import Ingest
 from pipelines.core.files import scratch
 from pipelines.core.params import Params, override
 from pipelines.dataset.coco import find_categories, load_annotations
+from pipelines.dataset.data_warnings import MUCH_OVERLAP
 from pipelines.dataset.fingerprint import summarise
 from pipelines.dataset.given_splits import with_splits
 from pipelines.dataset.layouts import Problem, Sample, find_class_folders, find_samples
@@ -33,12 +34,14 @@ from pipelines.storage.templates import Layout, find_files
 from unetpp.data.manifest import Manifest
 from unetpp.errors import FileError
 from unetpp.images.pictures import count_pages, read_picture
+from unetpp.network.masks import MAX_LABELS
 
 MOST_PAIRS = 300  # that are decoded
 MOST_MASKS = 1000  # whose values are looked at
 MOST_PX = 40_000_000  # that are decoded of images, and of masks: seconds
 MANY_FOLDERS = 6  # fewer are rather classes or sites than patients
 FIRST = 3
+OFTEN = 0.1  # of the images have a look that is a kind
 MANY_OBJECTS = 5  # in an image, as microscopy shows them
 MOST_FOLDERS = 12  # that are kinds
 MEANING = {
@@ -56,6 +59,7 @@ class Survey:
     orientation: Orientation
     samples: list[Sample]  # all of them
     sizes: Counter = field(default_factory=Counter)  # of the images looked at: (height, width)
+    looks: Counter = field(default_factory=Counter)  # of these images, those that are not rare
 
 
 @contextmanager
@@ -127,8 +131,14 @@ def survey(
         plan.found.append("masks have a file for each object: one class, and objects are kept")
         plan.choose("prepare.num_classes", 1, "a mask file for each object")
     _choose_channels(samples, base, plan, kept)
-    params = override(base, plan.values | {"prepare.size": None, "train.crop_px": 128})
-    return _decode(samples, params, plan)
+    looking = {"prepare.size": None, "train.crop_px": 128, "prepare.kinds": "looks"}
+    found = _decode(samples, override(base, plan.values | looking), plan)
+    share, classes = found.fingerprint["masks"]["overlap_share"], plan.values.get("prepare.classes") or []
+    if share > MUCH_OVERLAP and samples[0].classes and 1 < len(classes) <= MAX_LABELS and not settled:
+        plan.choose("prepare.multilabel", True, f"classes lie over each other on {share:.0%} of the foreground")
+        plan.choose("prepare.num_classes", len(classes), "a label for each folder in masks/")
+        return _decode(samples, override(base, plan.values | looking), plan)
+    return found
 
 
 def _choose_channels(samples: Sequence[Sample], base: Params, plan: Plan, kept: Collection[str]) -> None:
@@ -272,4 +282,6 @@ def _decode(samples: Sequence[Sample], params: Params, plan: Plan) -> Survey:
         turned=orientation.turned,
         sideways=orientation.sideways,
     )
-    return Survey(facts, fingerprint, orientation, list(samples), sizes)
+    looks_of = Counter(row[2] for row in rows)
+    common = Counter({look: number for look, number in looks_of.items() if number >= OFTEN * len(rows)})
+    return Survey(facts, fingerprint, orientation, list(samples), sizes, common)

@@ -53,6 +53,14 @@ def test_microscopy_is_told_of_any_number_of_channels(channels):
     assert find_kind(np.full((8, 8, channels), 220, np.uint8)) == "bright-field"
 
 
+def test_looks_are_dark_or_bright_and_grey_or_colour():
+    colours = {"dark grey": (20, 20, 20), "dark colour": (60, 10, 5), "bright grey": (200,) * 3}
+    colours |= {"bright colour": (220, 150, 90)}
+    assert {find_kind(np.full((8, 8, 3), one, np.uint8), "looks") for one in colours.values()} == set(colours)
+    for look, one in colours.items():
+        assert find_kind(np.full((8, 8, 3), one, np.uint8), "looks") == look
+
+
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory):
     """Synthetic images of three looks, whose names are letters."""

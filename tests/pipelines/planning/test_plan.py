@@ -37,7 +37,7 @@ def test_road_scenes(shared_data, params):
             "prepare.classes": names,
             "prepare.background": False,
             "prepare.ignore": 11,
-            "prepare.kinds": "none",
+            "prepare.kinds": "looks",
             "prepare.size": [192, 240],
             "prepare.fit": "pad",
             "search.widths": [HALF],
@@ -58,7 +58,7 @@ def test_pets(shared_data, params):
         {
             "prepare.num_classes": 1,
             "prepare.values": {0: "object", 1: "background", 2: "ignore"},
-            "prepare.kinds": "none",
+            "prepare.kinds": "looks",
             "prepare.size": 128,
             "search.widths": [HALF],
             "augment.flips": "horizontal",
@@ -177,3 +177,29 @@ def test_folders_and_categories_name_classes(tmp_path, params):
 def test_the_same_data_give_the_same_plan(tmp_path, params):
     root = stand_ins.kvasir(tmp_path / "set", 16)
     assert plan_of(root, params) == plan_of(root, params)
+
+
+def test_class_folders_whose_masks_lie_over_each_other_are_labels(tmp_path, params):
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        image, mask = stand_ins.photograph(rng, 64, 64)
+        stand_ins.save(tmp_path / f"set/images/{number}.png", image)
+        inner = np.zeros_like(mask)
+        inner[16:48, 16:48] = mask[16:48, 16:48]
+        for name, one in (("cell", mask), ("nucleus", inner)):
+            stand_ins.save(tmp_path / f"set/masks/{name}/{number}.png", one * 255)
+    plan = plan_of(tmp_path / "set", params)
+    check(
+        plan,
+        {"prepare.multilabel": True, "prepare.num_classes": 2, "prepare.classes": ["cell", "nucleus"]},
+    )
+
+
+def test_folders_of_patients_stay_in_one_split(tmp_path, params):
+    rng = np.random.default_rng(0)
+    for number in range(24):
+        image, mask = stand_ins.photograph(rng, 64, 64)
+        folder = tmp_path / f"set/patient{number // 3}"
+        stand_ins.save(folder / f"images/{number}.png", image)
+        stand_ins.save(folder / f"masks/{number}.png", mask * 255)
+    check(plan_of(tmp_path / "set", params), {"prepare.groups.pattern": "^(.+)/", "prepare.kinds": "none"})
