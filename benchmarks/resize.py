@@ -1,6 +1,6 @@
 """How well objects can be told at a small size, by the geometry of resizing: no network, only thresholds.
 
-    python benchmarks/resize.py --data /path/to/dsb2018 --out benchmarks/resize.md
+    python -m benchmarks.resize --data /path/to/dsb2018 --out benchmarks/resize.md
 
 For each fluorescence image, resized with its mask, the IoU of the best of 58 thresholds. A geometry that blurs rims,
 or lays a mask beside its image, bounds what any network can reach.
@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from benchmarks.machine import describe, head
 from pipelines.dataset.kinds import find_kind
 from pipelines.dataset.layouts import find_samples
 from unetpp.images.decode import decode_image, decode_mask
@@ -54,12 +55,10 @@ def main() -> None:
         for name, (of_image, of_mask) in GEOMETRIES.items():
             share = of_mask(mask.astype(np.float32), arguments.size)
             found[name].append(best_iou(of_image(grey, arguments.size), share >= 0.5))
+    command = f"python -m benchmarks.resize --data dsb2018 --size {arguments.size} --every {arguments.every}"
     count = len(next(iter(found.values())))
     lines = [
-        "# Geometry of resizing",
-        "",
-        f"`python benchmarks/resize.py --data dsb2018 --size {arguments.size} --every {arguments.every}`",
-        "",
+        *head("Geometry of resizing", command, describe()),
         f"{count} fluorescence images. No network: the best threshold of each image.",
         "",
         "| geometry of image and mask | mean IoU of the best threshold |",
