@@ -1,6 +1,6 @@
 """A training of several workers in which something is killed at random, all the time, and what is left of its speed.
 
-    python benchmarks/soak.py --minutes 15 --out soak.log     # its log of a run: docs/faults.md
+    python -m benchmarks.soak --minutes 15 --out soak.log     # its log of a run: docs/faults.md
 
 Every `--every` seconds one of these happens to it: SIGKILL of a worker, of all workers, of the command itself, SIGSTOP
 of a worker, SIGTERM of the command. Whenever the command ends it is given again, the same. At the end its weights must
