@@ -122,35 +122,38 @@ def widths_of(macs: int, size: int) -> list[int]:
     return min(tried, key=lambda widths: abs(count(widths) - macs))
 
 
-def make_contenders(
-    widths: list[int], size: int, device: torch.device, *, checkpoint: bool = True
-) -> tuple[dict[str, Contender], list[str]]:
-    """By name; and which peers are missing, and why."""
-    auto = choose_precision("auto", device)
-    types = list(dict.fromkeys([torch.float32, auto]))
-    one = torch.randn(1, 3, size, size)
-    macs = count_macs(NestedUNet(widths).eval(), one)
-    found, missing = {}, []
-    for dtype in types:
+def make_own(widths: list[int], size: int, device: torch.device) -> dict[str, Contender]:
+    """The classic implementation first, then ours."""
+    auto, macs, found = choose_precision("auto", device), _macs(NestedUNet(widths), size), {}
+    for dtype in dict.fromkeys([torch.float32, auto]):
         found[_common("classic", dtype)] = Contender(plain(ClassicNestedUNet(widths), dtype, device), dtype, macs)
     found["ours, fp32"] = Contender(ours(widths, device, "fp32"), torch.float32, macs)
     found[OURS] = Contender(ours(widths, device), auto, macs)
-    if checkpoint:
-        found[f"{OURS}, checkpoint_levels 1"] = Contender(ours(widths, device, levels=1), auto, macs)
+    found[f"{OURS}, checkpoint_levels 1"] = Contender(ours(widths, device, levels=1), auto, macs)
+    return found
+
+
+def make_peers(widths: list[int], size: int, device: torch.device) -> tuple[dict[str, Contender], list[str]]:
+    """Each peer, and ours with as many operations as it; and which of them are missing, and why."""
+    auto, macs = choose_precision("auto", device), _macs(NestedUNet(widths), size)
+    found, missing = {}, []
     for title, make in PEERS.items():
         try:
-            theirs = count_macs(make(widths).eval(), one)
-            for dtype in types:
+            theirs = _macs(make(widths), size)
+            for dtype in dict.fromkeys([torch.float32, auto]):
                 found[_common(title, dtype)] = Contender(plain(make(widths), dtype, device), dtype, theirs)
         except Exception as error:
             missing.append(f"{title}: {type(error).__name__}: {str(error).splitlines()[0][:120]}")
             continue
         if abs(theirs / macs - 1) > EQUAL:
             equal = widths_of(theirs, size)
-            ours_then = count_macs(NestedUNet(equal).eval(), one)
             name = f"{OURS}, widths {' '.join(map(str, equal))}: as many operations as that peer"
-            found[name] = Contender(ours(equal, device), auto, ours_then)
+            found[name] = Contender(ours(equal, device), auto, _macs(NestedUNet(equal), size))
     return found, missing
+
+
+def _macs(network: nn.Module, size: int) -> int:
+    return count_macs(network.to("meta").eval(), torch.empty(1, 3, size, size, device="meta"))
 
 
 def _common(title: str, dtype: torch.dtype) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.contenders import CLASSIC, OURS, draw_batch, make_contenders, ours, plain, race, tabulate
+from benchmarks.contenders import CLASSIC, OURS, draw_batch, make_own, make_peers, ours, plain, race, tabulate
 from benchmarks.machine import SHORT, describe, head, matrix_peak
 from tests.unetpp.network.classic import ClassicNestedUNet
 from unetpp.training.loop import choose_precision
@@ -68,7 +68,8 @@ def main() -> None:
         for size in args.sizes:
             batch = max(1, (BATCHES.get(size) or 16 * 96**2 // size**2) * 16 // max(16, base))
             torch.manual_seed(0)
-            contenders, missing = make_contenders(widths, size, device)
+            peers, missing = make_peers(widths, size, device)
+            contenders = make_own(widths, size, device) | peers
             race(contenders, *draw_batch(batch, size, 0, device), args.rounds)
             title = f"## {size}x{size}, batches of {batch}, widths {' '.join(map(str, widths))}"
             lines += [title, "", *tabulate(contenders, batch, peaks), ""]

@@ -31,6 +31,7 @@ ROWS = {
     "augment": 3,
     "compile": 4,
     "compiled": 16,
+    "peers": 0,
 }
 
 

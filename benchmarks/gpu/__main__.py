@@ -26,7 +26,7 @@ from benchmarks.gpu.marked_tests import ROOT, run_tests
 from benchmarks.gpu.passes import run_compiled, run_eagerly
 from benchmarks.gpu.roofline import compare_with_floor
 from benchmarks.gpu.scale import REAL, TOY, Scale
-from benchmarks.gpu.steps import augment, compare_steps, compile_step, exchange, repeat
+from benchmarks.gpu.steps import augment, compare_peers, compare_steps, compile_step, exchange, repeat
 from benchmarks.machine import describe, head
 from pipelines.training.ddp import set_determinism
 
@@ -44,15 +44,16 @@ def machine(scale: Scale) -> Iterator[str]:
 
 
 PARTS = {
-    "machine": Part("", 30, machine),
-    "step": Part("A training step", 100, compare_steps),
-    "roofline": Part("Share of the roofline", 45, compare_with_floor),
-    "passes": Part("Each depth's pass", 55, run_eagerly),
-    "tests": Part("Tests marked gpu", 50, run_tests),
-    "exchange": Part("DDP in one process, against none", 35, exchange),
-    "deterministic": Part("`train.deterministic`", 35, repeat),
-    "augment": Part("Augmentation on the device", 25, augment),
-    "compiled": Part("Each depth's pass, compiled", 60, run_compiled),
+    "machine": Part("", 20, machine),
+    "step": Part("A training step", 90, compare_steps),
+    "roofline": Part("Share of the roofline", 40, compare_with_floor),
+    "passes": Part("Each depth's pass", 50, run_eagerly),
+    "tests": Part("Tests marked gpu", 40, run_tests),
+    "exchange": Part("DDP in one process, against none", 30, exchange),
+    "deterministic": Part("`train.deterministic`", 30, repeat),
+    "augment": Part("Augmentation on the device", 20, augment),
+    "peers": Part("A training step, against peers", 60, compare_peers),
+    "compiled": Part("Each depth's pass, compiled", 55, run_compiled),
     "compile": Part("A compiled training step", 45, compile_step),
 }
 
