@@ -7,7 +7,6 @@ with as many as each of them.
 """
 
 import gc
-import os
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,13 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.machine import SHORT, timed
 from tests.unetpp.network.classic import ClassicNestedUNet
 from unetpp import NestedUNet
 from unetpp.data.scaling import standardise
-from unetpp.network.profiling import MIB, count_macs
+from unetpp.network.profiling import count_macs, measure_peak_memory_mib
 from unetpp.training.loop import choose_precision, make_loss, make_optimizer, make_scaler
 from unetpp.training.step import TrainStep
 
@@ -82,19 +80,19 @@ def ours(
 
 
 def smp(_widths: list[int]) -> nn.Module:
-    import segmentation_models_pytorch
+    import segmentation_models_pytorch  # pyright: ignore[reportMissingImports]
 
     return segmentation_models_pytorch.UnetPlusPlus("resnet34", encoder_weights=None)
 
 
 def monai(widths: list[int]) -> nn.Module:
-    from monai.networks.nets import BasicUNetPlusPlus
+    from monai.networks.nets import BasicUNetPlusPlus  # pyright: ignore[reportMissingImports]
 
     return BasicUNetPlusPlus(2, 3, 1, (*widths, widths[0]), deep_supervision=True)
 
 
 def monai_default(_widths: list[int]) -> nn.Module:
-    from monai.networks.nets import BasicUNetPlusPlus
+    from monai.networks.nets import BasicUNetPlusPlus  # pyright: ignore[reportMissingImports]
 
     return BasicUNetPlusPlus(2, 3, 1, deep_supervision=True)
 
@@ -162,9 +160,8 @@ def _common(title: str, dtype: torch.dtype) -> str:
 
 def race(contenders: dict[str, Contender], image: Tensor, mask: Tensor, rounds: int) -> None:
     """Measure all of them in rounds, so that what slows the machine for a while meets each; and their memory first."""
-    for contender in contenders.values():
-        contender.step(image, mask)  # warms up
-        contender.peak_mib = peak_memory_mib(lambda step=contender.step: step(image, mask), image.device)
+    for one in contenders.values():
+        one.peak_mib = measure_peak_memory_mib(_Stepping(one.step, mask), image)  # which also warms up
         gc.collect()
     for _ in range(rounds):
         for one in contenders.values():
@@ -189,27 +186,17 @@ def tabulate(contenders: dict[str, Contender], batch: int, peaks: dict[torch.dty
         )
 
 
-def peak_memory_mib(step: Callable[[], object], device: torch.device) -> float:
-    """The most that torch holds at once in a step beside what it held before."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        step()
-        torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / MIB
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it greets on stderr
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
-        step()
-    recorded = prof.profiler.kineto_results  # pyright: ignore[reportOptionalMemberAccess]
-    events = sorted(
-        (event for event in recorded.events() if event.name() == "[memory]"), key=lambda one: one.start_ns()
-    )
-    held = peak = 0
-    for event in events:
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak / MIB
+class _Stepping(nn.Module):
+    """A step as the module whose memory is measured: what torch holds at once in it beside what it held before."""
+
+    def __init__(self, step: Step, mask: Tensor):
+        super().__init__()
+        self.step, self.mask = step, mask
+
+    @torch.inference_mode(False)
+    @torch.enable_grad()
+    def forward(self, image: Tensor) -> Tensor:
+        return self.step(image, self.mask)
 
 
 def draw_batch(num: int, size: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
