@@ -18,7 +18,7 @@ from benchmarks.machine import SHORT, describe, head, matrix_peak
 from tests.unetpp.network.classic import ClassicNestedUNet
 from unetpp.training.loop import choose_precision
 
-BATCHES = {96: 16, 256: 4, 512: 2}  # images of a step by side; others get as many as hold about as many pixels
+BATCHES = {96: 16, 256: 4, 512: 2}  # images of a step by side at --batch 16; others get about as many pixels
 
 
 def losses_after(steps: int, seeds: int, widths: list[int], size: int, batch: int, device: torch.device) -> list[str]:
@@ -46,6 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=int, nargs="+", default=[16, 32], help="widths of level 0, doubled by level")
     parser.add_argument("--sizes", type=int, nargs="+", default=[96, 256, 512])
+    parser.add_argument("--batch", type=int, default=16, help="images of 96 px at --base 16; of more pixels, fewer")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--loss-steps", type=int, default=50)
     parser.add_argument("--seeds", type=int, default=3)
@@ -57,7 +58,7 @@ def main() -> None:
     types = list(dict.fromkeys([torch.float32, auto]))
     command = (
         f"python -m benchmarks.train --base {' '.join(map(str, args.base))} --sizes "
-        f"{' '.join(map(str, args.sizes))} --rounds {args.rounds} --loss-steps {args.loss_steps} --seeds {args.seeds}"
+        f"{' '.join(map(str, args.sizes))} --batch {args.batch} --rounds {args.rounds} --loss-steps {args.loss_steps} --seeds {args.seeds}"
     )
     machine = f"{describe(device, types)} `precision: auto` means {SHORT[auto]} there."
     lines = head("A training step, against the classic implementation and the peers", command, machine)
@@ -66,7 +67,7 @@ def main() -> None:
     for base in args.base:
         widths = [base * 2**level for level in range(5)]
         for size in args.sizes:
-            batch = max(1, (BATCHES.get(size) or 16 * 96**2 // size**2) * 16 // max(16, base))
+            batch = max(1, (BATCHES.get(size) or 16 * 96**2 // size**2) * args.batch // max(16, base))
             torch.manual_seed(0)
             peers, missing = make_peers(widths, size, device)
             contenders = make_own(widths, size, device) | peers
