@@ -56,9 +56,10 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     auto = choose_precision("auto", device)
     types = list(dict.fromkeys([torch.float32, auto]))
+    bases, sizes = (" ".join(map(str, one)) for one in (args.base, args.sizes))
     command = (
-        f"python -m benchmarks.train --base {' '.join(map(str, args.base))} --sizes "
-        f"{' '.join(map(str, args.sizes))} --batch {args.batch} --rounds {args.rounds} --loss-steps {args.loss_steps} --seeds {args.seeds}"
+        f"python -m benchmarks.train --base {bases} --sizes {sizes} --batch {args.batch} --rounds {args.rounds} "
+        f"--loss-steps {args.loss_steps} --seeds {args.seeds}"
     )
     machine = f"{describe(device, types)} `precision: auto` means {SHORT[auto]} there."
     lines = head("A training step, against the classic implementation and the peers", command, machine)

@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if not (args.toy or torch.cuda.is_available()):
-        sys.exit("torch finds no CUDA device; `--toy` runs the same code at toy sizes on the processor")
+        parser.error("torch finds no CUDA device; --toy runs the same code at toy sizes on the processor")
     if args.part:
         # What the train stage sets; and before cuBLAS begins, what it needs where bits are to be repeated.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
