@@ -1,6 +1,6 @@
 """Prepared data and the loader: opening, memory, images a second, and how long a training step waits.
 
-    python benchmarks/data.py --out benchmarks/data.md
+    python -m benchmarks.data --out benchmarks/data.md
 
 Everything is written to a temporary folder (12 GB, see --scratch) and removed. Rates are medians of interleaved
 rounds. The peer is a plain torch DataLoader over PNG files with albumentations, as the classic code trains: it
@@ -10,7 +10,6 @@ decodes, augments and normalises each image, with processes forked from this one
 import argparse
 import json
 import os
-import platform
 import random
 import signal
 import statistics
@@ -29,6 +28,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.machine import SHORT, describe, head
 from pipelines.storage.synthetic import make_image
 from unetpp import NestedUNet
 from unetpp.data.arrow_split import Split, SplitWriter
@@ -41,7 +41,7 @@ from unetpp.training.loop import choose_precision, make_loss, make_optimizer, tr
 LIMITS = {"flips": "all", "quarter_turns": True, "brightness": 0.2, "hue": 10}
 WIDTHS = (16, 32, 64, 128, 256)
 BATCH = 16
-CPU = torch.device("cpu")
+CPU, ROOT = torch.device("cpu"), Path(__file__).resolve().parents[1]
 
 
 def draw(size_px: int, num: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -221,20 +221,6 @@ def stalls(split: Split, crop_px: int | None, batch: int, steps: int, threads: i
     return lines
 
 
-def describe_machine() -> str:
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        model = next(
-            (line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line), model
-        )
-    return (
-        f"Read on {model}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}, "
-        f"torch {torch.__version__.split('+')[0]}, "
-        f"load average {os.getloadavg()[0]:.1f} before the start (0 is an idle machine)."
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", type=int, default=100_000, help="images of 96x96")
@@ -249,8 +235,9 @@ def main() -> None:
         read_epoch(args.read)
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # so that 12 GB do not stay behind
-    machine, began = describe_machine(), time.perf_counter()
     torch.set_num_threads(1)
+    auto = choose_precision("auto", CPU)
+    machine, began = describe(CPU, [torch.float32, auto]), time.perf_counter()
     with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
         folder = Path(scratch)
         opening, loading, waiting = [], [], []
@@ -258,8 +245,8 @@ def main() -> None:
             pairs = draw(size_px, 48 if size_px < 512 else 6)
             path = folder / "train.arrow"
             written_s = write(path, pairs, rows)
-            command = [sys.executable, __file__, "--read", str(path)]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            reading = [sys.executable, "-m", "benchmarks.data", "--read", str(path)]
+            done = subprocess.run(reading, cwd=ROOT, capture_output=True, text=True, check=True)
             found = json.loads(done.stdout)
             cells = [f"{rows:,} of {size_px}x{size_px}", f"{found['bytes'] / 2**30:.2f}", f"{written_s:.0f}"]
             cells += [f"{found['open_s'] * 1e3:.0f}", f"{found['again_s'] * 1e3:.1f}"]
@@ -282,13 +269,13 @@ def main() -> None:
             batch, steps = (8, 4) if crop_px is None else (1, 3)
             waiting += stalls(split, crop_px, batch, steps, args.threads)
             path.unlink()
+    command = (
+        f"python -m benchmarks.data --small {args.small} --large {args.large} --rounds {args.rounds} "
+        f"--threads {args.threads}"
+    )
     lines = [
-        "# Prepared data and the loader",
-        "",
-        f"`python benchmarks/data.py --small {args.small} --large {args.large} --rounds {args.rounds} "
-        f"--threads {args.threads}`, {time.perf_counter() - began:.0f} s in all.",
-        "",
-        machine + " The figures of a GPU have not been read: none was at hand.",
+        *head("Prepared data and the loader", command, machine),
+        f"{time.perf_counter() - began:.0f} s in all. benchmarks/gpu.md has the figures of a GPU.",
         "",
         "## Opening and memory",
         "",
@@ -309,7 +296,7 @@ def main() -> None:
         "## What a step waits",
         "",
         f"A training of widths {WIDTHS[0]} to {WIDTHS[-1]}, threads: {args.threads}, "
-        f"{str(choose_precision('auto', CPU)).removeprefix('torch.')}; the share of its time that it waited for data.",
+        f"{SHORT[auto]}; the share of its time that it waited for data.",
         "",
         "| images | batches by | images/s of the training | waited |",
         "| --- | --- | ---: | ---: |",

@@ -1,6 +1,6 @@
 """Time and memory of `make demo` as a new user has it: a fresh clone, then the same command again.
 
-    python benchmarks/demo.py --out benchmarks/demo.md
+    python -m benchmarks.demo --out benchmarks/demo.md
 
 The set-up (`make setup`) is timed apart, since it is the network's and the disk's. Memory is the sum over all
 processes that the command has started of their proportional share (PSS), read every second.
@@ -8,7 +8,6 @@ processes that the command has started of their proportional share (PSS), read e
 
 import argparse
 import os
-import platform
 import subprocess
 import tempfile
 import threading
@@ -16,6 +15,8 @@ import time
 from pathlib import Path
 
 import psutil
+
+from benchmarks.machine import describe, head
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -59,7 +60,7 @@ def timed(command: list[str], folder: Path) -> tuple[float, float, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
+    arguments, machine = parser.parse_args(), describe()
     with tempfile.TemporaryDirectory(prefix="demo of ") as parent:
         folder = Path(parent) / "a clone"
         subprocess.run(["git", "clone", "--quiet", ROOT, folder], check=True)
@@ -69,11 +70,8 @@ def main() -> None:
             rows[name] = (seconds, peak)
             print(f"{name}: {seconds:.0f} s, {peak:.1f} GiB\n{printed}", flush=True)
     lines = [
-        "# `make demo`, from a fresh clone",
-        "",
-        "`python benchmarks/demo.py --out benchmarks/demo.md`",
-        "",
-        f"Read on {platform.machine()}, {os.cpu_count()} cores. Memory is the sum of all its processes, at its peak.",
+        *head("`make demo`, from a fresh clone", "python -m benchmarks.demo --out benchmarks/demo.md", machine),
+        "Memory is the sum of all its processes, at its peak.",
         "",
         "| command | seconds | peak memory, GiB |",
         "| --- | ---: | ---: |",

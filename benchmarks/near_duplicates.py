@@ -11,10 +11,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 
+from benchmarks.machine import describe
 from pipelines.dataset.near_duplicates import SIDE, Looks, find_duplicates, hash_turned, turned
-from pipelines.evaluation.depth_costs import describe_machine
 
 COPIES = 100
 
@@ -47,7 +46,7 @@ def main() -> None:
     assert {pair[:2] for pair in found} >= {(n, number - COPIES + n) for n in range(COPIES)}
     print(
         f"{number} pictures, {len(found)} pairs: {cpu_s:.1f} s of processor time ({wall_s:.1f} s), "
-        f"peak {peak_mib()} MiB, {before} MiB before; {describe_machine(torch.device('cpu'))['processor']}"
+        f"peak {peak_mib()} MiB, {before} MiB before. {describe()}"
     )
 
 

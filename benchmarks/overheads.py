@@ -32,12 +32,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from benchmarks.machine import describe, head
 from pipelines.cluster.ray_cluster import cluster
 from pipelines.core.params import Params, load_params
-from pipelines.evaluation.depth_costs import describe_machine
 from pipelines.ingest import ingest
 from pipelines.prepare import prepare
-from pipelines.storage.run_store import FolderRun, RunStore
+from pipelines.storage.places import Folder
+from pipelines.storage.run_store import RunStore
 from pipelines.training import ray_worker
 from pipelines.training.batches import make_loader
 from pipelines.training.epochs import epochs
@@ -121,7 +122,7 @@ def read_loop(prepared: Path, folder: Path, widths: list[int], num_epochs: int) 
     alone = alternate(spec, lambda _state: None)
     ray_worker.train_worker = alternate_in_ray  # pyright: ignore[reportAttributeAccessIssue]
     with cluster():
-        in_ray: Any = ray_worker.run_on_ray(spec, "loop", FolderRun(folder / "loop"))
+        in_ray: Any = ray_worker.run_on_ray(spec, "loop", RunStore(Folder(folder / "loop")))
     lines = [
         f"Steps of 8 images of 96x96, widths {', '.join(map(str, widths))}, one thread, {len(alone)} pairs of epochs:",
         "",
@@ -379,17 +380,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="of start and processes")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    load, machine = os.getloadavg()[0], describe_machine(CPU)
-    lines = [
-        "# What the pipeline adds to a training",
-        "",
-        f"`python -m benchmarks.overheads --rounds {args.rounds} --epochs {args.epochs} --images {args.images}`, or "
-        "with `--only` one part of it.",
-        "",
-        f"Read on {machine['processor']}, {machine['cores']} cores, torch {str(machine['torch']).split('+')[0]}, load "
-        f"average {load:.1f} before the start.",
-        "",
-    ]
+    command = f"python -m benchmarks.overheads --rounds {args.rounds} --epochs {args.epochs} --images {args.images}"
+    machine = describe(CPU, [torch.float32, choose_precision("auto", CPU)])
+    lines = [*head("What the pipeline adds to a training", command, machine), "`--only` measures one part.", ""]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         params = load_params(ROOT / "params.yaml")

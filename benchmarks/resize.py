@@ -1,6 +1,6 @@
 """How well objects can be told at a small size, by the geometry of resizing: no network, only thresholds.
 
-    python benchmarks/resize.py --data /path/to/dsb2018 --out benchmarks/resize.md
+    python -m benchmarks.resize --data /path/to/dsb2018 --out benchmarks/resize.md
 
 For each fluorescence image, resized with its mask, the IoU of the best of 58 thresholds. A geometry that blurs rims,
 or lays a mask beside its image, bounds what any network can reach.
@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from benchmarks.machine import describe, head
 from pipelines.dataset.kinds import find_kind
 from pipelines.dataset.layouts import find_samples
 from unetpp.images.decode import decode_image, decode_mask
@@ -19,7 +20,7 @@ from unetpp.images.pixels import resize
 
 
 def by(interpolation: int):
-    return lambda image, size: cv2.resize(image, (size, size), interpolation=interpolation)
+    return lambda image, size: cv2.resize(image, size, interpolation=interpolation)
 
 
 # Of the image, and of the mask as a share of foreground.
@@ -45,6 +46,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=3, help="take every n-th image")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    size = (arguments.size, arguments.size)
     found: dict[str, list[float]] = {name: [] for name in GEOMETRIES}
     for sample in find_samples(arguments.data)[0][:: arguments.every]:
         image, mask = decode_image(sample.image, channels=3), decode_mask(sample.masks[0]) > 0
@@ -52,14 +54,12 @@ def main() -> None:
             continue
         grey = image.mean(axis=2, dtype=np.float32)
         for name, (of_image, of_mask) in GEOMETRIES.items():
-            share = of_mask(mask.astype(np.float32), arguments.size)
-            found[name].append(best_iou(of_image(grey, arguments.size), share >= 0.5))
+            share = of_mask(mask.astype(np.float32), size)
+            found[name].append(best_iou(of_image(grey, size), share >= 0.5))
+    command = f"python -m benchmarks.resize --data dsb2018 --size {arguments.size} --every {arguments.every}"
     count = len(next(iter(found.values())))
     lines = [
-        "# Geometry of resizing",
-        "",
-        f"`python benchmarks/resize.py --data dsb2018 --size {arguments.size} --every {arguments.every}`",
-        "",
+        *head("Geometry of resizing", command, describe()),
         f"{count} fluorescence images. No network: the best threshold of each image.",
         "",
         "| geometry of image and mask | mean IoU of the best threshold |",

@@ -21,7 +21,7 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-from pipelines.evaluation.depth_costs import describe_machine
+from benchmarks.machine import describe
 from unetpp import NestedUNet
 from unetpp.network.profiling import count_macs
 from unetpp.training.loop import make_loss
@@ -102,15 +102,13 @@ def make_tables(args: argparse.Namespace) -> list[str]:
     macs = count_macs(NestedUNet(args.widths).eval(), torch.randn(1, 3, args.size, args.size))
     buckets = measure_buckets(network, args.measured_size, 2, args.rounds)
     total = sum(bucket.size for bucket in buckets)
-    machine = describe_machine(torch.device("cpu"))
     command = f"python -m benchmarks.scaling --widths {' '.join(map(str, args.widths))} --size {args.size}"
     lines = [
         f"`{command} --peak-tflops {args.peak_tflops:g} --share {args.share:g}`",
         "",
         f"Network: widths {', '.join(map(str, args.widths))}, {total / 4 / 1e6:.2f} million parameters, "
         f"{total / MIB:.1f} MiB of fp32 gradients, {macs / 1e9:.1f} GMAC for the forward pass of an image of "
-        f"{args.size}x{args.size}. Buckets read on {machine['processor']}, {machine['threads']} thread(s), torch "
-        f"{str(machine['torch']).split('+')[0]}:",
+        f"{args.size}x{args.size}. Buckets: {describe()}",
         "",
         "| bucket | MiB | ready after this share of the backward pass |",
         "| ---: | ---: | ---: |",

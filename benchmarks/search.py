@@ -12,7 +12,6 @@ import argparse
 import heapq
 import itertools
 import json
-import platform
 import time
 from pathlib import Path
 from statistics import mean
@@ -21,6 +20,7 @@ from types import SimpleNamespace
 import torch
 from scipy.stats import spearmanr
 
+from benchmarks.machine import describe, head
 from pipelines.core.files import write_json
 from pipelines.core.params import Params, load_params
 from pipelines.ingest import ingest
@@ -258,17 +258,15 @@ def init(rows: list[dict]) -> list[str]:
 def build_page(results: dict) -> str:
     rows = results["rows"]
     seeds = [seed for seed in sorted({row["seed"] for row in rows}) if whole_bases(rows, seed)]
-    machines = ", ".join(sorted({row["machine"] for row in rows}))
+    machines = " ".join(sorted({row["machine"] for row in rows}))
+    command = "python -m benchmarks.search --data /path/to/dsb2018 --out benchmarks/search.md"
     parts = [
-        "# Depth for nothing",
-        "",
-        "`python -m benchmarks.search --data /path/to/dsb2018 --out benchmarks/search.md`",
-        "",
+        *head("Depth for nothing", command, machines),
         f"DSB2018 at 96x96 (383 images to train on, 54 to validate), base widths {', '.join(map(str, BASES))}, doubled",
         f"by level, depth {DEPTH}, {EPOCHS} epochs of the shipped params at learning rate {RATE:g}. Alone: the network",
         "of a depth with its one head. CPU seconds of one process with one thread, on a machine that others used.",
-        f"Read on {machines}. {len(rows)} of {len(plan(3))} trainings are there; the same command goes on with the",
-        "rest, and what is not there is not claimed.",
+        f"{len(rows)} of {len(plan(3))} trainings are there; the same command goes on with the rest, and what is not",
+        "there is not claimed.",
         "",
         *(summary(rows, seeds) if len(seeds) > 1 else []),
         "## To know the accuracy of depths 1 to 4 at three widths",
@@ -304,7 +302,7 @@ def main() -> None:
     if args.data:
         args.work.mkdir(parents=True, exist_ok=True)
         prepared = prepare_data(args.data, args.work / "prepared")
-        machine = f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__[:6]}"
+        machine = describe()
         for row in plan(args.seeds):
             if any(row.items() <= one.items() and ("rate" in one) == ("rate" in row) for one in results["rows"]):
                 continue

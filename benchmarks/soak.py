@@ -1,6 +1,6 @@
 """A training of several workers in which something is killed at random, all the time, and what is left of its speed.
 
-    python benchmarks/soak.py --minutes 15 --out soak.log     # its log of a run: docs/faults.md
+    python -m benchmarks.soak --minutes 15 --out soak.log     # its log of a run: docs/faults.md
 
 Every `--every` seconds one of these happens to it: SIGKILL of a worker, of all workers, of the command itself, SIGSTOP
 of a worker, SIGTERM of the command. Whenever the command ends it is given again, the same. At the end its weights must
@@ -9,7 +9,6 @@ be, bit for bit, those of the same training that nothing happened to, which runs
 
 import argparse
 import os
-import platform
 import random
 import re
 import subprocess
@@ -25,6 +24,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.machine import describe  # noqa: E402
 from pipelines.core.params import load_params  # noqa: E402
 from pipelines.ingest import ingest  # noqa: E402
 from pipelines.prepare import prepare  # noqa: E402
@@ -135,7 +135,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         run = Soak(Path(folder), options.epochs)
-        say(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, 2 workers, {options.epochs} epochs")
+        say(f"{describe()} 2 workers, {options.epochs} epochs")
         began = time.monotonic()
         if code := run.start("whole").wait():
             raise SystemExit(f"the uninterrupted training ended with {code}:\n{run.log.read_text()}")

@@ -13,10 +13,7 @@ import sys
 import time
 from statistics import median
 
-import psutil
-import torch
-
-from pipelines.evaluation.depth_costs import describe_machine
+from benchmarks.machine import describe
 from unetpp.threads import num_threads
 
 WORK = """
@@ -95,9 +92,7 @@ def main() -> None:
     for setting in settings:
         cells = [f"{median(found[setting, work, beside]):.1f}" for work in PASSES for beside in (1, 2)]
         lines.append(f"| {setting[0]} | {setting[1]} | {' | '.join(cells)} |")
-    machine = describe_machine(torch.device("cpu"))
-    busy = f"{psutil.getloadavg()[0]:.0f} of load"
-    print(f"{machine['processor']}, {machine['cores']} cores, torch {machine['torch']}, {number} rounds, {busy}\n")
+    print(f"{describe()} {number} rounds.\n")
     print("\n".join(lines))
 
 

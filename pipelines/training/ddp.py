@@ -1,7 +1,9 @@
 """The network as a training step calls it: compiled, exchanging gradients, by kernels that repeat their bits."""
 
+from __future__ import annotations
+
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -9,8 +11,10 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils import deterministic
 
-from pipelines.core.training_sections import Train
 from unetpp.training.batch_norm import Statistics
+
+if TYPE_CHECKING:  # else the benchmarks on a GPU would need pydantic
+    from pipelines.core.training_sections import Train
 
 
 def wrap(network: nn.Module, train: Train, device: torch.device, world: int) -> nn.Module:

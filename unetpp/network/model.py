@@ -46,7 +46,7 @@ class _DenseGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
         ctx.channels_last = x.is_contiguous(memory_format=torch.channels_last)
-        return x.view_as(x)
+        return x.expand_as(x)  # `view_as` gives one image other strides, and `torch.cat` then another layout
 
     @staticmethod
     def backward(ctx, *gradients: Tensor) -> Tensor:

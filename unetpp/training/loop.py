@@ -121,11 +121,13 @@ def make_loss(
         depths: of the heads.
         class_weights, multilabel, background: see `segmentation_loss`.
     """
-    each = head_weights(weights, depths)
+    each = head_weights(weights, depths).unsqueeze(1)
 
     def loss(logits: tuple[Tensor, ...], mask: Tensor) -> Tensor:
+        nonlocal each
         losses = deep_supervision_loss(logits, mask, class_weights, name, multilabel, background)  # (num_heads, N)
-        return (each.to(losses.device).unsqueeze(1) * losses).sum(dim=0)
+        each = each.to(losses.device)  # once: a GPU is waited for
+        return (each * losses).sum(dim=0)
 
     return loss
 

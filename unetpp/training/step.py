@@ -127,7 +127,7 @@ class TrainStep:
                 self.look()
         if self.ema:
             self.ema.update(number)
-        return torch.stack([losses.sum(), torch.tensor(len(mask), device=self.device)]).double()
+        return torch.stack([losses.sum(), losses.new_full((), len(mask))]).double()
 
     def look(self) -> None:
         """See to the steps since the last look; the same happens in all processes.

@@ -81,13 +81,3 @@ def test_images_that_are_not_square_are_refused_where_a_quarter_turn_is_drawn():
     image, draws = torch.zeros(1, 4, 6, 1), torch.tensor([[1.0, 0, 0, 1, 0, 0]])
     with pytest.raises(ValueError, match=r"expected square ones: set train\.crop_px"):
         augment_batch(image, image[..., 0], draws, torch.tensor([[0.0, 1]]), torch.ones(1, 2, 1))
-
-
-@pytest.mark.gpu
-def test_a_gpu_computes_what_the_processor_does(split):
-    settings = FULL | {"channels": split[0][0].shape[2]}
-    loader = Loader(RawSamples(split, Crops(16), seed=3, **settings), pin_memory=True)
-    made = next(augment_batches(loader.batches([range(NUM)], 1), torch.device("cuda")))
-    expected = device_batch(split, range(NUM), 1)
-    torch.testing.assert_close(made[0].cpu(), expected[0], rtol=1e-3, atol=2e-3)
-    assert torch.equal(made[1].cpu(), expected[1])

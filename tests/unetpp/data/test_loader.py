@@ -231,14 +231,6 @@ def test_the_time_that_a_step_waited_is_known(split, open_loader):
     assert loader.waited_s < 0.1
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_batches_for_a_gpu_are_pinned(split, open_loader, num_workers):
-    image, mask = next(open_loader(samples_of(split), num_workers, pin_memory=True).batches(SHARDS, 0))
-    assert image.is_pinned()
-    assert mask.is_pinned()
-
-
 @pytest.mark.parametrize("on_device", [False, True])
 def test_further_crops_of_an_image_are_draws_of_their_own_and_the_first_is_that_of_before(split, on_device):
     samples = samples_of(split, on_device)

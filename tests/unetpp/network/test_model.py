@@ -206,3 +206,18 @@ def test_dense_gradients_of_upsamplings_change_no_bit(form):
         torch.stack([logits.square().sum() for logits in network(image)]).sum().backward()
         found.append([one.grad for one in network.parameters()])
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("num", [1, 2])
+def test_every_convolution_sees_channels_last_for_one_image_too(num, train):
+    network = NestedUNet((4, 6, 8)).train(train).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    seen = []
+    for one in network.modules():
+        if isinstance(one, nn.Conv2d):
+            one.register_forward_hook(
+                lambda _module, inputs, _output: seen.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+            )
+    network(torch.randn(num, 3, 16, 16).to(memory_format=torch.channels_last))
+    assert len(seen) == 14
+    assert all(seen)

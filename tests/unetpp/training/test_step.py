@@ -1,14 +1,16 @@
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from unetpp import NestedUNet
 from unetpp.training.batch_norm import Statistics
 from unetpp.training.ema import Ema
 from unetpp.training.failures import FailedError
 from unetpp.training.loop import make_loss, make_optimizer, make_scaler
-from unetpp.training.step import NonFiniteError, TrainStep
+from unetpp.training.step import LOOK_EVERY, NonFiniteError, TrainStep
 
 CPU = torch.device("cpu")
 
@@ -210,3 +212,26 @@ def test_optimizer_in_one_kernel_makes_the_steps_of_the_plain_one(name):
             step.optimizer.step()
     for one, other in zip(fused.network.parameters(), plain.network.parameters(), strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_a_step_brings_nothing_to_the_device_for_which_a_gpu_would_be_waited_for(monkeypatch):
+    meta, brought = torch.device("meta"), []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, func, _types, args=(), kwargs=None):
+            found = func(*args, **(kwargs or {}))
+            if func in (torch.tensor, torch.as_tensor) or (func is torch.Tensor.to and args[0].device != found.device):
+                brought.append(func)
+            return found
+
+    monkeypatch.setattr(TrainStep, "_autocast", lambda _: nullcontext())  # which knows no meta device
+    monkeypatch.setitem(LOOK_EVERY, "meta", 8)
+    network = NestedUNet((4, 6, 8), norm="group").to(meta).train()
+    optimizer = make_optimizer(network, "adamw", 1e-2, 0.9, 0.0)
+    loss = make_loss("ce_dice", [1, 2], network.depths)
+    step = TrainStep(network, optimizer, loss, meta, torch.float32, clip_norm=1.0)
+    image, mask = (one.to(meta) for one in make_batch())
+    step(image, mask, len(mask), 1e-2, 0, 0)  # what is needed in every step is brought in the first
+    with Watch():
+        step(image, mask, len(mask), 1e-2, 1, 1)
+    assert brought == []
