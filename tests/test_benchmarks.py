@@ -35,6 +35,7 @@ ROWS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ROWS)
 def test_a_part_of_the_gpu_benchmark_runs_on_the_processor(monkeypatch, part):
     monkeypatch.setattr(torch, "compile", lambda module, **_: module)  # a minute otherwise
