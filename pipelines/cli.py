@@ -16,6 +16,12 @@ def _predict(arguments: argparse.Namespace) -> None:
     predict(arguments.images, arguments.model, arguments.depth, arguments.out, arguments.heads, arguments.overwrite)
 
 
+def _try(arguments: argparse.Namespace) -> None:
+    from pipelines.try_page import try_model
+
+    try_model(arguments.model, arguments.port, arguments.browser)
+
+
 def _export(arguments: argparse.Namespace) -> None:
     from pipelines.export import export_model
 
@@ -188,6 +194,12 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--out", type=Path, required=True, help="folder for the masks, <image name>.png")
     one.add_argument("--overwrite", action="store_true", help=OVERWRITE)
     one.set_defaults(run=_predict)
+
+    one = commands.add_parser("try", help="open a page on this machine: drop an image, see what each depth makes of it")
+    one.add_argument("model", nargs="?", default="models/train", help="as of predict --model (default: models/train)")
+    one.add_argument("--port", type=int, default=0, help="of 127.0.0.1 (default: any that is free)")
+    one.add_argument("--no-browser", dest="browser", action="store_false", help="print where it is, and open nothing")
+    one.set_defaults(run=_try)
 
     one = commands.add_parser("export", help="write a model for other programs: safetensors, and pt2, ONNX, int8")
     one.add_argument("--model", default="models/train", help="folder of a trained model, or a models:/NAME@ALIAS URI")
