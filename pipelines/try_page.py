@@ -2,8 +2,6 @@
 
 from threading import Thread
 
-import torch
-
 from pipelines.registry.find_report import open_address
 from pipelines.trying.page import build_page
 from pipelines.trying.server import Server, limits
@@ -22,7 +20,7 @@ def try_model(model: str, port: int = 0, browser: bool = True) -> None:
         UserError: no such model, a damaged one, or a port that is taken.
     """
     subject = find_subject(model)
-    page = build_page(subject, limits(subject), torch.device("cpu"))
+    page = build_page(subject, limits(subject))
     with Server(subject, page, port) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         try:

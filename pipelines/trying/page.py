@@ -1,6 +1,7 @@
 """The page of `unetpp try`: what stands on it before any image does."""
 
 import numpy as np
+import torch
 
 from pipelines.evaluation.depth_costs import describe_machine
 from pipelines.pages.html_page import data_uri, render
@@ -12,16 +13,17 @@ THUMBNAIL_PX = 160
 CHANNELS = {1: "grey or RGB", 3: "RGB or grey"}
 
 
-def build_page(subject: Subject, limits: Limits, device) -> str:
+def build_page(subject: Subject, limits: Limits) -> str:
     """The page, which asks its own server for all else."""
     about = subject.about
-    machine = describe_machine(device)
+    kinds = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
+    machines = [describe_machine(torch.device(kind)) for kind in kinds]
     classes = [] if about.classes == ["1"] else about.classes
     return render(
         "try.html.j2",
         script="try.js",
         model=subject.model,
-        names=list(subject.predictors),
+        names=subject.names,
         beside=subject.beside,
         role=subject.role,
         why=subject.why,
@@ -31,8 +33,8 @@ def build_page(subject: Subject, limits: Limits, device) -> str:
         suffixes=SUFFIXES,
         channels=CHANNELS.get(about.in_channels, f"of {about.in_channels} channels"),
         limits=limits,
-        machine=machine["processor"] if machine["device"] == "cpu" else machine["device"],
-        threads=machine["threads"],
+        machine=", ".join(str(one["processor" if one["device"] == "cpu" else "device"]) for one in machines),
+        threads=machines[0]["threads"],
     )
 
 

@@ -171,7 +171,7 @@ class Handler(BaseHTTPRequestHandler):
             return _json(self._show(int(found[1])))
         if method == "GET" and (found := re.fullmatch(r"images/(\d+)/(L\d+)(?:/(\d+)\.png)?", path)):
             tried = self.server.held.get(found[1])
-            if tried is None or found[2] not in self.server.subject.predictors:
+            if tried is None or found[2] not in self.server.subject.names:
                 raise RefusedError(HTTPStatus.NOT_FOUND, "this image is held no more: drop it again")
             if found[3] is None:
                 return _json(self.server.do(lambda: self._predict(tried, found[2])))
@@ -233,7 +233,7 @@ class Handler(BaseHTTPRequestHandler):
     def _predict(self, tried: Tried, name: str) -> dict:
         subject = self.server.subject
         if name not in tried.answers:
-            tried.answers[name] = answer(subject.predictors[name], tried.image)
+            tried.answers[name] = answer(subject.predictor(name), tried.image)
         return describe_answer(tried, name, subject.about, subject.beside)
 
     def _file(self, tried: Tried, name: str, number: int) -> bytes:

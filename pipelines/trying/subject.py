@@ -1,8 +1,8 @@
 """What is tried: a model at each of its depths, the one that is recommended, and images to begin with."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +11,10 @@ import unetpp
 from pipelines.core.files import read_results
 from pipelines.pages.depth_page import read_page
 from pipelines.registry.find_report import IN_REPOSITORY, find_evaluation
-from unetpp.engines.engine import Engine
-from unetpp.engines.runtimes import ExportEngine
-from unetpp.engines.torch_engine import TorchEngine
+from unetpp.engines.family import Family, as_family, find_family
 from unetpp.errors import UserError
 from unetpp.inference.predictor import Predictor
 from unetpp.models.about import About
-from unetpp.models.listing import check_export
 
 UNKNOWN = "No evaluation of this model was found, so no depth is recommended"
 
@@ -37,32 +34,36 @@ class Subject:
     """A model that is tried."""
 
     model: str  # as its user names it
-    predictors: Mapping[str, Predictor]  # by depth, L1 first
+    family: Family
     beside: str  # the depth that all others are shown beside
     role: str  # what that depth is: recommended, nearest, deepest, only
     why: str  # a sentence
     examples: list[Example]
+    _opened: dict[str, Predictor] = field(default_factory=dict)
 
     @property
     def about(self) -> About:
-        return self.predictors[self.beside].about
+        return self.family.about
+
+    @property
+    def names(self) -> list[str]:
+        """Its depths, L1 first."""
+        return _names(self.family)
+
+    def predictor(self, name: str) -> Predictor:
+        """A depth by the fastest engine here that is exact enough, chosen when it is first asked for."""
+        if name not in self._opened:
+            self._opened[name] = Predictor(self.family, int(name[1:]))
+        return self._opened[name]
 
 
-def open_depths(model: str) -> tuple[dict[int, Engine], str | None]:
-    """The depths of a model by any name that `unetpp predict` takes, ready to compute, and the sha256 of its file.
+def find_model(model: str) -> Family:
+    """A model by any name that `unetpp predict` takes.
 
     Raises:
         UserError: no such model, or a damaged one.
     """
-    file = Path(model)
-    if file.suffix == ".onnx":
-        check_export(file)
-        engine = ExportEngine(file, unetpp.load(file.parent).about)
-        return {engine.about.depth: engine}, None
-    trained = unetpp.load(model)
-    return {depth: TorchEngine(trained.segmenter(depth), trained.about.at(depth)) for depth in trained.depths}, (
-        trained.sha256
-    )
+    return as_family(unetpp.load(model)) if ":/" in model else find_family(model)
 
 
 def find_subject(model: str) -> Subject:
@@ -71,11 +72,13 @@ def find_subject(model: str) -> Subject:
     Raises:
         UserError: no such model, or a damaged one.
     """
-    engines, digest = open_depths(model)
-    predictors = {f"L{depth}": Predictor(engine) for depth, engine in engines.items()}
-    found = next((one for one in _reports(model) if _is_of(one, model, digest)), None)
-    beside, role, why = recommend(list(predictors), found)
-    return Subject(model, predictors, beside, role, why, _examples(model, predictors[beside].in_channels))
+    family = find_model(model)
+    found = next((one for one in _reports(model) if _is_of(one, model, family.about.sha256)), None)
+    return Subject(model, family, *recommend(_names(family), found), _examples(model, family.about.in_channels))
+
+
+def _names(family: Family) -> list[str]:
+    return [f"L{depth}" for depth in family.about.depths]
 
 
 def recommend(names: list[str], report: dict | None) -> tuple[str, str, str]:

@@ -30,9 +30,15 @@
       work.hidden = false;
       draw();
       for (const name of [beside, ...names.filter((one) => one !== beside)]) {
-        at("status").textContent = `Computing ${name} …`;
-        const answer = await ask(`images/${found.id}/${name}`);
-        answers[name] = answer;
+        const began = Date.now();
+        const tell = () => (at("status").textContent = `Computing ${name} … ${Math.round((Date.now() - began) / 1000)} s`);
+        const clock = setInterval(tell, 1000);
+        tell();
+        try {
+          answers[name] = await ask(`images/${found.id}/${name}`);
+        } finally {
+          clearInterval(clock);
+        }
         draw();
       }
       at("status").textContent = "";
@@ -94,7 +100,7 @@
       const differs = answer && name !== beside && answer.differs !== null;
       said.textContent = !answer
         ? "computing …"
-        : `by ${answer.engine}` + (differs ? `; ${percent(answer.differs)} % of the pixels differ from ${beside}` : "");
+        : `by ${answer.engine}${answer.passes > 1 ? "" : ", one pass"}` + (differs ? `; ${percent(answer.differs)} % of the pixels differ from ${beside}` : "");
     });
     if (slider) {
       at("depth-said").textContent = now;

@@ -49,7 +49,7 @@ def write_report(project: Path, depth: int | None = 1) -> None:
 def serving(model: Path) -> Iterator[Server]:
     """The page of a model, served by this process."""
     subject = find_subject(str(model))
-    server = Server(subject, build_page(subject, limits(subject), torch.device("cpu")))
+    server = Server(subject, build_page(subject, limits(subject)))
     threads = [Thread(target=server.serve_forever, args=(0.01,)), Thread(target=server.work)]
     for one in threads:
         one.start()
