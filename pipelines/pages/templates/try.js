@@ -8,23 +8,25 @@
   const panes = figures.map((one) => one.querySelector(".pane"));
   let image = null, answers = {}, asked = null;
 
-  const ask = async (path, options = {}) => {
-    const answer = await fetch(path, { ...options, signal: asked.signal });
+  const ask = async (path, signal, options = {}) => {
+    const answer = await fetch(path, { ...options, signal });
     const found = await answer.json();
     if (!answer.ok) throw new Error(found.error);
     return found;
   };
-  const told = (ms) => (ms < 10 ? ms.toFixed(1) : Math.round(ms).toLocaleString("en")) + " ms";
+  const told = (ms) =>
+    ms >= 10000 ? `${(ms / 1000).toFixed(1)} s` : `${ms < 10 ? ms.toFixed(1) : Math.round(ms).toLocaleString("en")} ms`;
   const percent = (share) => (share && share < 0.001 ? "less than 0.1" : (100 * share).toFixed(1));
 
   // The image, then the depth beside which all others are shown, then the others, each as it comes.
   const begin = async (path, options) => {
     asked?.abort();
-    const mine = (asked = new AbortController());
+    asked = new AbortController();
+    const { signal } = asked;
     at("failed").hidden = true;
     at("status").textContent = "Reading the image …";
     try {
-      const found = await ask(path, { method: "POST", ...options });
+      const found = await ask(path, signal, { method: "POST", ...options });
       image = found;
       answers = {};
       work.hidden = false;
@@ -35,7 +37,7 @@
         const clock = setInterval(tell, 1000);
         tell();
         try {
-          answers[name] = await ask(`images/${found.id}/${name}`);
+          answers[name] = await ask(`images/${found.id}/${name}`, signal);
         } finally {
           clearInterval(clock);
         }
@@ -43,7 +45,7 @@
       }
       at("status").textContent = "";
     } catch (error) {
-      if (mine.signal.aborted) return;
+      if (signal.aborted) return; // another image was chosen
       at("status").textContent = "";
       at("failed").textContent =
         error instanceof TypeError ? "The server does not answer: has `unetpp try` ended?" : error.message;
@@ -79,6 +81,7 @@
     const reduced = image.step > 1 ? `, shown at 1/${image.step}; what is saved has its own size` : "";
     at("size").textContent = `${image.width} × ${image.height} px${reduced}`;
     at("outlined-label").hidden = image.outline === null;
+    at("opacity").disabled = !at("filled").checked;
     fit();
     figures.forEach((figure, index) => {
       const name = index ? beside : now, answer = answers[name];
@@ -92,7 +95,7 @@
       base.setAttribute("href", image.image);
       if (answer) layer.setAttribute("href", at("filled").checked ? answer.filled : answer.lines);
       else layer.removeAttribute("href");
-      layer.style.opacity = at("opacity").value / 100;
+      layer.style.opacity = at("filled").checked ? at("opacity").value / 100 : 1;
       for (const one of outline.children) one.setAttribute("d", (at("outlined").checked && image.outline) || "");
       const [title, said] = figure.querySelector("figcaption").children;
       title.textContent = name + (name === beside && role !== "only" ? `, ${role === "deepest" ? "the deepest" : role}` : "");
