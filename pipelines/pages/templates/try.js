@@ -167,6 +167,7 @@
       }
     });
     pane.addEventListener("pointerdown", (event) => {
+      if (event.target === pane) return; // its scroll bars
       pane.setPointerCapture(event.pointerId);
       pane.classList.add("held");
     });

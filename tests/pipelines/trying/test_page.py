@@ -71,6 +71,13 @@ def test_an_image_is_tried_from_the_first_look_to_the_saved_mask(browser, tmp_pa
         wait_for(lambda: browser.evaluate(both) == [100, 100])
         assert browser.evaluate("document.querySelector('.pane svg').getBoundingClientRect().width") == 960
 
+        browser.evaluate("document.querySelector('.pane').scrollIntoView()")
+        left, top = (browser.evaluate(f"document.querySelector('.pane').getBoundingClientRect().{one}") for one in "xy")
+        for kind, moved in (("mousePressed", 0), ("mouseMoved", -40), ("mouseReleased", -40)):
+            at = {"x": left + 200 + moved, "y": top + 60, "button": "left", "buttons": 1, "clickCount": 1}
+            browser.call("Input.dispatchMouseEvent", type=kind, **at)
+        wait_for(lambda: browser.evaluate(both) == [140, 140])
+
         drop = """(() => { const data = new DataTransfer(); data.items.add(new File(['no image'], 'words.png'));
           document.body.dispatchEvent(new DragEvent('drop', {dataTransfer: data, bubbles: true})); })()"""
         browser.evaluate(drop)
