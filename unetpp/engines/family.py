@@ -10,7 +10,7 @@ from unetpp.engines.engine import ENGINES, Engine
 from unetpp.engines.runtimes import open_export
 from unetpp.engines.timings import probe, recall
 from unetpp.errors import UserError
-from unetpp.files import read_json
+from unetpp.files import check_keys, read_json
 from unetpp.models.about import About, find_file, read_about
 from unetpp.models.listing import LISTING, check_entry, check_export, read_listing
 
@@ -106,13 +106,18 @@ def find_family(
     exported depth brings the files beside it.
 
     Args:
-        path: a model.safetensors, its folder, or an .onnx in the folder of an export, after its sum was compared.
+        path: a model.safetensors, its folder, or an .onnx in the folder of an export, after its sum was compared; a URI
+            as of `unetpp.load`, which torch alone computes.
         exports: folder with exports.json; it counts where it is there and of this very model.
         measured: an engines.json or what it holds; it counts where it is there and of this very model.
 
     Raises:
         UserError: no such model, a damaged one, or a damaged exports.json or engines.json.
     """
+    if len(str(path).partition(":/")[0]) > 1 and ":/" in str(path):  # one letter is a drive of Windows
+        from unetpp.models.loading import load  # late: it needs torch
+
+        return as_family(load(path))
     path = Path(path)
     if path.suffix == ".pt2":
         raise UserError(f"{path}: a .pt2 may run its author's code: give its folder, {path.parent}")
@@ -139,9 +144,7 @@ def find_family(
         if not (exports / LISTING).is_file() or read_listing(exports).get("model_sha256") not in known:
             exports = None
     if isinstance(measured, str | Path):
-        fix = "copy it again, or run `dvc repro evaluate`"
-        there = Path(measured).is_file()
-        measured = read_json(measured, fix, ("format", "model_sha256", "engines")) if there else None
+        measured = _read_measured(Path(measured)) if Path(measured).is_file() else None
     if measured is not None and (measured["format"] != 1 or measured["model_sha256"] not in known):
         measured = None
     return Family(about, model, exports, measured)
@@ -150,6 +153,14 @@ def find_family(
 def as_family(trained: "Trained") -> Family:
     """Of a model in memory, which torch alone computes."""
     return Family(trained.about, trained)
+
+
+def _read_measured(path: Path) -> dict[str, Any]:
+    fix = "copy it again, or run `dvc repro evaluate`"
+    found = read_json(path, fix, ("format", "model_sha256", "engines"))
+    for row in found["engines"] if found["format"] == 1 else ():
+        check_keys(row, path, fix, ("depth", "engine", "sha256", "difference_iou", "within"))
+    return found
 
 
 def _lists(folder: Path, file: Path, about: About) -> bool:
