@@ -1,6 +1,8 @@
 """`unetpp bench`: what each engine makes of each depth of a model on this machine.
 
-python -m pipelines.bench models/train models/export 1 openvino "[96, 96, 8]"       # one pass in a process of its own, for its memory
+    python -m pipelines.bench MODEL EXPORTS 1 openvino "[96, 96, 8]"
+
+is one pass in a process of its own, for its memory.
 """
 
 import json

@@ -28,7 +28,7 @@ def made(folder: Path) -> Trained:
     torch.manual_seed(0)
     (folder / "train").mkdir()
     (folder / "exports/L1").mkdir(parents=True)
-    network = with_lived_in_norms(NestedUNet((4, 6, 8)))
+    network = with_lived_in_norms(NestedUNet((4, 6, 8), upsampling="bilinear"))
     Trained(network, None).save(folder / "train/model.safetensors")
     trained = load_model(folder / "train")
     files = {form: folder / "exports/L1" / name for form, name in FILES.items()}

@@ -54,7 +54,10 @@ def test_tiles_equal_the_whole_in_every_runtime(project):
     image = RNG.random((1, 3, 210, 190), np.float32) * np.linspace(0.2, 1, 190, dtype=np.float32)
     for name in ("onnxruntime", "openvino", "onnxruntime-int8", "openvino-int8"):
         engine = open_engine(project.family, 1, name)
-        np.testing.assert_allclose(predict_tiled(engine, image, tile_px=96), engine(image), atol=1e-4, err_msg=name)
+        difference = np.abs(predict_tiled(engine, image, tile_px=96) - engine(image))
+        # A rounding of the mean can move a number of int8 to the next.
+        assert difference.max() < (0.05 if "int8" in name else 1e-4), name
+        assert difference.mean() < 1e-3
 
 
 def test_an_export_of_before_takes_whole_images(project, tmp_path):
@@ -123,7 +126,7 @@ def test_what_is_not_there_is_refused_with_what_is(project):
             open_engine(family, depth, name)
     with pytest.raises(UserError, match="give one of the two"):
         open_engine(family, 1, heads="mean")
-    with pytest.raises(UserError, match="heads: found {3: 1}"):
+    with pytest.raises(UserError, match=r"heads: found \{3: 1\}"):
         open_engine(family, heads={3: 1})
     with pytest.raises(UserError, match="has no weights for torch"):
         open_engine(find_family(project.folder / "exports/L1/model.onnx"), 1)
