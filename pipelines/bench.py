@@ -6,7 +6,6 @@ is one pass in a process of its own, for its memory.
 """
 
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -114,6 +113,8 @@ def _peak_mib() -> float:
         status = Path("/proc/self/status").read_text(encoding="utf-8")
         return int(status.split("VmHWM:")[1].split()[0]) / 2**10
     except OSError:
+        import resource  # late: Windows has none
+
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from unetpp.engines.engine import ENGINES, Engine
-from unetpp.engines.runtimes import open_export
+from unetpp.engines.runtimes import HELP, open_export
 from unetpp.engines.timings import probe, recall
 from unetpp.errors import UserError
 from unetpp.files import check_keys, read_json
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 Heads = Mapping[int, float] | Literal["mean"]
 MEASURED = "engines.json"  # written by stage evaluate: how much IoU on val each engine loses (docs/engines.md)
-FALLBACK = ("torch", "onnxruntime", "openvino")  # what is taken where nothing was measured
 PROBED_PX = 1024  # larger images are predicted by tiles
 
 
@@ -65,6 +64,17 @@ class Family:
             for name, kind in ENGINES.items()
             if kind.is_here and (not self.is_export if kind.format is None else (depth, kind.format) in self.files)
         ]
+
+    def usual(self, depth: int) -> str:
+        """What computes a depth where nobody asks: torch, or else the first runtime that is here.
+
+        Raises:
+            UserError: nothing that is installed here computes it.
+        """
+        here = self.engines(depth)
+        if not here:
+            raise UserError(f"{self.model}: nothing installed here computes it: {HELP}")
+        return here[0]
 
     def exact(self, depth: int) -> list[str]:
         """Those of `engines` whose IoU on val was measured, and is within the tolerance; torch is the measure."""
@@ -213,9 +223,8 @@ def open_engine(
         raise UserError(f"engine {name}: an exported file has one head; heads are averaged by torch")
     assert family.exports is not None
     file = check_entry(family.exports, family.files[depth, kind.format])
-    return open_export(
-        file, name, family.about.at(depth), threads=threads, device=None if device is None else str(device)
-    )
+    where = None if device is None else str(device)
+    return open_export(file, name, family.about.at(depth), threads=threads, device=where)
 
 
 def _why_not(depth: int, name: str) -> str:
@@ -241,14 +250,10 @@ def choose(family: Family, depth: int, size: tuple[int, int], batch: int = 1) ->
     Raises:
         UserError: nothing that is installed here computes the model.
     """
-    here, exact = family.engines(depth), family.exact(depth)
-    if not here:
-        files = ", ".join(one["file"] for one in family.files.values()) or str(family.model)
-        raise UserError(f"{files}: nothing installed computes it; `pip install 'unetpp[exports]'` installs runtimes")
-    if family.is_export and not exact:
-        exact = here  # whoever names a file has chosen it
+    name, exact = family.usual(depth), family.exact(depth)
+    if family.is_export and not exact:  # whoever names a file has chosen how exact it is
+        exact = [one for one in family.engines(depth) if ENGINES[one].precision != "bf16"]
     if not exact or (exact == ["torch"] and not family.measured):
-        name = next((one for one in FALLBACK if one in here), here[0])
         return name, f"engine {name}: the accuracy of others was not measured for this model (docs/engines.md)"
     if len(exact) == 1:
         return exact[0], f"engine {exact[0]}: no other that is installed here is within the tolerance"
@@ -260,6 +265,6 @@ def choose(family: Family, depth: int, size: tuple[int, int], batch: int = 1) ->
     )
     name = min(times, key=lambda one: times[one])
     faster = f", {times['torch'] / times[name]:.1f} times as fast as torch" if name != "torch" in times else ""
-    points = 100 * (family.difference(depth, name) or 0.0)
-    why = f"the fastest of {len(times)} here{faster}; its IoU on val is {points:+.2f} points from fp32"
-    return name, f"engine {name}: {why}"
+    difference = family.difference(depth, name)
+    points = "" if difference is None else f"; its IoU on val is {difference * 100:+.2f} points from fp32"
+    return name, f"engine {name}: the fastest of {len(times)} here{faster}{points}"

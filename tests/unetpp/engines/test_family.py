@@ -16,7 +16,7 @@ from tests.unetpp.engines.made import made
 from unetpp import Predictor, UserError
 from unetpp.data.scaling import measure_statistics
 from unetpp.engines.engine import ENGINES, STATISTICS
-from unetpp.engines.family import Family, as_family, find_family, open_engine
+from unetpp.engines.family import Family, as_family, choose, find_family, open_engine
 from unetpp.engines.runtimes import open_export
 from unetpp.engines.torch_engine import TorchEngine
 from unetpp.inference.tiles import predict_tiled
@@ -76,7 +76,8 @@ def test_an_export_of_before_takes_whole_images(project, tmp_path):
         np.testing.assert_allclose(engine(images), project.eager(images), atol=1e-5)
 
 
-def test_what_counts_is_of_the_very_model(project, tmp_path):
+def test_what_counts_is_of_the_very_model(project, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = project.folder
     alone = find_family(folder / "train")
     assert [one for one in alone.engines(1) if ENGINES[one].format] == []
@@ -96,6 +97,9 @@ def test_what_counts_is_of_the_very_model(project, tmp_path):
     assert "openvino-int8" in depth.exact(1)
     file = find_family(folder / "exports/L1/model-int8.onnx")
     assert file.engines(1) == ["onnxruntime-int8", "openvino-int8"]
+    name, why = choose(find_family(folder / "exports/L1/model.onnx"), 1, (32, 32))  # what was named, and no less exact
+    assert name in ("onnxruntime", "openvino")
+    assert why.startswith(f"engine {name}: the fastest of 2 here")
 
     shutil.copytree(folder / "exports", tmp_path / "exports")  # a registered version's folder brings both
     shutil.copy(folder / "engines.json", tmp_path)
