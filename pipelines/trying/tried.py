@@ -29,6 +29,7 @@ class Answer:
     ms: float  # the median of `passes`, from the decoded image to its mask
     passes: int
     engine: str
+    why: str  # that engine, in a line
 
 
 @dataclass
@@ -55,7 +56,7 @@ def answer(predictor: Predictor, image: np.ndarray) -> Answer:
     times: list[float] = []
     while len(times) < PASSES and (sum(times) < ENOUGH_S if times else first_s < SLOW_S):
         times.append(_timed(lambda: predictor.mask(image))[1])
-    return Answer(mask, 1000 * median(times or [first_s]), len(times) or 1, predictor.engine.name)
+    return Answer(mask, 1000 * median(times or [first_s]), len(times) or 1, predictor.engine.name, predictor.why)
 
 
 def _timed(predict: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
@@ -88,6 +89,7 @@ def describe_answer(tried: Tried, name: str, about: About, beside: str) -> dict:
         "ms": found.ms,
         "passes": found.passes,
         "engine": found.engine,
+        "why": found.why,
         "filled": filled,
         "lines": lines,
         "differs": None if other is None else float(np.mean(found.mask != other.mask)),

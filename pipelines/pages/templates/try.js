@@ -101,6 +101,7 @@
       title.textContent = name + (name === beside && role !== "only" ? `, ${role === "deepest" ? "the deepest" : role}` : "");
       if (answer) title.textContent += `: ${told(answer.ms)}`;
       const differs = answer && name !== beside && answer.differs !== null;
+      said.title = answer?.why ?? "";
       said.textContent = !answer
         ? "computing …"
         : `by ${answer.engine}${answer.passes > 1 ? "" : ", one pass"}` + (differs ? `; ${percent(answer.differs)} % of the pixels differ from ${beside}` : "");
