@@ -53,7 +53,7 @@ class Subject:
     def predictor(self, name: str) -> Predictor:
         """A depth by the fastest engine here that is exact enough, chosen when it is first asked for."""
         if name not in self._opened:
-            self._opened[name] = Predictor(self.family, int(name[1:]))
+            self._opened[name] = Predictor(self.family, int(name[1:]), engine="auto")
         return self._opened[name]
 
 
