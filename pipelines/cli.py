@@ -16,6 +16,12 @@ def _predict(arguments: argparse.Namespace) -> None:
     predict(arguments.images, arguments.model, arguments.depth, arguments.out, arguments.heads, arguments.overwrite)
 
 
+def _try(arguments: argparse.Namespace) -> None:
+    from pipelines.try_page import try_model
+
+    try_model(arguments.model, arguments.port, arguments.browser)
+
+
 def _export(arguments: argparse.Namespace) -> None:
     from pipelines.export import export_model
 
@@ -29,6 +35,12 @@ def _export(arguments: argparse.Namespace) -> None:
         arguments.prepared,
         arguments.overwrite,
     )
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    from pipelines.bench import bench
+
+    bench(arguments.model, arguments.depth, arguments.size, arguments.batch, arguments.exports, arguments.measured)
 
 
 def _init(arguments: argparse.Namespace) -> None:
@@ -189,6 +201,12 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--overwrite", action="store_true", help=OVERWRITE)
     one.set_defaults(run=_predict)
 
+    one = commands.add_parser("try", help="open a page on this machine: drop an image, see what each depth makes of it")
+    one.add_argument("model", nargs="?", default="models/train", help="as of predict --model (default: models/train)")
+    one.add_argument("--port", type=int, default=0, help="of 127.0.0.1 (default: any that is free)")
+    one.add_argument("--no-browser", dest="browser", action="store_false", help="print where it is, and open nothing")
+    one.set_defaults(run=_try)
+
     one = commands.add_parser("export", help="write a model for other programs: safetensors, and pt2, ONNX, int8")
     one.add_argument("--model", default="models/train", help="folder of a trained model, or a models:/NAME@ALIAS URI")
     one.add_argument("--out", type=Path, required=True, help="folder for L1/model.onnx ...")
@@ -201,6 +219,16 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--tolerance", type=float, default=1e-4, help="largest difference allowed (default: 1e-4)")
     one.add_argument("--prepared", type=Path, help="folder of the prepare stage; onnx-int8 is scaled by its val images")
     one.set_defaults(run=_export)
+
+    one = commands.add_parser("bench", help="what each engine makes of each depth here: IoU, ms, images/s, memory")
+    one.add_argument("model", help="folder of a trained or exported model, an .onnx, or models:/NAME@ALIAS")
+    one.add_argument("--depth", type=int, help="this depth alone (default: all)")
+    one.add_argument("--size", type=int, help="side of the images in px (default: that of training, or 256)")
+    one.add_argument("--batch", type=int, default=16, help="images at once, for images/s (default: 16)")
+    one.add_argument("--exports", type=Path, default=Path("models/export"), help="folder of its exports")
+    measured = Path("reports/evaluate/engines.json")
+    one.add_argument("--measured", type=Path, default=measured, help="evaluate's engines.json, for the IoU")
+    one.set_defaults(run=_bench)
 
     one = commands.add_parser("doctor", help="versions, devices, and what to do about what is wrong")
     one.set_defaults(run=_doctor)

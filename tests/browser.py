@@ -139,17 +139,18 @@ class Browser:
             self.errors.append(params["entry"]["text"])
         elif event == "Network.requestWillBeSent":
             address = params["request"]["url"]
-            if not address.startswith("data:") and address != self._address:
+            if not address.startswith(("data:", self._address)):
                 self.errors.append(f"asked for {address}")
 
-    def open(self, path: Path, width: int = 1280, height: int = 900, dark: bool = False) -> None:
-        """Load a file into a window of this many CSS px and wait until all of it is there; `errors` begins anew."""
+    def open(self, page: Path | str, width: int = 1280, height: int = 900, dark: bool = False) -> None:
+        """Load a file or an address into a window of this many CSS px and wait until all of it is there; `errors`
+        begins anew. A page at an address may ask for what lies below it."""
         phone = width < 600
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.errors = []
-        self._loaded, self._address = False, path.absolute().as_uri()
+        self._loaded, self._address = False, page if isinstance(page, str) else page.absolute().as_uri()
         self.call("Page.navigate", url=self._address)
         deadline = time.monotonic() + self.timeout_s
         while not self._loaded:

@@ -25,6 +25,7 @@ LAYERS = (
     {"tuning", "registry"},
     {"planning"},
     {"pages"},
+    {"trying"},
     {"stages and commands"},  # a stage never imports a stage; the command line imports all of them, late
     {"project"},  # a project is planned from what stage ingest brings
 )

@@ -52,7 +52,7 @@ def test_a_png_is_predicted_as_with_all_packages(installed, tmp_path, size):
     assert np.array_equal(masks[0], masks[1])
 
 
-@pytest.mark.parametrize("command", [("mlflow",), ("compare", "a", "b")])
+@pytest.mark.parametrize("command", [("mlflow",), ("compare", "a", "b"), ("try",)])
 def test_a_command_whose_packages_are_missing_says_what_installs_them(installed, command):
     done = installed.run("unetpp", *command)
     assert done.returncode == 2, done.stderr

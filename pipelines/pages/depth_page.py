@@ -54,7 +54,17 @@ def recommended(metrics: dict) -> str | None:
 
 
 def build_page(folder: Path) -> str:
-    """The page, from the folder that stage evaluate wrote for it: page.json, and shown.npz with the images."""
+    """The page, from the folder that stage evaluate wrote for it."""
+    facts, samples = read_page(folder)
+    return build_report(facts["report"], facts["rows"], samples, *(facts[key] for key in OTHERS))
+
+
+def read_page(folder: Path) -> tuple[dict, list[Sample]]:
+    """What stage evaluate wrote for the page: page.json, and the images of shown.npz.
+
+    Raises:
+        UserError: one of them is missing, broken, or not of the other.
+    """
     facts = read_results(folder / "page.json", "evaluate", ("report", "rows", "samples", *OTHERS))
     report, rows = facts["report"], facts["rows"]
     try:
@@ -73,7 +83,7 @@ def build_page(folder: Path) -> str:
         raise UserError(
             f"{folder / 'shown.npz'}: not the images of page.json ({said(error)}); run `dvc repro evaluate`"
         ) from None
-    return build_report(report, rows, samples, *(facts[key] for key in OTHERS))
+    return facts, samples
 
 
 def build_report(

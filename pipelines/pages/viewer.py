@@ -44,7 +44,6 @@ def picture(sample: Sample, names: list[str], multilabel: bool = False, backgrou
     step = -(-max(sample.mask.shape) // SIDE_PX)
     mask = sample.mask[::step, ::step]
     base = display(sample.image[::step, ::step])  # (H, W, 3)
-    path = outline_path((mask > 0) & (mask != IGNORE)) + _class_edges(mask)
     layers = {}
     for name in names:
         mask_hat = sample.masks_hat[name]
@@ -62,19 +61,19 @@ def picture(sample: Sample, names: list[str], multilabel: bool = False, backgrou
         "width": mask.shape[1],
         "image": data_uri(base, "PNG" if max(mask.shape) <= JPEG_PX else "JPEG"),
         "truth": mask_layers(mask, multilabel, background),
-        "outline": path if len(path) <= PATH_BYTES else None,
+        "outline": truth_outline(mask),
         "layers": layers,
     }
 
 
-def mask_layers(mask: np.ndarray, multilabel: bool, background: bool) -> tuple[str, str]:
+def mask_layers(mask: np.ndarray, multilabel: bool, background: bool, opacity: float = FILL) -> tuple[str, str]:
     """A mask in the colours of its classes, those of labels that lie over each other mixed: filled, and as outlines."""
     values, indices = np.unique(mask, return_inverse=True)
     colours: list[RGBA] = []
     for value in values.astype(np.uint8):
         numbers = [number for number, _ in find_classes(np.full((1, 1), value), multilabel, background)]
         mixed = np.mean([class_colour(number) for number in numbers], axis=0).round() if numbers else np.zeros(3)
-        shown = (*mixed.astype(int).tolist(), round(255 * FILL) if numbers else 0)
+        shown = (*mixed.astype(int).tolist(), round(255 * opacity) if numbers else 0)
         colours.append(ERRORS["ignored"] if value == IGNORE else shown)
     indices = indices.reshape(mask.shape).astype(np.uint8)
     edges = np.where(outline(mask), indices + 1, 0).astype(np.uint8)
@@ -82,7 +81,10 @@ def mask_layers(mask: np.ndarray, multilabel: bool, background: bool) -> tuple[s
     return indexed_uri(indices, tuple(colours)), indexed_uri(edges, ((0, 0, 0, 0), *opaque))
 
 
-def _class_edges(mask: np.ndarray) -> str:
-    """Where one class touches another, beyond the edge between foreground and background."""
+def truth_outline(mask: np.ndarray) -> str | None:
+    """The edges of a true mask and of the classes in it as the `d` of an SVG path; None where they are too fine."""
     values = [value for value in np.unique(mask) if value not in (0, IGNORE)]
-    return "".join(outline_path(mask == value) for value in values) if len(values) > 1 else ""
+    path = outline_path((mask > 0) & (mask != IGNORE))
+    if len(values) > 1:  # where one class touches another
+        path += "".join(outline_path(mask == value) for value in values)
+    return path if len(path) <= PATH_BYTES else None

@@ -73,8 +73,12 @@ def open_page(page: Path, browser: bool) -> None:
     """
     if not page.is_file():
         raise UserError(f"{page}: no such file; `dvc repro evaluate` writes it")
-    address = page.absolute().as_uri()
-    print(address)
+    open_address(page.absolute().as_uri(), browser)
+
+
+def open_address(address: str, browser: bool) -> None:
+    """Print an address, and open it where `browser` and there is one."""
+    print(address, flush=True)
     # Without a screen there are browsers of text at most, which would take the terminal.
     screen = sys.platform != "linux" or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))
     if browser and screen:

@@ -11,8 +11,9 @@ from pipelines import cli
 from pipelines.evaluation.compare import compare
 from pipelines.registry import find_report, mlflow_store, runs
 from pipelines.registry.find_report import FILES, find_evaluation, open_page, read_evaluation
+from pipelines.trying.subject import find_subject
 from tests.pages import Outline
-from tests.pipelines.registry.family import NAME
+from tests.pipelines.registry.family import NAME, SENTENCE
 from unetpp.errors import UserError
 
 
@@ -167,3 +168,11 @@ def test_a_version_against_a_whole_evaluation_is_its_depth_against_the_recommend
     found = compare(version, read_evaluation(find_evaluation(str(home[0] / "evaluation"))))
     assert [row.names for row in found.tables["iou"]] == [("L2", "L1")]
     assert found.chosen == found.tables["iou"][0]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("registry")
+def test_a_version_is_tried_beside_the_depth_that_its_run_recommends():
+    subject = find_subject(f"models:/{NAME}@L2")
+    assert (subject.names, subject.beside, subject.role, subject.why) == (["L1", "L2"], "L1", "recommended", SENTENCE)
+    assert [subject.predictor(name).depth for name in subject.names] == [1, 2]
