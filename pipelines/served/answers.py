@@ -1,0 +1,150 @@
+"""A trained network as MLflow asks it: images in any form, masks or probabilities out, within a budget if asked."""
+
+import base64
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR
+
+from pipelines.served import images
+from pipelines.served.params import AUTO, Request, RequestError, check_params
+from pipelines.served.turns import Ticket, Turns
+from unetpp.engines.engine import Engine
+from unetpp.engines.torch_engine import TorchEngine
+from unetpp.errors import UserError
+from unetpp.inference.budget import TimesBySize, deepest_within, measure_times, share_of_queue
+from unetpp.inference.tiles import predict_image, to_mask
+from unetpp.models.model_file import Trained
+
+LOG = logging.getLogger(__name__)
+
+
+def now_ms() -> float:
+    return time.perf_counter() * 1000
+
+
+class Served:
+    """What answers requests.
+
+    Args:
+        clock: in milliseconds.
+    """
+
+    def __init__(self, trained: Trained, clock: Callable[[], float] = now_ms):
+        self.trained, self.about = trained, trained.about
+        self.turns, self._clock = Turns(), clock
+        self._engines: dict[tuple[int, str, bool], Engine] = {}
+        self._times: dict[tuple[str, bool], TimesBySize] = {}
+
+    def predict(self, data: Any, params: dict[str, Any] | None = None) -> Any:
+        """Answer a request.
+
+        Raises:
+            RequestError: with status 400 and the reason, or 500 for a fault of ours, which the log explains.
+        """
+        arrival_ms = self._clock()
+        try:
+            request = check_params(params or {}, self.about)
+            if request.engine not in (AUTO, *self._names(request.depth)):
+                names = ", ".join((AUTO, *self._names(request.depth)))
+                raise UserError(f"engine: found {request.engine!r}; this version answers on this machine by {names}")
+            entries, single = images.find_entries(data, self.about.in_channels)
+            if not entries:
+                raise UserError("found no image; expected at least one")
+            answers, left = [], images.MAX_PIXELS
+            for number, entry in enumerate(entries, start=1):
+                with self.turns.turn(
+                    Ticket(arrival_ms + (request.max_latency_ms or math.inf), len(entries) + 1 - number)
+                ):
+                    with images.named_image(number, len(entries)):
+                        image = images.read_image(entry, self.about.in_channels, left)
+                    left -= image.shape[0] * image.shape[1]
+                    depth = self._choose_depth(request, image.shape[:2], len(entries))
+                    engine = self.engine(depth, request.engine, request.mode == "mean")
+                    answer = self._answer(engine, image, request)
+                    del image
+                answers.append(self._described(answer, request, depth, engine, self._clock() - arrival_ms))
+        except UserError as error:
+            raise RequestError(str(error)) from None
+        except RequestError:
+            raise
+        except Exception as error:
+            LOG.exception("a request failed")
+            raise RequestError(f"the server failed ({type(error).__name__}); see its log", INTERNAL_ERROR) from None
+        if single:
+            return answers[0]
+        arrays = [one for one in answers if isinstance(one, np.ndarray)]
+        return np.stack(arrays) if len({one.shape for one in arrays}) == 1 else answers
+
+    def engine(self, depth: int, name: str = AUTO, mean: bool = False) -> Engine:
+        """What computes a depth, or the mean of the heads up to it, made at its first use."""
+        key = (depth, name, mean)
+        if key not in self._engines:
+            heads = dict.fromkeys((one for one in self.about.depths if one <= depth), 1.0)
+            made = self.trained.ensemble(heads) if mean else self.trained.segmenter(depth)
+            self._engines[key] = TorchEngine(made, self.about.at(depth))
+        return self._engines[key]
+
+    def measure(self, engines: Mapping[int, Engine], size: tuple[int, int]) -> dict[int, float]:
+        """Milliseconds by depth from a PNG file of an image of this size to one of its mask."""
+        plain = check_params({"encoding": "png"}, self.about)
+
+        def work_on(image: np.ndarray) -> Callable[[Engine], object]:
+            channels = self.about.in_channels
+            entry = images.as_png(image) if channels in (1, 3) else image
+            return lambda engine: self._answer(engine, images.read_image(entry, channels, images.MAX_PIXELS), plain)
+
+        return measure_times(engines, size, work_on=work_on)
+
+    def _names(self, depth: int) -> list[str]:  # noqa: ARG002
+        return ["torch"]
+
+    def _choose_depth(self, request: Request, size: tuple[int, int], num_images: int) -> int:
+        """The deepest up to the depth asked for that fits; where none does, the shallowest.
+
+        A budget is shared by the images of a request. What waiting took of it counts where the request is content
+        with less (`degrade`), and then others who wait are thought of, too.
+        """
+        if not request.max_latency_ms:
+            return request.depth
+        mean = request.mode == "mean"
+        known = self._times.get((request.engine, mean))
+        if known is None:
+            engines = {depth: self.engine(depth, request.engine, mean) for depth in self.about.depths}
+            known = TimesBySize(partial(self.measure, engines), resized=self.about.frame is not None)
+            self._times[request.engine, mean] = known
+        times = {depth: taken for depth, taken in known(size).items() if depth <= request.depth}
+        share_ms = request.max_latency_ms / num_images
+        if request.degrade:
+            now = self._clock()
+            queue = [(one.deadline_ms - now, one.images) for one in self.turns.queue()]
+            share_ms = share_of_queue(queue, min(times.values()))
+        return deepest_within(times, share_ms) or min(times)
+
+    def _answer(self, engine: Engine, image: np.ndarray, request: Request) -> np.ndarray | str:
+        probs = predict_image(engine, image)
+        if request.mode == "probabilities":
+            return probs  # (num_classes, H, W)
+        mask = to_mask(probs[None], self.about.multilabel, request.threshold)[0]  # (H, W)
+        if request.encoding == "array":
+            return mask
+        binary = self.about.num_classes == 1 and not self.about.multilabel
+        # 0 and 255, class indices, or bits of labels.
+        return base64.b64encode(images.as_png(mask * np.uint8(255) if binary else mask)).decode()
+
+    def _described(self, answer: np.ndarray | str, request: Request, depth: int, engine: Engine, ms: float) -> Any:
+        """An answer with what made it, where that was asked for; a budget that was missed stands in the log, too."""
+        budget_ms = request.max_latency_ms
+        if budget_ms:
+            said = f"L{depth} by {engine.name} answered after {ms:.1f} ms of {budget_ms:g} ms"
+            LOG.log(logging.INFO, said) if ms <= budget_ms else LOG.warning("a budget was missed: %s", said)
+        if not request.details:
+            return answer
+        kind = "probabilities" if request.mode == "probabilities" else "mask"
+        within = ms <= budget_ms if budget_ms else None
+        return {kind: answer, "depth": depth, "engine": engine.name, "latency_ms": round(ms, 2), "within": within}
