@@ -59,12 +59,11 @@ it). The budgets are 2, 0.5 and 3 times what the deepest depth takes alone.
 
 
 @contextmanager
-def serving(model: str, log: Path, port: int | None = None) -> Iterator[tuple[str, int]]:
+def serving(model: str, log: Path) -> Iterator[tuple[str, int]]:
     """`mlflow models serve -m MODEL --env-manager local` on loopback; yields host and port, and ends it by its pid."""
-    if port is None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     scripts = str(Path(sys.executable).parent)
     environment = os.environ | {
         "PATH": scripts + os.pathsep + os.environ["PATH"],
@@ -166,7 +165,6 @@ def images_of(size_px: int, number: int) -> list[np.ndarray]:
 def make_model(folder: Path) -> None:
     """A version as register writes one, with exports of all depths; of random weights, which take as long as others."""
     import torch
-    from unetpp.engines.family import MEASURED, find_family
 
     from pipelines.core.checksums import seal
     from pipelines.core.files import write_json
@@ -174,6 +172,7 @@ def make_model(folder: Path) -> None:
     from pipelines.registry.model_versions import write_model
     from unetpp import NestedUNet, Trained
     from unetpp.engines.engine import ENGINES
+    from unetpp.engines.family import MEASURED, find_family
     from unetpp.files import sha256
     from unetpp.models.model_file import MODEL
 
@@ -181,7 +180,7 @@ def make_model(folder: Path) -> None:
     trained = Trained(NestedUNet(WIDTHS).eval(), None)
     write_model(folder, trained, trained.network.depth)
     own = {"model_sha256": sha256(folder / MODEL)}
-    images, entries, rows = [np.float32(image.transpose(2, 0, 1) / 255) for image in images_of(96, 4)], [], []
+    images, entries, rows = [(image.transpose(2, 0, 1) / 255).astype(np.float32) for image in images_of(96, 4)], [], []
     exports, formats = folder / "exports", ("onnx", "onnx-int8")
     exports.mkdir()
     for depth in trained.network.depths:

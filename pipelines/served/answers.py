@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR
@@ -15,11 +15,14 @@ from pipelines.served import images
 from pipelines.served.params import AUTO, Request, RequestError, check_params
 from pipelines.served.turns import Ticket, Turns
 from unetpp.engines.engine import Engine
-from unetpp.engines.torch_engine import TorchEngine
+from unetpp.engines.family import Family, as_family, choose, open_engine
 from unetpp.errors import UserError
+from unetpp.images.frame import Size
 from unetpp.inference.budget import TimesBySize, deepest_within, measure_times, share_of_queue
 from unetpp.inference.tiles import predict_image, to_mask
-from unetpp.models.model_file import Trained
+
+if TYPE_CHECKING:
+    from unetpp.models.model_file import Trained
 
 LOG = logging.getLogger(__name__)
 
@@ -32,12 +35,14 @@ class Served:
     """What answers requests.
 
     Args:
+        model: what computes, of a version's folder or in memory.
         clock: in milliseconds.
     """
 
-    def __init__(self, trained: Trained, clock: Callable[[], float] = now_ms):
-        self.trained, self.about = trained, trained.about
-        self.turns, self._clock = Turns(), clock
+    def __init__(self, model: "Family | Trained", clock: Callable[[], float] = now_ms):
+        self.family = model if isinstance(model, Family) else as_family(model)
+        self.about, self.turns, self._clock = self.family.about, Turns(), clock
+        self._chosen: dict[int, str] = {}  # by depth, for "auto"
         self._engines: dict[tuple[int, str, bool], Engine] = {}
         self._times: dict[tuple[str, bool], TimesBySize] = {}
 
@@ -50,25 +55,26 @@ class Served:
         arrival_ms = self._clock()
         try:
             request = check_params(params or {}, self.about)
-            if request.engine not in (AUTO, *self._names(request.depth)):
-                names = ", ".join((AUTO, *self._names(request.depth)))
-                raise UserError(f"engine: found {request.engine!r}; this version answers on this machine by {names}")
             entries, single = images.find_entries(data, self.about.in_channels)
             if not entries:
                 raise UserError("found no image; expected at least one")
             answers, left = [], images.MAX_PIXELS
-            for number, entry in enumerate(entries, start=1):
-                with self.turns.turn(
-                    Ticket(arrival_ms + (request.max_latency_ms or math.inf), len(entries) + 1 - number)
-                ):
-                    with images.named_image(number, len(entries)):
-                        image = images.read_image(entry, self.about.in_channels, left)
-                    left -= image.shape[0] * image.shape[1]
-                    depth = self._choose_depth(request, image.shape[:2], len(entries))
-                    engine = self.engine(depth, request.engine, request.mode == "mean")
-                    answer = self._answer(engine, image, request)
-                    del image
+
+            def answer_next() -> None:
+                nonlocal left
+                number, count = len(answers) + 1, len(entries)
+                with images.named_image(number, count):
+                    image = images.read_image(entries[number - 1], self.about.in_channels, left)
+                height, width = image.shape[:2]
+                left -= height * width
+                depth = self._choose_depth(request, (height, width), count)
+                engine = self.engine(depth, request.engine, request.mode == "mean", (height, width))
+                answer = self._answer(engine, image, request)
                 answers.append(self._described(answer, request, depth, engine, self._clock() - arrival_ms))
+
+            for number in range(len(entries)):
+                deadline_ms = arrival_ms + (request.max_latency_ms or math.inf)
+                self.turns.take(Ticket(deadline_ms, len(entries) - number), answer_next)
         except UserError as error:
             raise RequestError(str(error)) from None
         except RequestError:
@@ -81,14 +87,26 @@ class Served:
         arrays = [one for one in answers if isinstance(one, np.ndarray)]
         return np.stack(arrays) if len({one.shape for one in arrays}) == 1 else answers
 
-    def engine(self, depth: int, name: str = AUTO, mean: bool = False) -> Engine:
-        """What computes a depth, or the mean of the heads up to it, made at its first use."""
-        key = (depth, name, mean)
-        if key not in self._engines:
-            heads = dict.fromkeys((one for one in self.about.depths if one <= depth), 1.0)
-            made = self.trained.ensemble(heads) if mean else self.trained.segmenter(depth)
-            self._engines[key] = TorchEngine(made, self.about.at(depth))
-        return self._engines[key]
+    def engine(self, depth: int, name: str = AUTO, mean: bool = False, size: Size = (256, 256)) -> Engine:
+        """What computes a depth, or the mean of the heads up to it, made at its first use.
+
+        Args:
+            size: of the images for which the fastest is chosen, at its first use, too.
+
+        Raises:
+            UserError: an engine that is not here.
+        """
+        if mean:
+            name = "torch"
+        elif name == AUTO:
+            if depth not in self._chosen:
+                self._chosen[depth], why = choose(self.family, depth, size)
+                LOG.info("L%d: %s", depth, why)
+            name = self._chosen[depth]
+        if (depth, name, mean) not in self._engines:
+            heads = dict.fromkeys((one for one in self.about.depths if one <= depth), 1.0) if mean else None
+            self._engines[depth, name, mean] = open_engine(self.family, None if mean else depth, name, heads=heads)
+        return self._engines[depth, name, mean]
 
     def measure(self, engines: Mapping[int, Engine], size: tuple[int, int]) -> dict[int, float]:
         """Milliseconds by depth from a PNG file of an image of this size to one of its mask."""
@@ -101,23 +119,22 @@ class Served:
 
         return measure_times(engines, size, work_on=work_on)
 
-    def _names(self, depth: int) -> list[str]:  # noqa: ARG002
-        return ["torch"]
-
     def _choose_depth(self, request: Request, size: tuple[int, int], num_images: int) -> int:
-        """The deepest up to the depth asked for that fits; where none does, the shallowest.
+        """The depth that answers: with a budget the deepest up to that asked for that fits, or else the shallowest.
 
         A budget is shared by the images of a request. What waiting took of it counts where the request is content
         with less (`degrade`), and then others who wait are thought of, too.
         """
+        name, mean = request.engine, request.mode == "mean"
+        self.engine(request.depth, name, mean, size)  # refuses one that is not here
         if not request.max_latency_ms:
             return request.depth
-        mean = request.mode == "mean"
-        known = self._times.get((request.engine, mean))
+        known = self._times.get((name, mean))
         if known is None:
-            engines = {depth: self.engine(depth, request.engine, mean) for depth in self.about.depths}
+            here = [depth for depth in self.about.depths if name == AUTO or name in self.family.engines(depth)]
+            engines = {depth: self.engine(depth, name, mean, size) for depth in here}
             known = TimesBySize(partial(self.measure, engines), resized=self.about.frame is not None)
-            self._times[request.engine, mean] = known
+            self._times[name, mean] = known
         times = {depth: taken for depth, taken in known(size).items() if depth <= request.depth}
         share_ms = request.max_latency_ms / num_images
         if request.degrade:

@@ -1,9 +1,12 @@
 """Whose turn it is: one image at a time is in memory and at work, in order of arrival."""
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
+
+Result = TypeVar("Result")
 
 
 @dataclass(eq=False)
@@ -15,31 +18,32 @@ class Ticket:
 
 
 class Turns:
-    """A lock that is fair, and whose holder sees who waits behind it.
+    """One thread that does all work, and a queue before it that the work may look at.
 
-    Threads of many requests would only share the processors, and the memory of the machine bounds one image and not as
-    many as there are images and clients.
+    Threads of many requests would only share the processors, and the memory of the machine bounds one image, and what a
+    runtime keeps for one thread, and not as many as there are images and clients.
     """
 
     def __init__(self):
-        self._changed = threading.Condition()
+        self._lock, self._worker = threading.Lock(), ThreadPoolExecutor(1, "unetpp-served")
         self._queue: list[Ticket] = []
 
-    @contextmanager
-    def turn(self, ticket: Ticket) -> Iterator[None]:
-        """Wait for it, hold it and pass it on."""
-        with self._changed:
+    def take(self, ticket: Ticket, work: Callable[[], Result]) -> Result:
+        """Wait for the turn, and what `work` returns in it."""
+
+        def turn() -> Result:
+            try:
+                return work()
+            finally:
+                with self._lock:
+                    self._queue.remove(ticket)
+
+        with self._lock:
             self._queue.append(ticket)
-        try:
-            with self._changed:
-                self._changed.wait_for(lambda: self._queue[0] is ticket)
-            yield
-        finally:
-            with self._changed:
-                self._queue.remove(ticket)
-                self._changed.notify_all()
+            found = self._worker.submit(turn)
+        return found.result()
 
     def queue(self) -> list[Ticket]:
         """All that are in it, first who has the turn."""
-        with self._changed:
+        with self._lock:
             return list(self._queue)

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import subprocess
+import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -20,6 +21,7 @@ from PIL import Image
 
 import unetpp
 from pipelines.core import checksums
+from pipelines.export import write_depth
 from pipelines.registry import model_versions
 from pipelines.registry.read_back import differing
 from pipelines.served import Served, images
@@ -27,6 +29,8 @@ from pipelines.served.params import RequestError
 from pipelines.served.turns import Ticket
 from tests.waiting import wait_for
 from unetpp import NestedUNet, UserError
+from unetpp.engines import family
+from unetpp.files import sha256
 from unetpp.inference.predictor import Predictor
 from unetpp.models.model_file import Trained
 
@@ -220,7 +224,10 @@ def test_a_network_without_shallow_heads_answers_at_its_own_depth(tmp_path):
         ({"inputs": [[[1, 2], [3, 4]]], "params": {"depth": "two"}}, "depth"),
         ({"inputs": [[[1, 2], [3, 4]]], "params": {"threshold": 2}}, "between 0 and 1"),
         ({"inputs": [[[1, 2], [3, 4]]], "params": {"mode": "best"}}, "expected one of single, mean, probabilities"),
-        ({"inputs": [[[1, 2], [3, 4]]], "params": {"engine": "abacus"}}, "answers on this machine by auto, torch"),
+        (
+            {"inputs": [[[1, 2], [3, 4]]], "params": {"engine": "abacus"}},
+            "no such engine; expected auto or one of torch",
+        ),
         ({"inputs": [[[1, 2], [3, 4]]], "params": {"engine": "openvino", "mode": "mean"}}, "is computed by torch"),
         ({"inputs": [[[1, 2], [3, 4]]], "params": {"max_latency_ms": -1}}, "expected milliseconds, or 0"),
         ({"inputs": [[[1, 2], [3, 4]]], "params": {"degrade": True}}, "found true without max_latency_ms"),
@@ -361,10 +368,14 @@ def test_the_images_of_a_request_share_its_budget():
 
 def burst(served: Fake, number: int, **params) -> list[dict]:
     """The answers of as many clients that ask at once, in the order in which they came."""
-    with ThreadPoolExecutor(number) as threads:
-        with served.turns.turn(Ticket(math.inf, 1)):
-            asked = [threads.submit(served.ask, **params) for _ in range(number)]
-            wait_for(lambda: len(served.turns.queue()) == number + 1)
+    with ThreadPoolExecutor(number + 1) as threads:
+        all_wait = threading.Event()
+        holder = threads.submit(served.turns.take, Ticket(math.inf, 1), all_wait.wait)
+        wait_for(served.turns.queue)
+        asked = [threads.submit(served.ask, **params) for _ in range(number)]
+        wait_for(lambda: len(served.turns.queue()) == number + 1)
+        all_wait.set()
+        holder.result()
         return sorted((one.result() for one in asked), key=lambda found: found["latency_ms"])
 
 
@@ -381,6 +392,50 @@ def test_under_load_answers_are_shallower_where_that_is_asked_for_and_late_elsew
     assert [one["depth"] for one in found] == [2] * 8
     assert [one["latency_ms"] for one in found] == [20.0 * place for place in range(1, 9)]  # the queue counts
     assert [one["within"] for one in found] == [True] * 5 + [False] * 3
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A version that carries L1 as ONNX, measured."""
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    model_versions.write_model(folder, make(), 2)
+    (folder / "exports").mkdir()
+    write_depth(make(), 1, ("onnx",), folder / "exports/L1", 20, [])
+    own, digest = {"model_sha256": sha256(folder / "model.safetensors")}, sha256(folder / "exports/L1/model.onnx")
+    entry = {"depth": "L1", "file": "L1/model.onnx", "sha256": digest}
+    listing = own | {"exports": [entry | {"format": "onnx"}]}
+    (folder / "exports/exports.json").write_text(json.dumps(listing))
+    row = entry | {"engine": "onnxruntime", "iou_image": 0.9, "difference_iou": 0.0, "within": True}
+    (folder / "engines.json").write_text(json.dumps(own | {"format": 1, "engines": [row]}))
+    checksums.seal(folder)
+    return folder
+
+
+def test_the_fastest_engine_that_is_exact_enough_answers(exported, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    times = {"torch": 3.0, "onnxruntime": 2.0}
+    monkeypatch.setattr(family, "probe", lambda _key, openers, *_: {one: times[one] for one in openers})
+    model, image = load_model(str(exported)), picture()
+    found = model.predict(image, {"details": True, "depth": 1})
+    assert found["engine"] == "onnxruntime"
+    np.testing.assert_array_equal(found["mask"], expected(image, 1))
+    assert model.predict(image, {"details": True, "depth": 1, "engine": "torch"})["engine"] == "torch"
+    for params in ({"depth": 2}, {"depth": 1, "mode": "mean"}):  # no other is there
+        assert model.predict(image, {"details": True} | params)["engine"] == "torch"
+    status, answer = ask(model, {"inputs": [text(image)], "params": {"engine": "onnxruntime"}})
+    assert (status, "L2 has no export in onnx" in answer["message"]) == (400, True)
+    found = model.predict(image, {"details": True, "max_latency_ms": 1e6})
+    assert (found["depth"], found["engine"]) == (2, "torch")
+
+
+def test_a_version_whose_exports_nobody_measured_is_answered_by_torch(exported, tmp_path):
+    shutil.copytree(exported, tmp_path / "model")
+    (tmp_path / "model/engines.json").unlink()
+    (tmp_path / "model/SHA256SUMS").unlink()
+    checksums.seal(tmp_path / "model")
+    model = load_model(str(tmp_path / "model"))
+    assert model.predict(picture(), {"details": True, "depth": 1})["engine"] == "torch"
+    assert model.predict(picture(), {"details": True, "depth": 1, "engine": "onnxruntime"})["engine"] == "onnxruntime"
 
 
 def test_params_that_are_null_are_left_out(model):

@@ -8,7 +8,7 @@ from statistics import median
 import numpy as np
 
 from unetpp.engines.engine import Engine
-from unetpp.inference.tiles import predict_image, spans, tile_sides, to_mask
+from unetpp.inference.tiles import TILE_PX, predict_image, spans, tile_sides, to_mask
 
 ROUNDS = 5
 MAX_S = 2.0  # of all rounds after the first pair; larger networks are measured in fewer
@@ -103,7 +103,7 @@ def growth(engine: Engine, size: tuple[int, int]) -> float:
         return 1.0
     tile, halo, fade = tile_sides(engine.about)
     height, width = size
-    if max(size) > tile and engine.takes_parts:
+    if max(size) > TILE_PX and engine.takes_parts:
         height, width = (sum(len(weights) for _, weights in spans(side, tile, halo, fade)) for side in size)
     return height * width / MEASURED_PX**2
 
