@@ -277,10 +277,9 @@ def main() -> None:
         make_model(folder)
         machine = describe()
         with serving(str(folder), Path(parent) / "log") as address:
-            for size in (96, 256, 512):
-                num_requests = arguments.requests if size < 512 else max(10, arguments.requests // 4)
-                engines += engine_rows(address, size, num_requests)
-                budgets += budget_rows(address, size, num_requests)
+            for size in (96, 256):
+                engines += engine_rows(address, size, arguments.requests)
+                budgets += budget_rows(address, size, arguments.requests)
     command = f"python -m benchmarks.serving --requests {arguments.requests} --out benchmarks/serving.md"
     text = PAGE.format(
         head="\n".join(head("`mlflow models serve` on loopback", command, machine)),

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import subprocess
+import sys
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -436,6 +437,17 @@ def test_a_version_whose_exports_nobody_measured_is_answered_by_torch(exported, 
     model = load_model(str(tmp_path / "model"))
     assert model.predict(picture(), {"details": True, "depth": 1})["engine"] == "torch"
     assert model.predict(picture(), {"details": True, "depth": 1, "engine": "onnxruntime"})["engine"] == "onnxruntime"
+
+
+def test_an_exported_engine_answers_without_torch(exported):
+    code = (
+        "import sys\nimport numpy as np\nfrom pipelines.served import _load_pyfunc\n"
+        "params = {'depth': 1, 'engine': 'onnxruntime'}\n"
+        f"print(_load_pyfunc({str(exported)!r}).predict(np.zeros((8, 9, 3), np.uint8), params).shape)\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "(8, 9)"), done.stderr
 
 
 def test_params_that_are_null_are_left_out(model):
