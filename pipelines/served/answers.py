@@ -4,8 +4,10 @@ import base64
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,6 +47,7 @@ class Served:
         self._chosen: dict[int, str] = {}  # by depth, for "auto"
         self._engines: dict[tuple[int, str, bool], Engine] = {}
         self._times: dict[tuple[str, bool], TimesBySize] = {}
+        self._slower: deque[float] = deque([1.0], maxlen=9)  # how many times what was measured the last answers took
 
     def predict(self, data: Any, params: dict[str, Any] | None = None) -> Any:
         """Answer a request.
@@ -62,15 +65,22 @@ class Served:
 
             def answer_next() -> None:
                 nonlocal left
-                number, count = len(answers) + 1, len(entries)
+                number, count, began_ms = len(answers) + 1, len(entries), self._clock()
                 with images.named_image(number, count):
                     image = images.read_image(entries[number - 1], self.about.in_channels, left)
                 height, width = image.shape[:2]
                 left -= height * width
-                depth = self._choose_depth(request, (height, width), count)
-                engine = self.engine(depth, request.engine, request.mode == "mean", (height, width))
+                read_ms = self._clock() - began_ms
+                depth, expected_ms = self._choose_depth(request, (height, width), count)
+                engine, began_ms = (
+                    self.engine(depth, request.engine, request.mode == "mean", (height, width)),
+                    self._clock(),
+                )
                 answer = self._answer(engine, image, request)
-                answers.append(self._described(answer, request, depth, engine, self._clock() - arrival_ms))
+                now = self._clock()
+                if expected_ms:
+                    self._slower.append((read_ms + now - began_ms) / expected_ms)
+                answers.append(self._described(answer, request, depth, engine, now - arrival_ms))
 
             for number in range(len(entries)):
                 deadline_ms = arrival_ms + (request.max_latency_ms or math.inf)
@@ -119,16 +129,17 @@ class Served:
 
         return measure_times(engines, size, work_on=work_on)
 
-    def _choose_depth(self, request: Request, size: tuple[int, int], num_images: int) -> int:
-        """The depth that answers: with a budget the deepest up to that asked for that fits, or else the shallowest.
+    def _choose_depth(self, request: Request, size: tuple[int, int], num_images: int) -> tuple[int, float | None]:
+        """The depth that answers, and its measured time where there is a budget.
 
-        A budget is shared by the images of a request. What waiting took of it counts where the request is content
-        with less (`degrade`), and then others who wait are thought of, too.
+        It is the deepest up to that asked for that fits, or else the shallowest. A budget is shared by the images of a
+        request. Load counts where the request is content with less (`degrade`): what waiting took, how much slower than
+        measured the machine is at present, and those who wait behind.
         """
         name, mean = request.engine, request.mode == "mean"
         self.engine(request.depth, name, mean, size)  # refuses one that is not here
         if not request.max_latency_ms:
-            return request.depth
+            return request.depth, None
         known = self._times.get((name, mean))
         if known is None:
             here = [depth for depth in self.about.depths if name == AUTO or name in self.family.engines(depth)]
@@ -138,10 +149,11 @@ class Served:
         times = {depth: taken for depth, taken in known(size).items() if depth <= request.depth}
         share_ms = request.max_latency_ms / num_images
         if request.degrade:
-            now = self._clock()
-            queue = [(one.deadline_ms - now, one.images) for one in self.turns.queue()]
+            now, slower = self._clock(), median(self._slower)
+            queue = [((one.deadline_ms - now) / slower, one.images) for one in self.turns.queue()]
             share_ms = share_of_queue(queue, min(times.values()))
-        return deepest_within(times, share_ms) or min(times)
+        depth = deepest_within(times, share_ms) or min(times)
+        return depth, times[depth]
 
     def _answer(self, engine: Engine, image: np.ndarray, request: Request) -> np.ndarray | str:
         probs = predict_image(engine, image)

@@ -309,7 +309,7 @@ class Fake(Served):
     """By a clock of its own, in which an answer at a depth takes what was measured of it."""
 
     def __init__(self, times: dict[int, float], trained: Trained | None = None):
-        self.now, self.times, self.measured = 0.0, times, []
+        self.now, self.times, self.measured, self.slower = 0.0, times, [], 1
         super().__init__(trained or make(), clock=lambda: self.now)
 
     def measure(self, engines, size):
@@ -318,7 +318,7 @@ class Fake(Served):
         return self.times
 
     def _answer(self, engine, image, request):
-        self.now += self.times[engine.about.depth]
+        self.now += self.times[engine.about.depth] * self.slower
         return super()._answer(engine, image, request)
 
     def ask(self, data=None, **params) -> Any:
@@ -393,6 +393,16 @@ def test_under_load_answers_are_shallower_where_that_is_asked_for_and_late_elsew
     assert [one["depth"] for one in found] == [2] * 8
     assert [one["latency_ms"] for one in found] == [20.0 * place for place in range(1, 9)]  # the queue counts
     assert [one["within"] for one in found] == [True] * 5 + [False] * 3
+
+
+def test_a_machine_that_others_use_too_answers_shallower_where_that_is_asked_for():
+    served = Fake({1: 10.0, 2: 20.0})
+    served.slower = 2
+    assert [served.ask(max_latency_ms=30)["depth"] for _ in range(9)] == [2] * 9
+    assert served.ask(max_latency_ms=30, degrade=True)["depth"] == 1
+    assert served.ask(max_latency_ms=40, degrade=True)["depth"] == 2
+    served.slower = 1
+    assert [served.ask(max_latency_ms=30, degrade=True)["depth"] for _ in range(9)][-1] == 2  # it is quick again
 
 
 @pytest.fixture(scope="module")
