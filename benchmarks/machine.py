@@ -74,7 +74,7 @@ def matrix_peak(dtype: torch.dtype, device: torch.device = CPU, side: int | None
 
 def memory_bandwidth(device: torch.device = CPU, mib: int | None = None) -> float:
     """Bytes a second, read and written, of the fastest of some copies that no cache holds."""
-    mib = mib or (4096 if device.type == "cuda" else 256)
+    mib = mib or (1024 if device.type == "cuda" else 256)
     source = torch.ones(mib * 2**18, device=device)
     target = torch.empty_like(source)
     return 2 * mib * 2**20 / min(timed(lambda: target.copy_(source), device) for _ in range(6))

@@ -72,10 +72,8 @@ class Served:
                 left -= height * width
                 read_ms = self._clock() - began_ms
                 depth, expected_ms = self._choose_depth(request, (height, width), count)
-                engine, began_ms = (
-                    self.engine(depth, request.engine, request.mode == "mean", (height, width)),
-                    self._clock(),
-                )
+                engine = self.engine(depth, request.engine, request.mode == "mean", (height, width))
+                began_ms = self._clock()
                 answer = self._answer(engine, image, request)
                 now = self._clock()
                 if expected_ms:
