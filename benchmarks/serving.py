@@ -51,6 +51,8 @@ without the answer that the same request gets alone.
 
 By the engine that `auto` chooses, from arrival in the model to the answer (HTTP, JSON and MLflow's own queue are not in
 it). The budgets are 2, 0.5 and 3 times what the deepest depth takes alone.
+With `degrade` a request that finds nobody waiting takes what it may; who comes meanwhile has less left, and may be
+late.
 
 | image | clients | budget ms | degrade | answered at | in time | median ms | p95 ms | answers/s |
 | --- | ---: | ---: | --- | --- | ---: | ---: | ---: | ---: |
