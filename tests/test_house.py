@@ -58,7 +58,8 @@ HOMES = {  # each outside system has one home file, or one wing, or the few that
     "jinja2": {"pipelines.pages.html_page"},
     "requests": {"pipelines.storage.http_download", "pipelines.registry.mlflow_store"},
     "mlflow": {
-        f"pipelines.{name}" for name in ("registry.mlflow_store", "registry.runs", "registry.model_versions", "served")
+        *(f"pipelines.registry.{name}" for name in ("mlflow_store", "runs", "model_versions")),
+        *(f"pipelines.served.{name}" for name in ("params", "answers")),
     },
     "ray": {
         "pipelines.cluster.ray_cluster",
@@ -101,9 +102,7 @@ def wing_of(name: str) -> str:
         return rest[0] if rest else "the public names"
     if not rest:
         return "core"  # the package itself turns telemetry off
-    return (
-        rest[0] if len(rest) > 1 or FILES[name].name == "__init__.py" or rest[0] == "served" else "stages and commands"
-    )
+    return rest[0] if len(rest) > 1 or FILES[name].name == "__init__.py" else "stages and commands"
 
 
 def row_of(wing: str, rows: tuple[set[str], ...]) -> int:

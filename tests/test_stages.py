@@ -54,7 +54,7 @@ TOUCHED = {
     "pipelines/training/epoch_metrics.py": {"search", "train", "register"},
     "pipelines/evaluation/quality.py": {"evaluate", "register"},
     "pipelines/registry/promotion_rules.py": {"register"},
-    "pipelines/served.py": {"register"},
+    "pipelines/served/answers.py": {"register"},
     "pipelines/pages/templates/report.html.j2": {"pages@data", "pages@search", "pages@depths"},
     "pipelines/core/files.py": set(),
     "pipelines/console/progress.py": set(),

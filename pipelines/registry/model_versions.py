@@ -35,7 +35,7 @@ with warnings.catch_warnings():
     from mlflow.models import Model, ModelSignature
     from mlflow.pyfunc import PyFuncModel
 
-    from pipelines.served import params_schema
+    from pipelines.served.params import params_schema
 
 logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)  # it tells of each example that it checks
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one for each of many small files

@@ -97,7 +97,7 @@ def differing(loaded: Trained, served, expected: dict[str, np.ndarray], depth: i
         answer = expected[f"L{depth}/{key}"]
         ways = {
             "unetpp.load": predictor.probs(expected[key]),
-            "the pyfunc": served.predict(expected[key], {"mode": "probabilities"}),
+            "the pyfunc": served.predict(expected[key], {"mode": "probabilities", "engine": "torch"}),
         }
         for way, found in ways.items():
             if found.shape != answer.shape:

@@ -76,4 +76,4 @@ def test_every_stage_checks_its_outputs_and_every_temporary_folder_is_cleared_af
     home = REPOSITORY / "pipelines/core/files.py"
     makes = re.compile(r"mkdtemp|mkstemp|TemporaryDirectory|NamedTemporaryFile")
     using = [path for path in (REPOSITORY / "pipelines").rglob("*.py") if makes.search(path.read_text())]
-    assert set(using) <= {home, REPOSITORY / "pipelines/served.py"}
+    assert set(using) <= {home, REPOSITORY / "pipelines/served/images.py"}

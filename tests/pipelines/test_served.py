@@ -3,25 +3,35 @@
 import base64
 import io
 import json
+import math
 import shutil
 import subprocess
+import sys
+import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 import unetpp
-from pipelines import served
 from pipelines.core import checksums
+from pipelines.export import write_depth
 from pipelines.registry import model_versions
 from pipelines.registry.read_back import differing
-from pipelines.served import Served
+from pipelines.served import Served, images
+from pipelines.served.params import RequestError
+from pipelines.served.turns import Ticket
+from tests.waiting import wait_for
 from unetpp import NestedUNet, UserError
+from unetpp.engines import family
+from unetpp.files import sha256
 from unetpp.inference.predictor import Predictor
 from unetpp.models.model_file import Trained
 
@@ -216,6 +226,13 @@ def test_a_network_without_shallow_heads_answers_at_its_own_depth(tmp_path):
         ({"inputs": [[[1, 2], [3, 4]]], "params": {"threshold": 2}}, "between 0 and 1"),
         ({"inputs": [[[1, 2], [3, 4]]], "params": {"mode": "best"}}, "expected one of single, mean, probabilities"),
         (
+            {"inputs": [[[1, 2], [3, 4]]], "params": {"engine": "abacus"}},
+            "no such engine; expected auto or one of torch",
+        ),
+        ({"inputs": [[[1, 2], [3, 4]]], "params": {"engine": "openvino", "mode": "mean"}}, "is computed by torch"),
+        ({"inputs": [[[1, 2], [3, 4]]], "params": {"max_latency_ms": -1}}, "expected milliseconds, or 0"),
+        ({"inputs": [[[1, 2], [3, 4]]], "params": {"degrade": True}}, "found true without max_latency_ms"),
+        (
             {"inputs": [[[1, 2], [3, 4]]], "params": {"mode": "probabilities", "encoding": "png"}},
             "probabilities are no picture",
         ),
@@ -265,7 +282,7 @@ def test_a_model_is_files_without_code_or_pickle(folder, monkeypatch):
 
 def test_one_image_at_a_time_is_in_memory(monkeypatch):
     """Small files declare large images: eight PNGs of 9000x9000 px, 821 KB in all, took 2 GB more than one."""
-    alive, most, load = weakref.WeakSet(), [], served.decode_image
+    alive, most, load = weakref.WeakSet(), [], images.decode_image
 
     def decode(*arguments, **options):
         image = load(*arguments, **options).view(Pixels)
@@ -273,10 +290,10 @@ def test_one_image_at_a_time_is_in_memory(monkeypatch):
         most.append(len(alive))
         return image
 
-    monkeypatch.setattr(served, "decode_image", decode)
-    model, images = Served(make()), [encoded(picture(size)) for size in (24, 32, 40, 48)]
+    monkeypatch.setattr(images, "decode_image", decode)
+    model, files = Served(make()), [encoded(picture(size)) for size in (24, 32, 40, 48)]
     with ThreadPoolExecutor(4) as threads:
-        answers = list(threads.map(lambda _: model.predict(images), range(4)))
+        answers = list(threads.map(lambda _: model.predict(files), range(4)))
     assert max(most) == 1
     for answer in answers:
         assert [one.shape[0] for one in answer] == [24, 32, 40, 48]
@@ -288,12 +305,191 @@ class Pixels(np.ndarray):
     __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType]
 
 
+class Fake(Served):
+    """By a clock of its own, in which an answer at a depth takes what was measured of it."""
+
+    def __init__(self, times: dict[int, float], trained: Trained | None = None):
+        self.now, self.times, self.measured, self.slower = 0.0, times, [], 1
+        super().__init__(trained or make(), clock=lambda: self.now)
+
+    def measure(self, engines, size):
+        assert set(engines) == set(self.times)
+        self.measured.append(size)
+        return self.times
+
+    def _answer(self, engine, image, request):
+        self.now += self.times[engine.about.depth] * self.slower
+        return super()._answer(engine, image, request)
+
+    def ask(self, data=None, **params) -> Any:
+        return self.predict(picture() if data is None else data, {"details": True, **params})
+
+
+def test_an_answer_says_what_made_it_where_that_is_asked_for(model):
+    image = picture()
+    found = model.predict(image, {"details": True})
+    assert np.array_equal(found.pop("mask"), expected(image))
+    assert found.pop("latency_ms") > 0
+    assert found == {"depth": 2, "engine": "torch", "within": None}
+    params = {"details": True, "encoding": "png", "depth": 1, "max_latency_ms": 1e6, "degrade": True}
+    status, answer = ask(model, {"inputs": [text(image)] * 2, "params": params})
+    assert status == 200
+    for one in answer["predictions"]:
+        assert (one["depth"], one["within"], one["mask"]) == (1, True, answer["predictions"][0]["mask"])
+    (found,) = ask(model, {"inputs": [text(image)], "params": {"details": True, "mode": "probabilities"}})[1][
+        "predictions"
+    ]
+    assert np.shape(found["probabilities"]) == (1, 40, 56)
+
+
+def test_a_budget_chooses_the_deepest_depth_that_fits(caplog):
+    served = Fake({1: 10.0, 2: 20.0})
+    for budget, depth in ((25, 2), (20, 2), (19.9, 1), (10, 1)):
+        found = served.ask(max_latency_ms=budget)
+        assert (found["depth"], found["within"], found["latency_ms"]) == (depth, True, served.times[depth])
+        assert np.array_equal(found["mask"], expected(picture(), depth))
+    assert served.ask(max_latency_ms=100, depth=1)["depth"] == 1  # never deeper than asked for
+    assert served.ask(depth=0)["depth"] == served.ask(depth=0, max_latency_ms=100)["depth"] == 2  # auto
+    assert served.ask(max_latency_ms=20, mode="mean")["depth"] == 2
+    assert not caplog.records
+    found = served.ask(max_latency_ms=9)  # where nothing fits, the shallowest, said so
+    assert (found["depth"], found["within"]) == (1, False)
+    assert "a budget was missed: L1 by torch answered after 10.0 ms of 9 ms" in caplog.text
+    assert served.measured == [(40, 56)] * 2  # once a size, for the heads and for their mean
+
+
+def test_the_images_of_a_request_share_its_budget():
+    served = Fake({1: 10.0, 2: 20.0})
+    assert [one["depth"] for one in served.ask([picture()] * 3, max_latency_ms=60)] == [2, 2, 2]
+    found = served.ask([picture()] * 3, max_latency_ms=59)
+    assert [(one["depth"], one["latency_ms"]) for one in found] == [(1, 10), (1, 20), (1, 30)]
+    found = served.ask([picture()] * 3, max_latency_ms=55, degrade=True)  # what one leaves is the next one's
+    assert [one["depth"] for one in found] == [1, 2, 2]
+
+
+def burst(served: Fake, number: int, **params) -> list[dict]:
+    """The answers of as many clients that ask at once, in the order in which they came."""
+    with ThreadPoolExecutor(number + 1) as threads:
+        all_wait = threading.Event()
+        holder = threads.submit(served.turns.take, Ticket(math.inf, 1), all_wait.wait)
+        wait_for(served.turns.queue)
+        asked = [threads.submit(served.ask, **params) for _ in range(number)]
+        wait_for(lambda: len(served.turns.queue()) == number + 1)
+        all_wait.set()
+        holder.result()
+        return sorted((one.result() for one in asked), key=lambda found: found["latency_ms"])
+
+
+def test_under_load_answers_are_shallower_where_that_is_asked_for_and_late_elsewhere(caplog):
+    served = Fake({1: 10.0, 2: 20.0})
+    found = burst(served, 8, max_latency_ms=100, degrade=True)
+    assert [(one["depth"], one["within"]) for one in found] == [(1, True)] * 6 + [(2, True)] * 2
+    assert [one["depth"] for one in burst(served, 8, max_latency_ms=160, degrade=True)] == [2] * 8
+    assert not caplog.records
+    found = burst(served, 8, max_latency_ms=50, degrade=True)  # too little even for the shallowest
+    assert [(one["depth"], one["within"]) for one in found] == [(1, True)] * 5 + [(1, False)] * 3
+    assert len(caplog.records) == 3
+    found = burst(served, 8, max_latency_ms=100)
+    assert [one["depth"] for one in found] == [2] * 8
+    assert [one["latency_ms"] for one in found] == [20.0 * place for place in range(1, 9)]  # the queue counts
+    assert [one["within"] for one in found] == [True] * 5 + [False] * 3
+
+
+def test_a_machine_that_others_use_too_answers_shallower_where_that_is_asked_for():
+    served = Fake({1: 10.0, 2: 20.0})
+    served.slower = 2
+    assert [served.ask(max_latency_ms=30)["depth"] for _ in range(9)] == [2] * 9
+    assert served.ask(max_latency_ms=30, degrade=True)["depth"] == 1
+    assert served.ask(max_latency_ms=40, degrade=True)["depth"] == 2
+    served.slower = 1
+    assert [served.ask(max_latency_ms=30, degrade=True)["depth"] for _ in range(9)][-1] == 2  # it is quick again
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A version that carries L1 as ONNX, measured."""
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    model_versions.write_model(folder, make(), 2)
+    (folder / "exports").mkdir()
+    write_depth(make(), 1, ("onnx",), folder / "exports/L1", 20, [])
+    own, digest = {"model_sha256": sha256(folder / "model.safetensors")}, sha256(folder / "exports/L1/model.onnx")
+    entry = {"depth": "L1", "file": "L1/model.onnx", "sha256": digest}
+    listing = own | {"exports": [entry | {"format": "onnx"}]}
+    (folder / "exports/exports.json").write_text(json.dumps(listing))
+    row = entry | {"engine": "onnxruntime", "iou_image": 0.9, "difference_iou": 0.0, "within": True}
+    (folder / "engines.json").write_text(json.dumps(own | {"format": 1, "engines": [row]}))
+    checksums.seal(folder)
+    return folder
+
+
+def test_the_fastest_engine_that_is_exact_enough_answers(exported, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    times = {"torch": 3.0, "onnxruntime": 2.0}
+    monkeypatch.setattr(family, "probe", lambda _key, openers, *_: {one: times[one] for one in openers})
+    model, image = load_model(str(exported)), picture()
+    found = model.predict(image, {"details": True, "depth": 1})
+    assert found["engine"] == "onnxruntime"
+    np.testing.assert_array_equal(found["mask"], expected(image, 1))
+    assert model.predict(image, {"details": True, "depth": 1, "engine": "torch"})["engine"] == "torch"
+    for params in ({"depth": 2}, {"depth": 1, "mode": "mean"}):  # no other is there
+        assert model.predict(image, {"details": True} | params)["engine"] == "torch"
+    status, answer = ask(model, {"inputs": [text(image)], "params": {"engine": "onnxruntime"}})
+    assert (status, "L2 has no export in onnx" in answer["message"]) == (400, True)
+    found = model.predict(image, {"details": True, "max_latency_ms": 1e6})
+    assert (found["depth"], found["engine"]) == (2, "torch")
+
+
+def test_a_version_whose_exports_nobody_measured_is_answered_by_torch(exported, tmp_path):
+    shutil.copytree(exported, tmp_path / "model")
+    (tmp_path / "model/engines.json").unlink()
+    (tmp_path / "model/SHA256SUMS").unlink()
+    checksums.seal(tmp_path / "model")
+    model = load_model(str(tmp_path / "model"))
+    assert model.predict(picture(), {"details": True, "depth": 1})["engine"] == "torch"
+    assert model.predict(picture(), {"details": True, "depth": 1, "engine": "onnxruntime"})["engine"] == "onnxruntime"
+
+
+def test_an_exported_engine_answers_without_torch(exported):
+    code = (
+        "import sys\nimport numpy as np\nfrom pipelines.served import _load_pyfunc\n"
+        "params = {'depth': 1, 'engine': 'onnxruntime'}\n"
+        f"print(_load_pyfunc({str(exported)!r}).predict(np.zeros((8, 9, 3), np.uint8), params).shape)\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "(8, 9)"), done.stderr
+
+
+def test_params_that_are_null_are_left_out(model):
+    body = {"inputs": [text(picture())], "params": {"depth": None, "threshold": None, "max_latency_ms": None}}
+    assert ask(model, body) == (200, {"predictions": [expected(picture()).tolist()]})
+
+
+def test_a_version_from_before_engines_and_budgets_answers(folder, tmp_path):
+    """Its MLmodel names `pipelines.served` and four params."""
+    shutil.copytree(folder, tmp_path / "model")
+    file = tmp_path / "model" / "MLmodel"
+    described = yaml.safe_load(file.read_text())
+    specs = json.loads(described["signature"]["params"])
+    assert [(one["name"], one["type"]) for one in specs[:4]] == [
+        ("depth", "long"),
+        ("threshold", "double"),
+        ("mode", "string"),
+        ("encoding", "string"),
+    ]
+    described["signature"]["params"] = json.dumps(specs[:4])
+    file.write_text(yaml.safe_dump(described))
+    checksums.seal(tmp_path / "model")
+    model = load_model(str(tmp_path / "model"))
+    assert np.array_equal(model.predict(picture(), {"depth": 1, "details": True}), expected(picture(), 1))
+
+
 def test_the_images_of_a_request_are_bounded_in_sum(monkeypatch):
-    monkeypatch.setattr(served, "MAX_PIXELS", 2 * 40 * 56)
+    monkeypatch.setattr(images, "MAX_PIXELS", 2 * 40 * 56)
     model = Served(make())
     assert len(model.predict([picture(), encoded(picture())])) == 2
     for last in (picture(1, 1), encoded(picture(1, 1))):
-        with pytest.raises(served.RequestError, match=r"image 3 of 3: .*send fewer images at once"):
+        with pytest.raises(RequestError, match=r"image 3 of 3: .*send fewer images at once"):
             model.predict([picture(), picture(), last])
 
 

@@ -10,7 +10,7 @@ import psutil
 import pytest
 import torch
 
-from benchmarks.serving import as_request, images_of, load, post, serving
+from benchmarks.serving import as_request, ask_from_many, images_of, load, post, serving
 from pipelines.registry import mlflow_store, model_versions, read_back
 from unetpp import NestedUNet, UserError
 from unetpp.inference.predictor import Predictor
@@ -96,6 +96,20 @@ def test_nothing_is_lost_or_mixed_up_at_eight_clients(server):
         found = load(server, bodies, clients, num_requests=40)
         assert found["lost"] == 0
         assert found["requests_per_s"] > 0
+
+
+def test_a_burst_with_a_budget_is_answered_as_each_answer_says(server, trained):
+    (image,) = images_of(64, 1)
+    masks = {depth: expected(trained, image, depth).tolist() for depth in (1, 2)}
+    alone = as_request([image], details=True, max_latency_ms=1e6)
+    (found,) = json.loads(post(server, "/invocations", alone)[1])["predictions"]
+    assert (found["depth"], found["engine"], found["within"]) == (2, "torch", True)
+    body = as_request([image], details=True, max_latency_ms=20, degrade=True)
+    for status, answer, _ in ask_from_many(server, [body], num_clients=8, num_requests=24)[0]:
+        assert status == 200
+        (found,) = json.loads(answer)["predictions"]
+        assert found["mask"] == masks[found["depth"]]
+        assert found["within"] == (found["latency_ms"] <= 20)
 
 
 @pytest.mark.parametrize(
