@@ -10,13 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from unetpp.errors import FileError
 from unetpp.images import tiff_pages
+
+if TYPE_CHECKING:
+    from tifffile import TiffFile, TiffPage
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".webp", ".gif")
 EXPECTED = "expected a whole PNG, TIFF, JPEG, BMP, WEBP or GIF file"
@@ -37,6 +40,7 @@ class Limits:
 
     max_pixels: int = 178_956_970  # where Pillow itself would stop: half a gigabyte of RGB
     max_file_mib: int = 2048
+    name: str = "prepare.max_pixels"  # of the first, where a user sets it
 
 
 class Header(NamedTuple):
@@ -72,8 +76,8 @@ def count_pages(path: str | Path, limits: Limits) -> int:
         FileError: missing, empty, too large, or a broken TIFF.
     """
     path = Path(path)
-    _check_size(path, limits)
-    if not _is_tiff(path):
+    check_size(path, limits)
+    if not is_tiff(path):
         return 1
     with _named(path), tiff_pages.opened(path) as tif:
         return tiff_pages.count(path, tif)
@@ -86,11 +90,18 @@ def read_picture(path: Path, page: int | None, limits: Limits) -> Picture:
         FileError: missing, empty, broken, too large, rotated by a tag, of several pages where `page` is None, or of a
             kind that would not be read right.
     """
-    _check_size(path, limits)
+    check_size(path, limits)
+    with decoding(path):
+        return (_read_tiff if is_tiff(path) else _read_other)(path, page, limits)
+
+
+@contextmanager
+def decoding(path: Path) -> Iterator[None]:
+    """The block in which a file is decoded: whatever a decoder raises on a broken one names it."""
     with _named(path), warnings.catch_warnings():
         # Decoders warn of odd metadata. What they can decode all the same is taken, and what they cannot, raises.
         warnings.simplefilter("ignore")
-        return (_read_tiff if _is_tiff(path) else _read_other)(path, page, limits)
+        yield
 
 
 @contextmanager
@@ -104,7 +115,8 @@ def _named(path: Path) -> Iterator[None]:
         raise _broken(path, error) from None
 
 
-def _is_tiff(path: Path) -> bool:
+def is_tiff(path: Path) -> bool:
+    """Whether a file begins as a TIFF does, whatever its name."""
     with path.open("rb") as file:
         return file.read(4) in tiff_pages.MAGICS
 
@@ -149,33 +161,48 @@ def _read_other(path: Path, number: int | None, limits: Limits) -> Picture:
 
 def _read_tiff(path: Path, number: int | None, limits: Limits) -> Picture:
     with tiff_pages.opened(path) as tif:
-        chosen, num_pages = [(number or 1) - 1], tiff_pages.count(path, tif)
-        if number is None and tiff_pages.are_channels(tif, num_pages):
-            chosen = list(range(num_pages))
-        else:
-            _check_pages(path, num_pages, number, ", or set prepare.pages to slices")
-        pages = [tif.pages.get(one).aspage() for one in chosen]
-        for page in pages:
-            _check_pixels(path, page.imagewidth, page.imagelength, limits)
-            _check_upright(path, tiff_pages.orientation(page))
-            tiff_pages.check_known(path, page, limits.max_pixels)
-        page, (pixels, palette) = pages[0], tiff_pages.decode(path, pages[0])
-        if len(pages) > 1:
-            pixels = np.concatenate([pixels, *(tiff_pages.decode(path, one)[0] for one in pages[1:])], axis=2)
-        alpha = len(pages) == 1 and tiff_pages.alpha(page) > 0
-        kind = pixels.dtype.name
-        if pixels.dtype in (np.uint8, np.uint16):
-            is_colour = pixels.shape[2] - alpha in (1, 3)
-            kind = COLOURS[pixels.shape[2] - 1] if is_colour else f"{pixels.shape[2]} channels"
-        return Picture(
-            path,
-            Header("TIFF", kind if palette is None else "P", page.bitspersample, pixels.shape[2]),
-            pixels,
-            palette,
-            lossy=page.compression == tiff_pages.JPEG,
-            white_is_zero=tiff_pages.photometric(page) == tiff_pages.WHITE_IS_ZERO,
-            alpha=alpha,
-        )
+        pages = choose_pages(path, tif, number, limits)
+        return tiff_picture(path, pages, [tiff_pages.decode(page) for page in pages])
+
+
+def choose_pages(path: Path, tif: "TiffFile", number: int | None, limits: Limits) -> list["TiffPage"]:
+    """The pages of a TIFF that are the picture: one, or one for each channel where the file says so.
+
+    Raises:
+        FileError, ValueError: as `read_picture`, by their tags alone.
+    """
+    chosen, num_pages = [(number or 1) - 1], tiff_pages.count(path, tif)
+    if number is None and tiff_pages.are_channels(tif, num_pages):
+        chosen = list(range(num_pages))
+    elif number is not None or not tiff_pages.are_copies(tif, num_pages):
+        _check_pages(path, num_pages, number, ", or set prepare.pages to slices")
+    pages = [tif.pages.get(one).aspage() for one in chosen]
+    for page in pages:
+        _check_pixels(path, page.imagewidth, page.imagelength, limits)
+        _check_upright(path, tiff_pages.orientation(page))
+        tiff_pages.check_known(path, page, limits.max_pixels)
+    return pages
+
+
+def tiff_picture(path: Path, pages: list["TiffPage"], planes: list[np.ndarray]) -> Picture:
+    """A picture, or a part of it, of what its pages store there, (S, H, W, C) each."""
+    page, each = pages[0], [tiff_pages.as_pixels(path, *one) for one in zip(pages, planes, strict=True)]
+    pixels = each[0] if len(each) == 1 else np.concatenate(each, axis=2)
+    palette = tiff_pages.palette(page)
+    alpha = len(pages) == 1 and tiff_pages.alpha(page) > 0
+    kind = pixels.dtype.name
+    if pixels.dtype in (np.uint8, np.uint16):
+        is_colour = pixels.shape[2] - alpha in (1, 3)
+        kind = COLOURS[pixels.shape[2] - 1] if is_colour else f"{pixels.shape[2]} channels"
+    return Picture(
+        path,
+        Header("TIFF", kind if palette is None else "P", page.bitspersample, pixels.shape[2]),
+        pixels,
+        palette,
+        lossy=page.compression == tiff_pages.JPEG,
+        white_is_zero=tiff_pages.photometric(page) == tiff_pages.WHITE_IS_ZERO,
+        alpha=alpha,
+    )
 
 
 # Not by `Image.open`: its guard against too many pixels is one number for the whole process, which is not ours to
@@ -209,7 +236,8 @@ def _broken(path: Path, error: Exception) -> FileError:
     return FileError(path, f"found a broken file ({what}); {EXPECTED}", "fetch it again or remove it")
 
 
-def _check_size(path: Path, limits: Limits) -> None:
+def check_size(path: Path, limits: Limits) -> None:
+    """Refuse what is no file, an empty one, and one of more bytes than the limit."""
     if not path.is_file():
         found = "a folder" if path.is_dir() else "no such file"
         raise FileError(path, f"found {found}; {EXPECTED}", "correct the name")
@@ -230,7 +258,7 @@ def _check_pixels(path: Path, width: int, height: int, limits: Limits) -> None:
     if width * height > limits.max_pixels:
         raise FileError(
             path,
-            f"found too many pixels ({width}x{height} px); expected at most prepare.max_pixels = {limits.max_pixels}",
+            f"found too many pixels ({width}x{height} px); expected at most {limits.name} = {limits.max_pixels}",
             "cut it into tiles, or raise the limit",
         )
 
