@@ -1,5 +1,7 @@
 """Laws of pictures written in rows: they are read back as they were given, and keep their place."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tifffile
@@ -81,5 +83,5 @@ def test_who_stops_early_is_told_his_own_error(tmp_path, writer):
 
 
 def test_a_disk_that_does_not_take_it_ends_the_writing():
-    with pytest.raises(OSError, match="No space left"), tiff_rows("/dev/full", (9000, 9000), np.dtype("u1")) as write:
+    with pytest.raises(OSError, match="No space left"), tiff_rows(Path("/dev/full"), (9000, 9000), np.dtype("u1")) as write:
         give(write, RNG.integers(0, 256, (9000, 9000), np.uint8), 500)
