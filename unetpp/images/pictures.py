@@ -255,7 +255,7 @@ def _check_pages(path: Path, pages: int, number: int | None, hint: str) -> None:
 
 
 def encode_png(mask: np.ndarray) -> bytes:
-    """A mask or a grey picture (H, W) uint8 as a PNG file."""
+    """A grey picture (H, W) uint8 or uint16, or colours (H, W, 3) uint8, as a PNG file."""
     file = io.BytesIO()
     Image.fromarray(mask).save(file, "PNG", compress_level=1)
     return file.getvalue()
