@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -15,7 +16,7 @@ from pipelines.core.tables import write_rows
 from pipelines.prediction.objects import COLUMNS, find_objects
 from pipelines.prediction.own_values import own_values, to_own_values
 from unetpp.errors import FileError, UserError
-from unetpp.images.decode import decode_image
+from unetpp.images.decode import NO_LIMITS_SET, decode_image
 from unetpp.images.pictures import Limits, encode_png
 from unetpp.inference.overlay import overlay
 from unetpp.inference.predictor import Predictor
@@ -40,7 +41,7 @@ class Outputs:
     """
 
     save: tuple[Kind, ...] = ("mask",)
-    limits: Limits = Limits()
+    limits: Limits = NO_LIMITS_SET
 
     def check(self, about: About) -> None:
         """Refuse what this model cannot give, before any work is done.
@@ -132,8 +133,7 @@ def _writers(
         elif kind == "labels":
             yield from (_png(plane.astype(np.uint16)) for plane in planes)
         else:
-            rows = [(stem, *one) for one in objects]
-            yield lambda path: write_rows(path, ("image", *COLUMNS), rows)
+            yield partial(write_rows, header=("image", *COLUMNS), rows=[(stem, *one) for one in objects])
 
 
 def _png(picture: np.ndarray) -> Callable[[Path], object]:
