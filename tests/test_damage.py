@@ -21,7 +21,7 @@ from pipelines.register import read_family
 from pipelines.registry.find_report import Found, read_evaluation
 from pipelines.registry.live_log import read_unlogged
 from pipelines.registry.run_log import Inputs, read_hashes
-from pipelines.storage import http_download, node_cache
+from pipelines.storage import http_download, node_cache, stage_paths
 from pipelines.summary import summary
 from pipelines.training.architecture import read_architecture
 from tests.canary import Canary
@@ -54,7 +54,7 @@ READERS: dict[str, Any] = {  # by the file that they read
     "exports.json": lambda path: read_exports(path.parent),
     "L1/exports.json": lambda path: check_export(path.parent / "L1/model.onnx"),
     "dvc.lock": read_hashes,
-    "dvc.yaml": lambda _path: job_package.stage_arguments("train"),
+    "dvc.yaml": lambda _path: stage_paths.stage_arguments("train"),
     "job.json": lambda _path: job_package._run_stage(),
     "split.csv": lambda path: read_groups(path.parent, ["a"]),
     "images.csv": read_scored,

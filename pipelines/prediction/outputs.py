@@ -1,6 +1,7 @@
 """What is written of an image: masks, probabilities, overlays, objects and their measures, all files or none."""
 
 import io
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -17,7 +18,7 @@ from pipelines.prediction.objects import COLUMNS, find_objects
 from pipelines.prediction.own_values import own_values, to_own_values
 from unetpp.errors import FileError, UserError
 from unetpp.images.decode import NO_LIMITS_SET, decode_image
-from unetpp.images.pictures import Limits, encode_png
+from unetpp.images.pictures import Limits, encode_png, picture_size
 from unetpp.inference.overlay import overlay
 from unetpp.inference.predictor import Predictor
 from unetpp.inference.tiles import predict_image, to_mask
@@ -26,6 +27,8 @@ from unetpp.models.about import About
 Kind = Literal["mask", "values", "probs", "probs8", "overlay", "labels", "measurements"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 SUFFIXES: dict[Kind, str] = {"probs": ".npy", "measurements": ".csv"}  # of the others .png
+WHOLE_PX = 2**25  # so many pixels are held as a whole
+SMALL_BYTES = 2**16  # a file of less is not looked into beforehand: at worst it is held as a whole
 MAX_OBJECTS = 65535  # that a PNG of 16 bits can number
 
 
@@ -58,14 +61,14 @@ class Outputs:
                 "without slashes that does not begin with a dot"
             )
 
-    def places(self, about: About) -> Iterator[tuple[Kind, str]]:
+    def places(self, about: About) -> list[tuple[Kind, str]]:
         """Each file of an image: what it is, and the class or label that it is of, or "" for all."""
+        found: list[tuple[Kind, str]] = []
         for kind in self.save:
-            several = about.multilabel and kind in ("mask", "labels", "probs8")
-            if kind == "probs8" and about.num_classes > 1:
-                several = True
+            several = (about.multilabel and kind in ("mask", "labels")) or (about.num_classes > 1 and kind == "probs8")
             names = about.classes if about.multilabel else about.names
-            yield from ((kind, name) for name in (names if several else [""]))
+            found.extend((kind, name) for name in (names if several else [""]))
+        return found
 
     def paths(self, about: About, folder: Path, stem: str) -> list[Path]:
         """The files of an image, in the order of `places`."""
@@ -84,6 +87,23 @@ def write_outputs(predictor: Predictor, image: Path, folder: Path, stem: str, ou
     Raises:
         UserError: an image that cannot be read, or an output that cannot hold what was found.
     """
+    if is_large(image, outputs.limits):
+        return write_large(predictor, image, folder, stem, outputs)
+    pixels = decode_image(image, predictor.in_channels, limits=outputs.limits)
+    return write_files(predictor.about, pixels, predict_image(predictor.engine, pixels), folder, stem, outputs, image)
+
+
+def is_large(image: Path, limits: Limits) -> bool:
+    """Whether an image has more pixels than are held as a whole with their probabilities, as its header says.
+
+    Raises:
+        FileError: no picture, or one beyond the limits.
+    """
+    return image.stat().st_size >= SMALL_BYTES and math.prod(picture_size(image, limits)) > WHOLE_PX
+
+
+def write_large(predictor: Predictor, image: Path, folder: Path, stem: str, outputs: Outputs) -> list[Path]:
+    """`write_outputs` of a large image."""
     pixels = decode_image(image, predictor.in_channels, limits=outputs.limits)
     return write_files(predictor.about, pixels, predict_image(predictor.engine, pixels), folder, stem, outputs, image)
 

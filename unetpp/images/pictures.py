@@ -17,6 +17,7 @@ from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImage
 
 from unetpp.errors import FileError
 from unetpp.images import tiff_pages
+from unetpp.images.frame import Size
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".webp", ".gif")
 EXPECTED = "expected a whole PNG, TIFF, JPEG, BMP, WEBP or GIF file"
@@ -77,6 +78,22 @@ def count_pages(path: str | Path, limits: Limits) -> int:
         return 1
     with _named(path), tiff_pages.opened(path) as tif:
         return tiff_pages.count(path, tif)
+
+
+def picture_size(path: Path, limits: Limits) -> Size:
+    """Height and width of the first page of a file, by its header alone.
+
+    Raises:
+        FileError: missing, empty, too large a file, or no picture.
+    """
+    _check_size(path, limits)
+    with _named(path):
+        if _is_tiff(path):
+            with tiff_pages.opened(path) as tif:
+                return tif.pages.first.imagelength, tif.pages.first.imagewidth
+        with path.open("rb") as file:
+            width, height = _open(path, file).size
+            return height, width
 
 
 def read_picture(path: Path, page: int | None, limits: Limits) -> Picture:
