@@ -11,12 +11,22 @@ OVERWRITE = "replace files of the same names that are in the way; never what is 
 
 
 def _predict(arguments: argparse.Namespace) -> None:
-    from pipelines.predict import Asked, Limits, Outputs, predict
+    from pipelines.predict import Limits, Outputs, predict
 
     limits = Limits(max_pixels=arguments.max_pixels) if arguments.max_pixels else Limits()
-    asked = Asked(arguments.depth, arguments.heads, arguments.engine, arguments.tta, arguments.max_latency_ms)
-    outputs = Outputs(tuple(arguments.save), limits)
-    predict(arguments.images, arguments.model, asked, arguments.out, outputs, arguments.overwrite, arguments.threads)
+    predict(
+        arguments.images,
+        arguments.model,
+        arguments.depth,
+        arguments.out,
+        arguments.heads,
+        arguments.overwrite,
+        outputs=Outputs(tuple(arguments.save), limits),
+        engine=arguments.engine,
+        tta=arguments.tta,
+        max_latency_ms=arguments.max_latency_ms,
+        threads=arguments.threads,
+    )
 
 
 def _export(arguments: argparse.Namespace) -> None:

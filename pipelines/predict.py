@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from pipelines.console.progress import watched
 from pipelines.core.files import check_outputs
@@ -15,6 +16,7 @@ from pipelines.prediction.record import Facts, Record, facts_of
 from unetpp.errors import UserError
 from unetpp.images.frame import Size
 from unetpp.images.pictures import Limits, picture_size
+from unetpp.inference.symmetric import Symmetries
 from unetpp.inference.tiles import TILE_PX
 from unetpp.models.about import About
 from unetpp.threads import NUMBER, num_threads
@@ -26,10 +28,15 @@ DEFAULT = Outputs()
 def predict(
     patterns: list[str],
     model: str,
-    asked: Asked,
+    depth: int | Literal["auto"] | None,
     out: Path,
-    outputs: Outputs = DEFAULT,
+    heads: str | None = None,
     overwrite: bool = False,
+    *,
+    outputs: Outputs = DEFAULT,
+    engine: str = "auto",
+    tta: Symmetries = "none",
+    max_latency_ms: float | None = None,
     threads: int | None = None,
 ) -> None:
     """Write what is asked for of each image into `out`; a broken image is named and the others are done.
@@ -37,12 +44,14 @@ def predict(
     What an earlier call wrote of the same images in the same way stays as it is.
 
     Args:
+        depth, heads, engine, tta, max_latency_ms: as of `Asked`.
         overwrite: write all again, and replace files in the way; one that is an image to be read never.
         threads: that compute; by default those of this process.
 
     Raises:
         UserError: no image, no model, two images of one name, files in the way, or images that could not be read.
     """
+    asked = Asked(depth, heads, engine, tta, max_latency_ms)
     asked.check()
     images, broken = find_images(patterns)
     stems = _stems(images)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 import unetpp
-from pipelines import predict, served, train
+from pipelines import served, train
 from pipelines.cluster import job_package
 from pipelines.core.command import run_command
 from pipelines.core.params import load_params
@@ -17,6 +17,7 @@ from pipelines.evaluation.scored import read_scored
 from pipelines.evaluation.subject import Subject, read_groups
 from pipelines.export import calibration_images
 from pipelines.pages.__main__ import PAGES
+from pipelines.prediction import opening
 from pipelines.register import read_family
 from pipelines.registry.find_report import Found, read_evaluation
 from pipelines.registry.live_log import read_unlogged
@@ -226,7 +227,7 @@ def test_no_file_that_is_loaded_runs_what_is_in_it(tmp_path):
         (folder / "SHA256SUMS").write_text(f"{digest}  MLmodel\n{digest}  model.safetensors\n")
         reads: list[tuple[str, Any]] = [
             *((name, unetpp.load) for name in ("model.safetensors", "model.pt", "model.onnx", "model.pt2", "")),
-            *((name, lambda path: predict.load(str(path), None)) for name in ("model.onnx", "model.pt2")),
+            *((name, lambda path: opening.find_model(str(path))) for name in ("model.onnx", "model.pt2")),
             ("model.pt2", open_export),
             ("model.onnx", open_export),
             ("model.onnx", lambda path: open_export(path, "openvino")),

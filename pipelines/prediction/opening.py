@@ -35,7 +35,7 @@ class Asked:
             UserError: several ways to say which heads answer, or a budget without a number.
         """
         if isinstance(self.depth, int) + (self.heads is not None) + (self.max_latency_ms is not None) > 1:
-            raise UserError("--depth, --heads and --max-latency-ms each say which heads answer: give one of them")
+            raise UserError("--depth, --heads and --max-latency-ms each say which heads answer: give one of the two")
         if self.depth == "auto" and self.max_latency_ms is None:
             raise UserError("--depth auto: expected --max-latency-ms, the time that an image may take")
 
