@@ -22,7 +22,7 @@ LAYERS = (
     {"core", "console"},
     {"storage", "evaluation", "served"},
     {"dataset", "training", "cluster"},
-    {"tuning", "registry"},
+    {"tuning", "registry", "prediction"},
     {"planning"},
     {"pages"},
     {"stages and commands"},  # a stage never imports a stage; the command line imports all of them, late

@@ -17,6 +17,7 @@ from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImage
 
 from unetpp.errors import FileError
 from unetpp.images import tiff_pages
+from unetpp.images.frame import Size
 
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage
@@ -81,6 +82,22 @@ def count_pages(path: str | Path, limits: Limits) -> int:
         return 1
     with _named(path), tiff_pages.opened(path) as tif:
         return tiff_pages.count(path, tif)
+
+
+def picture_size(path: Path, limits: Limits) -> Size:
+    """Height and width of the first page of a file, by its header alone.
+
+    Raises:
+        FileError: missing, empty, too large a file, or no picture.
+    """
+    _check_size(path, limits)
+    with _named(path):
+        if _is_tiff(path):
+            with tiff_pages.opened(path) as tif:
+                return tif.pages.first.imagelength, tif.pages.first.imagewidth
+        with path.open("rb") as file:
+            width, height = _open(path, file).size
+            return height, width
 
 
 def read_picture(path: Path, page: int | None, limits: Limits) -> Picture:
@@ -283,7 +300,7 @@ def _check_pages(path: Path, pages: int, number: int | None, hint: str) -> None:
 
 
 def encode_png(mask: np.ndarray) -> bytes:
-    """A mask or a grey picture (H, W) uint8 as a PNG file."""
+    """A grey picture (H, W) uint8 or uint16, or colours (H, W, 3) uint8, as a PNG file."""
     file = io.BytesIO()
     Image.fromarray(mask).save(file, "PNG", compress_level=1)
     return file.getvalue()
