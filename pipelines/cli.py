@@ -1,6 +1,7 @@
 """The command line `unetpp`. Each command imports what it needs when it runs."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import unetpp
@@ -11,9 +12,9 @@ OVERWRITE = "replace files of the same names that are in the way; never what is 
 
 
 def _predict(arguments: argparse.Namespace) -> None:
-    from pipelines.predict import Limits, Outputs, predict
+    from pipelines.predict import LIMITS, Outputs, predict
 
-    limits = Limits(max_pixels=arguments.max_pixels) if arguments.max_pixels else Limits()
+    limits = replace(LIMITS, max_pixels=arguments.max_pixels) if arguments.max_pixels else LIMITS
     predict(
         arguments.images,
         arguments.model,

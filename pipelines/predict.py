@@ -10,7 +10,7 @@ from pipelines.prediction.flow import write_all
 from pipelines.prediction.images import find_images, searched
 from pipelines.prediction.measurements import COUNTS, OBJECTS, write_tables
 from pipelines.prediction.opening import Asked, find_model, open_model
-from pipelines.prediction.outputs import Outputs
+from pipelines.prediction.outputs import LIMITS, Outputs
 from pipelines.prediction.record import Facts, Record, facts_of
 from unetpp.errors import UserError
 from unetpp.images.frame import Size
@@ -20,7 +20,7 @@ from unetpp.inference.tiles import TILE_PX
 from unetpp.models.about import About
 from unetpp.threads import chosen_threads
 
-DEFAULT = Outputs()
+DEFAULT = Outputs(limits=LIMITS)
 
 
 def predict(
@@ -56,7 +56,8 @@ def predict(
     family = find_model(model)
     about = family.about
     outputs.check(about)
-    files = [path for stem in stems.values() for path in outputs.paths(about, out, stem)]
+    tiffs = {image for image in images if outputs.is_tiff_of_rows(image)}
+    files = [path for image, stem in stems.items() for path in outputs.paths(about, out, stem, image in tiffs)]
     files += [out / OBJECTS, out / COUNTS] if "measurements" in outputs.save else []
     check_outputs(files=files, inputs=[*images, *searched(patterns), Path(model)], overwrite=overwrite)
     threads = threads or chosen_threads()

@@ -13,7 +13,7 @@ from pipelines.prediction.outputs import Outputs, is_large, write_files, write_o
 from unetpp.errors import FileError, UserError
 from unetpp.images.decode import decode_image
 from unetpp.inference.predictor import Predictor
-from unetpp.inference.tiles import as_batch, predict_tiled, to_own_size
+from unetpp.inference.tiles import TILE_PX, as_batch, predict_tiled, to_own_size
 from unetpp.models.about import About
 
 BATCH_PX = 2**16  # a batch is full with so many pixels
@@ -74,13 +74,15 @@ def write_all(
 
 
 def _decode(path: Path, about: About, outputs: Outputs) -> _Decoded | None:
-    """An image as it is and as the network gets it; None of one that is too large to be held."""
+    """An image as it is and as the network gets it; None of one that is cut into tiles, or too large to be held."""
     try:
         if is_large(path, outputs.limits):
             return None
         pixels = decode_image(path, about.in_channels, limits=outputs.limits)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); expected a readable file") from None
+    if max(about.frame.sides(pixels.shape) if about.frame else pixels.shape[:2]) > TILE_PX:
+        return None  # it is scaled tile by tile, in the one way that has the same bits everywhere
     return _Decoded(path, pixels, as_batch([pixels], about.frame))
 
 

@@ -14,11 +14,13 @@ import numpy as np
 
 from pipelines.core.files import replacing
 from pipelines.core.tables import write_rows
+from pipelines.prediction.large import ROWS, write_strips
 from pipelines.prediction.objects import COLUMNS, find_objects
 from pipelines.prediction.own_values import own_values, to_own_values
 from unetpp.errors import FileError, UserError
-from unetpp.images.decode import NO_LIMITS_SET, decode_image
-from unetpp.images.pictures import Limits, encode_png, picture_size
+from unetpp.images.decode import decode_image
+from unetpp.images.limits import Limits
+from unetpp.images.pictures import encode_png, is_tiff, picture_size
 from unetpp.inference.overlay import overlay
 from unetpp.inference.predictor import Predictor
 from unetpp.inference.tiles import predict_image, to_mask
@@ -26,7 +28,9 @@ from unetpp.models.about import About
 
 Kind = Literal["mask", "values", "probs", "probs8", "overlay", "labels", "measurements"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-SUFFIXES: dict[Kind, str] = {"probs": ".npy", "measurements": ".csv"}  # of the others .png
+SUFFIXES: dict[str, str] = {"probs": ".npy", "measurements": ".csv"}  # of the others .png
+# Of what is decoded at once. A file of any size is read: a TIFF by its parts.
+LIMITS = Limits(max_file_mib=2**40, name="--max-pixels")
 WHOLE_PX = 2**25  # so many pixels are held as a whole
 SMALL_BYTES = 2**16  # a file of less is not looked into beforehand: at worst it is held as a whole
 MAX_OBJECTS = 65535  # that a PNG of 16 bits can number
@@ -44,7 +48,7 @@ class Outputs:
     """
 
     save: tuple[Kind, ...] = ("mask",)
-    limits: Limits = NO_LIMITS_SET
+    limits: Limits = LIMITS
 
     def check(self, about: About) -> None:
         """Refuse what this model cannot give, before any work is done.
@@ -70,12 +74,24 @@ class Outputs:
             found.extend((kind, name) for name in (names if several else [""]))
         return found
 
-    def paths(self, about: About, folder: Path, stem: str) -> list[Path]:
-        """The files of an image, in the order of `places`."""
+    def paths(self, about: About, folder: Path, stem: str, as_tiff: bool = False) -> list[Path]:
+        """The files of an image, in the order of `places`.
+
+        Args:
+            as_tiff: pictures are TIFF (`is_tiff_of_rows`).
+        """
+        suffixes = SUFFIXES | (dict.fromkeys(ROWS, ".tif") if as_tiff else {})
         return [
-            folder / ("" if kind == "mask" else kind) / name / f"{stem}{SUFFIXES.get(kind, '.png')}"
+            folder / ("" if kind == "mask" else kind) / name / f"{stem}{suffixes.get(kind, '.png')}"
             for kind, name in self.places(about)
         ]
+
+    def is_tiff_of_rows(self, image: Path) -> bool:
+        """Whether an image is a large TIFF, whose files are TIFF as well and lie where it lies on the earth."""
+        try:
+            return not set(self.save) - set(ROWS) and is_large(image, self.limits) and is_tiff(image)
+        except (UserError, OSError):  # who reads it will say so
+            return False
 
 
 def write_outputs(predictor: Predictor, image: Path, folder: Path, stem: str, outputs: Outputs) -> list[Path]:
@@ -103,7 +119,11 @@ def is_large(image: Path, limits: Limits) -> bool:
 
 
 def write_large(predictor: Predictor, image: Path, folder: Path, stem: str, outputs: Outputs) -> list[Path]:
-    """`write_outputs` of a large image."""
+    """`write_outputs` of a large image: strip by strip, where nothing that is asked for needs the whole mask."""
+    if not set(outputs.save) - set(ROWS):
+        paths = outputs.paths(predictor.about, folder, stem, outputs.is_tiff_of_rows(image))
+        write_strips(predictor, image, outputs.places(predictor.about), paths, outputs.limits)
+        return paths
     pixels = decode_image(image, predictor.in_channels, limits=outputs.limits)
     return write_files(predictor.about, pixels, predict_image(predictor.engine, pixels), folder, stem, outputs, image)
 

@@ -18,12 +18,12 @@ from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImage
 from unetpp.errors import FileError
 from unetpp.images import tiff_pages
 from unetpp.images.frame import Size
+from unetpp.images.limits import EXPECTED, Limits, broken, check_pages, check_pixels, check_size, check_upright
 
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".webp", ".gif")
-EXPECTED = "expected a whole PNG, TIFF, JPEG, BMP, WEBP or GIF file"
 ORIENTATION = 274  # the tag of EXIF
 OPENERS = (
     PngImagePlugin.PngImageFile,
@@ -33,15 +33,6 @@ OPENERS = (
     GifImagePlugin.GifImageFile,
 )
 COLOURS = ("L", "LA", "RGB", "RGBA")  # by their number
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What may be decoded at all; refused by the header, before it is. The values are for use without params."""
-
-    max_pixels: int = 178_956_970  # where Pillow itself would stop: half a gigabyte of RGB
-    max_file_mib: int = 2048
-    name: str = "prepare.max_pixels"  # of the first, where a user sets it
 
 
 class Header(NamedTuple):
@@ -90,9 +81,9 @@ def picture_size(path: Path, limits: Limits) -> Size:
     Raises:
         FileError: missing, empty, too large a file, or no picture.
     """
-    _check_size(path, limits)
+    check_size(path, limits)
     with _named(path):
-        if _is_tiff(path):
+        if is_tiff(path):
             with tiff_pages.opened(path) as tif:
                 return tif.pages.first.imagelength, tif.pages.first.imagewidth
         with path.open("rb") as file:
@@ -129,7 +120,7 @@ def _named(path: Path) -> Iterator[None]:
     except FileError:
         raise
     except Exception as error:
-        raise _broken(path, error) from None
+        raise broken(path, error) from None
 
 
 def is_tiff(path: Path) -> bool:
@@ -142,12 +133,12 @@ def _read_other(path: Path, number: int | None, limits: Limits) -> Picture:
     # The file is ours to close: Pillow keeps one open where decoding fails.
     with path.open("rb") as file:
         image = _open(path, file)  # its header alone
-        _check_pixels(path, *image.size, limits)
+        check_pixels(path, *image.size, limits)
         moving = image.format in ("PNG", "WEBP", "GIF")  # an MPO's second picture is a preview
-        _check_pages(path, getattr(image, "n_frames", 1) if moving else 1, number, "")
+        check_pages(path, getattr(image, "n_frames", 1) if moving else 1, number, "")
         image.verify()  # the checksums of a PNG, which loading passes over
         image = _open(path, file)
-        _check_upright(path, image.getexif().get(ORIENTATION, 1))
+        check_upright(path, image.getexif().get(ORIENTATION, 1))
         bits = _png_bits(file) if image.format == "PNG" else 1 if image.mode == "1" else 8
         header = Header(str(image.format), image.mode, bits, len(image.getbands()))
         if header.mode not in ("1", "P", "I;16", *COLOURS):
@@ -192,11 +183,11 @@ def choose_pages(path: Path, tif: "TiffFile", number: int | None, limits: Limits
     if number is None and tiff_pages.are_channels(tif, num_pages):
         chosen = list(range(num_pages))
     elif number is not None or not tiff_pages.are_copies(tif, num_pages):
-        _check_pages(path, num_pages, number, ", or set prepare.pages to slices")
+        check_pages(path, num_pages, number, ", or set prepare.pages to slices")
     pages = [tif.pages.get(one).aspage() for one in chosen]
     for page in pages:
-        _check_pixels(path, page.imagewidth, page.imagelength, limits)
-        _check_upright(path, tiff_pages.orientation(page))
+        check_pixels(path, page.imagewidth, page.imagelength, limits)
+        check_upright(path, tiff_pages.orientation(page))
         tiff_pages.check_known(path, page, limits.max_pixels)
     return pages
 
@@ -246,57 +237,6 @@ def _png_bits(file: BinaryIO) -> int:
 def _rewound(file: BinaryIO) -> BinaryIO:
     file.seek(0)
     return file
-
-
-def _broken(path: Path, error: Exception) -> FileError:
-    what = " ".join(str(error).split())[:200] or type(error).__name__
-    return FileError(path, f"found a broken file ({what}); {EXPECTED}", "fetch it again or remove it")
-
-
-def check_size(path: Path, limits: Limits) -> None:
-    """Refuse what is no file, an empty one, and one of more bytes than the limit."""
-    if not path.is_file():
-        found = "a folder" if path.is_dir() else "no such file"
-        raise FileError(path, f"found {found}; {EXPECTED}", "correct the name")
-    size = path.stat().st_size
-    if size == 0:
-        raise FileError(path, f"found an empty file (0 bytes); {EXPECTED}", "fetch it again or remove it")
-    if size > limits.max_file_mib * 2**20:
-        raise FileError(
-            path,
-            f"found {size / 2**20:.0f} MiB; expected at most prepare.max_file_mib = {limits.max_file_mib}",
-            "cut it up, or raise the limit",
-        )
-
-
-def _check_pixels(path: Path, width: int, height: int, limits: Limits) -> None:
-    if width < 1 or height < 1:
-        raise _broken(path, ValueError(f"it declares {width}x{height} px"))
-    if width * height > limits.max_pixels:
-        raise FileError(
-            path,
-            f"found too many pixels ({width}x{height} px); expected at most {limits.name} = {limits.max_pixels}",
-            "cut it into tiles, or raise the limit",
-        )
-
-
-def _check_upright(path: Path, orientation: int) -> None:
-    if orientation not in (0, 1):  # 0 is written by tools that mean "not said"
-        raise FileError(
-            path,
-            f"found the orientation tag {orientation}, so viewers turn it and an image and its mask may disagree; "
-            "expected upright pixels",
-            "turn the pixels themselves and remove the tag, of image and mask alike",
-        )
-
-
-def _check_pages(path: Path, pages: int, number: int | None, hint: str) -> None:
-    if number is None and pages > 1:
-        raise FileError(path, f"found {pages} pages; expected one", f"save each page as a file of its own{hint}")
-    if number is not None and not 1 <= number <= pages:
-        raise FileError(
-            path, f"found {pages} pages; expected page {number} among them", "save the volume as TIFF again"
-        )
 
 
 def encode_png(mask: np.ndarray) -> bytes:

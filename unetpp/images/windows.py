@@ -11,7 +11,8 @@ import numpy as np
 from unetpp.errors import FileError
 from unetpp.images import tiff_pages
 from unetpp.images.decode import NO_LIMITS_SET, decode_image, to_array
-from unetpp.images.pictures import Limits, check_size, choose_pages, decoding, is_tiff, tiff_picture
+from unetpp.images.limits import Limits, check_size
+from unetpp.images.pictures import choose_pages, decoding, is_tiff, tiff_picture
 from unetpp.images.tiff_windows import PageWindows, Tag, place_tags
 
 

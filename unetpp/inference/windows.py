@@ -11,7 +11,7 @@ from unetpp.images.pixels import resize_rows
 from unetpp.images.windows import WindowedImage
 from unetpp.inference.tiles import fits, own_size_strips, predict_rows, predict_seen, tile_sides
 
-WHOLE_PX = 2**24  # an engine that takes no parts gets no larger image: it would need some ten gigabytes
+WHOLE_PX = 2**25  # an engine that takes no parts gets no larger image: it would need some ten gigabytes
 STRIP_BYTES = 2**28  # of the probabilities of a row of tiles, where the network leaves a choice
 BLOCK_PX = 2**22  # read at once where nothing is predicted
 

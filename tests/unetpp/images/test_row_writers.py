@@ -83,5 +83,8 @@ def test_who_stops_early_is_told_his_own_error(tmp_path, writer):
 
 
 def test_a_disk_that_does_not_take_it_ends_the_writing():
-    with pytest.raises(OSError, match="No space left"), tiff_rows(Path("/dev/full"), (9000, 9000), np.dtype("u1")) as write:
+    with (
+        pytest.raises(OSError, match="No space left"),
+        tiff_rows(Path("/dev/full"), (9000, 9000), np.dtype("u1")) as write,
+    ):
         give(write, RNG.integers(0, 256, (9000, 9000), np.uint8), 500)
