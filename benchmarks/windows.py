@@ -1,11 +1,12 @@
 """Images larger than memory: the peak of memory, and what a pixel of the answer costs by the side of the tiles.
 
-    python -m benchmarks.windows memory [--side 20000] [--widths 8 16] [--file SUFFIX] [--whole]
+    python -m benchmarks.windows memory [--side 20000] [--widths 32 64] [--file SUFFIX] [--whole]
     python -m benchmarks.windows tiles [--widths 32 64 128 256 512] [--rounds 3]
 
 `memory` makes a picture of side x side RGB (a TIFF in tiles, or a PNG), and a process of its own that reads it,
 predicts it with random weights and writes its mask; memory is above that of the process once all is imported and the
-network is there (VmHWM). `--whole` decodes and predicts it as one array. `tiles` is CPU-seconds of one thread, the
+network is there (VmHWM). `--whole` decodes and predicts it as one array; without `--widths` there is no network, and
+half of the first channel is the answer: what all the rest takes. `tiles` is CPU-seconds of one thread, the
 sides in turn; useful is what is left of a tile without what overlaps.
 """
 
@@ -20,17 +21,29 @@ import numpy as np
 
 from unetpp.engines.engine import Engine
 from unetpp.images.row_writers import png_rows, tiff_rows
+from unetpp.models.about import About
 
 SIDES = (192, 256, 384, 512, 608, 768, 1024)
 
 
-def make_engine(widths: list[int]) -> Engine:
+class Half:
+    """Half of the first channel, as an engine of depth 1."""
+
+    name, takes_parts, about = "half", True, About({"widths": [1, 1]}, None)
+
+    def __call__(self, images: np.ndarray, statistics: np.ndarray | None = None) -> np.ndarray:
+        assert statistics is not None or len(images)
+        return images[:, :1] / 2
+
+
+def make_engine(widths: list[int] | None) -> Engine:
     """The deepest network of these widths, in eager mode."""
+    if not widths:
+        return Half()
     import torch
 
     from unetpp import NestedUNet, Segmenter
     from unetpp.engines.torch_engine import TorchEngine
-    from unetpp.models.about import About
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -52,7 +65,7 @@ def peak_mib() -> float:
     return int(Path("/proc/self/status").read_text(encoding="ascii").split("VmHWM:")[1].split()[0]) / 1024
 
 
-def predict(path: Path, widths: list[int], is_whole: bool) -> None:
+def predict(path: Path, widths: list[int] | None, is_whole: bool) -> None:
     """One line: what the process took."""
     from unetpp.images.decode import decode_image
     from unetpp.images.pictures import Limits, encode_png
@@ -114,13 +127,13 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.what == "tiles":
         return measure_tiles(arguments.widths or [32, 64, 128, 256, 512], arguments.rounds)
-    widths = arguments.widths or [8, 16]
     if arguments.what == "predict":
-        return predict(Path(arguments.file), widths, arguments.whole)
+        return predict(Path(arguments.file), arguments.widths, arguments.whole)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"a{arguments.file}"
         make_picture(path, arguments.side)
-        command = [sys.executable, "-m", "benchmarks.windows", "predict", "--file", path, "--widths", *map(str, widths)]
+        command = [sys.executable, "-m", "benchmarks.windows", "predict", "--file", path]
+        command += ["--widths", *map(str, arguments.widths)] if arguments.widths else []
         subprocess.run([*command, *(["--whole"] if arguments.whole else [])], check=True)
 
 
