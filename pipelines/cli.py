@@ -230,7 +230,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--tta", choices=["none", "flips", "all"], default="none", help="mean over mirrored, turned copies"
     )
     one.add_argument("--threads", type=_count, help="that compute (default: one for each core)")
-    one.add_argument("--max-pixels", type=_count, help="that are decoded at once: a PNG or JPEG, a strip or tile of a TIFF (default: 178956970)")
+    one.add_argument(
+        "--max-pixels",
+        type=_count,
+        help="that are decoded at once: a PNG or JPEG, a strip or tile of a TIFF (default: 178956970)",
+    )
     one.add_argument("--overwrite", action="store_true", help=f"write all again; {OVERWRITE}")
     one.set_defaults(run=_predict)
 

@@ -3,7 +3,7 @@
 import io
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +33,7 @@ SUFFIXES: dict[str, str] = {"probs": ".npy", "measurements": ".csv"}  # of the o
 LIMITS = Limits(max_file_mib=2**40, name="--max-pixels")
 WHOLE_PX = 2**25  # so many pixels are held as a whole
 SMALL_BYTES = 2**16  # a file of less is not looked into beforehand: at worst it is held as a whole
+NOTHING_HELD: Mapping[Path, Path] = {}
 MAX_OBJECTS = 65535  # that a PNG of 16 bits can number
 
 
@@ -89,7 +90,7 @@ class Outputs:
     def is_tiff_of_rows(self, image: Path) -> bool:
         """Whether an image is a large TIFF, whose files are TIFF as well and lie where it lies on the earth."""
         try:
-            return not set(self.save) - set(ROWS) and is_large(image, self.limits) and is_tiff(image)
+            return not set(self.save) - set(ROWS) and is_tiff(image) and is_large(image, self.limits)
         except (UserError, OSError):  # who reads it will say so
             return False
 
@@ -136,12 +137,17 @@ def write_files(
     stem: str,
     outputs: Outputs,
     image: Path,
+    held: Mapping[Path, Path] = NOTHING_HELD,
 ) -> list[Path]:
-    """Write the files of an image (H, W, C) whose probabilities (K, H, W) are known, all of them whole, or none."""
+    """Write the files of an image (H, W, C) whose probabilities (K, H, W) are known, all of them whole, or none.
+
+    Args:
+        held: by folder, what is kept for many files (`holding`).
+    """
     paths = outputs.paths(about, folder, stem)
     with ExitStack() as stack:
         for path, write in zip(paths, _writers(about, pixels, probs, stem, outputs.save, image), strict=True):
-            write(stack.enter_context(replacing(path)))
+            write(stack.enter_context(replacing(path, held.get(path.parent))))
     return paths
 
 
