@@ -1,6 +1,7 @@
 """The command line `unetpp`. Each command imports what it needs when it runs."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import unetpp
@@ -11,9 +12,22 @@ OVERWRITE = "replace files of the same names that are in the way; never what is 
 
 
 def _predict(arguments: argparse.Namespace) -> None:
-    from pipelines.predict import predict
+    from pipelines.predict import LIMITS, Outputs, predict
 
-    predict(arguments.images, arguments.model, arguments.depth, arguments.out, arguments.heads, arguments.overwrite)
+    limits = replace(LIMITS, max_pixels=arguments.max_pixels) if arguments.max_pixels else LIMITS
+    predict(
+        arguments.images,
+        arguments.model,
+        arguments.depth,
+        arguments.out,
+        arguments.heads,
+        arguments.overwrite,
+        outputs=Outputs(tuple(arguments.save), limits),
+        engine=arguments.engine,
+        tta=arguments.tta,
+        max_latency_ms=arguments.max_latency_ms,
+        threads=arguments.threads,
+    )
 
 
 def _try(arguments: argparse.Namespace) -> None:
@@ -106,11 +120,11 @@ def _mlflow(arguments: argparse.Namespace) -> None:
 
 
 def _job(arguments: argparse.Namespace) -> None:
-    from pipelines.cluster.job_package import stage_arguments
     from pipelines.cluster.jobs import fetch_results, send_archive
     from pipelines.core.files import scratch
     from pipelines.core.params import load_params
     from pipelines.search import fetch_init
+    from pipelines.storage.stage_paths import stage_arguments
 
     params, paths = load_params(), stage_arguments(arguments.stage)
     with scratch() as folder:
@@ -164,6 +178,22 @@ def _minutes(text: str) -> float:
     return minutes
 
 
+def _depth(text: str) -> int | str:
+    return text if text == "auto" else int(text.removeprefix("L"))
+
+
+def _above_0(text: str) -> float:
+    if not 0 < (value := float(text)) < 1e9:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text}")
+    return value
+
+
+def _count(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, found {text}")
+    return value
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = argparse.ArgumentParser(prog="unetpp", description="Train, measure and ship UNet++ segmentation models.")
@@ -190,15 +220,28 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("words", nargs=argparse.REMAINDER, metavar="...", help="its options; --help lists them")
     one.set_defaults(run=_stage)
 
-    one = commands.add_parser("predict", help="write a mask for each image")
+    one = commands.add_parser("predict", help="write a mask, or what else you like, of each image")
     one.add_argument("images", nargs="+", help="image files, folders of them, or patterns such as 'scans/*.png'")
     one.add_argument(
         "--model", default="models/train", help="folder of a trained or exported model, an .onnx, or models:/NAME@ALIAS"
     )
-    one.add_argument("--depth", type=int, help="prune to this depth (default: the deepest it has)")
+    one.add_argument("--depth", type=_depth, help="prune to this depth, or auto (default: the deepest it has)")
+    one.add_argument("--max-latency-ms", type=_above_0, help="the deepest depth of which an image takes no longer")
     one.add_argument("--heads", help="average heads instead: mean (of all), or depths with weights, such as 2:1,4:3")
     one.add_argument("--out", type=Path, required=True, help="folder for the masks, <image name>.png")
-    one.add_argument("--overwrite", action="store_true", help=OVERWRITE)
+    kinds = ["mask", "values", "probs", "probs8", "overlay", "labels", "measurements"]
+    one.add_argument("--save", nargs="+", choices=kinds, default=["mask"], help="what is written (default: mask)")
+    one.add_argument("--engine", default="auto", help="such as torch or openvino-int8 (default: the fastest allowed)")
+    one.add_argument(
+        "--tta", choices=["none", "flips", "all"], default="none", help="mean over mirrored, turned copies"
+    )
+    one.add_argument("--threads", type=_count, help="that compute (default: one for each core)")
+    one.add_argument(
+        "--max-pixels",
+        type=_count,
+        help="that are decoded at once: a PNG or JPEG, a strip or tile of a TIFF (default: 178956970)",
+    )
+    one.add_argument("--overwrite", action="store_true", help=f"write all again; {OVERWRITE}")
     one.set_defaults(run=_predict)
 
     one = commands.add_parser("try", help="open a page on this machine: drop an image, see what each depth makes of it")

@@ -1,198 +1,138 @@
-"""`unetpp predict`: a mask for each image, by a trained model of this project or a registered one."""
+"""`unetpp predict`: masks, and what else is asked for, of each image, by a trained model or a registered one."""
 
-import fnmatch
-import glob
-import os
-import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
-import unetpp
 from pipelines.console.progress import watched
-from pipelines.core.files import check_outputs, replacing
-from pipelines.storage.folder_walk import PLAIN, walk
-from pipelines.storage.templates import is_picture
-from unetpp.engines.family import find_family
+from pipelines.core.files import check_outputs
+from pipelines.prediction.flow import write_all
+from pipelines.prediction.images import find_images, searched
+from pipelines.prediction.measurements import COUNTS, OBJECTS, write_tables
+from pipelines.prediction.opening import Asked, find_model, open_model
+from pipelines.prediction.outputs import LIMITS, Outputs
+from pipelines.prediction.record import Facts, Record, facts_of
 from unetpp.errors import UserError
-from unetpp.images.decode import decode_image
-from unetpp.images.pictures import SUFFIXES, encode_png
-from unetpp.inference.predictor import Predictor
+from unetpp.images.frame import Size
+from unetpp.images.pictures import Limits, picture_size
+from unetpp.inference.symmetric import Symmetries
+from unetpp.inference.tiles import TILE_PX
+from unetpp.models.about import About
+from unetpp.threads import chosen_threads
 
-
-def read_heads(text: str) -> dict[int, float] | Literal["mean"]:
-    """The heads of `--heads`: "mean", which is all of them, or {2: 1.0, 4: 3.0} of "2,4:3".
-
-    Raises:
-        UserError: neither.
-    """
-    if text == "mean":
-        return "mean"
-    found = [re.fullmatch(r"(\d+)(?::(\d+\.?\d*|\.\d+))?", part.strip()) for part in text.split(",")]
-    if not all(found):
-        raise UserError(
-            f"--heads {text}: expected mean, or depths with a weight where it is not 1, such as 2,3 or 2:1,4:3"
-        )
-    return {int(match[1]): float(match[2] or 1) for match in found if match}
-
-
-def named(pattern: str) -> list[Path]:
-    """The files and folders of this name, or else those that it matches as a pattern."""
-    return [Path(name) for name in ([pattern] if os.path.exists(pattern) else glob.glob(pattern, recursive=True))]
-
-
-def find_images(patterns: list[str]) -> tuple[list[Path], list[str]]:
-    """The image files that files, folders (searched through) and glob patterns name, sorted, and what is no such file.
-
-    Raises:
-        UserError: a pattern that names nothing, or no image among what they name.
-    """
-    found: set[Path] = set()
-    problems: list[str] = []
-    for pattern in patterns:
-        base, rest = _split(pattern)
-        names = named(base)
-        matched = bool(names and not rest)
-        for path in names:
-            if path.is_dir():
-                files, refused = walk(path, "name {} itself")
-                chosen = [path / name for name in files if (_fits(name.parts, rest) if rest else is_picture(name))]
-                found.update(chosen)
-                matched |= bool(chosen)
-                problems += map(str, refused)
-            elif path.is_file():
-                found.add(path)
-            else:
-                problems.append(f"{path}: found a link to nothing, or {PLAIN}: leave it out")
-        if not matched:
-            raise UserError(
-                "\n".join([f"{pattern}: no such file or folder, and no file matches it as a pattern", *problems])
-            )
-    if not found:
-        expected = f"expected files ending in {', '.join(sorted(SUFFIXES))}"
-        raise UserError("\n".join([f"{', '.join(patterns)}: no image there; {expected}", *problems]))
-    return sorted(found), problems
-
-
-def _split(pattern: str) -> tuple[str, tuple[str, ...]]:
-    """What a pattern names down to `**`, and the rest: folders are walked in one way, whoever asks for it."""
-    parts = Path(pattern).parts
-    if "**" not in parts or os.path.exists(pattern):
-        return pattern, ()
-    at = parts.index("**")
-    return str(Path(*parts[:at])), parts[at:]
-
-
-def _fits(name: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
-    """Whether the parts of a name are those of a pattern, in which `**` stands for any number of them."""
-    if not pattern or not name:
-        return not name and set(pattern) <= {"**"}
-    if pattern[0] == "**":
-        return _fits(name, pattern[1:]) or _fits(name[1:], pattern)
-    return fnmatch.fnmatchcase(name[0], pattern[0]) and _fits(name[1:], pattern[1:])
-
-
-def load(model: str, depth: int | None, heads: str | None = None) -> Predictor:
-    """A model by any name that `unetpp.load` knows, or an .onnx in the folder of an export, after its sum was compared.
-
-    Args:
-        depth: the depth to prune to, by default the deepest.
-        heads: average these heads instead (`read_heads`).
-
-    Raises:
-        UserError: no such model, or a depth or a head that it does not have; a damaged one; a .pt2, which runs code
-            of its author when it is opened.
-    """
-    file = Path(model)
-    if file.suffix != ".onnx":
-        return Predictor(unetpp.load(model), depth, heads=None if heads is None else read_heads(heads))
-    if depth is not None or heads is not None:
-        raise UserError(f"{file}: an exported file is one depth and its head: leave --depth and --heads out")
-    return Predictor(find_family(file))
-
-
-def predict_mask(predictor: Predictor, image: np.ndarray) -> np.ndarray:
-    """Mask (H, W) uint8 of an image (H, W, C) uint8, uint16 or float32: 0 and 255, class indices, or bits of labels."""
-    mask = predictor.mask(image)
-    return mask * np.uint8(255) if predictor.num_classes == 1 and not predictor.multilabel else mask
-
-
-def write_mask(path: Path, mask: np.ndarray) -> None:
-    """Write a mask (H, W) uint8 as PNG, whole or not at all."""
-    with replacing(path) as partial:
-        partial.write_bytes(encode_png(mask))
-
-
-def _check_folders(labels: list[str], model: str) -> None:
-    """Refuse names by which a model that comes from elsewhere would write outside the folder it was given."""
-    wrong = [label for label in labels if not re.fullmatch(r"[^/\\.][^/\\]*", label)]
-    if wrong:
-        raise UserError(
-            f"{model}: found a label named {wrong[0]!r}; expected names that folders of masks can have: a name without "
-            "slashes that does not begin with a dot"
-        )
-
-
-def _describe(num: int, loaded: Predictor, out: Path) -> str:
-    """How many masks were written where, and what their values mean."""
-    if loaded.multilabel:
-        folders = ", ".join(str(out / label) for label in loaded.classes)
-        return f"{num} masks of each label to {folders}: 255 where the label is"
-    if loaded.num_classes == 1 or loaded.names == ["background", "1"]:
-        return f"{num} masks to {out}: {'foreground' if loaded.classes == ['1'] else loaded.classes[0]} where not 0"
-    values = ", ".join(f"{index} {name}" for index, name in enumerate(loaded.names))
-    return f"{num} masks to {out}: {values}"
+DEFAULT = Outputs(limits=LIMITS)
 
 
 def predict(
-    patterns: list[str], model: str, depth: int | None, out: Path, heads: str | None = None, overwrite: bool = False
+    patterns: list[str],
+    model: str,
+    depth: int | Literal["auto"] | None,
+    out: Path,
+    heads: str | None = None,
+    overwrite: bool = False,
+    *,
+    outputs: Outputs = DEFAULT,
+    engine: str = "auto",
+    tta: Symmetries = "none",
+    max_latency_ms: float | None = None,
+    threads: int | None = None,
 ) -> None:
-    """Write `out/<image name>.png` for each image; a broken image is named and the others are done.
+    """Write what is asked for of each image into `out`; a broken image is named and the others are done.
 
-    It holds 0 and 255, or class indices. Of a model with labels, which may lie over each other, it is
-    `out/<label>/<image name>.png` for each label, 0 and 255: the folders that stage prepare reads.
+    What an earlier call wrote of the same images in the same way stays as it is.
 
     Args:
-        overwrite: replace masks that are there; one that is an image to be read never.
+        depth, heads, engine, tta, max_latency_ms: as of `Asked`.
+        overwrite: write all again, and replace files in the way; one that is an image to be read never.
+        threads: that compute; by default those of this process.
 
     Raises:
-        UserError: no image, no model, two images of one name, labels that are no names of folders, files in the way,
-            or images that could not be read.
+        UserError: no image, no model, two images of one name, files in the way, or images that could not be read.
     """
+    asked = Asked(depth, heads, engine, tta, max_latency_ms)
+    asked.check()
     images, broken = find_images(patterns)
+    stems = _stems(images)
+    family = find_model(model)
+    about = family.about
+    outputs.check(about)
+    tiffs = {image for image in images if outputs.is_tiff_of_rows(image)}
+    files = [path for image, stem in stems.items() for path in outputs.paths(about, out, stem, image in tiffs)]
+    files += [out / OBJECTS, out / COUNTS] if "measurements" in outputs.save else []
+    check_outputs(files=files, inputs=[*images, *searched(patterns), Path(model)], overwrite=overwrite)
+    threads = threads or chosen_threads()
+    opened = open_model(family, asked, _first_size(images, about, outputs.limits), threads)
+    print(f"predicting with {opened.said}", flush=True)
+    facts, record = _facts(images), Record(out, opened.how | {"save": outputs.save})
+    done = [] if overwrite else [image for image, seen in facts.items() if record.is_done(stems[image], seen)]
+    todo = dict(stems)
+    for image in done:
+        del todo[image]
+    results = write_all(opened.predictor, todo, out, outputs, opened.streams, max(1, threads // 4))
+    for image, result in watched(results, "predicting, images", len(todo)):
+        if isinstance(result, UserError):
+            broken.append(str(result))
+            continue
+        done.append(image)
+        if image in facts:
+            record.add(stems[image], facts[image], result)
+    if "measurements" in outputs.save:
+        write_tables(out, sorted(stems[image] for image in done), about)
+    _tell(len(done), len(stems) - len(todo), opened.predictor.about, outputs, out)
+    if broken:
+        raise UserError(
+            f"{len(broken)} of {len(done) + len(broken)} images, links or folders could not be read:\n"
+            + "\n".join(sorted(broken))
+        )
+
+
+def _stems(images: Sequence[Path]) -> dict[Path, str]:
+    """The name in the folder of outputs of each image."""
     names = [image.stem for image in images]
-    twice = sorted({str(image) for image in images if names.count(image.stem) > 1})
-    if twice:
+    if len(set(names)) < len(names):
+        twice = sorted(str(image) for image in images if names.count(image.stem) > 1)
         raise UserError(
             f"images of the same name would overwrite each other's mask: {', '.join(twice[:6])}; predict them apart"
         )
-    loaded = load(model, depth, heads)
-    if loaded.multilabel:
-        _check_folders(loaded.classes, model)
-    folders = [out / label for label in loaded.classes] if loaded.multilabel else [out]
-    searched = [path for pattern in patterns for path in named(_split(pattern)[0]) if path.is_dir()]
-    masks = [folder / f"{name}.png" for folder in folders for name in names]
-    check_outputs(files=masks, inputs=[*images, *searched, Path(model)], overwrite=overwrite)
-    num_read = 0
-    for image in watched(images, "predicting, images"):
+    return dict(zip(images, names, strict=True))
+
+
+def _facts(images: Iterable[Path]) -> Mapping[Path, Facts]:
+    found = {}
+    for image in images:
         try:
-            mask = predict_mask(loaded, decode_image(image, loaded.in_channels))
-        except UserError as error:
-            broken.append(str(error))
+            found[image] = facts_of(image)
+        except OSError:
+            continue  # who reads it will say so
+    return found
+
+
+def _first_size(images: Sequence[Path], about: About, limits: Limits) -> Size:
+    """Of the first image that can be read, as the network sees it: by it the engine and the depth are chosen."""
+    for image in images:
+        try:
+            height, width = picture_size(image, limits)
+        except (UserError, OSError):
             continue
-        except OSError as error:
-            broken.append(f"{image}: cannot be read ({error.strerror}); expected a readable file")
-            continue
-        num_read += 1
-        if loaded.multilabel:
-            for bit, label in enumerate(loaded.classes):
-                write_mask(out / label / f"{image.stem}.png", (mask >> bit & 1) * np.uint8(255))
-        else:
-            write_mask(out / f"{image.stem}.png", mask)
-    print(f"wrote {_describe(num_read, loaded, out)}")
-    if broken:
-        raise UserError(
-            f"{len(broken)} of {num_read + len(broken)} images, links or folders could not be read:\n"
-            + "\n".join(broken)
-        )
+        seen = about.frame.sides((height, width)) if about.frame else (height, width)
+        return min(seen[0], TILE_PX), min(seen[1], TILE_PX)
+    return TILE_PX, TILE_PX
+
+
+def _tell(num: int, num_before: int, about: About, outputs: Outputs, out: Path) -> None:
+    """How many masks were written where, and what their values mean."""
+    before = f", {num_before} of them before" if num_before else ""
+    others = [kind for kind in outputs.save if kind != "mask"]
+    if others:
+        print(f"wrote {', '.join(others)} of {num} images to {out}{before}")
+    if "mask" not in outputs.save:
+        return
+    if about.multilabel:
+        folders = ", ".join(str(out / label) for label in about.classes)
+        print(f"wrote {num} masks of each label to {folders}: 255 where the label is{before}")
+    elif about.num_classes == 1 or about.names == ["background", "1"]:
+        name = "foreground" if about.classes == ["1"] else about.classes[0]
+        print(f"wrote {num} masks to {out}: {name} where not 0{before}")
+    else:
+        values = ", ".join(f"{index} {name}" for index, name in enumerate(about.names))
+        print(f"wrote {num} masks to {out}: {values}{before}")

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 import unetpp
-from pipelines import predict, served, train
+from pipelines import served, train
 from pipelines.cluster import job_package
 from pipelines.core.command import run_command
 from pipelines.core.params import load_params
@@ -17,11 +17,12 @@ from pipelines.evaluation.scored import read_scored
 from pipelines.evaluation.subject import Subject, read_groups
 from pipelines.export import calibration_images
 from pipelines.pages.__main__ import PAGES
+from pipelines.prediction import opening
 from pipelines.register import read_family
 from pipelines.registry.find_report import Found, read_evaluation
 from pipelines.registry.live_log import read_unlogged
 from pipelines.registry.run_log import Inputs, read_hashes
-from pipelines.storage import http_download, node_cache
+from pipelines.storage import http_download, node_cache, stage_paths
 from pipelines.summary import summary
 from pipelines.training.architecture import read_architecture
 from tests.canary import Canary
@@ -54,7 +55,7 @@ READERS: dict[str, Any] = {  # by the file that they read
     "exports.json": lambda path: read_exports(path.parent),
     "L1/exports.json": lambda path: check_export(path.parent / "L1/model.onnx"),
     "dvc.lock": read_hashes,
-    "dvc.yaml": lambda _path: job_package.stage_arguments("train"),
+    "dvc.yaml": lambda _path: stage_paths.stage_arguments("train"),
     "job.json": lambda _path: job_package._run_stage(),
     "split.csv": lambda path: read_groups(path.parent, ["a"]),
     "images.csv": read_scored,
@@ -226,7 +227,7 @@ def test_no_file_that_is_loaded_runs_what_is_in_it(tmp_path):
         (folder / "SHA256SUMS").write_text(f"{digest}  MLmodel\n{digest}  model.safetensors\n")
         reads: list[tuple[str, Any]] = [
             *((name, unetpp.load) for name in ("model.safetensors", "model.pt", "model.onnx", "model.pt2", "")),
-            *((name, lambda path: predict.load(str(path), None)) for name in ("model.onnx", "model.pt2")),
+            *((name, lambda path: opening.find_model(str(path))) for name in ("model.onnx", "model.pt2")),
             ("model.pt2", open_export),
             ("model.onnx", open_export),
             ("model.onnx", lambda path: open_export(path, "openvino")),

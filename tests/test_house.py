@@ -22,7 +22,7 @@ LAYERS = (
     {"core", "console"},
     {"storage", "evaluation", "served"},
     {"dataset", "training", "cluster"},
-    {"tuning", "registry"},
+    {"tuning", "registry", "prediction"},
     {"planning"},
     {"pages"},
     {"trying"},
@@ -44,7 +44,7 @@ BESIDE = {("console", "core")}  # what a person sees is written by core's whole 
 HOMES = {  # each outside system has one home file, or one wing, or the few that are named
     "albumentations": {"unetpp.data.augment"},
     "pyarrow": {"unetpp.data.arrow_split"},
-    "tifffile": {"unetpp.images.tiff_pages"},
+    "tifffile": {f"unetpp.images.{name}" for name in ("tiff_pages", "tiff_windows", "row_writers", "pictures")},
     "imagecodecs": {"unetpp.images.pictures"},
     "PIL": {"unetpp.images.pictures", "pipelines.pages.html_page"},
     "scipy": {"unetpp.scores.boundaries", "unetpp.scores.object_matching"},

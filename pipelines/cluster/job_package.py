@@ -5,7 +5,6 @@ file is what the job runs: the stage, and then its outputs into `cluster.storage
 """
 
 import hashlib
-import itertools
 import json
 import os
 import runpy
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from pipelines.core.command import run_command
 from pipelines.core.data_sections import S3
-from pipelines.core.files import read_yaml, replacing, scratch, write_json
+from pipelines.core.files import replacing, scratch, write_json
 from pipelines.core.params import Params
 from pipelines.storage.places import Place, open_place
 from unetpp.errors import UserError
@@ -36,20 +35,6 @@ STAGES = {
 CARRIED = (".json", ".csv", ".yaml", ".safetensors")
 # What decides the numbers of a training, so that it must be the same there as here.
 PINNED = ("torch", "numpy", "ray", "albumentations", "opencv-python-headless", "pyarrow", "pydantic")
-
-
-def stage_arguments(stage: str) -> dict[str, Path]:
-    """The paths of a stage's options, as dvc.yaml of this folder has them.
-
-    Raises:
-        UserError: no dvc.yaml here, or one without this stage.
-    """
-    stages = read_yaml(Path("dvc.yaml"), "run from the project's folder", ("stages",))["stages"]
-    try:
-        command = stages[stage]["cmd"].split()
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"dvc.yaml: found no stage {stage} ({error!r}); run from the project's folder") from None
-    return {name.removeprefix("--"): Path(path) for name, path in itertools.pairwise(command) if name[:2] == "--"}
 
 
 def outputs_of(stage: str, arguments: dict[str, Path]) -> dict[str, Path]:

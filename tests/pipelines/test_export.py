@@ -18,7 +18,8 @@ import torch
 from pipelines import export as stage
 from pipelines.core.delivery_sections import Export
 from pipelines.evaluation.runtime_scores import image_ious, measure_runtimes
-from pipelines.predict import load, predict
+from pipelines.predict import predict
+from pipelines.prediction.opening import find_model
 from unetpp.data.arrow_split import Split, SplitWriter
 from unetpp.data.manifest import Manifest, SplitFacts
 from unetpp.engines.torch_engine import TorchEngine
@@ -224,21 +225,38 @@ def test_exported_models_predict_the_masks_of_the_network(made, tmp_path):
         predict([str(tmp_path / "a.png")], str(made.exports / "L1/model.onnx"), 1, tmp_path / "out")
 
 
+def test_an_exported_file_is_predicted_by_without_torch(made, tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), (np.random.default_rng(0).random((20, 27, 3)) * 255).astype(np.uint8))
+    code = (
+        "import sys\n"
+        "for name in 'torch mlflow ray pydantic boto3 cv2 onnx'.split():\n"
+        "    sys.modules[name] = None\n"  # an import of it fails
+        "from pipelines.cli import main\n"
+        "main()\n"
+    )
+    for name in ("L1/model.onnx", "L1/model-int8.onnx"):
+        arguments = ["predict", "a.png", "--model", str(made.exports / name), "--out", "out", "--overwrite"]
+        command = [sys.executable, "-c", code, *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "wrote 1 masks" in done.stdout
+
+
 def test_an_exported_file_is_predicted_by_after_its_sum_was_compared(made, tmp_path):
     shutil.copytree(made.exports, tmp_path / "exports")
     file = tmp_path / "exports/L1/model.onnx"
-    load(str(file), None)
+    find_model(str(file))
     shutil.copytree(file.parent, tmp_path / "alone/L1")
     with pytest.raises(UserError, match=r"exports\.json: no such file; by it model\.onnx is checked"):
-        load(str(tmp_path / "alone/L1/model.onnx"), None)
+        find_model(str(tmp_path / "alone/L1/model.onnx"))
     content = bytearray(file.read_bytes())
     content[-20] ^= 4
     file.write_bytes(content)
     with pytest.raises(UserError, match=r"model\.onnx: found the sha256 .*it is damaged"):
-        load(str(file), None)
+        find_model(str(file))
     shutil.move(file, file.with_name("other.onnx"))
     with pytest.raises(UserError, match=r"exports\.json: it does not list L1/other\.onnx"):
-        load(str(file.with_name("other.onnx")), None)
+        find_model(str(file.with_name("other.onnx")))
 
 
 def test_snippets_of_the_docs_run_and_agree(made, monkeypatch):

@@ -6,40 +6,21 @@ import torch
 from PIL import Image
 
 import unetpp
-from pipelines import predict as stage
 from pipelines.cli import build_parser
 from pipelines.core.files import MARKER
-from pipelines.predict import find_images, predict, read_heads
+from pipelines.predict import predict
+from pipelines.prediction import flow
+from pipelines.prediction.images import find_images
+from pipelines.prediction.opening import read_heads
+from pipelines.prediction.record import RECORD
+from tests.pipelines.prediction.models import save, write
 from unetpp import NestedUNet, UserError
 from unetpp.models.model_file import Trained
 
 
 @pytest.fixture
 def model(tmp_path):
-    """A network that takes bright for foreground: every weight but a path of ones is nothing."""
-    network = NestedUNet((2, 3), in_channels=1)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.zero_()
-        for name in ("0_0", "0_1"):
-            for n in (1, 2):
-                node = network.nodes[name]
-                getattr(node, f"conv{n}").weight[0, 0, 1, 1] = 1
-                getattr(node, f"norm{n}").weight.fill_(1)
-        network.get_parameter("heads.1.weight")[0, 0] = 10
-        network.get_parameter("heads.1.bias")[0] = -5
-    folder = tmp_path / "model"
-    folder.mkdir()
-    Trained(network.eval(), None).save(folder / "model.safetensors")
-    return folder
-
-
-def write(path, size=(30, 45)) -> np.ndarray:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = np.zeros(size, np.uint8)
-    image[5:20, 10:30] = 255
-    Image.fromarray(image).save(path)
-    return image
+    return save(tmp_path / "model")
 
 
 def test_masks_have_the_images_sizes_and_lie_on_them(tmp_path, model):
@@ -85,7 +66,7 @@ def test_heads_are_averaged_as_the_text_says(tmp_path, model):
     for wrong in ("all", "1:", "1:-2", "", "L1"):
         with pytest.raises(UserError, match="expected mean, or depths"):
             read_heads(wrong)
-    with pytest.raises(UserError, match=r"heads.*expected weights above 0 for some of the depths"):
+    with pytest.raises(UserError, match="expected weights above 0 for some of the depths"):
         predict([str(tmp_path / "a.png")], str(model), None, tmp_path / "out", "3")
     with pytest.raises(UserError, match="give one of the two"):
         predict([str(tmp_path / "a.png")], str(model), 1, tmp_path / "out", "mean")
@@ -198,7 +179,7 @@ def test_what_links_lead_to_is_predicted_and_what_cannot_be_entered_is_named(tmp
     assert "wrote 5 masks" in capsys.readouterr().out
     assert find_images([f"{tmp_path}/in/**/*.png"]) == find_images([str(tmp_path / "in")])
     wanted = {"a.png", "b.png", "linked.png", "caf\udce9.png", f"{'x' * 246}.png"}
-    assert {path.name for path in (tmp_path / "out").iterdir()} == wanted | {MARKER}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == wanted | {MARKER, RECORD}
     with pytest.raises(
         UserError, match=r"(?s)1 of 2 .*pipe\.png: found a link to nothing, or a device, pipe or socket"
     ):
@@ -247,14 +228,14 @@ def test_image_that_may_not_be_read_is_named_and_the_others_are_done(tmp_path, m
     """By the system's answer: root, who may run this, reads all."""
     for name in "ab":
         write(tmp_path / f"in/{name}.png")
-    decode = stage.decode_image
+    decode = flow.decode_image
 
-    def refuse(path, channels):
+    def refuse(path, channels, **named):
         if path.name == "a.png":
             raise PermissionError(13, "Permission denied", str(path))
-        return decode(path, channels)
+        return decode(path, channels, **named)
 
-    monkeypatch.setattr(stage, "decode_image", refuse)
+    monkeypatch.setattr(flow, "decode_image", refuse)
     with pytest.raises(UserError, match=r"1 of 2 images.*\n.*a\.png: cannot be read \(Permission denied\)"):
         predict([str(tmp_path / "in")], str(model), None, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").glob("*.png")] == ["b.png"]
@@ -270,7 +251,7 @@ def test_images_of_one_name_are_refused_before_one_overwrites_the_other(tmp_path
 
 def test_depth_that_the_model_lacks_is_refused(tmp_path, model):
     write(tmp_path / "a.png")
-    with pytest.raises(UserError, match="cannot prune to depth 3"):
+    with pytest.raises(UserError, match="found 3; expected one of 1, at which the model has a head"):
         predict([str(tmp_path / "a.png")], str(model), 3, tmp_path / "out")
 
 

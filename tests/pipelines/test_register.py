@@ -11,10 +11,10 @@ import pytest
 import torch
 import yaml
 
-from pipelines import predict
 from pipelines import register as stage
 from pipelines.core.command import run_command
 from pipelines.core.files import write_json
+from pipelines.prediction.opening import Asked, find_model, open_model
 from pipelines.registry import mlflow_store, read_back, run_log
 from pipelines.registry.load import load_registered
 from tests.pipelines.registry.family import (
@@ -76,13 +76,17 @@ def test_a_registered_version_is_exported_and_predicted_by_at_any_depth_up_to_it
     uri, image = f"models:/{NAME}@L2", torch.rand(1, 3, 32, 32).numpy()
     trained = load_model(home[0] / "model")
     assert load_registered(uri).depths == (1, 2)
+
+    def opened(uri: str, **asked):
+        return open_model(find_model(uri), Asked(**asked), (32, 32), 1).predictor.engine
+
     for depth in (1, 2, None):
         expected = Predictor(trained, depth).engine(image)
-        np.testing.assert_allclose(predict.load(uri, depth).engine(image), expected, atol=1e-5, rtol=0)
+        np.testing.assert_allclose(opened(uri, depth=depth)(image), expected, atol=1e-5, rtol=0)
     mean = Predictor(trained, heads={1: 1.0, 2: 1.0}).engine(image)
-    np.testing.assert_allclose(predict.load(uri, None, "mean").engine(image), mean, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(opened(uri, heads="mean")(image), mean, atol=1e-5, rtol=0)
     with pytest.raises(UserError, match="cannot prune to depth 3"):
-        predict.load(uri, 3)
+        opened(uri, depth=3)
 
 
 def test_each_model_has_the_metrics_of_its_depth_and_no_others(home, client):

@@ -1,5 +1,6 @@
 """Pixels of any type to numbers of one scale: what training and prediction feed to a network."""
 
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -75,8 +76,46 @@ def standardise(image: "Tensor", statistics: "Tensor | None" = None) -> "Tensor"
     return (image - mean) / (std + STD_FLOOR)
 
 
+def measure_parts(
+    parts: Iterable[np.ndarray], limits: tuple[float, float] | None = None
+) -> tuple[tuple[float, float], np.ndarray]:
+    """Limits (`find_limits`) of an image, and mean and standard deviation (1, C, 2) float32 of it once it is scaled.
+
+    Whole numbers are summed exactly, floats in float64 about the first of them; both a few rows at a time.
+
+    Args:
+        parts: (h, w, C) uint8, uint16 or float32, which together are the image.
+        limits: what is scaled to 0 and 1, by default `find_limits` of the whole.
+    """
+    num, total, squares, least, greatest, shift, exact = 0, 0, 0, [], [], 0.0, False
+    for rows in (rows for part in parts for rows in _blocks(part)):
+        exact = rows.dtype.kind == "u"
+        if exact:
+            wide, kind = rows, (np.uint16 if rows.dtype == np.uint8 else np.uint32)
+            limits = limits or find_limits(rows)
+        else:
+            shift = shift if num else rows[0, 0].astype(np.float64)
+            wide, kind = rows - shift, np.float64
+            least.append(rows.min())
+            greatest.append(rows.max())
+        whole = np.int64 if exact else np.float64
+        sums = (one.sum(axis=(0, 1), dtype=whole) for one in (wide, np.multiply(wide, wide, dtype=kind)))
+        first, second = (one.astype(object) for one in sums)  # Python's numbers, which do not overflow
+        num, total, squares = num + rows.shape[0] * rows.shape[1], total + first, squares + second
+    low, high = limits or (float(min(least)), float(max(greatest)))
+    mean = np.asarray(total / num, np.float64) + (shift - low)
+    variance = np.asarray((num * squares - total * total) / (num * num), np.float64)
+    found = np.stack([mean, np.sqrt(variance.clip(0))], axis=1) / (high - low or 1.0)
+    return (low, high), found[None].astype(np.float32)
+
+
 def measure_statistics(images: np.ndarray) -> np.ndarray:
-    """Mean and standard deviation of each channel of (N, C, H, W): (N, C, 2) float32."""
-    mean = images.mean(axis=(2, 3), dtype=np.float64)
-    std = images.std(axis=(2, 3), dtype=np.float64)
-    return np.stack([mean, std], axis=2).astype(np.float32)
+    """Mean and standard deviation of each channel of (N, C, H, W) float32 in [0, 1]: (N, C, 2) float32."""
+    return np.concatenate([measure_parts([image.transpose(1, 2, 0)], (0.0, 1.0))[1] for image in images])
+
+
+def _blocks(part: np.ndarray) -> Iterator[np.ndarray]:
+    """The rows of a part, as many at a time as make a million pixels."""
+    step = max(1, 2**20 // part.shape[1])
+    for top in range(0, len(part), step):
+        yield part[top : top + step]

@@ -10,16 +10,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from unetpp.errors import FileError
 from unetpp.images import tiff_pages
+from unetpp.images.frame import Size
+from unetpp.images.limits import EXPECTED, Limits, broken, check_pages, check_pixels, check_size, check_upright
+
+if TYPE_CHECKING:
+    from tifffile import TiffFile, TiffPage
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".webp", ".gif")
-EXPECTED = "expected a whole PNG, TIFF, JPEG, BMP, WEBP or GIF file"
 ORIENTATION = 274  # the tag of EXIF
 OPENERS = (
     PngImagePlugin.PngImageFile,
@@ -29,14 +33,6 @@ OPENERS = (
     GifImagePlugin.GifImageFile,
 )
 COLOURS = ("L", "LA", "RGB", "RGBA")  # by their number
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What may be decoded at all; refused by the header, before it is. The values are for use without params."""
-
-    max_pixels: int = 178_956_970  # where Pillow itself would stop: half a gigabyte of RGB
-    max_file_mib: int = 2048
 
 
 class Header(NamedTuple):
@@ -72,11 +68,27 @@ def count_pages(path: str | Path, limits: Limits) -> int:
         FileError: missing, empty, too large, or a broken TIFF.
     """
     path = Path(path)
-    _check_size(path, limits)
-    if not _is_tiff(path):
+    check_size(path, limits)
+    if not is_tiff(path):
         return 1
     with _named(path), tiff_pages.opened(path) as tif:
         return tiff_pages.count(path, tif)
+
+
+def picture_size(path: Path, limits: Limits) -> Size:
+    """Height and width of the first page of a file, by its header alone.
+
+    Raises:
+        FileError: missing, empty, too large a file, or no picture.
+    """
+    check_size(path, limits)
+    with _named(path):
+        if is_tiff(path):
+            with tiff_pages.opened(path) as tif:
+                return tif.pages.first.imagelength, tif.pages.first.imagewidth
+        with path.open("rb") as file:
+            width, height = _open(path, file).size
+            return height, width
 
 
 def read_picture(path: Path, page: int | None, limits: Limits) -> Picture:
@@ -86,11 +98,18 @@ def read_picture(path: Path, page: int | None, limits: Limits) -> Picture:
         FileError: missing, empty, broken, too large, rotated by a tag, of several pages where `page` is None, or of a
             kind that would not be read right.
     """
-    _check_size(path, limits)
+    check_size(path, limits)
+    with decoding(path):
+        return (_read_tiff if is_tiff(path) else _read_other)(path, page, limits)
+
+
+@contextmanager
+def decoding(path: Path) -> Iterator[None]:
+    """The block in which a file is decoded: whatever a decoder raises on a broken one names it."""
     with _named(path), warnings.catch_warnings():
         # Decoders warn of odd metadata. What they can decode all the same is taken, and what they cannot, raises.
         warnings.simplefilter("ignore")
-        return (_read_tiff if _is_tiff(path) else _read_other)(path, page, limits)
+        yield
 
 
 @contextmanager
@@ -101,10 +120,11 @@ def _named(path: Path) -> Iterator[None]:
     except FileError:
         raise
     except Exception as error:
-        raise _broken(path, error) from None
+        raise broken(path, error) from None
 
 
-def _is_tiff(path: Path) -> bool:
+def is_tiff(path: Path) -> bool:
+    """Whether a file begins as a TIFF does, whatever its name."""
     with path.open("rb") as file:
         return file.read(4) in tiff_pages.MAGICS
 
@@ -113,12 +133,12 @@ def _read_other(path: Path, number: int | None, limits: Limits) -> Picture:
     # The file is ours to close: Pillow keeps one open where decoding fails.
     with path.open("rb") as file:
         image = _open(path, file)  # its header alone
-        _check_pixels(path, *image.size, limits)
+        check_pixels(path, *image.size, limits)
         moving = image.format in ("PNG", "WEBP", "GIF")  # an MPO's second picture is a preview
-        _check_pages(path, getattr(image, "n_frames", 1) if moving else 1, number, "")
+        check_pages(path, getattr(image, "n_frames", 1) if moving else 1, number, "")
         image.verify()  # the checksums of a PNG, which loading passes over
         image = _open(path, file)
-        _check_upright(path, image.getexif().get(ORIENTATION, 1))
+        check_upright(path, image.getexif().get(ORIENTATION, 1))
         bits = _png_bits(file) if image.format == "PNG" else 1 if image.mode == "1" else 8
         header = Header(str(image.format), image.mode, bits, len(image.getbands()))
         if header.mode not in ("1", "P", "I;16", *COLOURS):
@@ -149,33 +169,48 @@ def _read_other(path: Path, number: int | None, limits: Limits) -> Picture:
 
 def _read_tiff(path: Path, number: int | None, limits: Limits) -> Picture:
     with tiff_pages.opened(path) as tif:
-        chosen, num_pages = [(number or 1) - 1], tiff_pages.count(path, tif)
-        if number is None and tiff_pages.are_channels(tif, num_pages):
-            chosen = list(range(num_pages))
-        else:
-            _check_pages(path, num_pages, number, ", or set prepare.pages to slices")
-        pages = [tif.pages.get(one).aspage() for one in chosen]
-        for page in pages:
-            _check_pixels(path, page.imagewidth, page.imagelength, limits)
-            _check_upright(path, tiff_pages.orientation(page))
-            tiff_pages.check_known(path, page, limits.max_pixels)
-        page, (pixels, palette) = pages[0], tiff_pages.decode(path, pages[0])
-        if len(pages) > 1:
-            pixels = np.concatenate([pixels, *(tiff_pages.decode(path, one)[0] for one in pages[1:])], axis=2)
-        alpha = len(pages) == 1 and tiff_pages.alpha(page) > 0
-        kind = pixels.dtype.name
-        if pixels.dtype in (np.uint8, np.uint16):
-            is_colour = pixels.shape[2] - alpha in (1, 3)
-            kind = COLOURS[pixels.shape[2] - 1] if is_colour else f"{pixels.shape[2]} channels"
-        return Picture(
-            path,
-            Header("TIFF", kind if palette is None else "P", page.bitspersample, pixels.shape[2]),
-            pixels,
-            palette,
-            lossy=page.compression == tiff_pages.JPEG,
-            white_is_zero=tiff_pages.photometric(page) == tiff_pages.WHITE_IS_ZERO,
-            alpha=alpha,
-        )
+        pages = choose_pages(path, tif, number, limits)
+        return tiff_picture(path, pages, [tiff_pages.decode(page) for page in pages])
+
+
+def choose_pages(path: Path, tif: "TiffFile", number: int | None, limits: Limits) -> list["TiffPage"]:
+    """The pages of a TIFF that are the picture: one, or one for each channel where the file says so.
+
+    Raises:
+        FileError, ValueError: as `read_picture`, by their tags alone.
+    """
+    chosen, num_pages = [(number or 1) - 1], tiff_pages.count(path, tif)
+    if number is None and tiff_pages.are_channels(tif, num_pages):
+        chosen = list(range(num_pages))
+    elif number is not None or not tiff_pages.are_copies(tif, num_pages):
+        check_pages(path, num_pages, number, ", or set prepare.pages to slices")
+    pages = [tif.pages.get(one).aspage() for one in chosen]
+    for page in pages:
+        check_pixels(path, page.imagewidth, page.imagelength, limits)
+        check_upright(path, tiff_pages.orientation(page))
+        tiff_pages.check_known(path, page, limits.max_pixels)
+    return pages
+
+
+def tiff_picture(path: Path, pages: list["TiffPage"], planes: list[np.ndarray]) -> Picture:
+    """A picture, or a part of it, of what its pages store there, (S, H, W, C) each."""
+    page, each = pages[0], [tiff_pages.as_pixels(path, *one) for one in zip(pages, planes, strict=True)]
+    pixels = each[0] if len(each) == 1 else np.concatenate(each, axis=2)
+    palette = tiff_pages.palette(page)
+    alpha = len(pages) == 1 and tiff_pages.alpha(page) > 0
+    kind = pixels.dtype.name
+    if pixels.dtype in (np.uint8, np.uint16):
+        is_colour = pixels.shape[2] - alpha in (1, 3)
+        kind = COLOURS[pixels.shape[2] - 1] if is_colour else f"{pixels.shape[2]} channels"
+    return Picture(
+        path,
+        Header("TIFF", kind if palette is None else "P", page.bitspersample, pixels.shape[2]),
+        pixels,
+        palette,
+        lossy=page.compression == tiff_pages.JPEG,
+        white_is_zero=tiff_pages.photometric(page) == tiff_pages.WHITE_IS_ZERO,
+        alpha=alpha,
+    )
 
 
 # Not by `Image.open`: its guard against too many pixels is one number for the whole process, which is not ours to
@@ -204,58 +239,8 @@ def _rewound(file: BinaryIO) -> BinaryIO:
     return file
 
 
-def _broken(path: Path, error: Exception) -> FileError:
-    what = " ".join(str(error).split())[:200] or type(error).__name__
-    return FileError(path, f"found a broken file ({what}); {EXPECTED}", "fetch it again or remove it")
-
-
-def _check_size(path: Path, limits: Limits) -> None:
-    if not path.is_file():
-        found = "a folder" if path.is_dir() else "no such file"
-        raise FileError(path, f"found {found}; {EXPECTED}", "correct the name")
-    size = path.stat().st_size
-    if size == 0:
-        raise FileError(path, f"found an empty file (0 bytes); {EXPECTED}", "fetch it again or remove it")
-    if size > limits.max_file_mib * 2**20:
-        raise FileError(
-            path,
-            f"found {size / 2**20:.0f} MiB; expected at most prepare.max_file_mib = {limits.max_file_mib}",
-            "cut it up, or raise the limit",
-        )
-
-
-def _check_pixels(path: Path, width: int, height: int, limits: Limits) -> None:
-    if width < 1 or height < 1:
-        raise _broken(path, ValueError(f"it declares {width}x{height} px"))
-    if width * height > limits.max_pixels:
-        raise FileError(
-            path,
-            f"found too many pixels ({width}x{height} px); expected at most prepare.max_pixels = {limits.max_pixels}",
-            "cut it into tiles, or raise the limit",
-        )
-
-
-def _check_upright(path: Path, orientation: int) -> None:
-    if orientation not in (0, 1):  # 0 is written by tools that mean "not said"
-        raise FileError(
-            path,
-            f"found the orientation tag {orientation}, so viewers turn it and an image and its mask may disagree; "
-            "expected upright pixels",
-            "turn the pixels themselves and remove the tag, of image and mask alike",
-        )
-
-
-def _check_pages(path: Path, pages: int, number: int | None, hint: str) -> None:
-    if number is None and pages > 1:
-        raise FileError(path, f"found {pages} pages; expected one", f"save each page as a file of its own{hint}")
-    if number is not None and not 1 <= number <= pages:
-        raise FileError(
-            path, f"found {pages} pages; expected page {number} among them", "save the volume as TIFF again"
-        )
-
-
 def encode_png(mask: np.ndarray) -> bytes:
-    """A mask or a grey picture (H, W) uint8 as a PNG file."""
+    """A grey picture (H, W) uint8 or uint16, or colours (H, W, 3) uint8, as a PNG file."""
     file = io.BytesIO()
     Image.fromarray(mask).save(file, "PNG", compress_level=1)
     return file.getvalue()

@@ -1,6 +1,8 @@
 """Pixel arrays as training has them: how many channels, and the one geometry in which images are resized."""
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -8,6 +10,7 @@ from unetpp.images.frame import Size
 
 # ITU-R BT.601, the weights of Pillow and OpenCV.
 GREY_WEIGHTS = np.array([0.299, 0.587, 0.114])
+BLOCK_PX = 2**19  # that are converted or resized at once
 FLOAT_LIMIT = 1e30  # sums over an image stay finite in float32
 
 
@@ -34,8 +37,12 @@ def convert(image: np.ndarray, channels: int) -> np.ndarray:
         return np.ascontiguousarray(image)
     if channels == 3:
         return np.repeat(image, 3, axis=2)
-    grey = image @ GREY_WEIGHTS
-    return (grey if image.dtype.kind == "f" else np.rint(grey)).astype(image.dtype)[:, :, None]  # (H, W, 1)
+    grey = np.empty((*image.shape[:2], 1), image.dtype)
+    step = max(1, BLOCK_PX // image.shape[1])
+    for top in range(0, len(image), step):  # the product is float64, eight times as large as what comes of it
+        rows = image[top : top + step] @ GREY_WEIGHTS
+        grey[top : top + step, :, 0] = rows if image.dtype.kind == "f" else np.rint(rows)
+    return grey
 
 
 def shown(image: np.ndarray) -> np.ndarray:
@@ -49,6 +56,12 @@ def by_channels(change: Callable[[np.ndarray], np.ndarray], image: np.ndarray) -
         return change(image)
     parts = [change(np.ascontiguousarray(image[:, :, at : at + 4])) for at in range(0, image.shape[2], 4)]
     return np.concatenate([part.reshape(*part.shape[:2], -1) for part in parts], axis=2)
+
+
+def area_shape(shape: Size, size: Size) -> Size:
+    """What `resize` makes of a shape first, by area: itself where it is not four times as large."""
+    factor = min(shape[0] // (2 * size[0]), shape[1] // (2 * size[1]))
+    return (shape[0] // factor, shape[1] // factor) if factor > 1 else shape
 
 
 def resize(image: np.ndarray, size: Size) -> np.ndarray:
@@ -66,53 +79,84 @@ def resize(image: np.ndarray, size: Size) -> np.ndarray:
     except ModuleNotFoundError:
         cv2 = None
 
-    height, width = image.shape[:2]
-    if (height, width) == size:
+    shape = (image.shape[0], image.shape[1])
+    if shape == size:
         return image
-    factor = min(height // (2 * size[0]), width // (2 * size[1]))
-    smaller = (height // factor, width // factor) if factor > 1 else (height, width)
+    if not cv2:
+        return resize_rows(shape, lambda top, bottom: image[top:bottom], size)
+    smaller = area_shape(shape, size)
 
     def change(pixels: np.ndarray) -> np.ndarray:
-        if not cv2:
-            return _bilinear(_by_area(pixels, smaller) if factor > 1 else pixels, size)
-        if factor > 1:
+        if smaller != shape:
             pixels = cv2.resize(pixels, smaller[::-1], interpolation=cv2.INTER_AREA)
         return cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_LINEAR)
 
     return by_channels(change, image).reshape(*size, *image.shape[2:])  # OpenCV drops an axis of 1
 
 
-def _by_area(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """OpenCV's INTER_AREA: each new pixel is the mean over the area of the old ones that it covers."""
-    pixels = image.astype(np.float64)
-    for axis, size in enumerate(shape):
-        length = image.shape[axis]
-        edges = np.arange(size + 1) * (length / size)
+def resize_rows(shape: Size, read: Callable[[int, int], np.ndarray], size: Size) -> np.ndarray:
+    """`resize` of an image that is read a few rows at a time.
+
+    Args:
+        read: rows from the first to before the second.
+    """
+    smaller = area_shape(shape, size)
+    if smaller != shape:
+        whole = _by_blocks(_by_area, shape, read, smaller)
+        return _bilinear(whole, 0, smaller, slice(0, size[0]), size)
+    return _by_blocks(_bilinear, shape, read, size)
+
+
+def _by_blocks(change: Callable, shape: Size, read: Callable[[int, int], np.ndarray], size: Size) -> np.ndarray:
+    """`change` for as many new rows at a time as come of BLOCK_PX old pixels, or one."""
+    old, found = shape[0] / size[0], []
+    step = max(1, int(BLOCK_PX / shape[1] / old))
+    for top in range(0, size[0], step):
+        rows = slice(top, min(top + step, size[0]))
+        first = max(0, math.floor(rows.start * old - 1))
+        part = read(first, min(shape[0], math.ceil(rows.stop * old + 1)))
+        found.append(change(part, first, shape, rows, size))
+    return np.concatenate(found)
+
+
+def _by_area(part: np.ndarray, first: int, shape: Size, rows: slice, size: Size) -> np.ndarray:
+    """OpenCV's INTER_AREA: each new pixel is the mean over the area of the old ones that it covers.
+
+    Args:
+        part: rows of an image of `shape`, from `first` on.
+        rows: those of the new image of `size` that are made of them.
+    """
+    pixels = part.astype(np.float64)
+    for axis in (1, 0):
+        old = shape[axis] / size[axis]
+        edges = np.arange(rows.start, rows.stop + 1) * old - first if axis == 0 else np.arange(size[1] + 1) * old
         whole = np.floor(edges).astype(int)
         sums = np.insert(np.cumsum(pixels, axis), 0, 0, axis)
-        parts = np.take(pixels, whole, axis, mode="clip") * _along(edges - whole, axis, pixels.ndim)
-        pixels = np.diff(np.take(sums, whole, axis, mode="clip") + parts, axis=axis) * (size / length)
-    return _as_type(pixels, image.dtype)
+        shares = np.take(pixels, whole, axis, mode="clip") * _along(edges - whole, axis, pixels.ndim)
+        pixels = np.diff(np.take(sums, whole, axis, mode="clip") + shares, axis=axis) / old
+    return _as_type(pixels, part.dtype)
 
 
-def _bilinear(image: np.ndarray, size: Size) -> np.ndarray:
-    """OpenCV's INTER_LINEAR: of uint8 in its fixed-point numbers of 11 bits, of other types in float32."""
-    fixed = image.dtype == np.uint8
-    pixels = image.astype(np.int64 if fixed else np.float32)
+def _bilinear(part: np.ndarray, first: int, shape: Size, rows: slice, size: Size) -> np.ndarray:
+    """OpenCV's INTER_LINEAR: of uint8 in its fixed-point numbers of 11 bits, of others in float32. As `_by_area`."""
+    fixed = part.dtype == np.uint8
+    pixels: Any = part.astype(np.int64 if fixed else np.float32)
     for axis in (1, 0):
-        at = (np.arange(size[axis]) + 0.5) * (image.shape[axis] / size[axis]) - 0.5
+        new = np.arange(rows.start, rows.stop) if axis == 0 else np.arange(size[1])
+        at = (new + 0.5) * (shape[axis] / size[axis]) - 0.5
         low = np.floor(at).astype(int)
-        share = _along((at.astype(np.float32) if fixed else at) - low, axis, image.ndim).astype(np.float32)
-        first, second = (np.take(pixels, index, axis, mode="clip") for index in (low, low + 1))
+        share = _along((at.astype(np.float32) if fixed else at) - low, axis, part.ndim).astype(np.float32)
+        places = (index.clip(0, shape[axis] - 1) - (0 if axis else first) for index in (low, low + 1))
+        one, other = (np.take(pixels, index, axis) for index in places)
         if not fixed:
-            pixels = first * (1 - share) + second * share
+            pixels = one * (1 - share) + other * share
             continue
-        one, other = (np.rint(weight * 2048).astype(np.int64) for weight in (1 - share, share))
+        left, right = (np.rint(weight * 2048).astype(np.int64) for weight in (1 - share, share))
         if axis == 1:
-            pixels = first * one + second * other
+            pixels = one * left + other * right
         else:
-            pixels = (((first >> 4) * one >> 16) + ((second >> 4) * other >> 16) + 2) >> 2
-    return _as_type(pixels, image.dtype)
+            pixels = (((one >> 4) * left >> 16) + ((other >> 4) * right >> 16) + 2) >> 2
+    return _as_type(pixels, part.dtype)
 
 
 def _along(values: np.ndarray, axis: int, ndim: int) -> np.ndarray:

@@ -29,6 +29,7 @@ JPEG, COMPRESSIONS = 7, {1, 2, 3, 4, 5, 7, 8, 32773, 32946, 34925, 50000}
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
 EXTRA_SAMPLES, PHOTOMETRIC, ORIENTATION, XMP, DESCRIPTION = 338, 262, 274, 700, 270
 MAX_CHANNELS = 16
+ASIDE, MAX_COPIES = 0b101, 64  # of the tag NewSubfileType: a smaller copy, a transparency mask
 PREMULTIPLIED = 1  # alpha that the colours are multiplied by; 2 is alpha by itself
 # What looks into other files of the folder, or guesses where pages lie.
 ELSEWHERE = dict.fromkeys(("is_ome", "is_mmstack", "is_ndtiff", "is_scanimage"), False)
@@ -50,26 +51,32 @@ class _Log(logging.Filter):
 
 
 @contextmanager
+def logged() -> Iterator[None]:
+    """The block in which tifffile works; ValueError at its end, for what it calls an error and does not raise."""
+    logger, log = logging.getLogger("tifffile"), _Log()
+    logger.addFilter(log)
+    try:
+        yield
+        if log.errors:
+            raise ValueError(log.errors[0])
+    finally:
+        logger.removeFilter(log)
+
+
+@contextmanager
 def opened(path: Path) -> Iterator["TiffFile"]:
     """A TIFF whose pages can be read.
 
     Raises:
         FileError: tifffile is not installed.
-        ValueError: at the end, for what tifffile calls an error; it raises nearly anything else on a broken file.
+        ValueError: as `logged`; tifffile raises nearly anything else on a broken file.
     """
     try:
         import tifffile
     except ModuleNotFoundError:
         raise missing(path, "a TIFF, which tifffile reads") from None
-    logger, log = logging.getLogger("tifffile"), _Log()
-    logger.addFilter(log)
-    try:
-        with tifffile.TiffFile(path, **ELSEWHERE) as tif:
-            yield tif
-        if log.errors:
-            raise ValueError(log.errors[0])
-    finally:
-        logger.removeFilter(log)
+    with logged(), tifffile.TiffFile(path, **ELSEWHERE) as tif:
+        yield tif
 
 
 def missing(path: Path, what: str) -> FileError:
@@ -118,6 +125,14 @@ def are_channels(tif: "TiffFile", num_pages: int) -> bool:
     return any(one.get("axes") == "CYX" for one in tif.shaped_metadata or ())
 
 
+def are_copies(tif: "TiffFile", num_pages: int) -> bool:
+    """Whether tags call all further pages smaller copies, or masks of transparency, as pyramids and COG do."""
+    if not 1 < num_pages <= MAX_COPIES or tif.pages.first.subfiletype & ASIDE:
+        return False
+    others = (tif.pages.get(number).aspage() for number in range(1, num_pages))
+    return all(page.subfiletype & ASIDE for page in others)
+
+
 def orientation(page: "TiffPage") -> int:
     """As EXIF counts them, 1 = upright; by the tag, or by XMP."""
     xmp = re.search(rb'tiff:Orientation(?:="|>)([0-9])', bytes(page.tags.valueof(XMP, b"")))
@@ -156,7 +171,7 @@ def check_known(path: Path, page: "TiffPage", max_pixels: int) -> None:
             kind, (1, 0)
         )
         known &= least <= channels <= most
-    aside = ", which it calls a smaller copy or a transparency mask" * bool(page.subfiletype & 0b101)
+    aside = ", which it calls a smaller copy or a transparency mask" * bool(page.subfiletype & ASIDE)
     if not known or aside:
         form, packing = (getattr(code, "name", code) for code in (kind, page.compression))
         raise FileError(
@@ -196,9 +211,13 @@ def _check_jpeg(page: "TiffPage", parts: list[tuple[int, int]]) -> None:
             raise ValueError("a JPEG in it is cut or larger than declared")
 
 
-def decode(path: Path, page: "TiffPage") -> tuple[np.ndarray, np.ndarray | None]:
-    """Pixels (H, W, C) as stored, alpha last, those of 1 bit as 0 and 1; the colours (N, 3) uint8 of a palette."""
-    planes = page.asarray(squeeze=False, maxworkers=1)[:, 0]  # (S, H, W, C), and S or C is 1
+def decode(page: "TiffPage") -> np.ndarray:
+    """What a page stores, in planes (S, H, W, C) of which S or C is 1."""
+    return page.asarray(squeeze=False, maxworkers=1)[:, 0]
+
+
+def as_pixels(path: Path, page: "TiffPage", planes: np.ndarray) -> np.ndarray:
+    """(H, W, C) of all or a part of a page's planes, alpha last, those of 1 bit as 0 and 1."""
     pixels = np.ascontiguousarray(np.moveaxis(planes, 0, 2)).reshape(*planes.shape[1:3], -1)
     pixels = pixels.astype(np.uint8 if pixels.dtype == bool else pixels.dtype.newbyteorder("="), copy=False)
     opaque = np.iinfo(pixels.dtype).max if pixels.dtype.kind in "ui" else 1
@@ -208,7 +227,12 @@ def decode(path: Path, page: "TiffPage") -> tuple[np.ndarray, np.ndarray | None]
             "found colours that are multiplied by their transparency; expected opaque ones",
             "save it without alpha",
         )
+    return pixels
+
+
+def palette(page: "TiffPage") -> np.ndarray | None:
+    """The colours (N, 3) uint8 of which the pixels are indices, if they are."""
     if photometric(page) != PALETTE:
-        return pixels, None
+        return None
     colours = np.asarray(page.colormap).T
-    return pixels, (colours if colours.max() < 256 else colours >> 8).astype(np.uint8)  # some are written in 8 bits
+    return (colours if colours.max() < 256 else colours >> 8).astype(np.uint8)  # some are written in 8 bits

@@ -98,7 +98,8 @@ class Predictor:
         shape = batch[0].shape[:2]
         step = max(1, BATCH_PIXELS // math.prod(self.about.frame.size if self.about.frame else shape))
         groups = (batch[start : start + step] for start in range(0, len(batch), step))
-        probs = np.concatenate([to_own_size(predict_resized(self.engine, group, limits), shape) for group in groups])
+        each = [to_own_size(predict_resized(self.engine, group, limits), shape) for group in groups]
+        probs = each[0] if len(each) == 1 else np.concatenate(each)
         return probs if whole else probs[0]
 
     def mask(self, images: "np.ndarray | Tensor") -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Large images in overlapping tiles: the same probabilities at a memory that does not grow with the image.
+"""Large images in overlapping tiles: the same probabilities, a row of tiles at a time.
 
 Every tile is standardised by the statistics of the whole image, so that a tile is as bright as it is in its image. A
 pixel of the network's answer depends on input at most `receptive_px` away. So far from a tile's border the tile and the
@@ -12,18 +12,21 @@ There the fading keeps seams away. docs/serving.md says how much was measured.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from unetpp.data.scaling import channels_first, measure_statistics, scaled
+from unetpp.data.scaling import channels_first, measure_parts, scaled
 from unetpp.engines.engine import Engine
-from unetpp.images.frame import Frame
+from unetpp.images.frame import Frame, Size
 from unetpp.images.pixels import resize
 from unetpp.models.about import About
 
 TILE_PX = 1024  # images up to this side are predicted as a whole
 FADE_PX = 32
+# From this halo on, the side of a tile: where a pixel costs least, or nearly so with half the memory
+# (benchmarks/windows.md). Several tiles at once are no faster: what they compute no longer fits the caches.
+CHEAPEST = ((0, 256), (24, 608), (100, 1024))
 
 
 def spans(length: int, tile: int, halo: int, fade: int) -> list[tuple[int, np.ndarray]]:
@@ -44,46 +47,99 @@ def spans(length: int, tile: int, halo: int, fade: int) -> list[tuple[int, np.nd
     return found
 
 
-def tile_sides(about: About, tile_px: int = TILE_PX) -> tuple[int, int, int]:
+def tile_sides(about: About, tile_px: int | None = None) -> tuple[int, int, int]:
     """Side, halo and fade of the tiles for a network, in px.
 
     Args:
-        tile_px: raised where the network looks so far that it would leave no room in the middle of a tile.
+        tile_px: by default the side at which a pixel of the answer costs least (benchmarks/windows.md); raised where
+            the network looks so far that it would leave no room in the middle of a tile.
     """
     multiple = 2**about.depth  # a tile that starts at a multiple of it is pooled as the whole image is
     fade = math.ceil(FADE_PX / multiple) * multiple
     halo = math.ceil(about.receptive_px / multiple) * multiple
+    tile_px = tile_px or max(least for reach, least in CHEAPEST if halo >= reach)
     return max(math.ceil(tile_px / multiple) * multiple, 4 * halo + fade), halo, fade
 
 
-def predict_tiled(engine: Engine, images: np.ndarray, tile_px: int = TILE_PX) -> np.ndarray:
-    """What `engine(images)` gives, by tiles where a side is longer than `tile_px`.
+def fits(engine: Engine, sides: Sequence[int], tile_px: int | None = None) -> bool:
+    """Whether an image of these sides is predicted as a whole."""
+    return max(sides) <= (tile_sides(engine.about, tile_px)[0] if tile_px else TILE_PX) or not engine.takes_parts
+
+
+def predict_rows(
+    engine: Engine,
+    shape: Size,
+    read: Callable[[int, int], np.ndarray],
+    limits: tuple[float, float],
+    statistics: np.ndarray,
+    tile_px: int | None = None,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Probabilities of a large image from top to bottom, of a row of tiles at a time: first row, and (K, rows, W).
+
+    Args:
+        shape: height and width.
+        read: rows from the first to before the second as (rows, W, C) uint8, uint16 or float32.
+        limits, statistics: of the whole image, as `measure_parts` gives them.
+        tile_px: as of `tile_sides`.
+    """
+    height, width = (max(side, least) for side, least in zip(shape, engine.about.canvas or shape, strict=True))
+    tile, halo, fade = tile_sides(engine.about, tile_px)
+    faded = None  # the last rows of the tiles above, which fade into these
+    for top, weights in spans(height, tile, halo, fade):
+        bottom, is_last = top + len(weights), top + len(weights) >= height
+        band = read(min(top, shape[0] - 1), min(bottom, shape[0]))
+        band = np.pad(band, ((0, bottom - top - len(band)), (0, width - shape[1]), (0, 0)), mode="edge")
+        used = slice(halo if top else 0, len(weights) if is_last else len(weights) - halo)
+        total = None
+        for left, shares in spans(width, tile, halo, fade):
+            columns = slice(left, left + len(shares))
+            found = engine(channels_first(scaled(band[:, columns], limits))[None], statistics)[0][:, used]
+            if total is None:  # how many channels an engine gives is its own affair
+                total = np.zeros((len(found), found.shape[1], width), np.float32)
+            total[..., columns] += found * (weights[used, None] * shares)
+        assert total is not None
+        if faded is not None:
+            total[:, :fade] += faded
+        faded = total[:, -fade:].copy()
+        rows = total[:, : None if is_last else -fade, : shape[1]]
+        top += used.start
+        if top < shape[0]:
+            yield top, rows[:, : shape[0] - top]
+
+
+def predict_tiled(engine: Engine, images: np.ndarray, tile_px: int | None = None) -> np.ndarray:
+    """What `engine(images)` gives, by tiles where they are large.
 
     Args:
         images: (N, C, H, W) float32 in [0, 1].
-        tile_px: as of `tile_sides`.
+        tile_px: images with longer sides are cut into tiles of it; by default those above `TILE_PX`, as `tile_sides`
+            has it.
 
     Returns:
         probabilities (N, num_classes, H, W).
     """
-    own, canvas = images.shape[-2:], engine.about.canvas
-    height, width = (max(side, least) for side, least in zip(own, canvas or own, strict=True))
-    tile, halo, fade = tile_sides(engine.about, tile_px)
-    if max(height, width) <= tile or not engine.takes_parts:
+    if fits(engine, images.shape[-2:], tile_px):
         return engine(images)
-    statistics = measure_statistics(images)
-    if (height, width) != own:
-        images = np.pad(images, ((0, 0), (0, 0), (0, height - own[0]), (0, width - own[1])), mode="edge")
+    return _joined([predict_large(engine, image.transpose(1, 2, 0), (0.0, 1.0), tile_px) for image in images])
+
+
+def predict_large(
+    engine: Engine, image: np.ndarray, limits: tuple[float, float] | None = None, tile_px: int | None = None
+) -> np.ndarray:
+    """Probabilities (num_classes, H, W) of an image (H, W, C) uint8, uint16 or float32 that is cut into tiles."""
+    shape, measured = image.shape[:2], measure_parts([image], limits)
     probs = None
-    for top, rows in spans(height, tile, halo, fade):
-        for left, columns in spans(width, tile, halo, fade):
-            window = (..., slice(top, top + len(rows)), slice(left, left + len(columns)))
-            found = engine(images[window], statistics)
-            if probs is None:  # how many channels an engine gives is its own affair
-                probs = np.zeros((*found.shape[:2], height, width), np.float32)
-            probs[window] += found * (rows[:, None] * columns[None, :])  # (h, w)
+    for top, rows in predict_rows(engine, shape, lambda top, bottom: image[top:bottom], *measured, tile_px):
+        if probs is None:
+            probs = np.empty((len(rows), *shape), np.float32)
+        probs[:, top : top + rows.shape[1]] = rows
     assert probs is not None
-    return probs[..., : own[0], : own[1]]
+    return probs
+
+
+def _joined(each: list[np.ndarray]) -> np.ndarray:
+    """N arrays as one, without a copy of a single one."""
+    return each[0][None] if len(each) == 1 else np.stack(each)
 
 
 def predict_image(engine: Engine, image: np.ndarray, limits: tuple[float, float] | None = None) -> np.ndarray:
@@ -101,7 +157,18 @@ def predict_resized(
     engine: Engine, images: Sequence[np.ndarray], limits: tuple[float, float] | None = None
 ) -> np.ndarray:
     """As `predict_image` for N images of one size, before they return to it: (N, num_classes, h, w)."""
-    return predict_tiled(engine, as_batch(images, engine.about.frame, limits))
+    frame = engine.about.frame
+    seen = [resize(image, frame.sides(image.shape)) if frame else image for image in images]
+    if fits(engine, seen[0].shape[:2]):
+        return engine(as_batch(seen, None, limits))
+    return _joined([predict_large(engine, image, limits) for image in seen])
+
+
+def predict_seen(engine: Engine, image: np.ndarray) -> np.ndarray:
+    """Probabilities (num_classes, H, W) of an image (H, W, C) as it is: resized already, where training resized."""
+    if fits(engine, image.shape[:2]):
+        return engine(as_batch([image], None))[0]
+    return predict_large(engine, image)
 
 
 def as_batch(
@@ -112,23 +179,31 @@ def as_batch(
     return np.stack([channels_first(scaled(image, limits)) for image in seen])
 
 
-def to_own_size(probs: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+def to_own_size(probs: np.ndarray, shape: Size) -> np.ndarray:
     """Probabilities (N, K, h, w) at the images' own size, (N, K, H, W): bilinear, as torch with align_corners=False."""
     if probs.shape[-2:] == tuple(shape):
         return probs
-    rows, columns = (_weights(length, side) for length, side in zip(probs.shape[-2:], shape, strict=True))
-    return rows @ (probs @ columns.T)
+    return _stretched(_stretched(probs, -2, np.arange(shape[0]), shape[0]), -1, np.arange(shape[1]), shape[1])
 
 
-def _weights(length: int, side: int) -> np.ndarray:
-    """(side, length): how much each of the old pixels is of each of the new ones."""
-    place = np.clip((np.arange(side) + 0.5) * (length / side) - 0.5, 0, length - 1)
-    lower = np.minimum(place.astype(int), max(0, length - 2))
-    found = np.zeros((side, length), np.float32)
-    found[np.arange(side), lower] = 1 - (place - lower)
-    if length > 1:
-        found[np.arange(side), lower + 1] = place - lower
-    return found
+def own_size_strips(probs: np.ndarray, shape: Size, step: int) -> Iterator[tuple[int, np.ndarray]]:
+    """`to_own_size` of (K, h, w) in strips of `step` rows: first row, and (K, rows, W)."""
+    for top in range(0, shape[0], step):
+        rows = np.arange(top, min(top + step, shape[0]))
+        yield top, _stretched(_stretched(probs, -2, rows, shape[0]), -1, np.arange(shape[1]), shape[1])
+
+
+def _stretched(probs: np.ndarray, axis: int, places: np.ndarray, side: int) -> np.ndarray:
+    """What lies at `places` (n,) of an axis that is brought to `side`."""
+    length = probs.shape[axis]
+    at = np.clip((places + 0.5) * (length / side) - 0.5, 0, length - 1)
+    lower = at.astype(int)
+    share = (at - lower).astype(np.float32).reshape((-1, 1) if axis == -2 else -1)
+    first, second = (np.take(probs, index, axis, mode="clip") for index in (lower, lower + 1))
+    first *= 1 - share
+    second *= share
+    first += second
+    return first
 
 
 def to_mask(probs: np.ndarray, multilabel: bool = False, threshold: float = 0.5) -> np.ndarray:

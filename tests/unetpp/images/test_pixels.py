@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 
+from unetpp.images import pixels
 from unetpp.images.pixels import as_float32, resize
 
 
@@ -20,6 +21,7 @@ def noise(shape: tuple[int, ...], dtype: type) -> np.ndarray:
 def test_numpy_resizes_as_opencv_does(shape, dtype, monkeypatch):
     image = noise(shape, dtype)
     expected = resize(image, (24, 24))
+    monkeypatch.setattr(pixels, "BLOCK_PX", 300)  # so that rows come in several parts
     monkeypatch.setitem(sys.modules, "cv2", None)  # as if it were not installed
     found = resize(image, (24, 24))
     assert (found.shape, found.dtype) == (expected.shape, expected.dtype) == ((24, 24, *shape[2:]), dtype)
