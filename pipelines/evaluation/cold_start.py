@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryFile
@@ -73,9 +74,8 @@ def measure_cold_start(
 
 def _main(spec: dict) -> None:
     import numpy as np
-    from unetpp.engines.family import Family, open_engine
 
-    from unetpp.models.about import read_about
+    from unetpp.engines.family import find_family, open_engine
 
     of_torch = spec["engine"].startswith("torch")
     if of_torch:
@@ -84,11 +84,10 @@ def _main(spec: dict) -> None:
     exports = spec["exports"] and Path(spec["exports"])
 
     def predict_first(file: str, ensemble: bool) -> None:
-        about = read_about(file)
-        assert about is not None
-        family, name = Family(about, Path(file), exports), "torch" if ensemble else spec["engine"]
+        family, name = find_family(file), "torch" if ensemble else spec["engine"]
+        family = replace(family, exports=exports)  # they are of the whole network, and this is a depth
         engine = open_engine(family, name=name, heads="mean" if ensemble else None, device=spec["device"])
-        engine(np.zeros((1, about.in_channels, *spec["size"]), np.float32))
+        engine(np.zeros((1, family.about.in_channels, *spec["size"]), np.float32))
 
     print(start_ms, flush=True)
     began = time.monotonic()
