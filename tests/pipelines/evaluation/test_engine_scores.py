@@ -44,9 +44,11 @@ def _no_process(monkeypatch):
     monkeypatch.setattr(cold, lambda files, *_: dict.fromkeys(files, 1.0))
 
 
-def run(project, out, exports="exports", **changes) -> dict:
+def run(project, out, exports: str | None = "exports", **changes) -> dict:
     settings = SETTINGS.model_copy(update=changes)
-    return stage.evaluate(project / "prepared", project / "model", out, settings, CPU, exports and project / exports)
+    return stage.evaluate(
+        project / "prepared", project / "model", out, settings, CPU, project / exports if exports else None
+    )
 
 
 @pytest.fixture(scope="module")
