@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from unetpp.engines.family import Family, find_family
 
 from pipelines import evaluate as stage
 from pipelines.core.params import load_params
@@ -18,6 +17,7 @@ from tests.pipelines.evaluation.exported import write_exports
 from tests.pipelines.test_evaluate import write_data, write_model
 from unetpp.data.arrow_split import Split
 from unetpp.engines.engine import ENGINES
+from unetpp.engines.family import Family, find_family
 from unetpp.engines.torch_engine import TorchEngine
 from unetpp.errors import UserError
 from unetpp.models.model_file import load_model
