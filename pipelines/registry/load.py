@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from pipelines.core.files import scratch
 from pipelines.registry import mlflow_store, model_versions
 from unetpp.errors import UserError
 from unetpp.models.model_file import Trained
@@ -38,10 +39,11 @@ def fetched_version(uri: str, store: str | None = None) -> Iterator[Path]:
         UserError: as `load_registered`.
     """
     model_versions.parse_uri(uri)
-    with mlflow_store.reading(store or mlflow_store.project_uri()) as client:
-        version = model_versions.find_version(client, uri)
-        with model_versions.fetched(version.name, str(version.version)) as folder:
-            yield folder
+    with scratch() as folder:
+        with mlflow_store.reading(store or mlflow_store.project_uri()) as client:
+            version = model_versions.find_version(client, uri)
+            model_versions.fetch_files(version.name, str(version.version), folder)
+        yield folder
 
 
 def load_trained(uri: str, store: str | None = None) -> tuple[str, Trained]:

@@ -172,36 +172,41 @@ def mark_verified(client: MlflowClient, name: str, version: str, model_id: str, 
     client.set_logged_model_tags(model_id, {"verified": value})
 
 
-@contextmanager
-def fetched(name: str, version: str) -> Iterator[Path]:
-    """A registered version's own files in a folder of this machine, for the time of the block.
+def fetch_files(name: str, version: str, folder: Path) -> None:
+    """Fill a folder with a registered version's own files, exports and engines.json among them.
 
     Only what SHA256SUMS lists is fetched, and its hashes are compared; no code of the model's folder runs.
 
     Raises:
-        UserError: a file is missing or has other bytes than when it was logged, or `register` did not log it; also one
-            of the block, in which the version stands for the folder.
+        UserError: a file is missing or has other bytes than when it was logged, or it was not logged by `register`.
     """
-    with scratch() as folder:
-        try:
-            location = _location(name, version)
-            for file in download_sums(name, version, folder):
-                (folder / file).parent.mkdir(parents=True, exist_ok=True)
-                _download(f"{location}/{file}", (folder / file).parent)
-            check_seal(folder)
-            yield folder
-        except UserError as error:
-            raise UserError(f"models:/{name}/{version}: {str(error).replace(f'{folder}/', '')}") from None
+    with of_version(name, version, folder):
+        location = _location(name, version)
+        for file in download_sums(name, version, folder):
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            _download(f"{location}/{file}", (folder / file).parent)
+        check_seal(folder)
+
+
+@contextmanager
+def of_version(name: str, version: str, folder: Path) -> Iterator[None]:
+    """Errors of the block name the version in place of the folder that its files lie in."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"models:/{name}/{version}: {str(error).replace(f'{folder}/', '')}") from None
 
 
 def fetch_version(name: str, version: str) -> Trained:
     """A registered version, with the heads of all depths that it holds.
 
     Raises:
-        UserError: as `fetched`.
+        UserError: as `fetch_files`.
     """
-    with fetched(name, version) as folder:
-        return load_model(folder)
+    with scratch() as folder:
+        fetch_files(name, version, folder)
+        with of_version(name, version, folder):
+            return load_model(folder)
 
 
 def fetch_trained(client: MlflowClient, version: ModelVersion) -> Trained:
@@ -233,7 +238,7 @@ def download_sums(name: str, version: str, folder: Path) -> dict[str, str]:
     """Fetch SHA256SUMS of a version, compare it with the registry's tag, and return sha256 by name.
 
     Raises:
-        UserError: see `fetch_version`.
+        UserError: see `fetch_files`.
     """
     expected = _logged_model(name, version).tags.get(TAG)
     if expected is None:

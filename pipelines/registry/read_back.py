@@ -13,12 +13,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from unetpp.engines.family import find_family, open_engine
 
 from pipelines.core.checksums import SUMS, check_seal
 from pipelines.core.files import scratch
 from pipelines.registry import mlflow_store, model_versions
 from unetpp.engines.engine import ENGINES, Engine
+from unetpp.engines.family import find_family, open_engine
 from unetpp.errors import UserError
 from unetpp.files import sha256
 from unetpp.inference.predictor import Predictor
@@ -137,7 +137,8 @@ def main() -> None:
         for text in arguments.versions:
             depth, version = text.split("=")
             try:
-                with model_versions.fetched(arguments.name, version) as folder:
+                with scratch() as folder:
+                    model_versions.fetch_files(arguments.name, version, folder)
                     loaded, exported = load_model(folder), open_exported(folder, int(depth))
                     served = model_versions.load_served(arguments.name, version)
                     reason = differing(loaded, served, expected, int(depth), exported)
