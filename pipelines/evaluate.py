@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from unetpp.engines.family import Family
 
 from pipelines.core.command import run_command
 from pipelines.core.delivery_sections import Evaluate
@@ -22,8 +23,9 @@ from pipelines.core.params import load_params
 from pipelines.core.tables import write_rows
 from pipelines.evaluation.bootstrap import LEVEL, RESAMPLES
 from pipelines.evaluation.decision import Decision, decide
-from pipelines.evaluation.depth_costs import measure_devices
+from pipelines.evaluation.depth_costs import measure_devices, open_depths
 from pipelines.evaluation.depth_table import describe
+from pipelines.evaluation.engine_scores import Scored, engines_json, measure_engines, measure_tta
 from pipelines.evaluation.examples import find_extremes, pick, write_examples
 from pipelines.evaluation.gates import check_gates
 from pipelines.evaluation.predictor import Predictor
@@ -39,14 +41,16 @@ from pipelines.evaluation.scores import (
     resample,
     summarise,
 )
-from pipelines.evaluation.subject import Subject
+from pipelines.evaluation.subject import Subject, read_groups
 from unetpp.data.resized import Resized
+from unetpp.engines.engine import ENGINES
 from unetpp.errors import UserError
 from unetpp.images.frame import as_size, plain
+from unetpp.models.listing import read_exports
 from unetpp.scores import metrics
 from unetpp.scores.calibration import reliability
 
-FILES = ("report.json", "metrics.json", "depths.csv", "images.csv", "reliability.csv")
+FILES = ("report.json", "engines.json", "metrics.json", "depths.csv", "images.csv", "reliability.csv")
 COMPARED = ("iou_image", "iou_image_low", "iou_image_high", "miou", "latency_ms", "peak_memory_mib")
 
 
@@ -60,31 +64,61 @@ class Measured:
     means: dict[str, dict[str, np.ndarray]]  # resampled, by score
     depths: dict[str, dict]  # scores and costs as flat numbers
     gates: dict[str, list[dict]]
-    runtimes: list[dict]  # a row for each exported model
+    engines: dict  # see `report_schema.Engines`
+    tta: list[dict]
+
+
+def check_engine(family: Family, settings: Evaluate) -> None:
+    """Refuse an `evaluate.engine` whose costs cannot be measured, before anything long is done.
+
+    Raises:
+        UserError: it is not installed, or has no exports of this model; or its memory is limited and not known.
+    """
+    name = settings.engine
+    if settings.max_memory_mib is not None and ENGINES[name].runtime != "torch":
+        raise UserError(
+            f"evaluate.max_memory_mib is {settings.max_memory_mib:g}, and {name} (evaluate.engine) does not tell the "
+            "memory of a pass: set evaluate.max_memory_mib to null, or evaluate.engine to torch"
+        )
+    for depth in family.about.depths:
+        if name not in (known := family.engines(depth)):
+            raise UserError(
+                f"evaluate.engine: {name} is not installed here, or has no export of L{depth}; found "
+                f"{', '.join(known)}: `pip install 'unetpp[exports]'` installs the runtimes, export.formats with onnx "
+                "and onnx-int8 and `dvc repro export` make the files; or set evaluate.engine to torch"
+            )
 
 
 def measure(
     subject: Subject, predict: Predictor, settings: Evaluate, device: torch.device, exports: Path | None
 ) -> Measured:
-    """Costs, scores with intervals, gates, and what the exports cost and score."""
+    """Costs, scores with intervals, gates, and what each engine costs and scores."""
     trained, split, batch = subject.trained, subject.split, settings.throughput_batch
+    if exports is not None:
+        read_exports(exports, trained.sha256)
+    family = Family(trained.about, trained, exports)
+    check_engine(family, settings)
     size = as_size(settings.latency_size_px) or as_size(subject.manifest.size) or (256, 256)
     # First, while the process is young: what lies in memory later slows it.
-    devices = measure_devices(trained, settings, size, device)
+    devices = measure_devices(trained, settings, size, device, exports)
+    costs = devices[0]["depths"]
     thresholds = choose_thresholds(predict, subject.open_val(), batch)
     quality, true_objects = measure_quality(predict, split, batch, settings.boundary_tolerance_px)
     means = resample(quality, subject.groups)
     scores = summarise(quality, means, thresholds, f"L{trained.depths[-1]}", trained.network.multilabel)
-    depths = {name: row | devices[0]["depths"][name] for name, row in scores.items()}
+    depths = {name: row | costs[name] for name, row in scores.items()}
     share = subject.manifest.foreground_share
     gates = check_gates(predict, Resized.of(split, subject.manifest), settings.gates, size, batch, share)
-    runtimes = []
-    if exports is not None:
-        from pipelines.evaluation.runtime_scores import measure_runtimes  # late: they are extras
-
-        ious = {name: metrics.per_image_iou(each.counts).numpy() for name, each in quality.items()}
-        runtimes = measure_runtimes(exports, trained.sha256, subject.prepared, settings, size, ious)
-    return Measured(devices, quality, true_objects, means, depths, gates, runtimes)
+    ious = {name: metrics.per_image_iou(each.counts).numpy() for name, each in quality.items()}
+    scored = {"val": Scored.of_val(predict, subject.open_val(), batch), "test": Scored.of_test(split, ious)}
+    sizes = {name: row["size_mib"] for name, row in costs.items()}
+    engines = measure_engines(family, scored, settings, size, device, sizes)
+    tta = []
+    if settings.tta != "none":
+        groups = read_groups(subject.prepared, subject.open_val().ids)
+        opened = open_depths(trained, settings.engine, device, exports)
+        tta = measure_tta(trained, scored["val"], groups, settings, opened, size)
+    return Measured(devices, quality, true_objects, means, depths, gates, engines, tta)
 
 
 def make_report(
@@ -92,7 +126,7 @@ def make_report(
 ) -> dict:
     """What report.json holds (`report_schema.Report`)."""
     quality, kinds, classes = measured.quality, subject.split.kinds, subject.trained.classes
-    limits = ("tolerance_iou", "max_latency_ms", "max_memory_mib", "max_parameters")
+    limits = ("tolerance_iou", "max_latency_ms", "max_memory_mib", "max_parameters", "engine")
     result = {
         "schema": 2,
         "recommended_depth": decision.depth,
@@ -111,7 +145,8 @@ def make_report(
         },
         "reliability": {name: reliability(each.bins) for name, each in quality.items()},
         "gates": measured.gates,
-        "runtimes": measured.runtimes,
+        "engines": measured.engines,
+        "tta": measured.tta,
         "samples": samples,
         "machine": measured.devices[0]["machine"],
         "devices": measured.devices,
@@ -161,11 +196,11 @@ def find_provenance(subject: Subject) -> dict[str, object]:
 def evaluate(
     prepared: Path, model: Path, out: Path, settings: Evaluate, device: torch.device, exports: Path | None = None
 ) -> dict:
-    """Measure every depth on the test split; write report.json, depths.csv, images.csv, reliability.csv,
+    """Measure every depth on the test split; write report.json, engines.json, depths.csv, images.csv, reliability.csv,
     what the page shows (page/) and, for `dvc metrics`, metrics.json with the few numbers that one compares.
 
     Args:
-        exports: folder of the export stage, whose models are measured by their own runtimes too.
+        exports: folder of the export stage, whose files are measured by the engines that are installed for them.
 
     Returns:
         what report.json holds (`report_schema.Report`).
@@ -199,6 +234,9 @@ def evaluate(
         folder.mkdir()
         write_json(folder / "page.json", page)
         write_examples(folder / "shown.npz", predict, subject.split, [index for _, index in picked])
+        manifest = subject.manifest
+        val = manifest.val_full_sha256 or manifest.splits["val"].sha256
+        write_json(out / "engines.json", engines_json(measured.engines, subject.trained.sha256, val))
         write_results(out, result, rows)  # last: where the disk has no space for the page, all stays as it was
     return result
 

@@ -90,6 +90,10 @@ def read_family(inputs: Inputs, settings: Register) -> Family:
     assert trained.sha256 is not None
     advice = "it was measured on another model: run `dvc repro evaluate`"
     check_sha256(f"{report}: model_sha256", str(metrics.get("model_sha256")), trained.sha256, advice)
+    engines = inputs.evaluation / evidence.ENGINES
+    if engines.is_file():  # no evaluation of before wrote it
+        found = str(read_results(engines, "evaluate", ("engines", "model_sha256"))["model_sha256"])
+        check_sha256(f"{engines}: model_sha256", found, trained.sha256, advice)
     advice = "it was measured on other test images: run `dvc repro evaluate`"
     check_sha256(f"{report}: test", str(metrics["test"].get("sha256")), manifest.splits["test"].sha256, advice)
     if inputs.exports:
@@ -108,6 +112,7 @@ def read_family(inputs: Inputs, settings: Register) -> Family:
         licence=settings.licence,
         intended_use=settings.intended_use,
         leak_check=read_leak_check(inputs.prepared, manifest),
+        exports=evidence.find_carried(inputs.exports, trained.depths[-1]),
     )
 
 
@@ -130,14 +135,17 @@ def register_depth(client, run, family: Family, inputs: Inputs, depth: int) -> s
     """Log, measure and register one depth with its evidence; returns its version."""
     tags = family.tags(depth) | {"run_id": run.info.run_id}
     config = flatten(family.trained.segmenter(depth).network.config() | {"depth": depth})
-    model = model_versions.find_or_log_model(client, run, f"L{depth}", family.trained, depth, config, tags)
+    measured = inputs.evaluation / evidence.ENGINES
+    model = model_versions.find_or_log_model(
+        client, run, f"L{depth}", family.trained, depth, config, tags, inputs.exports, measured
+    )
     # The step is the depth, so that the run's charts show each number over the depths.
     metrics = [(key, value, depth) for key, value in run_log.numbers(family.metrics["depths"][f"L{depth}"])]
     test = ("test", family.manifest.splits["test"].sha256)
     runs.log_metrics(client, run, metrics, model.model_id, test)
     if "evidence_sha256" not in model.tags:
         with scratch() as folder:
-            evidence.gather(folder, inputs.evaluation, inputs.exports, inputs.prepared, family.trained, depth)
+            evidence.gather(folder, inputs.evaluation, inputs.prepared, family.trained, depth)
             client.log_model_artifacts(model.model_id, str(folder), "evidence")
             client.set_logged_model_tags(model.model_id, {"evidence_sha256": sha256(folder / SUMS)})
     tags |= {"model_id": model.model_id}

@@ -60,11 +60,9 @@ def test_report_says_what_its_schema_promises(clone):
     Report.model_validate(clone.json("reports/evaluate/report.json"))
     with open(clone.folder / "reports/evaluate/reliability.csv") as file:
         assert len(list(csv.DictReader(file))) == 10 * len(clone.json("reports/evaluate/report.json")["depths"])
-    runtimes = {
-        (row["depth"], row["runtime"], row["precision"])
-        for row in clone.json("reports/evaluate/report.json")["runtimes"]
-    }
-    assert runtimes >= {("L1", "onnxruntime", "fp32"), ("L1", "openvino", "int8")}
+    rows = clone.json("reports/evaluate/report.json")["engines"]["rows"]
+    assert {(row["depth"], row["engine"]) for row in rows} >= {("L1", "onnxruntime"), ("L1", "openvino-int8")}
+    assert len(clone.json("reports/evaluate/engines.json")["engines"]) == len(rows)
 
 
 def test_search_chose_one_point_of_its_front_and_train_took_its_widths(clone):

@@ -21,12 +21,12 @@ def fixed(number: float | None, digits: int = 3) -> str:
     return NOTHING if number is None else f"{number:.{digits}f}"
 
 
-def points(iou: float | None) -> str:
+def points(iou: float | None, digits: int = 1) -> str:
     """A difference of scores in points, hundredths, with its sign: -0.004 is '−0.4'; None is a dash."""
     if iou is None:
         return NOTHING
-    text = f"{abs(iou) * 100:.1f}"
-    return text if text == "0.0" else f"{'−' if iou < 0 else '+'}{text}"  # noqa: RUF001 - the sign that screen readers say
+    text = f"{abs(iou) * 100:.{digits}f}"
+    return text if not float(text) else f"{'−' if iou < 0 else '+'}{text}"  # noqa: RUF001 - the sign that screen readers say
 
 
 def say(value: Any) -> str:

@@ -2,11 +2,12 @@
 
     python -m pipelines.evaluation.cold_start SPEC.json
 
-starts, imports torch and the network's code, and says when that was done. Then it is copied (`fork`) for each model:
+starts, imports what the engine needs, and says when that was done. Then it is copied (`fork`) for each model:
 each copy is a process that has predicted nothing yet, loads the file, and predicts one image. So the imports, which
 are alike for all depths and take seconds, are paid once a measurement, and what differs is measured for each.
 """
 
+import importlib
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryFile
@@ -24,7 +26,13 @@ ROUNDS = 3
 
 
 def measure_cold_start(
-    files: Mapping[str, Path], ensembles: set[str], size: Size, device: str, max_s: float
+    files: Mapping[str, Path],
+    ensembles: set[str],
+    size: Size,
+    device: str,
+    max_s: float,
+    engine: str = "torch",
+    exports: Path | None = None,
 ) -> dict[str, float]:
     """Milliseconds from the start of the process to the first mask, by name: imports, and the median of 3 loads.
 
@@ -32,6 +40,7 @@ def measure_cold_start(
         files: model files by name.
         ensembles: the names whose heads are all averaged.
         max_s: seconds after which no further round begins; one is done in any case.
+        engine: by which each depth is run, of `exports` where it is none of torch's; ensembles are torch's.
 
     Raises:
         RuntimeError: the process failed; the message has its last words.
@@ -39,7 +48,8 @@ def measure_cold_start(
     from pipelines.console.progress import watched  # late: the process that is measured needs none of it
 
     models = [[name, str(path), name in ensembles] for name, path in files.items()]
-    spec = {"models": models, "size": size, "device": device, "max_s": max_s, "began": time.monotonic()}
+    spec: dict = {"models": models, "size": size, "device": device, "max_s": max_s, "began": time.monotonic()}
+    spec |= {"engine": engine, "exports": None if exports is None else str(exports)}
     command = [sys.executable, "-m", "pipelines.evaluation.cold_start", json.dumps(spec)]
     root = str(Path(__file__).parents[2])
     # An empty part of the path would be the folder that it runs in.
@@ -63,18 +73,21 @@ def measure_cold_start(
 
 
 def _main(spec: dict) -> None:
-    import torch
+    import numpy as np
 
-    from unetpp.models.model_file import load_model
+    from unetpp.engines.family import find_family, open_engine
 
+    of_torch = spec["engine"].startswith("torch")
+    if of_torch:
+        importlib.import_module("torch")
     start_ms = (time.monotonic() - spec["began"]) * 1000
+    exports = spec["exports"] and Path(spec["exports"])
 
     def predict_first(file: str, ensemble: bool) -> None:
-        trained = load_model(file)
-        segmenter = (trained.ensemble() if ensemble else trained.segmenter()).to(spec["device"])
-        image = torch.zeros(1, trained.network.in_channels, *spec["size"], device=spec["device"])
-        with torch.inference_mode():
-            segmenter(image).cpu()
+        family, name = find_family(file), "torch" if ensemble else spec["engine"]
+        family = replace(family, exports=exports)  # they are of the whole network, and this is a depth
+        engine = open_engine(family, name=name, heads="mean" if ensemble else None, device=spec["device"])
+        engine(np.zeros((1, family.about.in_channels, *spec["size"]), np.float32))
 
     print(start_ms, flush=True)
     began = time.monotonic()

@@ -135,7 +135,12 @@ def _budget(settings: Evaluate) -> str:
 def _costs(row: dict, settings: Evaluate) -> str:
     """What a depth needs of the limits that are set, in words."""
     items = BUDGET.items()
-    return " and ".join(text.format(row[key]) for name, (key, text, _) in items if getattr(settings, name) is not None)
+    by = "" if settings.engine == "torch" else f" by {settings.engine}"
+    return " and ".join(
+        text.format(row[key]) + (by if key == "latency_ms" else "")
+        for name, (key, text, _) in items
+        if getattr(settings, name) is not None
+    )
 
 
 def _below(candidate: dict, best: str) -> str:

@@ -1,13 +1,16 @@
-"""What each depth costs on this machine: pruned as for deployment, and each number measured by itself."""
+"""What each depth costs on this machine: pruned and run as in deployment, and each number measured by itself."""
 
 import platform
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor
+from unetpp.engines.family import Family, open_engine
 
 from pipelines.console.machine_load import others_share
 from pipelines.console.progress import watched
@@ -16,6 +19,7 @@ from pipelines.core.files import scratch
 from pipelines.evaluation.cautions import BUSY
 from pipelines.evaluation.cold_start import measure_cold_start
 from pipelines.evaluation.predictor import MEAN
+from unetpp.engines.engine import ENGINES, Engine
 from unetpp.images.frame import Size, say_size
 from unetpp.models.model_file import Trained
 from unetpp.network import profiling
@@ -31,52 +35,84 @@ ENDED = {
 }
 
 
+def of_tensor(engine: Engine) -> Callable[[Tensor], np.ndarray]:
+    """An engine as what is timed: `unetpp.network.profiling` makes tensors."""
+    return lambda images: engine(images.numpy())
+
+
+def memory_of(engine: Engine, example: Tensor, device: torch.device) -> float | None:
+    """MiB that a pass holds at most; None of a runtime that does not tell."""
+    if ENGINES[engine.name].runtime != "torch":
+        return None
+    return round(profiling.measure_peak_memory_mib(cast(Any, of_tensor(engine)), example, device), 3)
+
+
+def open_depths(trained: Trained, engine: str, device: torch.device, exports: Path | None = None) -> dict[str, Engine]:
+    """The engine of each depth by name, and of the mean of heads, which torch alone has.
+
+    Raises:
+        UserError: it is not installed, or a depth has no export for it.
+    """
+    family = Family(trained.about, trained, exports)
+    how: dict[str, Any] = {"device": device.type, "threads": torch.get_num_threads()}
+    found = {f"L{depth}": open_engine(family, depth, engine, **how) for depth in trained.depths}
+    if len(trained.depths) > 1:
+        found[MEAN] = open_engine(family, name="torch", heads="mean", **how)
+    return found
+
+
 def measure_cost(
-    trained: Trained, size: Size, rounds: int, max_batch: int, device: torch.device
+    trained: Trained,
+    size: Size,
+    rounds: int,
+    max_batch: int,
+    device: torch.device,
+    engine: str = "torch",
+    exports: Path | None = None,
 ) -> tuple[dict[str, dict[str, float | None]], dict[str, str | int | float]]:
     """Parameters, MACs, latency, throughput, memory, file size and cold start of each depth; and how it was measured.
 
-    "mean" is the whole network with all heads. A pass is from an image in [0, 1] to probabilities, in fp32.
+    "mean" is the whole network with all heads. A pass is from an image in [0, 1] to probabilities, by the engine.
     """
     where = f"costs on {device.type}"
+    opened = open_depths(trained, engine, device, exports)
+    timed = cast(Any, {name: of_tensor(each) for name, each in opened.items()})
     kept: dict[str, Trained] = {
         f"L{depth}": replace(trained, network=prune(trained.network, depth)) for depth in trained.depths
     }
-    modules: dict[str, nn.Module] = {name: each.segmenter() for name, each in kept.items()}
-    if len(trained.depths) > 1:
+    if MEAN in opened:
         kept[MEAN] = trained
-        modules[MEAN] = trained.ensemble()
-    example = torch.rand(1, trained.network.in_channels, *size, device=device)
-    for module in modules.values():
-        module.to(device)
+    example = torch.rand(1, trained.network.in_channels, *size)
     with scratch() as folder:
         files = {name: folder / f"{name}.safetensors" for name in kept}
         for name, each in kept.items():
             each.save(files[name])
         sizes = {name: path.stat().st_size / profiling.MIB for name, path in files.items()}
-        cold_start = measure_cold_start(files, {MEAN}, size, device.type, COLD_START_S)
+        cold_start = measure_cold_start(files, {MEAN}, size, device.type, COLD_START_S, engine, exports)
 
     latency = profiling.measure_latency(
-        modules, example, rounds, watch=partial(watched, what=f"{where}, rounds of latency"), max_s=LATENCY_S
+        timed, example, rounds, watch=partial(watched, what=f"{where}, rounds of latency"), max_s=LATENCY_S
     )
     throughput = profiling.find_best_batch(
-        modules, example, max_batch, watch=partial(watched, what=f"{where}, rounds of throughput"), max_s=THROUGHPUT_S
+        timed, example, max_batch, watch=partial(watched, what=f"{where}, rounds of throughput"), max_s=THROUGHPUT_S
     )
     costs = {
         name: {
-            "parameters": profiling.count_parameters(module),
-            "macs": profiling.count_macs(module, example),
+            "parameters": profiling.count_parameters(each.network),
+            "macs": profiling.count_macs(
+                each.ensemble() if name == MEAN else each.segmenter(), example.to(each.device)
+            ),
             "latency_ms": round(latency[name].median_ms, 3),
             "latency_p95_ms": _rounded(latency[name].p95_ms),
             "latency_p99_ms": _rounded(latency[name].p99_ms),
             "latency_spread": round(latency[name].spread, 3),
             "images_per_s": round(throughput[name].images_per_s, 2),
             "best_batch": throughput[name].batch,
-            "peak_memory_mib": round(profiling.measure_peak_memory_mib(module, example), 3),
+            "peak_memory_mib": memory_of(opened[name], example, device),
             "cold_start_ms": round(cold_start[name], 1),
             "size_mib": round(sizes[name], 3),
         }
-        for name, module in watched(modules.items(), f"{where}, memory of depths")
+        for name, each in watched(kept.items(), f"{where}, memory of depths")
     }
     one = next(iter(latency.values()))
     reading = {
@@ -94,7 +130,7 @@ def _rounded(ms: float | None) -> float | None:
     return None if ms is None else round(ms, 3)
 
 
-def describe_machine(device: torch.device) -> dict[str, str | int]:
+def describe_machine(device: torch.device, engine: str = "torch") -> dict[str, str | int]:
     """What the costs were read on."""
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
@@ -106,16 +142,21 @@ def describe_machine(device: torch.device) -> dict[str, str | int]:
         "processor": processor,
         "cores": num_cores(),
         "threads": torch.get_num_threads(),
-        "precision": "fp32",
+        "engine": engine,
+        "precision": ENGINES[engine].precision,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
     }
 
 
-def measure_devices(trained: Trained, settings: Evaluate, size: Size, main: torch.device) -> list[dict]:
-    """The costs on each device present, the main one first."""
+def measure_devices(
+    trained: Trained, settings: Evaluate, size: Size, main: torch.device, exports: Path | None = None
+) -> list[dict]:
+    """The costs on each device present that the engine runs on, the main one first."""
     present = [main.type] + [one for one in ("cuda", "cpu") if one != main.type and _is_present(one)]
+    if settings.engine.startswith("openvino"):
+        present = ["cpu"]
     devices = []
     share, threads = others_share(), torch.get_num_threads()
     print(
@@ -126,9 +167,10 @@ def measure_devices(trained: Trained, settings: Evaluate, size: Size, main: torc
     )
     for kind in present:
         device = torch.device(kind)
-        costs, reading = measure_cost(trained, size, settings.latency_rounds, settings.throughput_batch, device)
-        machine = describe_machine(device) | reading | {"others_share": round(share, 2)}
-        devices.append({"device": kind, "main": kind == main.type, "machine": machine, "depths": costs})
+        rounds, batch, engine = settings.latency_rounds, settings.throughput_batch, settings.engine
+        costs, reading = measure_cost(trained, size, rounds, batch, device, engine, exports)
+        machine = describe_machine(device, engine) | reading | {"others_share": round(share, 2)}
+        devices.append({"device": kind, "main": kind == present[0], "machine": machine, "depths": costs})
     return devices
 
 

@@ -24,6 +24,7 @@ def describe(report: dict) -> str:
         *([_classes(report)] if several else []),
         _align([_COST, *(_cost(name, row) for name, row in report["depths"].items())], depth),
         _gates(report),
+        *_engines(report),
     ]
     return "\n\n".join(parts)
 
@@ -76,10 +77,20 @@ def _cost(name: str, row: dict) -> tuple[str, ...]:
         fixed(row["latency_p99_ms"], 1),
         f"{row['images_per_s']:.0f}",
         f"{row['best_batch']}",
-        f"{row['peak_memory_mib']:.1f}",
+        fixed(row["peak_memory_mib"], 1),
         f"{row['size_mib']:.2f}",
         f"{row['cold_start_ms'] / 1000:.1f}",
     )
+
+
+def _engines(report: dict) -> list[str]:
+    """For each depth the engine that `--engine auto` takes here; report.json and the page have all of them."""
+    rows = [row for row in (report.get("engines") or {}).get("rows", []) if row["auto"]]
+    cells = [
+        (row["depth"], row["engine"], f"{row['latency_ms']:.1f}", f"{100 * row['val_difference_iou']:+.2f}")
+        for row in rows
+    ]
+    return [_align([("depth", "--engine auto", "ms (p50)", "IoU on val to fp32"), *cells], None)] if rows else []
 
 
 def _align(rows: list[tuple[str, ...]], depth: int | None) -> str:

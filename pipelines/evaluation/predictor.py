@@ -46,7 +46,7 @@ class Predictor:
 
     def __init__(self, trained: Trained, device: torch.device):
         self.heads = Heads(trained.network, canvas=trained.about.canvas).eval().to(device)
-        self._engine = TorchEngine(self.heads, trained.about)
+        self._engine = TorchEngine(self.heads, trained.about, device)
         self.trained, self.frame, self.device = trained, trained.frame, device
         self.names = [f"L{depth}" for depth in trained.depths] + [MEAN] * (len(trained.depths) > 1)
 

@@ -28,7 +28,7 @@ class Cost(Part):
     latency_spread: float
     images_per_s: float
     best_batch: int
-    peak_memory_mib: float
+    peak_memory_mib: Number  # None: of a runtime that does not tell
     cold_start_ms: float
     size_mib: float
 
@@ -81,6 +81,7 @@ class Decision(Part):
     max_latency_ms: Number
     max_memory_mib: Number
     max_parameters: int | None
+    engine: str = "torch"  # whose latency and memory are compared with the limits
     candidates: list[Candidate]
 
 
@@ -163,6 +164,50 @@ class Device(Part):
     depths: dict[str, Cost]
 
 
+class Engine(Part):
+    """A depth in one runtime at one precision; the costs are of the machine that evaluated."""
+
+    depth: str
+    engine: str
+    file: str | None  # in the folder of exports; None: of torch, which needs none
+    sha256: str | None
+    latency_ms: float
+    latency_p95_ms: Number
+    images_per_s: float
+    peak_memory_mib: Number
+    size_mib: Number
+    test_images: int
+    test_iou_image: Share | None
+    test_difference_iou: Number
+    val_images: int
+    val_iou_image: Share | None
+    val_difference_iou: Number
+    within: bool
+    auto: bool
+    why: str
+
+
+class Engines(Part):
+    tolerance_iou: float
+    num_val_images: int  # that there are
+    val_images: int  # that were scored, at most
+    rows: list[Engine]
+    left_out: list[str]
+
+
+class Tta(Part):
+    """What the mean over mirrored and turned copies of each image gains on val at a depth."""
+
+    depth: str
+    copies: Literal["flips", "all"]
+    num_images: int
+    iou_image: Share
+    gain_iou: float
+    gain_iou_low: float
+    gain_iou_high: float
+    cost_factor: float
+
+
 class Sample(Part):
     """One of the images in the page's viewer."""
 
@@ -192,7 +237,9 @@ class Report(Part):
     groups: Groups
     reliability: dict[str, Annotated[list[Bin], Field(min_length=10, max_length=10)]]
     gates: dict[str, list[Gate]]
-    runtimes: list[dict[str, Any]]
+    engines: Engines | None = None
+    tta: list[Tta] = []
+    runtimes: list[dict[str, Any]] = []  # of reports of before, which have no `engines`
     samples: list[Sample]
     machine: dict[str, str | int | float]
     devices: list[Device]

@@ -138,6 +138,7 @@ def build_report(
         scores=_scores(metrics["depths"]),
         devices=metrics.get("devices") or [{"machine": metrics.get("machine", {}), "depths": metrics["depths"]}],
         measured=lambda key: any(row.get(key) is not None for row in metrics["depths"].values()),
+        engines=_engines(metrics),
         groups=_groups(metrics, rows, names),
         gates=_gates(metrics.get("gates") or {}, chosen),
         intervals=metrics.get("intervals", {}),
@@ -269,6 +270,21 @@ def _by_kind(rows: list[dict], names: list[str]) -> dict[str, dict]:
         | {name: {"iou_image": float(np.mean([row[f"iou_{name}"] for row in group]))} for name in names}
         for kind, group in ordered
     }
+
+
+def _engines(metrics: dict) -> dict[str, list[dict]]:
+    """By depth a row for each engine; of a report of before the runtimes, which were scored on test alone."""
+    rows = (metrics.get("engines") or {}).get("rows") or [
+        row
+        | {"engine": row["runtime"] + ("-int8" if row.get("precision") == "int8" else "")}
+        | {"test_iou_image": row.get("iou_image"), "test_difference_iou": row.get("difference_iou")}
+        | {"within": row.get("offered")}
+        for row in metrics.get("runtimes") or []
+    ]
+    found: dict[str, list[dict]] = {}
+    for row in rows:
+        found.setdefault(row["depth"], []).append(row)
+    return found
 
 
 def _gates(gates: dict[str, list[dict]], chosen: str | None) -> list[dict]:

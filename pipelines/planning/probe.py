@@ -10,6 +10,7 @@ from pipelines.core.files import scratch
 from pipelines.core.params import Params, override
 from pipelines.dataset.layouts import Sample
 from pipelines.dataset.loading import load_sample
+from pipelines.evaluation.engine_scores import estimate_s
 from pipelines.planning.choices import Choice, Plan
 from pipelines.planning.facts import Facts, Machine
 from pipelines.planning.network_size import seen_area, widths_of
@@ -132,6 +133,8 @@ def fit_time(
     own = facts.height * facts.width / seen_area(chosen_of(params)) if params.prepare.size is not None else 1.0
     pass_s = own * found.image_s / faster
     evaluate_s = START_S + DEPTHS_COST * pass_s * (counts.test + params.evaluate.latency_rounds)
+    levels, formats = len(widths) - 1, params.export.formats
+    evaluate_s += estimate_s(DEPTHS_COST * pass_s, levels, counts.val, counts.test, formats, params.evaluate)
     where = f"{machine.gpus} GPUs" if machine.gpus else f"{machine.cores} cores that nothing else uses"
     plan.cost = (
         f"training takes about {_say(round(bounded * epoch_s / 60))} ({bounded} epochs of {steps} steps), evaluating "

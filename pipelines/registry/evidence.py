@@ -1,5 +1,6 @@
-"""What stands beside each version: report, scores of every image, overlays, exports, and SHA256SUMS of them all.
+"""What goes with each version: in its own folder exports and what was measured of them; beside it its evidence.
 
+Evidence is report, scores of every image, overlays, and SHA256SUMS of them all.
 `mlflow artifacts download -u models:/NAME@champion/evidence` fetches it; `sha256sum -c SHA256SUMS` checks it.
 """
 
@@ -11,29 +12,63 @@ import cv2
 import numpy as np
 
 from pipelines.core.checksums import seal
+from pipelines.core.files import write_json
 from pipelines.evaluation.scored import read_depth
 from unetpp.data.arrow_split import Split
 from unetpp.data.manifest import Manifest, read_manifest
 from unetpp.errors import UserError
+from unetpp.files import read_json, sha256
 from unetpp.images.display import ERRORS, SAID, class_colour, display, error_map, fill, fill_classes
 from unetpp.inference.predictor import Predictor
-from unetpp.models.model_file import Trained
+from unetpp.models.listing import AGAIN, LISTING
+from unetpp.models.model_file import MODEL, Trained
 from unetpp.network.masks import IGNORE, find_classes
 
 COPIED = ("report.html", "report.json", "images.csv")
+ENGINES = "engines.json"  # of stage evaluate
+CARRIED = ("onnx", "onnx-int8")  # formats of exports
 SIDE_PX = 512  # overlays are enlarged by whole factors up to about this
 
 
-def gather(folder: Path, evaluation: Path, exports: Path | None, prepared: Path, trained: Trained, depth: int) -> None:
+def find_carried(exports: Path | None, depth: int) -> list[dict]:
+    """The entries of exports.json that a version of this depth carries: ONNX of its depth and the shallower ones.
+
+    A .pt2 runs code of whoever wrote it, and weights the version has: neither is among them.
+    """
+    listed = [] if exports is None else read_json(exports / LISTING, AGAIN, ("exports",))["exports"]
+    return [one for one in listed if one.get("format") in CARRIED and int(one["depth"][1:]) <= depth]
+
+
+def carry(folder: Path, exports: Path | None, measured: Path | None, depth: int) -> None:
+    """Put exports, with exports.json, and engines.json into the folder of a version; both name its own model file.
+
+    Args:
+        folder: with the version's model.safetensors.
+        exports: folder of the export stage.
+        measured: engines.json of the evaluate stage, where it wrote one.
+    """
+    own = {"model_sha256": sha256(folder / MODEL)}
+    carried = find_carried(exports, depth)
+    for one in carried:
+        assert exports is not None
+        link = folder / "exports" / one["file"]
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to((exports / one["file"]).absolute())
+    if exports is not None and carried:
+        listing = read_json(exports / LISTING, AGAIN, ("exports",))
+        write_json(folder / "exports" / LISTING, listing | own | {"exports": carried})
+    if measured is not None and measured.is_file():
+        found = read_json(measured, "run `dvc repro evaluate`", ("engines",))
+        files = {None, *(one["file"] for one in carried)}
+        rows = [one for one in found["engines"] if int(one["depth"][1:]) <= depth and one["file"] in files]
+        write_json(folder / ENGINES, found | own | {"engines": rows})
+
+
+def gather(folder: Path, evaluation: Path, prepared: Path, trained: Trained, depth: int) -> None:
     """Fill an empty folder with the evidence of one depth."""
     for name in COPIED:
         if (evaluation / name).is_file():
             (folder / name).symlink_to((evaluation / name).absolute())
-    for path in sorted((exports / f"L{depth}").rglob("*")) if exports else ():
-        if path.is_file() and exports:
-            link = folder / "exports" / path.relative_to(exports / f"L{depth}")
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(path.absolute())
     scored = read_depth(evaluation / "images.csv", depth)
     write_overlays(folder / "overlays", prepared, trained, depth, scored.iou)
     seal(folder)

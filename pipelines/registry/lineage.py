@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.core.checksums import SUMS
-from pipelines.core.files import scratch
+from pipelines.core.files import read_results, scratch
+from pipelines.core.numbers import fixed, points
 from pipelines.registry import mlflow_store, model_versions
 from pipelines.registry.run_log import read_hashes
 from unetpp.errors import UserError
@@ -159,7 +160,23 @@ def rows(lineage: Lineage) -> list[tuple[str, str]]:
         ("checkpoint", file(lineage.model)),
         ("weights", f"model.safetensors sha256 {lineage.weights}" if lineage.weights else f"{SUMS} {NOT_RECORDED}"),
         ("environment", file("pipeline/requirements.lock")),
+        *(("engines" * (not number), line) for number, line in enumerate(_engines(lineage))),
     ]
+
+
+def _engines(lineage: Lineage) -> list[str]:
+    """The engines of the version's depth, as the evaluation of its run measured them."""
+    report, depth = lineage.file("report/report.json"), f"L{lineage.tags.get('depth')}"
+    found = (read_results(report, "evaluate").get("engines") or {}).get("rows", []) if report else []
+    lines = [_engine(row) for row in found if row["depth"] == depth]
+    return lines or [NOT_RECORDED]
+
+
+def _engine(row: dict) -> str:
+    val, lost = fixed(row["val_iou_image"]), points(row["val_difference_iou"], 2)
+    within = "" if row["within"] else ", beyond the tolerance"
+    auto = "; `auto` took it there" if row["auto"] else ""
+    return f"{row['engine']}: {row['latency_ms']:.1f} ms, IoU on val {val} ({lost} points){within}{auto}"
 
 
 def _params(lineage: Lineage) -> list[str]:

@@ -1,7 +1,12 @@
 """Registered versions by address: what `unetpp.load` calls for a `models:/` URI, and `unetpp seal`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import torch
 
+from pipelines.core.files import scratch
 from pipelines.registry import mlflow_store, model_versions
 from unetpp.errors import UserError
 from unetpp.models.model_file import Trained
@@ -21,6 +26,24 @@ def load_registered(uri: str, store: str | None = None) -> Trained:
     with mlflow_store.reading(store or mlflow_store.project_uri()) as client:
         version = model_versions.find_version(client, uri)
         return model_versions.fetch_version(version.name, str(version.version))
+
+
+@contextmanager
+def fetched_version(uri: str, store: str | None = None) -> Iterator[Path]:
+    """The files of a registered version, exports and engines.json among them, in a folder for the time of the block.
+
+    Args:
+        uri, store: as of `load_registered`.
+
+    Raises:
+        UserError: as `load_registered`.
+    """
+    model_versions.parse_uri(uri)
+    with scratch() as folder:
+        with mlflow_store.reading(store or mlflow_store.project_uri()) as client:
+            version = model_versions.find_version(client, uri)
+            model_versions.fetch_files(version.name, str(version.version), folder)
+        yield folder
 
 
 def load_trained(uri: str, store: str | None = None) -> tuple[str, Trained]:

@@ -2,15 +2,16 @@
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from pipelines.core.numbers import points
 from pipelines.evaluation.cautions import find_cautions
 from unetpp.data.manifest import Manifest
 from unetpp.images.frame import plain, say_size
 from unetpp.models.model_file import Trained
 
 # What a latency depends on most, of what report.json says of the machine.
-MACHINE = ("device", "processor", "threads", "precision", "size_px")
+MACHINE = ("device", "processor", "engine", "threads", "precision", "size_px")
 HISTORY = "**Champion and challengers, the latest first**"
 
 
@@ -29,6 +30,7 @@ class Family:
     licence: str | None = None
     intended_use: str | None = None
     leak_check: str = "not known"  # whether what was tested on could have been trained on, in one sentence
+    exports: list[dict] = field(default_factory=list)  # entries of exports.json, of what versions carry
 
     @property
     def recommended(self) -> int | None:
@@ -90,6 +92,7 @@ def version_description(family: Family, versions: dict[int, str], depth: int) ->
             _decision(family, versions, depth),
             *_cautions(family),
             _table(family, versions, depth),
+            *_engines(family, depth),
             f"**Load this version**\n\n{_snippet(family, versions[depth])}",
             *_notes(family),
         ]
@@ -109,6 +112,7 @@ def family_description(family: Family, versions: dict[int, str]) -> str:
             f"{title} {family.metrics['recommendation']}",
             *_cautions(family),
             _table(family, versions, best),
+            *_engines(family, best or family.candidate),
             f"**Load it**\n\n{_snippet(family, '@recommended' if best is not None else f'@L{max(versions)}')}\n\n"
             f"The aliases {', '.join(f'`L{depth}`' for depth in versions)} "
             f"are the depths of the family registered last. Production loads `models:/{family.name}@champion`: which "
@@ -159,6 +163,35 @@ def _table(family: Family, versions: dict[int, str], marked: int | None) -> str:
     return "\n".join(rows)
 
 
+def _engines(family: Family, depth: int) -> list[str]:
+    """What this depth scores and costs in each runtime that the evaluating machine had."""
+    engines = family.metrics.get("engines") or {}
+    rows = [row for row in engines.get("rows", []) if row["depth"] == f"L{depth}"]
+    if not rows:
+        return []
+    lines = [_row(["engine", "ms (p95)", "images/s", "IoU on val", "points against fp32", "file", "in tolerance"])]
+    lines.append("| :-- | :-- | :-- | :-- | :-- | :-- | :-- |")
+    for row in rows:
+        cells = [
+            row["engine"] + (" (auto)" if row["auto"] else ""),
+            f"{_fixed(row, 'latency_ms', 1)} ({_fixed(row, 'latency_p95_ms', 1)})",
+            _fixed(row, "images_per_s", 0),
+            _fixed(row, "val_iou_image"),
+            points(row["val_difference_iou"], 2),
+            f"{_fixed(row, 'size_mib', 1)} MiB",
+            "yes" if row["within"] else "no",
+        ]
+        lines.append(_row([f"**{cell}**" for cell in cells] if row["auto"] else cells))
+    carried = [one for one in family.exports if int(one["depth"][1:]) <= depth]
+    size = sum(one["bytes"] for one in carried) / 2**20
+    holds = f" The version carries the exports of L1 to L{depth}: {size:.1f} MiB." if carried else ""
+    said = (
+        f"**Engines of L{depth}.** `auto` is the fastest on the machine that evaluated whose IoU on val is at most "
+        f"{engines['tolerance_iou'] * 100:.2f} points below that of eager fp32.{holds}"
+    )
+    return [f"{said}\n\n" + "\n".join(lines)]
+
+
 def _fixed(values: dict, key: str, digits: int = 3) -> str:
     """A number of report.json; a dash for one that could not be computed."""
     return "-" if values.get(key) is None else f"{values[key]:,.{digits}f}"
@@ -201,7 +234,7 @@ def _notes(family: Family) -> list[str]:
         f"**Data:** {counts} images; manifest `{family.data_sha256[:12]}`. "
         f"**Code:** commit `{family.commit[:12]}`{', with changes that were not committed' if family.dirty else ''}. "
         "**Run:** the source run of this version has the report, the curves, `dvc.lock` and `params.yaml`; "
-        "the version's own `evidence` has the report, the IoU of every test image, overlays and exports.",
+        "the version's own `evidence` has the report, the IoU of every test image, and overlays.",
         f"**Leak check:** {family.leak_check}. **Intended use:** {family.intended_use or 'not stated'}. "
         f"**Licence:** {family.licence or 'not stated'}.",
     ]

@@ -9,7 +9,10 @@ import logging
 import os
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version as installed
+from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
@@ -18,6 +21,7 @@ import numpy as np
 from pipelines.core.checksums import SUMS, check_seal, seal, sealed_files
 from pipelines.core.files import scratch
 from pipelines.core.redaction import redacted
+from pipelines.registry import evidence
 from unetpp.errors import UserError, said
 from unetpp.files import sha256
 from unetpp.models.model_file import MODEL, Trained, load_model
@@ -44,6 +48,7 @@ NO_STEP = -1
 TAG = "sha256sums"  # of a logged model: the sha256 of its SHA256SUMS
 # What a machine that serves needs, besides this package: it is installed from its own source, and never from a name
 # in an index that a stranger may hold.
+RUNTIMES = ("onnxruntime", "openvino")  # and where exports are carried, those of these that are installed here
 SERVED_WITH = ("mlflow", "torch", "numpy", "opencv-python-headless", "pillow", "safetensors", "tifffile", "imagecodecs")
 
 
@@ -55,12 +60,15 @@ def find_or_log_model(
     depth: int,
     params: dict[str, str],
     tags: dict[str, str],
+    exports: Path | None = None,
+    measured: Path | None = None,
 ) -> LoggedModel:
     """The run's model with these tags, logged where it is missing: a pyfunc that `pipelines.served` answers for.
 
     Args:
         depth: what the network is pruned to; the heads of the shallower depths stay.
         params, tags: of a new one; fingerprint and depth are what it is found by again.
+        exports, measured: see `evidence.carry`.
     """
     experiment = run.info.experiment_id
     where = f"tags.fingerprint = '{tags['fingerprint']}' and tags.depth = '{tags['depth']}'"
@@ -76,7 +84,7 @@ def find_or_log_model(
     model = found[0] if found else client.create_logged_model(experiment, name, run.info.run_id, tags, params)
     with scratch() as parent:
         folder = parent / "model"
-        digest = write_model(folder, trained, depth, model)
+        digest = write_model(folder, trained, depth, model, exports, measured)
         outputs = client.get_run(run.info.run_id).outputs
         if model.model_id not in {one.model_id for one in (outputs.model_outputs if outputs else [])}:
             client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, step=NO_STEP)])
@@ -91,8 +99,19 @@ def upload_model(client: MlflowClient, model_id: str, folder: Path) -> None:
     client.log_model_artifacts(model_id, str(folder))
 
 
-def write_model(folder: Path, trained: Trained, depth: int, model: LoggedModel | None = None) -> str:
-    """Write what is registered of a depth as a folder that MLflow serves; returns the sha256 of its SHA256SUMS."""
+def write_model(
+    folder: Path,
+    trained: Trained,
+    depth: int,
+    model: LoggedModel | None = None,
+    exports: Path | None = None,
+    measured: Path | None = None,
+) -> str:
+    """Write what is registered of a depth as a folder that MLflow serves; returns the sha256 of its SHA256SUMS.
+
+    Args:
+        exports, measured: see `evidence.carry`.
+    """
     described = Model(artifact_path=None)
     if model is not None:
         described = Model(
@@ -113,10 +132,17 @@ def write_model(folder: Path, trained: Trained, depth: int, model: LoggedModel |
             mlflow_model=described,
             signature=ModelSignature(params=params_schema(depth)),
             input_example=([example], {"mode": "single"}),
-            pip_requirements=[f"{package}=={installed(package).split('+')[0]}" for package in SERVED_WITH],
+            pip_requirements=_requirements(SERVED_WITH + RUNTIMES * bool(evidence.find_carried(exports, depth))),
         )
     trained.folded(depth, keep_heads=True).save(folder / MODEL)
+    evidence.carry(folder, exports, measured, depth)
     return seal(folder)
+
+
+def _requirements(packages: tuple[str, ...]) -> list[str]:
+    """Those that are installed here, at their versions."""
+    there = [package for package in packages if package in SERVED_WITH or find_spec(package)]
+    return [f"{package}=={installed(package).split('+')[0]}" for package in there]
 
 
 def find_or_create_version(
@@ -146,25 +172,41 @@ def mark_verified(client: MlflowClient, name: str, version: str, model_id: str, 
     client.set_logged_model_tags(model_id, {"verified": value})
 
 
-def fetch_version(name: str, version: str) -> Trained:
-    """A registered version, with the heads of all depths that it holds.
+def fetch_files(name: str, version: str, folder: Path) -> None:
+    """Fill a folder with a registered version's own files, exports and engines.json among them.
 
-    Only what SHA256SUMS lists is fetched, and its hashes are compared, before a weight is read; no code of the model's
-    folder runs.
+    Only what SHA256SUMS lists is fetched, and its hashes are compared; no code of the model's folder runs.
 
     Raises:
         UserError: a file is missing or has other bytes than when it was logged, or it was not logged by `register`.
     """
+    with of_version(name, version, folder):
+        location = _location(name, version)
+        for file in download_sums(name, version, folder):
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            _download(f"{location}/{file}", (folder / file).parent)
+        check_seal(folder)
+
+
+@contextmanager
+def of_version(name: str, version: str, folder: Path) -> Iterator[None]:
+    """Errors of the block name the version in place of the folder that its files lie in."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"models:/{name}/{version}: {str(error).replace(f'{folder}/', '')}") from None
+
+
+def fetch_version(name: str, version: str) -> Trained:
+    """A registered version, with the heads of all depths that it holds.
+
+    Raises:
+        UserError: as `fetch_files`.
+    """
     with scratch() as folder:
-        try:
-            location = _location(name, version)
-            for file in download_sums(name, version, folder):
-                (folder / file).parent.mkdir(parents=True, exist_ok=True)
-                _download(f"{location}/{file}", (folder / file).parent)
-            check_seal(folder)
+        fetch_files(name, version, folder)
+        with of_version(name, version, folder):
             return load_model(folder)
-        except UserError as error:
-            raise UserError(f"models:/{name}/{version}: {str(error).replace(f'{folder}/', '')}") from None
 
 
 def fetch_trained(client: MlflowClient, version: ModelVersion) -> Trained:
@@ -196,7 +238,7 @@ def download_sums(name: str, version: str, folder: Path) -> dict[str, str]:
     """Fetch SHA256SUMS of a version, compare it with the registry's tag, and return sha256 by name.
 
     Raises:
-        UserError: see `fetch_version`.
+        UserError: see `fetch_files`.
     """
     expected = _logged_model(name, version).tags.get(TAG)
     if expected is None:

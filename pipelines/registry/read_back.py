@@ -17,19 +17,23 @@ import numpy as np
 from pipelines.core.checksums import SUMS, check_seal
 from pipelines.core.files import scratch
 from pipelines.registry import mlflow_store, model_versions
+from unetpp.engines.engine import ENGINES, Engine
+from unetpp.engines.family import find_family, open_engine
 from unetpp.errors import UserError
 from unetpp.files import sha256
 from unetpp.inference.predictor import Predictor
-from unetpp.models.model_file import Trained
+from unetpp.models.model_file import Trained, load_model
 
 TOLERANCE = 1e-5
+EXPORTED_TOLERANCE = 1e-3  # of an exported file in fp32, on images of noise
 SIZES = ((33, 57), (64, 48), (130, 71))  # H x W of the images that a version is compared with its network on
 
 
 def check_in_clean_process(name: str, versions: dict[int, str], trained: Trained) -> dict[int, str]:
     """Load versions in one new process, by their URIs, and compare what they predict with the network's own.
 
-    Both ways in are tried: `unetpp.load`, and the pyfunc that MLflow serves, which may not unpickle anything.
+    All ways in are tried: `unetpp.load`, the pyfunc that MLflow serves, which may not unpickle anything, and, where the
+    version carries exports, the first of its engines in fp32 that is installed.
 
     Args:
         versions: version by depth.
@@ -90,7 +94,16 @@ def check_evidence(name: str, version: str, expected: str) -> str | None:
         return None
 
 
-def differing(loaded: Trained, served, expected: dict[str, np.ndarray], depth: int) -> str:
+def open_exported(folder: Path, depth: int) -> Engine | None:
+    """An engine of a version's exports in fp32; None where it has none that is installed."""
+    family = find_family(folder)
+    names = [name for name in family.engines(depth) if ENGINES[name].format and ENGINES[name].precision == "fp32"]
+    return open_engine(family, depth, names[0], device="cpu") if names else None
+
+
+def differing(
+    loaded: Trained, served, expected: dict[str, np.ndarray], depth: int, exported: Engine | None = None
+) -> str:
     """Why a version is not the network that answered `expected` (see `check_in_clean_process`); "" where it is."""
     predictor = Predictor(loaded)
     for key in (key for key in expected if key.startswith("image")):
@@ -99,10 +112,13 @@ def differing(loaded: Trained, served, expected: dict[str, np.ndarray], depth: i
             "unetpp.load": predictor.probs(expected[key]),
             "the pyfunc": served.predict(expected[key], {"mode": "probabilities", "engine": "torch"}),
         }
+        if exported is not None:
+            ways[exported.name] = Predictor(exported).probs(expected[key])
         for way, found in ways.items():
             if found.shape != answer.shape:
                 return f"by {way} gives shape {found.shape} where its network gives {answer.shape}"
-            if not np.allclose(found, answer, atol=TOLERANCE, rtol=0):
+            tolerance = EXPORTED_TOLERANCE if exported is not None and way == exported.name else TOLERANCE
+            if not np.allclose(found, answer, atol=tolerance, rtol=0):
                 return f"by {way} differs from its network by up to {np.abs(found - answer).max():.2g}"
     return ""
 
@@ -121,9 +137,11 @@ def main() -> None:
         for text in arguments.versions:
             depth, version = text.split("=")
             try:
-                loaded = model_versions.fetch_version(arguments.name, version)
-                served = model_versions.load_served(arguments.name, version)
-                reason = differing(loaded, served, expected, int(depth))
+                with scratch() as folder:
+                    model_versions.fetch_files(arguments.name, version, folder)
+                    loaded, exported = load_model(folder), open_exported(folder, int(depth))
+                    served = model_versions.load_served(arguments.name, version)
+                    reason = differing(loaded, served, expected, int(depth), exported)
             except UserError as error:
                 reason = str(error)
             if reason:

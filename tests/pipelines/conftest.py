@@ -159,9 +159,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     """A project whose family was registered once, at the second attempt (the first was interrupted at L2), and what
     versions.json holds; its registry is mlflow.db in the folder."""
     from pipelines.registry import mlflow_store, model_versions
-    from tests.pipelines.registry.family import NAME, register, write_lock, write_stages
+    from tests.pipelines.registry.family import NAME, register, write_engines, write_lock, write_stages
 
     folder = write_stages(tmp_path_factory.mktemp("home") / "a project")
+    write_engines(folder)
     upload_model = model_versions.upload_model
     calls = []
 

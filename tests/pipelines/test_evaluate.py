@@ -33,7 +33,7 @@ from unetpp.network.model import NestedUNet
 from unetpp.scores import metrics
 
 ROOT = Path(__file__).parents[2]
-FILES = {"metrics.json", "report.json", "depths.csv", "images.csv", "reliability.csv", "page"}
+FILES = {"metrics.json", "report.json", "engines.json", "depths.csv", "images.csv", "reliability.csv", "page"}
 HOSTILE = "<script>alert(1)</script>"
 SETTINGS = load_params(ROOT / "params.yaml").evaluate.model_copy(update={"latency_rounds": 3, "throughput_batch": 4})
 

@@ -1,4 +1,4 @@
-"""Laws of the export stage, of the table of runtimes, and of the snippets in docs/exports.md."""
+"""Laws of the export stage, and of the snippets in docs/exports.md."""
 
 import hashlib
 import json
@@ -17,10 +17,9 @@ import torch
 
 from pipelines import export as stage
 from pipelines.core.delivery_sections import Export
-from pipelines.evaluation.runtime_scores import image_ious, measure_runtimes
 from pipelines.predict import predict
 from pipelines.prediction.opening import find_model
-from unetpp.data.arrow_split import Split, SplitWriter
+from unetpp.data.arrow_split import SplitWriter
 from unetpp.data.manifest import Manifest, SplitFacts
 from unetpp.engines.torch_engine import TorchEngine
 from unetpp.errors import UserError
@@ -34,13 +33,6 @@ ROOT = Path(__file__).parents[2]
 SETTINGS = Export(formats=("pt2", "onnx", "onnx-int8"), opset=20, calibration_images=3, tolerance=1e-4)
 pytestmark = pytest.mark.slow  # an export is several programs, each in a process of its own
 FILES = ("model.safetensors", "model.pt2", "model.onnx", "model-int8.onnx")
-RUNTIMES = [
-    ("safetensors", "torch"),
-    ("onnx", "onnxruntime"),
-    ("onnx", "openvino"),
-    ("onnx-int8", "onnxruntime"),
-    ("onnx-int8", "openvino"),
-]
 
 
 def write_prepared(folder: Path) -> Path:
@@ -168,41 +160,6 @@ def test_int8_needs_images_of_val(made, tmp_path):
         stage.calibration_images(tmp_path, 2)
     with pytest.raises(UserError, match="give --prepared"):
         stage.export_model("models/train", tmp_path, None, ["onnx", "onnx-int8"], 20, 1e-4, None)
-
-
-def test_runtimes_are_measured_on_the_test_split_beside_the_eager_network(made):
-    split = Split(made.prepared / "test.arrow")
-    eager = image_ious(TorchEngine(made.trained.segmenter(), made.trained.about), split, 8, "images")
-    settings = SimpleNamespace(latency_rounds=3, throughput_batch=2, tolerance_iou=0.01)
-    rows = measure_runtimes(made.exports, made.result["model_sha256"], made.prepared, settings, (16, 16), {"L1": eager})
-    assert [(row["format"], row["runtime"]) for row in rows] == RUNTIMES
-    for row in rows:
-        assert (row["latency_p95_ms"] or row["latency_ms"]) >= row["latency_ms"] > 0  # null of too few rounds
-        assert row["images_per_s"] > 0
-        assert row["size_mib"] > 0
-        assert row["difference_iou"] == pytest.approx(row["iou_image"] - eager.mean())
-        if row["precision"] == "fp32":
-            assert row["iou_image"] == pytest.approx(eager.mean(), abs=1e-6)
-            assert row["offered"]
-            assert row["why"] == "the IoU of the eager network, within the tolerance of 1.00"
-
-    # Of a network that is better by 0.02 on each image, these lose more than 0.01.
-    settings = SimpleNamespace(latency_rounds=3, throughput_batch=8, tolerance_iou=0.01)
-    rows = measure_runtimes(
-        made.exports, made.result["model_sha256"], made.prepared, settings, (16, 16), {"L1": eager + 0.02}
-    )
-    assert not rows[0]["offered"]
-    assert rows[0]["why"] == "2.00 IoU points below the eager network, more than the tolerance of 1.00"
-    with pytest.raises(UserError, match="found exports of L1; expected some of L2"):
-        measure_runtimes(made.exports, made.result["model_sha256"], made.prepared, settings, (16, 16), {"L2": eager})
-
-
-def test_exports_that_changed_or_are_missing_are_not_measured(made, tmp_path):
-    with pytest.raises(UserError, match=r"exports\.json: no such file.* `dvc repro export`"):
-        measure_runtimes(tmp_path, None, made.prepared, None, (16, 16), {})
-    (tmp_path / "exports.json").write_text((made.exports / "exports.json").read_text())
-    with pytest.raises(UserError, match=r"L1/model\.safetensors: no such file"):
-        measure_runtimes(tmp_path, None, made.prepared, None, (16, 16), {})
 
 
 def test_exported_models_predict_the_masks_of_the_network(made, tmp_path):

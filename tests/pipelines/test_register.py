@@ -5,18 +5,21 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from unetpp.engines.family import find_family, open_engine
 
 from pipelines import register as stage
 from pipelines.core.command import run_command
 from pipelines.core.files import write_json
 from pipelines.prediction.opening import Asked, find_model, open_model
 from pipelines.registry import mlflow_store, read_back, run_log
-from pipelines.registry.load import load_registered
+from pipelines.registry.lineage import show_lineage
+from pipelines.registry.load import fetched_version, load_registered
 from tests.pipelines.registry.family import (
     NAME,
     SENTENCE,
@@ -177,12 +180,49 @@ def test_evidence_of_a_version_is_fetched_by_alias_and_whole(tmp_path):
         mlflow_store.mlflow.artifacts.download_artifacts(f"models:/{NAME}@L1/evidence", dst_path=str(tmp_path))
     )
     names = {path.relative_to(fetched).as_posix() for path in fetched.rglob("*") if path.is_file()}
-    assert names >= {"report.html", "report.json", "images.csv", "exports/model.onnx", "exports/openvino/model.xml"}
+    assert names >= {"report.html", "report.json", "images.csv"}
     assert {name.split("-")[0] for name in names if "overlays" in name} == {
         f"overlays/{r}" for r in ("best", "median", "worst", "legend.svg")
     }
     subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=fetched, check=True)
     assert len((fetched / "SHA256SUMS").read_text().splitlines()) == len(names) - 1
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_version_carries_exports_up_to_its_depth_and_what_was_measured_of_them(home, client, depth):
+    uri = f"models:/{NAME}@L{depth}"
+    with fetched_version(uri, f"sqlite:///{home[0]}/mlflow.db") as folder:
+        names = {line.partition("  ")[2] for line in (folder / "SHA256SUMS").read_text().splitlines()}
+        exports = {f"exports/L{one}/model.onnx" for one in range(1, depth + 1)}
+        assert {name for name in names if name.startswith("exports/")} == exports | {"exports/exports.json"}
+        own = sha256(folder / "model.safetensors")
+        for path in ("exports/exports.json", "engines.json"):
+            assert json.loads((folder / path).read_text())["model_sha256"] == own
+        rows = json.loads((folder / "engines.json").read_text())["engines"]
+        assert [row["depth"] for row in rows] == [f"L{one}" for one in range(1, depth + 1) for _ in range(2)]
+        requirements = (folder / "requirements.txt").read_text()
+        assert ("onnxruntime==" in requirements, "openvino==" in requirements) == (True, True)
+        family = find_family(folder)
+        assert family.exact(depth) == ["torch", "onnxruntime"]
+        image = torch.rand(1, 3, 32, 32).numpy()
+        expected = Predictor(load_model(home[0] / "model"), depth).engine(image)
+        for name in ("torch", "onnxruntime"):
+            np.testing.assert_allclose(open_engine(family, depth, name)(image), expected, atol=1e-5, rtol=0)
+    description = client.get_model_version(NAME, str(home[1]["versions"][f"L{depth}"])).description
+    assert f"The version carries the exports of L1 to L{depth}: " in description
+    assert "| **onnxruntime (auto)**" in description
+    shown = show_lineage(uri, f"sqlite:///{home[0]}/mlflow.db")
+    assert "onnxruntime: 2.5 ms, IoU on val 0.800 (−0.11 points); `auto` took it there" in shown  # noqa: RUF001
+
+
+def test_a_version_whose_export_answers_something_else_is_refused(home):
+    trained = load_model(home[0] / "model")
+    image = np.zeros((8, 8, 3), np.uint8)
+    probs = Predictor(trained).probs(image)
+    served = SimpleNamespace(predict=lambda *_: probs)
+    other = Predictor(trained, 1).engine
+    reason = read_back.differing(trained, served, {"image0": image, "L2/image0": probs}, 2, other)
+    assert "by torch differs from its network" in reason
 
 
 def test_description_opens_with_the_decision(home, client):

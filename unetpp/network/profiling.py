@@ -162,21 +162,25 @@ def find_best_batch(
     return {name: replace(one, largest=largest) for name, one in best.items()}
 
 
-def measure_peak_memory_mib(module: nn.Module, example: Tensor) -> float:
+def measure_peak_memory_mib(module: nn.Module, example: Tensor, device: torch.device | None = None) -> float:
     """The most memory that one forward pass holds at once beyond the weights and `example`, in MiB.
 
     Measured, with the output and the workspaces of the operators in it: on a CPU from what torch's allocator
     reports to the profiler (a library that allocates past torch is not seen), on CUDA from its own high mark.
+
+    Args:
+        device: where it is computed, by default where the example lies.
     """
+    device = device or example.device
     with torch.inference_mode():
         module(example)  # what is made once, such as cuDNN's plans, is no part of a pass
-        if example.is_cuda:
-            torch.cuda.synchronize(example.device)
-            before = torch.cuda.memory_allocated(example.device)
-            torch.cuda.reset_peak_memory_stats(example.device)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+            before = torch.cuda.memory_allocated(device)
+            torch.cuda.reset_peak_memory_stats(device)
             module(example)
-            torch.cuda.synchronize(example.device)
-            return (torch.cuda.max_memory_allocated(example.device) - before) / MIB
+            torch.cuda.synchronize(device)
+            return (torch.cuda.max_memory_allocated(device) - before) / MIB
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it greets on stderr
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
             module(example)

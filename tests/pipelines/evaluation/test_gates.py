@@ -17,6 +17,9 @@ class Bright(nn.Module):
     depth, depths, num_classes, multilabel, in_channels = 1, (1,), 1, False, 3
     task = 1, False, True
 
+    def config(self):
+        return {"widths": [1, 1], "background": self.task[2]}
+
     def forward(self, image):
         channel = image[:, :1]
         low, high = channel.amin(dim=(2, 3), keepdim=True), channel.amax(dim=(2, 3), keepdim=True)

@@ -37,9 +37,13 @@ def whole(names=("L1", "L2", "mean"), depth: int | None = 1) -> dict:
     machine |= {"latency_ended": "120 s were over"}
     below = {"below_best": 0.02, "below_best_low": 0.01, "below_best_high": 0.03}
     candidate = {"within_tolerance": False, "within_budget": True, "why": "2.0 IoU points below the <best>"}
-    runtime = {"runtime": "onnxruntime", "format": "onnx-int8", "precision": "int8", "latency_ms": 3.0}
-    runtime |= {"latency_p95_ms": 4.0, "images_per_s": 200.0, "size_mib": 0.1, "iou_image": 0.7}
-    runtime |= {"difference_iou": -0.1, "offered": False, "why": "it loses <more> than the tolerance"}
+    engine = {"file": "L1/<model>.onnx", "sha256": "0" * 64, "latency_ms": 3.0, "latency_p95_ms": 4.0}
+    engine |= {"images_per_s": 200.0, "peak_memory_mib": None, "size_mib": 0.1, "auto": False, "within": True}
+    engine |= {"test_images": 3, "test_iou_image": 0.7, "test_difference_iou": -0.1, "why": "the IoU of eager fp32"}
+    engine |= {"val_images": 2, "val_iou_image": 0.7, "val_difference_iou": -0.0012}
+    lost = {"within": False, "why": "it loses <more> than the tolerance"}
+    gain = {"copies": "all", "num_images": 2, "iou_image": 0.71, "gain_iou": 0.01, "gain_iou_low": -0.01}
+    gain |= {"gain_iou_high": 0.03, "cost_factor": 8.1}
     gate = {"name": "flips", "value": 0.02, "limit": 0.03, "passed": True, "what": "what a <mirror> changes"}
     empty = {"confidence": None, "accuracy": None, "share": 0.0}
     part = {name: {"iou_image": 0.7, "recall": None} for name in names}
@@ -69,7 +73,30 @@ def whole(names=("L1", "L2", "mean"), depth: int | None = 1) -> dict:
         },
         "reliability": {name: [{"confidence": 0.1, "accuracy": 0.2, "share": 1.0}, empty] for name in names},
         "gates": {name: [gate, gate | {"name": HOSTILE, "passed": False}] for name in single},
-        "runtimes": [{"depth": name} | runtime for name in single],
+        "engines": {
+            "tolerance_iou": 0.002,
+            "num_val_images": 9,
+            "val_images": 2,
+            "rows": [
+                {"depth": name}
+                | engine
+                | {"engine": kind}
+                | (lost if kind.endswith("int8") else {})
+                | {"auto": kind == "openvino"}
+                for name in single
+                for kind in (
+                    "torch",
+                    "torch-bf16",
+                    "onnxruntime",
+                    "openvino",
+                    "openvino-bf16",
+                    "onnxruntime-int8",
+                    "openvino-int8",
+                )
+            ],
+            "left_out": ["L2 by <openvino>: 16 of 200 val images, as 10 s were over"],
+        },
+        "tta": [{"depth": name} | gain for name in single],
     }
 
 

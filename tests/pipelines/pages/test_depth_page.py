@@ -94,12 +94,12 @@ def test_the_page_says_all_that_was_found_out_in_the_order_of_its_sections(made)
         "Calibration",
         "Gates",
         "Cost",
-        "By runtime",
+        "Engines",
     ]
     headings += ["How it was measured", "Where it comes from"]
     places = [text.rindex(f"\n{one}\n") for one in headings]
     assert places == sorted(places)
-    for words in ("2.0 IoU points below the <best>", "what a <mirror> changes", "it loses <more> than the tolerance"):
+    for words in ("2.0 IoU points below the <best>", "what a <mirror> changes"):
         assert words in text
     assert ", 2 threads, fp32" in text
     assert "30 rounds in which the depths take turns, after a warm-up; they ended when 120 s were over" in text
@@ -137,6 +137,25 @@ def test_any_key_may_be_missing_and_any_number_null(seed):
     text = page_of(metrics)
     assert Outline(text).open == []
     assert "None" not in Outline(text).text
+
+
+def test_each_engine_is_a_row_of_its_depth_and_a_report_of_before_shows_its_runtimes_there(made):
+    table = made[made.index('aria-label="Engines') :]
+    table = table[: table.index("</table>")]
+    kinds = ["torch", "torch-bf16", "onnxruntime", "openvino", "openvino-bf16", "onnxruntime-int8", "openvino-int8"]
+    assert re.findall(r'<th scope="row[^>]*>([\w-]+)', table) == ["L1", *kinds, "L2", *kinds]
+    assert table.count("<small>auto</small>") == 2
+    assert "−0.12" in table
+    assert "2 of 9 images" in made
+    assert "L2 by &lt;openvino&gt;: 16 of 200 val images" in made
+    assert "unetpp predict --tta all" in made
+    before = {"depth": "L1", "runtime": "onnxruntime", "format": "onnx-int8", "precision": "int8", "iou_image": 0.7}
+    before |= {"difference_iou": -0.1, "offered": False, "why": "it loses more", "latency_ms": 3.0}
+    metrics = whole()
+    del metrics["engines"], metrics["tta"]
+    text = Outline(page_of(metrics | {"runtimes": [before]})).text
+    assert "onnxruntime-int8" in text
+    assert "fp32, on val" not in text
 
 
 def test_a_page_without_pictures_has_no_viewer():

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,11 @@ from pipelines.core.checksums import seal
 from pipelines.core.delivery_sections import Register
 from pipelines.core.files import write_json
 from pipelines.registry.run_log import Inputs
+from tests.pipelines.evaluation.exported import write_exports
 from unetpp.data.arrow_split import SplitWriter
 from unetpp.data.manifest import Manifest, SplitFacts
 from unetpp.files import sha256
-from unetpp.models.model_file import Trained
+from unetpp.models.model_file import Trained, load_model
 from unetpp.network.model import NestedUNet
 
 NAME = "nuclei"
@@ -131,6 +133,30 @@ def write_stages(folder: Path, seed: int = 0, iou: float = 0.8, images=IMAGES, g
     seal(folder / "exports")
     write_trials(folder / "search")
     return folder
+
+
+def write_engines(folder: Path) -> None:
+    """Exports that can be opened in place of those that `write_stages` makes up, and what evaluate says of engines."""
+    trained = load_model(folder / "model")
+    shutil.rmtree(folder / "exports")
+    write_exports(folder / "exports", trained)
+    seal(folder / "exports")
+    listed = json.loads((folder / "exports/exports.json").read_text())["exports"]
+    files = {(one["depth"], "onnxruntime"): one for one in listed}
+    scores = {"iou_image": 0.8, "difference_iou": -0.0011, "within": True}
+    rows = [
+        {"depth": f"L{depth}", "engine": name}
+        | {key: files.get((f"L{depth}", name), {}).get(key) for key in ("file", "sha256")}
+        | scores
+        for depth in (1, 2)
+        for name in ("torch", "onnxruntime")
+    ]
+    said = {"format": 1, "model_sha256": trained.sha256, "val_sha256": "0" * 64, "tolerance_iou": 0.002}
+    write_json(folder / "evaluation/engines.json", said | {"engines": rows})
+    costs = {"latency_ms": 2.5, "latency_p95_ms": None, "images_per_s": 400.0, "size_mib": 0.1}
+    measured = {"val_iou_image": 0.8, "val_difference_iou": -0.0011}
+    rows = [row | costs | measured | {"auto": row["engine"] == "onnxruntime"} for row in rows]
+    change_report(folder, engines={"tolerance_iou": 0.002, "rows": rows})
 
 
 def write_trials(folder: Path) -> None:
