@@ -107,8 +107,8 @@ def main() -> None:
         "",
         "`python -m benchmarks.million --out docs/scaling.md`, " + describe_machine(),
         "",
-        f"CPU-ms of an image, widths {', '.join(map(str, WIDTHS))}, engine torch in fp32, one thread, PNG to PNG. Of the",
-        f"client of a store: {read * 1000:.1f} ms for a read, {write * 1000:.1f} ms for a write.",
+        f"CPU-ms of an image, widths {', '.join(map(str, WIDTHS))}, engine torch in fp32, one thread, PNG to PNG. Of",
+        f"the client of a store: {read * 1000:.1f} ms for a read, {write * 1000:.1f} ms for a write.",
         "",
         "| size | depth | network, decoding, writing | with S3 | images/s of a core | "
         + " | ".join(f"a million on {cores} cores" for cores in CORES)
@@ -124,7 +124,7 @@ def main() -> None:
         )
     text += [
         "",
-        f"`*` bound by the store: {SLOWEST_S} writes a second of a prefix are {hours(IMAGES / SLOWEST_S)} for a million.",
+        f"`*` bound by the store: {SLOWEST_S} writes a second of a prefix are {hours(IMAGES / SLOWEST_S)} a million.",
         f"Requests of a million images with one mask each: {IMAGES:,} reads (${IMAGES * GET / 1000:.2f}), {IMAGES:,}",
         f"writes (${IMAGES * PUT / 1000:.2f}), 1,000 listings (${PUT:.3f}), and as many of the outputs to continue.",
         "",

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pipelines.core.files import scratch
 from pipelines.prediction.opening import Asked, Opened, open_model
+from unetpp.engines.engine import ENGINES
 from unetpp.engines.family import Family, find_family
 from unetpp.images.frame import Size
 from unetpp.inference.predictor import Predictor
@@ -55,10 +56,8 @@ def _files(family: Family, opened: Opened) -> dict[str, bytes]:
         with scratch() as folder:
             family.model.save(folder / MODEL)
             files = {MODEL: (folder / MODEL).read_bytes()}
-    if not opened.how["engine"].startswith("torch") and family.exports:
-        from unetpp.engines.engine import ENGINES
-
-        wanted = ENGINES[opened.how["engine"]].format
+    wanted = ENGINES[opened.how["engine"]].format
+    if wanted and family.exports:
         entry = family.files[opened.how["depth"], wanted]
         files |= {f"exports/{name}": (family.exports / name).read_bytes() for name in (LISTING, entry["file"])}
     return files

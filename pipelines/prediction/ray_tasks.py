@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import socket
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -93,7 +94,10 @@ def _predict_part(
             atexit.register(stack.close)
             _opened.clear()
             carried: Any = ray.get(model[0])
-            _opened[name] = carried.open(stack.enter_context(scratch()), threads // streams)
+            try:
+                _opened[name] = carried.open(stack.enter_context(scratch()), threads // streams)
+            except UserError as error:
+                raise UserError(f"{socket.gethostname()}, a node of the cluster: {error}") from None
         why = dict(predicted(part, _opened[name], work, streams, max(1, threads // 4)))
     except UserError as error:
         return error

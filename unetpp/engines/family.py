@@ -1,49 +1,254 @@
-"""A stand-in until branch engines is merged, which has this file."""
-# ruff: noqa: ARG001
+"""A trained network with all that computes it here: its own weights, its exported files, and how exact each is."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from unetpp.engines.engine import Engine
-from unetpp.models.about import About
+from unetpp.engines.engine import ENGINES, Engine
+from unetpp.engines.runtimes import open_export
+from unetpp.engines.timings import probe, recall
+from unetpp.errors import UserError
+from unetpp.files import read_json
+from unetpp.models.about import About, find_file, read_about
+from unetpp.models.listing import LISTING, check_entry, check_export, read_listing
 
-MEASURED = "engines.json"
+if TYPE_CHECKING:
+    import torch
+
+    from unetpp.models.model_file import Trained
+
+Heads = Mapping[int, float] | Literal["mean"]
+MEASURED = "engines.json"  # written by stage evaluate: how much IoU on val each engine loses (docs/engines.md)
+FALLBACK = ("torch", "onnxruntime", "openvino")  # what is taken where nothing was measured
+PROBED_PX = 1024  # larger images are predicted by tiles
 
 
 @dataclass(frozen=True)
 class Family:
+    """A trained network in all of its forms.
+
+    Args:
+        about: what it takes and gives.
+        model: its weights; or an .onnx, which is one depth in one format, and has none.
+        exports: folder with exports.json, of this very model.
+        measured: what an engines.json of this very model holds.
+    """
+
     about: About
-    model: object
+    model: "Path | Trained"
     exports: Path | None = None
-    measured: dict | None = None
+    measured: Mapping[str, Any] | None = None
+
+    @cached_property
+    def files(self) -> dict[tuple[int, str], dict]:
+        """The entries of exports.json, by depth and format; of an .onnx, its own."""
+        entries = read_listing(self.exports)["exports"] if self.exports else []
+        if self.is_export:
+            entries = [one for one in entries if one["file"] == "/".join(Path(str(self.model)).absolute().parts[-2:])]
+        return {(int(one["depth"].removeprefix("L")), one["format"]): one for one in entries}
 
     @property
     def is_export(self) -> bool:
-        return isinstance(self.model, Path)
+        return isinstance(self.model, Path) and self.model.suffix == ".onnx"
+
+    def engines(self, depth: int) -> list[str]:
+        """The engines that are installed here and have what they open for a depth.
+
+        Raises:
+            UserError: it has no such depth.
+        """
+        self.check_depth(depth)
+        return [
+            name
+            for name, kind in ENGINES.items()
+            if kind.is_here and (not self.is_export if kind.format is None else (depth, kind.format) in self.files)
+        ]
+
+    def exact(self, depth: int) -> list[str]:
+        """Those of `engines` whose IoU on val was measured, and is within the tolerance; torch is the measure."""
+        return [name for name in self.engines(depth) if name == "torch" or self._is_within(depth, name)]
+
+    def difference(self, depth: int, name: str) -> float | None:
+        """IoU on val of an engine less that of the network in eager mode; None: not measured of this very file."""
+        row = self._row(depth, name)
+        return None if row is None else row["difference_iou"]
+
+    def check_depth(self, depth: int) -> None:
+        """
+        Raises:
+            UserError: it has no such depth.
+        """
+        if depth not in self.about.depths:
+            known = ", ".join(map(str, self.about.depths))
+            raise UserError(f"depth: found {depth}; expected one of {known}, at which the model has a head")
+
+    def _is_within(self, depth: int, name: str) -> bool:
+        row = self._row(depth, name)
+        return row is not None and bool(row["within"])
+
+    def _row(self, depth: int, name: str) -> Mapping[str, Any] | None:
+        wanted = ENGINES[name].format
+        sha256 = self.files[depth, wanted]["sha256"] if wanted and (depth, wanted) in self.files else None
+        for row in (self.measured or {}).get("engines", ()):
+            if (row["depth"], row["engine"]) == (f"L{depth}", name) and row["sha256"] == sha256:
+                return row
+        return None
 
 
-def find_family(path, exports: Path | None = None, measured: Path | None = None) -> Family:
-    from unetpp.models.listing import check_export
-    from unetpp.models.loading import load
+def find_family(
+    path: str | Path, exports: str | Path | None = None, measured: str | Path | Mapping[str, Any] | None = None
+) -> Family:
+    """A model from a file or a folder, without torch unless an earlier version wrote it.
 
-    if str(path).endswith(".onnx"):
-        check_export(Path(path))
-        return Family(load(Path(path).parent).about, Path(path))
-    return as_family(load(path))
+    A folder that holds `exports/` and engines.json, such as that of a registered version, brings both; the folder of an
+    exported depth brings the files beside it.
+
+    Args:
+        path: a model.safetensors, its folder, or an .onnx in the folder of an export, after its sum was compared.
+        exports: folder with exports.json; it counts where it is there and of this very model.
+        measured: an engines.json or what it holds; it counts where it is there and of this very model.
+
+    Raises:
+        UserError: no such model, a damaged one, or a damaged exports.json or engines.json.
+    """
+    path = Path(path)
+    if path.suffix == ".pt2":
+        raise UserError(f"{path}: a .pt2 may run its author's code: give its folder, {path.parent}")
+    is_export = path.suffix == ".onnx"
+    if is_export:
+        check_export(path)
+    file = find_file(path.parent if is_export else path)
+    about, model = read_about(file), path if is_export else file
+    if about is None:
+        from unetpp.models.model_file import load_model  # late: it needs torch
+
+        model = load_model(file)
+        about = model.about
+    known = {about.sha256}
+    within, beside = file.parent / "exports", file.parent.parent
+    if (within / LISTING).is_file():
+        exports, measured = within, measured or file.parent / MEASURED
+        known = {read_listing(within).get("model_sha256")}
+    elif (beside / LISTING).is_file() and _lists(beside, file, about):
+        exports = beside
+        known = {read_listing(beside).get("model_sha256")}
+    if exports is not None:
+        exports = Path(exports)
+        if not (exports / LISTING).is_file() or read_listing(exports).get("model_sha256") not in known:
+            exports = None
+    if isinstance(measured, str | Path):
+        fix = "copy it again, or run `dvc repro evaluate`"
+        there = Path(measured).is_file()
+        measured = read_json(measured, fix, ("format", "model_sha256", "engines")) if there else None
+    if measured is not None and (measured["format"] != 1 or measured["model_sha256"] not in known):
+        measured = None
+    return Family(about, model, exports, measured)
 
 
-def as_family(trained) -> Family:
+def as_family(trained: "Trained") -> Family:
+    """Of a model in memory, which torch alone computes."""
     return Family(trained.about, trained)
 
 
-def open_engine(family: Family, depth=None, name="torch", *, heads=None, device=None, threads=None) -> Engine:
-    from unetpp.engines.runtimes import ExportEngine
-    from unetpp.inference import predictor
+def _lists(folder: Path, file: Path, about: About) -> bool:
+    """Whether an exports.json lists this very model file: that of an exported depth."""
+    name = "/".join(file.absolute().parts[-2:])
+    return any(one["file"] == name and one["sha256"] == about.sha256 for one in read_listing(folder)["exports"])
 
-    if isinstance(family.model, Path):
-        return ExportEngine(family.model, family.about)
-    return predictor._torch_engine(family.model, depth, heads, device)  # pyright: ignore
+
+def open_engine(
+    family: Family,
+    depth: int | None = None,
+    name: str = "torch",
+    *,
+    heads: Heads | None = None,
+    device: "str | torch.device | None" = None,
+    threads: int | None = None,
+) -> Engine:
+    """An engine of a depth, by default the deepest.
+
+    Args:
+        name: of ENGINES.
+        heads: average these heads instead, as of `Predictor`; torch alone can.
+        device: of torch, by default a GPU where there is one (a model that is in memory stays where it is); "cpu"
+            keeps ONNX Runtime on the processor, too.
+        threads: of ONNX Runtime and OpenVINO, by default those of this process; torch takes its own.
+
+    Raises:
+        UserError: no such engine, one that is not installed, that has no file for this depth or no such heads.
+    """
+    if depth is not None and heads is not None:
+        raise UserError(f"depth {depth} is one head and heads {heads} are several: give one of the two")
+    depth = family.about.depth if depth is None else depth
+    here = family.engines(depth)
+    if name not in here:
+        raise UserError(f"engine {name}: {_why_not(depth, name)}; here are {', '.join(here) or 'none'}")
+    kind = ENGINES[name]
+    if kind.format is None:
+        import torch  # late: others need none
+
+        from unetpp.engines.torch_engine import deploy
+        from unetpp.models.model_file import load_model
+
+        model = family.model
+        if isinstance(model, Path):
+            model = load_model(model)
+            device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        chosen = dict.fromkeys(model.depths, 1.0) if heads == "mean" else heads
+        return deploy(model, depth, chosen, name, device)
+    if heads is not None:
+        raise UserError(f"engine {name}: an exported file has one head; heads are averaged by torch")
+    assert family.exports is not None
+    file = check_entry(family.exports, family.files[depth, kind.format])
+    return open_export(
+        file, name, family.about.at(depth), threads=threads, device=None if device is None else str(device)
+    )
+
+
+def _why_not(depth: int, name: str) -> str:
+    kind = ENGINES.get(name)
+    if kind is None:
+        return f"no such engine; expected auto or one of {', '.join(ENGINES)}"
+    if not kind.is_here:
+        return f"{kind.runtime} is not installed, or this machine does not compute in {kind.precision}"
+    if kind.format is None:
+        return "an exported file has no weights for torch: give its folder"
+    return f"L{depth} has no export in {kind.format}: `unetpp export --formats {kind.format}` writes it"
 
 
 def choose(family: Family, depth: int, size: tuple[int, int], batch: int = 1) -> tuple[str, str]:
-    return "torch", "engine torch: the accuracy of others was not measured for this model"
+    """The engine for `--engine auto`, and one line that says why.
+
+    It is the fastest on this machine of those whose IoU on val is within the tolerance. They are timed within seconds,
+    once; `~/.cache/unetpp/engines.json` keeps what was found.
+
+    Args:
+        size: height and width of the images.
+
+    Raises:
+        UserError: nothing that is installed here computes the model.
+    """
+    here, exact = family.engines(depth), family.exact(depth)
+    if not here:
+        files = ", ".join(one["file"] for one in family.files.values()) or str(family.model)
+        raise UserError(f"{files}: nothing installed computes it; `pip install 'unetpp[exports]'` installs runtimes")
+    if family.is_export and not exact:
+        exact = here  # whoever names a file has chosen it
+    if not exact or (exact == ["torch"] and not family.measured):
+        name = next((one for one in FALLBACK if one in here), here[0])
+        return name, f"engine {name}: the accuracy of others was not measured for this model (docs/engines.md)"
+    if len(exact) == 1:
+        return exact[0], f"engine {exact[0]}: no other that is installed here is within the tolerance"
+    height, width = family.about.frame.sides(size) if family.about.frame else size
+    height, width = min(height, PROBED_PX), min(width, PROBED_PX)
+    key = (str(family.about.sha256), depth, height, width, batch, tuple(exact))
+    times = recall(key) or probe(
+        key, {name: lambda name=name: open_engine(family, depth, name) for name in exact}, (height, width), batch
+    )
+    name = min(times, key=lambda one: times[one])
+    faster = f", {times['torch'] / times[name]:.1f} times as fast as torch" if name != "torch" in times else ""
+    points = 100 * (family.difference(depth, name) or 0.0)
+    why = f"the fastest of {len(times)} here{faster}; its IoU on val is {points:+.2f} points from fp32"
+    return name, f"engine {name}: {why}"
