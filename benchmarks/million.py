@@ -1,6 +1,6 @@
 """A million images through `unetpp predict s3://... --out s3://... --ray`, on paper: from rates measured here.
 
-    python -m benchmarks.million --out docs/scaling.md        (writes what stands below the heading "The million")
+    python -m benchmarks.million --out docs/scaling.md        (writes the section "A million images, in numbers")
 
 Measured: CPU-seconds of one thread for an image, with decoding and writing; the same without a network, which is what a
 GPU needs of its host; and what a read and a write cost a client of an S3 store (moto on loopback, in a process of its
@@ -27,7 +27,7 @@ from unetpp import NestedUNet
 from unetpp.inference.predictor import Predictor
 from unetpp.models.about import About
 
-HEADING = "## The million"
+HEADING = "## A million images, in numbers"
 WIDTHS, IMAGES = (32, 64, 128, 256, 512), 10**6
 CORES = (16, 64, 256, 1024)
 GET, PUT = 0.0004, 0.005  # US$ for 1000, S3 Standard in us-east-1; a listing of 1000 names costs what a PUT does
@@ -133,7 +133,8 @@ def main() -> None:
         print("\n".join(text))
         return
     page = args.out.read_text()
-    args.out.write_text(page[: page.index(HEADING)] + "\n".join(text))
+    before, after = page[: page.index(HEADING)], page[page.index(HEADING) :]
+    args.out.write_text(before + "\n".join(text) + after[after.index("\n## ") :])
 
 
 def hours(seconds: float, images: int = 0) -> str:

@@ -34,10 +34,10 @@ def predict_on_ray(
     Raises:
         UserError: no such cluster, or a node of it cannot do it.
     """
-    import ray
-    from ray.exceptions import RayError, RayTaskError
+    with cluster():  # before Ray is imported: it reads settings as it is
+        import ray
+        from ray.exceptions import RayError, RayTaskError
 
-    with cluster():
         check_fits("--ray", 1, threads, False, "lower --threads")
         # A task on a GPU where there are any, and no other: masks do not depend on the node.
         use_gpu = carried.asked.engine.startswith("torch") and how_many_fit(threads, True) > 0
