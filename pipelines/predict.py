@@ -1,6 +1,5 @@
 """`unetpp predict`: masks, and what else is asked for, of each image, by a trained model or a registered one."""
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -19,9 +18,8 @@ from unetpp.images.pictures import Limits, picture_size
 from unetpp.inference.symmetric import Symmetries
 from unetpp.inference.tiles import TILE_PX
 from unetpp.models.about import About
-from unetpp.threads import NUMBER, num_threads
+from unetpp.threads import chosen_threads
 
-SMALL_PX = 2**18  # images of at most so many pixels do not fill several cores: as many are computed at once
 DEFAULT = Outputs()
 
 
@@ -61,16 +59,13 @@ def predict(
     files = [path for stem in stems.values() for path in outputs.paths(about, out, stem)]
     files += [out / OBJECTS, out / COUNTS] if "measurements" in outputs.save else []
     check_outputs(files=files, inputs=[*images, *searched(patterns), Path(model)], overwrite=overwrite)
-    threads = threads or num_threads()
-    size, facts = _first_size(images, about, outputs.limits), _facts(images)
-    streams = threads if size[0] * size[1] <= SMALL_PX else 1
-    os.environ[NUMBER] = str(threads // streams)  # torch reads it when it is imported
-    opened = open_model(family, asked, size, threads // streams)
+    threads = threads or chosen_threads()
+    opened = open_model(family, asked, _first_size(images, about, outputs.limits), threads)
     print(f"predicting with {opened.said}", flush=True)
-    record = Record(out, opened.how | {"save": outputs.save})
+    facts, record = _facts(images), Record(out, opened.how | {"save": outputs.save})
     done = [] if overwrite else [image for image, seen in facts.items() if record.is_done(stems[image], seen)]
     todo = {image: stem for image, stem in stems.items() if image not in set(done)}
-    results = write_all(opened.predictor, todo, out, outputs, streams, max(1, threads // 4))
+    results = write_all(opened.predictor, todo, out, outputs, opened.streams, max(1, threads // 4))
     for image, result in watched(results, "predicting, images", len(todo)):
         if isinstance(result, UserError):
             broken.append(str(result))

@@ -1,7 +1,9 @@
 """A model by any name, opened to predict: which depth, which engine, and why."""
 
+import os
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +18,9 @@ from unetpp.images.frame import Size, say_size
 from unetpp.inference.predictor import Predictor
 from unetpp.inference.symmetric import Symmetric, Symmetries
 from unetpp.models.listing import LISTING
+from unetpp.threads import NUMBER
+
+SMALL_PX = 2**18  # images of at most so many pixels do not fill several cores: as many are computed at once
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class Opened:
     predictor: Predictor
     how: dict[str, Any]  # by what its answers are known to be the same
     said: str  # depth, engine, and why
+    streams: int  # batches that are best computed at once
 
 
 def read_heads(text: str) -> dict[int, float] | Literal["mean"]:
@@ -89,42 +95,57 @@ def open_model(family: Family, asked: Asked, size: Size, threads: int) -> Opened
 
     Args:
         size: of an image as the network sees it, by which times are measured.
-        threads: that compute one batch.
+        threads: that compute.
 
     Raises:
         UserError: a depth, heads or an engine that it does not have, or no depth within the budget.
     """
     if family.is_export and (asked.depth, asked.heads, asked.max_latency_ms) != (None, None, None):
         raise UserError(f"{family.model}: an exported file is one depth and its head: leave --depth and --heads out")
-    if asked.heads is not None:
-        engine = open_engine(
-            family, None, "torch" if asked.engine == "auto" else asked.engine, heads=read_heads(asked.heads)
-        )
-        said = f"heads {asked.heads}, engine {engine.name}"
-    elif asked.max_latency_ms is not None:
+    if asked.max_latency_ms is not None:
         engine, said = _within_budget(family, asked, asked.max_latency_ms, size, threads)
+        streams = 1  # as it was measured
     else:
+        heads = None if asked.heads is None else read_heads(asked.heads)
         depth = asked.depth if isinstance(asked.depth, int) else family.about.depth
-        name, why = _engine_for(family, asked, depth, size)
-        engine, said = open_engine(family, depth, name, threads=threads), f"L{depth}, {why}"
+        name, why = (
+            ("torch", "engine torch") if heads and asked.engine == "auto" else _choose(family, asked, depth, size)
+        )
+        streams = 1 if size[0] * size[1] > SMALL_PX or name.startswith("openvino") else threads  # it has one queue
+        with _threads_of_each(threads // streams) as each:
+            engine = open_engine(family, None if heads else depth, name, heads=heads, threads=each)
+        said = f"{f'heads {asked.heads}' if heads else f'L{depth}'}, {why}"
     how = {"model": family.about.sha256, "depth": engine.about.depth, "heads": asked.heads, "engine": engine.name}
     how |= {"tta": asked.tta, "exports": sha256(family.exports / LISTING) if family.exports else None}
     if asked.tta != "none":
         engine, said = Symmetric(engine, asked.tta), f"{said}; the mean over {asked.tta}"
-    return Opened(Predictor(engine), how, said)
+    return Opened(Predictor(engine), how, said, streams)
 
 
-def _engine_for(family: Family, asked: Asked, depth: int, size: Size) -> tuple[str, str]:
+@contextmanager
+def _threads_of_each(threads: int) -> Iterator[int]:
+    """So many threads for an engine that is opened here; torch reads it when it is imported."""
+    before = os.environ.get(NUMBER)
+    os.environ[NUMBER] = str(threads)
+    try:
+        yield threads
+    finally:
+        os.environ.pop(NUMBER)
+        os.environ.update({NUMBER: before} if before else {})
+
+
+def _choose(family: Family, asked: Asked, depth: int, size: Size) -> tuple[str, str]:
     """Its name, and one line that says why."""
     return choose(family, depth, size) if asked.engine == "auto" else (asked.engine, f"engine {asked.engine}")
 
 
 def _within_budget(family: Family, asked: Asked, most: float, size: Size, threads: int) -> tuple[Engine, str]:
     """The deepest depth of which an image takes at most `most` ms, measured here and now."""
-    engines = {
-        depth: open_engine(family, depth, _engine_for(family, asked, depth, size)[0], threads=threads)
-        for depth in family.about.depths
-    }
+    with _threads_of_each(threads) as each:
+        engines = {
+            depth: open_engine(family, depth, _choose(family, asked, depth, size)[0], threads=each)
+            for depth in family.about.depths
+        }
     times = measure_times({depth: Symmetric(engine, asked.tta) for depth, engine in engines.items()}, size)
     each = ", ".join(f"L{depth} {taken:.1f} ms by {engines[depth].name}" for depth, taken in times.items())
     depth = deepest_within(times, most)

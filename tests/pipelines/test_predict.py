@@ -88,7 +88,7 @@ def test_heads_are_averaged_as_the_text_says(tmp_path, model):
     for wrong in ("all", "1:", "1:-2", "", "L1"):
         with pytest.raises(UserError, match="expected mean, or depths"):
             read_heads(wrong)
-    with pytest.raises(UserError, match=r"heads.*expected weights above 0 for some of the depths"):
+    with pytest.raises(UserError, match="the network has heads at 1"):
         predict([str(tmp_path / "a.png")], str(model), None, tmp_path / "out", "3")
     with pytest.raises(UserError, match="give one of the two"):
         predict([str(tmp_path / "a.png")], str(model), 1, tmp_path / "out", "mean")
@@ -273,7 +273,7 @@ def test_images_of_one_name_are_refused_before_one_overwrites_the_other(tmp_path
 
 def test_depth_that_the_model_lacks_is_refused(tmp_path, model):
     write(tmp_path / "a.png")
-    with pytest.raises(UserError, match="cannot prune to depth 3"):
+    with pytest.raises(UserError, match="found 3; expected one of 1, at which the model has a head"):
         predict([str(tmp_path / "a.png")], str(model), 3, tmp_path / "out")
 
 
