@@ -3,7 +3,6 @@
 import hashlib
 import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -53,7 +52,7 @@ class Item:
             return Path(self.address)
         key = _split(self.address)[1]
         facts, pieces = store.read(Object(key, self.size, self.etag), 0, self.size)
-        path, found = folder / PurePosixPath(key).name, hashlib.md5(usedforsecurity=False)
+        path, found = folder / f"image{PurePosixPath(key).suffix}", hashlib.md5(usedforsecurity=False)
         with disk_errors(folder.parent):
             folder.mkdir()
             with path.open("wb") as file:
@@ -153,8 +152,3 @@ def item_of(file: Path) -> Item:
     """A file as it is now."""
     facts = file.stat()
     return Item(str(file), facts.st_size, facts.st_mtime)
-
-
-def forget(folder: Path) -> None:
-    """Remove what was fetched into a folder."""
-    shutil.rmtree(folder, ignore_errors=True)

@@ -8,7 +8,6 @@ from pipelines.prediction.opening import Asked, Opened, open_model
 from unetpp.engines.engine import ENGINES
 from unetpp.engines.family import Family, find_family
 from unetpp.images.frame import Size
-from unetpp.inference.predictor import Predictor
 from unetpp.models.about import MODEL
 from unetpp.models.listing import LISTING
 
@@ -26,12 +25,12 @@ class Carried:
     asked: Asked
     size: Size
 
-    def open(self, folder: Path, threads: int) -> Predictor:
-        """The predictor, in this process; `folder` keeps its files."""
+    def open(self, folder: Path, threads: int) -> Opened:
+        """The very same, in this process; `folder` keeps its files."""
         for name, content in self.files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
-        return open_model(find_family(folder / next(iter(self.files))), self.asked, self.size, threads).predictor
+        return open_model(find_family(folder / next(iter(self.files))), self.asked, self.size, threads)
 
 
 def carry(family: Family, asked: Asked, opened: Opened, size: Size) -> Carried:

@@ -148,7 +148,10 @@ class _Work:
                     yield path, error
 
     def _compute(self, batch: list[_Decoded]) -> list[Future[list[Path]]]:
-        probs = predict_tiled(self._predictor.engine, np.concatenate([one.seen for one in batch]))
+        # Of small images one alone is computed twice: torch rounds a batch of one differently from all others, and
+        # which images stand alone changes from one call to the next.
+        doubled = batch * 2 if len(batch) == 1 and batch[0].px < BATCH_PX else batch
+        probs = predict_tiled(self._predictor.engine, np.concatenate([one.seen for one in doubled]))
         return [self._writers.submit(self._write, one, probs[index]) for index, one in enumerate(batch)]
 
     def _write(self, one: _Decoded, probs: np.ndarray) -> list[Path]:

@@ -1,7 +1,6 @@
 """Prediction as tasks of Ray: parts of the images, each by whichever process is free, and again where one is lost."""
 
 import atexit
-import os
 import socket
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -12,24 +11,21 @@ from pipelines.cluster.ray_cluster import check_fits, cluster, how_many_fit
 from pipelines.core.files import scratch
 from pipelines.prediction.addresses import Item
 from pipelines.prediction.carried import Carried
+from pipelines.prediction.opening import Opened
 from pipelines.prediction.transfers import Done, predicted
 from pipelines.prediction.work import Work
 from unetpp.errors import UserError, said
-from unetpp.inference.predictor import Predictor
-from unetpp.threads import NUMBER
 
 PART_IMAGES, PART_BYTES = 256, 2**26  # of a task at most
 RETRIES = 3  # of a task whose process or node was lost
-_opened: dict[str, Predictor] = {}  # in a process of Ray, by the object that it was opened from
+_opened: dict[str, Opened] = {}  # in a process of Ray, by the object that it was opened from
 
 
-def predict_on_ray(
-    items: Sequence[Item], carried: Carried, work: Work, threads: int = 1, streams: int = 1
-) -> Iterator[Done]:
+def predict_on_ray(items: Sequence[Item], carried: Carried, work: Work, threads: int = 1) -> Iterator[Done]:
     """Predict images on the cluster that RAY_ADDRESS names, or on all cores of this machine, as they come.
 
     Args:
-        threads: cores of a task; streams: as of `write_all`.
+        threads: cores of a task.
 
     Raises:
         UserError: no such cluster, or a node of it cannot do it.
@@ -48,7 +44,7 @@ def predict_on_ray(
         while waiting or running:
             while waiting and len(running) < 2 * max(1, how_many_fit(threads, use_gpu)):
                 part = waiting.popleft()
-                running[task.remote([model], work, part, threads, streams)] = part
+                running[task.remote([model], work, part, threads)] = part
             [ready], _ = ray.wait(list(running), num_returns=1)
             part = running.pop(ready)
             try:
@@ -79,13 +75,10 @@ def _parts(items: Sequence[Item], slots: int) -> Iterator[list[Item]]:
         yield part
 
 
-def _predict_part(
-    model: list[Any], work: Work, part: list[Item], threads: int, streams: int
-) -> list[str | None] | UserError:
+def _predict_part(model: list[Any], work: Work, part: list[Item], threads: int) -> list[str | None] | UserError:
     """In a process of Ray: for each image None, or why it could not be predicted; an error that is one of all."""
     import ray
 
-    os.environ[NUMBER] = str(threads // streams)  # torch reads it when it is imported
     try:
         work.check_sees(part)
         name = model[0].hex()
@@ -95,10 +88,10 @@ def _predict_part(
             _opened.clear()
             carried: Any = ray.get(model[0])
             try:
-                _opened[name] = carried.open(stack.enter_context(scratch()), threads // streams)
+                _opened[name] = carried.open(stack.enter_context(scratch()), threads)
             except UserError as error:
                 raise UserError(f"{socket.gethostname()}, a node of the cluster: {error}") from None
-        why = dict(predicted(part, _opened[name], work, streams, max(1, threads // 4)))
+        why = dict(predicted(part, _opened[name], work, max(1, threads // 4)))
     except UserError as error:
         return error
     return [why[item] for item in part]

@@ -14,6 +14,7 @@ from pipelines.core.files import scratch
 from pipelines.prediction.addresses import Item, Stores, check_address, find_objects, is_address, item_of, s3_settings
 from pipelines.prediction.carried import carry, settle
 from pipelines.prediction.images import find_images, searched
+from pipelines.prediction.measurements import write_tables
 from pipelines.prediction.opening import Asked, find_model, open_model
 from pipelines.prediction.outputs import Outputs
 from pipelines.prediction.transfers import predicted
@@ -23,10 +24,9 @@ from unetpp.errors import UserError
 from unetpp.images.frame import Size
 from unetpp.images.pictures import picture_size
 from unetpp.inference.tiles import TILE_PX
-from unetpp.threads import NUMBER, num_threads
+from unetpp.threads import chosen_threads
 
 TOLD = 100  # images that failed, by name
-SMALL_PX = 2**18  # images of at most so many pixels do not fill several cores: as many are computed at once
 
 
 def predict_remotely(
@@ -52,8 +52,8 @@ def predict_remotely(
             could not be predicted, after all others were.
     """
     asked.check()
-    if ray:
-        os.environ["RAY_ADDRESS"] = check_ray(ray)
+    if ray is not None and (address := ray or os.environ.get("RAY_ADDRESS")):
+        os.environ["RAY_ADDRESS"] = check_ray(address)
     s3 = s3_settings()
     if is_address(out):
         check_address(out)
@@ -66,26 +66,27 @@ def predict_remotely(
     if not overwrite:
         asked = _as_before(asked, family, read_record(work.place()))
     size = _first_size(items, family, work)
-    threads = threads or (num_threads() if ray is None else 1)
-    streams = threads if size[0] * size[1] <= SMALL_PX else 1
-    os.environ[NUMBER] = str(threads // streams)  # torch reads it when it is imported
+    threads = threads or (chosen_threads() if ray is None else 1)
     with ExitStack() as stack:
-        opened = open_model(family, asked, size, threads // streams)
+        opened = open_model(family, asked, size, threads)
         print(f"predicting with {opened.said}", flush=True)
         work = replace(work, record={"format": 1, **opened.how, "save": list(outputs.save)})
         todo = plan(items, family.about, work, overwrite)
         if len(todo) < len(items):
             print(f"{len(items) - len(todo)} of {len(items)} images are done already", flush=True)
         if ray is None or not todo:
-            results = predicted(todo, opened.predictor, work, streams, max(1, threads // 4))
+            results = predicted(todo, opened, work, max(1, threads // 4))
         else:
             from pipelines.prediction.ray_tasks import predict_on_ray  # late: it needs Ray
 
-            results = predict_on_ray(todo, carry(family, asked, opened, size), work, threads, streams)
+            results = predict_on_ray(todo, carry(family, asked, opened, size), work, threads)
         stack.enter_context(closing(results))  # pyright: ignore[reportArgumentType] - both are generators
-        failed = [why for _, why in watched(results, "predicting, images", len(todo)) if why]
+        results = watched(results, "predicting, images", len(todo))
+        failed = {item.stem: why for item, why in results if why}
+    if "measurements" in outputs.save and not is_address(out):
+        write_tables(Path(out), sorted({item.stem for item in items} - failed.keys()), family.about)
     print(f"wrote {', '.join(outputs.save)} of {len(todo) - len(failed)} images to {out}")
-    if broken := problems + sorted(failed):
+    if broken := problems + sorted(failed.values()):
         more = f"\nand {len(broken) - TOLD} more" if len(broken) > TOLD else ""
         raise UserError(
             f"{len(broken)} of {len(todo) + len(problems)} images, links or folders could not be predicted:\n"
@@ -146,6 +147,11 @@ def check_ray(address: str) -> str:
     Raises:
         UserError: not such an address.
     """
+    if re.match("https?://", address):
+        raise UserError(
+            f"--ray {address}: found where jobs are sent; expected the host:port of a cluster's head (port 6379). From "
+            f"elsewhere, send a job: ray job submit --address {address} -- unetpp predict s3://... --out s3://... --ray"
+        )
     if not re.fullmatch(r"[\w.-]+:\d+|auto", address):
         raise UserError(
             f"--ray {address}: expected the host:port of a cluster's head (port 6379), or nothing after --ray: the "

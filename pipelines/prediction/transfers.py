@@ -9,23 +9,21 @@ from pathlib import Path
 from pipelines.core.files import scratch
 from pipelines.prediction.addresses import CONNECTIONS, Item, Stores
 from pipelines.prediction.flow import write_all
+from pipelines.prediction.opening import Opened
 from pipelines.prediction.work import Work
 from pipelines.storage.places import Place
 from pipelines.storage.s3 import ObjectError
 from unetpp.errors import UserError
-from unetpp.inference.predictor import Predictor
 
 AHEAD = 2 * CONNECTIONS  # images that are fetched before they are needed, or sent while the next ones are predicted
 Done = tuple[Item, str | None]  # an image, and why it could not be predicted
 
 
-def predicted(
-    items: Iterable[Item], predictor: Predictor, work: Work, streams: int = 1, helpers: int = 1
-) -> Iterator[Done]:
+def predicted(items: Iterable[Item], opened: Opened, work: Work, helpers: int = 1) -> Iterator[Done]:
     """Predict images and write what is asked for, each as it is done.
 
     Args:
-        streams, helpers: as of `write_all`.
+        helpers: as of `write_all`.
 
     Raises:
         UserError: a store that does not answer, or outputs that cannot be written; others would fail alike.
@@ -35,13 +33,14 @@ def predicted(
     with scratch() as folder, ThreadPoolExecutor(CONNECTIONS) as pool:
         coming = _Coming(items, folder, pool, Stores(work.s3))
         try:
-            for path, result in write_all(predictor, coming, folder / "out", work.outputs, streams, helpers):
+            out, predictor = folder / "out", opened.predictor
+            for path, result in write_all(predictor, coming, out, work.outputs, opened.streams, helpers):
                 item = coming.taken.pop(path)
                 if isinstance(result, UserError):
                     _forget(item, path)
                     yield item, str(result).replace(str(path), item.address)
                 else:
-                    going.append((item, pool.submit(_send, place, folder / "out", result, item, path)))
+                    going.append((item, pool.submit(_send, place, out, result, item, path)))
                 yield from _sent(going, AHEAD)
             yield from _sent(going, 0)
             yield from coming.failed

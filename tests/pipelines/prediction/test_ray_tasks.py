@@ -101,7 +101,7 @@ def test_folders_by_all_cores_of_this_machine_with_an_image_that_is_none(tmp_pat
 
 @pytest.mark.nightly
 def test_an_image_that_ends_its_process_is_named_and_those_beside_it_are_done(monkeypatch, tmp_path, params):
-    def part(_model, _work, items, _threads, _streams):
+    def part(_model, _work, items, _threads):
         if any(item.address == "deadly" for item in items):
             os._exit(1)
         return [None] * len(items)
