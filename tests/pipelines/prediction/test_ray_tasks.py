@@ -10,11 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.prediction import ray_tasks
-from pipelines.prediction.addresses import Item
-from pipelines.prediction.carried import Carried
-from pipelines.prediction.opening import Asked
-from pipelines.prediction.work import Work
 from tests.pipelines.prediction.far import expected_masks, make_images, make_model, masks_in, puts
 from tests.ray_cluster import RayCluster
 from tests.waiting import wait_for
@@ -99,19 +94,28 @@ def test_folders_by_all_cores_of_this_machine_with_an_image_that_is_none(tmp_pat
     assert {one.name: one.read_bytes() for one in (tmp_path / "out").glob("*.png")} == expected
 
 
-@pytest.mark.nightly
-def test_an_image_that_ends_its_process_is_named_and_those_beside_it_are_done(monkeypatch, tmp_path, params):
-    def part(_model, _work, items, _threads):
-        if any(item.address == "deadly" for item in items):
-            os._exit(1)
-        return [None] * len(items)
+DEADLY = """
+import os
+from pipelines.prediction import ray_tasks
+from pipelines.prediction.addresses import Item
+from pipelines.prediction.carried import Carried
+from pipelines.prediction.opening import Asked
 
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(os, "environ", os.environ.copy())
-    monkeypatch.setattr(ray_tasks, "_predict_part", part)
-    items = [Item(name, 1, 0) for name in (*"abcdefgh", "deadly", *"ijklmnop")]
-    work = Work(str(tmp_path), params.ingest.s3, None, {})  # pyright: ignore[reportArgumentType]
-    found = dict(ray_tasks.predict_on_ray(items, Carried({}, Asked(engine="torch"), (32, 32)), work))
-    assert [item.address for item, why in found.items() if why] == ["deadly"]
-    assert re.match(r"deadly: its process ended 4 times \(WorkerCrashedError", found[items[8]] or "")
-    assert len(found) == len(items)
+def part(_model, _work, items, _threads):
+    if any(item.address == "deadly" for item in items):
+        os._exit(1)
+    return [None] * len(items)
+
+ray_tasks._predict_part = part
+items = [Item(name, 1, 0) for name in (*"abcdefgh", "deadly", *"ijklmnop")]
+found = dict(ray_tasks.predict_on_ray(items, Carried({}, Asked(engine="torch"), (32, 32)), None))
+print(len(found), [why for why in found.values() if why])
+"""
+
+
+@pytest.mark.nightly
+def test_an_image_that_ends_its_process_is_named_and_those_beside_it_are_done(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = [sys.executable, "-c", DEADLY]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert "17 ['deadly: its process ended 4 times (WorkerCrashedError" in done.stdout, done.stdout + done.stderr
