@@ -105,6 +105,7 @@ def prepare(params: Prepare, raw: Path, out: Path) -> Manifest:
             multilabel=params.multilabel,
             classes=_class_names(params),
             background=params.background,
+            values={str(stored): name for stored, name in params.values.items()} if params.values else None,
             splits={split: _describe(split, partial, seen, places) for split in SPLITS},
             val_full_sha256=sha256(partial / "val_full.arrow") if params.size is not None else None,
             num_groups=len({place.group for place in places.values()}),

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -25,6 +26,7 @@ except ImportError:  # on Windows, where `unetpp predict` runs
 
 # In a folder: which of its files the pipeline wrote, a line of size or sha256 and name for each.
 MARKER = ".unetpp"
+HOLDING = ".unetpp.partial-"  # how temporary folders for many files begin
 LOCK = ".unetpp-lock"  # in a temporary folder: held for as long as its process lives
 _declared: set[str] = set()  # files that `check_outputs` let through, and `replacing` marks
 
@@ -149,13 +151,25 @@ def _mark(partial: Path, path: Path) -> None:
 
 @telling_full_disk
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, held: Path | None = None) -> Iterator[Path]:
     """Yield a temporary path beside `path` for a file or a folder; on success it takes `path`'s place.
 
     An error or an interrupt in between leaves what stood at `path` as it was. Files of a folder that are not the
     pipeline's own stay, beside the new ones.
+
+    Args:
+        held: of `holding`, for one of many files of a folder.
     """
     path = Path(path)
+    if held is not None:
+        partial = held / f"{threading.get_ident()}{path.suffix}"
+        try:
+            yield partial
+            _mark(partial, path)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+        return
     if path.is_dir():
         path = path.resolve()  # a link to another disk stays one
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -165,6 +179,15 @@ def replacing(path: str | Path) -> Iterator[Path]:
         with disk_errors(path.parent):
             _mark(partial, path)
             _take_place(partial, path)
+
+
+@contextmanager
+def holding(folder: Path) -> Iterator[Path]:
+    """One temporary folder for many files of a folder, which a thread writes one after the other by `replacing`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _sweep(folder, {HOLDING})
+    with _held_folder(folder, HOLDING) as held:
+        yield held
 
 
 def _take_place(partial: Path, path: Path) -> None:

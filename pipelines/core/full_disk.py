@@ -50,13 +50,13 @@ def disk_errors(place: str | Path) -> Iterator[None]:
         raise
 
 
-def telling_full_disk(written: Callable[[str | Path], AbstractContextManager[Path]]):
+def telling_full_disk(written: Callable[..., AbstractContextManager[Path]]):
     """For what yields a path to be written: `disk_errors` around its block, and around what it does itself."""
 
     @contextmanager
     @functools.wraps(written)
-    def telling(path: str | Path) -> Iterator[Path]:
-        with disk_errors(path), written(path) as partial, disk_errors(path):
+    def telling(path: str | Path, *more: Path | None) -> Iterator[Path]:
+        with disk_errors(path), written(path, *more) as partial, disk_errors(path):
             yield partial
 
     return telling

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipelines.core.files import holding
 from pipelines.prediction.outputs import Outputs, is_large, write_files, write_outputs
 from unetpp.errors import FileError, UserError
 from unetpp.images.decode import decode_image
@@ -48,8 +49,10 @@ def write_all(
     todo, waiting = iter(images), _Waiting()
     reading: deque[tuple[Path, Future[_Decoded | None]]] = deque()
     with ExitStack() as stack:
+        folders = {path.parent for path in outputs.paths(predictor.about, folder, "")}
+        held = {each: stack.enter_context(holding(each)) for each in folders}
         readers, computers, writers = (stack.enter_context(_pool(n)) for n in (helpers, streams, helpers))
-        work = _Work(predictor, computers, writers, images, folder, outputs, streams + 1)
+        work = _Work(predictor, computers, writers, images, folder, outputs, held, streams + 1)
         ahead = AHEAD
         while True:
             while len(reading) < ahead and (path := next(todo, None)):
@@ -116,10 +119,11 @@ class _Work:
         images: Mapping[Path, str],
         folder: Path,
         outputs: Outputs,
+        held: Mapping[Path, Path],
         most: int,
     ):
         self._predictor, self._computers, self._writers = predictor, computers, writers
-        self._images, self._folder, self._outputs, self._most = images, folder, outputs, most
+        self._images, self._folder, self._outputs, self._held, self._most = images, folder, outputs, held, most
         self._running: deque[tuple[list[Path], Future[list[Future[list[Path]]]]]] = deque()
 
     def begin(self, batch: list[_Decoded]) -> Iterator[Done]:
@@ -156,7 +160,8 @@ class _Work:
 
     def _write(self, one: _Decoded, probs: np.ndarray) -> list[Path]:
         own, stem = to_own_size(probs[None], one.pixels.shape[:2])[0], self._images[one.path]
-        return write_files(self._predictor.about, one.pixels, own, self._folder, stem, self._outputs, one.path)
+        place = (self._folder, stem, self._outputs, one.path, self._held)
+        return write_files(self._predictor.about, one.pixels, own, *place)
 
     def _write_large(self, path: Path) -> list[Future[list[Path]]]:
         written = Future[list[Path]]()

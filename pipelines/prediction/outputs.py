@@ -3,7 +3,7 @@
 import io
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +29,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 SUFFIXES: dict[Kind, str] = {"probs": ".npy", "measurements": ".csv"}  # of the others .png
 WHOLE_PX = 2**25  # so many pixels are held as a whole
 SMALL_BYTES = 2**16  # a file of less is not looked into beforehand: at worst it is held as a whole
+NOTHING_HELD: Mapping[Path, Path] = {}
 MAX_OBJECTS = 65535  # that a PNG of 16 bits can number
 
 
@@ -116,12 +117,17 @@ def write_files(
     stem: str,
     outputs: Outputs,
     image: Path,
+    held: Mapping[Path, Path] = NOTHING_HELD,
 ) -> list[Path]:
-    """Write the files of an image (H, W, C) whose probabilities (K, H, W) are known, all of them whole, or none."""
+    """Write the files of an image (H, W, C) whose probabilities (K, H, W) are known, all of them whole, or none.
+
+    Args:
+        held: by folder, what is kept for many files (`holding`).
+    """
     paths = outputs.paths(about, folder, stem)
     with ExitStack() as stack:
         for path, write in zip(paths, _writers(about, pixels, probs, stem, outputs.save, image), strict=True):
-            write(stack.enter_context(replacing(path)))
+            write(stack.enter_context(replacing(path, held.get(path.parent))))
     return paths
 
 

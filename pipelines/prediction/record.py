@@ -31,9 +31,10 @@ class Record:
     def __init__(self, folder: Path, how: Mapping[str, Any]):
         self.folder, self.file = folder, folder / RECORD
         self.how = hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()[:16]
-        self._lines = dict(self._read())
+        self._lines: dict[str, tuple[list, list[str]]] = {}
+        self._read()
 
-    def _read(self) -> Iterable[tuple[str, tuple[list, list[str]]]]:
+    def _read(self) -> None:
         try:
             text = self.file.read_text(encoding="utf-8", errors="surrogateescape")
         except OSError:
@@ -44,7 +45,9 @@ class Record:
             except ValueError:  # the last one, of a process that was killed
                 continue
             if how == self.how:
-                yield stem, (facts, files)
+                self._lines[stem] = facts, files
+            elif set(files) & set(self._lines.get(stem, ([], []))[1]):  # written over since in another way
+                del self._lines[stem]
 
     def is_done(self, stem: str, facts: Facts) -> bool:
         """Whether all files of an image are there, and it is as it was."""

@@ -23,6 +23,8 @@ def write_results(state: TrainState, spec: TrainSpec, name: str, out: Path, repo
     info = {"run": name, "epoch": best["epoch"], "val_iou": best["val_iou"], "params": spec.sections}
     info["kept"] = f"{best['epoch']} of {len(state.history)}: {WHY}"
     info["classes"] = manifest.classes
+    if manifest.values:
+        info["values"] = manifest.values  # by which `unetpp predict --save values` writes masks as the set has them
     info["data"] = {split: facts.sha256 for split, facts in manifest.splits.items()}
     if spec.init and spec.init.origin:
         info["init"] = spec.init.origin

@@ -13,36 +13,14 @@ from pipelines.prediction import flow
 from pipelines.prediction.images import find_images
 from pipelines.prediction.opening import read_heads
 from pipelines.prediction.record import RECORD
+from tests.pipelines.prediction.models import save, write
 from unetpp import NestedUNet, UserError
 from unetpp.models.model_file import Trained
 
 
 @pytest.fixture
 def model(tmp_path):
-    """A network that takes bright for foreground: every weight but a path of ones is nothing."""
-    network = NestedUNet((2, 3), in_channels=1)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.zero_()
-        for name in ("0_0", "0_1"):
-            for n in (1, 2):
-                node = network.nodes[name]
-                getattr(node, f"conv{n}").weight[0, 0, 1, 1] = 1
-                getattr(node, f"norm{n}").weight.fill_(1)
-        network.get_parameter("heads.1.weight")[0, 0] = 10
-        network.get_parameter("heads.1.bias")[0] = -5
-    folder = tmp_path / "model"
-    folder.mkdir()
-    Trained(network.eval(), None).save(folder / "model.safetensors")
-    return folder
-
-
-def write(path, size=(30, 45)) -> np.ndarray:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = np.zeros(size, np.uint8)
-    image[5:20, 10:30] = 255
-    Image.fromarray(image).save(path)
-    return image
+    return save(tmp_path / "model")
 
 
 def test_masks_have_the_images_sizes_and_lie_on_them(tmp_path, model):

@@ -31,6 +31,7 @@ class Manifest:
     multilabel: bool = False
     classes: list[str] | None = None  # names of the values 1, 2 ... of a mask, or of 0, 1 ... without background
     background: bool = True  # class 0 is the background, and no class that counts
+    values: dict[str, str] | None = None  # what the values or colours of the set's masks mean (`prepare.values`)
     splits: dict[str, SplitFacts]
     val_full_sha256: str | None = None  # of val_full.arrow: val at the images' own sizes, where `size` changes them
     num_groups: int | None = None

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from unetpp.engines.engine import ENGINES, Engine
-from unetpp.engines.runtimes import open_export
+from unetpp.engines.runtimes import HELP, open_export
 from unetpp.engines.timings import probe, recall
 from unetpp.errors import UserError
-from unetpp.files import read_json
+from unetpp.files import check_keys, read_json
 from unetpp.models.about import About, find_file, read_about
 from unetpp.models.listing import LISTING, check_entry, check_export, read_listing
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 Heads = Mapping[int, float] | Literal["mean"]
 MEASURED = "engines.json"  # written by stage evaluate: how much IoU on val each engine loses (docs/engines.md)
-FALLBACK = ("torch", "onnxruntime", "openvino")  # what is taken where nothing was measured
 PROBED_PX = 1024  # larger images are predicted by tiles
 
 
@@ -66,6 +65,17 @@ class Family:
             if kind.is_here and (not self.is_export if kind.format is None else (depth, kind.format) in self.files)
         ]
 
+    def usual(self, depth: int) -> str:
+        """What computes a depth where nobody asks: torch, or else the first runtime that is here.
+
+        Raises:
+            UserError: nothing that is installed here computes it.
+        """
+        here = self.engines(depth)
+        if not here:
+            raise UserError(f"{self.model}: nothing installed here computes it: {HELP}")
+        return here[0]
+
     def exact(self, depth: int) -> list[str]:
         """Those of `engines` whose IoU on val was measured, and is within the tolerance; torch is the measure."""
         return [name for name in self.engines(depth) if name == "torch" or self._is_within(depth, name)]
@@ -106,13 +116,18 @@ def find_family(
     exported depth brings the files beside it.
 
     Args:
-        path: a model.safetensors, its folder, or an .onnx in the folder of an export, after its sum was compared.
+        path: a model.safetensors, its folder, or an .onnx in the folder of an export, after its sum was compared; a URI
+            as of `unetpp.load`, which torch alone computes.
         exports: folder with exports.json; it counts where it is there and of this very model.
         measured: an engines.json or what it holds; it counts where it is there and of this very model.
 
     Raises:
         UserError: no such model, a damaged one, or a damaged exports.json or engines.json.
     """
+    if len(str(path).partition(":/")[0]) > 1 and ":/" in str(path):  # one letter is a drive of Windows
+        from unetpp.models.loading import load  # late: it needs torch
+
+        return as_family(load(path))
     path = Path(path)
     if path.suffix == ".pt2":
         raise UserError(f"{path}: a .pt2 may run its author's code: give its folder, {path.parent}")
@@ -139,9 +154,7 @@ def find_family(
         if not (exports / LISTING).is_file() or read_listing(exports).get("model_sha256") not in known:
             exports = None
     if isinstance(measured, str | Path):
-        fix = "copy it again, or run `dvc repro evaluate`"
-        there = Path(measured).is_file()
-        measured = read_json(measured, fix, ("format", "model_sha256", "engines")) if there else None
+        measured = _read_measured(Path(measured)) if Path(measured).is_file() else None
     if measured is not None and (measured["format"] != 1 or measured["model_sha256"] not in known):
         measured = None
     return Family(about, model, exports, measured)
@@ -150,6 +163,14 @@ def find_family(
 def as_family(trained: "Trained") -> Family:
     """Of a model in memory, which torch alone computes."""
     return Family(trained.about, trained)
+
+
+def _read_measured(path: Path) -> dict[str, Any]:
+    fix = "copy it again, or run `dvc repro evaluate`"
+    found = read_json(path, fix, ("format", "model_sha256", "engines"))
+    for row in found["engines"] if found["format"] == 1 else ():
+        check_keys(row, path, fix, ("depth", "engine", "sha256", "difference_iou", "within"))
+    return found
 
 
 def _lists(folder: Path, file: Path, about: About) -> bool:
@@ -202,9 +223,8 @@ def open_engine(
         raise UserError(f"engine {name}: an exported file has one head; heads are averaged by torch")
     assert family.exports is not None
     file = check_entry(family.exports, family.files[depth, kind.format])
-    return open_export(
-        file, name, family.about.at(depth), threads=threads, device=None if device is None else str(device)
-    )
+    where = None if device is None else str(device)
+    return open_export(file, name, family.about.at(depth), threads=threads, device=where)
 
 
 def _why_not(depth: int, name: str) -> str:
@@ -230,14 +250,10 @@ def choose(family: Family, depth: int, size: tuple[int, int], batch: int = 1) ->
     Raises:
         UserError: nothing that is installed here computes the model.
     """
-    here, exact = family.engines(depth), family.exact(depth)
-    if not here:
-        files = ", ".join(one["file"] for one in family.files.values()) or str(family.model)
-        raise UserError(f"{files}: nothing installed computes it; `pip install 'unetpp[exports]'` installs runtimes")
-    if family.is_export and not exact:
-        exact = here  # whoever names a file has chosen it
+    name, exact = family.usual(depth), family.exact(depth)
+    if family.is_export and not exact:  # whoever names a file has chosen how exact it is
+        exact = [one for one in family.engines(depth) if ENGINES[one].precision != "bf16"]
     if not exact or (exact == ["torch"] and not family.measured):
-        name = next((one for one in FALLBACK if one in here), here[0])
         return name, f"engine {name}: the accuracy of others was not measured for this model (docs/engines.md)"
     if len(exact) == 1:
         return exact[0], f"engine {exact[0]}: no other that is installed here is within the tolerance"
@@ -249,6 +265,6 @@ def choose(family: Family, depth: int, size: tuple[int, int], batch: int = 1) ->
     )
     name = min(times, key=lambda one: times[one])
     faster = f", {times['torch'] / times[name]:.1f} times as fast as torch" if name != "torch" in times else ""
-    points = 100 * (family.difference(depth, name) or 0.0)
-    why = f"the fastest of {len(times)} here{faster}; its IoU on val is {points:+.2f} points from fp32"
-    return name, f"engine {name}: {why}"
+    difference = family.difference(depth, name)
+    points = "" if difference is None else f"; its IoU on val is {difference * 100:+.2f} points from fp32"
+    return name, f"engine {name}: the fastest of {len(times)} here{faster}{points}"

@@ -53,8 +53,9 @@ def deploy(
     Standardising and the probabilities stay in fp32.
 
     Raises:
-        UserError: a precision in which the device does not compute.
+        UserError: a precision in which the device does not compute, or no set of its heads.
     """
+    Segmenter(trained.network, heads)
     folded = trained.folded(max(heads) if heads else depth, keep_heads=bool(heads))
     segmenter = folded.ensemble(heads) if heads else folded.segmenter()
     where, precision = torch.device(device or trained.device), ENGINES[name].precision

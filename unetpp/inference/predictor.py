@@ -43,7 +43,8 @@ class Predictor:
         heads: average these heads instead: weights by depth, such as {2: 1, 4: 3}, or "mean" for all alike.
         device: where torch runs it, such as "cuda"; by default where the model is.
         engine: what computes it: "torch" and the others of docs/engines.md, or "auto" for the fastest here of those
-            that are exact enough; by default torch in eager mode and fp32, what others are compared with.
+            that are exact enough; by default torch in eager mode and fp32, what others are compared with, and of a
+            family torch, or the first runtime that is here.
 
     Raises:
         UserError: a depth or heads that the model does not have, or both; an engine that is not here.
@@ -67,10 +68,12 @@ class Predictor:
             self.engine = _eager(_as_trained(model), depth, heads, device)
         else:
             family = model if isinstance(model, Family) else as_family(_as_trained(model))
-            if engine in (None, "auto"):
-                chosen = family.about.depth if depth is None else depth
+            chosen = family.about.depth if depth is None else depth
+            if engine is None or (engine == "auto" and heads):
+                engine = "torch" if heads else family.usual(chosen)
+            elif engine == "auto":
                 size = family.about.frame.size if family.about.frame else (USUAL_PX, USUAL_PX)
-                engine, self.why = ("torch", "") if heads else choose(family, chosen, size)
+                engine, self.why = choose(family, chosen, size)
             self.engine = open_engine(family, depth, engine, heads=heads, device=device)
         self.about = self.engine.about
         self.depth, self.classes, self.names = self.about.depth, self.about.classes, self.about.names
