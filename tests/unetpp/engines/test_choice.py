@@ -1,10 +1,13 @@
 """Laws of `--engine auto`: the fastest that is exact enough, timed once; no cache fails a prediction."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
-from unetpp.engines import processor
+from unetpp.engines import processor, timings
+from unetpp.engines.engine import Engine
 from unetpp.engines.family import Family, choose
 from unetpp.models.about import About
 
@@ -103,6 +106,21 @@ def test_a_home_that_cannot_be_written_fails_nothing(machine, tmp_path):
     (tmp_path / "unetpp").write_text("a file where the folder should be")
     assert choose(family(), 2, (96, 96))[0] == choose(family(), 2, (96, 96))[0] == "onnxruntime"
     assert len(machine.probed) == 2
+
+
+@pytest.mark.parametrize(
+    ("ms", "asked", "timed"),  # ms of 64 x 64 px; three seconds for two passes of four engines
+    [
+        (1.0, ((96, 96), 16), ((96, 96), 16)),
+        (20.0, ((512, 512), 1), ((256, 256), 1)),
+        (20.0, ((128, 128), 16), ((128, 128), 4)),  # the batch first
+        (9000.0, ((512, 512), 16), ((64, 64), 1)),
+    ],
+)
+def test_what_is_timed_takes_seconds_whatever_is_asked(monkeypatch, ms, asked, timed):
+    monkeypatch.setattr(timings, "time_engines", lambda engines, *_, **__: dict.fromkeys(engines, ms))
+    engine = cast(Engine, SimpleNamespace(name="torch"))
+    assert timings._affordable(engine, 4, *asked) == timed
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,17 @@ def test_engines_agree_on_images_and_on_parts_of_larger_ones(project):
             assert ((found > 0.5) == (expected > 0.5)).mean() > 0.97, name
 
 
+@pytest.mark.gpu
+def test_a_gpu_answers_as_the_processor_does(project):
+    images = RNG.random((3, 3, 37, 50), np.float32)
+    expected = project.eager(images)
+    for name, tolerance in (("torch", 0.01), ("torch-bf16", 0.05), ("torch-fp16", 0.02)):  # fp32 in TF32
+        engine = open_engine(project.family, 1, name)
+        assert isinstance(engine, TorchEngine)
+        assert engine.device.type == "cuda"
+        np.testing.assert_allclose(engine(images), expected, atol=tolerance)
+
+
 def test_tiles_equal_the_whole_in_every_runtime(project):
     image = RNG.random((1, 3, 210, 190), np.float32) * np.linspace(0.2, 1, 190, dtype=np.float32)
     for name in ("onnxruntime", "openvino", "onnxruntime-int8", "openvino-int8"):
