@@ -109,7 +109,8 @@ def main() -> None:
         "",
         f"`python -m benchmarks.million --out docs/scaling.md`: {said['processor']}, torch {said['torch'][:6]}.",
         "",
-        f"CPU-ms of an image, widths {', '.join(map(str, WIDTHS))}, engine torch in fp32, one thread, PNG to PNG. Of",
+        f"CPU-ms of an image, widths {', '.join(map(str, WIDTHS))}, engine torch in fp32, one thread, PNG to PNG,",
+        f"at a load of {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores, which lets CPU-seconds grow, too. Of",
         f"the client of a store: {read * 1000:.1f} ms for a read, {write * 1000:.1f} ms for a write.",
         "",
         "| size | depth | network, decoding, writing | with S3 | images/s of a core | "
@@ -121,14 +122,14 @@ def main() -> None:
         whole = own + read + write
         each = [hours(IMAGES * whole / cores, IMAGES) for cores in CORES]
         label = f"L{depth}" if depth else "no network"
-        text.append(
-            f"| {size} | {label} | {own * 1000:.1f} ms | {whole * 1000:.1f} ms | {1 / whole:.0f} | {' | '.join(each)} |"
-        )
+        cells = [str(size), label, f"{own * 1000:.1f} ms", f"{whole * 1000:.1f} ms", rate(1 / whole), *each]
+        text.append(f"| {' | '.join(cells)} |")
     text += [
         "",
         f"`*` bound by the store: {SLOWEST_S} writes a second of a prefix are {hours(IMAGES / SLOWEST_S)} a million.",
         f"Requests of a million images with one mask each: {IMAGES:,} reads (${IMAGES * GET / 1000:.2f}), {IMAGES:,}",
-        f"writes (${IMAGES * PUT / 1000:.2f}), 1,000 listings (${PUT:.3f}), and as many of the outputs to continue.",
+        f"writes (${IMAGES * PUT / 1000:.2f}), 1,000 listings (${PUT:.3f}), and as many of the outputs to continue; by",
+        f"dollars for 1,000 of {GET} and {PUT} (S3 Standard, us-east-1; look yours up).",
         "",
     ]
     if args.out is None:
@@ -137,6 +138,10 @@ def main() -> None:
     page = args.out.read_text()
     before, after = page[: page.index(HEADING)], page[page.index(HEADING) :]
     args.out.write_text(before + "\n".join(text) + after[after.index("\n## ") :])
+
+
+def rate(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def hours(seconds: float, images: int = 0) -> str:
