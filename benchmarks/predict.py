@@ -27,7 +27,9 @@ import numpy as np
 WIDTHS = (32, 64, 128, 256, 512)
 DEPTHS = (1, 2, 3, 4)
 IMAGES = {96: 300, 512: 64}  # how many of each size a whole process has
-SECONDS = 12.0  # that a run may take: of what is slower there are fewer images, and the rest is counted on
+SECONDS = 12.0  # about what a run may take: of what is slower there are fewer images, and the rest is counted on
+SLOW = {"": 0.07, "L1": 0.02, "L2": 0.04, "L3": 0.07, "L4": 0.11}  # s for an image of 96 in fp32, roughly
+QUICK = {"bf16": 2, "int8": 4}  # times faster
 PEERS = {"smp": "SMP UnetPlusPlus (resnet34)", "monai": "MONAI BasicUNetPlusPlus"}
 ENGINES = ("torch", "torch-bf16", "onnxruntime", "openvino", "openvino-bf16", "onnxruntime-int8", "openvino-int8")
 
@@ -118,7 +120,7 @@ class Contestant:
         return min(start + (taken - start) / max(1, number) * IMAGES[size] for number, taken in self.seconds[size])
 
 
-def contestants(before: Path, model: Path, engines: list[str]) -> list[Contestant]:
+def contestants(before: Path, model: Path, engines: list[str], depths: list[int]) -> list[Contestant]:
     """All that is measured."""
     command = ["-m", "pipelines.cli", "predict", "--model", str(model)]
     found: list[Contestant] = []
@@ -131,7 +133,7 @@ def contestants(before: Path, model: Path, engines: list[str]) -> list[Contestan
             found.append(Contestant(f"{said}, a loop", "", ["-m", "benchmarks.predict", "loop", name]))
     for engine in engines:
         ours = [*command, "--engine", engine, "--depth"]
-        found += [Contestant(engine, f"L{depth}", [*ours, str(depth)]) for depth in DEPTHS]
+        found += [Contestant(engine, f"L{depth}", [*ours, str(depth)]) for depth in depths]
     return found
 
 
@@ -152,7 +154,7 @@ def loop(name: str, images: Path, out: Path) -> None:
     else:
         from monai.networks.nets import BasicUNetPlusPlus  # pyright: ignore[reportMissingImports]
 
-        network = BasicUNetPlusPlus(in_channels=3, out_channels=1)
+        network = BasicUNetPlusPlus(spatial_dims=2, in_channels=3, out_channels=1)
     network.eval()
     out.mkdir()
     with torch.inference_mode():
@@ -174,7 +176,8 @@ def page(found: list[Contestant], rounds: int, command: str) -> str:
         "# Folders of images on one core: whole processes",
         "",
         f"Read on {processor()} (computes in {sets}), one core of a machine that others used, best of {rounds} "
-        "alternating rounds.",
+        "alternating rounds. Seconds are those of the processor. Where fewer images were run than a table says, the "
+        "process for all is counted from its start and its time an image.",
         "",
         f"    {command}",
         "",
@@ -184,8 +187,8 @@ def page(found: list[Contestant], rounds: int, command: str) -> str:
     for size, number in IMAGES.items():
         lines += [f"## {number} images of {size}x{size}", ""]
         lines += [
-            "| | depth | images/s of a core | times before | times SMP's loop | ms an image | start, s | peak MiB |",
-            "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+            "| | depth | images/s | times before | times SMP's loop | ms an image | start, s | peak MiB | run |",
+            "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
         ]
         for one in found:
             if not one.seconds.get(size):
@@ -194,10 +197,9 @@ def page(found: list[Contestant], rounds: int, command: str) -> str:
             same = before.get(one.depth)
             gain = f"{same.whole(size) / whole:.1f}" if same and same.seconds.get(size) else ""
             beside = f"{peer.whole(size) / whole:.1f}" if peer and peer.seconds.get(size) else ""
-            lines.append(
-                f"| {one.name} | {one.depth} | {number / whole:.1f} | {gain} | {beside} | "
-                f"{(whole - start) / number * 1000:.2f} | {start:.2f} | {one.peak_mib[size]:.0f} |"
-            )
+            cells = [one.name, one.depth, f"{number / whole:.1f}", gain, beside]
+            cells += [f"{(whole - start) / number * 1000:.2f}", f"{start:.2f}", f"{one.peak_mib[size]:.0f}"]
+            lines.append(f"| {' | '.join(cells)} | {one.seconds[size][0][0]} |")
         lines.append("")
     return "\n".join(lines)
 
@@ -208,6 +210,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for the model, the images and masks")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--engines", nargs="+", default=list(ENGINES))
+    parser.add_argument("--depths", nargs="+", type=int, default=list(DEPTHS), help="of the engines")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=SECONDS)
     arguments = parser.parse_args()
@@ -217,22 +220,23 @@ def main() -> None:
     if not (work / "images").exists():
         make_images(work / "images")
     os.environ.setdefault("PYTHONPATH", os.getcwd())
-    found = contestants(arguments.before, work / "model", arguments.engines)
+    found = contestants(arguments.before, work / "model", arguments.engines, arguments.depths)
     for _ in range(arguments.rounds):
-        for one in found:
-            one.start.append(one.run(work / "images/96", 1, work))
         for size, most in IMAGES.items():
+            starts: dict[str, float] = {}  # the depth changes little of it
             for one in found:
+                if one.name not in starts:
+                    starts[one.name] = one.run(work / "images/96", 1, work)
+                one.start.append(starts[one.name])
+                quick = QUICK.get(one.name.rpartition("-")[2], 1)
+                number = int(arguments.seconds * quick / SLOW[one.depth] / (size / 96) ** 2)
+                number = max(2, min(most, number))
                 known = one.seconds.setdefault(size, [])
-                if known:
-                    number = known[0][0]
-                else:  # by the time of a few
-                    few = 4 if size == 96 else 1
-                    slope = max(1e-4, (one.run(work / f"images/{size}", few, work) - min(one.start)) / few)
-                    number = max(few + 1, min(most, int(arguments.seconds / slope)))
                 known.append((number, one.run(work / f"images/{size}", number, work)))
-                print(f"{one.name} {one.depth} {size}: {known[-1]}, start {min(one.start):.2f}", flush=True)
-                arguments.out.write_text(page(found, arguments.rounds, " ".join(["python -m benchmarks.predict ..."])))
+                print(f"{one.name} {one.depth} {size}: {known[-1]}, start {one.start[-1]:.2f}", flush=True)
+                arguments.out.write_text(
+                    page(found, arguments.rounds, " ".join(["python -m benchmarks.predict", *sys.argv[1:]]))
+                )
 
 
 if __name__ == "__main__":

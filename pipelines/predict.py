@@ -64,7 +64,9 @@ def predict(
     print(f"predicting with {opened.said}", flush=True)
     facts, record = _facts(images), Record(out, opened.how | {"save": outputs.save})
     done = [] if overwrite else [image for image, seen in facts.items() if record.is_done(stems[image], seen)]
-    todo = {image: stem for image, stem in stems.items() if image not in set(done)}
+    todo = dict(stems)
+    for image in done:
+        del todo[image]
     results = write_all(opened.predictor, todo, out, outputs, opened.streams, max(1, threads // 4))
     for image, result in watched(results, "predicting, images", len(todo)):
         if isinstance(result, UserError):

@@ -225,6 +225,23 @@ def test_exported_models_predict_the_masks_of_the_network(made, tmp_path):
         predict([str(tmp_path / "a.png")], str(made.exports / "L1/model.onnx"), 1, tmp_path / "out")
 
 
+def test_an_exported_file_is_predicted_by_without_torch(made, tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), (np.random.default_rng(0).random((20, 27, 3)) * 255).astype(np.uint8))
+    code = (
+        "import sys\n"
+        "for name in 'torch mlflow ray pydantic boto3 cv2 onnx'.split():\n"
+        "    sys.modules[name] = None\n"  # an import of it fails
+        "from pipelines.cli import main\n"
+        "main()\n"
+    )
+    for name in ("L1/model.onnx", "L1/model-int8.onnx"):
+        arguments = ["predict", "a.png", "--model", str(made.exports / name), "--out", "out", "--overwrite"]
+        command = [sys.executable, "-c", code, *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "wrote 1 masks" in done.stdout
+
+
 def test_an_exported_file_is_predicted_by_after_its_sum_was_compared(made, tmp_path):
     shutil.copytree(made.exports, tmp_path / "exports")
     file = tmp_path / "exports/L1/model.onnx"

@@ -133,6 +133,21 @@ def sealed(file, change) -> None:
     file.write_bytes(content.replace(UNSEALED.encode(), hashlib.sha256(content).hexdigest().encode(), 1))
 
 
+@pytest.mark.parametrize("seal", ["", "0", "f" * 64])
+def test_another_seal_is_refused(trained, tmp_path, seal):
+    file = tmp_path / "model.safetensors"
+    trained.save(file)
+    sealed(file, lambda _: None)
+    load_model(file)
+    length = struct.unpack("<Q", file.read_bytes()[:8])[0]
+    header = json.loads(file.read_bytes()[8 : 8 + length])
+    about = json.loads(header["__metadata__"]["unetpp"]) | {"seal": seal}
+    text = json.dumps(header | {"__metadata__": {"unetpp": json.dumps(about)}})
+    file.write_bytes(struct.pack("<Q", len(text)) + text.encode() + file.read_bytes()[8 + length :])
+    with pytest.raises(UserError, match="found the sha256"):
+        load_model(file)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
