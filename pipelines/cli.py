@@ -15,11 +15,26 @@ def _predict(arguments: argparse.Namespace) -> None:
     from pipelines.predict import LIMITS, Outputs, predict
 
     limits = replace(LIMITS, max_pixels=arguments.max_pixels) if arguments.max_pixels else LIMITS
+    if arguments.ray is not None or any(one.startswith("s3://") for one in (*arguments.images, arguments.out)):
+        from pipelines.prediction.opening import Asked
+        from pipelines.prediction.remote import predict_remotely
+
+        predict_remotely(
+            arguments.images,
+            arguments.model,
+            Asked(arguments.depth, arguments.heads, arguments.engine, arguments.tta, arguments.max_latency_ms),
+            arguments.out,
+            Outputs(tuple(arguments.save), limits),
+            arguments.overwrite,
+            arguments.threads,
+            arguments.ray,
+        )
+        return
     predict(
         arguments.images,
         arguments.model,
         arguments.depth,
-        arguments.out,
+        Path(arguments.out),
         arguments.heads,
         arguments.overwrite,
         outputs=Outputs(tuple(arguments.save), limits),
@@ -221,14 +236,16 @@ def build_parser() -> argparse.ArgumentParser:
     one.set_defaults(run=_stage)
 
     one = commands.add_parser("predict", help="write a mask, or what else you like, of each image")
-    one.add_argument("images", nargs="+", help="image files, folders of them, or patterns such as 'scans/*.png'")
+    one.add_argument(
+        "images", nargs="+", help="image files, folders, patterns such as 'scans/*.png', s3://bucket/prefix"
+    )
     one.add_argument(
         "--model", default="models/train", help="folder of a trained or exported model, an .onnx, or models:/NAME@ALIAS"
     )
     one.add_argument("--depth", type=_depth, help="prune to this depth, or auto (default: the deepest it has)")
     one.add_argument("--max-latency-ms", type=_above_0, help="the deepest depth of which an image takes no longer")
     one.add_argument("--heads", help="average heads instead: mean (of all), or depths with weights, such as 2:1,4:3")
-    one.add_argument("--out", type=Path, required=True, help="folder for the masks, <image name>.png")
+    one.add_argument("--out", required=True, help="folder or s3://bucket/prefix for the masks, <image name>.png")
     kinds = ["mask", "values", "probs", "probs8", "overlay", "labels", "measurements"]
     one.add_argument("--save", nargs="+", choices=kinds, default=["mask"], help="what is written (default: mask)")
     one.add_argument("--engine", default="auto", help="such as torch or openvino-int8 (default: the fastest allowed)")
@@ -241,6 +258,8 @@ def build_parser() -> argparse.ArgumentParser:
         type=_count,
         help="that are decoded at once: a PNG or JPEG, a strip or tile of a TIFF (default: 178956970)",
     )
+    where = "by a Ray cluster: that of HOST:PORT or RAY_ADDRESS, or else all cores of this machine"
+    one.add_argument("--ray", nargs="?", const="", metavar="HOST:PORT", help=where)
     one.add_argument("--overwrite", action="store_true", help=f"write all again; {OVERWRITE}")
     one.set_defaults(run=_predict)
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from unetpp.engines.family import Family
 
 from pipelines.core.command import run_command
 from pipelines.core.delivery_sections import Evaluate
@@ -44,6 +43,7 @@ from pipelines.evaluation.scores import (
 from pipelines.evaluation.subject import Subject, read_groups
 from unetpp.data.resized import Resized
 from unetpp.engines.engine import ENGINES
+from unetpp.engines.family import Family
 from unetpp.errors import UserError
 from unetpp.images.frame import as_size, plain
 from unetpp.models.listing import read_exports

@@ -72,8 +72,17 @@ class RayCluster:
 
     def trials(self) -> list[int]:
         """The ids of the processes that run a trial of Ray Tune now."""
-        running = [process for node in self.nodes for process in _family(node.pid) if process.is_running()]
-        return [process.pid for process in running if "ImplicitFunc" in " ".join(process.cmdline()[:1])]
+        return self.running("ImplicitFunc")
+
+    def running(self, what: str, *numbers: int) -> list[int]:
+        """The ids of the processes that run a task or an actor of this name now, on these nodes or on any."""
+        nodes = [self.nodes[number] for number in numbers] or self.nodes
+        found = []
+        for process in (process for node in nodes for process in _family(node.pid)):
+            with suppress(psutil.NoSuchProcess):
+                if what in " ".join(process.cmdline()[:1]):
+                    found.append(process.pid)
+        return found
 
     def drain_node(self, number: int, notice_s: int) -> None:
         """Tell Ray, as a cloud's provider does, that a node is going to be taken away."""

@@ -70,6 +70,7 @@ HOMES = {  # each outside system has one home file, or one wing, or the few that
         "pipelines.tuning.algorithms",
         "pipelines.tuning.ray_tune",
         "pipelines.tuning.probe",
+        "pipelines.prediction.ray_tasks",
     },
     "optuna": {"pipelines.tuning.algorithms"},
 }

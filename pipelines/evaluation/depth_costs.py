@@ -10,7 +10,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from unetpp.engines.family import Family, open_engine
 
 from pipelines.console.machine_load import others_share
 from pipelines.console.progress import watched
@@ -20,6 +19,7 @@ from pipelines.evaluation.cautions import BUSY
 from pipelines.evaluation.cold_start import measure_cold_start
 from pipelines.evaluation.predictor import MEAN
 from unetpp.engines.engine import ENGINES, Engine
+from unetpp.engines.family import Family, open_engine
 from unetpp.images.frame import Size, say_size
 from unetpp.models.model_file import Trained
 from unetpp.network import profiling

@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from unetpp.engines.family import Family, open_engine
 
 from pipelines.console.progress import watched
 from pipelines.core.delivery_sections import Evaluate
@@ -21,6 +20,7 @@ from pipelines.evaluation.depth_costs import memory_of, of_tensor
 from pipelines.evaluation.predictor import Predictor, batches
 from unetpp.data.arrow_split import Split
 from unetpp.engines.engine import ENGINES, Engine
+from unetpp.engines.family import Family, open_engine
 from unetpp.engines.torch_engine import TorchEngine
 from unetpp.errors import UserError
 from unetpp.images.frame import Size

@@ -10,13 +10,14 @@ from typing import Any, Literal
 
 from pipelines.storage.stage_paths import stage_arguments
 from unetpp.engines.engine import Engine
-from unetpp.engines.family import MEASURED, Family, as_family, choose, find_family, open_engine
+from unetpp.engines.family import MEASURED, Family, choose, find_family, open_engine
 from unetpp.errors import UserError
 from unetpp.files import sha256
 from unetpp.images.frame import Size, say_size
 from unetpp.inference.budget import deepest_within, measure_times
 from unetpp.inference.predictor import Predictor
 from unetpp.inference.symmetric import Symmetric, Symmetries
+from unetpp.models.addresses import is_address
 from unetpp.models.listing import LISTING
 from unetpp.threads import NUMBER
 
@@ -79,12 +80,8 @@ def find_model(model: str) -> Family:
     Raises:
         UserError: no such model, or a damaged one; a .pt2, which runs code of its author when it is opened.
     """
-    if re.match(r"\w\w+:/", model):
-        from unetpp.models.loading import load  # late: it needs torch
-
-        return as_family(load(model))
     exports = measured = None
-    if Path("dvc.yaml").is_file():
+    if not is_address(model) and Path("dvc.yaml").is_file():
         with suppress(UserError, KeyError, ModuleNotFoundError):  # another's project, or no YAML is installed
             exports, measured = stage_arguments("export")["out"], stage_arguments("evaluate")["out"] / MEASURED
     return find_family(model, exports, measured)

@@ -1,7 +1,8 @@
 """Registered versions by address: what `unetpp.load` calls for a `models:/` URI, and `unetpp seal`."""
 
+import atexit
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -26,6 +27,19 @@ def load_registered(uri: str, store: str | None = None) -> Trained:
     with mlflow_store.reading(store or mlflow_store.project_uri()) as client:
         version = model_versions.find_version(client, uri)
         return model_versions.fetch_version(version.name, str(version.version))
+
+
+_held = ExitStack()  # of folders that are there until this process ends
+atexit.register(_held.close)
+
+
+def fetch_registered(uri: str) -> Path:
+    """The files of a registered version in a folder that is there until this process ends: for `unetpp.find_family`.
+
+    Raises:
+        UserError: as `load_registered`.
+    """
+    return _held.enter_context(fetched_version(uri))
 
 
 @contextmanager

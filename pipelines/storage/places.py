@@ -38,6 +38,10 @@ class Place(ABC):
         """The names of all files."""
 
     @abstractmethod
+    def times(self) -> Iterator[tuple[str, float]]:
+        """The names of all files, each with when it was last written, in seconds since 1970."""
+
+    @abstractmethod
     def size(self, name: str) -> int | None:
         """Bytes of a file; None where there is none."""
 
@@ -77,8 +81,8 @@ class Place(ABC):
 class Folder(Place):
     """A folder, of this machine or one that all machines share."""
 
-    def __init__(self, location: str | Path):
-        self.location = str(location)
+    def __init__(self, location: str | Path, setting: str = "cluster.storage"):
+        self.location, self._setting = str(location), setting
         self._root = Path(location)
 
     def name(self, name: str) -> str:
@@ -87,6 +91,11 @@ class Folder(Place):
     def list(self) -> Iterator[str]:
         for folder, _, files in os.walk(self._root):
             yield from (Path(folder, file).relative_to(self._root).as_posix() for file in files)
+
+    def times(self) -> Iterator[tuple[str, float]]:
+        for name in self.list():
+            with self._explained("read"), suppress(FileNotFoundError):
+                yield name, (self._root / name).stat().st_mtime
 
     def size(self, name: str) -> int | None:
         with self._explained("read"), suppress(FileNotFoundError):
@@ -140,7 +149,7 @@ class Folder(Place):
         except OSError as error:
             raise UserError(
                 f"{self._root}: cannot be {wanted} ({error.strerror}); expected a folder that all machines share and "
-                "may write: correct cluster.storage"
+                f"may write: correct {self._setting}"
             ) from None
 
 
@@ -149,13 +158,13 @@ class Bucket(Place):
 
     ask_every_s = 5  # it costs a request, and does not change faster than a person
 
-    def __init__(self, location: str, s3: S3):
-        self.location, self._s3 = location, s3
+    def __init__(self, location: str, s3: S3, setting: str = "cluster.storage"):
+        self.location, self._s3, self._setting = location, s3, setting
         own = s3.model_copy(update={"anonymous": False, "requester_pays": False})
-        self._store = Store(own, location, num_workers=8, setting="cluster.storage")
+        self._store = Store(own, location, num_workers=16, setting=setting)
 
     def __reduce__(self):
-        return Bucket, (self.location, self._s3)  # a connection does not travel to other processes
+        return Bucket, (self.location, self._s3, self._setting)  # a connection does not travel to other processes
 
     def _key(self, name: str) -> str:
         return self._store.prefix + name
@@ -165,6 +174,9 @@ class Bucket(Place):
 
     def list(self) -> Iterator[str]:
         return (found.key.removeprefix(self._store.prefix) for found in self._store.list())
+
+    def times(self) -> Iterator[tuple[str, float]]:
+        return ((found.key.removeprefix(self._store.prefix), found.modified) for found in self._store.list())
 
     def size(self, name: str) -> int | None:
         found = self._store.find(self._key(name))
@@ -181,9 +193,9 @@ class Bucket(Place):
         self._store.delete(self._key(name))
 
 
-def open_place(location: str, s3: S3) -> Place:
-    """The place at a path or at s3://bucket/prefix."""
-    return Bucket(location, s3) if location.startswith("s3://") else Folder(location)
+def open_place(location: str, s3: S3, setting: str = "cluster.storage") -> Place:
+    """The place at a path or at s3://bucket/prefix; `setting` is where the user names it."""
+    return Bucket(location, s3, setting) if location.startswith("s3://") else Folder(location, setting)
 
 
 def _to_disk(file) -> None:

@@ -31,6 +31,7 @@ BROKEN = (aws.IncompleteReadError, aws.ResponseStreamingError, aws.ReadTimeoutEr
 PERMISSIONS = {"ListObjectsV2": "s3:ListBucket", "GetObject": "s3:GetObject", "HeadObject": "s3:GetObject"}
 PERMISSIONS |= {"DeleteObject": "s3:DeleteObject"}
 DENIED = {"s3:PutObject": "may not be written", "s3:DeleteObject": "may not be removed"}
+OF_ONE = {"AccessDenied", "InvalidObjectState", "NoSuchKey", "PreconditionFailed", "412"}  # what `ObjectError` says
 CHECKSUMS = "set ingest.s3.checksums=when_required"
 
 
@@ -41,6 +42,7 @@ class Object:
     key: str
     size: int
     etag: str
+    modified: float = 0  # seconds since 1970, by the store's clock
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,10 @@ class Facts:
 
     version_id: str | None
     md5: str | None
+
+
+class ObjectError(UserError):
+    """Of one object, and not of the store: others may well be read."""
 
 
 class Store:
@@ -91,7 +97,7 @@ class Store:
             for page in pages:
                 for item in page.get("Contents", ()):
                     if not (item["Key"].endswith("/") and item["Size"] == 0):
-                        yield Object(item["Key"], item["Size"], item["ETag"].strip('"'))
+                        yield _object(item["Key"], item["Size"], item)
 
     def find(self, key: str) -> Object | None:
         """An object by its key, or None.
@@ -106,7 +112,7 @@ class Store:
                 if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 404:
                     return None
                 raise
-        return Object(key, answer["ContentLength"], answer["ETag"].strip('"'))
+        return _object(key, answer["ContentLength"], answer)
 
     def write(self, key: str, content: bytes | memoryview | Path) -> None:
         """Write bytes, or a file, as an object, in parts where it is large; others see it whole or not at all.
@@ -149,7 +155,7 @@ class Store:
             )
         if answer["ContentLength"] != stop - start:
             answer["Body"].close()
-            raise UserError(
+            raise ObjectError(
                 f"{self.name(source.key)}: the store sends {answer['ContentLength']} bytes where the listing says "
                 f"{stop - start} (bytes {start} to {stop} of {source.size}); is it truncated? Upload it again"
             )
@@ -172,7 +178,7 @@ class Store:
                 answer["Body"].close()
             broken += 1
             if broken == ATTEMPTS:
-                raise UserError(
+                raise ObjectError(
                     f"{self.name(source.key)}: broke off {broken} times, last after {start} of {stop} bytes ({cause}); "
                     "expected the whole object: rerun the command: it resumes from here"
                 )
@@ -192,7 +198,8 @@ class Store:
         except (*retried, UserError):
             raise
         except (aws.BotoCoreError, aws.ClientError, ValueError) as error:
-            raise UserError(f"{self.name(key)}: {self._explain(error)}") from None
+            kind = ObjectError if key is not None and _code(error) in OF_ONE else UserError
+            raise kind(f"{self.name(key)}: {self._explain(error)}") from None
 
     def _explain(self, error: Exception) -> str:
         """What happened and what to do about it."""
@@ -252,6 +259,14 @@ class Store:
         if status >= 500 or code in ("SlowDown", "RequestTimeout", "Throttling"):
             return f"the store fails, {ATTEMPTS} times in a row ({said}); rerun the command later"
         return f"the store refuses the request ({said}); check {self.setting} and ingest.s3"
+
+
+def _object(key: str, size: int, answer: dict) -> Object:
+    return Object(key, size, answer["ETag"].strip('"'), answer["LastModified"].timestamp())
+
+
+def _code(error: Exception) -> str | None:
+    return error.response["Error"].get("Code") if isinstance(error, aws.ClientError) else None
 
 
 def _settings(params: S3) -> dict[str, Any]:

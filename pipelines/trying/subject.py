@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-import unetpp
 from pipelines.core.files import read_results
 from pipelines.pages.depth_page import read_page
+from pipelines.prediction.opening import find_model
 from pipelines.registry.find_report import IN_REPOSITORY, find_evaluation
-from unetpp.engines.family import Family, as_family, find_family
+from unetpp.engines.family import Family
 from unetpp.errors import UserError
 from unetpp.inference.predictor import Predictor
 from unetpp.models.about import About
@@ -55,15 +55,6 @@ class Subject:
         if name not in self._opened:
             self._opened[name] = Predictor(self.family, int(name[1:]), engine="auto")
         return self._opened[name]
-
-
-def find_model(model: str) -> Family:
-    """A model by any name that `unetpp predict` takes.
-
-    Raises:
-        UserError: no such model, or a damaged one.
-    """
-    return as_family(unetpp.load(model)) if ":/" in model else find_family(model)
 
 
 def find_subject(model: str) -> Subject:

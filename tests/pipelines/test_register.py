@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from unetpp.engines.family import find_family, open_engine
 
 from pipelines import register as stage
 from pipelines.core.command import run_command
@@ -28,6 +27,7 @@ from tests.pipelines.registry.family import (
     register,
     settings,
 )
+from unetpp.engines.family import find_family, open_engine
 from unetpp.errors import UserError
 from unetpp.files import sha256
 from unetpp.inference.predictor import Predictor

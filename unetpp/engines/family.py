@@ -12,6 +12,7 @@ from unetpp.engines.timings import probe, recall
 from unetpp.errors import UserError
 from unetpp.files import check_keys, read_json
 from unetpp.models.about import About, find_file, read_about
+from unetpp.models.addresses import FOLDERS, is_address, resolve
 from unetpp.models.listing import LISTING, check_entry, check_export, read_listing
 
 if TYPE_CHECKING:
@@ -116,19 +117,15 @@ def find_family(
     exported depth brings the files beside it.
 
     Args:
-        path: a model.safetensors, its folder, or an .onnx in the folder of an export, after its sum was compared; a URI
-            as of `unetpp.load`, which torch alone computes.
+        path: a model.safetensors, its folder, or an .onnx in the folder of an export, after its sum was compared; or
+            `models:/NAME@ALIAS`, of a registered version.
         exports: folder with exports.json; it counts where it is there and of this very model.
         measured: an engines.json or what it holds; it counts where it is there and of this very model.
 
     Raises:
         UserError: no such model, a damaged one, or a damaged exports.json or engines.json.
     """
-    if len(str(path).partition(":/")[0]) > 1 and ":/" in str(path):  # one letter is a drive of Windows
-        from unetpp.models.loading import load  # late: it needs torch
-
-        return as_family(load(path))
-    path = Path(path)
+    path = Path(resolve(str(path), FOLDERS) if is_address(str(path)) else path)
     if path.suffix == ".pt2":
         raise UserError(f"{path}: a .pt2 may run its author's code: give its folder, {path.parent}")
     is_export = path.suffix == ".onnx"

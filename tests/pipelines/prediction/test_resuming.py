@@ -95,4 +95,5 @@ def test_a_killed_command_leaves_whole_files_and_the_same_command_does_the_rest(
     assert len(decoded) <= len(names) - 2
     assert {path.stem for path in out.glob("*.png")} == set(names)
     assert not list(out.glob("*partial*"))
+    assert image is not None
     assert np.array_equal(np.array(Image.open(out / f"{names[-1]}.png")), image)

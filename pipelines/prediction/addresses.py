@@ -1,0 +1,154 @@
+"""Images that lie in files or under s3://bucket/prefix: found by listing, and brought here one by one."""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from pipelines.core.data_sections import S3
+from pipelines.core.full_disk import disk_errors
+from pipelines.core.params import load_params
+from pipelines.storage.layout_names import is_junk
+from pipelines.storage.s3 import Object, ObjectError, Store
+from pipelines.storage.templates import is_picture
+from unetpp.errors import UserError
+from unetpp.images.pictures import SUFFIXES
+
+SCHEME = "s3://"
+CONNECTIONS = 16  # of a process to a store at once
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """An image to be predicted, as it was listed; an object has an ETag, a file has none."""
+
+    address: str
+    size: int
+    modified: float  # seconds since 1970
+    etag: str = ""
+
+    @property
+    def stem(self) -> str:
+        return PurePosixPath(self.address).stem
+
+    @property
+    def bucket(self) -> str:
+        """Of an object."""
+        return _split(self.address)[0]
+
+    def fetch(self, folder: Path, store: Store | None) -> Path:
+        """The image as a file: itself, or a copy of the object in the new folder `folder`.
+
+        Args:
+            store: that of its bucket, for an object.
+
+        Raises:
+            ObjectError: it changed since it was listed, is gone, damaged or may not be read.
+            UserError: the store does not answer.
+        """
+        if store is None:
+            return Path(self.address)
+        key = _split(self.address)[1]
+        facts, pieces = store.read(Object(key, self.size, self.etag), 0, self.size)
+        path, found = folder / f"image{PurePosixPath(key).suffix}", hashlib.md5(usedforsecurity=False)
+        with disk_errors(folder.parent):
+            folder.mkdir()
+            with path.open("wb") as file:
+                for piece in pieces:
+                    file.write(piece)
+                    found.update(piece)
+        if facts.md5 and facts.md5 != found.hexdigest():
+            raise ObjectError(
+                f"{self.address}: the bytes are not those of its ETag {self.etag} (their MD5 differs); rerun the "
+                "command, and if it stays (the store's ETags are no MD5), set ingest.s3.checksums=when_required"
+            )
+        return path
+
+
+class Stores:
+    """The stores of buckets, each opened once."""
+
+    def __init__(self, s3: S3):
+        self._s3, self._opened = s3, dict[str, Store]()
+
+    def of(self, item: Item) -> Store | None:
+        """Where an object lies; None for a file. To be asked by one thread, used by several."""
+        if not item.etag:
+            return None
+        if item.bucket not in self._opened:
+            self._opened[item.bucket] = open_store(f"{SCHEME}{item.bucket}", self._s3)
+        return self._opened[item.bucket]
+
+
+def open_store(address: str, s3: S3) -> Store:
+    return Store(s3, address, CONNECTIONS, "the address")
+
+
+def _split(address: str) -> tuple[str, str]:
+    """Bucket and key, or prefix."""
+    bucket, _, key = address.removeprefix(SCHEME).partition("/")
+    return bucket, key
+
+
+def is_address(text: str | Path) -> bool:
+    """Whether a place is one in a bucket."""
+    return str(text).startswith(SCHEME)
+
+
+def s3_settings() -> S3:
+    """How stores are reached: `ingest.s3` of a params.yaml in this folder, and what the environment says."""
+    if Path("params.yaml").is_file():
+        s3 = load_params().ingest.s3
+    else:
+        plain = {"region": None, "profile": None, "anonymous": False, "requester_pays": False}
+        s3 = S3(endpoint=None, checksums="when_supported", **plain)
+    # boto3 would read these by itself, but not on another machine.
+    endpoint = s3.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return s3.model_copy(update={"endpoint": endpoint or None})
+
+
+def check_address(address: str) -> None:
+    """Refuse what names no bucket.
+
+    Raises:
+        UserError: names it.
+    """
+    if not re.fullmatch(r"s3://[^/]+(/.*)?", address):
+        raise UserError(f"{address}: found no bucket in it; expected s3://bucket/prefix")
+
+
+def find_objects(address: str, s3: S3) -> list[Item]:
+    """The images under a prefix, or the one that an address names.
+
+    Raises:
+        UserError: none there, or a store that cannot be listed.
+    """
+    check_address(address)
+    store, key = open_store(address, s3), _split(address)[1]
+    found = list(_pictures(store, store.list()))
+    if not found and is_picture(PurePosixPath(key)) and (one := store.find(key)):
+        found = [_item(store, one)]
+    if not found:
+        raise UserError(
+            f"{address}: no image there; expected objects under this prefix that end in {', '.join(sorted(SUFFIXES))}"
+        )
+    return found
+
+
+def _pictures(store: Store, objects: Iterable[Object]) -> Iterator[Item]:
+    for one in objects:
+        name = PurePosixPath(one.key.removeprefix(store.prefix))
+        if is_picture(name) and not is_junk(name):
+            yield _item(store, one)
+
+
+def _item(store: Store, one: Object) -> Item:
+    return Item(store.name(one.key), one.size, one.modified, one.etag)
+
+
+def item_of(file: Path) -> Item:
+    """A file as it is now."""
+    facts = file.stat()
+    return Item(str(file), facts.st_size, facts.st_mtime)
