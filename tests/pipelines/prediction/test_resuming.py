@@ -80,9 +80,7 @@ def test_only_what_is_new_or_changed_or_asked_for_otherwise_is_predicted_again(t
 def test_a_killed_command_leaves_whole_files_and_the_same_command_does_the_rest(tmp_path, number, decoded):
     model, out = save(tmp_path / "model"), tmp_path / "out"
     names = [f"{index:02}" for index in range(70)]  # of two sizes, so that batches wait
-    image = None
-    for index, name in enumerate(names):
-        image = write(tmp_path / f"in/{name}.png", (128, 128 + index % 2))
+    images = [write(tmp_path / f"in/{name}.png", (128, 128 + int(name) % 2)) for name in names]
     command = [sys.executable, "-c", RUN, str(int(number)), "predict", "in", "--model", str(model), "--out", "out"]
     done = subprocess.run(command, cwd=tmp_path, env=dict(os.environ), capture_output=True, text=True, timeout=300)
     assert done.returncode == (130 if number == signal.SIGINT else -number), done.stderr
@@ -95,5 +93,4 @@ def test_a_killed_command_leaves_whole_files_and_the_same_command_does_the_rest(
     assert len(decoded) <= len(names) - 2
     assert {path.stem for path in out.glob("*.png")} == set(names)
     assert not list(out.glob("*partial*"))
-    assert image is not None
-    assert np.array_equal(np.array(Image.open(out / f"{names[-1]}.png")), image)
+    assert np.array_equal(np.array(Image.open(out / f"{names[-1]}.png")), images[-1])
