@@ -80,15 +80,17 @@ def test_a_registered_version_is_exported_and_predicted_by_at_any_depth_up_to_it
     trained = load_model(home[0] / "model")
     assert load_registered(uri).depths == (1, 2)
 
-    def opened(uri: str, **asked):
-        return open_model(find_model(uri), Asked(**asked), (32, 32), 1).predictor.engine
+    def opened(uri: str, engine: str = "torch", **asked):
+        return open_model(find_model(uri), Asked(engine=engine, **asked), (32, 32), 1).predictor.engine
 
     for depth in (1, 2, None):
         expected = Predictor(trained, depth).engine(image)
         np.testing.assert_allclose(opened(uri, depth=depth)(image), expected, atol=1e-5, rtol=0)
     mean = Predictor(trained, heads={1: 1.0, 2: 1.0}).engine(image)
     np.testing.assert_allclose(opened(uri, heads="mean")(image), mean, atol=1e-5, rtol=0)
-    with pytest.raises(UserError, match="cannot prune to depth 3"):
+    by_export = opened(uri, "onnxruntime")  # its own exports came with it
+    np.testing.assert_allclose(by_export(image), Predictor(trained, 2).engine(image), atol=1e-4, rtol=0)
+    with pytest.raises(UserError, match="found 3; expected one of 1, 2"):
         opened(uri, depth=3)
 
 

@@ -281,7 +281,9 @@ def test_an_entry_of_a_tar_that_is_no_file_is_refused(world, kind, message):
 def test_an_unsafe_key_is_refused(world, key, message):
     """In a page as S3 encodes it: moto's own front would not take some of them."""
     entries = "".join(
-        f'<Contents><Key>set/{one}</Key><Size>1</Size><ETag>"1"</ETag></Contents>' for one in ("images/a.png", key)
+        f'<Contents><Key>set/{one}</Key><Size>1</Size><ETag>"1"</ETag>'
+        "<LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents>"
+        for one in ("images/a.png", key)
     )
     body = f"<ListBucketResult><EncodingType>url</EncodingType>{entries}</ListBucketResult>"
     params = world.s3_on_list(Answer(200, {"Content-Type": "application/xml"}, body.encode()))
