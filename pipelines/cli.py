@@ -31,6 +31,12 @@ def _export(arguments: argparse.Namespace) -> None:
     )
 
 
+def _bench(arguments: argparse.Namespace) -> None:
+    from pipelines.bench import bench
+
+    bench(arguments.model, arguments.depth, arguments.size, arguments.batch, arguments.exports, arguments.measured)
+
+
 def _init(arguments: argparse.Namespace) -> None:
     from pipelines.project.init import init
 
@@ -201,6 +207,16 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--tolerance", type=float, default=1e-4, help="largest difference allowed (default: 1e-4)")
     one.add_argument("--prepared", type=Path, help="folder of the prepare stage; onnx-int8 is scaled by its val images")
     one.set_defaults(run=_export)
+
+    one = commands.add_parser("bench", help="what each engine makes of each depth here: IoU, ms, images/s, memory")
+    one.add_argument("model", help="folder of a trained or exported model, an .onnx, or models:/NAME@ALIAS")
+    one.add_argument("--depth", type=int, help="this depth alone (default: all)")
+    one.add_argument("--size", type=int, help="side of the images in px (default: that of training, or 256)")
+    one.add_argument("--batch", type=int, default=16, help="images at once, for images/s (default: 16)")
+    one.add_argument("--exports", type=Path, default=Path("models/export"), help="folder of its exports")
+    measured = Path("reports/evaluate/engines.json")
+    one.add_argument("--measured", type=Path, default=measured, help="evaluate's engines.json, for the IoU")
+    one.set_defaults(run=_bench)
 
     one = commands.add_parser("doctor", help="versions, devices, and what to do about what is wrong")
     one.set_defaults(run=_doctor)

@@ -23,15 +23,16 @@ from pipelines.core.params import load_params
 from unetpp.data.arrow_split import Split
 from unetpp.data.manifest import read_manifest
 from unetpp.data.scaling import scaled
-from unetpp.engines.runtimes import missing
+from unetpp.engines.engine import missing
 from unetpp.errors import UserError
 from unetpp.export.graphs import capture, missing_for_onnx, save_onnx, save_pt2
 from unetpp.export.quantisation import quantise
 from unetpp.export.verification import Comparison, Verification
 from unetpp.files import sha256
+from unetpp.models.about import MODEL
 from unetpp.models.listing import LISTING
 from unetpp.models.loading import load
-from unetpp.models.model_file import MODEL, Trained, load_model
+from unetpp.models.model_file import Trained, load_model
 
 SCHEMA = 1
 CALIBRATION_IMAGES = 32  # of `unetpp export`, which has no params.yaml

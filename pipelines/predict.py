@@ -14,12 +14,11 @@ from pipelines.console.progress import watched
 from pipelines.core.files import check_outputs, replacing
 from pipelines.storage.folder_walk import PLAIN, walk
 from pipelines.storage.templates import is_picture
-from unetpp.engines.runtimes import ExportEngine
+from unetpp.engines.family import find_family
 from unetpp.errors import UserError
 from unetpp.images.decode import decode_image
 from unetpp.images.pictures import SUFFIXES, encode_png
 from unetpp.inference.predictor import Predictor
-from unetpp.models.listing import check_export
 
 
 def read_heads(text: str) -> dict[int, float] | Literal["mean"]:
@@ -110,8 +109,7 @@ def load(model: str, depth: int | None, heads: str | None = None) -> Predictor:
         return Predictor(unetpp.load(model), depth, heads=None if heads is None else read_heads(heads))
     if depth is not None or heads is not None:
         raise UserError(f"{file}: an exported file is one depth and its head: leave --depth and --heads out")
-    check_export(file)
-    return Predictor(ExportEngine(file, unetpp.load(file.parent).about))
+    return Predictor(find_family(file))
 
 
 def predict_mask(predictor: Predictor, image: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from unetpp.engines.family import Family, find_family
     from unetpp.errors import UserError
     from unetpp.inference.overlay import overlay
     from unetpp.inference.predictor import Predictor
@@ -25,11 +26,13 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Epoch": "unetpp.training.fit",
+    "Family": "unetpp.engines.family",
     "NestedUNet": "unetpp.network.model",
     "Predictor": "unetpp.inference.predictor",
     "Segmenter": "unetpp.models.segmenter",
     "Trained": "unetpp.models.model_file",
     "UserError": "unetpp.errors",
+    "find_family": "unetpp.engines.family",
     "fit": "unetpp.training.fit",
     "from_classic": "unetpp.network.pruning",
     "load": "unetpp.models.loading",
@@ -40,12 +43,14 @@ _HOMES = {
 }
 __all__ = [
     "Epoch",
+    "Family",
     "NestedUNet",
     "Predictor",
     "Segmenter",
     "Trained",
     "UserError",
     "__version__",
+    "find_family",
     "fit",
     "from_classic",
     "load",

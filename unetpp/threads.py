@@ -33,6 +33,12 @@ def set_threads() -> None:
     os.environ.setdefault(WAIT, "PASSIVE")
 
 
+def chosen_threads() -> int:
+    """Those of this process, for runtimes that do not read OMP_NUM_THREADS themselves."""
+    first = os.environ.get(NUMBER, "").split(",")[0].strip()
+    return int(first) if first.isdecimal() and int(first) > 0 else num_threads()
+
+
 def _allowed() -> set[int]:
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 

@@ -12,8 +12,9 @@ from pipelines.console.progress import watched
 from pipelines.evaluation.predictor import batches
 from unetpp.data.arrow_split import Split
 from unetpp.data.manifest import read_manifest
-from unetpp.engines.engine import Engine
-from unetpp.engines.runtimes import ExportEngine, missing, runtimes_of
+from unetpp.engines.engine import Engine, missing
+from unetpp.engines.runtimes import RUNTIMES, open_export
+from unetpp.engines.torch_engine import TorchEngine
 from unetpp.errors import UserError
 from unetpp.images.frame import Size
 from unetpp.inference.tiles import predict_resized, to_mask, to_own_size
@@ -58,11 +59,15 @@ def measure_runtimes(
     channels = read_manifest(prepared).channels
     batch = torch.rand(settings.throughput_batch, channels, *size)
     for depth in sorted({one["depth"] for one in entries}, key=lambda name: int(name[1:])):
-        about = load_model(exports / depth).about
+        trained = load_model(exports / depth)
         opened: dict[str, tuple[dict, str, Engine]] = {}
         for one in (each for each in entries if each["depth"] == depth and each["format"] != "pt2"):
-            for runtime in (name for name in runtimes_of(one["file"]) if not missing(name)):
-                opened[f"{one['format']} {runtime}"] = one, runtime, ExportEngine(exports / one["file"], about, runtime)
+            if one["format"] == "safetensors":
+                opened["safetensors torch"] = one, "torch", TorchEngine(trained.segmenter(), trained.about)
+                continue
+            for runtime in (name for name in RUNTIMES if not missing(name)):
+                engine = open_export(exports / one["file"], runtime, trained.about)
+                opened[f"{one['format']} {runtime}"] = one, runtime, engine
         # Timed as modules are: what is called is all that the timing knows of them.
         timed = cast(Any, {name: _of_tensor(predict) for name, (_, _, predict) in opened.items()})
 

@@ -13,7 +13,7 @@ from pipelines.registry import mlflow_store, model_versions
 from pipelines.registry.run_log import read_hashes
 from unetpp.errors import UserError
 from unetpp.files import sha256
-from unetpp.models import model_file, older_files
+from unetpp.models.about import MODEL, OLDER
 
 NOT_RECORDED = "not recorded"
 # What `unetpp lineage NAME` means where no alias is given, the first that there is.
@@ -39,8 +39,8 @@ class Lineage:
     @property
     def model(self) -> str:
         """The run's model file with all heads; runs of before have a model.pt."""
-        older = f"model/{older_files.MODEL}"
-        return older if self.file(older) else f"model/{model_file.MODEL}"
+        older = f"model/{OLDER}"
+        return older if self.file(older) else f"model/{MODEL}"
 
     def param(self, key: str) -> str | None:
         return self.run.data.params.get(key) if self.run else None

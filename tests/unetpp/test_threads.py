@@ -54,3 +54,12 @@ def test_torch_computes_with_this_number_or_with_the_users(own, expected):
     code = "import pipelines, os, torch; print(torch.get_num_threads(), os.environ['OMP_WAIT_POLICY'])"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(expected), "PASSIVE"]
+
+
+@pytest.mark.parametrize(("given", "expected"), [("3", 3), ("2,4", 2), ("0", 5), ("many", 5), (None, 5)])
+def test_runtimes_take_what_openmp_would_take(monkeypatch, given, expected):
+    monkeypatch.setattr(threads, "num_threads", lambda: 5)
+    monkeypatch.delenv(threads.NUMBER, raising=False)
+    if given is not None:
+        monkeypatch.setenv(threads.NUMBER, given)
+    assert threads.chosen_threads() == expected

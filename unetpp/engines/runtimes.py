@@ -1,48 +1,50 @@
-"""Exported depths in each runtime, as one kind of function: (N, C, H, W) float32 in [0, 1] to probabilities, in numpy.
+"""Exported files, ONNX in fp32 or int8, as engines of ONNX Runtime and OpenVINO. Nothing here needs torch."""
 
-All run on the processor in float32 (an int8 file in int8) with the same number of threads.
-"""
-
-import importlib.util
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from unetpp.engines.engine import INPUT
+from unetpp.engines.engine import ENGINES, INPUT, STATISTICS, missing
+from unetpp.engines.processor import has_gpu
 from unetpp.engines.signal_stack import kept_signal_stack
 from unetpp.errors import UserError, said
-from unetpp.models.about import MODEL, About
-from unetpp.models.model_file import load_model
-from unetpp.models.segmenter import Segmenter
+from unetpp.models.about import About, read_about
 from unetpp.offline import silenced
+from unetpp.threads import chosen_threads
 
-Predict = Callable[[np.ndarray], np.ndarray]
-
-
-def _of_module(module: Callable[[torch.Tensor], torch.Tensor]) -> Predict:
-    def predict(image: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            return module(torch.from_numpy(np.ascontiguousarray(image))).numpy()
-
-    return predict
+Compute = Callable[[dict[str, np.ndarray]], np.ndarray]
+RUNTIMES = ("onnxruntime", "openvino")  # in the order in which they are taken
+HELP = "`pip install 'unetpp[exports]'` installs it"
 
 
-def of_segmenter(segmenter: Segmenter) -> Predict:
-    """The eager network, to compare with."""
-    return _of_module(segmenter.eval())
+class ExportEngine:
+    """An exported file in a runtime.
+
+    Parts of images are taken by files that have the input `statistics`: all but those of earlier versions. A network
+    that pads whole images to a canvas does so inside, and takes none: its images are small.
+    """
+
+    def __init__(self, file: Path, name: str, about: About, compute: Compute, takes_statistics: bool):
+        self.file, self.name, self.about, self._compute = file, name, about, compute
+        self.takes_parts = takes_statistics and about.canvas is None
+        whole = np.array([0, -1], np.float32)  # by their own mean and standard deviation
+        self._default = {STATISTICS: np.tile(whole, (1, about.in_channels, 1))} if takes_statistics else {}
+
+    def __call__(self, images: np.ndarray, statistics: np.ndarray | None = None) -> np.ndarray:
+        assert statistics is None or self.takes_parts, "this file takes whole images"
+        given = self._default if statistics is None else {STATISTICS: statistics}
+        probs = self._compute({INPUT: images} | given)
+        if probs.shape[:1] + probs.shape[2:] != images.shape[:1] + images.shape[2:]:
+            raise UserError(
+                f"{self.file}: {self.name} answers images {images.shape} with shape {probs.shape}; use another engine "
+                "for such images"
+            )
+        return probs
 
 
-def _open_safetensors(file: Path, _threads: int) -> Predict:
-    return of_segmenter(load_model(file).segmenter())
-
-
-def _open_pt2(file: Path, _threads: int) -> Predict:
-    return _of_module(torch.export.load(file).module())
-
-
-def _open_onnxruntime(file: Path, threads: int) -> Predict:
+def _onnxruntime(file: Path, name: str, threads: int, device: str | None) -> tuple[Compute, bool]:
     with silenced():
         import onnxruntime
 
@@ -52,105 +54,95 @@ def _open_onnxruntime(file: Path, threads: int) -> Predict:
     options.log_severity_level = 3  # errors
     # Its threads wait by spinning for the next pass, and would slow another runtime that is measured in between.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    return lambda image: np.asarray(session.run(None, {INPUT: image})[0])
+    providers: list = ["CPUExecutionProvider"]
+    if device != "cpu" and ENGINES[name].precision != "int8":  # GPUs compute such int8 in float
+        known = onnxruntime.get_available_providers()
+        if "CUDAExecutionProvider" in known and has_gpu():
+            providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": 0}))
+        elif "DmlExecutionProvider" in known:
+            providers.insert(0, "DmlExecutionProvider")
+            options.enable_mem_pattern = False  # which DirectML cannot
+    session = onnxruntime.InferenceSession(str(file), options, providers=providers)
+    takes = any(one.name == STATISTICS for one in session.get_overridable_initializers())
+    return lambda given: np.asarray(session.run(None, given)[0]), takes
 
 
-def _open_openvino(file: Path, threads: int) -> Predict:
+def _openvino(file: Path, name: str, threads: int, _device: str | None) -> tuple[Compute, bool]:
     with silenced():
         import openvino
 
-    core = openvino.Core()
+    core, local = openvino.Core(), threading.local()
     settings = {
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
-        "INFERENCE_PRECISION_HINT": "f32",  # or it takes bf16 where the processor has it
+        # Left to itself it takes bf16 where the processor has it.
+        "INFERENCE_PRECISION_HINT": "bf16" if ENGINES[name].precision == "bf16" else "f32",
     }
+    model = core.read_model(str(file))
+    # An input that may be left out has become a constant.
+    for constant in (one for one in model.get_ops() if one.get_friendly_name() == STATISTICS):
+        shape = openvino.PartialShape([-1, *list(constant.shape)[1:]])
+        given = openvino.opset13.parameter(shape, openvino.Type.f32, name=STATISTICS)
+        given.output(0).get_tensor().set_names({STATISTICS})
+        for reader in constant.output(0).get_target_inputs():
+            reader.replace_source_output(given.output(0))
+        model.add_parameters([given])
+    takes = len(model.inputs) > 1
     with kept_signal_stack():
-        compiled = core.compile_model(core.read_model(str(file)), "CPU", settings)
-    return lambda image: np.array(compiled(image)[0])  # a copy: the next pass writes into the same memory
+        compiled = core.compile_model(model, "CPU", settings)
+
+    def compute(given: dict[str, np.ndarray]) -> np.ndarray:
+        if not hasattr(local, "request"):  # one serves one thread
+            local.request = compiled.create_infer_request()
+        return np.array(local.request.infer(given)[0])  # a copy: the next pass writes into the same memory
+
+    return compute, takes
 
 
-# By runtime and suffix of the file: what opens it.
-RUNTIMES: dict[str, dict[str, Callable[[Path, int], Predict]]] = {
-    "torch": {".safetensors": _open_safetensors, ".pt2": _open_pt2},
-    "onnxruntime": {".onnx": _open_onnxruntime},
-    "openvino": {".onnx": _open_openvino},
-}
-
-
-def missing(runtime: str) -> bool:
-    """Whether a runtime's package is not installed."""
-    return importlib.util.find_spec(runtime) is None
-
-
-def runtimes_of(file: str | Path) -> list[str]:
-    """The runtimes that read a file of this suffix, installed or not."""
-    return [name for name, openers in RUNTIMES.items() if Path(file).suffix in openers]
+OPENERS = {"onnxruntime": _onnxruntime, "openvino": _openvino}
 
 
 def open_export(
-    file: str | Path, runtime: str | None = None, threads: int | None = None, trusted: bool = False
-) -> Predict:
-    """An exported file, or the folder of a depth, as a function.
+    file: str | Path,
+    name: str | None = None,
+    about: About | None = None,
+    *,
+    threads: int | None = None,
+    device: str | None = None,
+) -> ExportEngine:
+    """An exported .onnx as an engine.
 
     Args:
-        runtime: "torch", "onnxruntime" or "openvino"; by default the first that is installed and reads the file.
-        threads: by default as many as torch has here; torch itself always takes those.
-        trusted: open a .pt2 too, which runs code of whoever wrote it.
+        name: of the engine, such as "openvino"; by default the first runtime that is installed.
+        about: of the network; by default as the model.safetensors beside the file says.
+        threads: by default those of this process (`unetpp.threads`).
+        device: "cpu" keeps ONNX Runtime from a GPU that it is installed for.
 
     Raises:
-        UserError: no such file, no runtime for it, one that is not installed or cannot read it, or a .pt2.
+        UserError: no such file, no .onnx, a runtime that is not installed or cannot read it.
     """
     file = Path(file)
-    if file.is_dir():
-        file = file / MODEL
-    if not file.is_file():
-        raise UserError(f"{file}: no such file; expected an export, such as models/export/L1/model.onnx")
-    if file.suffix == ".pt2" and not trusted:
+    if file.suffix == ".pt2":
         raise UserError(f"{file}: opening a .pt2 can run its author's code; give its folder, {file.parent}, instead")
-    readers = runtimes_of(file)
-    if not readers or (runtime and runtime not in readers):
-        known = sorted({suffix for openers in RUNTIMES.values() for suffix in openers})
-        expected = " or ".join(readers) or f"a file ending in {', '.join(known)}"
-        reads = f"{runtime} does not read" if readers else "no runtime reads"
-        raise UserError(f"{file}: {reads} {file.suffix or 'such files'}; expected {expected}")
-    installed = [name for name in readers if not missing(name)]
-    if not installed or (runtime and runtime not in installed):
-        raise UserError(
-            f"{file}: {runtime or ' or '.join(readers)} is not installed; `pip install 'unetpp[exports]'` installs it"
-        )
-    runtime = runtime or installed[0]
+    if not file.is_file() or file.suffix != ".onnx":
+        found = "no such file" if not file.is_file() else f"no runtime reads {file.suffix or 'such files'}"
+        raise UserError(f"{file}: {found}; expected an export, such as models/export/L1/model.onnx")
+    runtimes = RUNTIMES if name is None else (name.partition("-")[0],)
+    if strange := set(runtimes) - set(RUNTIMES):
+        raise UserError(f"{file}: {strange.pop()} does not read .onnx; expected {' or '.join(RUNTIMES)}")
+    runtime = next((one for one in runtimes if not missing(one)), None)
+    if runtime is None:
+        raise UserError(f"{file}: {' or '.join(runtimes)} is not installed; {HELP}")
+    about = about or read_about(file.parent)
+    if about is None:
+        raise UserError(f"{file.parent}: found a model of an earlier version; export it again")
+    name = name or runtime
+    if "int8" in file.stem and name == runtime:
+        name = f"{runtime}-int8"
     try:
-        opened = RUNTIMES[runtime][file.suffix](file, threads or torch.get_num_threads())
-    except UserError:
-        raise
+        compute, takes_statistics = OPENERS[runtime](file, name, threads or chosen_threads(), device)
     except Exception as error:
         raise UserError(
             f"{file}: {runtime} cannot read it ({said(error)}); export again, or copy the file again"
         ) from None
-
-    def predict(image: np.ndarray) -> np.ndarray:
-        probs = opened(image)
-        if probs.shape[:1] + probs.shape[2:] != image.shape[:1] + image.shape[2:]:
-            raise UserError(
-                f"{file}: {runtime} answers images {tuple(image.shape)} with shape {tuple(probs.shape)}; use another "
-                f"runtime for such images: {', '.join(name for name in readers if name != runtime) or 'none reads it'}"
-            )
-        return probs
-
-    return predict
-
-
-class ExportEngine:
-    """An exported file in a runtime as an engine. It standardises what it gets, so that it takes no parts."""
-
-    takes_parts = False
-
-    def __init__(self, file: str | Path, about: About, runtime: str | None = None):
-        self.about, self._predict = about, open_export(file, runtime)
-        self.name = runtime or next(name for name in runtimes_of(file) if not missing(name))
-
-    def __call__(self, images: np.ndarray, statistics: np.ndarray | None = None) -> np.ndarray:
-        assert statistics is None, "an exported file takes whole images"
-        return self._predict(images)
+    return ExportEngine(file, name, about, compute, takes_statistics)

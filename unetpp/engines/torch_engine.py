@@ -1,10 +1,19 @@
-"""torch as an engine, on a processor or a GPU."""
+"""torch as an engine, on a processor or a GPU: eager as the network is, or as it is deployed."""
+
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 
+from unetpp.engines.engine import ENGINES
+from unetpp.engines.processor import computes_in
+from unetpp.errors import UserError
 from unetpp.models.about import About
+from unetpp.models.model_file import Trained
 from unetpp.models.segmenter import Segmenter
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CAPABILITY = {"fp32": (0, 0), "bf16": (8, 0), "fp16": (7, 0)}  # of a GPU that computes in it
 
 
 class TorchEngine:
@@ -14,16 +23,48 @@ class TorchEngine:
         segmenter: used in eval mode.
         about: of the network that it holds.
         device: by default where the segmenter is.
+        name: of ENGINES.
     """
 
-    name, takes_parts = "torch", True
+    takes_parts = True
 
-    def __init__(self, segmenter: Segmenter, about: About, device: str | torch.device | None = None):
+    def __init__(
+        self, segmenter: Segmenter, about: About, device: str | torch.device | None = None, name: str = "torch"
+    ):
         self.device = torch.device(device or next(segmenter.parameters()).device)
-        self.segmenter, self.about = segmenter.eval().to(self.device), about
+        self.segmenter, self.about, self.name = segmenter.eval().to(self.device), about, name
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray, statistics: np.ndarray | None = None) -> np.ndarray:
         batch = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
         parts = () if statistics is None else (torch.from_numpy(statistics).to(self.device),)
         return self.segmenter(batch, *parts).float().cpu().numpy()
+
+
+def deploy(
+    trained: Trained,
+    depth: int,
+    heads: Mapping[int, float] | None = None,
+    name: str = "torch",
+    device: str | torch.device | None = None,
+) -> TorchEngine:
+    """A depth, or the mean of heads, as it is quickest: batch norm folded, channels last, in the precision of its name.
+
+    Standardising and the probabilities stay in fp32.
+
+    Raises:
+        UserError: a precision in which the device does not compute, or no set of its heads.
+    """
+    Segmenter(trained.network, heads)
+    folded = trained.folded(max(heads) if heads else depth, keep_heads=bool(heads))
+    segmenter = folded.ensemble(heads) if heads else folded.segmenter()
+    where, precision = torch.device(device or trained.device), ENGINES[name].precision
+    is_gpu = where.type == "cuda"
+    if (torch.cuda.get_device_capability(where) < CAPABILITY[precision]) if is_gpu else not computes_in(precision):
+        raise UserError(f"engine {name}: {where.type} does not compute in {precision} here: take torch")
+    dtype, last = DTYPES[precision], torch.channels_last
+    network = segmenter.network.to(where, dtype)
+    network.to(memory_format=last)  # pyright: ignore[reportCallIssue] - torch's overloads lack it
+    network.register_forward_pre_hook(lambda _, given: (given[0].to(dtype=dtype, memory_format=last),))
+    network.register_forward_hook(lambda _, _given, logits: tuple(each.float() for each in logits))
+    return TorchEngine(segmenter, folded.about.at(folded.network.depth), where, name)

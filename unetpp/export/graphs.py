@@ -1,7 +1,8 @@
 """A depth as one graph, from an image of any size in [0, 1] to probabilities: torch.export's .pt2 and ONNX.
 
-Standardising, padding and cropping are in the graph (`unetpp.Segmenter`); batch, height and width stay free. Names of
-files and lines of the machine that exported are taken out.
+Standardising, padding and cropping are in the graph (`unetpp.Segmenter`); batch, height and width stay free. An ONNX
+graph has a second input, which may be left out: the statistics by which parts of a larger image are standardised. Names
+of files and lines of the machine that exported are taken out.
 """
 
 import importlib.util
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch.export import Dim, ExportedProgram
 
-from unetpp.engines.engine import INPUT, OUTPUT
+from unetpp.engines.engine import INPUT, OUTPUT, STATISTICS
 from unetpp.models.segmenter import Segmenter
 
 AXES = {0: "batch", 2: "height", 3: "width"}
@@ -50,7 +51,11 @@ def save_pt2(program: ExportedProgram, path: str | Path) -> None:
 
 
 def save_onnx(program: ExportedProgram, path: str | Path, opset: int) -> None:
-    """Write ONNX: `image` (batch, C, height, width) in, `probs` (batch, num_classes, height, width) out."""
+    """Write ONNX: `image` (batch, C, height, width) in, `probs` (batch, num_classes, height, width) out.
+
+    `statistics` (batch or 1, C, 2), mean and standard deviation of the larger image that `image` is a part of, may be
+    left out: by default each image is standardised by its own.
+    """
     with torch.no_grad(), _quiet():
         exported = torch.onnx.export(
             program,
@@ -77,8 +82,46 @@ def save_onnx(program: ExportedProgram, path: str | Path, opset: int) -> None:
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     proto = exported.model_proto
+    _take_statistics(proto.graph)
     _crop_by_slice(proto.graph)
     Path(path).write_bytes(proto.SerializeToString())
+
+
+def _take_statistics(graph) -> None:
+    """Standardise by the input `statistics` where its standard deviation is not below 0, as it is by default.
+
+    An input that has an initializer may be left out. OpenVINO reads it as a constant.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    makers = {output: node for node in graph.node for output in node.output}
+    # Standardised: (image - mean) / (standard deviation + STD_FLOOR).
+    divided = next(
+        node
+        for node in graph.node
+        if node.op_type == "Div" and (above := makers.get(node.input[0])) and list(above.input[:1]) == [INPUT]
+    )
+    (_, mean), (std, floor) = (makers[name].input for name in divided.input)
+    added = [
+        helper.make_node("Split", [STATISTICS], ["given_mean", "given_std"], axis=2, num_outputs=2),
+        helper.make_node("Unsqueeze", ["given_mean", "last_axis"], ["part_mean"]),
+        helper.make_node("Unsqueeze", ["given_std", "last_axis"], ["part_std"]),  # (batch or 1, C, 1, 1)
+        helper.make_node("Less", ["part_std", "no_std"], ["is_whole"]),
+        helper.make_node("Where", ["is_whole", mean, "part_mean"], ["chosen_mean"]),
+        helper.make_node("Where", ["is_whole", std, "part_std"], ["chosen_std"]),
+        helper.make_node("Sub", [INPUT, "chosen_mean"], ["centred"]),
+        helper.make_node("Add", ["chosen_std", floor], ["floored"]),
+    ]
+    divided.input[:] = ["centred", "floored"]
+    nodes = list(graph.node)
+    at = nodes.index(divided)
+    graph.ClearField("node")
+    graph.node.extend([*nodes[:at], *added, *nodes[at:]])
+    channels = graph.input[0].type.tensor_type.shape.dim[1].dim_value
+    default = np.tile(np.array([0, -1], np.float32), (1, channels, 1))
+    constants = {"last_axis": np.array([3]), "no_std": np.float32(0), STATISTICS: default}
+    graph.initializer.extend(numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items())
+    graph.input.append(helper.make_tensor_value_info(STATISTICS, TensorProto.FLOAT, ["parts", channels, 2]))
 
 
 def _crop_by_slice(graph) -> None:

@@ -27,6 +27,7 @@ def quantise(source: str | Path, target: str | Path, images: Iterable[np.ndarray
     import onnx
 
     with silenced():
+        import onnxruntime
         from onnxruntime.quantization import (
             CalibrationDataReader,
             QuantFormat,
@@ -43,6 +44,7 @@ def quantise(source: str | Path, target: str | Path, images: Iterable[np.ndarray
             image = next(self.images, None)
             return None if image is None else {INPUT: image}
 
+    onnxruntime.set_default_logger_severity(3)  # or it warns that `statistics`, which has a default, is no constant
     with tempfile.TemporaryDirectory(dir=Path(target).parent) as folder:
         prepared = Path(folder, "prepared.onnx")
         quant_pre_process(Path(source), prepared, skip_symbolic_shape=True)

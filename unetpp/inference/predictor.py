@@ -1,14 +1,15 @@
 """Arrays in, probabilities and masks out: a trained network as a function of images as one has them."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal, cast
+import math
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from unetpp.engines.engine import Engine
+from unetpp.engines.family import Family, Heads, as_family, choose, open_engine
 from unetpp.errors import UserError
 from unetpp.images.pixels import as_float32, convert
-from unetpp.inference.tiles import predict_image, to_mask
+from unetpp.inference.tiles import predict_resized, to_mask, to_own_size
 
 if TYPE_CHECKING:
     import torch
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 
     from unetpp.models.model_file import Trained
     from unetpp.network.model import NestedUNet
+
+
+BATCH_PIXELS = 2**19  # of the images that an engine gets together; large ones go one by one
+USUAL_PX = 256  # side of the images for which "auto" chooses, where training resized none
 
 
 class Predictor:
@@ -32,27 +37,44 @@ class Predictor:
     tiles (`unetpp.inference.tiles`).
 
     Args:
-        model: what `load` returns, or a network, whose weights are copied; or an engine that is open already.
+        model: what `load` returns, or a network, whose weights are copied; what `find_family` returns, which needs no
+            torch; or an engine that is open already.
         depth: the depth to prune to, by default the deepest.
         heads: average these heads instead: weights by depth, such as {2: 1, 4: 3}, or "mean" for all alike.
         device: where torch runs it, such as "cuda"; by default where the model is.
+        engine: what computes it: "torch" and the others of docs/engines.md, or "auto" for the fastest here of those
+            that are exact enough; by default torch in eager mode and fp32, what others are compared with, and of a
+            family torch, or the first runtime that is here.
 
     Raises:
-        UserError: a depth or heads that the model does not have, or both.
+        UserError: a depth or heads that the model does not have, or both; an engine that is not here.
     """
 
     def __init__(
         self,
-        model: "Trained | NestedUNet | Engine",
+        model: "Trained | NestedUNet | Family | Engine",
         depth: int | None = None,
         *,
-        heads: Mapping[int, float] | Literal["mean"] | None = None,
+        heads: Heads | None = None,
         device: "str | torch.device | None" = None,
+        engine: str | None = None,
     ):
         if depth is not None and heads is not None:
             raise UserError(f"depth {depth} is one head and heads {heads} are several: give one of the two")
-        is_open = hasattr(model, "takes_parts")
-        self.engine = cast(Engine, model) if is_open else _torch_engine(cast("Trained", model), depth, heads, device)
+        self.why = ""  # one line, where the engine was chosen here
+        if hasattr(model, "takes_parts"):
+            self.engine = cast(Engine, model)
+        elif engine is None and not isinstance(model, Family):
+            self.engine = _eager(_as_trained(model), depth, heads, device)
+        else:
+            family = model if isinstance(model, Family) else as_family(_as_trained(model))
+            chosen = family.about.depth if depth is None else depth
+            if engine is None or (engine == "auto" and heads):
+                engine = "torch" if heads else family.usual(chosen)
+            elif engine == "auto":
+                size = family.about.frame.size if family.about.frame else (USUAL_PX, USUAL_PX)
+                engine, self.why = choose(family, chosen, size)
+            self.engine = open_engine(family, depth, engine, heads=heads, device=device)
         self.about = self.engine.about
         self.depth, self.classes, self.names = self.about.depth, self.about.classes, self.about.names
         self.in_channels, self.num_classes = self.about.in_channels, self.about.num_classes
@@ -72,8 +94,11 @@ class Predictor:
         Raises:
             UserError: images of another shape, type or range.
         """
-        batch, whole = self._read(images)
-        probs = np.stack([predict_image(self.engine, image, limits) for image, limits in batch])
+        batch, limits, whole = self._read(images)
+        shape = batch[0].shape[:2]
+        step = max(1, BATCH_PIXELS // math.prod(self.about.frame.size if self.about.frame else shape))
+        groups = (batch[start : start + step] for start in range(0, len(batch), step))
+        probs = np.concatenate([to_own_size(predict_resized(self.engine, group, limits), shape) for group in groups])
         return probs if whole else probs[0]
 
     def mask(self, images: "np.ndarray | Tensor") -> np.ndarray:
@@ -86,8 +111,8 @@ class Predictor:
         masks = to_mask(probs if probs.ndim == 4 else probs[None], self.multilabel)
         return masks if probs.ndim == 4 else masks[0]
 
-    def _read(self, images: "np.ndarray | Tensor") -> tuple[list[tuple[np.ndarray, tuple[float, float] | None]], bool]:
-        """Each image (H, W, C) with what is scaled to 0 and 1 (None: its own limits), and whether it was a batch."""
+    def _read(self, images: "np.ndarray | Tensor") -> tuple[list[np.ndarray], tuple[float, float] | None, bool]:
+        """Each image (H, W, C), what is scaled to 0 and 1 (None: its own limits), and whether it was a batch."""
         if hasattr(images, "is_floating_point"):  # torch's, which need not be installed
             return self._read_tensor(images)  # pyright: ignore[reportArgumentType]
         if not isinstance(images, np.ndarray):
@@ -106,9 +131,9 @@ class Predictor:
             raise UserError(
                 f"found an array of shape {images.shape}, {channels} channels; expected {self._channels}: {hint}"
             )
-        return [(convert(as_trained(image), self.in_channels), None) for image in batch], images.ndim == 4
+        return [convert(as_trained(image), self.in_channels) for image in batch], None, images.ndim == 4
 
-    def _read_tensor(self, images: "Tensor") -> tuple[list[tuple[np.ndarray, tuple[float, float] | None]], bool]:
+    def _read_tensor(self, images: "Tensor") -> tuple[list[np.ndarray], tuple[float, float] | None, bool]:
         shape = tuple(images.shape)
         if images.ndim not in (3, 4) or 0 in shape or shape[-3] != self.in_channels:
             raise UserError(
@@ -125,29 +150,28 @@ class Predictor:
         if not (low >= 0 and high <= 1):  # NaN is neither
             raise UserError(f"found a tensor with values from {low:g} to {high:g}; expected floats in [0, 1]: scale it")
         batch = (images if images.ndim == 4 else images[None]).float().cpu().permute(0, 2, 3, 1).numpy()
-        return [(image, (0.0, 1.0)) for image in batch], images.ndim == 4
+        return list(batch), (0.0, 1.0), images.ndim == 4
 
     @property
     def _channels(self) -> str:
         return {1: "1 (grey) or 3 (RGB)", 3: "3 (RGB) or 1 (grey)"}.get(self.in_channels, str(self.in_channels))
 
 
-def _torch_engine(
-    model: "Trained | NestedUNet",
-    depth: int | None,
-    heads: Mapping[int, float] | Literal["mean"] | None,
-    device: "str | torch.device | None",
-) -> Engine:
-    from unetpp.engines.torch_engine import TorchEngine  # late: other engines need no torch
-    from unetpp.models.model_file import Trained
+def _as_trained(model: object) -> "Trained":
+    from unetpp.models.model_file import Trained  # late: families need no torch
     from unetpp.network.model import NestedUNet
 
     if not isinstance(model, Trained | NestedUNet):
         raise UserError(
-            f"Predictor: found a model of type {type(model).__name__}; expected what unetpp.load(path) returns, or "
-            "a NestedUNet"
+            f"Predictor: found a model of type {type(model).__name__}; expected what unetpp.load(path) or "
+            "unetpp.find_family(path) returns, or a NestedUNet"
         )
-    trained = Trained(model, None) if isinstance(model, NestedUNet) else model
+    return Trained(model, None) if isinstance(model, NestedUNet) else model
+
+
+def _eager(trained: "Trained", depth: int | None, heads: Heads | None, device: "str | torch.device | None") -> Engine:
+    from unetpp.engines.torch_engine import TorchEngine
+
     made = trained.segmenter(depth) if heads is None else trained.ensemble(None if heads == "mean" else heads)
     return TorchEngine(made, trained.about.at(made.network.depth), device or trained.device)
 

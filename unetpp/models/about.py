@@ -19,7 +19,8 @@ from unetpp.files import check_sha256, parse_json
 from unetpp.images.frame import Fit, Frame, Size, as_size, frame_of, plain, say_size
 from unetpp.network.masks import first_class
 
-MODEL = "model.safetensors"
+MODEL, OLDER = "model.safetensors", "model.pt"
+ZIP = b"PK\x03\x04"
 FORMATS, UNSEALED = (3, 4), "0" * 64
 MAX_HEADER = 2**24  # bytes; of the largest network it has some 100 kB
 FIX = "expected what the train stage writes, or `Trained.save`: copy the file again, or train again"
@@ -121,6 +122,37 @@ class About:
             f"{', '.join(f'L{depth}' for depth in depths)}, widths {widths}, {self.in_channels} channels, "
             f"{kind} {', '.join(self.classes)}, {said}"
         )
+
+
+def find_file(path: str | Path) -> Path:
+    """A model file, or that of a folder: model.safetensors, or what earlier versions wrote.
+
+    Raises:
+        UserError: no such file.
+    """
+    file = Path(path)
+    if file.is_dir():
+        is_older = (file / OLDER).is_file() and not (file / MODEL).exists()
+        file = file / (OLDER if is_older else MODEL)
+    if not file.is_file():
+        raise UserError(f"{file}: no such model; {FIX}")
+    return file
+
+
+def read_about(path: str | Path) -> About | None:
+    """What a model file or its folder says of itself, after its seal was checked; None: torch alone reads such a file.
+
+    Raises:
+        UserError: no such file, not such a file, or a damaged one.
+    """
+    file = find_file(path)
+    return None if is_zip(file) else read_sealed(file)[0]
+
+
+def is_zip(file: Path) -> bool:
+    """Whether it is a model.pt of earlier versions."""
+    with file.open("rb") as opened:
+        return opened.read(len(ZIP)) == ZIP
 
 
 def read_sealed(file: Path) -> tuple[About | None, bytes]:

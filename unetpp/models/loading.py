@@ -33,6 +33,6 @@ def load(path_or_uri: str | Path) -> Trained:
     if path.suffix in (".onnx", ".pt2"):
         raise UserError(
             f"{path}: an exported graph, which is no trained model and may run its author's code: load its folder, "
-            f"{path.parent}, or run an .onnx by `unetpp.engines.runtimes.open_export`"
+            f"{path.parent}, or take an .onnx by `unetpp.find_family`"
         )
     return load_model(path)

@@ -16,7 +16,8 @@ from torch import Tensor
 from unetpp.errors import UserError, said
 from unetpp.images.frame import Fit, Frame, Size, as_size, plain
 from unetpp.models import older_files
-from unetpp.models.about import FIX, FORMATS, MODEL, UNSEALED, About, read_sealed
+from unetpp.models.about import FIX, FORMATS, UNSEALED, About, find_file, is_zip, read_sealed
+from unetpp.models.about import MODEL as MODEL
 from unetpp.models.older_files import Contents, read_tensors
 from unetpp.models.segmenter import Segmenter
 from unetpp.network.folding import fold
@@ -126,21 +127,15 @@ def load_model(path: str | Path) -> Trained:
     Raises:
         UserError: no such file, not such a file, a damaged one, or weights that are not finite.
     """
-    file = Path(path)
-    if file.is_dir():
-        is_older = (file / older_files.MODEL).is_file() and not (file / MODEL).exists()
-        file = file / (older_files.MODEL if is_older else MODEL)
-    if not file.is_file():
-        raise UserError(f"{file}: no such model; {FIX}")
+    file = find_file(path)
     found = _read(file)
     network = _build(file, found.config, found.weights)
     return Trained(network, as_size(found.size), found.info, found.sha256, found.fit)
 
 
 def _read(file: Path) -> Contents:
-    with file.open("rb") as opened:
-        if opened.read(4) == older_files.ZIP:
-            return older_files.read_zip(file, FIX)
+    if is_zip(file):
+        return older_files.read_zip(file, FIX)
     about, content = read_sealed(file)
     if about is None:
         if (file.parent / older_files.CONFIG).is_file():

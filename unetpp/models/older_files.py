@@ -12,8 +12,7 @@ from unetpp.errors import UserError, said
 from unetpp.files import check_sha256, read_json, sha256
 from unetpp.images.frame import Fit
 
-MODEL, CONFIG = "model.pt", "config.json"
-ZIP = b"PK\x03\x04"
+CONFIG = "config.json"
 
 
 class Contents(NamedTuple):

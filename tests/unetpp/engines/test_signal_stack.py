@@ -32,9 +32,9 @@ def test_a_stack_that_was_set_inside_is_gone_afterwards():
 
 
 def test_openvino_leaves_the_stack_as_it_was(tmp_path):
-    segmenter = Trained(NestedUNet([4, 6]).eval(), None).segmenter()
-    save_onnx(capture(segmenter), tmp_path / "model.onnx", NEWEST_OPSET)
+    trained = Trained(NestedUNet([4, 6]).eval(), None)
+    save_onnx(capture(trained.segmenter()), tmp_path / "model.onnx", NEWEST_OPSET)
     before = present()
-    predict = open_export(tmp_path / "model.onnx", "openvino", threads=1)
+    predict = open_export(tmp_path / "model.onnx", "openvino", trained.about, threads=1)
     assert predict(np.zeros((1, 3, 20, 22), np.float32)).shape == (1, 1, 20, 22)
     assert present() == before
