@@ -13,6 +13,7 @@ from typing import cast
 
 TELEMETRY_OFF = {
     "DVC_NO_ANALYTICS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",  # the hub of timm's weights
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "NO_ALBUMENTATIONS_UPDATE": "1",
     "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime sends events by HTTPS, and keeps an identifier in the home

@@ -47,6 +47,21 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
+    def _encoder_named(self):
+        if self.model.encoder is None and "model.encoder" not in self.search.space:
+            for key, value, plain_value in (
+                ("model.encoder_weights", self.model.encoder_weights, None),
+                ("train.encoder_lr", self.train.encoder_lr, 1.0),
+                ("train.freeze_encoder_epochs", self.train.freeze_encoder_epochs, 0),
+            ):
+                if value != plain_value:
+                    raise ValueError(
+                        f"{key} is {value}, and model.encoder is null, so that there is none: set model.encoder, such "
+                        f"as to resnet34, or {key} to {'null' if plain_value is None else plain_value}"
+                    )
+        return self
+
+    @model_validator(mode="after")
     def _a_weight_for_each_class(self):
         weights, num_classes = self.train.class_weights, self.prepare.num_classes
         if weights is not None and self.train.loss in ("lovasz", "tversky"):
@@ -127,6 +142,8 @@ def check_levels(params: Params, candidates: Iterable[Sequence[int]]) -> None:
                 f"sides divisible by {step}: set {key} to {fitting}, or search.widths and search.grow to fewer levels"
             )
         values = {"batch": images, "instance": 1, "group": width // math.gcd(width, 8)}[norm]
+        if params.model.encoder:  # whose norms are mostly batch norm
+            values = min(values, images)
         if max(sides) == step and values == 1:
             raise UserError(
                 f"{key} is {plain(sides)}, and the deepest level of a network of depth {depth} is 1x1 there: with "

@@ -14,6 +14,13 @@ class Model(Section):
     norm: Literal["batch", "instance", "group"]
     upsampling: Literal["bilinear_aligned", "bilinear", "transposed"]
     dropout: Annotated[float, Field(ge=0, lt=1)]
+    encoder: Annotated[str, Field(pattern=r"^[a-z0-9_]+(\.[a-z0-9_]+)?$")] | None  # a name of timm's
+    encoder_weights: Annotated[str, Field(min_length=1)] | None
+
+    @property
+    def build(self) -> dict[str, Any]:
+        """Keywords of NestedUNet."""
+        return self.model_dump(exclude={"encoder_weights"})
 
     @model_validator(mode="after")
     def _supervised_nodes_exist(self):
@@ -158,6 +165,8 @@ class Train(Section):
     momentum: Annotated[float, Field(ge=0, lt=1)]
     weight_decay: NonNegativeFloat
     warmup_epochs: NonNegativeInt
+    encoder_lr: Annotated[float, Field(gt=0, le=1)]
+    freeze_encoder_epochs: NonNegativeInt
     precision: Literal["auto", "bf16", "fp16", "fp32"]
     num_workers: Annotated[PositiveInt | tuple[PositiveInt, PositiveInt], BeforeValidator(_check_workers)]
     cpus_per_worker: PositiveInt

@@ -153,6 +153,7 @@ def rows(lineage: Lineage) -> list[tuple[str, str]]:
         ("split", dvc("reports/prepare/split.csv")),
         *(("", f"{one.dataset.name}: sha256 {one.dataset.digest}...") for one in inputs),
         *([("begins with", begun)] if (begun := lineage.tag("init")) else []),
+        *([("encoder", begun)] if (begun := lineage.tag("encoder_weights")) else []),
         ("params", file("pipeline/params.yaml")),
         *(("", line) for line in _params(lineage)),
         ("code", (lineage.commit or NOT_RECORDED) + dirty),

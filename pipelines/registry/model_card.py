@@ -41,6 +41,7 @@ class Family:
         return {
             "depth": str(depth),
             "widths": ", ".join(map(str, self.trained.network.widths[: depth + 1])),
+            **({"encoder": encoder} if (encoder := self.trained.network.encoder) else {}),
             "recommended": str(depth == self.recommended).lower(),
             # What `unetpp predict` has to know of a registered version.
             "in_channels": str(self.trained.network.in_channels),

@@ -66,9 +66,10 @@ def log_run(client, run, family: Family, inputs: Inputs, params: dict, folder: P
         "mlflow.source.git.commit": family.commit,  # the name that MLflow's page shows as the source version
     }
     data = describe_data(inputs.prepared, family.manifest, params.get("ingest"))
-    if init := family.trained.info.get("init"):
-        tags["init"] = f"{init['uri']} sha256 {init['sha256']}"
-        data["init"] = {"sha256": init["sha256"], "source_type": "model", "source": {"uri": init["uri"]}, "profile": {}}
+    for key in ("init", "encoder_weights"):
+        if one := family.trained.info.get(key):
+            tags[key] = f"{one['uri']} sha256 {one['sha256']}"
+            data[key] = {"sha256": one["sha256"], "source_type": "model", "source": {"uri": one["uri"]}, "profile": {}}
     runs.log_params(client, run, telling(params), tags)
     runs.log_datasets(client, run, data)
     log_curves(client, run, inputs, family.trained.info.get("run"))

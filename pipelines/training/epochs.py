@@ -33,7 +33,7 @@ from unetpp.training.batch_norm import (
 from unetpp.training.choice import steady
 from unetpp.training.ema import Ema
 from unetpp.training.failures import FailedError, blank_images, describe, raise_any
-from unetpp.training.loop import make_scaler, plain_batches, schedule, step_seed, train_steps, validate
+from unetpp.training.loop import encoder_share, make_scaler, plain_batches, schedule, step_seed, train_steps, validate
 from unetpp.training.step import NonFiniteError, TrainStep
 
 # Several processes must stop at the same step, and agree on it so often: each time costs an exchange, and makes a GPU
@@ -112,12 +112,16 @@ class Training(Setup):
                     f"{file}: not the weights of this network ({said(error)}); run `dvc repro search`, or "
                     "set train.init=null"
                 ) from None
-            if self.ema:
-                self.ema.network.load_state_dict(network.state_dict())
+        elif spec.encoder_weights:
+            spec.encoder_weights.load(network)
+        if self.ema and state.weights is None:
+            self.ema.network.load_state_dict(network.state_dict())
         self.statistics = Statistics(network)
         # More parts than params want came of a lack of memory (train.on_oom).
         usual = self._parts(state.world or world)
         accumulate = round(self._parts(world) * (state.accumulate or usual) / usual)
+        self.batches = Batches(spec, self.train_split, device, rank, world)
+        self.sizes = self.batches.sizes
         self.step = TrainStep(
             wrap(network, train, device, world),
             self.optimizer,
@@ -131,10 +135,9 @@ class Training(Setup):
             on_oom=train.on_oom,
             ema=self.ema,
             scaler=scaler,
+            encoder_share=encoder_share(train.encoder_lr, train.freeze_encoder_epochs * len(self.sizes)),
         )
         self.step.skipped = state.skipped
-        self.batches = Batches(spec, self.train_split, device, rank, world)
-        self.sizes = self.batches.sizes
         self.rate = schedule(train.learning_rate, train.warmup_epochs * len(self.sizes), train.epochs * len(self.sizes))
         self.resumed = state
         self.failed: Exception | None = None  # in this process, and not known to the others yet

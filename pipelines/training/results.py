@@ -28,6 +28,8 @@ def write_results(state: TrainState, spec: TrainSpec, name: str, out: Path, repo
     info["data"] = {split: facts.sha256 for split, facts in manifest.splits.items()}
     if spec.init and spec.init.origin:
         info["init"] = spec.init.origin
+    if spec.encoder_weights:
+        info["encoder_weights"] = {"uri": spec.encoder_weights.uri, "sha256": spec.encoder_weights.sha256}
     with replacing(out) as folder:
         folder.mkdir()
         Trained(network, manifest.size, info, fit=manifest.fit).save(folder / MODEL)

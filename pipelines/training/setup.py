@@ -5,6 +5,7 @@ from torch import nn
 
 from pipelines.training.ddp import set_determinism
 from pipelines.training.spec import TrainSpec
+from unetpp.network.encoders import synchronise
 from unetpp.training.loop import choose_precision, make_loss, make_optimizer
 
 
@@ -36,7 +37,7 @@ class Setup:
         network.checkpoint_levels = train.checkpoint_levels
         network.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         if train.sync_batchnorm and world > 1:
-            nn.SyncBatchNorm.convert_sync_batchnorm(network)
+            (synchronise if network.encoder else nn.SyncBatchNorm.convert_sync_batchnorm)(network)
         self.optimizer = make_optimizer(
             network, train.optimizer, train.learning_rate, train.momentum, train.weight_decay
         )

@@ -10,6 +10,7 @@ from typing import Any
 from pipelines.core.code_closure import code_hash
 from pipelines.core.params import Params
 from pipelines.core.training_sections import Augment, Model, Train
+from pipelines.storage.encoder_weights import EncoderWeights, find_encoder_weights
 from pipelines.storage.node_cache import find_file
 from unetpp.data.arrow_split import Split
 from unetpp.data.manifest import Manifest, read_manifest
@@ -37,6 +38,7 @@ class TrainSpec:
         class_weights: max(2, num_classes) weights, or None.
         shared: where other machines find the data (`node_cache.share`); None reads them in `prepared`.
         init: the weights to begin with; None draws them.
+        encoder_weights: those of the encoder, where there is no `init`.
     """
 
     model: Model
@@ -48,6 +50,7 @@ class TrainSpec:
     class_weights: list[float] | None = None
     shared: dict | None = None
     init: Init | None = None
+    encoder_weights: EncoderWeights | None = None
 
     @property
     def sections(self) -> dict[str, dict[str, Any]]:
@@ -89,14 +92,23 @@ def make_spec(
     manifest = manifest or read_manifest(prepared)
     weights = find_class_weights(params.train.class_weights, manifest, prepared)
     return TrainSpec(
-        params.model, params.train, params.augment, tuple(widths), prepared.absolute(), manifest, weights, shared, init
+        params.model,
+        params.train,
+        params.augment,
+        tuple(widths),
+        prepared.absolute(),
+        manifest,
+        weights,
+        shared,
+        init,
+        None if init else find_encoder_weights(params.model),
     )
 
 
 def build_network(model: Model, widths: tuple[int, ...], manifest: Manifest) -> NestedUNet:
     """The network of section `model`, with these widths, for the prepared data of a manifest."""
     meaning = {"multilabel": manifest.multilabel, "background": manifest.background}
-    return NestedUNet(widths, manifest.channels, manifest.num_classes, **meaning, **model.model_dump())
+    return NestedUNet(widths, manifest.channels, manifest.num_classes, **meaning, **model.build)
 
 
 def find_class_weights(wanted: str | Sequence[float] | None, manifest: Manifest, prepared: Path) -> list[float] | None:
@@ -129,8 +141,8 @@ def run_name(stage: str, spec: TrainSpec, space: Any = None) -> str:
     facts = [spec.sections, space or list(spec.widths), splits, code]
     if not spec.manifest.background:
         facts.append("class 0 is a class")
-    if spec.init:
-        facts.append(spec.init.sha256)
+    if given := spec.init or spec.encoder_weights:
+        facts.append(given.sha256)
     if spec.manifest.frame and spec.manifest.frame.canvas:
         facts.append(spec.manifest.frame.canvas)  # the images are kept without their padding
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

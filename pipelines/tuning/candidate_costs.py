@@ -39,7 +39,7 @@ Costs = dict[str, dict[str, dict[str, float]]]  # by `network_key`, then "L1" ..
 
 def network_key(model: Model, widths: Sequence[int]) -> str:
     """What a network's costs depend on."""
-    used = model.model_dump(exclude={"dropout"})
+    used = {key: value for key, value in model.build.items() if key != "dropout"}
     return json.dumps([list(widths), used], sort_keys=True)
 
 

@@ -29,6 +29,7 @@ OWN = {  # what search says for its trials
 }
 # What a training may change between two epochs: PBT copies everything else with the weights.
 MUTABLE = ("train.learning_rate", "train.weight_decay", "train.momentum", "train.batch_size", "train.head_weights")
+MUTABLE += ("train.encoder_lr",)
 MUTABLE += ("train.class_weights", "train.foreground_crops", "model.dropout", "augment.")
 MOST_CHECKED = 2000  # configs of a grid whose every combination is checked
 

@@ -3,7 +3,7 @@
 The file is safetensors, sealed by the sha256 of all of its bytes. Its metadata have one entry, "unetpp", JSON of
 
 - "seal": the sha256 of the file with zeros in the place of these 64 digits;
-- "format": 3, or 4 with what readers of 3 would not know: a size that is no square, "pad";
+- "format": 3, or 4 with what readers of 3 would not know: a size that is no square, "pad"; 5 with an encoder;
 - "network": the keywords of NestedUNet; "size": px that images were resized to for training, a side or [height, width],
   or null; "fit": how (`unetpp.images.frame.Frame`), "stretch" where it is missing; "info": where it comes from.
 """
@@ -21,7 +21,7 @@ from unetpp.network.masks import first_class
 
 MODEL, OLDER = "model.safetensors", "model.pt"
 ZIP = b"PK\x03\x04"
-FORMATS, UNSEALED = (3, 4), "0" * 64
+FORMATS, UNSEALED = (3, 4, 5), "0" * 64
 MAX_HEADER = 2**24  # bytes; of the largest network it has some 100 kB
 FIX = "expected what the train stage writes, or `Trained.save`: copy the file again, or train again"
 
@@ -94,8 +94,18 @@ class About:
         return ["background"] * self.background + self.classes
 
     @property
+    def encoder(self) -> str | None:
+        """The network of timm that its nodes X[i, 0] are."""
+        return self.config.get("encoder")
+
+    @property
     def receptive_px(self) -> int:
-        """How far from an output pixel an input pixel can lie and still matter: an upper bound, in pixels."""
+        """How far from an output pixel an input pixel can lie and still matter: an upper bound, in pixels.
+
+        With an encoder it is none: nothing but timm's code knows how far that looks, and one with attention or
+        squeezing looks everywhere. Then it is twice the bound of our own network of this depth, beyond which a pixel
+        matters little (docs/networks.md).
+        """
         reach = {}
         for k in range(self.depth + 1):
             for j in range(k + 1):
@@ -105,7 +115,7 @@ class About:
                 else:
                     inner = max(reach[i, j - 1], reach[i + 1, j - 1] + 2 ** (i + 1))  # and so does upsampling
                 reach[i, j] = inner + 2 * 2**i  # two 3x3 convolutions
-        return reach[0, self.depth]
+        return reach[0, self.depth] * (2 if self.encoder else 1)
 
     def at(self, depth: int) -> "About":
         """Of the network pruned to a depth, without a file."""
@@ -118,8 +128,9 @@ class About:
         kind = "labels" if self.multilabel else "classes"
         size = plain(self.size)
         said = "any size" if size is None else f"{size if isinstance(size, int) else say_size(size)} px"
+        encoder = f"encoder {self.encoder}, " if self.encoder else ""
         return (
-            f"{', '.join(f'L{depth}' for depth in depths)}, widths {widths}, {self.in_channels} channels, "
+            f"{', '.join(f'L{depth}' for depth in depths)}, {encoder}widths {widths}, {self.in_channels} channels, "
             f"{kind} {', '.join(self.classes)}, {said}"
         )
 
@@ -173,7 +184,7 @@ def read_sealed(file: Path) -> tuple[About | None, bytes]:
             return None, start + header + opened.read()
         said = parse_json(str(said), file, FIX, ("seal", "format", "network", "size", "info"))
         if said["format"] not in FORMATS:
-            known = " and ".join(map(str, FORMATS))
+            known = ", ".join(map(str, FORMATS))
             raise UserError(f"{file}: found format {said['format']}; this version of unetpp reads {known}; {FIX}")
         opened.seek(0)
         content = opened.read()

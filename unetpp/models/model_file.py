@@ -16,7 +16,7 @@ from torch import Tensor
 from unetpp.errors import UserError, said
 from unetpp.images.frame import Fit, Frame, Size, as_size, plain
 from unetpp.models import older_files
-from unetpp.models.about import FIX, FORMATS, UNSEALED, About, find_file, is_zip, read_sealed
+from unetpp.models.about import FIX, UNSEALED, About, find_file, is_zip, read_sealed
 from unetpp.models.about import MODEL as MODEL
 from unetpp.models.older_files import Contents, read_tensors
 from unetpp.models.segmenter import Segmenter
@@ -112,7 +112,8 @@ class Trained:
         # The seal first, where it is the first run of so many zeros.
         size = plain(self.size)
         is_new = isinstance(size, list) or self.fit != "stretch"
-        about = {"seal": UNSEALED, "format": FORMATS[is_new], "network": self.network.config(), "size": size}
+        number = 5 if self.network.encoder else 4 if is_new else 3
+        about = {"seal": UNSEALED, "format": number, "network": self.network.config(), "size": size}
         about |= ({"fit": self.fit} if is_new else {}) | {"info": self.info}
         content = save(weights, {"unetpp": json.dumps(about, allow_nan=False)})
         seal = hashlib.sha256(content).hexdigest()
@@ -151,6 +152,8 @@ def _build(file: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> Ne
         with torch.device("meta"):
             network = NestedUNet(**config)
     except Exception as error:
+        if config.get("encoder") and isinstance(error, UserError):  # such as timm that is not installed
+            raise UserError(f"{file}: {error}") from None
         raise UserError(f"{file}: it names a network that cannot be built ({said(error)}); {FIX}") from None
     wanted, found = (
         {key: f"{tuple(value.shape)} {value.dtype}" for key, value in each.items()}
@@ -164,5 +167,8 @@ def _build(file: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> Ne
             )
         if not weights[key].isfinite().all():
             raise UserError(f"{file}: {key}: found weights that are not finite; such a network answers nothing; {FIX}")
+    if any(name not in wanted for name, _ in network.named_buffers()):
+        with torch.random.fork_rng([]):  # of some encoders, which compute buffers as they are built
+            network = NestedUNet(**config)
     network.load_state_dict(weights, assign=True)
     return network.eval()

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from unetpp.errors import UserError
 from unetpp.network.batch_norm import BatchNorm
+from unetpp.network.encoders import Pyramid
 from unetpp.network.masks import MAX_LABELS
 
 # Which earlier nodes of its own level node X[i, j] sees, as their positions. The family is this table.
@@ -119,7 +120,8 @@ class NestedUNet(nn.Module):
     """UNet++ and its relatives.
 
     Args:
-        widths: channels by level, at least two; the depth is `len(widths) - 1`, 1 to 6.
+        widths: channels by level, at least two; the depth is `len(widths) - 1`, 1 to 6. With an encoder those of our
+            own nodes, which are all but the encoder's.
         in_channels: channels of the image.
         num_classes: channels of the logits: 1 for foreground or not, else one a class.
         skips: "dense" (UNet++), "short" (UNet+), "encoder" (UNet^e) or "plain" (U-Net).
@@ -131,6 +133,8 @@ class NestedUNet(nn.Module):
             (sigmoid), not one alone (softmax). The network itself applies neither.
         background: of several classes the first channel is the background's, which counts in no loss of overlap and in
             no score; else it is a class as the others are.
+        encoder: a network of timm, such as "resnet34", whose feature maps are the nodes X[i, 0]; those of levels that
+            it lacks, mostly level 0, stay our own.
 
     Raises:
         UserError: values that make no network, or one of which not every parameter learns.
@@ -148,6 +152,7 @@ class NestedUNet(nn.Module):
         dropout: float = 0.0,
         multilabel: bool = False,
         background: bool = True,
+        encoder: str | None = None,
     ):
         super().__init__()
         self.widths = tuple(widths)
@@ -160,6 +165,7 @@ class NestedUNet(nn.Module):
         self.upsampling = upsampling
         self.dropout = dropout
         self.multilabel, self.background = multilabel, background
+        self.encoder = encoder
         self._check()
         self.depths = tuple(range(1, self.depth + 1)) if deep_supervision else (self.depth,)
 
@@ -167,14 +173,19 @@ class NestedUNet(nn.Module):
         # computed again for the gradient.
         self.checkpoint_levels = 0
 
+        self.pyramid = None if encoder is None else Pyramid(encoder, in_channels, self.depth)
+        theirs = self.pyramid.channels if self.pyramid else {}
+        of = {(i, j): self.widths[i] for i, j in self._order()} | {(i, 0): theirs[i] for i in theirs}
+        self.channels = of  # of each node (i, j)
         self.nodes, self.ups = nn.ModuleDict(), nn.ModuleDict()
         for i, j in self._order():
             if j == 0:
-                channels = self.in_channels if i == 0 else self.widths[i - 1]
+                channels = self.in_channels if i == 0 else of[i - 1, 0]
             else:
-                self.ups[f"{i}_{j}"], channels = UPSAMPLINGS[upsampling](self.widths[i + 1], self.widths[i])
-                channels += self.widths[i] * len(SKIPS[skips](j))
-            self.nodes[f"{i}_{j}"] = Block(channels, self.widths[i], norm, dropout)
+                self.ups[f"{i}_{j}"], channels = UPSAMPLINGS[upsampling](of[i + 1, j - 1], self.widths[i])
+                channels += sum(of[i, s] for s in SKIPS[skips](j))
+            if j > 0 or i not in theirs:
+                self.nodes[f"{i}_{j}"] = Block(channels, self.widths[i], norm, dropout)
         self.heads = nn.ModuleDict({str(d): nn.Conv2d(self.widths[0], num_classes, 1) for d in self.depths})
 
     @property
@@ -229,7 +240,7 @@ class NestedUNet(nn.Module):
             "dropout": self.dropout,
             "multilabel": self.multilabel,
             "background": self.background,
-        }
+        } | ({} if self.encoder is None else {"encoder": self.encoder})
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Logits of each head, shallowest first.
@@ -250,8 +261,12 @@ class NestedUNet(nn.Module):
                 f"the image is {height}x{width}, and a network of depth {self.depth} needs sides divisible by {step}: "
                 f"pad it to {-(-height // step) * step}x{-(-width // step) * step}, as unetpp.Segmenter does"
             )
+        maps = self.pyramid(image) if self.pyramid else {}
         x: dict[tuple[int, int], Tensor] = {}
         for i, j in self._order():
+            if j == 0 and i in maps:
+                x[i, 0] = maps[i]  # (N, pyramid.channels[i], H/2^i, W/2^i)
+                continue
             if j == 0:
                 inputs = [image if i == 0 else F.max_pool2d(x[i - 1, 0], 2)]  # (N, widths[i-1], H/2^i, W/2^i)
             else:

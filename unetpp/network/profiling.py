@@ -53,15 +53,14 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def count_macs(module: nn.Module, example: Tensor) -> int:
-    """Multiply-accumulates of the convolutions of one forward pass on `example` (N, C, H, W).
+    """Multiply-accumulates of one forward pass on `example` (N, C, H, W): of convolutions and matrix products.
 
     They are nearly all of the arithmetic of these networks; norms, activations, pooling and upsampling are
     not counted. torch counts 2 floating-point operations a multiply-accumulate, hence the half.
     """
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         module(example)
-    counts = counter.get_flop_counts()["Global"]
-    return sum(flops for operator, flops in counts.items() if "conv" in str(operator)) // 2
+    return counter.get_total_flops() // 2
 
 
 def measure_latency(
@@ -197,17 +196,17 @@ def estimate_training_mib(network: NestedUNet, batch_size: int, size: int | tupl
     """Memory of a training step in fp32 with Adam, in MiB: a model, checked against torch's own count in the tests.
 
     Each node keeps for the backward pass what goes in, what was upsampled for it, and two convolutions and two
-    norms, each as large as what comes out; all depends on batch and pixels in proportion. Weights, their gradients
-    and Adam's two moments are four numbers a parameter. Libraries and the processor's or GPU's own share (some
-    hundred MiB on CUDA) come on top; bf16 keeps nearly half of it.
+    norms, each as large as what comes out; an encoder what each of its layers gives. All depends on batch and pixels in
+    proportion. Weights, their gradients and Adam's two moments are four numbers a parameter. Libraries and the
+    processor's or GPU's own share (some hundred MiB on CUDA) come on top; bf16 keeps nearly half of it.
     """
     pixels = size**2 if isinstance(size, int) else math.prod(size)
-    numbers = 0.0  # a pixel of the image
+    numbers = network.pyramid.count_outputs(network.in_channels) if network.pyramid else 0.0  # a pixel of the image
     for name, node in network.nodes.items():
         assert isinstance(node, Block)
         level, position = map(int, name.split("_"))
         kept = node.conv1.in_channels + 4 * node.conv1.out_channels
-        upsampled = network.widths[level + 1] if position else 0
+        upsampled = network.channels[level + 1, position - 1] if position else 0
         numbers += (kept + upsampled) / 4**level
     return 4 * (numbers * batch_size * pixels + 4 * count_parameters(network)) / MIB
 

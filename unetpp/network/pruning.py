@@ -38,6 +38,8 @@ def prune(model: NestedUNet, depth: int, keep_heads: bool = False) -> NestedUNet
         # reach no head any more: what remains of UNet^e at one depth is the plain U-Net.
         "skips": "plain" if model.skips == "encoder" and not keep_heads else model.skips,
     }
+    if model.pyramid and min(model.pyramid.channels, default=depth + 1) > depth:
+        del config["encoder"]  # none of its maps is left
     pruned = NestedUNet(**config)
     weights = model.state_dict()
     pruned.load_state_dict({key: weights[key] for key in pruned.state_dict()})
@@ -54,12 +56,12 @@ def transfer(source: NestedUNet, target: NestedUNet) -> list[int]:
         the depths of these heads.
 
     Raises:
-        UserError: another build: widths, channels, skips, norm or upsampling.
+        UserError: another build: widths, channels, encoder, skips, norm or upsampling.
     """
     weights, wanted = source.state_dict(), target.state_dict()
     anew = {key for key in wanted if key not in weights or weights[key].shape != wanted[key].shape}
-    theirs, ours = source.config(), target.config()
-    for key in ("in_channels", "skips", "norm", "upsampling", "widths"):
+    theirs, ours = (one.config() | {"encoder": one.encoder} for one in (source, target))
+    for key in ("in_channels", "encoder", "skips", "norm", "upsampling", "widths"):
         same = theirs[key] == ours[key]
         if key == "widths":  # the first levels of a nested network are one
             same = theirs[key][: len(ours[key])] == ours[key] and all(one.startswith("heads.") for one in anew)

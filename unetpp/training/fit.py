@@ -26,6 +26,7 @@ from unetpp.training.loop import (
     Batch,
     choose_precision,
     cut_epoch,
+    encoder_share,
     epoch_order,
     make_loss,
     make_optimizer,
@@ -77,6 +78,8 @@ def fit(
     momentum: float = 0.9,
     weight_decay: float = 1e-4,
     warmup_epochs: int = 2,
+    encoder_lr: float = 1.0,
+    freeze_encoder_epochs: int = 0,
     ema: float | None = None,
     clip_norm: float | None = None,
     accumulate: int = 1,
@@ -104,6 +107,7 @@ def fit(
         flips: "none", "horizontal", "vertical" or "all"; quarter turns need square images, or crops.
         loss: "ce_dice", "focal_dice", "lovasz", "tversky", or a function of the logits of all heads, each
             (N, num_classes, H, W), and the mask (N, H, W), to the loss of each image (N,), or to their mean.
+        encoder_lr: share of the learning rate that an encoder gets, after `freeze_encoder_epochs` without any.
         device: such as "cuda"; by default where the network is.
         classes: names of the classes, kept with the result.
         after_epoch: called with each `Epoch`; True ends the training there. By default it is printed; None: silence.
@@ -148,6 +152,8 @@ def fit(
     whole = Whole(batch_size, quarter_turns) if crop_px is None else None
     train = read_dataset(dataset, network, "dataset", source.frame, whole)
     held_out = None if val is None else read_dataset(val, network, "val", source.frame)
+    num = len(train) * crops_per_image
+    sizes = cut_epoch(num, batch_size)
     dtype = choose_precision(precision, place)
     average = None if ema is None else Ema(network, ema)
     weights = None if class_weights is None else torch.tensor(class_weights, device=place)
@@ -161,6 +167,7 @@ def fit(
         clip_norm=clip_norm,
         ema=average,
         scaler=make_scaler(place, dtype),
+        encoder_share=encoder_share(encoder_lr, freeze_encoder_epochs * len(sizes)),
     )
     samples = RawSamples(
         train,
@@ -172,8 +179,7 @@ def fit(
         hue=hue,
         channels=network.in_channels,
     )
-    loader, num = Loader(samples), len(train) * crops_per_image
-    sizes = cut_epoch(num, batch_size)
+    loader = Loader(samples)
     rate = schedule(learning_rate, warmup_epochs * len(sizes), epochs * len(sizes))
     result = average.network if average else network
     best, scores, taken = -1.0, [], {}

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,9 +43,16 @@ def make_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScale
 def make_optimizer(
     network: nn.Module, name: str, learning_rate: float, momentum: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum ("sgd"), "adam" or "adamw", in one kernel where the device has one."""
-    parameters = list(network.parameters())
+    """SGD with Nesterov momentum ("sgd"), "adam" or "adamw", in one kernel where the device has one.
+
+    An encoder's parameters are a group of their own, the last (`encoder_share`).
+    """
+    parameters: list[Any] = list(network.parameters())
     fused = all(one.device.type in ("cpu", "cuda") for one in parameters)
+    if pyramid := getattr(network, "pyramid", None):
+        theirs = list(pyramid.parameters())
+        known = set(map(id, theirs))
+        parameters = [{"params": some} for some in ([one for one in parameters if id(one) not in known], theirs)]
     if name == "sgd":
         return torch.optim.SGD(
             parameters, learning_rate, momentum, weight_decay=weight_decay, nesterov=momentum > 0, fused=fused
@@ -67,6 +75,12 @@ def schedule(peak: float, warmup_steps: int, total_steps: int) -> Callable[[int]
         return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
     return rate
+
+
+def encoder_share(share: float, frozen_steps: int) -> Callable[[int], float]:
+    """Of the learning rate, what an encoder gets in a step: nothing in the first steps, which leaves its weights as
+    they are, while every parameter has its gradient as ever."""
+    return lambda step: share if step >= frozen_steps else 0.0
 
 
 def epoch_order(num: int, seed: int, epoch: int) -> list[int]:

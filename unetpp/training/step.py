@@ -47,6 +47,7 @@ class TrainStep:
         on_oom: what out of memory leads to: "stop" finds what fits and says it, "halve" doubles `accumulate`.
         ema: takes in the weights after each step.
         scaler: of the loss, for fp16.
+        encoder_share: of the learning rate in a step, for the optimizer's second group, if it has one.
 
     Attributes:
         accumulate: as it is now.
@@ -69,12 +70,13 @@ class TrainStep:
         on_oom: str = "stop",
         ema: Ema | None = None,
         scaler: torch.amp.GradScaler | None = None,
+        encoder_share: Callable[[int], float] = lambda _step: 1.0,
     ):
         self.network, self.optimizer, self.loss = network, optimizer, loss
         self.device, self.dtype, self.world = device, dtype, world
         self.accumulate, self.clip_norm = accumulate, clip_norm
         self.nonfinite, self.on_oom = nonfinite, on_oom
-        self.ema, self.scaler = ema, scaler
+        self.ema, self.scaler, self.encoder_share = ema, scaler, encoder_share
         self.skipped = 0
         self.absent: Exception | None = None
         self._exchange = Exchange(network) if isinstance(network, DistributedDataParallel) else None
@@ -98,8 +100,8 @@ class TrainStep:
         Returns:
             (2,) float64: the sum of the losses of this process's images, and their number; zeros of a dropped step.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for place, group in enumerate(self.optimizer.param_groups):
+            group["lr"] = rate * self.encoder_share(number) if place else rate
         # Channels last: the layout in which convolutions are fastest on processors and GPUs alike.
         image = image.to(self.device, non_blocking=True, memory_format=torch.channels_last)
         mask = mask.to(self.device, non_blocking=True)

@@ -21,6 +21,8 @@ from unetpp.training.loop import cut_epoch
 
 CROPS = {"crop_px": 24, "foreground_crops": 0.5, "class_weights": "balanced"}
 ON_DEVICE = {"on_device": True}
+ENCODER = {"encoder": "tf_efficientnet_lite0"}
+FROZEN = {"encoder_lr": 0.1, "freeze_encoder_epochs": 1}
 
 
 @pytest.mark.parametrize(
@@ -30,8 +32,9 @@ ON_DEVICE = {"on_device": True}
         ({"dropout": 0.2}, {}, {"ema": 0.9, "accumulate": 2, "clip_norm": 0.5, "nonfinite": "skip"}),
         pytest.param({}, {}, CROPS | {"loader_workers": 1}, marks=pytest.mark.nightly),
         ({}, ON_DEVICE, CROPS | {"ema": 0.9, "crops_per_image": 2}),
+        (ENCODER, {}, FROZEN),
     ],
-    ids=["plain", "everything", "crops of a loader", "crops on the device"],
+    ids=["plain", "everything", "crops of a loader", "crops on the device", "an encoder"],
 )
 def test_training_cut_at_any_step_equals_an_uninterrupted_one_bit_for_bit(
     params, prepared, tmp_path, model, augment, train
@@ -146,6 +149,7 @@ def test_several_processes_equal_one_and_those_that_leave_and_come_change_nothin
         "batch": (spec_of(params, prepared, **many, num_workers=3), "cut"),
         "static": (spec_of(params, prepared, group, **many, num_workers=3, static_graph=True), None),
     }
+    jobs["encoder"] = (spec_of(params, prepared, ENCODER, **many, **FROZEN, num_workers=3), "cut")
     elastic = {"num_workers": (1, 3), "batch_size": 6, "checkpoint_every_steps": 1, "ema": 0.9, "epochs": 3}
     spec = spec_of(params, prepared, group, optimizer="sgd", learning_rate=0.02, **elastic)
     jobs["elastic"] = (spec, None)
@@ -154,10 +158,11 @@ def test_several_processes_equal_one_and_those_that_leave_and_come_change_nothin
         alone = last(spec_of(params, prepared, group, None, **many, **train))
         for of_rank in states[name]:
             assert_near(of_rank[-1], alone, atol=2e-5, rtol=1e-3, iou=1e-4)
-    for of_rank in (one for name in ("group", "batch") for one in states[name]):
+    for of_rank in (one for name in ("group", "batch", "encoder") for one in states[name]):
         assert_same(of_rank[-2], of_rank[-1])  # cut inside of an epoch, where each process has its own statistics
     # Statistics of batch norm at the end of an epoch are the same everywhere: the means over all processes.
-    assert_same(states["batch"][0][-1], states["batch"][1][-1])
+    for name in ("batch", "encoder"):
+        assert_same(states[name][0][-1], states[name][1][-1])
 
     def inside(states: list[TrainState], epoch: int, step: int) -> TrainState:
         return next(one for one in states if (one.epoch, one.step) == (epoch, step))
@@ -222,9 +227,10 @@ def test_statistics_of_several_processes_become_those_of_others(params, prepared
     assert norm.num_batches_tracked == 6
 
 
-@pytest.mark.parametrize("ema", [None, 0.9])
-def test_fit_of_the_library_is_this_training_bit_for_bit(params, prepared, ema):
-    spec = spec_of(params, prepared, augment={"on_device": True}, epochs=3, ema=ema, head_weights="sum", clip_norm=1.0)
+@pytest.mark.parametrize(("ema", "model", "how"), [(None, {}, {}), (0.9, ENCODER, FROZEN)])
+def test_fit_of_the_library_is_this_training_bit_for_bit(params, prepared, ema, model, how):
+    changes = {"ema": ema, "head_weights": "sum", "clip_norm": 1.0} | how
+    spec = spec_of(params, prepared, model, {"on_device": True}, epochs=3, **changes)
     state = last(spec)
     torch.manual_seed(spec.train.seed)
     network, told = spec.build_network(), []
@@ -233,11 +239,9 @@ def test_fit_of_the_library_is_this_training_bit_for_bit(params, prepared, ema):
         *spec.open_splits(),
         epochs=3,
         warmup_epochs=1,
-        ema=ema,
-        head_weights="sum",
-        clip_norm=1.0,
         precision="fp32",
         after_epoch=told.append,
+        **changes,
     )
     assert all(torch.equal(value, state.best.weights[key]) for key, value in trained.network.state_dict().items())
     assert [one.loss for one in told] == [row["train_loss"] for row in state.history]

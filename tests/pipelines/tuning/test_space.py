@@ -6,8 +6,10 @@ import math
 import pytest
 
 from pipelines.core.params import load_params, override
+from pipelines.tuning.candidate_costs import count_costs
 from pipelines.tuning.space import decode, make_candidate, mutable, read_space
 from tests.pipelines.tuning.declared import ALL, declared
+from unetpp.data.manifest import read_manifest
 from unetpp.errors import UserError
 
 
@@ -16,6 +18,17 @@ def test_widths_that_grow_stand_beside_those_listed_and_none_twice():
     space = read_space(declared(widths=[[4, 8, 16, 32], [5, 5]], grow=grow))
     assert space.widths == [(4, 8, 16, 32), (5, 5), (4, 6, 9, 14), (8, 12, 18, 27), (8, 16, 32, 64)]
     assert space.params.search.deepest == 3
+
+
+def test_encoders_are_searched_beside_widths_and_each_has_its_costs(prepared):
+    names = [None, "tf_efficientnet_lite0"]
+    space = read_space(declared(space={"model.encoder": names, "train.encoder_lr": [0.1]}))
+    assert {(one.widths, one.params.model.encoder) for one in space.networks} == {
+        (widths, name) for widths in ((4, 6), (4, 6, 8)) for name in names
+    }
+    costs = count_costs(space, read_manifest(prepared), (32, 32))
+    assert len({row["L1"]["parameters"] for row in costs.values()}) == 2  # L1 is the same for both widths
+    assert mutable(space) == ["train.encoder_lr"]
 
 
 def test_a_network_of_one_head_has_a_candidate_for_each_depth():

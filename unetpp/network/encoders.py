@@ -1,0 +1,238 @@
+"""Encoders of timm: the one place that knows it.
+
+timm's pyramid gives feature maps of stride 1, 2, 4 ...; of most networks those of 2 to 32. What no map needs is
+dropped, so that a network of depth d holds the stages down to stride 2^d and no more.
+"""
+
+import copy
+import importlib
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unetpp.errors import UserError, said
+from unetpp.offline import silenced
+
+NAME = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)?")  # perhaps with the tag of its weights; never an address or a path
+SHAPES = "torchvision._meta_registrations"
+WRAPPED = ("state_dict", "model_state_dict", "model")  # keys under which exports keep their weights
+
+
+def import_timm() -> Any:
+    """timm, beside whatever torchvision it finds.
+
+    A build of torchvision holds operators for one build of torch. Beside another one, such as a torch for processors,
+    they do not load, and `import torchvision` ends where it tells torch of their shapes. No encoder computes them.
+
+    Raises:
+        UserError: timm is not installed, or cannot be imported.
+    """
+    try:
+        with silenced():
+            try:
+                importlib.import_module("torchvision")
+            except RuntimeError as error:
+                if "operator torchvision::" not in str(error):
+                    raise
+                for name in [one for one in sys.modules if one.partition(".")[0] == "torchvision"]:
+                    del sys.modules[name]
+                sys.modules[SHAPES] = ModuleType(SHAPES)  # an empty one
+            return importlib.import_module("timm")
+    except ModuleNotFoundError as error:
+        raise UserError(f"encoder: {error.name} is not installed: pip install 'unetpp[encoders]'") from None
+    except Exception as error:
+        raise UserError(f"encoder: timm cannot be imported ({said(error)}); install it and torchvision anew") from None
+
+
+def check_name(name: str) -> None:
+    """Refuse what is no network of timm.
+
+    Raises:
+        UserError: with the nearest that are.
+    """
+    timm = import_timm()
+    if not NAME.fullmatch(name) or not timm.is_model(name):
+        import difflib
+
+        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
+        raise UserError(
+            f"encoder: found {name!r}, which is no network of timm {timm.__version__}; did you mean "
+            f"{', '.join(near) or 'resnet34, convnext_tiny or tf_efficientnet_lite0'}?"
+        )
+
+
+class Pyramid(nn.Module):
+    """The feature maps of a network of timm, by level: of stride 2^level.
+
+    Args:
+        name: such as "resnet34".
+        in_channels: of the image.
+        depth: the deepest level that is wanted.
+
+    Attributes:
+        channels: of the map of each level that there is, from 0 to `depth`; perhaps of none.
+
+    Raises:
+        UserError: timm is not installed, or has no such network, or none that gives maps of several strides.
+    """
+
+    def __init__(self, name: str, in_channels: int, depth: int):
+        super().__init__()
+        check_name(name)
+        try:
+            whole = import_timm().create_model(name, features_only=True, feature_cls="getter", in_chans=in_channels)
+            strides, channels = whole.feature_info.reduction(), whole.feature_info.channels()
+        except Exception as error:
+            raise UserError(f"encoder: {name} gives no feature maps ({said(error)}); take another one") from None
+        # Of several maps of one stride the last has seen most.
+        places = {stride.bit_length() - 1: place for place, stride in enumerate(strides) if stride.bit_count() == 1}
+        if len(places) < 2:
+            raise UserError(
+                f"encoder: {name} has maps of the stride {', '.join(map(str, sorted(set(strides))))}; expected several "
+                "powers of two, as of resnet34, convnext_tiny or pvt_v2_b0"
+            )
+        self.channels = {level: channels[places[level]] for level in sorted(places) if level <= depth}
+        self.places = [places[level] for level in self.channels]
+        self.model = whole.model if self.places else None
+        if self.model:
+            self.places = self.model.prune_intermediate_layers(self.places, prune_norm=True)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = None  # plain means, as of `unetpp.network.batch_norm`
+            elif type(module).__name__ == "Conv2dSame":
+                module.__class__ = _ConvSame
+
+    def forward(self, image: Tensor) -> dict[int, Tensor]:
+        """Maps (N, channels[level], H / 2^level, W / 2^level) by level; 2^depth divides H and W."""
+        if self.model is None:
+            return {}
+        maps: Any = self.model.forward_intermediates(
+            image, indices=self.places, norm=False, output_fmt="NCHW", intermediates_only=True
+        )
+        return dict(zip(self.channels, maps, strict=True))
+
+    def count_outputs(self, in_channels: int) -> float:
+        """What all layers give, in numbers a pixel of the image: about what a training step keeps of them."""
+        found: list[int] = []
+        copied = copy.deepcopy(self).to("meta")
+        for module in copied.modules():
+            if not list(module.children()):
+                module.register_forward_hook(lambda _module, _inputs, output: found.append(output.numel()))
+        side = 4 * 2 ** max(self.channels, default=0)
+        with torch.no_grad():
+            copied.eval()(torch.empty(1, in_channels, side, side, device="meta"))
+        return sum(found) / side**2
+
+
+class _ConvSame(nn.Conv2d):
+    """timm's convolution padded as by TensorFlow, for sides that its stride divides: the padding depends on no side.
+
+    The same numbers; but a graph of it takes images of any size.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        pads: list[int] = []
+        for kernel, stride, dilation in zip(
+            self.kernel_size[::-1], self.stride[::-1], self.dilation[::-1], strict=True
+        ):
+            total = max(dilation * (kernel - 1) + 1 - stride, 0)
+            pads += [total // 2, total - total // 2]
+        return self._conv_forward(nn.functional.pad(input, pads), self.weight, self.bias)
+
+
+def synchronise(network: nn.Module) -> None:
+    """Batch norm over the batch of all processes, also where timm's norms hold their activation."""
+    import_timm().layers.convert_sync_batchnorm(network)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors, or of a .pth in which they may lie one key deeper; nothing is unpickled.
+
+    Raises:
+        UserError: no such file, or none that holds tensors by name.
+    """
+    wanted = "expected a .safetensors or .pth of weights by name"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; {wanted}, of the network that model.encoder names")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file  # late: a network is used without files, too
+
+            found: Any = load_file(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path}: cannot be read ({said(error)}); {wanted}") from None
+    for key in WRAPPED:
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
+    if not isinstance(found, Mapping) or not any(isinstance(one, Tensor) for one in found.values()):
+        raise UserError(f"{path}: found {type(found).__name__} without tensors; {wanted}")
+    return {str(key): one for key, one in found.items() if isinstance(one, Tensor)}
+
+
+def load_weights(pyramid: Pyramid, weights: Mapping[str, Tensor], source: str) -> None:
+    """Put trained weights of the encoder's network into it.
+
+    Args:
+        weights: by timm's names, all with one and the same prefix, such as "module." or "encoder."; what else they
+            hold, such as the classifier, is left. Their first convolution may be of another number of channels, which
+            is adapted as timm does it.
+        source: what they are called in messages.
+
+    Raises:
+        UserError: weights of another network, or ones that are not finite.
+    """
+    if pyramid.model is None:
+        return
+    wanted = pyramid.model.state_dict()
+    first = next(iter(wanted))
+    found = [key.removesuffix(first) for key in weights if key == first or key.endswith(f".{first}")]
+    if len(found) != 1:
+        names = f"{len(found)} tensors named ...{first}" if found else f"tensors such as {next(iter(weights))}"
+        raise UserError(f"{source}: found {names}; expected those of the encoder as timm names them, such as {first}")
+    firsts = pyramid.model.pretrained_cfg.get("first_conv") or ()
+    stems = {f"{name}.weight" for name in ((firsts,) if isinstance(firsts, str) else firsts)}
+    chosen = {}
+    for key, value in wanted.items():
+        one = weights.get(found[0] + key)
+        if one is None and key.endswith(".num_batches_tracked"):
+            one = value
+        if one is not None and key in stems and one.ndim == 4 and one.shape[1] != value.shape[1]:
+            one = import_timm().models.adapt_input_conv(value.shape[1], one)
+        if one is None or one.shape != value.shape or not one.isfinite().all():
+            what = "no such tensor" if one is None else f"shape {tuple(one.shape)}"
+            what = "values that are not finite" if one is not None and one.shape == value.shape else what
+            raise UserError(
+                f"{source}: {found[0]}{key}: found {what}; expected {tuple(value.shape)}, as the encoder has it: take "
+                "weights of the very network that model.encoder names"
+            )
+        chosen[key] = one
+    pyramid.model.load_state_dict(chosen)
+
+
+def fetch_weights(name: str, path: Path) -> None:
+    """Write timm's weights of a network, from its hub, as a .safetensors.
+
+    Raises:
+        UserError: timm has none, or they cannot be fetched.
+    """
+    from safetensors.torch import save_file
+
+    check_name(name)
+    timm = import_timm()
+    try:
+        with silenced():
+            whole = timm.create_model(name, pretrained=True)
+    except Exception as error:
+        raise UserError(
+            f"model.encoder_weights=hub: those of {name} could not be fetched ({said(error)}); without network give a "
+            "file of weights instead, or null for random ones"
+        ) from None
+    save_file({key: value.contiguous() for key, value in whole.state_dict().items()}, path)
