@@ -35,8 +35,12 @@ ROWS = {
 }
 
 
+FEW = ("step", "roofline", "augment")  # the others are nightly
+EACH = [part if part in FEW else pytest.param(part, marks=pytest.mark.nightly) for part in ROWS]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ROWS)
+@pytest.mark.parametrize("part", EACH)
 def test_a_part_of_the_gpu_benchmark_runs_on_the_processor(monkeypatch, part):
     monkeypatch.setattr(torch, "compile", lambda module, **_: module)  # a minute otherwise
     lines = list(gpu.PARTS[part].run(replace(TOY, compiles=True)))

@@ -181,6 +181,7 @@ def test_doctor_finds_nothing_wrong_with_the_project(clone):
     assert "all is well" in clone.run("unetpp", "doctor")
 
 
+@pytest.mark.nightly
 @pytest.mark.shared_data
 def test_real_images_need_two_overrides(clone, shared_data):
     archive = shared_data / "bbbc038_sample.zip"

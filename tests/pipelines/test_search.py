@@ -502,6 +502,7 @@ def test_asha_ends_weak_trials_early_and_a_process_that_is_killed_is_one_dead_tr
 
 
 @pytest.mark.ray
+@pytest.mark.nightly
 @pytest.mark.usefixtures("two_nodes")
 def test_nsga2_looks_for_a_front_and_the_same_seed_gives_the_same_trials_whatever_was_killed(project, prepared):
     space = {"train.learning_rate": {"log": [1e-4, 1e-2]}}
