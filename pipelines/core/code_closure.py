@@ -38,6 +38,7 @@ def closure(module: str, decide_nothing: tuple[str, ...] = DECIDE_NOTHING) -> tu
         if name in found or wing in left_out - followed or not (path := _file_of(name)):
             continue
         found[name] = path
+        ahead += [wing] if wing.count(".") else []  # what its folder's own file imports runs as well
         for node in ast.walk(_tree(path)):
             if isinstance(node, ast.Import):
                 ahead += [alias.name for alias in node.names]
