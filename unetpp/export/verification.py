@@ -26,7 +26,6 @@ from unetpp.data.scaling import measure_statistics
 from unetpp.engines.engine import missing
 from unetpp.engines.runtimes import RUNTIMES, open_export
 from unetpp.engines.torch_engine import TorchEngine
-from unetpp.errors import UserError
 from unetpp.models.about import MODEL, About
 from unetpp.models.model_file import Trained, load_model
 
@@ -97,7 +96,7 @@ def opened(file: Path, about: About) -> dict[str, Predict]:
 def _difference(predict: Predict, example: np.ndarray, expected: np.ndarray) -> float:
     try:
         found = predict(example)
-    except UserError:  # an answer of another shape
+    except Exception:  # an answer of another shape, or a size that the runtime refuses
         return float("inf")
     if found.shape != expected.shape or not np.isfinite(found).all():
         return float("inf")

@@ -13,6 +13,8 @@ from unetpp.images.frame import Size
 from unetpp.network.masks import to_probs
 from unetpp.network.model import NestedUNet
 
+ENCODER_PX = 32  # some encoders (PVT) have windows of so many pixels
+
 
 def pad_to_multiple(image: Tensor, multiple: int, canvas: Size | None = None) -> Tensor:
     """(N, C, H, W) padded at the bottom and the right to sides that `multiple` divides, by repeating the edge.
@@ -75,7 +77,9 @@ class Segmenter(nn.Module):
     def probs(self, standardised: Tensor, canvas: Size | None = None) -> Tensor:
         """`forward` of an image that `standardise` has seen."""
         height, width = standardised.shape[-2:]
-        logits = self.network(pad_to_multiple(standardised, 2**self.network.depth, canvas))
+        least = ENCODER_PX if self.network.encoder else 0
+        sides = max(least, canvas[0]) if canvas else least, max(least, canvas[1]) if canvas else least
+        logits = self.network(pad_to_multiple(standardised, 2**self.network.depth, sides))
         each = [to_probs(logits[index], self.network.multilabel) * share for index, share in self.shares.items()]
         probs = each[0] if len(each) == 1 else torch.stack(each).sum(dim=0)
         # A crop, written as negative padding: an export of a slice keeps a guard on whether it was the whole.
