@@ -16,7 +16,7 @@ from unetpp.engines.torch_engine import TorchEngine
 from unetpp.images.frame import Size
 from unetpp.inference.tiles import TILE_PX, predict_resized, to_own_size
 from unetpp.models.model_file import Trained
-from unetpp.models.segmenter import Segmenter, pad_to_multiple
+from unetpp.models.segmenter import Segmenter
 from unetpp.network.masks import to_mask, to_probs
 
 MEAN = "mean"  # the name of the ensemble: the mean of the probabilities of all heads
@@ -28,7 +28,7 @@ class Heads(Segmenter):
 
     def probs(self, standardised: Tensor, canvas: Size | None = None) -> Tensor:
         height, width = standardised.shape[-2:]
-        logits = self.network(pad_to_multiple(standardised, 2**self.network.depth, canvas))
+        logits = self.heads(standardised, canvas)
         probs = torch.cat([to_probs(one, self.network.multilabel) for one in logits], dim=1)
         return F.pad(probs, (0, width - probs.shape[-1], 0, height - probs.shape[-2]))
 

@@ -77,9 +77,7 @@ class Segmenter(nn.Module):
     def probs(self, standardised: Tensor, canvas: Size | None = None) -> Tensor:
         """`forward` of an image that `standardise` has seen."""
         height, width = standardised.shape[-2:]
-        least = ENCODER_PX if self.network.encoder else 0
-        sides = max(least, canvas[0]) if canvas else least, max(least, canvas[1]) if canvas else least
-        logits = self.network(pad_to_multiple(standardised, 2**self.network.depth, sides))
+        logits = self.heads(standardised, canvas)
         each = [to_probs(logits[index], self.network.multilabel) * share for index, share in self.shares.items()]
         probs = each[0] if len(each) == 1 else torch.stack(each).sum(dim=0)
         # A crop, written as negative padding: an export of a slice keeps a guard on whether it was the whole.
@@ -90,4 +88,11 @@ class Segmenter(nn.Module):
 
         H' and W' are those of the padded image; the image's own pixels are its first H rows and W columns.
         """
-        return self.network(pad_to_multiple(standardise(image), 2**self.network.depth, self.canvas))
+        return self.heads(standardise(image), self.canvas)
+
+    def heads(self, standardised: Tensor, canvas: Size | None = None) -> tuple[Tensor, ...]:
+        """`logits` of an image that `standardise` has seen."""
+        least = ENCODER_PX if self.network.encoder else 0
+        height, width = canvas or (0, 0)
+        sides = max(least, height), max(least, width)
+        return self.network(pad_to_multiple(standardised, 2**self.network.depth, sides))

@@ -15,6 +15,7 @@ class Bright(nn.Module):
     """Foreground is what lies above the middle of the image's own range: steady in every respect."""
 
     depth, depths, num_classes, multilabel, in_channels = 1, (1,), 1, False, 3
+    encoder = None
     task = 1, False, True
 
     def config(self):

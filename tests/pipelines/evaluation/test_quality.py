@@ -36,6 +36,7 @@ class Told(nn.Module):
         background: bool = True,
     ):
         super().__init__()
+        self.encoder = None
         self.num_classes, self.multilabel, self.wrong, self.sure = num_classes, multilabel, wrong, sure
         self.task = num_classes, multilabel, background
 

