@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 import unetpp
+from tests.own_data import MADE
 from unetpp.data.resized import resize_sample
 from unetpp.images.frame import Frame
 from unetpp.models.segmenter import Segmenter
@@ -28,11 +29,21 @@ from unetpp.training.pairs import Pairs
 
 TOLERANCE = 0.01
 WIDTHS = (8, 16, 32, 64, 128)
-SETS = {"pets": 1, "camvid": 11, "dsb2018": 1}  # classes
+SETS = {
+    "pets": 1,
+    "camvid": 11,
+    "dsb2018": 1,
+    "kvasir": 1,
+    "voc": 4,
+    "membranes": 1,
+}  # classes; the last three are drawn
+IMAGES, MASKS = {"voc": "JPEGImages", "membranes": "image"}, {"voc": "SegmentationClass", "membranes": "label"}
 
 
 def read_set(root: Path, name: str, size: int) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
     """The pairs of train, val and test at one size. Without a split, a tenth is val and a fifth is test, by number."""
+    if name in MADE and not (root / name).exists():
+        MADE[name](root / name)
     folder, found = root / name, {"train": [], "val": [], "test": []}
     if name == "camvid":
         files = [
@@ -41,21 +52,19 @@ def read_set(root: Path, name: str, size: int) -> dict[str, list[tuple[np.ndarra
             for path in sorted((folder / split).iterdir())
         ]
     else:
-        images = sorted((folder / "images").iterdir())
+        of_masks = {path.stem: path for path in (folder / MASKS.get(name, "masks")).iterdir()}
+        images = [path for path in sorted((folder / IMAGES.get(name, "images")).iterdir()) if path.stem in of_masks]
         splits = np.random.default_rng(0).permutation(len(images)) % 10
         names = ["test", "test", "val"] + ["train"] * 7
-        files = [
-            (names[part], path, folder / "masks" / f"{path.stem}.png")
-            for part, path in zip(splits, images, strict=True)
-        ]
+        files = [(names[part], path, of_masks[path.stem]) for part, path in zip(splits, images, strict=True)]
     for split, image, mask in files:
         pixels, truth = np.asarray(Image.open(image).convert("RGB")), np.asarray(Image.open(mask))
         if name == "camvid":
             truth = np.where(truth == 11, 255, truth).astype(np.uint8)
         elif name == "pets":
             truth = np.array([1, 0, 255], np.uint8)[truth]
-        else:
-            truth = (truth > 0).astype(np.uint8)
+        elif name != "voc":
+            truth = (truth > (127 if name == "kvasir" else 0)).astype(np.uint8)  # Kvasir's masks are JPEG
         found[split].append(resize_sample(pixels, truth, Frame((size, size)), SETS[name]))
     return found
 
@@ -84,8 +93,8 @@ def train(arguments: argparse.Namespace) -> None:
         epochs=arguments.epochs,
         seed=arguments.seed,
         ema=arguments.ema,
-        flips="all" if arguments.set == "dsb2018" else "none",
-        quarter_turns=arguments.set == "dsb2018",
+        flips="all" if arguments.set in ("dsb2018", "membranes") else "none",
+        quarter_turns=arguments.set in ("dsb2018", "membranes"),
         after_epoch=note,
     )
     facts = {

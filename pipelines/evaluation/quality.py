@@ -18,6 +18,7 @@ from unetpp.scores.object_matching import Objects, match_objects
 
 # What an image scores of which no class occurs in mask or prediction: it has nothing, and nothing was found.
 NOTHING = {"boundary_f1": 1.0, "hd95_px": 0.0, "object_f1": 1.0, "dsb_ap": 1.0}
+OF_OUTLINES = ("boundary_f1", "hd95_px")
 
 
 @dataclass
@@ -31,15 +32,19 @@ class Quality:
     bins: Tensor  # (10, 3), see calibration.count_bins
     by_threshold: Tensor | None  # (N, T, F, 3), see calibration.count_by_threshold; None for classes
     best_iou: list[np.ndarray] = field(default_factory=list)  # of true objects, in the order of `TrueObjects`
+    bordered: bool = True  # some true plane has an outline, or no class occurs at all
 
     def per_image(self) -> dict[str, np.ndarray]:
         """(N,) iou, dice and the names of NOTHING, each the mean over the classes that occur.
 
-        nan is an image with classes of which none has an outline that could be compared.
+        nan is an image with classes of which none has an outline that could be compared, and every image where that
+        holds for the whole split: then false alarms in empty images would be all that the mean consists of.
         """
         iou, dice = metrics.per_image_iou(self.counts).numpy(), metrics.per_image_dice(self.counts).numpy()
         bare = np.asarray(np.isnan(self.shapes["object_f1"]).all(axis=1))
         others = {name: mean_over_classes(each, bare, NOTHING[name]) for name, each in self.shapes.items()}
+        if not self.bordered:
+            others |= {name: np.full(len(bare), np.nan) for name in OF_OUTLINES}
         return {"iou_image": iou, "dice_image": dice} | others
 
 
@@ -86,11 +91,14 @@ def measure_quality(
         for name in predict.names
     }
     true_objects = TrueObjects()
+    outlined, present = np.zeros((2, num_foreground), bool)
     for batch in batches(split, batch_size, what="test images"):
         truth, valid = to_planes(batch.mask, num_classes, multilabel)  # (n, num_classes, H, W)
         truth = truth[:, first:]
         planes = _Planes(truth.numpy(), (~valid).numpy(), tolerance_px)
         true_objects.areas += [each.areas for each in planes.objects]
+        outlined |= planes.outlined.any(axis=0)
+        present |= planes.present.any(axis=0)
         seen_mask = _seen(batch, predict.frame, num_classes, multilabel)
         for name, seen, probs in predict.answers(batch.images):
             quality, mask_hat = found[name], to_mask(probs, multilabel)
@@ -104,6 +112,10 @@ def measure_quality(
             for score, values in scores.items():
                 quality.shapes[score][batch.indices] = values
             quality.best_iou += best_iou
+    for quality in found.values():
+        quality.bordered = bool(outlined.any() or not present.any())
+        for name in OF_OUTLINES:
+            quality.shapes[name][:, present & ~outlined] = np.nan
     return found, true_objects
 
 
@@ -125,7 +137,8 @@ class _Planes:
         self.shape, self.tolerance_px = truth.shape[:2], tolerance_px
         self.present = np.asarray(truth.any(axis=(2, 3)))
         self.boundaries = [Boundary.of(truth[at], self.ignored[at[0]]) for at in np.ndindex(*self.shape)]
-        self.outlined = [has_outline(truth[at], self.ignored[at[0]]) for at in np.ndindex(*self.shape)]
+        outlined = [has_outline(truth[at], self.ignored[at[0]]) for at in np.ndindex(*self.shape)]
+        self.outlined = np.array(outlined).reshape(self.shape)
         self.objects = [Objects.of(truth[at]) for at in np.ndindex(*self.shape)]
 
     def compare(self, hat: np.ndarray) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
@@ -139,7 +152,7 @@ class _Planes:
                 continue
             scores["object_f1"][at], scores["dsb_ap"][at] = matches.f1, matches.average_precision
             boundary, true = Boundary.of(hat[at], self.ignored[at[0]]), self.boundaries[number]
-            if not self.outlined[number] if self.present[at] else boundary.tree is None:
+            if not self.outlined[at] if self.present[at] else boundary.tree is None:
                 continue  # nothing to compare with
             compared = compare_boundaries(boundary, true, self.tolerance_px)
             scores["boundary_f1"][at], scores["hd95_px"][at] = compared.f1, compared.hd95_px

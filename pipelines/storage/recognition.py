@@ -8,7 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from pipelines.storage.templates import SEPARATORS, SPLIT_OF, Layout, composed, is_picture, match, without_suffix
+from pipelines.storage.templates import (
+    SEPARATORS,
+    SPLIT_OF,
+    Layout,
+    composed,
+    is_picture,
+    match,
+    split_by_names,
+    without_suffix,
+)
 
 IMAGE_WORDS = frozenset(
     """image images img imgs original originals input inputs jpegimages leftimg8bit photo photos picture pictures raw
@@ -145,10 +154,13 @@ def recognise(names: Iterable[PurePosixPath]) -> list[Candidate]:
     """
     names = list(names)
     found = _recognise(names, False)
+    if len(found) != 1:
+        together = _recognise(names, True)
+        if len(together) == 1 and "{folder}" in together[0].layout.images:
+            found = together
     if len(found) == 1:
-        return found
-    together = _recognise(names, True)
-    return together if len(together) == 1 and "{folder}" in together[0].layout.images else found
+        found = [found[0]._replace(layout=split_by_names(found[0].layout, names))]
+    return found
 
 
 def _recognise(names: Iterable[PurePosixPath], by_folder: bool) -> list[Candidate]:

@@ -16,7 +16,7 @@ from pathlib import PurePosixPath
 from unetpp.images.pictures import SUFFIXES
 
 SPLIT_OF = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
-SPLIT_OF |= {"test": "test", "testing": "test"}
+SPLIT_OF |= {"test": "test", "testing": "test", "testa": "test", "testb": "test"}  # the last two: GlaS
 SEPARATORS = "_-. /"
 
 
@@ -105,6 +105,19 @@ def find_files(names: Iterable[PurePosixPath], layout: Layout) -> Found:
     if "train" not in found.splits.values() or len(set(found.splits.values())) < 2:
         found.splits = {}  # a folder that divides nothing
     return found
+
+
+def split_by_names(layout: Layout, names: list[PurePosixPath]) -> Layout:
+    """With {split} in front of {id} if the name of every image begins with one: train_1 and testA_1, as in GlaS."""
+    if "{split}" in layout.images:
+        return layout
+    num_pairs = len(find_files(names, layout).mask_of)
+    for separator in "_-":
+        images, masks = (text.replace("{id}", f"{{split}}{separator}{{id}}") for text in (layout.images, layout.masks))
+        found = find_files(names, by_split := Layout(layout.kind, images, masks))
+        if found.splits and len(found.mask_of) == num_pairs:
+            return by_split
+    return layout
 
 
 def _id(hit: re.Match) -> str:

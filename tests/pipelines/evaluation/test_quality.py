@@ -179,6 +179,13 @@ def test_outlines_that_are_all_ignored_are_not_measured_and_objects_are(tmp_path
     assert by_class(quality, ["pet"])["pet"]["L2"]["boundary_f1"] is None
     assert by_kind(quality, split.kinds)["a"]["L2"]["boundary_f1"] is None
     assert image_rows(quality, split, ["a", "b"])[0]["boundary_f1_L2"] is None
+    # False alarms in an image without an object are no measurement of outlines either.
+    split = write_split(tmp_path / "c", [trimap, np.zeros_like(plain)])
+    quality, _ = measure_quality(predictor(Told(wrong=1.0)), split, 2, 1.0)
+    rows = summarise(quality, resample(quality, ["a", "b"]), dict.fromkeys(quality), "L2")
+    assert [rows[depth]["boundary_f1"] for depth in ("L1", "L2")] == [None, None]
+    assert by_class(quality, ["pet"])["pet"]["L1"]["boundary_f1"] is None
+    assert by_kind(quality, split.kinds)["a"]["L1"]["boundary_f1"] is None
     # Images that have an outline are the score, with what is in none counting as it did.
     split = write_split(tmp_path / "b", [trimap, plain, np.zeros_like(plain)])
     quality, _ = measure_quality(predictor(Told(wrong=1.0)), split, 2, 1.0)

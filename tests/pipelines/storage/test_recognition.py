@@ -166,7 +166,8 @@ LAYOUTS = {
         "{id}_mask",
         4,
     ),
-    "GlaS": ("@.bmp @_anno.bmp", "train_1 testA_1", "{id}", "{id}_anno", 2),
+    "GlaS": ("@.bmp @_anno.bmp", "train_1 testA_1 testB_1", "{split}_{id}", "{split}_{id}_anno", 3),
+    "numbers of one split": ("@.bmp @_anno.bmp", "train_1 train_2", "{id}", "{id}_anno", 2),
     "a split without masks": (
         "train/images/@.png train/labels/@.png val/images/@.png val/labels/@.png test/images/@.png",
         "a b",
