@@ -52,7 +52,7 @@ for _ in range(300):
         if probe.connect_ex((socket.gethostbyname(host), int(port))) == 0:
             sys.exit(0)
     time.sleep(0.4)
-sys.exit(f"error: {sys.argv[1]}: no Ray head after two minutes; its log stands above")
+sys.exit(f"error: {sys.argv[1]}: no Ray head after two minutes; its log is above")
 PYTHON
 for node in "${nodes[@]:1}"; do start "$node" --address="$address"; done
 python - "$address" "${#nodes[@]}" <<'PYTHON'

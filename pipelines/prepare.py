@@ -56,7 +56,7 @@ def prepare(params: Prepare, raw: Path, out: Path) -> Manifest:
             without foreground, a group or a near-duplicate in two splits, a full disk.
     """
     if not (raw / "manifest.json").is_file():
-        raise UserError(f"{raw}: found no manifest.json; expected what stage ingest writes: run `dvc repro ingest`")
+        raise UserError(f"{raw}: found no manifest.json; expected the output of stage ingest: run `dvc repro ingest`")
     limits = limits_of(params)
     samples, problems = find_samples(
         raw, params.num_classes, params.classes, params.pages, limits, params.multilabel, read_layout(raw)

@@ -97,8 +97,8 @@ def search(params: Params, prepared: Path, runs: Path, out: Path, reports: Path,
         _, origin = begin
         widths = tuple(map(int, chosen["widths"].split()))
         weights, anew = begin_with(begin, override(params, chosen["params"]), widths, manifest)
-        heads = f"; the heads of {', '.join(f'L{depth}' for depth in anew)} are drawn anew" if anew else ""
-        print(f"train begins with {origin.uri}, sha256 {origin.sha256[:12]} (train.init={origin.asked}){heads}")
+        heads = f"; the heads of {', '.join(f'L{depth}' for depth in anew)} start from random weights" if anew else ""
+        print(f"train starts from {origin.uri}, sha256 {origin.sha256[:12]} (train.init={origin.asked}){heads}")
     chosen["chosen"] = 1
     write_tables(points, trials, space, reports)
     write_json(reports / "page.json", page_facts(points, trials, chosen, reason, others, space, manifest, size))

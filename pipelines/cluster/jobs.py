@@ -67,7 +67,7 @@ def _shared_storage(params: Params, where: str, prepared: Path) -> Place:
     """The storage that this machine and the cluster share, with the prepared data in it."""
     if params.cluster.storage is None:
         raise UserError(
-            f"the stage is to run on {where}, and cluster.storage is null: set it to s3://bucket/prefix or to an "
+            f"the stage runs on {where}, and cluster.storage is null: set it to s3://bucket/prefix or to an "
             "absolute path that this machine and the cluster share; data, checkpoints and results pass through it"
         )
     share(params, prepared, read_manifest(prepared))
@@ -154,7 +154,7 @@ def find_job(client: Any, key: str) -> tuple[str, bool]:
         newest = max(attempts)
         status = str(attempts[newest].status)
         if status not in ("FAILED", "STOPPED"):
-            print(f"job {key}-{newest} is {status.lower()} already: it is followed", flush=True)
+            print(f"job {key}-{newest} is already {status.lower()}: following it", flush=True)
             return f"{key}-{newest}", True
     return f"{key}-{max(attempts, default=0) + 1}", False
 
@@ -184,13 +184,13 @@ def _send(client: Any, job: str, package: Path, python: str, address: str) -> No
                 raise
             if time.monotonic() > give_up:
                 raise UserError(
-                    f"{address}: the cluster took no job in {AGENT_S} s, since the agent for jobs does not run on its "
+                    f"{address}: the cluster accepted no job in {AGENT_S} s, because the job agent does not run on its "
                     "head (often another Ray on that machine has its port 52365; dashboard_agent.log in "
                     "/tmp/ray/session_latest/logs there says why); start the head with "
                     "--dashboard-agent-listen-port=<a free port>"
                 ) from None
             if attempt == 0:
-                print(f"{address}: waiting for the cluster's agent for jobs", flush=True)
+                print(f"{address}: waiting for the cluster's job agent", flush=True)
             time.sleep(1)
     print(f"job {job} was sent", flush=True)
 
@@ -213,8 +213,8 @@ def follow(client: Any, job: str, address: str) -> None:
                 lost += 1
                 if lost > RECONNECTS:
                     raise UserError(
-                        f"{address}: lost while job {job} ran ({error}); the job may go on there: the same command "
-                        "follows it again"
+                        f"{address}: lost while job {job} ran ({error}); the job may still be running there: rerun the "
+                        "command to follow it"
                     ) from None
             if status is not None and status.is_terminal():
                 break
@@ -230,8 +230,8 @@ def follow(client: Any, job: str, address: str) -> None:
     if str(status) != "SUCCEEDED":
         reason = (client.get_job_info(job).message or "").strip().partition(", last available logs")[0]
         raise UserError(
-            f"job {job} ended as {status} on {address} ({reason or 'no reason given'}); its log stands above. The same "
-            "command sends it again, and it goes on from its last checkpoint"
+            f"job {job} ended as {status} on {address} ({reason or 'no reason given'}); its log is above. Rerun the "
+            "command: it sends the job again, which resumes from its last checkpoint"
         )
 
 

@@ -80,7 +80,7 @@ def read_annotations(
                 continue
             category = annotation.get("category_id")
             if not isinstance(category, int | str) or category not in indices:
-                reason = f"found annotation {id} of the category {category}, which is not listed; expected one that is"
+                reason = f"found annotation {id} of the category {category}, which is not listed; expected a listed one"
                 raise FileError(path, reason, "correct category_id or add the category")
             said = (annotation.get(key) for key in ("segmentation", "area", "bbox"))
             shapes[names[image]].append(Shape(id, indices[category], *said))
@@ -100,7 +100,7 @@ def draw(drawing: Drawing, image: Path, height: int, width: int) -> Iterator[tup
         raise FileError(
             drawing.file,
             f"found annotations for {found} px of {image.name} of {wanted} px; expected the same size",
-            "bring back the image that was annotated, or annotate this one",
+            "restore the image that was annotated, or annotate this one",
         )
     for shape in drawing.shapes:
         try:
@@ -126,7 +126,7 @@ def _rasterise(segmentation: list | dict, height: int, width: int, file: Path) -
         raise ValueError("no segmentation")
     for polygon in segmentation:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-            raise ValueError("a polygon that is no list of three and more points")
+            raise ValueError("a polygon that is not a list of three or more points")
         for value, side in zip(polygon, [width, height] * (len(polygon) // 2), strict=True):
             # A point far outside would make pycocotools ask for memory by the distance.
             if not _is_number(value) or not -side <= value <= 2 * side:
@@ -149,7 +149,7 @@ def _check_extent(shape: Shape, inside: np.ndarray) -> None:
     if isinstance(shape.segmentation, list):  # by its points: of a thin one hardly a pixel may be drawn
         points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in shape.segmentation])
         if sides.max() > 2 and points.max() <= 1 and (points % 1).any():
-            raise ValueError("coordinates within 0 to 1, which are shares and no px")
+            raise ValueError("coordinates from 0 to 1, which are fractions, not px")
         box = np.array([points.min(axis=0), points.max(axis=0)]).clip(0, sides)
     else:
         points = np.argwhere(inside.T) if inside.any() else np.zeros((1, 2))
@@ -159,12 +159,12 @@ def _check_extent(shape: Shape, inside: np.ndarray) -> None:
     if _is_number(shape.area) and shape.area > 0:
         drawn = int(np.count_nonzero(inside))
         if not drawn / 2 - slack <= shape.area <= 2 * size.prod() + slack:
-            raise ValueError(f"the area {shape.area:g}, of which {drawn} px are drawn")
+            raise ValueError(f"the area {shape.area:g} for a shape of {drawn} px")
     bbox = shape.bbox
     if isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_number, bbox)) and min(bbox[2:]) > 0:
         corner, extent = np.reshape(bbox, (2, 2))
         if (abs(np.array([corner, corner + extent]).clip(0, sides) - box) > 2 + 0.05 * size.max()).any():
-            raise ValueError(f"the bbox {bbox}, of which {[round(float(one), 1) for one in (*box[0], *size)]} is drawn")
+            raise ValueError(f"the bbox {bbox} for a shape in {[round(float(one), 1) for one in (*box[0], *size)]}")
 
 
 def _is_number(value: Any) -> bool:
@@ -174,11 +174,11 @@ def _is_number(value: Any) -> bool:
 def _from_run_lengths(segmentation: dict, height: int, width: int) -> np.ndarray:
     size, counts = segmentation.get("size"), segmentation.get("counts")
     if size != [height, width]:
-        raise ValueError(f"run lengths of the size {size!r}")
+        raise ValueError(f"run lengths for the size {size!r}")
     if isinstance(counts, str):
         counts = _decompress(counts)
     if not isinstance(counts, list) or not all(type(one) is int and one >= 0 for one in counts):
-        raise ValueError("counts that are no list of lengths")
+        raise ValueError("counts that are not a list of lengths")
     if sum(counts) != height * width:
         raise ValueError(f"run lengths of {sum(counts)} px")
     inside = np.repeat(np.arange(len(counts)) % 2 == 1, counts)  # background comes first
@@ -192,7 +192,7 @@ def _decompress(text: str) -> list[int]:
     for letter in text:
         bits = ord(letter) - 48
         if not 0 <= bits < 64 or shift > 40:
-            raise ValueError("counts that are no compressed run lengths")
+            raise ValueError("counts that are not compressed run lengths")
         value |= (bits & 31) << shift
         shift += 5
         if not bits & 32:
@@ -208,8 +208,7 @@ def _pycocotools(file: Path) -> Any:
         from pycocotools import mask
     except ImportError:
         raise UserError(
-            f"{file}: found polygons, which pycocotools draws, and it is not installed; expected it here: "
-            "pip install 'unetpp[coco]'"
+            f"{file}: found polygons, which need pycocotools; expected it installed: pip install 'unetpp[coco]'"
         ) from None
     return mask
 
@@ -247,7 +246,7 @@ def find_categories(files: Mapping[Path, dict]) -> dict[int | str, str]:
             id, name = _value(row, "id", int | str, path, "a category"), _value(row, "name", str, path, "a category")
             if names.setdefault(id, name) != name:
                 reason = f"found the category {id} as {names[id]!r} and {name!r}; expected one name"
-                raise FileError(path, reason, "number the categories alike in all files")
+                raise FileError(path, reason, "use the same category ids in all files")
     heads = {row.get("supercategory") for content in files.values() for row in content["categories"]}
     used = {str(row.get("category_id")) for content in files.values() for row in content["annotations"]}
     empty = {id for id, name in names.items() if name in heads and str(id) not in used}
@@ -275,8 +274,8 @@ def _class_indices(
         indices = {id: classes.index(name) + 1 for id, name in names.items()}
     background = 0 if multilabel else 1
     if len(names) != num_classes - background:
-        counted = "counts the background, too" if background else "counts labels alone with prepare.multilabel"
-        other = ", or to 1 for foreground alone" if background else ""
+        counted = "also counts the background" if background else "counts only labels with prepare.multilabel"
+        other = ", or to 1 for foreground only" if background else ""
         raise FileError(
             path,
             f"found {len(names)} categories; expected {num_classes - background}, as prepare.num_classes = "

@@ -29,16 +29,16 @@ def with_splits(samples: Sequence[Sample], root: Path, split: str) -> list[Sampl
     counts = Counter(found.values())
     if not found or "train" not in counts or len(counts) < 2:
         if found:
-            print(f"prepare: {source} name {_counts(counts)} alone, so the set is divided by hash")
+            print(f"prepare: {source} name only {_counts(counts)}, so the dataset is divided by hash")
         return [replace(sample, split=None) for sample in samples]
-    print(f"prepare: the set's own split, by {source}: {_counts(counts)}")
+    print(f"prepare: the dataset's own split, by {source}: {_counts(counts)}")
     if "test" not in counts:
-        print("prepare: no test among them: its val is our test, and our val is drawn from its train by hash")
+        print("prepare: it has no test: its val is our test, and our val is drawn from its train by hash")
     elif "val" not in counts:
-        print("prepare: no val among them: it is drawn from its train by hash")
+        print("prepare: it has no val: val is drawn from its train by hash")
     others = [sample.id for sample in samples if sample.id not in found]
     if others:
-        print(f"prepare: {len(others)} images that {source} do not name are left out, such as {others[0]}")
+        print(f"prepare: {len(others)} images are left out, as {source} do not name them, such as {others[0]}")
     chosen = [replace(one, split=found[one.id]) for one in samples if one.id in found]
     if "test" in counts:
         return chosen
@@ -162,12 +162,10 @@ def _collect(names: _Names, rows: Iterable[tuple[str, str, str]]) -> dict[str, s
         for id in ids:
             if found.setdefault(id, split) != split:
                 raise UserError(
-                    f"{where}: found {id!r} in {split}, and before in {found[id]}; expected one split an image: remove "
-                    "one of the two, or set prepare.split to hash"
+                    f"{where}: found {id!r} in {split}, and earlier in {found[id]}; expected one split per image: "
+                    "remove one of the two, or set prepare.split to hash"
                 )
     if unknown:
         where, text = unknown[0]
-        print(
-            f"prepare: {where}: {len(unknown)} names are no image of this set that has a mask, such as {text.strip()}"
-        )
+        print(f"prepare: {where}: {len(unknown)} names match no image with a mask, such as {text.strip()}")
     return found

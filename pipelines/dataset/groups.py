@@ -69,7 +69,7 @@ def look_up(samples: Sequence[Sample], path: Path, column: str, key: str) -> lis
     unknown = table.keys() - {sample.id for sample in samples} - {sample.group for sample in samples}
     if unknown:
         first = ", ".join(sorted(unknown)[:5])
-        print(f"prepare: {path}: {len(unknown)} of {len(table)} ids are no image of this set, such as {first}")
+        print(f"prepare: {path}: {len(unknown)} of {len(table)} ids match no image of this dataset, such as {first}")
     return [one for one in found if one is not None]
 
 
@@ -96,8 +96,8 @@ def read_table(path: Path, column: str, key: str) -> dict[str, str]:
                     )
                 if found.setdefault(id, value) != value:
                     raise UserError(
-                        f"{path}: line {rows.line_num}: found {id!r} in {column} {value!r} and before in "
-                        f"{found[id]!r}; expected one {column} an id: remove one of the lines"
+                        f"{path}: line {rows.line_num}: found {id!r} in {column} {value!r} and earlier in "
+                        f"{found[id]!r}; expected one {column} per id: remove one of the lines"
                     )
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: found no CSV in UTF-8 ({error}); {expected}: save it as one") from None
@@ -176,10 +176,10 @@ def group_frames(groups: list[str], frames: Mapping[int, Frame], params: Prepare
     names = {frame.sequence for frame in frames.values()}
     whole = len(names) >= ENOUGH and {place([[name]], params)[0].split for name in names} == set(SPLITS)
     named = name_groups(frames, whole)
-    how = "each is a group" if whole else f"they are cut into {len(set(named.values()))} blocks of neighbours"
+    how = "each is a group" if whole else f"they are cut into {len(set(named.values()))} blocks of adjacent frames"
     print(
         f"prepare: {len(frames)} images are frames of {len(names)} sequence{'s' * (len(names) > 1)}, such as "
-        f"{min(names)}, by their numbers and looks: {how} (prepare.groups.sequences=none turns that off)"
+        f"{min(names)}, by their numbers and looks: {how} (prepare.groups.sequences=none turns this off)"
     )
     return [named.get(index, group) for index, group in enumerate(groups)]
 

@@ -43,7 +43,7 @@ def find_kinds(samples: Sequence[Sample], how: str) -> list[str] | None:
     kinds = [_first_folder(sample.id) for sample in samples]
     if samples and not any(kinds):
         raise UserError(
-            f"prepare.kinds: found folder, and no id with one, such as {samples[0].id!r}; expected images in a folder "
+            f"prepare.kinds: found folder, but no id has one, such as {samples[0].id!r}; expected images in a folder "
             "for each kind: set prepare.kinds to none, or to the path of a CSV file with the columns id and kind"
         )
     return [kind or NO_FOLDER for kind in kinds]

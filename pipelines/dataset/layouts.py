@@ -118,7 +118,7 @@ def _class_folders(root: Path, layout: Layout, files: Found, classes: tuple[str,
             what = in_masks + others[0] if others else f"no {in_masks}{sorted(set(classes) - found)[0]}/"
             raise UserError(
                 f"{root}: found {what}; expected a folder of masks for each of prepare.classes and nothing else in "
-                f"{in_masks}: {', '.join(classes)}: correct prepare.classes, or move what is no class"
+                f"{in_masks}: {', '.join(classes)}: correct prepare.classes, or move what is not a class"
             )
         return classes
     likely = find_class_folders(files)
@@ -127,8 +127,8 @@ def _class_folders(root: Path, layout: Layout, files: Found, classes: tuple[str,
         raise UserError(
             f"{root}: found a folder of masks for each of {listed}; expected them in prepare.classes: set "
             f"prepare.classes=[{listed}] in the order of their class indices, and prepare.num_classes to "
-            f"{len(likely) + 1} (or to 1 for foreground alone, or to {len(likely)} with prepare.multilabel=true where "
-            "they lie over each other)"
+            f"{len(likely) + 1} (or to 1 for foreground only, or to {len(likely)} with prepare.multilabel=true if "
+            "they overlap)"
         )
     return ()
 
@@ -152,7 +152,7 @@ def _by_id(files: dict[str, list[PurePosixPath]], problems: list[Problem]) -> di
     for group in same.values():
         if len(group) > 1:
             others = ", ".join(str(name) for _, name in group)
-            reason = f"names differ only by case, suffix or form of Unicode: {others}"
+            reason = f"names differ only by case, suffix or Unicode form: {others}"
             problems += [Problem(id, str(name), reason, "rename one") for id, name in group]
     return {group[0][0]: group[0][1] for group in same.values() if len(group) == 1}
 
@@ -213,7 +213,7 @@ def _find_bbbc038(root: Path, names: list[PurePosixPath]) -> tuple[list[Sample],
         clashing = by_case[composed(id.casefold())]
         if len(clashing) > 1:
             problems.append(
-                Problem(id, id, f"names differ only by case or form of Unicode: {', '.join(clashing)}", "rename one")
+                Problem(id, id, f"names differ only by case or Unicode form: {', '.join(clashing)}", "rename one")
             )
         elif len(images) != 1:
             reason = f"found {len(images)} image files; expected one"
@@ -258,7 +258,7 @@ def _find_coco(
             silent[split] += 1
         elif str(name) not in clashing:
             reason = "no entry among the images of the annotations"
-            problems.append(Problem(id, str(name), reason, "add one (without annotations, where it shows no object)"))
+            problems.append(Problem(id, str(name), reason, "add one (without annotations, if it shows no object)"))
     for split, number in silent.items():
         print(f"prepare: {number} images of {split} have no annotations and are left out")
     return samples, problems
@@ -296,7 +296,7 @@ def _slices(sample: Sample, root: Path, limits: Limits, problems: list[Problem])
         return []
     other = next((mask for mask, count in counts.items() if count != num_pages), sample.image)
     if other != sample.image or (sample.drawing is not None and num_pages > 1):
-        masks = f"{counts.get(other, 'no')} pages" if other != sample.image else "annotations of no page"
+        masks = f"{counts.get(other, 'no')} pages" if other != sample.image else "annotations without pages"
         problem = FileError(
             other,
             f"found {masks} for the {num_pages} pages of {sample.image.name}; expected a mask page for each",

@@ -101,11 +101,11 @@ def load_full(samples: list[Sample], params: Prepare, numbered: bool) -> Iterato
     """
     load = functools.partial(_load_full, params, numbered)
     num_processes = min(params.num_workers, num_cores())
-    for index, answer in watched(answers(load, samples, num_processes), "decoding at own size, images", len(samples)):
+    for index, answer in watched(answers(load, samples, num_processes), "decoding at full size, images", len(samples)):
         if isinstance(answer, Died | FileError):
             raise UserError(
                 f"{samples[index].image}: this image or its mask could be read before and now cannot "
-                f"({answer.how if isinstance(answer, Died) else answer}); leave the files alone and rerun the stage"
+                f"({answer.how if isinstance(answer, Died) else answer}); do not change the files, and rerun the stage"
             )
         yield index, answer
 
@@ -137,7 +137,7 @@ def _load_alone(load: Callable[[Sample], Loaded | FileError], sample: Sample) ->
         index = next((index for index, part in tried if isinstance(part, Died)), 0)
     return FileError(
         files[index],
-        f"found a file that cannot be decoded (the process at it {answer.how}); expected one whose decoding ends and "
+        f"found a file that cannot be decoded (its process {answer.how}); expected one whose decoding ends and "
         "fits in memory",
         "fetch it again or remove it",
     )

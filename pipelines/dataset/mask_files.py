@@ -173,16 +173,16 @@ def _check_classes(path: Path, values: np.ndarray, num_classes: int, multilabel:
     if highest <= legal:
         return
     if highest == 255 and np.isin(values, (0, 255)).all():
-        found, expected = "values 0 and 255 alone, which say foreground", f"class indices, 0 to {legal}"
+        found, expected = "values 0 and 255 only, which mean foreground", f"class indices, 0 to {legal}"
         fix = "set prepare.num_classes to 1, or write class indices"
         if multilabel:
             fix = "put the masks of each label into a folder masks/<label>/, and name these in prepare.classes"
     else:
         found, expected = f"value {highest}", f"the number of a label, 0 to {legal}" if multilabel else f"0 to {legal}"
         other = (
-            "put labels that lie over each other into a folder each, masks/<label>/"
+            "put overlapping labels into a folder each, masks/<label>/"
             if multilabel
-            else "set it to 1 where values number objects"
+            else "set it to 1 if values number objects"
         )
         fix = (
             f"correct the mask, raise prepare.num_classes, {other}, or set prepare.ignore to this value if it marks "
@@ -206,13 +206,13 @@ def check_meanings(samples: Iterable[Sample], params: Prepare) -> None:
             f"{drawn.file}: found COCO annotations" if drawn else f"{one.masks[0].parent}: found a mask for each class"
         )
         raise UserError(
-            f"{where}, and prepare.background is false; expected true, as what is in none of the classes is background"
+            f"{where}, and prepare.background is false; expected true, as pixels outside all classes are background"
         )
     for key in ("ignore", "values"):
         if drawn is not None and (found := getattr(params, key)) is not None:
             raise UserError(
-                f"{drawn.file}: found COCO annotations, and prepare.{key} is {found}, of mask files; expected null, as "
-                f"shapes have no values: set prepare.{key} to null, or export masks in place of shapes"
+                f"{drawn.file}: found COCO annotations, and prepare.{key} is {found}, for mask files; expected null, "
+                f"as shapes have no values: set prepare.{key} to null, or export masks instead of shapes"
             )
 
 

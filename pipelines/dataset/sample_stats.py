@@ -132,15 +132,15 @@ def check_foreground(splits: Mapping[str, Sequence[Facts]], ignore: int | None, 
         key = "prepare.values" if ignore is None else f"prepare.ignore, {ignore}"
         raise UserError(
             f"{key}: found {ignored:,} ignored pixels and no other foreground in any mask, so that nothing is left to "
-            "learn; expected a value that marks unlabelled pixels: call it a class where it marks the foreground"
+            "learn; expected a value that marks unlabelled pixels: name it as a class if it marks the foreground"
         )
     bare = [split for split, each in splits.items() if not any(one.prepared_foreground_px for one in each)]
     if bare and no_foreground == "refuse":
         counts = ", ".join(f"{split} ({len(splits[split])} images)" for split in bare)
         raise UserError(
             f"prepare.no_foreground: found no foreground pixel in {counts}; expected some in each of train, val and "
-            "test, as else nothing is learned, or all that finds nothing scores 1.000: add annotated images, set other "
-            "prepare.shares or another prepare.salt, or set prepare.no_foreground to allow"
+            "test, as otherwise nothing is learned, or a model that finds nothing scores 1.000: add labelled images, "
+            "set other prepare.shares or another prepare.salt, or set prepare.no_foreground to allow"
         )
 
 

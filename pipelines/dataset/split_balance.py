@@ -58,7 +58,7 @@ class Balance:
             ]
             if total >= KIND_MATTERS and any(off):
                 numbers = ", ".join(f"{counts[part]} in {part} ({wanted:.1f})" for part, wanted in expected.items())
-                lines.append(f"of the {total} {kind} images there are (and by the shares should be) {numbers}")
+                lines.append(f"{total} {kind} images, with those expected by prepare.shares in parentheses: {numbers}")
         return lines
 
     def score(self) -> tuple[int, float]:
@@ -93,8 +93,8 @@ def tell_large_groups(members: list[list[str]]) -> None:
     if number >= LARGE_GROUP and number > LARGE_SHARE * len(members):
         print(
             f"warning: near-duplicates join {number} of {len(members)} images in one group, {largest[0]} among them: "
-            "look at duplicates.csv; raise prepare.near_duplicates.correlation if they are no duplicates, or name what "
-            "belongs together by prepare.groups"
+            "look at duplicates.csv; raise prepare.near_duplicates.correlation if they are not duplicates, or set "
+            "prepare.groups"
         )
 
 

@@ -157,7 +157,7 @@ def find_apart(prepared: Path, groups: dict[str, str], pairs: Iterable[tuple[str
             shown = [
                 next(f"{id} in {split}" for id in ids if split in splits[id]) for split in SPLITS if split in standing
             ]
-            lines.append(f"the group {group!r} of {len(ids)} images stands in {_words(standing)}: {', '.join(shown)}")
+            lines.append(f"the group {group!r} of {len(ids)} images is in {_words(standing)}: {', '.join(shown)}")
     alike = {(one, other): why for one, other, why in pairs}
     for row in read_rows(prepared / "duplicates.csv"):
         why = f"near-duplicates, distance {row['distance']}, correlation {row['correlation']}"
@@ -180,8 +180,8 @@ def check_apart(prepared: Path, groups: dict[str, str], pairs: Iterable[tuple[st
         return
     more = [f"and {len(lines) - 20} more"] if len(lines) > 20 else []
     raise UserError(
-        f"{prepared}: found {len(lines)} groups or pairs of images that stand in two splits; expected each in one, "
-        "or what is tested on is what was trained on: remove one of the two files, give both one group "
+        f"{prepared}: found {len(lines)} groups or pairs of images that are in two splits; expected each in one, "
+        "as otherwise the test set is trained on: remove one of the two files, give both one group "
         "(prepare.groups), or set prepare.near_duplicates\n  " + "\n  ".join([*lines[:20], *more])
     )
 
@@ -198,7 +198,7 @@ def tell_leaks(lines: list[str], neighbours: dict[str, dict[str, int]]) -> list[
         kinds = (
             "groups or pairs of images that are alike" if len(lines) > 1 else "group or pair of images that are alike"
         )
-        leaks.append(f"The set's own split divides {len(lines)} {kinds}, such as: {lines[0]}.")
+        leaks.append(f"The dataset's own split divides {len(lines)} {kinds}, such as: {lines[0]}.")
     leaks += [
         f"{found['near']} of {found['frames']} {split} frames lie within {NEAR} frames of a train frame of the same "
         "sequence."

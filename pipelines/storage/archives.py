@@ -60,7 +60,7 @@ class Names:
         if ".." in name.split("/"):
             raise self.refuse(shown, "has .. in its name and would be written outside")
         if any(len(part.encode(errors="surrogatepass")) > MAX_NAME_BYTES for part in name.split("/")):
-            raise self.refuse(shown, f"has a name of more than {MAX_NAME_BYTES} bytes, which no disk takes")
+            raise self.refuse(shown, f"has a name of more than {MAX_NAME_BYTES} bytes, which no disk accepts")
         return PurePosixPath(name)
 
     def add(self, path: PurePosixPath, name: str) -> None:
@@ -72,8 +72,8 @@ class Names:
         key = _folded(path)
         if key in self._seen:
             raise UserError(
-                f"{self._where}: {self._what} {name!r} clashes with {self._seen[key]!r} where case is ignored, and "
-                "the form of Unicode; rename one"
+                f"{self._where}: {self._what} {name!r} clashes with {self._seen[key]!r} if case and Unicode form "
+                "are ignored; rename one"
             )
         self._seen[key] = name
         self._files.append(path)
@@ -161,7 +161,7 @@ class Tar:
                 kind = "a symbolic link" if member.issym() else "a hard link" if member.islnk() else "a device or pipe"
                 raise entries.refuse(member.name, f"is {kind}, not a file")
             if member.issparse():
-                raise entries.refuse(member.name, "is sparse: it declares bytes that the archive does not hold")
+                raise entries.refuse(member.name, "is sparse: it declares bytes that the archive does not contain")
             entries.spend(member.name, member.size)
             if member.isreg() and not is_junk(name):
                 entries.add(name, member.name)
@@ -177,7 +177,7 @@ class Tar:
             # tarfile takes a damaged or missing header for the end; the true end is a block of zeros.
             file.seek(tar.offset)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise tarfile.ReadError(f"found no end mark at byte {tar.offset}: it is cut or damaged")
+                raise tarfile.ReadError(f"found no end mark at byte {tar.offset}: it is truncated or damaged")
 
     def extract(self, targets: Mapping[PurePosixPath, Path]) -> None:
         """Write the entries to their targets, in the order of the archive: a packed one is read once."""
@@ -237,7 +237,7 @@ def open_archive(path: Path, kind: str | None, where: str) -> Zip | Tar:
         return Zip(path, where) if kind == "zip" else Tar(path, where)
     except DAMAGED as error:
         raise UserError(
-            f"{where}: found no whole {kind} file ({error}); expected one: fetch it again or unpack it and "
+            f"{where}: found no complete {kind} file ({error}); expected one: fetch it again or unpack it and "
             "set ingest.kind=folder"
         ) from None
 

@@ -60,12 +60,12 @@ def follow(path: Path | None, file: Path | None = None) -> None:
                     database.execute(f"UPDATE {table} SET {column} = ? WHERE {column} = ?", (new, old))
     except (sqlite3.OperationalError, OSError) as error:
         raise UserError(
-            f"{path}: its artifacts lay in {changes[0][2]} and belong beside it now, in {home}, but it cannot be "
-            f"written ({error}): run a command as its owner once"
+            f"{path}: its artifacts were in {changes[0][2]} and belong in {home} now, but this database cannot "
+            f"be written ({error}): run a command as its owner once"
         ) from None
     if moved:
         print(
-            f"{path}: this project was {', '.join(moved)} before; its registry has the paths of here now (a backup is "
+            f"{path}: this project was {', '.join(moved)} before; its registry now has its present paths (backup: "
             f"{backup.name})",
             file=sys.stderr,
         )

@@ -35,7 +35,7 @@ class EncoderWeights:
         if network.pyramid:
             file = Path(self.file)
             weights = read_weights(file)
-            check_sha256(file, sha256(file), self.sha256, "it was changed since this training was set up: rerun it")
+            check_sha256(file, sha256(file), self.sha256, "it was changed since this training run was set up: rerun it")
             load_weights(network.pyramid, weights, f"model.encoder_weights={self.uri}")
 
 

@@ -49,7 +49,7 @@ def walk(root: Path, fix: str, links_to: Iterable[Path] = ()) -> tuple[dict[Pure
                 if is_link:
                     real = Path(os.path.realpath(path, strict=True))
                     if not any(real.is_relative_to(tree) for tree in trees):
-                        reason = f"found a link that leads out of {root}, to {real}; expected links inside it alone"
+                        reason = f"found a link that leads out of {root}, to {real}; expected only links inside it"
                         problems.append(FileError(path, reason, fix.format(real)))
                         continue
                 facts = path.stat()
@@ -57,14 +57,14 @@ def walk(root: Path, fix: str, links_to: Iterable[Path] = ()) -> tuple[dict[Pure
                 problems.append(_unreadable(path, f"link to {os.readlink(path)}" if is_link else "file", error))
                 continue
             if stat.S_ISDIR(facts.st_mode) and real in way:
-                reason = f"found a link that leads back to {real}, in which it lies; expected none"
+                reason = f"found a link that leads back to {real}, a parent folder of it; expected none"
                 problems.append(FileError(path, reason, "remove it"))
             elif stat.S_ISDIR(facts.st_mode):
                 folders.append((name, (*way, real)))
             elif not stat.S_ISREG(facts.st_mode):
                 problems.append(FileError(path, f"found {PLAIN}", "remove it"))
             elif facts.st_size > MAX_FILE_BYTES:
-                reason = f"found {facts.st_size} bytes; expected at most {MAX_FILE_BYTES} in a file"
+                reason = f"found {facts.st_size} bytes; expected at most {MAX_FILE_BYTES} per file"
                 problems.append(FileError(path, reason, "remove it, or cut it up"))
             else:
                 files[name] = facts.st_size
@@ -72,5 +72,5 @@ def walk(root: Path, fix: str, links_to: Iterable[Path] = ()) -> tuple[dict[Pure
 
 
 def _unreadable(path: Path, kind: str, error: OSError) -> FileError:
-    reason = f"found a {kind} that cannot be read ({error.strerror}); expected one that can"
+    reason = f"found a {kind} that cannot be read ({error.strerror}); expected a readable one"
     return FileError(path, reason, "correct its permissions or its target, or remove it")

@@ -39,7 +39,7 @@ def download(url: str, expected: str | None, cache: Path) -> tuple[Path, str]:
     found = file.found()
     assert found
     try:
-        check_sha256(url, found, expected or found, "the file there is another one, or ingest.sha256 is wrong")
+        check_sha256(url, found, expected or found, "the file there is a different one, or ingest.sha256 is wrong")
     except UserError:
         file.forget()
         raise
@@ -107,7 +107,7 @@ class _File:
                 start = 0
             elif not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
                 raise UserError(
-                    f"{self._url}: asked from byte {start}, the server sends {answer.headers.get('Content-Range')!r}"
+                    f"{self._url}: asked from byte {start} on, the server sends {answer.headers.get('Content-Range')!r}"
                 )
             length = answer.headers.get("Content-Length")
             total = start + int(length) if length else None
@@ -152,7 +152,7 @@ class _File:
         if answer.status_code in (404, 410):
             advice = "expected an archive there: correct ingest.location"
         elif answer.status_code in (401, 403):
-            advice = "expected an address that all may read: fetch it yourself and set ingest.kind to zip or tar"
+            advice = "expected a publicly readable address: fetch it yourself and set ingest.kind to zip or tar"
         return UserError(f"{self._url}: the server answers {said}; {advice}")
 
     def _given_up(self, cause: str, times: int) -> UserError:

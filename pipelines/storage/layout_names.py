@@ -14,10 +14,10 @@ from pipelines.storage.templates import SPLIT_OF, Layout, composed, find_files, 
 from unetpp.errors import UserError
 from unetpp.images.pictures import SUFFIXES
 
-HOW = "say which by ingest.layout in params.yaml, or by `unetpp init ... -S`"
+HOW = "set ingest.layout in params.yaml, or by `unetpp init ... -S`"
 EXPECTED = (
     "expected images/<id>.<ext> with masks/<id>.png, or the BBBC038 layout <id>/images/<id>.png with "
-    "<id>/masks/<one file a nucleus>.png, or images/ with COCO's annotations.json, or another layout of docs/data.md"
+    "<id>/masks/<one file per nucleus>.png, or images/ with COCO's annotations.json, or another layout of docs/data.md"
 )
 # Of macOS, Windows, the root of a disk, and of network storage, whose folders hold small copies of the pictures.
 JUNK = {"__MACOSX", "Thumbs.db", "desktop.ini", "lost+found", "$RECYCLE.BIN", "System Volume Information", "@eaDir"}
@@ -118,7 +118,7 @@ def check_names(names: list[PurePosixPath], where: str, given: Layout | None = N
     if found:
         lines = [f"\n  {one.layout.line}   # {one.num_pairs} pairs" for one in found[:8]]
         raise UserError(
-            f"{where}: found {_folders(names)}, which may be read in {len(found)} ways; expected one: {HOW}:"
+            f"{where}: found {_folders(names)}, which can be read in {len(found)} ways; expected one: {HOW}:"
             f"{''.join(lines)}"
         )
     _refuse(names, where, heads, samples)
@@ -139,8 +139,8 @@ def _check_given(names: list[PurePosixPath], where: str, given: Layout) -> Layou
     for what, template, files in (("images", given.images, found.images), ("masks", given.masks, found.masks)):
         if not files:
             raise UserError(
-                f"{where}: found {_folders(names)}, and none as ingest.layout names {what}: {template!r}; expected "
-                "names from the root on, without suffix, with {id}: correct it"
+                f"{where}: found {_folders(names)}, and none that matches ingest.layout for {what}: {template!r}; "
+                "expected names relative to the root, without suffix, with {id}: correct it"
             )
     if not found.mask_of:
         image, mask = min(found.images), min(found.masks)
@@ -158,7 +158,7 @@ def _check_readable(names: list[PurePosixPath], where: str) -> None:
         kind, number = kinds.most_common(1)[0]
         example = next(name for name in names if CONVERTED.get(name.suffix.lower()) == kind)
         raise UserError(
-            f"{where}: found {number} {kind} files, such as {example}; expected {', '.join(SUFFIXES)}: write images "
+            f"{where}: found {number} {kind} files, such as {example}; expected {', '.join(SUFFIXES)}: save images "
             'and masks as TIFF first, by the few lines in docs/data.md, "Other formats"'
         )
     stems = {name.stem for name in names if is_picture(name)}
@@ -167,13 +167,13 @@ def _check_readable(names: list[PurePosixPath], where: str) -> None:
     if drawn:
         kind = DRAWN[drawn[0].suffix.lower()]
         raise UserError(
-            f"{where}: found {len(drawn)} {kind} files, such as {drawn[0]}, which draw shapes; expected masks as "
-            "pictures, or one COCO file: export it as COCO or as masks, which every annotation tool offers"
+            f"{where}: found {len(drawn)} {kind} files, such as {drawn[0]}, which describe shapes; expected masks as "
+            "pictures, or one COCO file: export them as COCO or as masks, which every annotation tool supports"
         )
     lists = [name for name in names if name.suffix.lower() in (".txt", ".csv", ".lst")]
     if lists and len(lists) == len(names):
         raise UserError(
-            f"{where}: found no pictures but {_some(lists)}; expected the files themselves: where a list holds "
+            f"{where}: found no pictures but {_some(lists)}; expected the files themselves: if a list contains "
             f"addresses, fetch them: wget -x -nH -i {lists[0]}"
         )
 
@@ -186,7 +186,7 @@ def _refuse(names: list[PurePosixPath], where: str, heads: set[str], samples: se
             _check_folders(names, where, ("images", "masks"), level)
     raise UserError(
         f"{where}: found {_folders(names)} and no images/ in it, nor names that tell images from masks; {EXPECTED}: "
-        f"put them so, or {HOW}: {_proposal(names)}"
+        f"rename the folders, or {HOW}: {_proposal(names)}"
     )
 
 
@@ -245,16 +245,16 @@ def choose(
         taken = set(kept.values())
         other = next(name for name in names if name not in taken)
         others = len(names) - len(kept)
-        print(f"left out {others} files that are no images of the set, such as {_spelled(str(other))}")
+        print(f"left out {others} files that do not belong to the dataset, such as {_spelled(str(other))}")
     spelled: dict[PurePosixPath, PurePosixPath] = {}
     foreign = 0
     for name, original in kept.items():
         written = PurePosixPath(_spelled(str(name)))
         foreign += written != name
         if (other := spelled.setdefault(written, original)) != original:
-            raise UserError(f"{where}: found {str(other)!r} and {str(original)!r}, which become one name; rename one")
+            raise UserError(f"{where}: found {str(other)!r} and {str(original)!r}, which get the same name; rename one")
     if foreign:
-        print(f"{foreign} names are no UTF-8: their other bytes are written as %E9 and the like")
+        print(f"{foreign} names are not UTF-8: their other bytes are written as %E9 and the like")
     return layout, spelled
 
 

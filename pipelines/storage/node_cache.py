@@ -19,7 +19,7 @@ from unetpp.errors import UserError
 from unetpp.files import check_sha256, read_json, sha256
 
 SPLITS = ("train", "val")
-AGAIN = "rerun the command of the stage, which puts it there"
+AGAIN = "rerun the command of the stage, which uploads it"
 
 
 def share(params: Params, prepared: Path, manifest: Manifest, init: tuple[Path, str] | None = None) -> dict | None:
@@ -47,7 +47,7 @@ def share(params: Params, prepared: Path, manifest: Manifest, init: tuple[Path, 
             continue  # without a file: inside a job, whose sender put it there
         manifest.check(prepared, split)
         storage.write(_name(digest), path)
-        print(f"{path}: put into {storage.name(_name(digest))}", flush=True)
+        print(f"{path}: uploaded to {storage.name(_name(digest))}", flush=True)
     if init:
         path, digests["init"] = init
         if storage.size(_name(digests["init"])) is None:
@@ -89,8 +89,7 @@ def fetch(storage: Place, cache: Path, digest: str) -> Path:
                 _seal(path)
     except OSError as error:
         raise UserError(
-            f"{cache}: {error.strerror or error}; expected a folder of this machine that can be written: set "
-            "cluster.cache to one"
+            f"{cache}: {error.strerror or error}; expected a writable folder on this machine: set cluster.cache to one"
         ) from None
     return path
 
@@ -99,7 +98,7 @@ def _download(storage: Place, path: Path, digest: str) -> None:
     name = _name(digest)
     size = storage.size(name)
     if size is None:
-        raise UserError(f"{storage.name(name)}: no such file, and cluster.storage should hold it: {AGAIN}")
+        raise UserError(f"{storage.name(name)}: no such file, and cluster.storage should contain it: {AGAIN}")
     partial = path.with_suffix(".partial")  # of this one name, so that what a killed process left is overwritten
     check_space(path.parent, size - (partial.stat().st_size if partial.exists() else 0))
     try:

@@ -148,8 +148,8 @@ class Folder(Place):
             yield
         except OSError as error:
             raise UserError(
-                f"{self._root}: cannot be {wanted} ({error.strerror}); expected a folder that all machines share and "
-                f"may write: correct {self._setting}"
+                f"{self._root}: cannot be {wanted} ({error.strerror}); expected a writable folder that all "
+                f"machines share: correct {self._setting}"
             ) from None
 
 

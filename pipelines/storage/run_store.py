@@ -110,7 +110,7 @@ def check_shared(run: RunStore) -> None:
     """
     if run.read(BEGUN) is None:
         raise UserError(
-            f"{run.name}: this machine does not see what the stage wrote there; expected a place that all machines "
+            f"{run.name}: this machine does not see what the stage wrote there; expected storage that all machines "
             "share: set cluster.storage to an absolute path on shared storage, or to s3://bucket/prefix"
         )
 

@@ -30,7 +30,7 @@ BROKEN = (aws.IncompleteReadError, aws.ResponseStreamingError, aws.ReadTimeoutEr
 # Of the operations that read; the others write, a large object in several of them.
 PERMISSIONS = {"ListObjectsV2": "s3:ListBucket", "GetObject": "s3:GetObject", "HeadObject": "s3:GetObject"}
 PERMISSIONS |= {"DeleteObject": "s3:DeleteObject"}
-DENIED = {"s3:PutObject": "may not be written", "s3:DeleteObject": "may not be removed"}
+DENIED = {"s3:PutObject": "cannot be written: access denied", "s3:DeleteObject": "cannot be removed: access denied"}
 OF_ONE = {"AccessDenied", "InvalidObjectState", "NoSuchKey", "PreconditionFailed", "412"}  # what `ObjectError` says
 CHECKSUMS = "set ingest.s3.checksums=when_required"
 
@@ -156,7 +156,7 @@ class Store:
         if answer["ContentLength"] != stop - start:
             answer["Body"].close()
             raise ObjectError(
-                f"{self.name(source.key)}: the store sends {answer['ContentLength']} bytes where the listing says "
+                f"{self.name(source.key)}: the store sends {answer['ContentLength']} bytes, the listing says "
                 f"{stop - start} (bytes {start} to {stop} of {source.size}); is it truncated? Upload it again"
             )
         return answer
@@ -179,8 +179,8 @@ class Store:
             broken += 1
             if broken == ATTEMPTS:
                 raise ObjectError(
-                    f"{self.name(source.key)}: broke off {broken} times, last after {start} of {stop} bytes ({cause}); "
-                    "expected the whole object: rerun the command: it resumes from here"
+                    f"{self.name(source.key)}: the connection broke {broken} times, last after {start} of {stop} bytes "
+                    f"({cause}); expected the whole object: rerun the command: it resumes from here"
                 )
             time.sleep(min(2**broken / 4, 5))
             if start < stop:
@@ -206,13 +206,13 @@ class Store:
         if isinstance(error, aws.ClientError):
             return self._explain_answer(error)
         if isinstance(error, aws.FlexibleChecksumError):
-            return f"the checksum is not that of the bytes ({error}); try again, and if it stays, {CHECKSUMS}"
+            return f"the checksum does not match the bytes ({error}); rerun the command, or if it repeats, {CHECKSUMS}"
         if isinstance(error, aws.ProfileNotFound):
             return f"no profile {self.params.profile!r} in ~/.aws; correct ingest.s3.profile"
         if isinstance(error, aws.NoCredentialsError | aws.PartialCredentialsError):
             return (
-                "found no whole credentials; expected AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, ingest.s3.profile "
-                "or a machine's role, or ingest.s3.anonymous=true for a public bucket"
+                "found no complete credentials; expected AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+                "ingest.s3.profile or a machine's role, or ingest.s3.anonymous=true for a public bucket"
             )
         if isinstance(error, aws.SSOError | aws.TokenRetrievalError | aws.CredentialRetrievalError | aws.LoginError):
             return f"the credentials cannot be renewed ({error}); log in again (aws sso login, aws login)"
@@ -230,9 +230,7 @@ class Store:
         said = f"{status} {code}: {message}".strip(": ")
         action = PERMISSIONS.get(error.operation_name, "s3:PutObject")
         if "checksum" in message.lower() or "checksum" in code.lower() or code == "NotImplemented":
-            return (
-                f"the store rejects the request ({said}); older stores do not know AWS's newer checksums: {CHECKSUMS}"
-            )
+            return f"the store rejects the request ({said}); older stores lack AWS's newer checksums: {CHECKSUMS}"
         if code in ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"):
             return f"the credentials have expired ({said}); renew them (aws sso login, a new session token)"
         if code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken"):
@@ -240,21 +238,21 @@ class Store:
         if code == "RequestTimeTooSkewed":
             return f"this machine's clock is wrong ({said}); set it"
         if code == "InvalidObjectState":
-            return f"the object lies in an archive ({said}); restore it first, or move it out of the prefix"
+            return f"the object is in archive storage ({said}); restore it first, or move it out of the prefix"
         if code == "NoSuchBucket":
             return f"no bucket {self.bucket!r} there ({said}); correct {self.setting}, or ingest.s3.endpoint"
         if code in ("PreconditionFailed", "412") or status == 412:
-            return "changed while it was downloaded; rerun the command when nobody writes there"
+            return "changed while it was downloaded; rerun the command when nobody is writing there"
         if status == 404:
-            return f"is listed but gone ({said}); rerun the command when nobody writes there"
+            return f"is listed but gone ({said}); rerun the command when nobody is writing there"
         if status in (301, 307) or code in ("AuthorizationHeaderMalformed", "IllegalLocationConstraintException"):
             region = answer["Error"].get("Region") or "the bucket's own"
             return f"wrong region ({said}); set ingest.s3.region to {region}"
         if status == 403:
-            denied = DENIED.get(action, "may not be read")
+            denied = DENIED.get(action, "cannot be read: access denied")
             return (
                 f"{denied} ({said}); expected the permission {action}: grant it, or use another "
-                "ingest.s3.profile (ingest.s3.requester_pays=true where the reader pays)"
+                "ingest.s3.profile (ingest.s3.requester_pays=true if the reader pays)"
             )
         if status >= 500 or code in ("SlowDown", "RequestTimeout", "Throttling"):
             return f"the store fails, {ATTEMPTS} times in a row ({said}); rerun the command later"

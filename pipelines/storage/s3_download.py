@@ -49,7 +49,7 @@ def download(store: Store, objects: list[Object], cache: Path, num_workers: int)
         try:
             stack.enter_context(locked(cache / LOCK, wait=False))
         except BlockingIOError:
-            raise UserError(f"{cache}: another run downloads into this folder; wait for its end") from None
+            raise UserError(f"{cache}: another run is downloading into this folder; wait for it to end") from None
         journal = Journal(cache)
         fetched: dict[str, Fetched] = {}
 
@@ -189,8 +189,8 @@ class _Unfinished:
             if part["md5"] and hashlib.file_digest(file, "md5").hexdigest() != part["md5"]:
                 self._path.unlink()
                 raise UserError(
-                    f"{self._store.name(self._source.key)}: the bytes are not those of its ETag {self._source.etag} "
-                    "(their MD5 differs); rerun the command, and if it stays (the store's ETags are no MD5), "
+                    f"{self._store.name(self._source.key)}: the bytes do not match the ETag {self._source.etag} "
+                    "(their MD5 differs); rerun the command, and if it happens again (the store's ETags are not MD5), "
                     "set ingest.s3.checksums=when_required"
                 )
         digest = sha256(self._path)

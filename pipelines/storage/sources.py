@@ -60,7 +60,7 @@ def fetch(params: Ingest, out: Path, cache: Path) -> Source:
     if params.kind == "http":
         path, digest = http_download.download(location, params.sha256, cache / "http")
         if params.sha256 is None:
-            hold = f"to hold it to these bytes: -S ingest.sha256={digest}"
+            hold = f"to pin it: -S ingest.sha256={digest}"
             print(f"ingest: {redacted(location)} has the sha256 {digest}; {hold}")
         layout = _extract(path, None, location, params, out)
     else:
@@ -78,7 +78,7 @@ def _copy_folder(params: Ingest, root: Path, out: Path) -> Layout:
     links_to = [Path(one).expanduser() for one in params.links_to]
     if root.is_file() and root.suffix.lower() in (".txt", ".csv", ".lst"):
         raise UserError(
-            f"{root}: found a list; ingest.location must be a folder of the files themselves: where the list holds "
+            f"{root}: found a list; ingest.location must be a folder of the files themselves: if the list contains "
             f"addresses, fetch them into one first: wget -x -nH -P images_and_masks -i {root}"
         )
     if not root.is_dir():
@@ -112,7 +112,7 @@ def _hash_archive(path: Path, params: Ingest) -> str:
         found = "a folder; for a folder set ingest.kind=folder" if path.is_dir() else "no such file"
         raise UserError(f"{path}: found {found}; ingest.location must be a {params.kind} file")
     digest = sha256(path)
-    check_sha256(path, digest, params.sha256 or digest, "it is another file, or ingest.sha256 is wrong")
+    check_sha256(path, digest, params.sha256 or digest, "it is a different file, or ingest.sha256 is wrong")
     return digest
 
 

@@ -61,7 +61,7 @@ def _by_optuna(space: Space, costs: Costs, ended: Mapping[str, Trial]) -> Iterat
         import optuna
     except ImportError:
         raise UserError(
-            f"search.searcher is {search.searcher}, which needs Optuna: pip install 'unetpp[search]', or take grid or "
+            f"search.searcher is {search.searcher}, which needs Optuna: pip install 'unetpp[search]', or use grid or "
             "random"
         ) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)

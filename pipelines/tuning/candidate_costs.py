@@ -120,7 +120,7 @@ def check_budget(space: Space, costs: Costs) -> Space:
     if not fitting:
         asked = ", ".join(f"{name} at most {limit:g}" for name, limit in limits.items())
         raise UserError(
-            f"search.budget: no depth of any candidate has {asked}; the nearest is {nearest[1]}: raise the limit, or "
+            f"search.budget: no depth of any candidate meets {asked}; the nearest is {nearest[1]}: raise the limit, or "
             "add smaller widths to search.widths"
         )
     return space.without([widths for widths in space.widths if widths not in fitting])
@@ -130,7 +130,7 @@ def describe(row: Mapping[str, Any]) -> str:
     """What a depth costs, in words."""
     said = f"{short(row['parameters'])} parameters, {short(row['macs'])} MACs"
     if row.get("latency_ms") is not None:
-        said += f", {row['latency_ms']:.1f} ms, {row['memory_mib']:.1f} MiB a pass"
+        said += f", {row['latency_ms']:.1f} ms, {row['memory_mib']:.1f} MiB per pass"
     return said
 
 
@@ -150,7 +150,7 @@ def check_memory(space: Space, manifest: Manifest, there_mib: float, where: str)
         needed = estimate_training_mib(network, batch, size)
         if needed > there_mib:
             raise UserError(
-                f"search.widths: a step of training of {list(candidate.widths)} needs about {needed:,.0f} MiB at "
-                f"{batch} images of {say_size(size)} px a process, and {where} has {there_mib:,.0f} MiB: take narrower "
-                "or fewer widths, or lower train.batch_size"
+                f"search.widths: a training step of {list(candidate.widths)} needs about {needed:,.0f} MiB at "
+                f"{batch} images of {say_size(size)} px per process, and {where} has {there_mib:,.0f} MiB: use "
+                "narrower or fewer widths, or lower train.batch_size"
             )

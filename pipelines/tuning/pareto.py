@@ -10,7 +10,7 @@ from pipelines.core.training_sections import Search
 from pipelines.tuning.candidate_costs import is_within
 
 Point = dict[str, Any]  # a row of search.csv
-SHOWN = {"macs": "MACs", "parameters": "parameters", "latency_ms": "ms", "memory_mib": "MiB a pass"}
+SHOWN = {"macs": "MACs", "parameters": "parameters", "latency_ms": "ms", "memory_mib": "MiB per pass"}
 RUNNERS_UP = 3
 
 

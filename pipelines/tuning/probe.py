@@ -38,7 +38,7 @@ class Estimate:
         took = f"{self.seconds / 3600:.1f} h" if self.seconds >= 5400 else took
         return (
             f"{self.num_trials} trials, {self.at_once} at once: about {took} of training by a probe of its extremes, "
-            f"beside the start of processes, and {self.memory_mib:,.0f} MiB for the largest process"
+            f"plus the start of processes, and {self.memory_mib:,.0f} MiB for the largest process"
         )
 
 
@@ -139,7 +139,7 @@ def announce(space: Space, spec: TrainSpec, costs: Costs, at_once: int) -> str:
         if search.scheduler == "pbt":
             what, advice = f"search.scheduler pbt, {at_once} trials at once", "raise search.cpus_per_worker"
         raise UserError(
-            f"{what}: {processes} processes of {found.memory_mib:,.0f} MiB, as a probe of the largest took, need more "
+            f"{what}: {processes} processes of {found.memory_mib:,.0f} MiB, by a probe of the largest, need more "
             f"than the {there:,.0f} MiB that are free: {advice}"
         )
     hours = search.max_hours

@@ -136,8 +136,8 @@ class Trials(Searcher):
         state, passed_over = run.newest()
         if not state:
             raise UserError(
-                f"{run.name}: found no whole checkpoint {passed_over}; train.init is search and needs it: remove "
-                f"{self.place} and search again"
+                f"{run.name}: found no intact checkpoint {passed_over}, which train.init=search needs: remove "
+                f"{self.place} and rerun the search"
             )
         return TrainState.from_dict(state).best.weights
 
@@ -232,7 +232,7 @@ def why_failed(text: str) -> str:
     """The reason in one line, from what Ray says at length."""
     text = text.strip()
     if "OutOfMemory" in text or "memory pressure" in text:
-        return "out of memory: Ray ended the process, since the machine's memory was nearly full"
+        return "out of memory: Ray ended the process, because the machine's memory was nearly full"
     if "died" in text or "SIGKILL" in text:
-        return "the process was killed from outside, or died without a word"
+        return "the process was killed from outside, or died without a message"
     return text.splitlines()[-1] if text else "no reason given"

@@ -168,7 +168,7 @@ def read_space(params: Params) -> Space:
     space = Space(params, dimensions)
     if search.scheduler == "pbt" and not mutable(space):
         raise UserError(
-            "search.scheduler is pbt, which changes values while trials train, and search.space has none that may "
+            "search.scheduler is pbt, which changes values while trials train, and search.space has none that can "
             f"change so: add one of {', '.join(MUTABLE)}..."
         )
     if search.searcher == "grid":
@@ -201,11 +201,11 @@ def _legal(params: Params, key: str, value: Any) -> Any:
     section = key.partition(".")[0]
     if section not in TRAINED or "." not in key:
         raise UserError(
-            f"search.space.{key}: a trial trains on the data that are prepared; expected a key of the sections "
+            f"search.space.{key}: a trial trains on the prepared data; expected a key of the sections "
             f"{', '.join(TRAINED)}, such as train.learning_rate"
         )
     if key in OWN:
-        raise UserError(f"search.space.{key}: is the same for all trials; set {OWN[key]}")
+        raise UserError(f"search.space.{key}: must be the same for all trials; set {OWN[key]}")
     found: Any = changed.model_dump(mode="json", by_alias=True)
     for name in key.split("."):
         found = found[name]

@@ -175,11 +175,11 @@ def test_a_cluster_without_an_agent_for_jobs_is_waited_for_in_one_line_and_then_
     monkeypatch.setattr(jobs.time, "sleep", lambda _s: None)
     jobs._send(Client([LATER] * 3), "job-1", tmp_path, "python", "http://head:8265")
     assert capsys.readouterr().out.splitlines() == [
-        "http://head:8265: waiting for the cluster's agent for jobs",
+        "http://head:8265: waiting for the cluster's job agent",
         "job job-1 was sent",
     ]
     monkeypatch.setattr(jobs, "AGENT_S", -1)
-    with pytest.raises(UserError, match=r"head:8265: the cluster took no job .* port 52365.* --dashboard-agent-listen"):
+    with pytest.raises(UserError, match=r"head:8265: the cluster accepted no job .* port 52365.* --dashboard-agent-"):
         jobs._send(Client([LATER]), "job-1", tmp_path, "python", "http://head:8265")
 
 
