@@ -1,4 +1,4 @@
-"""A training run of several workers in which something is killed at random, all the time, and what is left of its speed.
+"""A training run of several workers in which something is killed at random all the time, and what is left of its speed.
 
     python -m benchmarks.soak --minutes 15 --out soak.log     # its log of a run: docs/faults.md
 
