@@ -4,17 +4,17 @@ from collections.abc import Iterator
 
 from unetpp.images.frame import say_size
 
-SHRUNK = 0.95  # a resizing by less is not worth a word
-THIN_PX = 8  # what is narrower has no inside that a second level could see
+SHRUNK = 0.95  # resizing by less is not reported
+THIN_PX = 8  # narrower objects have no inside that a second level could see
 UNLIKE = 1.5  # longer side by shorter
 MANY_EMPTY = 0.5
-MUCH_OVERLAP = 0.01  # of the foreground: two outlines that meet share a pixel here and there
+MUCH_OVERLAP = 0.01  # of the foreground: adjacent outlines may share a pixel
 MUCH_IGNORED = 0.5  # of the pixels
-FAR = 3.0  # standard errors from which on a split differs from the whole
+FAR = 3.0  # standard errors by which a split differs from the whole
 
 
 def find_what_stands_out(fingerprint: dict) -> dict[str, list[str]]:
-    """Warnings, which call for a look or a change before training, and notes.
+    """Warnings, which call for a check or a change before training, and notes.
 
     Args:
         fingerprint: with its "advice" (`pipelines.planning.advice`).
@@ -84,7 +84,7 @@ def _splits(fingerprint: dict) -> Iterator[Finding]:
 
 
 def _labels(fingerprint: dict) -> Iterator[Finding]:
-    """Of masks: classes over each other, unlabelled pixels, no foreground."""
+    """About masks: overlapping classes, ignored pixels, no foreground."""
     masks, prepared, whole = fingerprint["masks"], fingerprint["prepared"], fingerprint["splits"]["all"]
     if masks["shaded"]:
         text = f"{_count(masks['shaded'], 'mask has', 'masks have')} values between 0 and the highest, on "

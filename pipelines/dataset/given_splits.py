@@ -1,4 +1,4 @@
-"""How a set says itself which of its images are train, val and test: by folders, by lists of names, by a table."""
+"""The split that a dataset brings along: train, val and test by folders, by lists of names, or by a table."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -16,14 +16,14 @@ NAME_COLUMNS = ("id", "image", "image_id", "filename", "file_name", "file", "nam
 
 
 def with_splits(samples: Sequence[Sample], root: Path, split: str) -> list[Sample]:
-    """The samples with the split that the set says; all with None where it says none. What is decided is printed.
+    """The samples with the dataset's own split, or all with None if it has none. The decision is printed.
 
     Args:
-        root: folder of the raw files, in which lists and tables are looked for.
+        root: folder of the raw files, in which lists and tables are searched.
         split: `prepare.split`: auto, hash, or the path of a table.
 
     Raises:
-        UserError: no such table, one without some of the ids, an id in two splits, or lists in two places.
+        UserError: the table does not exist or lacks ids, an id is in two splits, or lists are in two places.
     """
     found, source = _find(samples, root, split)
     counts = Counter(found.values())
@@ -50,7 +50,7 @@ def _counts(counts: Counter[str]) -> str:
 
 
 def _find(samples: Sequence[Sample], root: Path, split: str) -> tuple[dict[str, str], str]:
-    """The split of each id that has one, and who says it."""
+    """The split of each id that has one, and its source."""
     if split == "hash":
         return {}, ""
     if split != "auto":
@@ -85,7 +85,7 @@ def _find(samples: Sequence[Sample], root: Path, split: str) -> tuple[dict[str, 
 
 
 class _Names:
-    """Ids by what lists call images: the id, the file's name, with suffix or without, with some folders or none."""
+    """Ids by the names of images in lists: the id, the file's name, with or without suffix and folders."""
 
     def __init__(self, samples: Sequence[Sample], root: Path | None):
         self._ids: dict[str, set[str]] = defaultdict(set)
@@ -152,7 +152,7 @@ def _read_table(samples: Sequence[Sample], path: Path, whole: bool = True) -> di
 
 
 def _collect(names: _Names, rows: Iterable[tuple[str, str, str]]) -> dict[str, str]:
-    """The split of each id by rows of (name, split, where it stands)."""
+    """The split of each id by rows of (name, split, location of the row)."""
     found: dict[str, str] = {}
     unknown = []
     for text, split, where in rows:

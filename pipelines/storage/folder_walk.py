@@ -1,4 +1,4 @@
-"""The files of a folder that a user names: links stay inside it, and nothing but a plain file is ever opened."""
+"""The files of a folder that a user names: links stay inside it, and only plain files are opened."""
 
 import os
 import stat
@@ -9,17 +9,17 @@ from pipelines.storage.layout_names import is_junk
 from unetpp.errors import FileError, UserError
 
 MAX_ENTRIES = 1_000_000
-MAX_FILE_BYTES = 2**36  # of a sparse file, which may declare anything
+MAX_FILE_BYTES = 2**36  # for a sparse file, which can declare any size
 PLAIN = "a device, pipe or socket; expected plain files"
 
 
 def walk(root: Path, fix: str, links_to: Iterable[Path] = ()) -> tuple[dict[PurePosixPath, int], list[FileError]]:
-    """The size of each file under `root` by its relative name, sorted, and what cannot be taken. Junk is left out.
+    """The size of each file under `root` by its relative name, sorted, and problems. Junk is left out.
 
-    A link is what it leads to, where that lies in `root` as it is resolved, or in one of `links_to`.
+    A link is followed if its resolved target is in `root`, or in one of `links_to`.
 
     Args:
-        fix: what to do about a link that leads elsewhere; {} is where.
+        fix: what to do about a link that leads elsewhere; {} is its target.
 
     Raises:
         UserError: more than MAX_ENTRIES.
@@ -27,7 +27,7 @@ def walk(root: Path, fix: str, links_to: Iterable[Path] = ()) -> tuple[dict[Pure
     trees = [Path(os.path.realpath(one)) for one in (root, *links_to)]
     files: dict[PurePosixPath, int] = {}
     problems: list[FileError] = []
-    # Each with the true paths of itself and of what it lies in.
+    # Each with the real paths of itself and of its parents.
     folders: list[tuple[PurePosixPath, tuple[Path, ...]]] = [(PurePosixPath(), (trees[0],))]
     num_entries = 0
     while folders:

@@ -1,8 +1,7 @@
-"""S3 and the stores that speak its language, by boto3: listing, reading a range of an object, writing one, and what
-errors mean.
+"""S3 and S3-compatible stores, by boto3: listing, reading a range of an object, writing one, and what errors mean.
 
 Every read is pinned to the ETag of the listing (If-Match): an object that changes in between is an error, never a
-mixture of two. Credentials come from the standard chain alone (environment, profile, role).
+mixture of two. Credentials come only from the standard chain (environment, profile, role).
 """
 
 import io
@@ -25,13 +24,13 @@ from unetpp.errors import UserError
 # Of one request; botocore waits up to 1, 2, 4 and 8 seconds in between (mode "standard").
 ATTEMPTS = 5
 CHUNK = 2**18
-# What breaks a connection while a body is read. botocore retries a request, and never its body.
+# What breaks a connection while a body is read. botocore retries a request, but never its body.
 BROKEN = (aws.IncompleteReadError, aws.ResponseStreamingError, aws.ReadTimeoutError, aws.ConnectionClosedError)
-# Of the operations that read; the others write, a large object in several of them.
+# Of the operations that read; the others write, a large object with several operations.
 PERMISSIONS = {"ListObjectsV2": "s3:ListBucket", "GetObject": "s3:GetObject", "HeadObject": "s3:GetObject"}
 PERMISSIONS |= {"DeleteObject": "s3:DeleteObject"}
 DENIED = {"s3:PutObject": "cannot be written: access denied", "s3:DeleteObject": "cannot be removed: access denied"}
-OF_ONE = {"AccessDenied", "InvalidObjectState", "NoSuchKey", "PreconditionFailed", "412"}  # what `ObjectError` says
+OF_ONE = {"AccessDenied", "InvalidObjectState", "NoSuchKey", "PreconditionFailed", "412"}  # of `ObjectError`
 CHECKSUMS = "set ingest.s3.checksums=when_required"
 
 
@@ -47,21 +46,21 @@ class Object:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the answer to a read says of the object: its version, and its MD5 where the ETag is one."""
+    """What the response to a read says about the object: its version, and its MD5 if the ETag is one."""
 
     version_id: str | None
     md5: str | None
 
 
 class ObjectError(UserError):
-    """Of one object, and not of the store: others may well be read."""
+    """A fault of one object, not of the store: others may be readable."""
 
 
 class Store:
     """The objects under `s3://bucket/prefix`. Thread-safe.
 
     Args:
-        setting: the key of params.yaml that holds the location, for what errors say.
+        setting: the key of params.yaml with the location, for error messages.
     """
 
     def __init__(self, params: S3, location: str, num_workers: int, setting: str = "ingest.location"):
@@ -70,7 +69,7 @@ class Store:
         self.params = params
         self.bucket, _, prefix = location.removeprefix("s3://").partition("/")
         self.prefix = prefix.rstrip("/") + "/" if prefix.strip("/") else ""
-        # Else each process of Ray says where they are from.
+        # Otherwise each Ray process logs their source.
         logging.getLogger("botocore.credentials").setLevel("WARNING")
         self._payer = {"RequestPayer": "requester"} if params.requester_pays else {}
         config = Config(
@@ -85,10 +84,10 @@ class Store:
             self._client = session.client("s3", endpoint_url=params.endpoint, config=config)
 
     def list(self) -> Iterator[Object]:
-        """All objects under the prefix, page by page; the empty objects that stand for folders are left out.
+        """All objects under the prefix, page by page; without the empty objects that represent folders.
 
         Raises:
-            UserError: no such bucket, no access, no credentials, nobody there.
+            UserError: no such bucket, no access, no credentials, no answer.
         """
         with self.explained():
             pages = self._client.get_paginator("list_objects_v2").paginate(
@@ -103,7 +102,7 @@ class Store:
         """An object by its key, or None.
 
         Raises:
-            UserError: no access, no credentials, nobody there.
+            UserError: no access, no credentials, no answer.
         """
         with self.explained(key):
             try:
@@ -115,39 +114,39 @@ class Store:
         return _object(key, answer["ContentLength"], answer)
 
     def write(self, key: str, content: bytes | memoryview | Path) -> None:
-        """Write bytes, or a file, as an object, in parts where it is large; others see it whole or not at all.
+        """Write bytes, or a file, as an object, in parts if it is large; others see it complete or not at all.
 
         Raises:
-            UserError: no access, no credentials, no such bucket, nobody there.
+            UserError: no access, no credentials, no such bucket, no answer.
         """
         with self.explained(key), content.open("rb") if isinstance(content, Path) else io.BytesIO(content) as file:
             self._client.upload_fileobj(file, self.bucket, key, ExtraArgs=self._payer)
 
     def delete(self, key: str) -> None:
-        """Delete an object; that there is none is no error.
+        """Delete an object, if it exists.
 
         Raises:
-            UserError: no access, no credentials, no such bucket, nobody there.
+            UserError: no access, no credentials, no such bucket, no answer.
         """
         with self.explained(key):
             self._client.delete_object(Bucket=self.bucket, Key=key, **self._payer)
 
     def read(self, source: Object, start: int, stop: int) -> tuple[Facts, Iterator[bytes]]:
-        """Bytes `start` to `stop` of an object, in pieces; a broken connection begins anew where it broke.
+        """Bytes `start` to `stop` of an object, in pieces; a broken connection resumes where it broke.
 
         Raises:
-            UserError: the object changed, is gone or shorter than listed, or may not be read.
+            UserError: the object changed, is gone or shorter than listed, or cannot be read.
         """
         answer = self._get(source, start, stop)
         plain = answer.get("ServerSideEncryption") in (None, "AES256") and "SSECustomerAlgorithm" not in answer
-        # The ETag of an object that was uploaded in parts has a dash in it, and is no MD5.
+        # The ETag of an object that was uploaded in parts contains a dash, and is not an MD5.
         is_md5 = plain and len(source.etag) == 32 and self.params.checksums == "when_supported"
         version = answer.get("VersionId")
         facts = Facts(None if version == "null" else version, source.etag.lower() if is_md5 else None)
         return facts, self._pieces(source, start, stop, answer)
 
     def _get(self, source: Object, start: int, stop: int) -> dict:
-        # A whole object is asked for without a range: botocore then compares the store's own checksum.
+        # A whole object is requested without a range: botocore then compares the store's own checksum.
         part = {} if (start, stop) == (0, source.size) else {"Range": f"bytes={start}-{stop - 1}"}
         with self.explained(source.key):
             answer = self._client.get_object(
@@ -268,7 +267,7 @@ def _code(error: Exception) -> str | None:
 
 
 def _settings(params: S3) -> dict[str, Any]:
-    """What holds for every client."""
+    """Settings of every client."""
     return {
         "retries": {"mode": "standard", "total_max_attempts": ATTEMPTS},
         "request_checksum_calculation": params.checksums,
