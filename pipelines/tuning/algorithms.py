@@ -136,7 +136,7 @@ def _changed(config: Config, space: Space, rng: np.random.Generator) -> Config:
 
 
 def make_scheduler(space: Space):
-    """The scheduler that stops trials early: ASHA, on the best depth so far after the same number of epochs; or None."""
+    """The scheduler that stops trials early: ASHA, on the best depth so far after equally many epochs; or None."""
     from ray.tune.schedulers import ASHAScheduler
 
     search = space.params.search

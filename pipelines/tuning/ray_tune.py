@@ -1,7 +1,7 @@
 """The trials of a search on Ray Tune: running them, and resuming after an interruption.
 
 Each trial has its checkpoints, and each finished one a record: JSON with its own checksum. An interrupted command
-resumes from these. Tune's own files are pickles: they are in a temporary folder of this command, and nothing reads them.
+resumes from these. Tune's own files are pickles: they are in a temporary folder, and nothing reads them.
 """
 
 import hashlib
@@ -118,7 +118,7 @@ class Trials(Searcher):
         return 0.0
 
     def all(self) -> list[Trial]:
-        """The trials by number; for PBT the last parts. Trials that the time limit stopped have their results so far."""
+        """The trials by number; for PBT the last parts. Trials stopped by the time limit have their results so far."""
         epochs = self.space.params.search.epochs
         for one in [*self.running.values(), *self._waiting]:
             if history := self.history(one):

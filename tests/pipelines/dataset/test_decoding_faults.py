@@ -104,7 +104,7 @@ def image_of_floats_with_a_hole(faulty):
     faulty.replace_image("odd.tif", pixels)
 
 
-@fault("quarantine", r"^images/odd\.png: found the orientation tag 6.*: turn the pixels themselves")
+@fault("quarantine", r"^images/odd\.png: found the orientation tag 6.*: rotate the pixels themselves")
 def image_with_exif_6(faulty):
     exif = Image.Exif()
     exif[274] = 6
@@ -125,7 +125,7 @@ def grey_and_colour_mixed(faulty):
     faulty.expect(noise("0003"), block(), id="0003")
 
 
-@fault("quarantine", r"^masks/odd\.jpg: found a JPEG mask, whose values compression has changed.*: export")
+@fault("quarantine", r"^masks/odd\.jpg: found a JPEG mask, whose values were changed by compression.*: export")
 def jpeg_mask(faulty):
     faulty.replace_mask("odd.jpg", block(255))
 
