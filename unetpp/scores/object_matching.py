@@ -1,7 +1,7 @@
 """Objects found and missed: connected components of predicted and true masks, matched by IoU.
 
-An object is a connected component (8 neighbours) of one class. Two objects match if their IoU is greater than a
-threshold; from 0.5 on, no object then has two partners, so that no assignment is needed.
+An object is what hangs together over edges or corners (8 neighbours) of one class. Two objects match where their
+IoU is greater than a threshold; from 0.5 on no object then has two partners, so that there is nothing to assign.
 
 - Object F1: 2 TP / (2 TP + FP + FN) at IoU 0.5.
 - The average precision of the Data Science Bowl 2018: the mean of TP / (TP + FP + FN) over the thresholds 0.5, 0.55
@@ -29,18 +29,18 @@ class Objects:
     @classmethod
     def of(cls, plane: np.ndarray) -> "Objects":
         """The connected components of a plane (H, W) bool."""
-        numbers, count = ndimage.label(plane, NEIGHBOURS)  # type: ignore[misc] - the stub has only one return type
+        numbers, count = ndimage.label(plane, NEIGHBOURS)  # type: ignore[misc] - the stub knows one of its answers
         return cls(numbers, np.bincount(numbers.ravel(), minlength=count + 1)[1:])
 
 
 @dataclass(frozen=True)
 class Matches:
-    """The matches of the objects of an image."""
+    """What became of the objects of an image."""
 
     num_true: int
     num_hat: int
     hits: np.ndarray  # (10,) matched pairs at each threshold
-    best_iou: np.ndarray  # (num_true,) IoU of each true object with the best prediction, 0 for none
+    best_iou: np.ndarray  # (num_true,) IoU of each true object with the prediction that covers it best, 0 for none
 
     @property
     def f1(self) -> float:
@@ -50,7 +50,7 @@ class Matches:
 
     @property
     def average_precision(self) -> float:
-        """The average precision of the Data Science Bowl, over the ten thresholds."""
+        """That of the Data Science Bowl, over the ten thresholds."""
         total = self.num_true + self.num_hat
         return float(np.mean(self.hits / (total - self.hits))) if total else 1.0
 
