@@ -111,7 +111,7 @@ def image_with_exif_6(faulty):
     faulty.image("odd.png", noise("odd"), exif=exif)
 
 
-@fault("quarantine", r"^masks/odd\.png: found the orientation tag 6.*of image and mask alike", nightly=True)
+@fault("quarantine", r"^masks/odd\.png: found the orientation tag 6.*in image and mask alike", nightly=True)
 def mask_with_exif_6(faulty):
     exif = Image.Exif()
     exif[274] = 6

@@ -398,7 +398,7 @@ def test_a_rotation_tag_is_refused_of_image_and_mask_alike_and_an_upright_one_is
             save(path, LABELS, exif=exif)
         for decode in (decode_mask, lambda path: decode_image(path, 1)):
             if orientation == 6:
-                with pytest.raises(FileError, match=r"orientation tag 6.*of image and mask alike"):
+                with pytest.raises(FileError, match=r"orientation tag 6.*in image and mask alike"):
                     decode(path)
             elif kind != "jpg" or decode is not decode_mask:
                 assert decode(path).shape[:2] == (5, 7)
