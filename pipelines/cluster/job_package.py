@@ -141,7 +141,7 @@ def _place(found: Path, path: Path) -> None:
 
 
 def check_versions(pinned: dict[str, str]) -> None:
-    """Refuse an environment that differs from that of the machine that sent the job.
+    """Refuse an environment that differs from that of the machine that submitted the job.
 
     Raises:
         UserError: names each package with its version here and the one expected.
@@ -156,8 +156,8 @@ def check_versions(pinned: dict[str, str]) -> None:
             wrong.append(f"{name} {found} (expected {expected})")
     if wrong:
         raise UserError(
-            f"{sys.executable} on the cluster: {', '.join(wrong)}; expected the versions of the machine that sent the "
-            "job: use the image of infra/Dockerfile, or set cluster.python to an interpreter that has them"
+            f"{sys.executable} on the cluster: {', '.join(wrong)}; expected the versions of the machine that submitted "
+            "the job: use the image of infra/Dockerfile, or set cluster.python to an interpreter that has them"
         )
 
 

@@ -1,4 +1,4 @@
-"""A stage as a job on a Ray cluster elsewhere: sent, followed, stopped by Ctrl-C, and its results fetched and checked.
+"""A stage as a job on a remote Ray cluster: submitted, followed, stopped by Ctrl-C, and its results fetched and checked.
 
 `ray job submit` itself ends with 0 for a stopped job and for a lost connection: here a stage is
 done only when its job succeeded and its results verify.
@@ -96,7 +96,7 @@ def send_archive(stage: str, params: Params, arguments: dict[str, Path], out: st
 
 
 def fetch_results(stage: str, params: Params, arguments: dict[str, Path]) -> None:
-    """Fetch the results of a job that was sent with the present params, code and inputs, to the stage's outputs.
+    """Fetch the results of a job that was submitted with the present params, code and inputs, to the stage's outputs.
 
     Raises:
         UserError: there are none, or they do not verify.
@@ -192,7 +192,7 @@ def _send(client: Any, job: str, package: Path, python: str, address: str) -> No
             if attempt == 0:
                 print(f"{address}: waiting for the cluster's job agent", flush=True)
             time.sleep(1)
-    print(f"job {job} was sent", flush=True)
+    print(f"job {job} was submitted", flush=True)
 
 
 def follow(client: Any, job: str, address: str) -> None:
@@ -231,7 +231,7 @@ def follow(client: Any, job: str, address: str) -> None:
         reason = (client.get_job_info(job).message or "").strip().partition(", last available logs")[0]
         raise UserError(
             f"job {job} ended as {status} on {address} ({reason or 'no reason given'}); its log is above. Rerun the "
-            "command: it sends the job again, which resumes from its last checkpoint"
+            "command: it submits the job again, which resumes from its last checkpoint"
         )
 
 
