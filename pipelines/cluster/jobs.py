@@ -1,4 +1,4 @@
-"""A stage as a job on a remote Ray cluster: submitted, followed, stopped by Ctrl-C, and its results fetched and checked.
+"""A stage as a job on a remote Ray cluster: submitted, followed, stopped by Ctrl-C, its results fetched and checked.
 
 `ray job submit` itself ends with 0 for a stopped job and for a lost connection: here a stage is
 done only when its job succeeded and its results verify.
