@@ -1,10 +1,10 @@
-"""A training of several workers in which something is killed at random, all the time, and what is left of its speed.
+"""A training run of several workers in which something is killed at random all the time, and what is left of its speed.
 
     python -m benchmarks.soak --minutes 15 --out soak.log     # its log of a run: docs/faults.md
 
 Every `--every` seconds one of these happens to it: SIGKILL of a worker, of all workers, of the command itself, SIGSTOP
-of a worker, SIGTERM of the command. Whenever the command ends it is given again, the same. At the end its weights must
-be, bit for bit, those of the same training that nothing happened to, which runs first and whose time is compared.
+of a worker, SIGTERM of the command. Whenever the command ends it is rerun. At the end its weights must
+be, bit for bit, those of the same training run that nothing happened to, which runs first and whose time is compared.
 """
 
 import argparse
@@ -35,7 +35,7 @@ FAULTS += ("SIGTERM of the command",)
 
 
 class Soak:
-    """A project folder with a training in it, and the command that trains."""
+    """A project folder with a training run in it, and the command that trains."""
 
     def __init__(self, folder: Path, epochs: int):
         self.folder, self.log = folder, folder / "train.log"
@@ -110,7 +110,7 @@ def soak(run: Soak, minutes: float, every_s: float, draws: random.Random, say) -
         if code == 0:
             return now - began, faults, given
         if code is not None:
-            say(f"{now - began:6.0f} s  the command ended with {code} after epoch {run.epoch()}; it is given again")
+            say(f"{now - began:6.0f} s  the command ended with {code} after epoch {run.epoch()}; it is rerun")
             command, given = run.start("soaked"), given + 1
         elif now >= next_fault and now - began < 60 * minutes:
             faults, next_fault = faults + 1, next_fault + every_s
@@ -138,14 +138,14 @@ def main() -> None:
         say(f"{describe()} 2 workers, {options.epochs} epochs")
         began = time.monotonic()
         if code := run.start("whole").wait():
-            raise SystemExit(f"the uninterrupted training ended with {code}:\n{run.log.read_text()}")
+            raise SystemExit(f"the uninterrupted training run ended with {code}:\n{run.log.read_text()}")
         whole_s = time.monotonic() - began
-        say(f"{whole_s:6.0f} s  the uninterrupted training")
+        say(f"{whole_s:6.0f} s  the uninterrupted training run")
         run.log.unlink()
         soaked_s, faults, given = soak(run, options.minutes, options.every, random.Random(options.seed), say)
         one, other = run.weights("whole"), run.weights("soaked")
         same = one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-        say(f"{soaked_s:6.0f} s  the same with {faults} faults, the command given {given} times")
+        say(f"{soaked_s:6.0f} s  the same with {faults} faults, the command run {given} times")
         say(f"weights {'equal, bit for bit' if same else 'DIFFER'}; share of useful time {whole_s / soaked_s:.0%}")
         if not same:
             raise SystemExit(1)

@@ -1,8 +1,8 @@
 #!/bin/bash
 # One stage on the nodes of a Slurm allocation: a Ray head on the first node, a raylet on each other, then the stage.
 #   sbatch --nodes=4 --gpus-per-node=8 infra/slurm.sh train -S train.num_workers=32 -S train.use_gpu=true
-# The project's folder, with its .venv, must be on storage that all nodes share. Checkpoints are in runs/, so that a
-# job that was cut, or requeued, goes on from the last one with the same command.
+# The project's folder, with its .venv, must be on storage that all nodes share. Checkpoints are in runs/, so
+# that an interrupted or requeued job resumes from the last one when the command is rerun.
 #SBATCH --job-name=unetpp
 #SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=16
@@ -15,17 +15,17 @@ stage="${1:?the stage to run, such as train; further arguments go to dvc exp run
 shift
 cd "${SLURM_SUBMIT_DIR:-$PWD}"
 export PATH="$PWD/.venv/bin:$PATH"
-# Ray's ports on the head: one job a node has them; two jobs that share a node choose others.
+# Ray's port on the head: jobs that share a node must use different ones.
 port="${UNETPP_RAY_PORT:-6379}"
 cpus="${SLURM_CPUS_PER_TASK:-1}"
 gpus="${SLURM_GPUS_ON_NODE:-0}"
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-# Only who can read this user's files may join or use the cluster. The file is on shared storage, so all nodes have it.
+# Only those who can read this user's files can use the cluster. The file is on shared storage, so all nodes have it.
 umask 077
 token="$PWD/.ray-token-$SLURM_JOB_ID"
 python -c 'import secrets; print(secrets.token_hex(32), end="")' > "$token"
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$token" RAY_USAGE_STATS_ENABLED=0
-# A socket's path has 107 bytes at most, and node-local storage is the place for it.
+# A socket's path has at most 107 bytes, and belongs on node-local storage.
 folder="$(mktemp -d /tmp/ray-XXXXXX)"
 address="${nodes[0]}:$port"
 raylets=()
@@ -52,7 +52,7 @@ for _ in range(300):
         if probe.connect_ex((socket.gethostbyname(host), int(port))) == 0:
             sys.exit(0)
     time.sleep(0.4)
-sys.exit(f"error: {sys.argv[1]}: no Ray head after two minutes; its log stands above")
+sys.exit(f"error: {sys.argv[1]}: no Ray head after two minutes; its log is above")
 PYTHON
 for node in "${nodes[@]:1}"; do start "$node" --address="$address"; done
 python - "$address" "${#nodes[@]}" <<'PYTHON'

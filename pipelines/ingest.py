@@ -1,4 +1,4 @@
-"""Stage ingest: raw images and masks from the source, unchanged, and a manifest of what they are."""
+"""Stage ingest: copies raw images and masks from the source, unchanged, and writes a manifest of them."""
 
 import argparse
 import dataclasses
@@ -15,17 +15,17 @@ from unetpp.files import sha256
 
 
 def ingest(params: Ingest, out: Path, cache: Path | None = None) -> dict:
-    """Write the raw files and manifest.json to the folder `out`, whole or not at all; return the manifest.
+    """Write the raw files and manifest.json to the folder `out`, completely or not at all; return the manifest.
 
-    The manifest holds nothing of this machine or hour but the location in `params`: the same data give the
+    The manifest is independent of machine and time, except for the location in `params`: the same data give the
     same bytes.
 
     Args:
-        cache: keeps downloads for the next run. No output of the stage, since DVC deletes those before it runs.
-            None: nothing is kept.
+        cache: keeps downloads for the next run. It is not an output of the stage, since DVC deletes those before a
+            run. None: nothing is kept.
 
     Raises:
-        UserError: a source that is missing, empty, unsafe or of another layout, or a full disk.
+        UserError: the source is missing, empty, unsafe or of another layout, or the disk is full.
     """
     with replacing(out) as partial, ExitStack() as stack:
         if cache is None:
@@ -34,7 +34,7 @@ def ingest(params: Ingest, out: Path, cache: Path | None = None) -> dict:
         files = []
         for path in sorted(path for path in partial.rglob("*") if path.is_file()):
             key = path.relative_to(partial).as_posix()
-            # What a download has hashed is not hashed again.
+            # Downloads have been hashed already.
             facts = source.facts.get(key) or {"sha256": sha256(path)}
             files.append({"key": key, "size": path.stat().st_size, **facts})
         files.sort(key=lambda file: file["key"])

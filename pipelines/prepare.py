@@ -1,4 +1,4 @@
-"""Stage prepare: check, decode and split raw images and masks, set aside what is broken."""
+"""Stage prepare: check, decode and split raw images and masks, and set aside broken ones."""
 
 import argparse
 import dataclasses
@@ -34,11 +34,11 @@ from unetpp.errors import UserError
 from unetpp.files import sha256
 from unetpp.images.frame import as_size
 
-MEASURED = 16  # samples by whose size the space for all is told
+MEASURED = 16  # samples by whose size the space for all is estimated
 
 
 class Seen(NamedTuple):
-    """What is kept of a sample while its pixels wait on the disk."""
+    """What is kept of a sample while its pixels wait on disk."""
 
     id: str
     kind: str
@@ -46,17 +46,17 @@ class Seen(NamedTuple):
 
 
 def prepare(params: Prepare, raw: Path, out: Path) -> Manifest:
-    """Write an Arrow file a split, tables of samples and of problems, manifest and fingerprint; return the manifest.
+    """Write an Arrow file per split, tables of samples and of problems, manifest and fingerprint; return the manifest.
 
-    The folder `out` is written whole or not at all, and the same raw files give the same bytes. Where a sample goes
-    is known when all have been seen; until then the decoded ones wait on the disk, which takes their space twice.
+    The folder `out` is written completely or not at all, and the same raw files give the same bytes. The split of a
+    sample is known when all have been seen; until then decoded samples wait on disk, which takes their space twice.
 
     Raises:
         UserError: no samples, more broken ones than prepare.max_quarantined, ids without a group, an empty split or one
             without foreground, a group or a near-duplicate in two splits, a full disk.
     """
     if not (raw / "manifest.json").is_file():
-        raise UserError(f"{raw}: found no manifest.json; expected what stage ingest writes: run `dvc repro ingest`")
+        raise UserError(f"{raw}: found no manifest.json; expected the output of stage ingest: run `dvc repro ingest`")
     limits = limits_of(params)
     samples, problems = find_samples(
         raw, params.num_classes, params.classes, params.pages, limits, params.multilabel, read_layout(raw)
@@ -136,19 +136,19 @@ def _load(
     spool: Spool,
     folder: Path,
 ) -> dict[int, Seen]:
-    """The samples that can be used, by index, with their looks and pixels kept; the others go to `problems`.
+    """The samples that can be used, by index; their looks and pixels are kept, the others go to `problems`.
 
-    The first of them tell how much space all will take in `folder`.
+    The space that all will take in `folder` is estimated from the first ones.
     """
     seen, num_bytes = {}, 0
     for index, loaded in load_all(samples, params, raw, problems):
         spool.put(index, loaded.image, loaded.mask, loaded.instances)
         num_bytes += loaded.image.nbytes + loaded.mask.nbytes
-        if len(seen) + 1 == min(MEASURED, len(samples)):  # twice: what waits, and what is written then
+        if len(seen) + 1 == min(MEASURED, len(samples)):  # twice: waiting, and written
             check_space(folder, 2 * num_bytes * len(samples) // (len(seen) + 1), "prepare")
         kind = loaded.kind if kinds is None else kinds[index]
         looks[index], seen[index] = loaded.look, Seen(samples[index].id, kind, loaded.facts)
-    return dict(sorted(seen.items()))  # processes answer in no order
+    return dict(sorted(seen.items()))  # processes answer in any order
 
 
 def _find_duplicates(
@@ -163,7 +163,7 @@ def _find_duplicates(
 
 
 def _same_volume(samples: Sequence[Sample]) -> list[tuple[int, int]]:
-    """Pairs (first, other) of slices of a volume, which stay together whatever prepare.groups says."""
+    """Pairs (first, other) of slices of a volume, which stay together for any prepare.groups."""
     first: dict[str, int] = {}
     volumes = [(first.setdefault(sample.group, index), index) for index, sample in enumerate(samples) if sample.group]
     return [(one, other) for one, other in volumes if one != other]
@@ -172,7 +172,7 @@ def _same_volume(samples: Sequence[Sample]) -> list[tuple[int, int]]:
 def _place(
     seen: dict[int, Seen], joined: list[list[str]], given: list[str | None], params: Prepare
 ) -> dict[int, Place]:
-    """Where each sample goes, by the groups that its own is joined with; what is wrong with that is told."""
+    """The place of each sample, by the groups that its own is joined with; faults are reported."""
     members = [joined[index] for index in seen]
     places = place(members, params, given=given)
     tell_large_groups(members)
@@ -181,7 +181,7 @@ def _place(
 
 
 def _find_frames(seen: dict[int, Seen], samples: list[Sample], looks: Looks, params: Groups) -> dict[int, Frame]:
-    """Frames of sequences, where neither params nor the layout group them."""
+    """Frames of sequences, if neither params nor the layout group them."""
     if params.sequences == "none" or params.pattern is not None or params.table is not None:
         return {}
     return find_sequences({index: one.id for index, one in seen.items() if not samples[index].group}, looks.small)
@@ -197,9 +197,9 @@ def _write_splits(
 ) -> SplitWriter:
     """Write the Arrow files, sorted by id; return the writer of train, which counted its pixels.
 
-    Where the network sees images at another size than their own, val is written at both and test at its own, at which
-    predicted masks are delivered. These samples are decoded a second time: kept, the pixels of the whole set at their
-    own sizes would fill the disk.
+    If images are resized for the network, val is written at both sizes and test at its own, at which predicted masks
+    are delivered. These samples are decoded a second time: keeping the pixels of the whole dataset at full size would
+    fill the disk.
     """
     members = {split: [index for index in seen if places[index].split == split] for split in SPLITS}
     numbered = {index for index, one in seen.items() if one.facts.numbered}
@@ -224,7 +224,7 @@ def _write_splits(
 
 
 def _class_names(params: Prepare) -> list[str] | None:
-    """The names of what counts; one class has one where all that is foreground is called the same."""
+    """The names of the classes; a single class has one if all foreground has the same name."""
     names = params.classes
     if params.num_classes == 1:
         called = names or (params.values or {}).values()
@@ -277,8 +277,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--raw", type=Path, required=True, help="folder that stage ingest wrote")
     parser.add_argument("--out", type=Path, required=True, help="folder of the prepared splits")
-    parser.add_argument("--split", type=Path, required=True, help="a copy of split.csv, for git to show what moved")
-    parser.add_argument("--metrics", type=Path, required=True, help="the few numbers that one compares between runs")
+    parser.add_argument("--split", type=Path, required=True, help="a copy of split.csv, in which git shows what moved")
+    parser.add_argument("--metrics", type=Path, required=True, help="the few numbers to compare between runs")
     arguments = parser.parse_args()
     check_outputs([arguments.out], [arguments.split, arguments.metrics], [arguments.raw])
     manifest = prepare(load_params().prepare, arguments.raw, arguments.out)

@@ -1,7 +1,7 @@
-"""The search stage: which widths, which depth, and what else section search declares; the choice flows to train.
+"""The search stage: chooses widths, depth, and the other values of section search; train uses the choice.
 
-A deeply supervised trial of depth D measures D networks, so that depth costs no trial of its own. What each costs to
-run is known before, what the search will take is said before, and a command that was cut resumes.
+A deeply supervised trial of depth D measures D networks, so that depth needs no separate trials. The cost of each is
+measured in advance, the cost of the search is estimated in advance, and an interrupted command resumes.
 """
 
 import argparse
@@ -33,11 +33,11 @@ from unetpp.errors import UserError
 from unetpp.images.frame import as_size
 from unetpp.models.model_file import load_model
 
-INIT_STORE = "UNETPP_INIT_STORE"  # the registry of train.init where it is not this folder's: `unetpp reproduce`
+INIT_STORE = "UNETPP_INIT_STORE"  # the registry of train.init if it is not this folder's: `unetpp reproduce`
 
 
 def fetch_init(asked: str | None, folder: Path) -> Path | None:
-    """The model that `train.init` names, fetched into a folder below `folder`; None where it names none.
+    """The model that `train.init` names, fetched into a folder below `folder`; None if it names none.
 
     Raises:
         UserError: no such model, or a damaged one.
@@ -55,14 +55,14 @@ def fetch_init(asked: str | None, folder: Path) -> Path | None:
 
 
 def search(params: Params, prepared: Path, runs: Path, out: Path, reports: Path, init: Path | None = None) -> None:
-    """Write `out` (architecture.yaml; init.pt where train asks for it) and `reports`: two tables, page.json.
+    """Write `out` (architecture.yaml; init.pt if train needs it) and `reports`: two tables, page.json.
 
     Args:
         init: what `fetch_init` returned.
 
     Raises:
-        UserError: the space is empty or has a value that is not legal, a budget that no candidate meets, widths that
-            cannot fit the memory, a cluster that is too small, or every trial failed.
+        UserError: the space is empty or has an illegal value, no candidate meets the budget, widths do not fit in
+            memory, the cluster is too small, or every trial failed.
     """
     began = time.monotonic()
     space, manifest = read_space(params), read_manifest(prepared)
@@ -97,8 +97,8 @@ def search(params: Params, prepared: Path, runs: Path, out: Path, reports: Path,
         _, origin = begin
         widths = tuple(map(int, chosen["widths"].split()))
         weights, anew = begin_with(begin, override(params, chosen["params"]), widths, manifest)
-        heads = f"; the heads of {', '.join(f'L{depth}' for depth in anew)} are drawn anew" if anew else ""
-        print(f"train begins with {origin.uri}, sha256 {origin.sha256[:12]} (train.init={origin.asked}){heads}")
+        heads = f"; the heads of {', '.join(f'L{depth}' for depth in anew)} start from random weights" if anew else ""
+        print(f"train starts from {origin.uri}, sha256 {origin.sha256[:12]} (train.init={origin.asked}){heads}")
     chosen["chosen"] = 1
     write_tables(points, trials, space, reports)
     write_json(reports / "page.json", page_facts(points, trials, chosen, reason, others, space, manifest, size))
@@ -113,16 +113,16 @@ def search(params: Params, prepared: Path, runs: Path, out: Path, reports: Path,
 def run_search(
     space: Space, prepared: Path, manifest: Manifest, costs: Costs, runs: str
 ) -> tuple[list[Trial], Callable[[int], dict]]:
-    """The trials of the space, kept at `runs`, and what gives the weights of one of them by its number."""
+    """The trials of the space, kept at `runs`, and a function that returns the weights of one of them by its number."""
     params, search = space.params, space.params.search
     spec = make_spec(params, (), prepared, manifest, share(params, prepared, manifest))
-    # Its name holds what decides which trials there are and how they end: another budget chooses anew among the same.
+    # Its name depends on what determines the trials and their results: another budget chooses again among the same.
     unused = {"widths", "grow", "space", "budget", "tolerance_iou", "size_px"}
     unused |= {"objective", "cost"} if search.searcher in ("grid", "random") else set()
     search_name = run_name("search", spec, [space.dimensions, search.model_dump(mode="json", exclude=unused)])
     at_once = min(search.max_concurrent, space.num_trials)
     with cluster():
-        from pipelines.tuning.ray_tune import Trials, run_trials  # imports Ray, for which `cluster` sets switches
+        from pipelines.tuning.ray_tune import Trials, run_trials  # imports Ray, whose switches `cluster` sets
 
         check_fits(
             f"search.max_concurrent = {at_once} trials at once",
@@ -131,7 +131,7 @@ def run_search(
             params.train.use_gpu,
             "lower search.max_concurrent, search.num_workers or search.cpus_per_worker",
         )
-        if search.scheduler == "pbt":  # its whole population takes turns on what there is
+        if search.scheduler == "pbt":  # its whole population takes turns
             at_once = min(space.num_trials, how_many_fit(search.cpus_per_worker, params.train.use_gpu))
         kept = Trials(space, costs, f"{runs}/{search_name}")
         if not kept.has_begun:
@@ -141,19 +141,19 @@ def run_search(
 
 
 def _left_out(space: Space, fitting: Space, after: int) -> list[Trial]:
-    """Networks that got no trial, since no depth of them is within the budget."""
+    """Networks that got no trial, since none of their depths is within the budget."""
     why = "no depth is within search.budget: no trial"
     left_out = [one.values for one in space.networks if one.widths not in fitting.widths]
     return [Trial(after + number, values, "left out", why) for number, values in enumerate(left_out, start=1)]
 
 
 def main() -> None:
-    # Of a trial that fails: its reason stands in the table, and here Tune's own traceback.
+    # If a trial fails, the table has its reason; here Tune would print its own traceback.
     logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
     parser = argparse.ArgumentParser(prog="unetpp stage search", description=__doc__)
     for one in ("prepared", "runs", "out", "reports"):
         parser.add_argument(f"--{one}", type=Path, required=True)
-    parser.add_argument("--init", type=Path, help="of a job: what its sender fetched for train.init")
+    parser.add_argument("--init", type=Path, help="for a job: the model that its sender fetched for train.init")
     paths, params = vars(parser.parse_args()), load_params()
     reports = [paths["reports"] / name for name in ("search.csv", "curves.csv", "page.json")]
     check_outputs([paths["out"]], reports, [paths["prepared"]])

@@ -1,7 +1,7 @@
-"""What travels to a cluster and back: a stage's working directory, and its results, sealed by their hash.
+"""What is sent to a cluster and comes back: a stage's working directory, and its results, sealed by their hash.
 
-What goes is the code, params.yaml and the small files that the stage reads, not its data. On the cluster this
-file is what the job runs: the stage, and then its outputs into `cluster.storage`.
+The code, params.yaml and the small files that the stage reads are sent, not its data. On the cluster the job runs
+this file: it runs the stage, and then uploads its outputs to `cluster.storage`.
 """
 
 import hashlib
@@ -24,16 +24,16 @@ from unetpp.files import check_sha256, parse_json, read_json, sha256
 
 ROOT = Path(__file__).parents[2]
 JOB = "job.json"
-KEY = "key"  # the file by which a job knows under which name its results are expected
-# What a stage reads and what it writes, by its options; the third kind is `runs`, of which a job keeps nothing: its
-# checkpoints lie in the storage.
+KEY = "key"  # the file with the name under which a job's results are expected
+# The inputs and outputs of a stage, by its options; the third kind is `runs`, of which a job keeps nothing: its
+# checkpoints are in the storage.
 STAGES = {
     "search": (("prepared", "init"), ("out", "reports")),
     "train": (("prepared", "architecture"), ("out", "reports")),
 }
-# Of a folder that a stage reads; the data themselves lie in the storage.
+# Sent from an input folder; the data themselves are in the storage.
 CARRIED = (".json", ".csv", ".yaml", ".safetensors")
-# What decides the numbers of a training, so that it must be the same there as here.
+# These packages determine the numbers of a training run, so they must be the same there as here.
 PINNED = ("torch", "numpy", "ray", "albumentations", "opencv-python-headless", "pyarrow", "pydantic")
 
 
@@ -42,10 +42,10 @@ def outputs_of(stage: str, arguments: dict[str, Path]) -> dict[str, Path]:
 
 
 def pack(package: Path, stage: str, params: Params, arguments: dict[str, Path]) -> str:
-    """Make the working directory of a job: code, params.yaml, inputs without their data, and what is to be run.
+    """Make the working directory of a job: code, params.yaml, inputs without their data, and the command.
 
     Returns:
-        the job's key, a hash of all this: the same key is the same result.
+        the job's key, a hash of all this: the same key means the same result.
     """
     inputs, outputs = STAGES[stage]
     ignore = shutil.ignore_patterns("__pycache__")
@@ -67,7 +67,7 @@ def pack(package: Path, stage: str, params: Params, arguments: dict[str, Path]) 
                         shutil.copy(file, target)
             elif path.exists():
                 shutil.copy(path, target)
-                for weights in path.parent.glob("*.pt"):  # what train begins with
+                for weights in path.parent.glob("*.pt"):  # initial weights of train
                     shutil.copy(weights, target.parent)
         else:
             paths[name] = path.name
@@ -88,7 +88,7 @@ def pack(package: Path, stage: str, params: Params, arguments: dict[str, Path]) 
 
 
 def _digest(folder: Path) -> str:
-    """Of names and bytes of all files, so that another job is never taken for this one."""
+    """A hash of names and bytes of all files, so that another job is never taken for this one."""
     found = hashlib.sha256()
     for file in sorted(folder.rglob("*")):
         if file.is_file():
@@ -97,7 +97,7 @@ def _digest(folder: Path) -> str:
 
 
 def store(storage: Place, key: str, outputs: dict[str, Path]) -> None:
-    """Put outputs into the storage as one archive, and last a file that seals it."""
+    """Upload outputs to the storage as one archive, and last a file that seals it."""
     with scratch() as folder:
         archive = folder / "outputs.tar"
         with tarfile.open(archive, "w") as tar:
@@ -109,7 +109,7 @@ def store(storage: Place, key: str, outputs: dict[str, Path]) -> None:
 
 
 def fetch(storage: Place, key: str, outputs: dict[str, Path]) -> None:
-    """Fetch what `store` put there, verify it, and put every output in its place.
+    """Fetch what `store` uploaded, verify it, and put every output in its place.
 
     Raises:
         UserError: it is missing, or its bytes are not those that the job wrote.
@@ -133,7 +133,7 @@ def fetch(storage: Place, key: str, outputs: dict[str, Path]) -> None:
 
 
 def _place(found: Path, path: Path) -> None:
-    """Files one by one: the folder may hold what other stages wrote."""
+    """File by file: the folder may contain outputs of other stages."""
     files = [file for file in sorted(found.rglob("*")) if file.is_file()] if found.is_dir() else [found]
     for file in files:
         with replacing(path / file.relative_to(found) if found.is_dir() else path) as partial:
@@ -141,7 +141,7 @@ def _place(found: Path, path: Path) -> None:
 
 
 def check_versions(pinned: dict[str, str]) -> None:
-    """Refuse an environment that is not like the one of the machine that sent the job.
+    """Refuse an environment that differs from that of the machine that submitted the job.
 
     Raises:
         UserError: names each package with its version here and the one expected.
@@ -156,15 +156,15 @@ def check_versions(pinned: dict[str, str]) -> None:
             wrong.append(f"{name} {found} (expected {expected})")
     if wrong:
         raise UserError(
-            f"{sys.executable} on the cluster: {', '.join(wrong)}; expected the versions of the machine that sent the "
-            "job: use the image of infra/Dockerfile, or set cluster.python to an interpreter that has them"
+            f"{sys.executable} on the cluster: {', '.join(wrong)}; expected the versions of the machine that submitted "
+            "the job: use the image of infra/Dockerfile, or set cluster.python to an interpreter that has them"
         )
 
 
 def run_job() -> None:
-    """What the job runs, in its working directory: the stage, and then its outputs into the storage."""
+    """Run the stage in the job's working directory, and then upload its outputs to the storage."""
     with scratch() as folder:
-        # Ray removes a job's working directory when the stage leaves the cluster, with its results still to be written.
+        # Ray removes a job's working directory when the stage leaves the cluster, before its results are uploaded.
         shutil.copytree(".", folder, dirs_exist_ok=True)
         sys.path[:] = [str(folder) if path in ("", os.getcwd()) else path for path in sys.path]
         os.chdir(folder)

@@ -1,6 +1,6 @@
-"""A stage as a job on a Ray cluster elsewhere: sent, followed, stopped by Ctrl-C, and its results fetched and checked.
+"""A stage as a job on a remote Ray cluster: submitted, followed, stopped by Ctrl-C, its results fetched and checked.
 
-`ray job submit` itself ends with 0 for a job that was stopped and for a connection that was lost: here a stage is
+`ray job submit` itself ends with 0 for a stopped job and for a lost connection: here a stage is
 done only when its job succeeded and its results verify.
 """
 
@@ -27,13 +27,13 @@ from unetpp.data.manifest import read_manifest
 from unetpp.errors import UserError
 
 RECONNECTS = 20
-AGENT_S = 60  # a cluster that has just started has no agent for jobs yet
+AGENT_S = 60  # a cluster that has just started has no job agent yet
 
 
 def address_of(params: Params) -> str | None:
-    """Where a stage is to be sent: RAY_ADDRESS or `cluster.address`, if that is http(s); None runs it here.
+    """Where to send a stage: RAY_ADDRESS or `cluster.address`, if that is http(s); None runs it here.
 
-    Inside a job Ray sets RAY_ADDRESS to the cluster's own, which is no http address: there the stage runs.
+    Inside a job Ray sets RAY_ADDRESS to the cluster's own, which is not an http address: there the stage runs.
     """
     address = os.environ.get("RAY_ADDRESS") or params.cluster.address or ""
     return address.rstrip("/") if urlsplit(address).scheme in ("http", "https") else None
@@ -42,13 +42,13 @@ def address_of(params: Params) -> str | None:
 def run_remotely(stage: str, params: Params, address: str, arguments: dict[str, Path]) -> None:
     """Run `python -m pipelines.STAGE` with these arguments as a job, and put its outputs where it would itself.
 
-    The same command again follows the job that still runs, or takes the results of the one that has ended.
+    A rerun command follows the job if it is still running, or takes the results of the job that has ended.
 
     Args:
         arguments: paths by the name of their option.
 
     Raises:
-        UserError: no storage, no such cluster, a job that did not succeed, or results that do not verify.
+        UserError: no storage, no such cluster, the job did not succeed, or its results do not verify.
     """
     storage = _shared_storage(params, address, arguments["prepared"])
     with scratch() as folder:
@@ -67,7 +67,7 @@ def _shared_storage(params: Params, where: str, prepared: Path) -> Place:
     """The storage that this machine and the cluster share, with the prepared data in it."""
     if params.cluster.storage is None:
         raise UserError(
-            f"the stage is to run on {where}, and cluster.storage is null: set it to s3://bucket/prefix or to an "
+            f"the stage runs on {where}, and cluster.storage is null: set it to s3://bucket/prefix or to an "
             "absolute path that this machine and the cluster share; data, checkpoints and results pass through it"
         )
     share(params, prepared, read_manifest(prepared))
@@ -75,12 +75,12 @@ def _shared_storage(params: Params, where: str, prepared: Path) -> Place:
 
 
 def send_archive(stage: str, params: Params, arguments: dict[str, Path], out: str, overwrite: bool = False) -> None:
-    """Put a stage's working directory, as a zip that Ray fetches by itself, at a path or at s3://bucket/name.zip.
+    """Write a stage's working directory, as a zip that Ray fetches by itself, to a path or to s3://bucket/name.zip.
 
     For a cluster that this machine does not reach (infra/kuberay/rayjob.yaml); `fetch_results` brings the results.
 
     Raises:
-        UserError: no storage, a place that cannot be written, or a file in the way.
+        UserError: no storage, a target that cannot be written, or a file in the way.
     """
     parent, _, name = out.rpartition("/")
     place = open_place(parent or ".", params.ingest.s3)
@@ -88,7 +88,7 @@ def send_archive(stage: str, params: Params, arguments: dict[str, Path], out: st
         raise UserError(f"{out}: in the way of what is to be written; give another name, or --overwrite")
     _shared_storage(params, out, arguments["prepared"])
     with scratch() as folder:
-        # Ray takes off the one folder that an archive's names begin with.
+        # Ray strips the one top-level folder of an archive.
         pack(folder / "zip" / stage, stage, params, arguments)
         made = Path(shutil.make_archive(str(folder / stage), "zip", folder / "zip"))
         place.write(name, made)
@@ -96,7 +96,7 @@ def send_archive(stage: str, params: Params, arguments: dict[str, Path], out: st
 
 
 def fetch_results(stage: str, params: Params, arguments: dict[str, Path]) -> None:
-    """The results of a job that was sent with the present params, code and inputs, put where the stage puts them.
+    """Fetch the results of a job that was submitted with the present params, code and inputs, to the stage's outputs.
 
     Raises:
         UserError: there are none, or they do not verify.
@@ -109,7 +109,7 @@ def fetch_results(stage: str, params: Params, arguments: dict[str, Path]) -> Non
 
 @contextmanager
 def _explained(address: str) -> Iterator[None]:
-    """A cluster that does not answer, or refuses, is a `UserError` that names it."""
+    """Raise a `UserError` with the address if a cluster does not answer, or refuses."""
     from ray.exceptions import AuthenticationError
 
     try:
@@ -133,14 +133,14 @@ def _explained(address: str) -> Iterator[None]:
 def _connect(address: str) -> Any:
     from ray.job_submission import JobSubmissionClient
 
-    logging.getLogger("ray.dashboard").setLevel("WARNING")  # it says at each attempt that it has the package already
-    # The client takes RAY_ADDRESS before its argument. Theirs are the same here, but for a slash.
+    logging.getLogger("ray.dashboard").setLevel("WARNING")  # it logs at each attempt that it has the package already
+    # The client prefers RAY_ADDRESS to its argument. They are the same here, except for a slash.
     os.environ["RAY_API_SERVER_ADDRESS"] = address
     return JobSubmissionClient(address)
 
 
 def find_job(client: Any, key: str) -> tuple[str, bool]:
-    """The newest attempt with this key that runs or succeeded, or the name of the next one to send.
+    """The newest attempt with this key that is running or succeeded, or the name of the next one to send.
 
     Returns:
         the job's name, and whether the cluster knows it already.
@@ -154,7 +154,7 @@ def find_job(client: Any, key: str) -> tuple[str, bool]:
         newest = max(attempts)
         status = str(attempts[newest].status)
         if status not in ("FAILED", "STOPPED"):
-            print(f"job {key}-{newest} is {status.lower()} already: it is followed", flush=True)
+            print(f"job {key}-{newest} is already {status.lower()}: following it", flush=True)
             return f"{key}-{newest}", True
     return f"{key}-{max(attempts, default=0) + 1}", False
 
@@ -172,8 +172,8 @@ def _send(client: Any, job: str, package: Path, python: str, address: str) -> No
                 submission_id=job,
                 runtime_env={
                     "working_dir": str(package),
-                    "py_executable": shlex.quote(python),  # to a shell it goes as it is
-                    # No more: Ray refuses a name that the stage itself passes to its workers (ray_cluster.py).
+                    "py_executable": shlex.quote(python),  # it is passed to a shell unquoted
+                    # Only this: Ray refuses a name that the stage itself passes to its workers (ray_cluster.py).
                     "env_vars": {"PYTHONUNBUFFERED": "1"},
                 },
                 metadata={"project": "unetpp"},
@@ -184,15 +184,15 @@ def _send(client: Any, job: str, package: Path, python: str, address: str) -> No
                 raise
             if time.monotonic() > give_up:
                 raise UserError(
-                    f"{address}: the cluster took no job in {AGENT_S} s, since the agent for jobs does not run on its "
+                    f"{address}: the cluster accepted no job in {AGENT_S} s, because the job agent does not run on its "
                     "head (often another Ray on that machine has its port 52365; dashboard_agent.log in "
                     "/tmp/ray/session_latest/logs there says why); start the head with "
                     "--dashboard-agent-listen-port=<a free port>"
                 ) from None
             if attempt == 0:
-                print(f"{address}: waiting for the cluster's agent for jobs", flush=True)
+                print(f"{address}: waiting for the cluster's job agent", flush=True)
             time.sleep(1)
-    print(f"job {job} was sent", flush=True)
+    print(f"job {job} was submitted", flush=True)
 
 
 def follow(client: Any, job: str, address: str) -> None:
@@ -213,8 +213,8 @@ def follow(client: Any, job: str, address: str) -> None:
                 lost += 1
                 if lost > RECONNECTS:
                     raise UserError(
-                        f"{address}: lost while job {job} ran ({error}); the job may go on there: the same command "
-                        "follows it again"
+                        f"{address}: lost while job {job} ran ({error}); the job may still be running there: rerun the "
+                        "command to follow it"
                     ) from None
             if status is not None and status.is_terminal():
                 break
@@ -230,13 +230,13 @@ def follow(client: Any, job: str, address: str) -> None:
     if str(status) != "SUCCEEDED":
         reason = (client.get_job_info(job).message or "").strip().partition(", last available logs")[0]
         raise UserError(
-            f"job {job} ended as {status} on {address} ({reason or 'no reason given'}); its log stands above. The same "
-            "command sends it again, and it goes on from its last checkpoint"
+            f"job {job} ended as {status} on {address} ({reason or 'no reason given'}); its log is above. Rerun the "
+            "command: it submits the job again, which resumes from its last checkpoint"
         )
 
 
 async def _tail(client: Any, job: str, shown: list[int]) -> None:
-    """Print what of a job's log is beyond as many characters as were shown, and count them: it may break off."""
+    """Print the part of a job's log beyond the characters already shown, and count them: the log may break off."""
     seen = 0
     async for text in client.tail_job_logs(job):
         seen += len(text)

@@ -17,26 +17,26 @@ from unetpp.errors import UserError
 from unetpp.offline import TELEMETRY_OFF
 from unetpp.threads import WAIT
 
-# What Ray prints beside the training's own lines.
+# Switches for what Ray prints besides the training run's own lines.
 QUIET = {
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else each line of a worker appears twice
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's coming default, asked for so that it need not warn
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # otherwise each line of a worker appears twice
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's future default, set to avoid its warning
 }
-# Ray's own switch, before it is imported, by which every process of it listens on 127.0.0.1 alone. It is named for
-# other systems and does the same on Linux: found in Ray 2.60, and held by a test.
+# Ray's own switch, set before it is imported, that makes all its processes listen only on 127.0.0.1. It is named for
+# other systems and does the same on Linux: found in Ray 2.60, and verified by a test.
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 if sys.platform.startswith("linux"):  # between the workers
     LOOPBACK |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 CONNECT_S = 30
 NO_ANSWER = "does not answer"
 START_IT = "start that cluster, or unset RAY_ADDRESS to use this machine"
-# The longest folder below which a socket of Ray has a path of at most 103 bytes, as macOS wants it (Linux 107).
+# The longest folder for which Ray's sockets have paths of at most 103 bytes, the limit on macOS (Linux 107).
 LONGEST_FOLDER = 34
 
 
 @contextmanager
 def cluster() -> Iterator[None]:
-    """Connect to the cluster, or start one on this machine; leave or end it afterwards.
+    """Connect to the cluster, or start one on this machine; disconnect or stop it afterwards.
 
     Raises:
         UserError: the cluster does not answer.
@@ -48,7 +48,7 @@ def cluster() -> Iterator[None]:
         import ray
 
         options["runtime_env"]["env_vars"] = TELEMETRY_OFF | QUIET | {WAIT: os.environ[WAIT]}
-        # Without a dashboard a helper of Ray Train warns every second that it cannot ask one.
+        # Without a dashboard a helper of Ray Train warns every second that it cannot reach one.
         options |= {"logging_level": "WARNING", "logging_config": ray.LoggingConfig(log_level="ERROR")}
         try:
             try:
@@ -60,15 +60,15 @@ def cluster() -> Iterator[None]:
                 raise UserError(f"RAY_ADDRESS: {address} {NO_ANSWER} ({said}); {START_IT}") from None
             yield
         finally:
-            before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # it takes a second, and must not stop half-way
+            before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # it takes a second, and must not be interrupted
             ray.shutdown()
             signal.signal(signal.SIGINT, before)
 
 
 def _connected(address: str) -> dict[str, Any]:
-    # Set one way or the other: left alone, Ray looks for a token in the user's home, and may write one there.
+    # Set it in any case: by default, Ray looks for a token in the user's home, and may write one there.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    # For the cluster's dashboard, /api/train/v2/runs/v1; a cluster of this machine alone has none.
+    # For the cluster's dashboard, /api/train/v2/runs/v1; a cluster of only this machine has none.
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
     if address != "auto" and not reaches(address, CONNECT_S):
         raise UserError(f"RAY_ADDRESS: {address} {NO_ANSWER} in {CONNECT_S} s; {START_IT}")
@@ -76,15 +76,15 @@ def _connected(address: str) -> dict[str, Any]:
 
 
 def _of_this_machine(stack: ExitStack) -> dict[str, Any]:
-    """A cluster that nobody else reaches: on loopback, and with a token that its own processes alone have."""
+    """A cluster that nobody else can reach: on loopback, and with a token that only its own processes have."""
     os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
     os.environ |= LOOPBACK | {"RAY_AUTH_MODE": "token"}
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # of a second cluster, Ray knows the first one's
-    # One process less to start: nobody preempts a node of this machine.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # for a second cluster, Ray uses the first one's
+    # One process less to start: this machine's node is never preempted.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    # Nor a process for each core ahead of time: none of them has the environment that ours are started with.
+    # Nor a prestarted process per core: they would lack the environment of our workers.
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
-    # Ray passes the interpreter's path to a shell as it is, and a folder may have a space in its name.
+    # Ray passes the interpreter's path to a shell unquoted, and a folder may have a space in its name.
     runtime_env = {"py_executable": shlex.quote(sys.executable), "worker_process_setup_hook": name_own_cluster}
     options = {"include_dashboard": False, "resources": {"trial_driver": 1000}}
     if len(os.fsencode(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())) > LONGEST_FOLDER:
@@ -95,7 +95,7 @@ def _of_this_machine(stack: ExitStack) -> dict[str, Any]:
 def reaches(address: str, timeout_s: float) -> bool:
     """Whether a Ray cluster answers at host:port within that time; Ray itself would try for ten minutes."""
     import grpc
-    from ray._private.grpc_utils import init_grpc_channel  # with TLS where Ray is told to use it
+    from ray._private.grpc_utils import init_grpc_channel  # with TLS if Ray is configured to use it
 
     channel: Any = init_grpc_channel(address.rpartition("//")[2])
     try:
@@ -108,11 +108,11 @@ def reaches(address: str, timeout_s: float) -> bool:
 
 
 def is_open(address: str) -> bool:
-    """Whether the Ray cluster at host:port answers one who has no token: who reaches it can run code there."""
+    """Whether the Ray cluster at host:port answers without a token: anyone who reaches it can run code there."""
     import grpc
     from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
-    request = getattr(gcs_service_pb2, "GetAllNodeInfoRequest")()  # noqa: B009 - generated: pyright knows no names of it
+    request = getattr(gcs_service_pb2, "GetAllNodeInfoRequest")()  # noqa: B009 - generated: unknown to pyright
     with grpc.insecure_channel(address.rpartition("//")[2]) as channel:
         try:
             gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel).GetAllNodeInfo(request, timeout=5)
@@ -122,10 +122,10 @@ def is_open(address: str) -> bool:
 
 
 def name_own_cluster() -> None:
-    """Tell this process of a local cluster which one it belongs to; runs as each of them starts.
+    """Set the address of this process's own local cluster; runs as each process starts.
 
-    A helper of Ray Train asks whichever cluster it finds on the machine whether the controller lives. One that somebody
-    starts in the middle of a training knows no such controller, and the helper removed the workers.
+    A helper of Ray Train asks any cluster that it finds on the machine whether the controller is alive. A cluster that
+    somebody starts during a training run does not know the controller, and the helper removed the workers.
     """
     import ray
 
@@ -133,10 +133,10 @@ def name_own_cluster() -> None:
 
 
 def check_fits(what: str, processes: int, cpus_per_worker: int, use_gpu: bool, advice: str) -> None:
-    """Refuse a request that the connected cluster can never place; Ray itself would wait for ever.
+    """Refuse a request that the connected cluster can never place; Ray itself would wait forever.
 
     Raises:
-        UserError: with what was asked for, what there is, and `advice`.
+        UserError: with what was requested, what is available, and `advice`.
     """
     import ray
 
@@ -152,7 +152,7 @@ def check_fits(what: str, processes: int, cpus_per_worker: int, use_gpu: bool, a
 
 
 def how_many_fit(cpus_per_worker: int, use_gpu: bool) -> int:
-    """Processes of so many cores, and of a GPU each, that the connected cluster holds beside each other."""
+    """How many processes with so many cores, and a GPU each, the connected cluster can run at once."""
     import ray
 
     there = ray.cluster_resources()

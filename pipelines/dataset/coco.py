@@ -1,7 +1,7 @@
-"""COCO annotation files: what is drawn on each image, and the drawing of it.
+"""COCO annotation files: reading and rasterising the annotations of each image.
 
-Polygons are drawn by pycocotools, so that a mask is pixel for pixel the one that COCO's own tools make. Run
-lengths are read here: its C code fills a mask from too short a list with whatever lies in memory.
+Polygons are rasterised by pycocotools, so that a mask is pixel for pixel that of COCO's own tools. Run lengths are
+decoded here: if a list is too short, its C code fills the mask with arbitrary memory.
 """
 
 import json
@@ -19,7 +19,7 @@ from unetpp.errors import FileError, UserError
 
 @dataclass(frozen=True)
 class Shape:
-    """One annotation, as it stands in the file."""
+    """One annotation, as in the file."""
 
     id: str
     class_index: int
@@ -30,10 +30,10 @@ class Shape:
 
 @dataclass(frozen=True)
 class Drawing:
-    """All that is annotated on an image. No shape is an image without objects."""
+    """All annotations of an image. Without shapes, it is an image without objects."""
 
     file: Path
-    size: tuple[Any, Any] | None  # width, height as the file says it; None where it does not
+    size: tuple[Any, Any] | None  # width, height as in the file; None if missing
     shapes: Sequence[Shape]
 
 
@@ -44,16 +44,16 @@ def read_annotations(
     multilabel: bool = False,
     find: Callable[[Path, str], str] = lambda _, name: name,
 ) -> tuple[dict[str, Drawing], list[tuple[str, FileError]]]:
-    """What is drawn on each image, by its file's name, and problems, by what has them.
+    """The annotations of each image, by its file's name, and problems, by their id.
 
-    Categories are foreground where `num_classes` is 1; else their indices are their places in `classes`, from 1, or
-    without `classes` their places in the order of their ids. With `multilabel` none of `num_classes` is the background.
+    Categories are foreground if `num_classes` is 1; else their indices are their positions in `classes`, from 1, or
+    without `classes` their positions in the order of their ids. With `multilabel` none of `num_classes` is background.
 
     Args:
-        find: the name of the file that a file_name means in one of `paths`.
+        find: the name of the file that a file_name refers to in one of `paths`.
 
     Raises:
-        FileError: a file that is not such a one, or categories that do not fit to `num_classes` and `classes`.
+        FileError: a file is not a COCO file, or its categories do not match `num_classes` and `classes`.
     """
     files = {path: load_annotations(path) for path in paths}
     categories = find_categories(files)
@@ -80,7 +80,7 @@ def read_annotations(
                 continue
             category = annotation.get("category_id")
             if not isinstance(category, int | str) or category not in indices:
-                reason = f"found annotation {id} of the category {category}, which is not listed; expected one that is"
+                reason = f"found annotation {id} of the category {category}, which is not listed; expected a listed one"
                 raise FileError(path, reason, "correct category_id or add the category")
             said = (annotation.get(key) for key in ("segmentation", "area", "bbox"))
             shapes[names[image]].append(Shape(id, indices[category], *said))
@@ -90,17 +90,17 @@ def read_annotations(
 
 
 def draw(drawing: Drawing, image: Path, height: int, width: int) -> Iterator[tuple[int, np.ndarray]]:
-    """The class index of each shape, from 1, and what it covers, (H, W) bool.
+    """The class index of each shape, from 1, and its area, (H, W) bool.
 
     Raises:
-        FileError: annotations made for another size, or a segmentation that is none.
+        FileError: annotations were made for another size, or a segmentation is invalid.
     """
     if drawing.size not in (None, (width, height)):
         found, wanted = "x".join(map(repr, drawing.size or ())), f"{width}x{height}"
         raise FileError(
             drawing.file,
             f"found annotations for {found} px of {image.name} of {wanted} px; expected the same size",
-            "bring back the image that was annotated, or annotate this one",
+            "restore the image that was annotated, or annotate this one",
         )
     for shape in drawing.shapes:
         try:
@@ -126,9 +126,9 @@ def _rasterise(segmentation: list | dict, height: int, width: int, file: Path) -
         raise ValueError("no segmentation")
     for polygon in segmentation:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-            raise ValueError("a polygon that is no list of three and more points")
+            raise ValueError("a polygon that is not a list of three or more points")
         for value, side in zip(polygon, [width, height] * (len(polygon) // 2), strict=True):
-            # A point far outside would make pycocotools ask for memory by the distance.
+            # For a point far outside, pycocotools would allocate memory in proportion to the distance.
             if not _is_number(value) or not -side <= value <= 2 * side:
                 raise ValueError(f"the coordinate {value!r}")
     tool = _pycocotools(file)
@@ -137,19 +137,19 @@ def _rasterise(segmentation: list | dict, height: int, width: int, file: Path) -
 
 
 def _check_extent(shape: Shape, inside: np.ndarray) -> None:
-    """Hold what was drawn, (H, W) bool, against the annotation's own area and bbox, where it has them.
+    """Compare the drawn shape, (H, W) bool, with the annotation's own area and bbox, if it has them.
 
-    Tools differ by a pixel or two at each side, and some write the area of the bbox, so what is caught is a shape of
-    another scale or at another place.
+    Tools differ by a pixel or two on each side, and some write the area of the bbox, so only shapes at another scale
+    or in another place are refused.
 
     Raises:
-        ValueError: it is such a one, or lies within one pixel and its coordinates are fractions.
+        ValueError: it is one of these, or within one pixel with fractional coordinates.
     """
     sides = np.array([inside.shape[1], inside.shape[0]])
-    if isinstance(shape.segmentation, list):  # by its points: of a thin one hardly a pixel may be drawn
+    if isinstance(shape.segmentation, list):  # by its points: a thin one may cover hardly a pixel
         points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in shape.segmentation])
         if sides.max() > 2 and points.max() <= 1 and (points % 1).any():
-            raise ValueError("coordinates within 0 to 1, which are shares and no px")
+            raise ValueError("coordinates from 0 to 1, which are fractions, not px")
         box = np.array([points.min(axis=0), points.max(axis=0)]).clip(0, sides)
     else:
         points = np.argwhere(inside.T) if inside.any() else np.zeros((1, 2))
@@ -159,12 +159,12 @@ def _check_extent(shape: Shape, inside: np.ndarray) -> None:
     if _is_number(shape.area) and shape.area > 0:
         drawn = int(np.count_nonzero(inside))
         if not drawn / 2 - slack <= shape.area <= 2 * size.prod() + slack:
-            raise ValueError(f"the area {shape.area:g}, of which {drawn} px are drawn")
+            raise ValueError(f"the area {shape.area:g} for a shape of {drawn} px")
     bbox = shape.bbox
     if isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_number, bbox)) and min(bbox[2:]) > 0:
         corner, extent = np.reshape(bbox, (2, 2))
         if (abs(np.array([corner, corner + extent]).clip(0, sides) - box) > 2 + 0.05 * size.max()).any():
-            raise ValueError(f"the bbox {bbox}, of which {[round(float(one), 1) for one in (*box[0], *size)]} is drawn")
+            raise ValueError(f"the bbox {bbox} for a shape in {[round(float(one), 1) for one in (*box[0], *size)]}")
 
 
 def _is_number(value: Any) -> bool:
@@ -174,11 +174,11 @@ def _is_number(value: Any) -> bool:
 def _from_run_lengths(segmentation: dict, height: int, width: int) -> np.ndarray:
     size, counts = segmentation.get("size"), segmentation.get("counts")
     if size != [height, width]:
-        raise ValueError(f"run lengths of the size {size!r}")
+        raise ValueError(f"run lengths for the size {size!r}")
     if isinstance(counts, str):
         counts = _decompress(counts)
     if not isinstance(counts, list) or not all(type(one) is int and one >= 0 for one in counts):
-        raise ValueError("counts that are no list of lengths")
+        raise ValueError("counts that are not a list of lengths")
     if sum(counts) != height * width:
         raise ValueError(f"run lengths of {sum(counts)} px")
     inside = np.repeat(np.arange(len(counts)) % 2 == 1, counts)  # background comes first
@@ -186,13 +186,13 @@ def _from_run_lengths(segmentation: dict, height: int, width: int) -> np.ndarray
 
 
 def _decompress(text: str) -> list[int]:
-    """COCO's run lengths as text: five bits a letter, and from the third on less the one two before."""
+    """COCO's run lengths as text: five bits per letter, from the third on as differences to the one two before."""
     counts: list[int] = []
     value = shift = 0
     for letter in text:
         bits = ord(letter) - 48
         if not 0 <= bits < 64 or shift > 40:
-            raise ValueError("counts that are no compressed run lengths")
+            raise ValueError("counts that are not compressed run lengths")
         value |= (bits & 31) << shift
         shift += 5
         if not bits & 32:
@@ -208,14 +208,13 @@ def _pycocotools(file: Path) -> Any:
         from pycocotools import mask
     except ImportError:
         raise UserError(
-            f"{file}: found polygons, which pycocotools draws, and it is not installed; expected it here: "
-            "pip install 'unetpp[coco]'"
+            f"{file}: found polygons, which need pycocotools; expected it installed: pip install 'unetpp[coco]'"
         ) from None
     return mask
 
 
 def load_annotations(path: Path) -> dict:
-    """What an annotation file holds: lists of images, annotations and categories, or it is refused."""
+    """The contents of an annotation file: lists of images, annotations and categories; any other file is refused."""
     try:
         content, found = json.loads(path.read_text(encoding="utf-8")), None
         if not isinstance(content, dict):
@@ -240,14 +239,14 @@ def _value(row: dict, key: str, kind: Any, path: Path, where: str) -> Any:
 
 
 def find_categories(files: Mapping[Path, dict]) -> dict[int | str, str]:
-    """The names of the categories of all files by id, without those that only head others, as Roboflow writes one."""
+    """The names of the categories of all files by id, without mere supercategories, as Roboflow writes one."""
     names: dict[int | str, str] = {}
     for path, content in files.items():
         for row in content["categories"]:
             id, name = _value(row, "id", int | str, path, "a category"), _value(row, "name", str, path, "a category")
             if names.setdefault(id, name) != name:
                 reason = f"found the category {id} as {names[id]!r} and {name!r}; expected one name"
-                raise FileError(path, reason, "number the categories alike in all files")
+                raise FileError(path, reason, "use the same category ids in all files")
     heads = {row.get("supercategory") for content in files.values() for row in content["categories"]}
     used = {str(row.get("category_id")) for content in files.values() for row in content["annotations"]}
     empty = {id for id, name in names.items() if name in heads and str(id) not in used}
@@ -275,8 +274,8 @@ def _class_indices(
         indices = {id: classes.index(name) + 1 for id, name in names.items()}
     background = 0 if multilabel else 1
     if len(names) != num_classes - background:
-        counted = "counts the background, too" if background else "counts labels alone with prepare.multilabel"
-        other = ", or to 1 for foreground alone" if background else ""
+        counted = "also counts the background" if background else "counts only labels with prepare.multilabel"
+        other = ", or to 1 for foreground only" if background else ""
         raise FileError(
             path,
             f"found {len(names)} categories; expected {num_classes - background}, as prepare.num_classes = "

@@ -4,17 +4,17 @@ from collections.abc import Iterator
 
 from unetpp.images.frame import say_size
 
-SHRUNK = 0.95  # a resizing by less is not worth a word
-THIN_PX = 8  # what is narrower has no inside that a second level could see
+SHRUNK = 0.95  # resizing by less is not reported
+THIN_PX = 8  # narrower objects have no inside that a second level could see
 UNLIKE = 1.5  # longer side by shorter
 MANY_EMPTY = 0.5
-MUCH_OVERLAP = 0.01  # of the foreground: two outlines that meet share a pixel here and there
+MUCH_OVERLAP = 0.01  # of the foreground: adjacent outlines may share a pixel
 MUCH_IGNORED = 0.5  # of the pixels
-FAR = 3.0  # standard errors from which on a split differs from the whole
+FAR = 3.0  # standard errors by which a split differs from the whole
 
 
 def find_what_stands_out(fingerprint: dict) -> dict[str, list[str]]:
-    """Warnings, which call for a look or a change before training, and notes.
+    """Warnings, which call for a check or a change before training, and notes.
 
     Args:
         fingerprint: with its "advice" (`pipelines.planning.advice`).
@@ -37,31 +37,31 @@ def _sizes(fingerprint: dict) -> Iterator[Finding]:
         return
     seen_px = objects["width_px"] * objects["shrunk"]
     if size is not None and objects["shrunk"] < SHRUNK and seen_px < THIN_PX:
-        text = f"Resizing to {say_size(size)} px makes what is looked for {seen_px:.1f} px wide, of "
-        yield f"{text}{objects['width_px']:.1f} px in the files: crops of images at their own size keep it.", True
+        text = f"Resizing to {say_size(size)} px makes objects {seen_px:.1f} px wide, which are "
+        yield f"{text}{objects['width_px']:.1f} px wide in the files: crops at full size keep them.", True
     aspect, squeezed = fingerprint["images"]["aspect"]["max"], fingerprint["prepared"]["fit"] == "stretch"
     if size and squeezed and aspect > UNLIKE and (isinstance(size, int) or fingerprint["images"]["num_sizes"] > 1):
-        text = f"Images of up to {aspect:.1f} to 1 are squeezed into {say_size(size)} px: prepare.fit=pad keeps them."
+        text = f"Images of up to {aspect:.1f} to 1 are distorted to {say_size(size)} px: prepare.fit=pad avoids it."
         yield text, True
     if len(objects["counted_by"]) > 1:
-        yield "Objects were told apart in more than one way; touching ones count as one where no numbers do it.", False
+        yield "Objects were separated in more than one way; without object numbers, touching ones count as one.", False
 
 
 def _pixels(fingerprint: dict) -> Iterator[Finding]:
     masks, intensity = fingerprint["masks"], fingerprint["intensity"]
     if lost := masks["lost"]["num"]:
         which = _count(lost, "mask loses", "masks lose")
-        yield f"{which} all foreground by resizing to {say_size(fingerprint['prepared']['size'])} px.", True
+        yield f"{which} all foreground when resized to {say_size(fingerprint['prepared']['size'])} px.", True
     if full := masks["nearly_full"]["num"]:
         which = _count(full, "mask is", "masks are")
         yield f"{which} foreground nearly everywhere: is 0 the background there?", True
     if blank := fingerprint["images"]["blank"]["num"]:
-        yield f"{_count(blank, 'image has', 'images have')} one value in every pixel.", True
+        yield f"{_count(blank, 'image has', 'images have')} the same value in every pixel.", True
     if len({row["bits"] for row in intensity}) > 1:
-        yield "Images of different bit depths are mixed; each is standardised by itself.", False
+        yield "Images of different bit depths are mixed; each is standardised separately.", False
     if saturated := sum(row["saturated"] for row in intensity):
         which = _count(saturated, "image has", "images have")
-        yield f"{which} 1 % of the values or more at the upper end of the scale.", False
+        yield f"{which} at least 1 % of their values at the upper end of the scale.", False
 
 
 def _classes(fingerprint: dict) -> Iterator[Finding]:
@@ -79,26 +79,26 @@ def _splits(fingerprint: dict) -> Iterator[Finding]:
     for row in fingerprint["balance"]:
         for split, found in row["splits"].items():
             if found["errors"] is not None and abs(found["errors"]) >= FAR:
-                text = f"Split {split} differs from the whole in its {row['measure']}: {found['value']:.3g} beside "
+                text = f"Split {split} differs from the whole in its {row['measure']}: {found['value']:.3g} against "
                 yield f"{text}{row['all']:.3g}, {abs(found['errors']):.1f} standard errors.", True
 
 
 def _labels(fingerprint: dict) -> Iterator[Finding]:
-    """Of masks: classes over each other, unlabelled pixels, no foreground."""
+    """About masks: overlapping classes, ignored pixels, no foreground."""
     masks, prepared, whole = fingerprint["masks"], fingerprint["prepared"], fingerprint["splits"]["all"]
     if masks["shaded"]:
-        text = f"{_count(masks['shaded'], 'mask holds', 'masks hold')} values between 0 and the highest, on "
+        text = f"{_count(masks['shaded'], 'mask has', 'masks have')} values between 0 and the highest, on "
         text += (
             f"{masks['shades_share']:.1%} of the foreground, such as the grey rims of smoothed edges: each counts as "
         )
-        yield f"{text}foreground. prepare.mask_threshold (128 for masks of 8 bits) takes the values from it on.", True
+        yield f"{text}foreground. prepare.mask_threshold (128 for 8-bit masks) takes only values from it on.", True
     if masks["overlapping"]:
         which = _count(masks["overlapping"], "image", "images")
-        text = f"In {which} classes lie over each other, on {masks['overlap_share']:.1%} of the foreground"
+        text = f"In {which} classes overlap, on {masks['overlap_share']:.1%} of the foreground"
         if prepared["multilabel"]:
             yield f"{text}: such a pixel has all of these labels.", False
         else:
-            text += ". Of these the later class was taken; to keep all, set prepare.multilabel=true and "
+            text += ". There the later class was taken; to keep all, set prepare.multilabel=true and "
             much = masks["overlap_share"] > MUCH_OVERLAP
             yield f"{text}prepare.num_classes={prepared['num_classes'] - 1}.", much
     if masks["ignored"]:
@@ -117,7 +117,8 @@ def _files(fingerprint: dict) -> Iterator[Finding]:
     for leak in fingerprint.get("leaks", ()):
         yield leak, True
     if (across := duplicates["across"]) and not fingerprint.get("leaks"):
-        yield f"{_count(across, 'pair', 'pairs')} of near-duplicates stand in different splits.", True
+        which = _count(across, "pair of near-duplicates is", "pairs of near-duplicates are")
+        yield f"{which} in different splits.", True
     if broken := fingerprint["quarantine"]["num_files"]:
         yield f"{_count(broken, 'file was', 'files were')} set aside as unusable.", True
     if pairs := duplicates["num_pairs"]:

@@ -1,6 +1,6 @@
-"""The fingerprint of a data set: the facts of all its samples added up, as plain values for JSON.
+"""The fingerprint of a dataset: the facts of all its samples added up, as plain values for JSON.
 
-A function of samples.csv and of what lies beside it. Each sum over all samples is that of the splits together.
+A function of samples.csv and of the tables next to it. Each sum over all samples is the sum over the splits.
 """
 
 import re
@@ -21,12 +21,12 @@ from pipelines.dataset.splits import SPLITS
 from unetpp.data.manifest import Manifest, read_manifest
 from unetpp.images.frame import plain
 
-SHOWN = 8  # rows of a table; what is rarer is one row together
+SHOWN = 8  # rows of a table; the rarer values share one row
 LISTED = 10  # ids named as examples
 MAX_DEPTH = 6
 STEPS = 20
 PREPARED = ("size", "fit", "channels", "num_classes", "multilabel", "background")
-NEARLY_ALL = 0.9  # share of foreground from which on a mask may be the wrong way round
+NEARLY_ALL = 0.9  # share of foreground above which a mask may be inverted
 
 
 def summarise(samples: Samples, manifest: Manifest, duplicates: list[dict], quarantined: list[dict]) -> dict:
@@ -65,7 +65,7 @@ def _sums(samples: Samples, where: np.ndarray) -> dict:
         "num_images": int(where.sum()),
         "pixels": pixels,
         "foreground_px": foreground,
-        "foreground_share": rounded(foreground / max(1, pixels - ignored)),  # of what was annotated
+        "foreground_share": rounded(foreground / max(1, pixels - ignored)),  # of the labelled pixels
         "ignored_share": rounded(ignored / max(1, pixels)),
         "empty_masks": int((samples["foreground_px"][where] == 0).sum()),
         "num_objects": int(samples["num_objects"][where].sum()),
@@ -73,7 +73,7 @@ def _sums(samples: Samples, where: np.ndarray) -> dict:
 
 
 def _counts(samples: Samples, within: dict[str, np.ndarray]) -> dict[str, list[dict]]:
-    """Number of images by kind, if they have one, size, and what the files hold; the commonest first."""
+    """Number of images by kind, if they have one, size, and file format; the most frequent first."""
     numbers = {name: samples[name].astype(int).astype(str) for name in ("width", "height", "bits")}
     files = [f"{form} {mode}" for form, mode in zip(samples["format"], samples["mode"], strict=True)]
     values = {
@@ -101,7 +101,7 @@ def _images(samples: Samples) -> dict:
     sides, aspects = np.sqrt(height * width), np.maximum(height, width) / np.minimum(height, width)
     return {
         "num_sizes": len(np.unique(np.stack([height, width]), axis=1).T),
-        "side_px": _spread(sides),  # of the square of the same area
+        "side_px": _spread(sides),  # of a square with the same area
         "height_px": _spread(height),
         "width_px": _spread(width),
         "shape": _spread(height / width),
@@ -124,7 +124,7 @@ def _named(samples: Samples, where: np.ndarray) -> dict:
 
 
 def _intensity(samples: Samples) -> list[dict]:
-    """By kind and bits: medians over the images of each one's own low, percentiles and high."""
+    """By kind and bits: medians over the images of low, percentiles and high."""
     rows = []
     keys = sorted(set(zip(samples["kind"], samples["bits"], strict=True)))
     for kind, bits in keys:
@@ -146,12 +146,12 @@ def _intensity(samples: Samples) -> list[dict]:
 
 
 def _objects(samples: Samples) -> dict:
-    """Sizes are pooled over all objects, at the size of the files ("stored") and at what the network sees."""
+    """Sizes are pooled over all objects, at the size of the files ("stored") and of the network's input."""
     result: dict = {
-        # A single object is one however it is told.
+        # A single object counts as one in any way.
         "counted_by": dict(sorted(Counter(samples["objects_by"][samples["num_objects"] > 1]).items())),
         "per_image": _spread(samples["num_objects"]),
-        # Of the classes, the median over images that have any; a set of semantic classes has no objects to speak of.
+        # Of the classes, the median over images that have any; a dataset of semantic classes has no real objects.
         "width_px": rounded(np.median(wide)) if len(wide := samples["width_px"][samples["width_px"] > 0]) else 0.0,
         "shrunk": rounded(np.median(samples["scale"])) if len(samples["scale"]) else 1.0,
     }
@@ -176,16 +176,16 @@ def _size_facts(sizes: dict[int, int]) -> dict:
 
 
 def _names(manifest: Manifest) -> list[str]:
-    """What the pages call the background and the classes or labels, in the order of their numbers from 0."""
+    """The names of the background and the classes or labels on pages, in the order of their numbers from 0."""
     last = manifest.num_classes if manifest.multilabel else max(2, manifest.num_classes) - 1
     names = manifest.classes or [str(number) for number in range(int(manifest.background), last + 1)]
     return ["no label" if manifest.multilabel else "background"] * manifest.background + names
 
 
 def _classes(samples: Samples, within: dict[str, np.ndarray], manifest: Manifest) -> list[dict]:
-    """Pixels of each class, the images that have it, and the weight that would make all classes count the same.
+    """Pixels of each class, the images that have it, and the weight that would balance all classes.
 
-    Shares are of the annotated pixels. Labels may overlap, so that theirs add up to more than 1, and have no weight.
+    Shares are of the labelled pixels. Labels may overlap, so their shares add up to more than 1, and have no weight.
     """
     names, first = _names(manifest), int(manifest.background)
     pixels = {name: add_up(samples["classes"][where]) for name, where in within.items()}
@@ -218,7 +218,7 @@ def _classes(samples: Samples, within: dict[str, np.ndarray], manifest: Manifest
 
 
 def _masks(samples: Samples, background: bool) -> dict:
-    """Shares of foreground as counts in twenty equal steps from 0 to 1, and masks that a person should look at."""
+    """Shares of foreground as counts in twenty equal steps from 0 to 1, and masks to check."""
     foreground = samples["foreground_px"]
     return {
         "shares": np.histogram(samples["foreground_share"], STEPS, (0, 1))[0].tolist(),
@@ -234,7 +234,7 @@ def _masks(samples: Samples, background: bool) -> dict:
 
 
 def _duplicates(samples: Samples, rows: list[dict]) -> dict:
-    """The pairs, the most alike first; `across` counts those of which the two stand in different splits."""
+    """The pairs, the most alike first; `across` counts those with images in different splits."""
     split_of = dict(zip(samples["id"], samples["split"], strict=True))
     pairs = [
         {"id": row["id"], "other": row["other"], "distance": int(row["distance"])}
@@ -248,11 +248,11 @@ def _duplicates(samples: Samples, rows: list[dict]) -> dict:
 
 
 def _quarantine(rows: list[dict]) -> dict:
-    """Files set aside by reason, names and numbers left out of it, with the first of each in full."""
+    """Files set aside by reason, without names and numbers, with the first of each in full."""
 
     def reason_of(row: dict) -> str:
         plain = row["reason"].replace(f"/{row['id']}.", "/….").replace(f" {row['id']}/", " …/")
-        plain = re.sub(r"b?'[^']*'|b?\"[^\"]*\"", "…", plain)  # what a file begins with
+        plain = re.sub(r"b?'[^']*'|b?\"[^\"]*\"", "…", plain)  # the first bytes of a file
         return re.sub(r"\d+", "#", re.split(r"[(:;]", plain)[0]).strip()
 
     ordered = sorted(rows, key=lambda row: (reason_of(row), row["file"]))
@@ -267,7 +267,7 @@ def _quarantine(rows: list[dict]) -> dict:
 
 
 def write_fingerprint(prepared: Path, advise: Callable[[dict], dict]) -> None:
-    """fingerprint.json beside the tables of a prepared folder that it is made of, with the advice to it."""
+    """Write fingerprint.json, with its advice, next to the tables of a prepared folder from which it is made."""
     fingerprint = summarise(
         read_samples(prepared / "samples.csv"),
         read_manifest(prepared),
@@ -285,7 +285,7 @@ def read_fingerprint(prepared: Path) -> dict:
 
 
 def comparable(fingerprint: dict) -> dict:
-    """The few numbers that one compares between runs."""
+    """The few numbers to compare between runs."""
     splits, objects = fingerprint["splits"], fingerprint["objects"]["prepared"]
     return {
         "num_images": {name: row["num_images"] for name, row in splits.items()},

@@ -1,4 +1,4 @@
-"""How a set says itself which of its images are train, val and test: by folders, by lists of names, by a table."""
+"""The split that a dataset brings along: train, val and test by folders, by lists of names, or by a table."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -16,29 +16,29 @@ NAME_COLUMNS = ("id", "image", "image_id", "filename", "file_name", "file", "nam
 
 
 def with_splits(samples: Sequence[Sample], root: Path, split: str) -> list[Sample]:
-    """The samples with the split that the set says; all with None where it says none. What is decided is printed.
+    """The samples with the dataset's own split, or all with None if it has none. The decision is printed.
 
     Args:
-        root: folder of the raw files, in which lists and tables are looked for.
+        root: folder of the raw files, in which lists and tables are searched.
         split: `prepare.split`: auto, hash, or the path of a table.
 
     Raises:
-        UserError: no such table, one without some of the ids, an id in two splits, or lists in two places.
+        UserError: the table does not exist or lacks ids, an id is in two splits, or lists are in two places.
     """
     found, source = _find(samples, root, split)
     counts = Counter(found.values())
     if not found or "train" not in counts or len(counts) < 2:
         if found:
-            print(f"prepare: {source} name {_counts(counts)} alone, so the set is divided by hash")
+            print(f"prepare: {source} name only {_counts(counts)}, so the dataset is divided by hash")
         return [replace(sample, split=None) for sample in samples]
-    print(f"prepare: the set's own split, by {source}: {_counts(counts)}")
+    print(f"prepare: the dataset's own split, by {source}: {_counts(counts)}")
     if "test" not in counts:
-        print("prepare: no test among them: its val is our test, and our val is drawn from its train by hash")
+        print("prepare: it has no test: its val is our test, and our val is drawn from its train by hash")
     elif "val" not in counts:
-        print("prepare: no val among them: it is drawn from its train by hash")
+        print("prepare: it has no val: val is drawn from its train by hash")
     others = [sample.id for sample in samples if sample.id not in found]
     if others:
-        print(f"prepare: {len(others)} images that {source} do not name are left out, such as {others[0]}")
+        print(f"prepare: {len(others)} images are left out, as {source} do not name them, such as {others[0]}")
     chosen = [replace(one, split=found[one.id]) for one in samples if one.id in found]
     if "test" in counts:
         return chosen
@@ -50,7 +50,7 @@ def _counts(counts: Counter[str]) -> str:
 
 
 def _find(samples: Sequence[Sample], root: Path, split: str) -> tuple[dict[str, str], str]:
-    """The split of each id that has one, and who says it."""
+    """The split of each id that has one, and its source."""
     if split == "hash":
         return {}, ""
     if split != "auto":
@@ -85,7 +85,7 @@ def _find(samples: Sequence[Sample], root: Path, split: str) -> tuple[dict[str, 
 
 
 class _Names:
-    """Ids by what lists call images: the id, the file's name, with suffix or without, with some folders or none."""
+    """Ids by the names of images in lists: the id, the file's name, with or without suffix and folders."""
 
     def __init__(self, samples: Sequence[Sample], root: Path | None):
         self._ids: dict[str, set[str]] = defaultdict(set)
@@ -152,7 +152,7 @@ def _read_table(samples: Sequence[Sample], path: Path, whole: bool = True) -> di
 
 
 def _collect(names: _Names, rows: Iterable[tuple[str, str, str]]) -> dict[str, str]:
-    """The split of each id by rows of (name, split, where it stands)."""
+    """The split of each id by rows of (name, split, location of the row)."""
     found: dict[str, str] = {}
     unknown = []
     for text, split, where in rows:
@@ -162,12 +162,10 @@ def _collect(names: _Names, rows: Iterable[tuple[str, str, str]]) -> dict[str, s
         for id in ids:
             if found.setdefault(id, split) != split:
                 raise UserError(
-                    f"{where}: found {id!r} in {split}, and before in {found[id]}; expected one split an image: remove "
-                    "one of the two, or set prepare.split to hash"
+                    f"{where}: found {id!r} in {split}, and earlier in {found[id]}; expected one split per image: "
+                    "remove one of the two, or set prepare.split to hash"
                 )
     if unknown:
         where, text = unknown[0]
-        print(
-            f"prepare: {where}: {len(unknown)} names are no image of this set that has a mask, such as {text.strip()}"
-        )
+        print(f"prepare: {where}: {len(unknown)} names match no image with a mask, such as {text.strip()}")
     return found

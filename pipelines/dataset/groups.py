@@ -16,20 +16,20 @@ from pipelines.dataset.splits import NEAR, SPLITS, place
 from pipelines.storage.templates import SPLIT_OF, composed
 from unetpp.errors import UserError
 
-# Neighbours of a sequence are more alike than distant frames of it this often, and not by chance (in deviations).
+# How often adjacent frames of a sequence are more alike than distant ones, and not by chance (in deviations).
 ALIKE, DEVIATIONS = 0.75, 3.0
-APART = 3  # ranks from which on two frames are distant
+APART = 3  # ranks from which two frames count as distant
 FEWEST = 2 * APART + 1  # frames of a sequence that can be judged
-ENOUGH = 10  # sequences from which on each is a group
-BLOCKS = 15  # at least, of sequences that are cut; three splits of ordinary shares then all get some
+ENOUGH = 10  # sequences from which each is a group
+BLOCKS = 15  # at least, of divided sequences; three splits of ordinary shares then all get some
 LONGEST = 64  # frames of a block
 
 
 def find_groups(samples: Sequence[Sample], params: Groups) -> list[str]:
-    """The group of each sample: by pattern or table where params have one, else the layout's own, else its id.
+    """The group of each sample: by the pattern or table in params if set, else the layout's own, else its id.
 
     Raises:
-        UserError: an id that the pattern does not match, no such table, or ids that are not in it.
+        UserError: the pattern does not match an id, the table does not exist, or ids are not in it.
     """
     if params.pattern is not None:
         return [_match(sample.id, params.pattern) for sample in samples]
@@ -50,11 +50,11 @@ def _match(id: str, pattern: str) -> str:
 
 
 def look_up(samples: Sequence[Sample], path: Path, column: str, key: str) -> list[str]:
-    """By the sample's id in a CSV file; a slice that is not listed itself goes by the id of its volume.
+    """Looked up by the sample's id in a CSV file; a slice that is not listed itself by the id of its volume.
 
     Args:
-        column: of what is looked up.
-        key: of params.yaml that names the file.
+        column: the column to look up.
+        key: the key of params.yaml that names the file.
     """
     table = read_table(path, column, key)
     found = [table.get(sample.id) or table.get(sample.group or "") for sample in samples]
@@ -69,22 +69,22 @@ def look_up(samples: Sequence[Sample], path: Path, column: str, key: str) -> lis
     unknown = table.keys() - {sample.id for sample in samples} - {sample.group for sample in samples}
     if unknown:
         first = ", ".join(sorted(unknown)[:5])
-        print(f"prepare: {path}: {len(unknown)} of {len(table)} ids are no image of this set, such as {first}")
+        print(f"prepare: {path}: {len(unknown)} of {len(table)} ids match no image of this dataset, such as {first}")
     return [one for one in found if one is not None]
 
 
 def read_table(path: Path, column: str, key: str) -> dict[str, str]:
-    """What a CSV file with the columns id and `column`, in any order and among others, says of each id.
+    """The value of each id in a CSV file with the columns id and `column`, in any order and among others.
 
     Raises:
-        UserError: no such file, no such columns, an empty cell, or two values of an id.
+        UserError: no such file, missing columns, an empty cell, or two values for an id.
     """
     expected = f"expected a CSV file with the columns id and {column}"
     if not path.is_file():
         raise UserError(f"{path}: found {'a folder' if path.is_dir() else 'no such file'}; {expected}: correct {key}")
     found: dict[str, str] = {}
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:  # a spreadsheet begins its CSV with a mark
+        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets begin a CSV with a BOM
             rows = csv.DictReader(file)
             if not {"id", column} <= set(rows.fieldnames or ()):
                 raise UserError(f"{path}: found the columns {', '.join(rows.fieldnames or ()) or 'none'}; {expected}")
@@ -96,8 +96,8 @@ def read_table(path: Path, column: str, key: str) -> dict[str, str]:
                     )
                 if found.setdefault(id, value) != value:
                     raise UserError(
-                        f"{path}: line {rows.line_num}: found {id!r} in {column} {value!r} and before in "
-                        f"{found[id]!r}; expected one {column} an id: remove one of the lines"
+                        f"{path}: line {rows.line_num}: found {id!r} in {column} {value!r} and earlier in "
+                        f"{found[id]!r}; expected one {column} per id: remove one of the lines"
                     )
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: found no CSV in UTF-8 ({error}); {expected}: save it as one") from None
@@ -105,23 +105,23 @@ def read_table(path: Path, column: str, key: str) -> dict[str, str]:
 
 
 class Frame(NamedTuple):
-    """A sample by its name: `<folders><prefix><number><rest>`, the words for splits left out."""
+    """A sample by its name: `<folders><prefix><number><rest>`, without the words for splits."""
 
     sequence: str
     number: int
 
 
 def read_frame(id: str) -> Frame | None:
-    """The place of an id in a sequence of numbered names; None where it has no number."""
+    """The position of an id in a sequence of numbered names; None if it has no number."""
     name = "/".join(part for part in id.split("/") if part.lower() not in SPLIT_OF)
     found = re.fullmatch(r"(.*?)(\d{1,18})([^\d/]*)", name, re.DOTALL)
     return Frame(f"{found[1]}*{found[3]}", int(found[2])) if found else None
 
 
 def find_sequences(ids: Mapping[int, str], small: np.ndarray) -> dict[int, Frame]:
-    """Frames by index, of sequences in which neighbours look more alike than distant frames do: of videos and stacks.
+    """Frames by index, of sequences in which adjacent frames are more alike than distant ones: of videos and stacks.
 
-    Numbers alone say nothing: names of photographs are numbered, too.
+    Numbers are not enough: names of photographs are numbered too.
 
     Args:
         small: (n, S) of `near_duplicates.Looks`, by index.
@@ -131,7 +131,7 @@ def find_sequences(ids: Mapping[int, str], small: np.ndarray) -> dict[int, Frame
         if frame := read_frame(id):
             sequences[frame.sequence].append((frame.number, index))
     judged = {name: _wins(sorted(rows), small) for name, rows in sequences.items() if len(rows) >= FEWEST}
-    short = [name for name, wins in judged.items() if len(wins) < DEVIATIONS**2]  # which prove nothing alone
+    short = [name for name, wins in judged.items() if len(wins) < DEVIATIONS**2]  # which prove nothing individually
     found = {name for name, wins in judged.items() if name not in short and _is_alike(wins)}
     if short and _is_alike(np.concatenate([judged[name] for name in short])):
         found |= set(short)
@@ -139,7 +139,7 @@ def find_sequences(ids: Mapping[int, str], small: np.ndarray) -> dict[int, Frame
 
 
 def _wins(rows: list[tuple[int, int]], small: np.ndarray) -> np.ndarray:
-    """For each frame but the last: the share of distant frames that are less like it than the next one is."""
+    """For each frame but the last: the share of distant frames that are less similar to it than the next one."""
     order = np.array([index for _, index in rows])
     n = len(order)
     others = sorted({max(APART, round(n * part)) for part in (0.25, 0.4, 0.5, 0.6, 0.75)} - {n})
@@ -170,24 +170,24 @@ def _is_alike(wins: np.ndarray) -> bool:
 
 
 def group_frames(groups: list[str], frames: Mapping[int, Frame], params: Prepare) -> list[str]:
-    """The groups with those of frames: each sequence a group where there are many, and no split is empty by that."""
+    """The groups with those of frames: each sequence is a group if there are many, and no split becomes empty."""
     if not frames:
         return groups
     names = {frame.sequence for frame in frames.values()}
     whole = len(names) >= ENOUGH and {place([[name]], params)[0].split for name in names} == set(SPLITS)
     named = name_groups(frames, whole)
-    how = "each is a group" if whole else f"they are cut into {len(set(named.values()))} blocks of neighbours"
+    how = "each is a group" if whole else f"they are cut into {len(set(named.values()))} blocks of adjacent frames"
     print(
         f"prepare: {len(frames)} images are frames of {len(names)} sequence{'s' * (len(names) > 1)}, such as "
-        f"{min(names)}, by their numbers and looks: {how} (prepare.groups.sequences=none turns that off)"
+        f"{min(names)}, by their numbers and looks: {how} (prepare.groups.sequences=none turns this off)"
     )
     return [named.get(index, group) for index, group in enumerate(groups)]
 
 
 def name_groups(frames: Mapping[int, Frame], whole: bool) -> dict[int, str]:
-    """The group of each frame: its sequence, or a block of it whose bounds are fixed numbers.
+    """The group of each frame: its sequence, or a block of it with fixed numbers as bounds.
 
-    A block's length is a power of two, so that it changes only where the set doubles.
+    A block's length is a power of two, so that it changes only when the dataset doubles.
     """
     if whole:
         return {index: frame.sequence for index, frame in frames.items()}
@@ -207,7 +207,7 @@ def name_groups(frames: Mapping[int, Frame], whole: bool) -> dict[int, str]:
 
 
 def find_neighbours(frames: Mapping[int, Frame], splits: Mapping[int, str]) -> dict[str, dict[str, int]]:
-    """Of val and of test, where they have frames: how many, and how many lie within NEAR of a train frame."""
+    """For val and test, if they have frames: how many, and how many are within NEAR of a train frame."""
     train: dict[str, list[int]] = defaultdict(list)
     for index, frame in frames.items():
         if splits[index] == "train":

@@ -1,7 +1,7 @@
-"""The kind of each image: a class within the set, by which splits are balanced and scores are told.
+"""The kind of each image: a class within the dataset, by which splits are balanced and scores are reported.
 
 prepare.kinds says where it comes from: none, looks or microscopy (the image itself), folder (the first one of the id),
-or a CSV file with the columns id and kind. Without kinds every image has the empty one, and nothing speaks of kinds.
+or a CSV file with the columns id and kind. Without kinds every image has the empty one, and no kinds are reported.
 """
 
 from collections.abc import Sequence
@@ -28,10 +28,10 @@ MICROSCOPY |= {"bright grey": "bright-field"}
 
 
 def find_kinds(samples: Sequence[Sample], how: str) -> list[str] | None:
-    """The kind of each sample by prepare.kinds; None where `find_kind` tells it by the image.
+    """The kind of each sample by prepare.kinds; None if `find_kind` derives it from the image.
 
     Raises:
-        UserError: no folder in any id, no such table, or ids that are not in it.
+        UserError: no id has a folder, the table does not exist, or ids are not in it.
     """
     if how in BY_IMAGE:
         return None
@@ -43,33 +43,33 @@ def find_kinds(samples: Sequence[Sample], how: str) -> list[str] | None:
     kinds = [_first_folder(sample.id) for sample in samples]
     if samples and not any(kinds):
         raise UserError(
-            f"prepare.kinds: found folder, and no id with one, such as {samples[0].id!r}; expected images in a folder "
+            f"prepare.kinds: found folder, but no id has one, such as {samples[0].id!r}; expected images in a folder "
             "for each kind: set prepare.kinds to none, or to the path of a CSV file with the columns id and kind"
         )
     return [kind or NO_FOLDER for kind in kinds]
 
 
 def _first_folder(id: str) -> str:
-    """A folder that names a split is none."""
+    """Folders that name a split do not count."""
     folders = id.split("/")[:-1]
     return next((folder for folder in folders if folder.lower() not in SPLIT_OF), "")
 
 
 def find_kind(image: np.ndarray, how: str = "microscopy") -> str:
-    """The kind of an image by its looks, a function of the decoded image (H, W, C) uint8, uint16 or float32 alone.
+    """The kind of an image by its looks, a function of only the decoded image (H, W, C) uint8, uint16 or float32.
 
     "dark": the median brightness (mean of the channels) is below 0.35 of the image's own bright end for uint16 (for
-    floats, above their least value), of the full scale for uint8; else "bright". "colour": the mean chroma (largest
+    floats, above their minimum), of the full scale for uint8; else "bright". "colour": the mean chroma (largest
     less smallest channel) is above 0.03; else "grey".
 
     Args:
-        how: "looks", or "microscopy", which calls what is dark fluorescence, and the rest tissue or bright-field.
+        how: "looks", or "microscopy", which calls dark images fluorescence, and the rest tissue or bright-field.
     """
     pixels = image.astype(np.float32)
     if image.dtype == np.float32:
         low, high = find_limits(image)
         pixels = ((image.astype(np.float64) - low) * (65535 / (high - low or 1.0))).astype(np.float32)
-    # Cameras of 12 and 14 bits fill the lower end of 16: there, full scale says nothing about bright or dark.
+    # Cameras of 12 and 14 bits fill the lower end of 16: there, full scale does not tell bright from dark.
     pixels /= 255 if image.dtype == np.uint8 else max(1.0, float(np.percentile(pixels, 99.5)))
     channels = cv2.split(pixels)  # NumPy is slow along a short axis
     light = "dark" if np.median(sum(channels) / len(channels)) < DARK else "bright"

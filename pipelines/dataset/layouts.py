@@ -1,11 +1,11 @@
-"""The ways in which images and masks lie in a folder, and what does not fit into them.
+"""The layouts of images and masks in a folder, and the files that do not fit into them.
 
 pairs      two templates, such as images/{id} and masks/{id} (`pipelines.storage.templates`)
-classes    a folder for each class where masks lie, told from pairs by prepare.classes
-BBBC038    <id>/images/<name>.<ext> and <id>/masks/<one file an object>.<ext>
+classes    a folder of masks for each class, distinguished from pairs by prepare.classes
+BBBC038    <id>/images/<name>.<ext> and <id>/masks/<one file per object>.<ext>
 COCO       images and the annotation files that name them (`pipelines.storage.layout_names.is_annotations`)
 
-In any of them a TIFF of several pages is a volume where prepare.pages is slices: each page is a sample.
+In any of them a multi-page TIFF is a volume if prepare.pages is slices: each page is a sample.
 """
 
 import re
@@ -23,15 +23,15 @@ from unetpp.images.pictures import Limits, count_pages
 
 @dataclass(frozen=True)
 class Sample:
-    """An image and its mask files: one, one for each object or class, or none where shapes are drawn."""
+    """An image and its mask files: one, one per object or class, or none if shapes are drawn."""
 
     id: str
     image: Path
     masks: tuple[Path, ...]
-    group: str | None = None  # what the layout knows to belong together: slices of a volume, images of one mask
-    split: str | None = None  # train, val or test, where the set itself says it
+    group: str | None = None  # known from the layout: slices of a volume, images of one mask
+    split: str | None = None  # train, val or test, if the dataset has its own split
     page: int | None = None  # of the image and of each mask, counted from 1
-    classes: tuple[int, ...] | None = None  # the class index that each mask file stands for
+    classes: tuple[int, ...] | None = None  # the class index of each mask file
     drawing: Drawing | None = None  # of COCO
 
 
@@ -46,7 +46,7 @@ class Problem:
 
     @classmethod
     def of(cls, error: FileError, id: str, root: Path) -> "Problem":
-        """The problem that an error tells of, in a sample of a set under `root`."""
+        """The problem of an error, in a sample of a dataset under `root`."""
         return cls(id, error.path.relative_to(root).as_posix(), error.reason, error.fix)
 
 
@@ -62,12 +62,12 @@ def find_samples(
     """Samples and problems under `root`, each sorted by id.
 
     Args:
-        layout: as `read_layout` gives it; None is recognised.
+        layout: from `read_layout`; if None, it is recognised.
         num_classes, classes, pages, multilabel: of section `prepare` in params.yaml.
-        limits: within which a file's pages are counted.
+        limits: for counting a file's pages.
 
     Raises:
-        UserError: no such folder, no images at all, no masks at all, or a layout that may be read in two ways.
+        UserError: no such folder, no images at all, no masks at all, or an ambiguous layout.
     """
     if not root.is_dir():
         raise UserError(f"{root}: found {'a file' if root.exists() else 'no such folder'}; {EXPECTED}")
@@ -88,15 +88,15 @@ def find_samples(
 
 
 def read_layout(root: Path) -> Layout | None:
-    """The layout that stage ingest found, or was given, and wrote into manifest.json; None for built-in images."""
+    """The layout that stage ingest found or was given, from manifest.json; None for built-in images."""
     found = read_json(root / "manifest.json", "run `dvc repro ingest`").get("layout")
     return Layout(**found) if found else None
 
 
 def _class_folders(root: Path, layout: Layout, files: Found, classes: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The folders masks/<class>/ in the order of their class indices; none where masks lie beside their images.
+    """The folders masks/<class>/ in the order of their class indices; none if masks are not in class folders.
 
-    A folder in masks/ with a namesake in images/ is a part of ids and no class.
+    A folder in masks/ that is also in images/ is part of the ids, not a class.
     """
     images = set(files.images)
     masks = [PurePosixPath(id) for id in files.masks]
@@ -118,7 +118,7 @@ def _class_folders(root: Path, layout: Layout, files: Found, classes: tuple[str,
             what = in_masks + others[0] if others else f"no {in_masks}{sorted(set(classes) - found)[0]}/"
             raise UserError(
                 f"{root}: found {what}; expected a folder of masks for each of prepare.classes and nothing else in "
-                f"{in_masks}: {', '.join(classes)}: correct prepare.classes, or move what is no class"
+                f"{in_masks}: {', '.join(classes)}: correct prepare.classes, or move what is not a class"
             )
         return classes
     likely = find_class_folders(files)
@@ -127,14 +127,14 @@ def _class_folders(root: Path, layout: Layout, files: Found, classes: tuple[str,
         raise UserError(
             f"{root}: found a folder of masks for each of {listed}; expected them in prepare.classes: set "
             f"prepare.classes=[{listed}] in the order of their class indices, and prepare.num_classes to "
-            f"{len(likely) + 1} (or to 1 for foreground alone, or to {len(likely)} with prepare.multilabel=true where "
-            "they lie over each other)"
+            f"{len(likely) + 1} (or to 1 for foreground only, or to {len(likely)} with prepare.multilabel=true if "
+            "they overlap)"
         )
     return ()
 
 
 def find_class_folders(files: Found) -> set[str]:
-    """Folders that hold masks of images which lie outside any such folder: they can only be classes."""
+    """Folders with masks of images that are outside any such folder: they can only be classes."""
     shared = {id.split("/")[0] for id in files.images if "/" in id}
     parts = [id.partition("/") for id in files.masks]
     return {head for head, _, rest in parts if rest and head not in shared and rest in files.images}
@@ -145,14 +145,14 @@ def _folder(template: str) -> str:
 
 
 def _by_id(files: dict[str, list[PurePosixPath]], problems: list[Problem]) -> dict[str, PurePosixPath]:
-    """One file for each id; names that differ only by case, suffix or form of Unicode are problems."""
+    """One file for each id; names that differ only by case, suffix or Unicode form are problems."""
     same = defaultdict(list)
     for id, names in files.items():
         same[composed(id.casefold())] += [(id, name) for name in names]
     for group in same.values():
         if len(group) > 1:
             others = ", ".join(str(name) for _, name in group)
-            reason = f"names differ only by case, suffix or form of Unicode: {others}"
+            reason = f"names differ only by case, suffix or Unicode form: {others}"
             problems += [Problem(id, str(name), reason, "rename one") for id, name in group]
     return {group[0][0]: group[0][1] for group in same.values() if len(group) == 1}
 
@@ -160,7 +160,7 @@ def _by_id(files: dict[str, list[PurePosixPath]], problems: list[Problem]) -> di
 def _find_pairs(
     root: Path, layout: Layout, found: Found, classes: tuple[str, ...]
 ) -> tuple[list[Sample], list[Problem]]:
-    """With `classes`, a mask file for each of them; an empty mask says that a class does not occur."""
+    """With `classes`, a mask file for each of them; an empty mask means that a class does not occur."""
     problems: list[Problem] = []
     images = _by_id(found.images, problems)
     heads = [f"{name}/" for name in classes] or [""]
@@ -169,7 +169,7 @@ def _find_pairs(
         inside = {id.removeprefix(head): names for id, names in found.masks.items() if id.startswith(head)}
         masks.append(_by_id(inside, problems))
     mask_of = {id: id for id in images} if classes else {id: found.mask_of.get(id, id) for id in images}
-    # A name that clashes on one side is already reported; its partner is not a second, unrelated problem.
+    # A name that clashes on one side is already reported; its partner is not a separate problem.
     clashing = {problem.id.casefold() for problem in problems}
     for head, files in zip(heads, masks, strict=True):
         for id, name in images.items():
@@ -213,7 +213,7 @@ def _find_bbbc038(root: Path, names: list[PurePosixPath]) -> tuple[list[Sample],
         clashing = by_case[composed(id.casefold())]
         if len(clashing) > 1:
             problems.append(
-                Problem(id, id, f"names differ only by case or form of Unicode: {', '.join(clashing)}", "rename one")
+                Problem(id, id, f"names differ only by case or Unicode form: {', '.join(clashing)}", "rename one")
             )
         elif len(images) != 1:
             reason = f"found {len(images)} image files; expected one"
@@ -258,7 +258,7 @@ def _find_coco(
             silent[split] += 1
         elif str(name) not in clashing:
             reason = "no entry among the images of the annotations"
-            problems.append(Problem(id, str(name), reason, "add one (without annotations, where it shows no object)"))
+            problems.append(Problem(id, str(name), reason, "add one (without annotations, if it shows no object)"))
     for split, number in silent.items():
         print(f"prepare: {number} images of {split} have no annotations and are left out")
     return samples, problems
@@ -266,14 +266,14 @@ def _find_coco(
 
 @dataclass(frozen=True)
 class Listed:
-    """The images of a COCO set, by the names that annotation files have for them."""
+    """The images of a COCO dataset, by their names in annotation files."""
 
-    files: dict[str, str]  # id by name from the root on
+    files: dict[str, str]  # id by name relative to the root
     splits: dict[str, str]  # by id
 
     def find(self, path: Path, name: str) -> str:
-        """The file that `name` means in the annotation file `path`: from the root, from images/ or from the file's own
-        folder on; or the one that ends so, in the split that the annotation file's name says. Else `name` itself."""
+        """The file that `name` means in the annotation file `path`: relative to the root, images/ or the file's own
+        folder; or the one with this ending, in the split of the annotation file's name. Else `name` itself."""
         name = composed(name)
         for start in ("", "images/", f"{path.parent.as_posix()}/"):
             if start + name in self.files:
@@ -287,7 +287,7 @@ class Listed:
 
 
 def _slices(sample: Sample, root: Path, limits: Limits, problems: list[Problem]) -> list[Sample]:
-    """The pages of a volume as samples of its group, or the sample itself where the image has one page."""
+    """The pages of a volume as samples of its group, or the sample itself if the image has one page."""
     try:
         num_pages = count_pages(sample.image, limits)
         counts = {mask: count_pages(mask, limits) for mask in sample.masks}
@@ -296,7 +296,7 @@ def _slices(sample: Sample, root: Path, limits: Limits, problems: list[Problem])
         return []
     other = next((mask for mask, count in counts.items() if count != num_pages), sample.image)
     if other != sample.image or (sample.drawing is not None and num_pages > 1):
-        masks = f"{counts.get(other, 'no')} pages" if other != sample.image else "annotations of no page"
+        masks = f"{counts.get(other, 'no')} pages" if other != sample.image else "annotations without pages"
         problem = FileError(
             other,
             f"found {masks} for the {num_pages} pages of {sample.image.name}; expected a mask page for each",

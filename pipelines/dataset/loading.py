@@ -1,4 +1,4 @@
-"""Samples of raw data as they are prepared: decoded, checked, described and resized, by several processes."""
+"""Prepares samples of raw data: decodes, checks, describes and resizes them, in several processes."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -29,12 +29,12 @@ NO_INSTANCES = np.zeros(0, np.uint8)
 
 
 class Loaded(NamedTuple):
-    """A sample as it is written for training, and what is known of it as it was."""
+    """A sample as it is written for training, and its facts as in the source."""
 
-    kind: str  # by the image's looks; empty where prepare.kinds is not told by the image
+    kind: str  # by the image's looks; empty if prepare.kinds does not derive it from the image
     image: np.ndarray  # (H, W, C) uint8 or uint16
     mask: np.ndarray  # (H, W) uint8
-    instances: np.ndarray  # (n,) uint8: packed numbers of the objects in the mask, empty where it has none
+    instances: np.ndarray  # (n,) uint8: packed object numbers of the mask, empty if it has none
     facts: Facts
     look: Look
 
@@ -43,11 +43,11 @@ def load_sample(sample: Sample, params: Prepare) -> Loaded:
     """Decode, check, describe and resize a sample.
 
     Raises:
-        FileError: a file that cannot be decoded, or an image and a mask that do not fit together.
+        FileError: a file cannot be decoded, or image and mask do not match.
     """
     picture = read_picture(sample.image, sample.page, limits_of(params))
     header, image = picture.header, _decoded(picture, params)
-    del picture  # which may be as large
+    del picture  # it may be as large as the image
     kind = find_kind(shown(image), params.kinds) if params.kinds in BY_IMAGE else ""
     look = look_at(shown(image))
     labels = read_labels(sample, image, params)
@@ -63,14 +63,14 @@ def _pack(labels: Labels, mask: np.ndarray, params: Prepare) -> np.ndarray:
 
 
 def _decoded(picture: Picture, params: Prepare) -> np.ndarray:
-    """(H, W, C): grey as RGB too, by which kinds and looks are told; of several channels these."""
+    """(H, W, C): grey as RGB too, from which kinds and looks are derived; of several channels these."""
     return to_array(picture, 3 if params.channels == 1 else params.channels)
 
 
 def load_all(
     samples: list[Sample], params: Prepare, raw: Path, problems: list[Problem]
 ) -> Iterator[tuple[int, Loaded]]:
-    """(index, sample) as they are decoded by several processes; what is broken goes to `problems` instead."""
+    """(index, sample) as several processes decode them; broken ones go to `problems` instead."""
     load = functools.partial(_load, params)
     died = []
     num_processes = min(params.num_workers, num_cores())
@@ -81,7 +81,7 @@ def load_all(
             yield index, answer
         else:
             problems.append(Problem.of(answer, samples[index].id, raw))
-    # Where a process was killed, another sample may have taken the memory. Alone, it is this one's doing.
+    # If a process was killed, another sample may have used up the memory. On its own, this sample is the cause.
     for index in sorted(died):
         answer = _load_alone(load, samples[index])
         if isinstance(answer, Loaded):
@@ -94,18 +94,18 @@ def load_full(samples: list[Sample], params: Prepare, numbered: bool) -> Iterato
     """(index, image (H, W, C), mask (H, W) and instances) of samples that `load_all` has loaded, at their own sizes.
 
     Args:
-        numbered: masks number objects, of some samples at least.
+        numbered: masks number objects, at least in some samples.
 
     Raises:
         UserError: a file changed in between.
     """
     load = functools.partial(_load_full, params, numbered)
     num_processes = min(params.num_workers, num_cores())
-    for index, answer in watched(answers(load, samples, num_processes), "decoding at own size, images", len(samples)):
+    for index, answer in watched(answers(load, samples, num_processes), "decoding at full size, images", len(samples)):
         if isinstance(answer, Died | FileError):
             raise UserError(
                 f"{samples[index].image}: this image or its mask could be read before and now cannot "
-                f"({answer.how if isinstance(answer, Died) else answer}); leave the files alone and rerun the stage"
+                f"({answer.how if isinstance(answer, Died) else answer}); do not change the files, and rerun the stage"
             )
         yield index, answer
 
@@ -137,13 +137,13 @@ def _load_alone(load: Callable[[Sample], Loaded | FileError], sample: Sample) ->
         index = next((index for index, part in tried if isinstance(part, Died)), 0)
     return FileError(
         files[index],
-        f"found a file that cannot be decoded (the process at it {answer.how}); expected one whose decoding ends and "
+        f"found a file that cannot be decoded (its process {answer.how}); expected one whose decoding ends and "
         "fits in memory",
         "fetch it again or remove it",
     )
 
 
 def _try(load: Callable[[Sample], object], sample: Sample) -> None:
-    """Only whether the process survives counts; a part of a sample may be wrong in many ways."""
+    """Only the survival of the process counts; a part of a sample may be wrong in many ways."""
     with suppress(Exception):
         load(sample)

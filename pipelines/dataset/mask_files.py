@@ -1,4 +1,4 @@
-"""The labels of a sample: its mask files or shapes brought to one mask (`unetpp.network.masks`)."""
+"""The labels of a sample: its mask files or shapes combined into one mask (`unetpp.network.masks`)."""
 
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
@@ -18,45 +18,45 @@ from unetpp.images.pictures import Limits, read_picture
 from unetpp.network.masks import IGNORE, MAX_LABELS, find_classes
 
 # Share of neighbouring pixels that are equal. Of the 547 real pairs of DSB2018 no mask has less than 0.95, and no
-# image more than 0.90 (a dim one with a background of zeros); half of the images have less than 0.40.
+# image more than 0.90 (a dim one with a zero background); half of the images have less than 0.40.
 FLAT_AS_LABELS = 0.9
 NOISY_AS_A_PICTURE = 0.75
 BITS = np.array([0] + [1 << bit for bit in range(MAX_LABELS)], np.uint8)  # of the number of a label, from 1
 
 
 class Labels(NamedTuple):
-    """A mask, and what is known of its objects."""
+    """A mask, and facts about its objects."""
 
     mask: np.ndarray  # (H, W) uint8, see unetpp.network.masks
-    numbers: np.ndarray  # (H, W) integers: the mask as stored, or a number for each object; of labels (K, H, W)
+    numbers: np.ndarray  # (H, W) integers: the mask as stored, or a number for each object; for labels (K, H, W)
     one_each: bool  # the latter: each object is a file or a shape of its own
     overlap_px: int = 0  # pixels that several classes claim
-    shades_px: int = 0  # pixels of the foreground with another value than the highest, where values number no objects
+    shades_px: int = 0  # foreground pixels below the highest value, if values do not number objects
 
 
 class Part(NamedTuple):
-    """What a file or a shape adds to a mask."""
+    """The contribution of a file or a shape to a mask."""
 
     classes: np.ndarray  # (H, W) uint8 class index or number of the label, 0 for none
-    stored: np.ndarray  # (H, W) integers as in the file, which may number objects
+    stored: np.ndarray  # (H, W) integers as in the file, possibly object numbers
     unknown: np.ndarray | None = None  # (H, W) bool: unlabelled pixels
     shades_px: int = 0
 
 
 def limits_of(params: Prepare) -> Limits:
-    """What may be decoded at all."""
+    """The limits of decoding."""
     return Limits(params.max_pixels, params.max_file_mib)
 
 
 def read_labels(sample: Sample, image: np.ndarray, params: Prepare) -> Labels:
-    """The mask of a sample, whose decoded image (H, W, C) it must fit.
+    """The mask of a sample, which must match its decoded image (H, W, C).
 
-    Where files or shapes of several classes overlap, a pixel has all of these labels with `multilabel`, and else the
-    one with the highest index. A pixel that any file gives the value `ignore` is IGNORE.
+    Where files or shapes of several classes overlap, a pixel has all of these labels with `multilabel`, and otherwise
+    the one with the highest index. A pixel that has the value `ignore` in any file is IGNORE.
 
     Raises:
-        FileError: a file that cannot be decoded, sizes that differ, values that are no class, annotations that are
-            none, or an image and a mask that seem to be swapped.
+        FileError: a file cannot be decoded, sizes differ, values are not classes, annotations are invalid, or image
+            and mask seem to be swapped.
     """
     size = image.shape[:2]
     if sample.drawing is not None:
@@ -97,7 +97,7 @@ def read_labels(sample: Sample, image: np.ndarray, params: Prepare) -> Labels:
 
 def _read_parts(sample: Sample, size: tuple[int, ...], params: Prepare) -> Iterator[Part]:
     meanings = meanings_of(params)
-    # Not strict: where one file is searched for a fault, the sample comes without the others.
+    # Not strict: in the search for a faulty file, the sample comes without the others.
     for path, index in zip(sample.masks, sample.classes or (None,) * len(sample.masks), strict=False):
         picture = read_picture(path, sample.page, limits_of(params))
         shades = params.mask_threshold is not None and (index is not None or params.num_classes == 1)
@@ -135,7 +135,7 @@ def _read_parts(sample: Sample, size: tuple[int, ...], params: Prepare) -> Itera
 
 
 def meanings_of(params: Prepare) -> Meanings | None:
-    """What `prepare.values` says; None where masks hold class indices, or foreground, themselves."""
+    """The table of `prepare.values`; None if masks contain class indices, or foreground, themselves."""
     if params.values is None:
         return None
     names = params.classes or () if params.num_classes > 1 else ()
@@ -144,7 +144,7 @@ def meanings_of(params: Prepare) -> Meanings | None:
 
 @lru_cache(maxsize=4)
 def _meanings(values: tuple[tuple[int | str, str], ...], ignore: int | None, names: tuple[str, ...], first: int):
-    """Of the classes with these names, the first of which has the index `first`; any other name is foreground."""
+    """For classes with these names, the first with the index `first`; any other name is foreground."""
     indices = {name: index for index, name in enumerate(names, first)} | {"background": 0, "ignore": IGNORE}
     colours = isinstance(values[0][0], str)
     table = {
@@ -157,7 +157,7 @@ def _meanings(values: tuple[tuple[int | str, str], ...], ignore: int | None, nam
 
 
 def _check_threshold(path: Path, values: np.ndarray, threshold: int) -> None:
-    """Of numbers of objects or classes none is foreground more than another."""
+    """Refuse a threshold for numbers of objects or classes, which are not shades of foreground."""
     below = values[(values > 0) & (values < threshold)]
     if below.size:
         raise FileError(
@@ -173,16 +173,16 @@ def _check_classes(path: Path, values: np.ndarray, num_classes: int, multilabel:
     if highest <= legal:
         return
     if highest == 255 and np.isin(values, (0, 255)).all():
-        found, expected = "values 0 and 255 alone, which say foreground", f"class indices, 0 to {legal}"
+        found, expected = "values 0 and 255 only, which mean foreground", f"class indices, 0 to {legal}"
         fix = "set prepare.num_classes to 1, or write class indices"
         if multilabel:
             fix = "put the masks of each label into a folder masks/<label>/, and name these in prepare.classes"
     else:
         found, expected = f"value {highest}", f"the number of a label, 0 to {legal}" if multilabel else f"0 to {legal}"
         other = (
-            "put labels that lie over each other into a folder each, masks/<label>/"
+            "put overlapping labels into a folder each, masks/<label>/"
             if multilabel
-            else "set it to 1 where values number objects"
+            else "set it to 1 if values number objects"
         )
         fix = (
             f"correct the mask, raise prepare.num_classes, {other}, or set prepare.ignore to this value if it marks "
@@ -192,7 +192,7 @@ def _check_classes(path: Path, values: np.ndarray, num_classes: int, multilabel:
 
 
 def check_meanings(samples: Iterable[Sample], params: Prepare) -> None:
-    """Refuse params of values where masks are shapes, which have none, and a class 0 that no file can draw.
+    """Refuse params about values if masks are shapes, which have none, and a class 0 that no file can draw.
 
     Raises:
         UserError: with the file of the shapes, or a folder of masks.
@@ -206,13 +206,13 @@ def check_meanings(samples: Iterable[Sample], params: Prepare) -> None:
             f"{drawn.file}: found COCO annotations" if drawn else f"{one.masks[0].parent}: found a mask for each class"
         )
         raise UserError(
-            f"{where}, and prepare.background is false; expected true, as what is in none of the classes is background"
+            f"{where}, and prepare.background is false; expected true, as pixels outside all classes are background"
         )
     for key in ("ignore", "values"):
         if drawn is not None and (found := getattr(params, key)) is not None:
             raise UserError(
-                f"{drawn.file}: found COCO annotations, and prepare.{key} is {found}, of mask files; expected null, as "
-                f"shapes have no values: set prepare.{key} to null, or export masks in place of shapes"
+                f"{drawn.file}: found COCO annotations, and prepare.{key} is {found}, for mask files; expected null, "
+                f"as shapes have no values: set prepare.{key} to null, or export masks instead of shapes"
             )
 
 
@@ -224,7 +224,7 @@ def _check_swapped(sample: Sample, image: np.ndarray, params: Prepare) -> None:
     try:
         picture = decode_image(path, 3, sample.page, limits_of(params))
     except FileError:
-        return  # what is wrong with it is told by its decoding as a mask
+        return  # decoding it as a mask reports the fault
     if flatness(picture) < NOISY_AS_A_PICTURE:
         raise FileError(
             path,

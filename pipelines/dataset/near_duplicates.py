@@ -1,14 +1,14 @@
-"""Near-duplicates: the same picture under two names, turned, mirrored, dimmed, rescaled or packed again.
+"""Near-duplicates: the same picture under two names, rotated, mirrored, dimmed, rescaled or recompressed.
 
-Two steps. A perceptual hash of 64 bits finds pairs that may be alike, among 100,000 images in seconds; then the
-correlation of two small pictures decides. Both see the picture without its mean, its contrast and all that is smooth:
-dim images are not alike because they are dark, nor empty fields because one lamp lit them, nor eyes because of the
-round stop of the camera, nor cells because each is cut out with itself in the middle.
+There are two steps. A perceptual hash of 64 bits finds candidate pairs, among 100,000 images in seconds; then the
+correlation of two thumbnails decides. Both ignore the mean, the contrast and all smooth structure of the picture: dim
+images are not alike just because they are dark, nor empty fields because of the same illumination, nor eyes because of
+the camera's round aperture, nor cells because each is centred in its crop.
 
-The hash is the usual one (32x32 pixels, DCT, the 8x8 lowest frequencies above their median), as the library ImageHash
-has it. It is not used: it takes pictures of 8 bits, in which a dim image of 16 bits is black, and would bring
-PyWavelets along for what are three lines with OpenCV. And here the hashes of the seven other flips and turns come
-from the same DCT: mirroring changes the sign of its odd coefficients, and turning swaps its axes.
+The hash is the usual one (32x32 pixels, DCT, the 8x8 lowest frequencies above their median), as in the library
+ImageHash. We do not use that library: it takes 8-bit pictures, in which a dim 16-bit image is black, and would add
+PyWavelets for what are three lines with OpenCV. And here the hashes of the seven other flips and rotations come
+from the same DCT: mirroring changes the sign of its odd coefficients, and rotation swaps its axes.
 """
 
 import hashlib
@@ -23,24 +23,24 @@ import numpy as np
 from pipelines.dataset.splits import Joined
 
 SIDE = 64  # px of the small picture
-BLUR = 3  # px: what is smoother is shading
+BLUR = 3  # px: smoother structure is shading
 HASH_SIDE, FREQUENCIES = 32, 8
 BANDS, BAND_BITS = 4, 16
-# A picture whose small one varies by less than this share of its brightness is blank: no picture at all.
+# A picture whose thumbnail varies by less than this share of its brightness is blank.
 BLANK = 1e-5
-# Candidates at once. Within one block all pairs are listed; later ones only where they join what was not joined.
+# Candidates at once. The first block lists all pairs; later ones only pairs that are not joined yet.
 BLOCK = 2**17
 QUERIES = 512
-# Fewer with an equal hash are compared each with each; more are a series.
+# Fewer with an equal hash are compared pairwise; more are a series.
 SMALL_CLASS = 100
 
 
 class Look(NamedTuple):
-    """What an image is compared by."""
+    """The features by which an image is compared."""
 
-    hashes: np.ndarray  # (8,) uint64: of the image and of its flips and turns, in the order of `turned`
+    hashes: np.ndarray  # (8,) uint64: of the image and of its flips and rotations, in the order of `turned`
     small: np.ndarray  # (SIDE * SIDE,) int8, zero mean, the largest value 127; all zero for a blank picture
-    digest: bytes  # of the pixels; empty for a blank picture, which is like no other
+    digest: bytes  # of the pixels; empty for a blank picture, which matches no other
 
 
 def turned(picture: np.ndarray) -> list[np.ndarray]:
@@ -64,13 +64,13 @@ def look_at(image: np.ndarray) -> Look:
 
 
 def hash_turned(small: np.ndarray) -> np.ndarray:
-    """(8,) uint64: the perceptual hashes of a small picture (H, W) and of its flips and turns."""
+    """(8,) uint64: the perceptual hashes of a thumbnail (H, W) and of its flips and rotations."""
     small = cv2.resize(small.astype(np.float32), (HASH_SIDE, HASH_SIDE), interpolation=cv2.INTER_AREA)
     low = cv2.dct(small)[:FREQUENCIES, :FREQUENCIES]
     low[0] *= 2**0.5  # OpenCV's DCT is orthonormal, ImageHash's is not
     low[:, 0] *= 2**0.5
     sign = (-1.0) ** np.arange(FREQUENCIES)
-    # np.rot90 once is: swap the axes, then mirror up and down.
+    # One np.rot90: swap the axes, then mirror vertically.
     spectra = []
     for one in (low, low * sign):
         for _ in range(4):
@@ -81,7 +81,7 @@ def hash_turned(small: np.ndarray) -> np.ndarray:
 
 
 class Looks:
-    """The looks of n samples: `looks[index] = look`. Of the 4 KB of each nearly all lies in a file in `folder`.
+    """The looks of n samples: `looks[index] = look`. Nearly all of the 4 KB of each is in a file in `folder`.
 
     Raises:
         OSError: the disk is full.
@@ -92,16 +92,16 @@ class Looks:
         self.digests = [b""] * n
         path = folder / "looks"
         with path.open("wb") as file:
-            for _ in range(n):  # a mapped file that is not whole on the disk would kill the process where that is full
+            for _ in range(n):  # on a full disk, a mapped file with holes would kill the process
                 file.write(bytes(SIDE**2))
         self.small = np.memmap(path, np.int8, "r+", shape=(n, SIDE**2)) if n else np.zeros((0, SIDE**2), np.int8)
-        path.unlink()  # the map holds it
+        path.unlink()  # the map keeps it
 
     def __setitem__(self, index: int, look: Look) -> None:
         self.hashes[index], self.small[index], self.digests[index] = look
 
     def same_pixels(self) -> list[tuple[int, int]]:
-        """Pairs (first, other) of samples with the same pixels; blank pictures are no pair."""
+        """Pairs (first, other) of samples with the same pixels; blank pictures do not count."""
         first: dict[bytes, int] = {}
         return [
             (first[digest], index)
@@ -111,10 +111,10 @@ class Looks:
 
 
 def find_duplicates(looks: Looks, distance: int, correlation: float) -> list[tuple[int, int, int, float]]:
-    """Pairs (one < other, distance, correlation) that are alike, sorted: hashes within `distance`, 0 to 15, and small
-    pictures that correlate by at least `correlation`, in one of the eight flips and turns.
+    """Pairs (one < other, distance, correlation) that are alike, sorted: hashes within `distance`, 0 to 15, and
+    thumbnails that correlate by at least `correlation`, in one of the eight flips and rotations.
 
-    Of the first BLOCK candidates all are compared; after them those alone that are not joined by others already.
+    The first BLOCK candidates are all compared; after them only those that are not joined by others already.
     """
     order = np.stack([one.ravel() for one in turned(np.arange(SIDE**2).reshape(SIDE, SIDE))])
     norms = np.sqrt(np.einsum("ij,ij->i", looks.small, looks.small, dtype=np.float32))
@@ -151,11 +151,11 @@ def _roots(joined: Joined) -> np.ndarray:
 def _candidates(
     hashes: np.ndarray, known: np.ndarray, distance: int, joined: Joined
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """Blocks of (one, other, turn, distance): the hash of `one` is within `distance` of that of `other` turned.
+    """Blocks of (one, other, turn, distance): the hash of `one` is within `distance` of that of `other` rotated.
 
-    Of four bands of 16 bits one differs by at most a fourth of the distance, so it is enough to look up each band
-    of each hash in all spellings that differ by so few bits. Equal hashes are looked up once, and not at all where
-    all that have it are joined with the one that asks: a thousand frames of a still scene cost no million pairs.
+    Of four bands of 16 bits one differs by at most a quarter of the distance, so it is enough to look up each band
+    of each hash in all variants that differ by so few bits. Equal hashes are looked up once, and not at all if all
+    images with it are joined with the query: a thousand frames of a still scene do not cost a million pairs.
     """
     values, classes = np.unique(hashes[known, 0], return_inverse=True)
     sizes = np.bincount(classes, minlength=len(values))
@@ -177,7 +177,7 @@ def _candidates(
                 query, found = row // len(spellings), order[place]
                 near = np.bitwise_count(asked[query] ^ values[found]) <= distance
                 hits.append(query[near] * len(values) + found[near])
-        query, found = np.divmod(np.unique(np.concatenate(hits)), len(values))  # once, of however many bands
+        query, found = np.divmod(np.unique(np.concatenate(hits)), len(values))  # once, for any number of bands
         roots = _roots(joined)[members]
         low, high = (least.reduceat(roots, firsts) for least in (np.minimum, np.maximum))
         asking = known[start + query // 8]

@@ -1,7 +1,7 @@
-"""The objects of a mask and their sizes, counted so that sums over a whole set stay small and exact.
+"""The objects of a mask and their sizes, counted so that sums over a whole dataset stay small and exact.
 
 A size is the diameter of the disc of the same area ("equivalent diameter"), in px. Sizes are counted in bins of
-a quarter octave: bin b holds the diameters from 2^(b/4) up to 2^((b+1)/4) px. A power of two is an edge, so that
+a quarter octave: bin b contains the diameters from 2^(b/4) up to 2^((b+1)/4) px. A power of two is an edge, so that
 the number of objects smaller than one is exact.
 """
 
@@ -12,18 +12,18 @@ import cv2
 import numpy as np
 
 BINS_PER_OCTAVE = 4
-# Objects drawn as numbers have runs of several pixels in a row; the values of a smoothed edge have one or two.
+# Numbered objects have runs of several pixels; the values of a smoothed edge have one or two.
 THIN_RUN_PX = 1.5
-FULL, FEW = (255, 65535), 128  # a full scale with fewer values shades one thing and numbers none
+FULL, FEW = (255, 65535), 128  # a full scale with fewer values is shades of one object, not numbers
 MANY = 2**20
 EXACT = 2**24  # OpenCV counts in float32
 
 
 def find_objects(numbers: np.ndarray, mask: np.ndarray, one_each: bool) -> tuple[np.ndarray, str]:
-    """Areas of the objects in px, and how they were told apart.
+    """Areas of the objects in px, and how they were separated.
 
-    "each": a file or shape is one, of whatever class. "values": the mask numbers them. "components": pixels of one
-    class that touch, where the mask has one value a class, or values that number no objects, as on a smoothed edge.
+    "each": each file or shape is one, of any class. "values": the mask numbers them. "components": touching pixels of
+    one class, if the mask has one value per class, or values that do not number objects, as on a smoothed edge.
     """
     if one_each or mask.max(initial=0) <= 1:
         counts, numbered = count_numbers(numbers)
@@ -39,10 +39,10 @@ def find_objects(numbers: np.ndarray, mask: np.ndarray, one_each: bool) -> tuple
 def count_numbers(values: np.ndarray) -> tuple[np.ndarray, bool]:
     """The pixels of each value above 0 of (H, W), in their order, and whether the values number objects.
 
-    They do not where there is one value, and where they are shades: a smoothed edge, or a few beside a full scale.
+    They do not if there is one value, or if they are shades: a smoothed edge, or a few values besides a full scale.
     """
     highest, numbers = values.max(initial=0), values
-    if highest > MANY:  # numbers that a histogram would hold too many zeros for
+    if highest > MANY:  # a histogram would have too many zeros
         numbers = np.unique(values, return_inverse=True)[1].reshape(values.shape) + int(values.min() > 0)
     counts = histogram(numbers)
     present = np.flatnonzero(counts[1:]) + 1
@@ -73,10 +73,10 @@ def diameters_px(areas: np.ndarray) -> np.ndarray:
 
 
 def mean_width_px(places: Iterable[np.ndarray]) -> float:
-    """How wide the classes are, weighted by area: six times the mean distance of a pixel from what is no such class.
+    """How wide the classes are, weighted by area: six times the mean distance of a pixel from other classes.
 
-    That is the diameter of a disc, and one and a half times the width of a band, however long. Touching objects of a
-    class are one. 0 without foreground.
+    This is the diameter of a disc, and one and a half times the width of a band of any length. Touching objects of a
+    class count as one. 0 without foreground.
 
     Args:
         places: (H, W) bool of each class.

@@ -1,4 +1,4 @@
-"""Decoded samples that wait in a file until it is known where they go."""
+"""Decoded samples that wait in a file until their split is known."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 class Spool:
-    """`put` in any order, `take` in any other; the file is gone at the end. Memory holds one sample at a time."""
+    """`put` in any order, `take` in any other; the file is deleted at the end. One sample at a time is in memory."""
 
     def __init__(self, path: Path):
         self.path = path

@@ -1,6 +1,6 @@
-"""The facts of one sample, found where it is decoded, and samples.csv, which keeps a row of them for each.
+"""The facts of one sample, computed when it is decoded, and samples.csv, with a row for each sample.
 
-All that the data report says of a set is made of these rows; no image is read a second time for it.
+The whole data report is made from these rows; no image is read a second time for it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,34 +20,34 @@ Samples = dict[str, np.ndarray]  # samples.csv by column
 
 
 class Facts(NamedTuple):
-    """What is known of a sample, of its file as it was where nothing else is said. Pairs are as `join` has them."""
+    """Facts of a sample, of the original file unless stated otherwise. Pairs are in the format of `join`."""
 
     format: str
     mode: str
-    bits: int  # of a channel
+    bits: int  # per channel
     channels: int
-    grey: int  # 1 where all channels are equal
+    grey: int  # 1 if all channels are equal
     height: int
     width: int
-    low: float  # the image's values, in the units of the file: least, percentiles, greatest
+    low: float  # the image's values, in the units of the file: minimum, percentiles, maximum
     p1: float
     median: float
     p99: float
     high: float
     foreground_px: int
-    foreground_share: float  # of the annotated pixels
+    foreground_share: float  # of the labelled pixels
     prepared_foreground_px: int
     ignored_px: int
     overlap_px: int
-    shades_px: int  # of the foreground, with another value than the highest, where values number no objects
+    shades_px: int  # of the foreground, below the highest value, if values do not number objects
     classes: str  # number and pixels of each class or label
     num_objects: int
-    objects_by: str  # how they were told apart, see `find_objects`
+    objects_by: str  # how they were separated, see `find_objects`
     object_px_min: float  # diameters
     object_px_median: float
     object_px_max: float
-    width_px: float  # of what the classes cover, weighted by area: a disc's diameter, a band's width and half of it
-    scale: float  # of a length, by preparing
+    width_px: float  # of the classes, weighted by area: a disc's diameter, a band's width and half of it
+    scale: float  # of lengths, by resizing
     sizes: str  # bin and number of objects
     prepared_sizes: str
 
@@ -74,8 +74,8 @@ def describe(
         header: of the image's file.
         image: (H, W, C) as decoded, before any resizing.
         labels: the mask, at the size of the image.
-        prepared: the mask as it is prepared, which may be smaller.
-        multilabel, background: what masks hold (unetpp.network.masks); without background all is foreground.
+        prepared: the prepared mask, which may be smaller.
+        multilabel, background: the meaning of masks (unetpp.network.masks); without background all is foreground.
     """
     mask = labels.mask
     height, width = mask.shape
@@ -121,10 +121,10 @@ def _count_foreground(mask: np.ndarray, background: bool) -> int:
 
 
 def check_foreground(splits: Mapping[str, Sequence[Facts]], ignore: int | None, no_foreground: str) -> None:
-    """Refuse a split in which there is nothing to find: on it, what finds nothing scores 1.
+    """Refuse a split without foreground: a model that finds nothing would score 1 on it.
 
     Raises:
-        UserError: a split without foreground, or a set of which all that was drawn has the value `ignore`.
+        UserError: a split without foreground, or a dataset in which all drawn pixels have the value `ignore`.
     """
     facts = [one for each in splits.values() for one in each]
     ignored = sum(one.ignored_px for one in facts)
@@ -132,23 +132,23 @@ def check_foreground(splits: Mapping[str, Sequence[Facts]], ignore: int | None, 
         key = "prepare.values" if ignore is None else f"prepare.ignore, {ignore}"
         raise UserError(
             f"{key}: found {ignored:,} ignored pixels and no other foreground in any mask, so that nothing is left to "
-            "learn; expected a value that marks unlabelled pixels: call it a class where it marks the foreground"
+            "learn; expected a value that marks unlabelled pixels: name it as a class if it marks the foreground"
         )
     bare = [split for split, each in splits.items() if not any(one.prepared_foreground_px for one in each)]
     if bare and no_foreground == "refuse":
         counts = ", ".join(f"{split} ({len(splits[split])} images)" for split in bare)
         raise UserError(
             f"prepare.no_foreground: found no foreground pixel in {counts}; expected some in each of train, val and "
-            "test, as else nothing is learned, or all that finds nothing scores 1.000: add annotated images, set other "
-            "prepare.shares or another prepare.salt, or set prepare.no_foreground to allow"
+            "test, as otherwise nothing is learned, or a model that finds nothing scores 1.000: add labelled images, "
+            "set other prepare.shares or another prepare.salt, or set prepare.no_foreground to allow"
         )
 
 
 def _find_objects(
     labels: Labels, places: dict[int, np.ndarray], multilabel: bool, background: bool
 ) -> tuple[np.ndarray, str]:
-    """`find_objects` of the mask, or of each label by itself, as those of several may lie over each other."""
-    if not background:  # 0 is a class as the others are
+    """`find_objects` of the mask, or of each label separately, as labels may overlap."""
+    if not background:  # 0 is a class like the others
         mask = np.where(labels.mask == IGNORE, 0, labels.mask + np.uint8(1))
         return find_objects(mask, mask, one_each=False)
     if not multilabel:
@@ -164,7 +164,7 @@ def _find_objects(
 
 
 def _intensity(image: np.ndarray, shares: tuple[float, ...]) -> list[int | float]:
-    """The values below or at which these shares of all numbers of the image lie, in the units of the file."""
+    """The quantiles of the image's values at these shares, in the units of the file."""
     if image.dtype.kind in "ui" and image.dtype.itemsize <= 2:
         counts = histogram(image).cumsum()
         ranks = np.maximum(1, np.ceil(np.array(shares) * counts[-1]))
@@ -176,7 +176,7 @@ def _intensity(image: np.ndarray, shares: tuple[float, ...]) -> list[int | float
 
 
 def rounded(value: float | np.floating) -> float:
-    """Six digits: what a table or JSON needs, and the same on every machine."""
+    """Six digits: enough for a table or JSON, and the same on every machine."""
     return float(f"{value:.6g}")
 
 

@@ -1,8 +1,8 @@
-"""How alike the splits are: how the kinds of images fall into them, and the means of each beside the whole.
+"""How alike the splits are: how kinds of images are distributed over them, and the means of each against the whole.
 
-The hash knows nothing of the kind, so every kind gets the shares in expectation, and a small one may miss a split by
-chance. Moving its images one by one would make a split depend on what else is there; another salt does not, and one
-with which they fall better is proposed.
+The hash does not depend on the kind, so every kind gets the shares in expectation, and a small one may miss a split by
+chance. Moving single images would make a split depend on the other images; another salt does not, and a salt with a
+better balance is proposed.
 """
 
 from collections import Counter
@@ -16,11 +16,11 @@ from pipelines.dataset.sample_stats import Samples, rounded
 from pipelines.dataset.splits import SPLITS, Place, place
 from unetpp.errors import UserError
 
-# A group of near-duplicates with so many images, and such a share of all, is told.
+# A group of near-duplicates with so many images, and such a share of all, is reported.
 LARGE_GROUP, LARGE_SHARE = 10, 0.1
-# Below this number of images a kind may well miss a split by chance, and nothing is said.
+# Below this number of images a kind may well miss a split by chance, which is not reported.
 KIND_MATTERS = 5
-# Other salts that are tried for a better balance, and at most so many groups in all of them: some seconds.
+# The number of other salts to try for a better balance, and of groups in all of them: some seconds.
 SALTS_TRIED = 300
 GROUPS_TRIED = 1_000_000
 MOST_KINDS = 8  # of which each share is compared with the whole
@@ -47,7 +47,7 @@ class Balance:
         return cls(wanted, {kind: {part: found[kind, part] for part in wanted} for kind in sorted(set(kinds))})
 
     def faults(self) -> list[str]:
-        """A line for each kind that misses a part or is far off its share there: by a factor of two, and two images."""
+        """A line for each kind that misses a part or is far off its share: by a factor of two, and two images."""
         lines = []
         for kind, counts in self.counts.items():
             total = sum(counts.values())
@@ -58,7 +58,7 @@ class Balance:
             ]
             if total >= KIND_MATTERS and any(off):
                 numbers = ", ".join(f"{counts[part]} in {part} ({wanted:.1f})" for part, wanted in expected.items())
-                lines.append(f"of the {total} {kind} images there are (and by the shares should be) {numbers}")
+                lines.append(f"{total} {kind} images, with those expected by prepare.shares in parentheses: {numbers}")
         return lines
 
     def score(self) -> tuple[int, float]:
@@ -73,7 +73,7 @@ class Balance:
 
 
 def propose_salt(kinds: Sequence[str], members: Sequence[list[str]], params: Prepare) -> tuple[str, Balance] | None:
-    """Of some hundred other salts the one with the best balance over the kinds, or None if none is better."""
+    """The salt with the best balance over the kinds, out of some hundred, or None if none is better."""
     tries = min(SALTS_TRIED, GROUPS_TRIED // len({name for names in members for name in names}))
     best, proposed = Balance.of(kinds, place(members, params), params), None
     for number in range(1, tries + 1):
@@ -85,7 +85,7 @@ def propose_salt(kinds: Sequence[str], members: Sequence[list[str]], params: Pre
 
 
 def tell_large_groups(members: list[list[str]]) -> None:
-    """A joined group that holds much of the set is seldom one picture, and moves with its highest member."""
+    """Warn about a joined group with much of the dataset: it is seldom one picture, and moves as a whole."""
     joined = Counter(tuple(names) for names in members if len(names) > 1)
     if not joined:
         return
@@ -93,18 +93,18 @@ def tell_large_groups(members: list[list[str]]) -> None:
     if number >= LARGE_GROUP and number > LARGE_SHARE * len(members):
         print(
             f"warning: near-duplicates join {number} of {len(members)} images in one group, {largest[0]} among them: "
-            "look at duplicates.csv; raise prepare.near_duplicates.correlation if they are no duplicates, or name what "
-            "belongs together by prepare.groups"
+            "look at duplicates.csv; raise prepare.near_duplicates.correlation if they are not duplicates, or set "
+            "prepare.groups"
         )
 
 
 def check_balance(
     kinds: list[str], members: list[list[str]], places: list[Place], params: Prepare, given: bool = False
 ) -> None:
-    """Refuse an empty split, and tell of a kind that is badly divided, with a salt that does better.
+    """Refuse an empty split, and warn about a badly divided kind, with a better salt.
 
     Args:
-        given: the set's own split was taken, of which no salt changes the test.
+        given: the dataset's own split is used, in which no salt changes the test split.
     """
     faults = [] if given else Balance.of(kinds, places, params).faults()
     counts = Counter(place.split for place in places)
@@ -130,9 +130,9 @@ def check_balance(
 
 
 def measure_balance(samples: Samples, within: dict[str, np.ndarray]) -> list[dict]:
-    """What each split has beside the whole, and how far that is from it in standard errors of drawing by chance.
+    """The measures of each split against the whole, with the difference in standard errors of random sampling.
 
-    A split is taken for a sample without replacement: the standard error of a mean of n out of N is
+    A split is regarded as a sample without replacement: the standard error of a mean of n out of N is
     s / sqrt(n) * sqrt((N - n) / (N - 1)), with s the standard deviation of the whole.
     """
     some = samples["num_objects"] > 0

@@ -1,12 +1,12 @@
-"""Which split a sample goes to: a function of the data alone, so that adding files moves no old one.
+"""Which split a sample goes to: a function of only the data, so that adding files moves no old one.
 
 The rule. `position(salt, group)` is a hash in [0, 1). Below shares.train is train, then comes val, and the upper
-end is test. Groups that hold near-duplicates of each other are joined, and a joined group stands where the highest
-of its members stands. So a new file moves nothing unless it is a near-duplicate of old ones, and then it moves
-them toward test only: what was once tested on is never trained on.
+end is test. Groups with near-duplicates of each other are joined, and a joined group is where the highest of its
+members is. So a new file moves nothing unless it is a near-duplicate of old ones, and then it moves them only toward
+test: images that were once tested on are never trained on.
 
-No rule does better. Let A stand in train and B in test, and let a file come that is a near-duplicate of both: one
-of them has to move, and moving B out of test would train on what earlier models were tested on.
+No rule does better. Let A be in train and B in test, and add a file that is a near-duplicate of both: one of them
+has to move, and moving B out of test would train on what earlier models were tested on.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ NEAR = 30  # numbers between two frames: a second of video
 
 
 class Place(NamedTuple):
-    """Where a sample goes. `group` is the member of its joined group that stands highest; test has no fold."""
+    """Where a sample goes. `group` is the highest member of its joined group; test has no fold."""
 
     group: str
     split: str
@@ -46,7 +46,7 @@ class Joined:
         root = one
         while self.parents[root] != root:
             root = self.parents[root]
-        while self.parents[one] != root:  # the way is short from now on
+        while self.parents[one] != root:  # path compression
             self.parents[one], one = root, self.parents[one]
         return root
 
@@ -56,9 +56,9 @@ class Joined:
 
 
 def position(salt: str, group: str) -> float:
-    """A uniform number in [0, 1): a function of the two words alone.
+    """A uniform number in [0, 1): a function of only the two words.
 
-    The blocks of a sequence follow each other by the golden ratio, so that any fifteen come near every place.
+    The blocks of a sequence are spaced by the golden ratio, so that any fifteen come near every position.
     """
     if block := BLOCK.fullmatch(group):
         return (position(salt, block[1]) + int(block[2]) * GOLDEN) % 1
@@ -69,7 +69,7 @@ def position(salt: str, group: str) -> float:
 def find_split(u: float, shares: Shares, folds: int | None = None, fold: int = 0) -> tuple[str, int | None]:
     """The split and the fold of a position.
 
-    Test is the same with folds and without. With folds, the rest is divided into so many equal ones, and `fold`
+    Test is the same with folds and without. With folds, the rest is divided into so many equal parts, and `fold`
     is val.
     """
     rest = shares.train + shares.val
@@ -82,7 +82,7 @@ def find_split(u: float, shares: Shares, folds: int | None = None, fold: int = 0
 
 
 def join(groups: Sequence[str], pairs: Iterable[tuple[int, int]]) -> list[list[str]]:
-    """For each sample, the distinct groups that its own is joined with, itself among them, sorted.
+    """For each sample, the distinct groups that its own is joined with, including itself, sorted.
 
     Args:
         groups: the group of each sample.
@@ -105,8 +105,8 @@ def place(
     """The place of each sample by the groups that its own is joined with (see `join`).
 
     Args:
-        given: the split of each sample that the set says; empty, or all None, where it says none. Then test is that,
-            and so are train and val where there are both and no folds; else they are drawn from what is not test.
+        given: the dataset's own split of each sample; empty, or all None, if it has none. Then test is that,
+            and so are train and val if there are both and no folds; else they are drawn from what is not test.
     """
     salt = params.salt if salt is None else salt
     found: dict[int, tuple[float, str]] = {}  # by the identity of the list, which the samples of a joined group share
@@ -120,7 +120,7 @@ def place(
         ]
     if "val" in given and params.folds is None:
         return [Place(found[id(names)][1], str(split), None) for names, split in zip(members, given, strict=True)]
-    rest = params.shares.train + params.shares.val  # positions below are what is not test
+    rest = params.shares.train + params.shares.val  # positions below are not test
     own = [None if split == "test" else found[id(names)] for names, split in zip(members, given, strict=True)]
     places = []
     for names, one in zip(members, own, strict=True):
@@ -133,11 +133,11 @@ def place(
 
 
 def find_apart(prepared: Path, groups: dict[str, str], pairs: Iterable[tuple[str, str, str]]) -> list[str]:
-    """Lines of the groups and pairs that stand in two splits, by what was really written.
+    """Lines about groups and pairs that are in two splits, according to the written files.
 
     Args:
         prepared: folder with the Arrow files, split.csv and duplicates.csv.
-        groups: the group of each id, as the params or the layout say it.
+        groups: the group of each id, by the params or the layout.
         pairs: two ids that must not be in different splits, and why; those of duplicates.csv are added.
     """
     splits: dict[str, set[str]] = defaultdict(set)
@@ -153,11 +153,11 @@ def find_apart(prepared: Path, groups: dict[str, str], pairs: Iterable[tuple[str
     for group, ids in sorted(members.items()):
         standing = set().union(*(splits[id] for id in ids))
         if len(standing) > 1:
-            # One of each split shows it; a group may be large.
+            # One of each split is enough; a group may be large.
             shown = [
                 next(f"{id} in {split}" for id in ids if split in splits[id]) for split in SPLITS if split in standing
             ]
-            lines.append(f"the group {group!r} of {len(ids)} images stands in {_words(standing)}: {', '.join(shown)}")
+            lines.append(f"the group {group!r} of {len(ids)} images is in {_words(standing)}: {', '.join(shown)}")
     alike = {(one, other): why for one, other, why in pairs}
     for row in read_rows(prepared / "duplicates.csv"):
         why = f"near-duplicates, distance {row['distance']}, correlation {row['correlation']}"
@@ -170,24 +170,24 @@ def find_apart(prepared: Path, groups: dict[str, str], pairs: Iterable[tuple[str
 
 
 def check_apart(prepared: Path, groups: dict[str, str], pairs: Iterable[tuple[str, str, str]]) -> None:
-    """The gate of a split that is ours, on what `find_apart` finds. What the set itself divides, `tell_leaks` tells.
+    """Refuse a split of ours with what `find_apart` finds. For the dataset's own split, `tell_leaks` reports it.
 
     Raises:
-        UserError: lists the groups and the pairs that stand in two splits.
+        UserError: lists the groups and the pairs that are in two splits.
     """
     lines = find_apart(prepared, groups, pairs)
     if not lines:
         return
     more = [f"and {len(lines) - 20} more"] if len(lines) > 20 else []
     raise UserError(
-        f"{prepared}: found {len(lines)} groups or pairs of images that stand in two splits; expected each in one, "
-        "or what is tested on is what was trained on: remove one of the two files, give both one group "
+        f"{prepared}: found {len(lines)} groups or pairs of images that are in two splits; expected each in one, "
+        "as otherwise the test set is trained on: remove one of the two files, give both one group "
         "(prepare.groups), or set prepare.near_duplicates\n  " + "\n  ".join([*lines[:20], *more])
     )
 
 
 def tell_leaks(lines: list[str], neighbours: dict[str, dict[str, int]]) -> list[str]:
-    """Sentences about a split that the set brings along: what of its test is not new to who has seen its train.
+    """Sentences about the dataset's own split: what of its test is not new after training on its train.
 
     Args:
         lines: of `find_apart`.
@@ -198,7 +198,7 @@ def tell_leaks(lines: list[str], neighbours: dict[str, dict[str, int]]) -> list[
         kinds = (
             "groups or pairs of images that are alike" if len(lines) > 1 else "group or pair of images that are alike"
         )
-        leaks.append(f"The set's own split divides {len(lines)} {kinds}, such as: {lines[0]}.")
+        leaks.append(f"The dataset's own split divides {len(lines)} {kinds}, such as: {lines[0]}.")
     leaks += [
         f"{found['near']} of {found['frames']} {split} frames lie within {NEAR} frames of a train frame of the same "
         "sequence."

@@ -61,7 +61,7 @@ class Item:
                     found.update(piece)
         if facts.md5 and facts.md5 != found.hexdigest():
             raise ObjectError(
-                f"{self.address}: the bytes are not those of its ETag {self.etag} (their MD5 differs); rerun the "
+                f"{self.address}: the bytes do not match the ETag {self.etag} (their MD5 differs); rerun the "
                 "command, and if it stays (the store's ETags are no MD5), set ingest.s3.checksums=when_required"
             )
         return path

@@ -1,4 +1,4 @@
-"""Zip and tar files, which are a stranger's: every entry is checked by name before the first byte is written."""
+"""Zip and tar files, which are untrusted: the name of every entry is checked before the first byte is written."""
 
 import bz2
 import gzip
@@ -27,7 +27,7 @@ MAX_TOTAL_BYTES = 256 * 2**30
 # Deflate cannot pass 1032; raw masks come near 100. Small archives may be anything.
 MAX_RATIO = 200
 RATIO_MATTERS_BYTES = 2**30
-# A tar keeps long names in blocks of text before an entry; tarfile reads such a block as a whole.
+# A tar stores long names in text blocks before an entry; tarfile reads such a block as a whole.
 MAX_READ_BYTES = 2**24
 
 BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError)
@@ -36,21 +36,21 @@ UNPACK = "unpack it yourself and set ingest.kind=folder"
 
 
 class Names:
-    """The names of an archive or a bucket, one by one: refuses what could write elsewhere or over another file."""
+    """The names of an archive or a bucket: refuses those that could write elsewhere or over another file."""
 
     def __init__(self, where: str, what: str, advice: str):
         self._where, self._what, self._advice = where, what, advice
-        self._seen: dict[str, str] = {}  # files without their case and form of Unicode
+        self._seen: dict[str, str] = {}  # files by name, without case and Unicode form
         self._files: list[PurePosixPath] = []
 
     def refuse(self, name: str, reason: str) -> UserError:
         return UserError(f"{self._where}: {self._what} {name!r} {reason}; {self._advice}")
 
     def check(self, name: str, shown: str | None = None) -> PurePosixPath:
-        """The path of an entry, a file or a folder; `shown` is its full name, where `name` is a part of that.
+        """The path of an entry, a file or a folder; `shown` is its full name, if `name` is a part of that.
 
         Raises:
-            UserError: it would be written outside, or is no legal name.
+            UserError: it would be written outside, or its name is illegal.
         """
         shown = shown or name
         if "\0" in name or "\\" in name:
@@ -60,26 +60,26 @@ class Names:
         if ".." in name.split("/"):
             raise self.refuse(shown, "has .. in its name and would be written outside")
         if any(len(part.encode(errors="surrogatepass")) > MAX_NAME_BYTES for part in name.split("/")):
-            raise self.refuse(shown, f"has a name of more than {MAX_NAME_BYTES} bytes, which no disk takes")
+            raise self.refuse(shown, f"has a name of more than {MAX_NAME_BYTES} bytes, which no disk accepts")
         return PurePosixPath(name)
 
     def add(self, path: PurePosixPath, name: str) -> None:
-        """Take a file in.
+        """Add a file.
 
         Raises:
-            UserError: it clashes with another one where case is ignored.
+            UserError: it clashes with another one if case is ignored.
         """
         key = _folded(path)
         if key in self._seen:
             raise UserError(
-                f"{self._where}: {self._what} {name!r} clashes with {self._seen[key]!r} where case is ignored, and "
-                "the form of Unicode; rename one"
+                f"{self._where}: {self._what} {name!r} clashes with {self._seen[key]!r} if case and Unicode form "
+                "are ignored; rename one"
             )
         self._seen[key] = name
         self._files.append(path)
 
     def check_folders(self) -> None:
-        """Refuse a file that is also the folder of another."""
+        """Refuse a file that is also a folder of another."""
         for name in self._files:
             for parent in name.parents:
                 if _folded(parent) in self._seen:
@@ -93,7 +93,7 @@ def _folded(path: PurePosixPath) -> str:
 
 
 class _Entries(Names):
-    """The names of an archive, and what its entries may grow to."""
+    """The names of an archive, and the limits of its unpacked size."""
 
     def __init__(self, path: Path, where: str, kind: str):
         super().__init__(where, "entry", f"pack the {kind} again without it")
@@ -116,7 +116,7 @@ class _Entries(Names):
 
 
 class Zip:
-    """A zip file; `sizes` holds its files, in bytes."""
+    """A zip file; `sizes` has the bytes of its files."""
 
     def __init__(self, path: Path, where: str):
         self._path, self._where = path, where
@@ -142,14 +142,14 @@ class Zip:
         for name, target in targets.items():
             info = self._entries[name]
             with _reading(self._where, info.filename), self._archive.open(info) as source:
-                _write(source, target)  # the reader stops at the size that the entry declares, and checks its CRC
+                _write(source, target)  # the reader stops at the declared size, and checks the CRC
 
     def close(self) -> None:
         self._archive.close()
 
 
 class Tar:
-    """A tar file, plain or packed by gzip, bzip2 or xz; `sizes` holds its files, in bytes."""
+    """A tar file, plain or compressed by gzip, bzip2 or xz; `sizes` has the bytes of its files."""
 
     def __init__(self, path: Path, where: str):
         self._path, self._where = path, where
@@ -161,7 +161,7 @@ class Tar:
                 kind = "a symbolic link" if member.issym() else "a hard link" if member.islnk() else "a device or pipe"
                 raise entries.refuse(member.name, f"is {kind}, not a file")
             if member.issparse():
-                raise entries.refuse(member.name, "is sparse: it declares bytes that the archive does not hold")
+                raise entries.refuse(member.name, "is sparse: it declares bytes that the archive does not contain")
             entries.spend(member.name, member.size)
             if member.isreg() and not is_junk(name):
                 entries.add(name, member.name)
@@ -174,13 +174,13 @@ class Tar:
                 self._tar = tar
                 yield member
                 cast(Any, tar).members.clear()  # a million entries would stay in memory
-            # tarfile takes a damaged or missing header for the end; the true end is a block of zeros.
+            # tarfile takes a damaged or missing header for the end; the real end is a block of zeros.
             file.seek(tar.offset)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise tarfile.ReadError(f"found no end mark at byte {tar.offset}: it is cut or damaged")
+                raise tarfile.ReadError(f"found no end mark at byte {tar.offset}: it is truncated or damaged")
 
     def extract(self, targets: Mapping[PurePosixPath, Path]) -> None:
-        """Write the entries to their targets, in the order of the archive: a packed one is read once."""
+        """Write the entries to their targets, in the order of the archive: a compressed one is read once."""
         with _reading(self._where, None):
             for member in self._members():
                 target = targets.get(PurePosixPath(member.name))
@@ -193,7 +193,7 @@ class Tar:
                             raise EOFError(f"found {target.stat().st_size} of {member.size} bytes")
 
     def close(self) -> None:
-        """Nothing stays open."""
+        """Nothing to close."""
 
 
 class _Bounded:
@@ -222,14 +222,14 @@ def _open_packed(path: Path) -> IO[bytes]:
 
 
 def open_archive(path: Path, kind: str | None, where: str) -> Zip | Tar:
-    """A zip or tar whose names are all checked.
+    """A zip or tar, with all names checked.
 
     Args:
         kind: "zip", "tar" or None for either.
-        where: what messages call it.
+        where: its name in messages.
 
     Raises:
-        UserError: it is neither, damaged, unsafe or too large; names the file or the entry.
+        UserError: it is neither, or damaged, unsafe or too large; names the file or the entry.
     """
     try:
         if kind is None:
@@ -237,7 +237,7 @@ def open_archive(path: Path, kind: str | None, where: str) -> Zip | Tar:
         return Zip(path, where) if kind == "zip" else Tar(path, where)
     except DAMAGED as error:
         raise UserError(
-            f"{where}: found no whole {kind} file ({error}); expected one: fetch it again or unpack it and "
+            f"{where}: found no complete {kind} file ({error}); expected one: fetch it again or unpack it and "
             "set ingest.kind=folder"
         ) from None
 

@@ -1,7 +1,7 @@
-"""Artifacts of a store in a local file lie beside it, also after the project was moved or copied.
+"""Artifacts of a store in a local file are next to it, also after the project was moved or copied.
 
-MLflow writes the whole path of each artifact folder into its database. Here `mlflow.db` and `mlruns/` belong together:
-when the database is opened, paths that still lead to where it lay before are set to where it lies now, in one
+MLflow writes the absolute path of each artifact folder into its database. Here `mlflow.db` and `mlruns/` belong
+together: when the database is opened, paths to its former location are updated to its present one, in one
 transaction and after a backup, so that a moved project loads its models and a copy never writes into its original.
 """
 
@@ -14,8 +14,8 @@ from pathlib import Path
 from pipelines.core.files import replacing
 from unetpp.errors import UserError
 
-ROOT = "mlruns"  # where MLflow keeps the artifacts of a local store, if nothing else is said
-# Every column that holds such a path (MLflow 3.17).
+ROOT = "mlruns"  # where MLflow keeps the artifacts of a local store by default
+# Every column with such a path (MLflow 3.17).
 COLUMNS = (
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
@@ -25,11 +25,11 @@ COLUMNS = (
 
 
 def follow(path: Path | None, file: Path | None = None) -> None:
-    """Set the paths of a store right, and tell of it where artifacts were moved.
+    """Correct the paths of a store, and say so if artifacts were moved.
 
     Args:
-        path: its database; None of a server, which looks after its own.
-        file: where the database is for now, if not there.
+        path: its database; None for a server, which manages its own.
+        file: the temporary location of the database, if it differs.
 
     Raises:
         UserError: its paths are wrong and it cannot be written.
@@ -42,7 +42,7 @@ def follow(path: Path | None, file: Path | None = None) -> None:
         with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=60)) as database:
             changes = _changes(database, home, path.name)
     except sqlite3.DatabaseError:
-        return  # no store, or not yet: MLflow says so
+        return  # not a store, or not yet: MLflow reports it
     if not changes:
         return
     backup = path.with_name(f"{path.name}.before-move")
@@ -60,19 +60,19 @@ def follow(path: Path | None, file: Path | None = None) -> None:
                     database.execute(f"UPDATE {table} SET {column} = ? WHERE {column} = ?", (new, old))
     except (sqlite3.OperationalError, OSError) as error:
         raise UserError(
-            f"{path}: its artifacts lay in {changes[0][2]} and belong beside it now, in {home}, but it cannot be "
-            f"written ({error}): run a command as its owner once"
+            f"{path}: its artifacts were in {changes[0][2]} and belong in {home} now, but this database cannot "
+            f"be written ({error}): run a command as its owner once"
         ) from None
     if moved:
         print(
-            f"{path}: this project was {', '.join(moved)} before; its registry has the paths of here now (a backup is "
+            f"{path}: this project was {', '.join(moved)} before; its registry now has its present paths (backup: "
             f"{backup.name})",
             file=sys.stderr,
         )
 
 
 def missing(path: Path | None) -> list[str]:
-    """The registered versions in a database whose artifacts are not where it says, as NAME/VERSION."""
+    """The registered versions in a database whose artifacts are missing, as NAME/VERSION."""
     if path is None or not path.is_file():
         return []
     try:
@@ -93,7 +93,7 @@ def _changes(database: sqlite3.Connection, home: Path, name: str) -> list[tuple[
             new = str(home / rest)
             if not rest or old == new or not (root or old.startswith(f"/{ROOT}/")):
                 continue
-            # It stays where artifacts were kept elsewhere on purpose: they are there and not here, and no store beside.
+            # Keep it if artifacts are elsewhere on purpose: they are there and not here, and no store is next to them.
             if Path(new).exists() or not Path(old).exists() or (Path(root or "/") / name).is_file():
                 found.append((table, column, old, new))
     return found

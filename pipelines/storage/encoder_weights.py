@@ -1,6 +1,6 @@
-"""Trained weights that an encoder begins with (`model.encoder_weights`): a file, or timm's own from its hub.
+"""Pretrained weights of an encoder (`model.encoder_weights`): a file, or timm's own from its hub.
 
-They are read where a training begins, so that on a cluster the file lies at the same path on every machine.
+They are read where training starts, so on a cluster the file must have the same path on every machine.
 """
 
 import os
@@ -20,27 +20,27 @@ HUB = "hub"
 
 @dataclass(frozen=True)
 class EncoderWeights:
-    """What `model.encoder_weights` asks for; `uri` names it in a model's lineage."""
+    """The weights that `model.encoder_weights` names; `uri` names them in a model's lineage."""
 
     file: str
     sha256: str
     uri: str
 
     def load(self, network: NestedUNet) -> None:
-        """Put them into the encoder of a network.
+        """Load them into the encoder of a network.
 
         Raises:
-            UserError: another file than it was, or weights of another encoder.
+            UserError: the file has changed, or the weights are of another encoder.
         """
         if network.pyramid:
             file = Path(self.file)
             weights = read_weights(file)
-            check_sha256(file, sha256(file), self.sha256, "it was changed since this training was set up: rerun it")
+            check_sha256(file, sha256(file), self.sha256, "it was changed since this training run was set up: rerun it")
             load_weights(network.pyramid, weights, f"model.encoder_weights={self.uri}")
 
 
 def find_encoder_weights(model: Model) -> EncoderWeights | None:
-    """The weights that section `model` asks for, fetched once where they are the hub's.
+    """The weights that section `model` names, fetched once if they are from the hub.
 
     Raises:
         UserError: no such file, or the hub cannot be reached.
@@ -58,7 +58,7 @@ def find_encoder_weights(model: Model) -> EncoderWeights | None:
         return EncoderWeights(str(file), sha256(file), asked)
     folder = make_private(CACHE / "encoders")
     file = folder / f"{encoder}.safetensors"
-    with locked(folder / f"{encoder}.lock"):  # of several processes one fetches
+    with locked(folder / f"{encoder}.lock"):  # one of several processes fetches
         if not file.is_file():
             partial = file.with_suffix(".partial")
             fetch_weights(encoder, partial)

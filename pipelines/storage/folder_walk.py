@@ -1,4 +1,4 @@
-"""The files of a folder that a user names: links stay inside it, and nothing but a plain file is ever opened."""
+"""The files of a folder that a user names: links stay inside it, and only plain files are opened."""
 
 import os
 import stat
@@ -9,17 +9,17 @@ from pipelines.storage.layout_names import is_junk
 from unetpp.errors import FileError, UserError
 
 MAX_ENTRIES = 1_000_000
-MAX_FILE_BYTES = 2**36  # of a sparse file, which may declare anything
+MAX_FILE_BYTES = 2**36  # for a sparse file, which can declare any size
 PLAIN = "a device, pipe or socket; expected plain files"
 
 
 def walk(root: Path, fix: str, links_to: Iterable[Path] = ()) -> tuple[dict[PurePosixPath, int], list[FileError]]:
-    """The size of each file under `root` by its relative name, sorted, and what cannot be taken. Junk is left out.
+    """The size of each file under `root` by its relative name, sorted, and problems. Junk is left out.
 
-    A link is what it leads to, where that lies in `root` as it is resolved, or in one of `links_to`.
+    A link is followed if its resolved target is in `root`, or in one of `links_to`.
 
     Args:
-        fix: what to do about a link that leads elsewhere; {} is where.
+        fix: what to do about a link that leads elsewhere; {} is its target.
 
     Raises:
         UserError: more than MAX_ENTRIES.
@@ -27,7 +27,7 @@ def walk(root: Path, fix: str, links_to: Iterable[Path] = ()) -> tuple[dict[Pure
     trees = [Path(os.path.realpath(one)) for one in (root, *links_to)]
     files: dict[PurePosixPath, int] = {}
     problems: list[FileError] = []
-    # Each with the true paths of itself and of what it lies in.
+    # Each with the real paths of itself and of its parents.
     folders: list[tuple[PurePosixPath, tuple[Path, ...]]] = [(PurePosixPath(), (trees[0],))]
     num_entries = 0
     while folders:
@@ -49,7 +49,7 @@ def walk(root: Path, fix: str, links_to: Iterable[Path] = ()) -> tuple[dict[Pure
                 if is_link:
                     real = Path(os.path.realpath(path, strict=True))
                     if not any(real.is_relative_to(tree) for tree in trees):
-                        reason = f"found a link that leads out of {root}, to {real}; expected links inside it alone"
+                        reason = f"found a link that leads out of {root}, to {real}; expected only links inside it"
                         problems.append(FileError(path, reason, fix.format(real)))
                         continue
                 facts = path.stat()
@@ -57,14 +57,14 @@ def walk(root: Path, fix: str, links_to: Iterable[Path] = ()) -> tuple[dict[Pure
                 problems.append(_unreadable(path, f"link to {os.readlink(path)}" if is_link else "file", error))
                 continue
             if stat.S_ISDIR(facts.st_mode) and real in way:
-                reason = f"found a link that leads back to {real}, in which it lies; expected none"
+                reason = f"found a link that leads back to {real}, a parent folder of it; expected none"
                 problems.append(FileError(path, reason, "remove it"))
             elif stat.S_ISDIR(facts.st_mode):
                 folders.append((name, (*way, real)))
             elif not stat.S_ISREG(facts.st_mode):
                 problems.append(FileError(path, f"found {PLAIN}", "remove it"))
             elif facts.st_size > MAX_FILE_BYTES:
-                reason = f"found {facts.st_size} bytes; expected at most {MAX_FILE_BYTES} in a file"
+                reason = f"found {facts.st_size} bytes; expected at most {MAX_FILE_BYTES} per file"
                 problems.append(FileError(path, reason, "remove it, or cut it up"))
             else:
                 files[name] = facts.st_size
@@ -72,5 +72,5 @@ def walk(root: Path, fix: str, links_to: Iterable[Path] = ()) -> tuple[dict[Pure
 
 
 def _unreadable(path: Path, kind: str, error: OSError) -> FileError:
-    reason = f"found a {kind} that cannot be read ({error.strerror}); expected one that can"
+    reason = f"found a {kind} that cannot be read ({error.strerror}); expected a readable one"
     return FileError(path, reason, "correct its permissions or its target, or remove it")

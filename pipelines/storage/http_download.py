@@ -1,4 +1,4 @@
-"""An archive by its address, over HTTP: begun again where it broke, by Range, and checked by its sha256."""
+"""An archive by its URL, over HTTP: a broken download is resumed by Range, and its sha256 is checked."""
 
 import time
 from hashlib import sha256 as hash_of
@@ -15,7 +15,7 @@ from pipelines.core.full_disk import check_space, disk_errors
 from unetpp.errors import UserError
 from unetpp.files import check_sha256, read_json, sha256
 
-# Of one request; and of answers in a row that break off without a byte.
+# Of one request; and of responses in a row that break off without a byte.
 ATTEMPTS = 5
 TIMEOUT_S = 60
 CHUNK = 2**18
@@ -25,11 +25,11 @@ RETRIED = (408, 429, 500, 502, 503, 504)
 def download(url: str, expected: str | None, cache: Path) -> tuple[Path, str]:
     """The archive at `url` as a file in the folder `cache`, and its sha256.
 
-    A file that is there is used again: without a request where its sha256 is the expected one, else when the server
-    says that it did not change. What an earlier run had fetched of it is not fetched again.
+    A cached file is reused: without a request if its sha256 is the expected one, else if the server says that it did
+    not change. Parts that an earlier run fetched are not fetched again.
 
     Raises:
-        UserError: it cannot be had, or its sha256 is not the expected one; names the address.
+        UserError: it cannot be fetched, or its sha256 is not the expected one; names the address.
     """
     folder = cache / hash_of(url.encode()).hexdigest()[:40]
     folder.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,7 @@ def download(url: str, expected: str | None, cache: Path) -> tuple[Path, str]:
     found = file.found()
     assert found
     try:
-        check_sha256(url, found, expected or found, "the file there is another one, or ingest.sha256 is wrong")
+        check_sha256(url, found, expected or found, "the file there is a different one, or ingest.sha256 is wrong")
     except UserError:
         file.forget()
         raise
@@ -47,14 +47,14 @@ def download(url: str, expected: str | None, cache: Path) -> tuple[Path, str]:
 
 
 class _File:
-    """A file that is fetched: `archive` when whole, `partial` before, and what the server said of each as JSON."""
+    """A file that is fetched: `archive` when complete, `partial` before, each with the server's facts as JSON."""
 
     def __init__(self, url: str, folder: Path):
         self._url = url
         self.path, self._partial = folder / "archive", folder / "partial"
 
     def found(self) -> str | None:
-        """The sha256 of the whole file, or None."""
+        """The sha256 of the complete file, or None."""
         return sha256(self.path) if self.path.is_file() else None
 
     def forget(self) -> None:
@@ -71,7 +71,7 @@ class _File:
             session.mount("http://", HTTPAdapter(max_retries=retry))
             session.mount("https://", HTTPAdapter(max_retries=retry))
             failures, here = 0, _size(self._partial)
-            while not self._attempt(session):  # urllib3 repeats a request, and never its body
+            while not self._attempt(session):  # urllib3 retries a request, but never its body
                 failures = failures + 1 if _size(self._partial) <= here else 1
                 if failures >= ATTEMPTS:
                     raise self._given_up("the body ended early", failures)
@@ -79,12 +79,12 @@ class _File:
                 time.sleep(2**failures / 4)
 
     def _attempt(self, session: requests.Session) -> bool:
-        """One request and what comes of it; whether the file is whole now."""
+        """One request and its response; whether the file is complete now."""
         whole, part = _read_facts(self.path), _read_facts(self._partial)
         start = _size(self._partial) if part else 0
         headers = {}
         if start and part.get("validator"):
-            # Where the file changed, the server sends all of the new one instead.
+            # If the file changed, the server sends all of the new one instead.
             headers = {"Range": f"bytes={start}-", "If-Range": part["validator"]}
         elif whole.get("validator") and self.found() == whole["sha256"]:
             is_etag = whole["validator"].startswith('"')
@@ -98,7 +98,7 @@ class _File:
         with answer:
             if answer.status_code == 304:
                 return True
-            if answer.status_code == 416:  # what is here is not a beginning of what is there
+            if answer.status_code == 416:  # our partial file is not a prefix of the server's
                 self._partial.unlink(missing_ok=True)
                 return False
             if not answer.ok:
@@ -107,12 +107,12 @@ class _File:
                 start = 0
             elif not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
                 raise UserError(
-                    f"{self._url}: asked from byte {start}, the server sends {answer.headers.get('Content-Range')!r}"
+                    f"{self._url}: asked from byte {start} on, the server sends {answer.headers.get('Content-Range')!r}"
                 )
             length = answer.headers.get("Content-Length")
             total = start + int(length) if length else None
             etag = answer.headers.get("ETag")
-            # A weak ETag says nothing of the bytes; the date then has to do.
+            # A weak ETag says nothing about the bytes; use the date then.
             strong = etag if etag and etag.startswith('"') else answer.headers.get("Last-Modified")
             facts = {"validator": strong}
             check_space(self._partial.parent, (total or 0) - start, "ingest")
@@ -120,14 +120,14 @@ class _File:
                 write_json(_facts_path(self._partial), facts)
             if not self._save(answer, start, total):
                 return False
-        # With its sha256: a file that somebody wrote into is fetched again, whatever the server says of its own.
+        # With its sha256: a file that somebody changed is fetched again, whatever the server says.
         write_json(_facts_path(self.path), facts | {"sha256": sha256(self._partial)})
         self._partial.replace(self.path)
         _facts_path(self._partial).unlink()
         return True
 
     def _save(self, answer: requests.Response, start: int, total: int | None) -> bool:
-        """Append the body to what is here up to byte `start`; whether all of it came."""
+        """Append the body to the partial file up to byte `start`; whether all of it arrived."""
         with (
             self._partial.open("r+b" if start else "wb") as file,
             watched_bytes("downloading", total, start) as progress,
@@ -152,7 +152,7 @@ class _File:
         if answer.status_code in (404, 410):
             advice = "expected an archive there: correct ingest.location"
         elif answer.status_code in (401, 403):
-            advice = "expected an address that all may read: fetch it yourself and set ingest.kind to zip or tar"
+            advice = "expected a publicly readable address: fetch it yourself and set ingest.kind to zip or tar"
         return UserError(f"{self._url}: the server answers {said}; {advice}")
 
     def _given_up(self, cause: str, times: int) -> UserError:
@@ -167,7 +167,7 @@ def _facts_path(path: Path) -> Path:
 
 
 def _read_facts(path: Path) -> dict:
-    """What the server said of the file at `path`, or nothing."""
+    """What the server said about the file at `path`, or nothing."""
     try:
         return read_json(_facts_path(path), "it is fetched again")
     except UserError:

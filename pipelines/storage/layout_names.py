@@ -1,6 +1,6 @@
-"""Which layout a tree of files has and which of its files belong to it, by their names alone.
+"""Which layout a tree of files has and which files belong to it, by their names only.
 
-So a set is known before it is fetched: every source asks here what to bring along.
+So a dataset is known before it is fetched: every source asks here which files to fetch.
 """
 
 import re
@@ -14,26 +14,26 @@ from pipelines.storage.templates import SPLIT_OF, Layout, composed, find_files, 
 from unetpp.errors import UserError
 from unetpp.images.pictures import SUFFIXES
 
-HOW = "say which by ingest.layout in params.yaml, or by `unetpp init ... -S`"
+HOW = "set ingest.layout in params.yaml, or by `unetpp init ... -S`"
 EXPECTED = (
     "expected images/<id>.<ext> with masks/<id>.png, or the BBBC038 layout <id>/images/<id>.png with "
-    "<id>/masks/<one file a nucleus>.png, or images/ with COCO's annotations.json, or another layout of docs/data.md"
+    "<id>/masks/<one file per nucleus>.png, or images/ with COCO's annotations.json, or another layout of docs/data.md"
 )
-# Of macOS, Windows, the root of a disk, and of network storage, whose folders hold small copies of the pictures.
+# Of macOS, Windows, the root of a disk, and of network storage, whose folders contain thumbnails.
 JUNK = {"__MACOSX", "Thumbs.db", "desktop.ini", "lost+found", "$RECYCLE.BIN", "System Volume Information", "@eaDir"}
 THUMBNAILS = {"thumbs", "thumbnail", "thumbnails"}
 FOLDERS = {"images", "masks", "annotations"}
-# Tables and lists that say of a set how it is divided and what its classes are called.
+# Tables and lists of a dataset's splits and class names.
 TABLES = {"split", "splits", "_classes", "classes", "class_dict", "labelmap", "label_colors", "codes"}
-# Formats of other fields, and how one gets pictures from them (docs/data.md has the lines).
+# Formats of other fields, which can be converted (docs/data.md has the lines).
 CONVERTED = {".dcm": "DICOM", ".nii": "NIfTI", ".gz": "NIfTI", ".mha": "MetaImage", ".nrrd": "NRRD", ".npy": "NumPy"}
 CONVERTED |= {".npz": "NumPy", ".h5": "HDF5", ".mat": "MATLAB", ".czi": "CZI", ".nd2": "ND2", ".svs": "SVS"}
 
-DRAWN = {".txt": "YOLO", ".json": "LabelMe", ".xml": "XML"}  # a file of shapes beside each picture
+DRAWN = {".txt": "YOLO", ".json": "LabelMe", ".xml": "XML"}  # a file of shapes next to each picture
 
 
 def is_junk(name: PurePosixPath) -> bool:
-    """Hidden files and what systems leave behind, anywhere in a relative path."""
+    """Hidden files and system files, anywhere in a relative path."""
     return any(part.startswith(".") or part in JUNK for part in name.parts)
 
 
@@ -46,8 +46,8 @@ def is_list(name: PurePosixPath) -> bool:
 
 
 def is_annotations(name: PurePosixPath) -> bool:
-    """Whether it is named as a COCO file: annotations.json, annotations/<name>.json, Roboflow's, or one in its folder
-    whose name says so."""
+    """Whether it is named as a COCO file: annotations.json, annotations/<name>.json, Roboflow's, or one in the
+    root with coco or instances in its name."""
     low = name.name.casefold()
     in_folder = len(name.parts) == 2 and name.parts[0] == "annotations" and low.endswith(".json")
     named = low.endswith(".json") and len(name.parts) == 1 and re.search(r"(?<![^\W_])(coco|instances)(?![^\W_])", low)
@@ -55,7 +55,7 @@ def is_annotations(name: PurePosixPath) -> bool:
 
 
 def select(names: Iterable[PurePosixPath], layout: Layout) -> tuple[set[PurePosixPath], list[str]]:
-    """The files of a set of this layout: images, masks, annotations, lists. And sentences of what is left out."""
+    """The files of a dataset of this layout: images, masks, annotations, lists. And sentences on what is left out."""
     names = list(names)
     lists = {name for name in names if is_list(name)}
     if layout.kind == "pairs":
@@ -71,16 +71,16 @@ def select(names: Iterable[PurePosixPath], layout: Layout) -> tuple[set[PurePosi
 
 
 def list_names(root: Path) -> list[PurePosixPath]:
-    """Relative names of all files under `root`, a folder of our own, that are no junk, sorted."""
+    """Relative names of all files under `root`, a folder of our own, without junk, sorted."""
     names = (PurePosixPath(path.relative_to(root).as_posix()) for path in root.rglob("*") if not path.is_dir())
     return sorted(name for name in names if not is_junk(name))
 
 
 def check_names(names: list[PurePosixPath], where: str, given: Layout | None = None) -> Layout:
-    """The layout of these relative names, which must hold at least one image and one mask or annotation file.
+    """The layout of these relative names, which must include at least one image and one mask or annotation file.
 
     Args:
-        given: by ingest.layout; None is recognised.
+        given: by ingest.layout; if None, it is recognised.
 
     Raises:
         UserError: names `where`, what was found, what was expected.
@@ -118,7 +118,7 @@ def check_names(names: list[PurePosixPath], where: str, given: Layout | None = N
     if found:
         lines = [f"\n  {one.layout.line}   # {one.num_pairs} pairs" for one in found[:8]]
         raise UserError(
-            f"{where}: found {_folders(names)}, which may be read in {len(found)} ways; expected one: {HOW}:"
+            f"{where}: found {_folders(names)}, which can be read in {len(found)} ways; expected one: {HOW}:"
             f"{''.join(lines)}"
         )
     _refuse(names, where, heads, samples)
@@ -139,8 +139,8 @@ def _check_given(names: list[PurePosixPath], where: str, given: Layout) -> Layou
     for what, template, files in (("images", given.images, found.images), ("masks", given.masks, found.masks)):
         if not files:
             raise UserError(
-                f"{where}: found {_folders(names)}, and none as ingest.layout names {what}: {template!r}; expected "
-                "names from the root on, without suffix, with {id}: correct it"
+                f"{where}: found {_folders(names)}, and none that matches ingest.layout for {what}: {template!r}; "
+                "expected names relative to the root, without suffix, with {id}: correct it"
             )
     if not found.mask_of:
         image, mask = min(found.images), min(found.masks)
@@ -152,13 +152,13 @@ def _check_given(names: list[PurePosixPath], where: str, given: Layout) -> Layou
 
 
 def _check_readable(names: list[PurePosixPath], where: str) -> None:
-    """Refuse a set that is of another format by that format's name."""
+    """Refuse a dataset in another format, with the name of that format."""
     kinds = Counter(CONVERTED[name.suffix.lower()] for name in names if name.suffix.lower() in CONVERTED)
     if kinds and not any(map(is_picture, names)):
         kind, number = kinds.most_common(1)[0]
         example = next(name for name in names if CONVERTED.get(name.suffix.lower()) == kind)
         raise UserError(
-            f"{where}: found {number} {kind} files, such as {example}; expected {', '.join(SUFFIXES)}: write images "
+            f"{where}: found {number} {kind} files, such as {example}; expected {', '.join(SUFFIXES)}: save images "
             'and masks as TIFF first, by the few lines in docs/data.md, "Other formats"'
         )
     stems = {name.stem for name in names if is_picture(name)}
@@ -167,26 +167,26 @@ def _check_readable(names: list[PurePosixPath], where: str) -> None:
     if drawn:
         kind = DRAWN[drawn[0].suffix.lower()]
         raise UserError(
-            f"{where}: found {len(drawn)} {kind} files, such as {drawn[0]}, which draw shapes; expected masks as "
-            "pictures, or one COCO file: export it as COCO or as masks, which every annotation tool offers"
+            f"{where}: found {len(drawn)} {kind} files, such as {drawn[0]}, which describe shapes; expected masks as "
+            "pictures, or one COCO file: export them as COCO or as masks, which every annotation tool supports"
         )
     lists = [name for name in names if name.suffix.lower() in (".txt", ".csv", ".lst")]
     if lists and len(lists) == len(names):
         raise UserError(
-            f"{where}: found no pictures but {_some(lists)}; expected the files themselves: where a list holds "
+            f"{where}: found no pictures but {_some(lists)}; expected the files themselves: if a list contains "
             f"addresses, fetch them: wget -x -nH -i {lists[0]}"
         )
 
 
 def _refuse(names: list[PurePosixPath], where: str, heads: set[str], samples: set[str]) -> NoReturn:
-    """The error of names that nothing pairs up in."""
+    """The error for names among which nothing pairs up."""
     _check_readable(names, where)
     for level, inside in ((0, heads), (1, {"images"} if samples else set())):
         if inside & {"images", "masks"}:
             _check_folders(names, where, ("images", "masks"), level)
     raise UserError(
         f"{where}: found {_folders(names)} and no images/ in it, nor names that tell images from masks; {EXPECTED}: "
-        f"put them so, or {HOW}: {_proposal(names)}"
+        f"rename the folders, or {HOW}: {_proposal(names)}"
     )
 
 
@@ -214,7 +214,7 @@ def _proposal(names: Iterable[PurePosixPath]) -> str:
 
 
 def _have_several(names: Iterable[PurePosixPath]) -> bool:
-    """Whether each folder with images/ has several: of patients or plates, and no samples of BBBC038."""
+    """Whether each folder with images/ has several: folders of patients or plates, not samples of BBBC038."""
     images = [name for name in names if len(name.parts) > 2 and name.parts[1] == "images" and is_picture(name)]
     counts = Counter(name.parts[0] for name in images)
     return bool(counts) and all(count > 1 for count in counts.values())
@@ -223,18 +223,18 @@ def _have_several(names: Iterable[PurePosixPath]) -> bool:
 def choose(
     names: Iterable[PurePosixPath], where: str, given: Layout | None = None
 ) -> tuple[Layout, dict[PurePosixPath, PurePosixPath]]:
-    """The layout of a source, and the files of the set: by the name that each has in the set, its name at the source.
+    """The layout of a source, and the files of the dataset: by name in the dataset, the name at the source.
 
-    The folders that wrap everything are gone, and bytes that are no UTF-8 stand as %E9. It tells how many others are
-    left out.
+    Folders that wrap everything are removed, and bytes that are not UTF-8 are written as %E9. The number of other
+    files, which are left out, is printed.
 
     Raises:
-        UserError: as `check_names`, or two files that would have one name.
+        UserError: as `check_names`, or two files would get the same name.
     """
     names = sorted(names)
     prefix = _wrapper(names)
     inner = _inside(names, prefix)
-    if given is not None and not find_files(inner, given).mask_of:  # they may be written from the outermost folder on
+    if given is not None and not find_files(inner, given).mask_of:  # its templates may include the outermost folder
         inner = _inside(names, PurePosixPath())
     layout = check_names(list(inner), where, given)
     chosen, left_out = select(inner, layout)
@@ -245,21 +245,21 @@ def choose(
         taken = set(kept.values())
         other = next(name for name in names if name not in taken)
         others = len(names) - len(kept)
-        print(f"left out {others} files that are no images of the set, such as {_spelled(str(other))}")
+        print(f"left out {others} files that do not belong to the dataset, such as {_spelled(str(other))}")
     spelled: dict[PurePosixPath, PurePosixPath] = {}
     foreign = 0
     for name, original in kept.items():
         written = PurePosixPath(_spelled(str(name)))
         foreign += written != name
         if (other := spelled.setdefault(written, original)) != original:
-            raise UserError(f"{where}: found {str(other)!r} and {str(original)!r}, which become one name; rename one")
+            raise UserError(f"{where}: found {str(other)!r} and {str(original)!r}, which get the same name; rename one")
     if foreign:
-        print(f"{foreign} names are no UTF-8: their other bytes are written as %E9 and the like")
+        print(f"{foreign} names are not UTF-8: their other bytes are written as %E9 and the like")
     return layout, spelled
 
 
 def _inside(names: Iterable[PurePosixPath], prefix: PurePosixPath) -> dict[PurePosixPath, PurePosixPath]:
-    """The names under a folder, by what they are relative to it; without thumbnails."""
+    """The names under a folder, by their names relative to it; without thumbnails."""
     return {
         name.relative_to(prefix): name
         for name in names
@@ -268,17 +268,17 @@ def _inside(names: Iterable[PurePosixPath], prefix: PurePosixPath) -> dict[PureP
 
 
 def _spelled(name: str) -> str:
-    """A name in which bytes that are no UTF-8 (Python holds them as half a character) can be written anywhere."""
+    """A name in which bytes that are not UTF-8 (surrogates in Python) are escaped, to write it anywhere."""
     return re.sub("[\udc80-\udcff]", lambda found: f"%{ord(found[0]) - 0xDC00:02X}", name)
 
 
 def _wrapper(names: Iterable[PurePosixPath]) -> PurePosixPath:
-    """The folders that wrap everything, one in the other, or `.` where the top level is the data."""
+    """The nested folders that wrap everything, or `.` if the top level is the data."""
     prefix, inner = PurePosixPath(), list(names)
     while True:
         heads = {name.parts[0] for name in inner if len(name.parts) > 1}
         head = min(heads, default="")
-        # One BBBC038 sample alone looks like a wrapper around pairs; its image bears the folder's name.
+        # A single BBBC038 sample looks like a wrapper around pairs; its image has the folder's name.
         single = any(name.parts[:2] == (head, "images") and name.stem == head for name in inner)
         if len(heads) != 1 or heads & FOLDERS or single:
             return prefix

@@ -1,8 +1,8 @@
-"""Prepared files on a cluster: put once where all nodes reach them, fetched once by each node.
+"""Prepared files on a cluster: uploaded once to shared storage, fetched once by each node.
 
-The stage puts the files of a split into `cluster.storage`, under their sha256; each process that trains asks its
-node's cache. The first one fetches and checks the file while the others of the node wait for it; the lock is the
-system's and ends with the process that holds it, so that a killed fetcher hands over to the next.
+The stage uploads the files of a split to `cluster.storage`, under their sha256; each training process asks its
+node's cache. The first one fetches and checks the file while the others on the node wait; the lock is the system's
+and ends with its process, so that after a kill the next process takes over.
 """
 
 import os
@@ -19,21 +19,21 @@ from unetpp.errors import UserError
 from unetpp.files import check_sha256, read_json, sha256
 
 SPLITS = ("train", "val")
-AGAIN = "rerun the command of the stage, which puts it there"
+AGAIN = "rerun the command of the stage, which uploads it"
 
 
 def share(params: Params, prepared: Path, manifest: Manifest, init: tuple[Path, str] | None = None) -> dict | None:
-    """Put the files of train and val into `cluster.storage` where they are not there yet.
+    """Upload the files of train and val to `cluster.storage` if they are missing there.
 
     Args:
-        init: weights that the training begins with, and their sum: "init" to `find_file`.
+        init: initial weights of the training run, and their sha256: "init" for `find_file`.
 
     Returns:
-        what `find_file` needs on another machine, as plain values; None where no storage is set, after the files were
-        compared where they lie.
+        what `find_file` needs on another machine, as plain values; None if no storage is set, after the local files
+        were checked.
 
     Raises:
-        UserError: a file has not the sha256 of the manifest, or cannot be put there.
+        UserError: a file does not have the sha256 of the manifest, or cannot be uploaded.
     """
     if params.cluster.storage is None:
         manifest.check(prepared, *SPLITS)
@@ -44,10 +44,10 @@ def share(params: Params, prepared: Path, manifest: Manifest, init: tuple[Path, 
         path = prepared / f"{split}.arrow"
         there = storage.size(_name(digest))
         if there is not None and (not path.is_file() or there == path.stat().st_size):
-            continue  # without a file: inside a job, whose sender put it there
+            continue  # without a file: inside a job, whose sender uploaded it
         manifest.check(prepared, split)
         storage.write(_name(digest), path)
-        print(f"{path}: put into {storage.name(_name(digest))}", flush=True)
+        print(f"{path}: uploaded to {storage.name(_name(digest))}", flush=True)
     if init:
         path, digests["init"] = init
         if storage.size(_name(digests["init"])) is None:
@@ -67,14 +67,14 @@ def find_file(shared: dict, split: str) -> Path:
         shared: what `share` returned.
 
     Raises:
-        UserError: not in the storage, damaged there or on the way, or no space for it here.
+        UserError: missing in the storage, damaged there or on the way, or no space for it here.
     """
     storage = open_place(shared["storage"], S3.model_validate(shared["s3"]))
     return fetch(storage, Path(shared["cache"] or CACHE).expanduser(), shared["digests"][split])
 
 
 def fetch(storage: Place, cache: Path, digest: str) -> Path:
-    """The file of a sha256 in the folder `cache`, from `storage` where it is not there yet."""
+    """The file of a sha256 in the folder `cache`, from `storage` if it is missing."""
     path = cache / _name(digest)
     if _is_sealed(path):
         return path
@@ -89,8 +89,7 @@ def fetch(storage: Place, cache: Path, digest: str) -> Path:
                 _seal(path)
     except OSError as error:
         raise UserError(
-            f"{cache}: {error.strerror or error}; expected a folder of this machine that can be written: set "
-            "cluster.cache to one"
+            f"{cache}: {error.strerror or error}; expected a writable folder on this machine: set cluster.cache to one"
         ) from None
     return path
 
@@ -99,8 +98,8 @@ def _download(storage: Place, path: Path, digest: str) -> None:
     name = _name(digest)
     size = storage.size(name)
     if size is None:
-        raise UserError(f"{storage.name(name)}: no such file, and cluster.storage should hold it: {AGAIN}")
-    partial = path.with_suffix(".partial")  # of this one name, so that what a killed process left is overwritten
+        raise UserError(f"{storage.name(name)}: no such file, and cluster.storage should contain it: {AGAIN}")
+    partial = path.with_suffix(".partial")  # one fixed name, so that the remains of a killed process are overwritten
     check_space(path.parent, size - (partial.stat().st_size if partial.exists() else 0))
     try:
         found = storage.fetch(name, partial) or "no such file"
@@ -120,7 +119,7 @@ def _facts(path: Path) -> dict:
 
 
 def _seal(path: Path) -> None:
-    """Note that the bytes of a file have been checked, beside it."""
+    """Record next to a file that its bytes have been checked."""
     write_json(path.with_suffix(".json"), _facts(path))
 
 
@@ -128,5 +127,5 @@ def _is_sealed(path: Path) -> bool:
     """Whether a file was checked once and has not been written since: cheap, as every process asks at its start."""
     try:
         return read_json(path.with_suffix(".json"), AGAIN) == _facts(path)
-    except (UserError, OSError):  # no note, or no file beside it
+    except (UserError, OSError):  # no record, or no file next to it
         return False

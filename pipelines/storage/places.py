@@ -1,6 +1,6 @@
-"""Where files lie that several processes or machines share: a folder, or a prefix in an S3-compatible store.
+"""Storage that several processes or machines share: a folder, or a prefix in an S3-compatible store.
 
-Under both, a file is visible whole or not at all, whoever writes it, and whenever the writer is killed.
+In both, a file is either complete or not visible, whoever writes it, and whenever the writer is killed.
 """
 
 import hashlib
@@ -21,13 +21,13 @@ CHUNK = 2**20
 
 
 class Place(ABC):
-    """Files by relative name; it travels to other processes. `location` is its address.
+    """Files by relative name; it can be pickled for other processes. `location` is its address.
 
-    Every method raises `UserError` where the place cannot be read or written.
+    Every method raises `UserError` if the storage cannot be read or written.
     """
 
     location: str
-    ask_every_s: float = 0  # how often it may be asked for something that changes seldom
+    ask_every_s: float = 0  # the interval for polling something that changes seldom
 
     @abstractmethod
     def name(self, name: str) -> str:
@@ -39,31 +39,31 @@ class Place(ABC):
 
     @abstractmethod
     def times(self) -> Iterator[tuple[str, float]]:
-        """The names of all files, each with when it was last written, in seconds since 1970."""
+        """The names of all files, each with its modification time, in seconds since 1970."""
 
     @abstractmethod
     def size(self, name: str) -> int | None:
-        """Bytes of a file; None where there is none."""
+        """Size of a file in bytes; None if it does not exist."""
 
     @abstractmethod
     def pieces(self, name: str) -> Iterator[bytes] | None:
-        """A file's bytes in pieces; None where there is none."""
+        """A file's bytes in pieces; None if it does not exist."""
 
     @abstractmethod
     def write(self, name: str, content: bytes | memoryview | Path) -> None:
-        """Put bytes, or a file of this machine, there."""
+        """Write bytes, or a file of this machine."""
 
     @abstractmethod
     def delete(self, name: str) -> None:
-        """Delete a file; that there is none is no error."""
+        """Delete a file, if it exists."""
 
     def read(self, name: str) -> bytes | None:
-        """A file's bytes; None where there is none."""
+        """A file's bytes; None if it does not exist."""
         pieces = self.pieces(name)
         return None if pieces is None else b"".join(pieces)
 
     def fetch(self, name: str, path: Path) -> str | None:
-        """Copy a file to `path`; returns the sha256 of what came, None where there is no such file."""
+        """Copy a file to `path`; returns the sha256 of the bytes received, None if it does not exist."""
         pieces = self.pieces(name)
         if pieces is None:
             return None
@@ -135,7 +135,7 @@ class Folder(Place):
             self._remove(self._root / name)
 
     def _remove(self, path: Path) -> None:
-        """Also the folder below the root that it leaves empty: a bucket has none."""
+        """Also its folder below the root if that is empty: a bucket has none."""
         with suppress(FileNotFoundError, NotADirectoryError):
             path.unlink()
         if path.parent != self._root:
@@ -148,15 +148,15 @@ class Folder(Place):
             yield
         except OSError as error:
             raise UserError(
-                f"{self._root}: cannot be {wanted} ({error.strerror}); expected a folder that all machines share and "
-                f"may write: correct {self._setting}"
+                f"{self._root}: cannot be {wanted} ({error.strerror}); expected a writable folder that all "
+                f"machines share: correct {self._setting}"
             ) from None
 
 
 class Bucket(Place):
     """A prefix in an S3-compatible store, reached as `ingest.s3` says."""
 
-    ask_every_s = 5  # it costs a request, and does not change faster than a person
+    ask_every_s = 5  # it costs a request, and only a person changes it
 
     def __init__(self, location: str, s3: S3, setting: str = "cluster.storage"):
         self.location, self._s3, self._setting = location, s3, setting
@@ -164,7 +164,7 @@ class Bucket(Place):
         self._store = Store(own, location, num_workers=16, setting=setting)
 
     def __reduce__(self):
-        return Bucket, (self.location, self._s3, self._setting)  # a connection does not travel to other processes
+        return Bucket, (self.location, self._s3, self._setting)  # a connection cannot be pickled
 
     def _key(self, name: str) -> str:
         return self._store.prefix + name
@@ -194,11 +194,11 @@ class Bucket(Place):
 
 
 def open_place(location: str, s3: S3, setting: str = "cluster.storage") -> Place:
-    """The place at a path or at s3://bucket/prefix; `setting` is where the user names it."""
+    """The storage at a path or at s3://bucket/prefix; `setting` is the key by which the user names it."""
     return Bucket(location, s3, setting) if location.startswith("s3://") else Folder(location, setting)
 
 
 def _to_disk(file) -> None:
-    """So that a name never stands for bytes that a loss of power takes away."""
+    """So that a power failure cannot lose the bytes of a visible file."""
     file.flush()
     os.fsync(file.fileno())

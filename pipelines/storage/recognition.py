@@ -1,4 +1,4 @@
-"""Which templates the names of a set follow: folders and parts of names that say image or mask, and what pairs up."""
+"""The templates that the names of a dataset follow: words for image or mask in folders and names, and what pairs up."""
 
 import os
 import re
@@ -29,7 +29,7 @@ MASK_WORDS = frozenset(
     targets trimap trimaps manual manual1 manual2 1stmanual 2ndmanual 1stho 2ndho labelids labeltrainids instanceids
     instancetrainids""".split()  # noqa: SIM905
 )
-# Where a set has masks of several sorts, these are classes; those are made of them for the eye, or count objects.
+# If a dataset has several sorts of masks: preferred are classes; secondary are renderings of them, or object numbers.
 PREFERRED = ({"labeltrainids"}, {"segmentationclass", "gtfine", "labelids", "1stmanual"})
 SECONDARY = ("color", "colors", "colour", "colours", "colored", "instanceids", "vis", "visualization", "overlay")
 SECONDARY += ("overlays", "preview", "thumb", "thumbnail", "instancetrainids")
@@ -37,20 +37,20 @@ MAX_TAILS = 12
 
 
 class Part(NamedTuple):
-    text: str  # with {split} in place of the word for it
+    text: str  # with {split} instead of the word for it
     role: str | None  # image | mask
     split: str | None
 
 
 @dataclass
 class Side:
-    """The pictures under one pattern of folders: split, {folder}, and the rest of each name without its suffix."""
+    """The pictures under one folder pattern: split, {folder}, and the rest of each name without its suffix."""
 
     role: str | None = None
     names: list[tuple[str | None, str, str]] = field(default_factory=list)
 
     def ids(self, head: str = "", tail: str = "") -> set[str]:
-        """What is left of the names that have this head and tail, with the split in front."""
+        """The ids of the names with this head and tail, with the split in front."""
         found = set()
         for split, folder, rest in self.names:
             end = tail.replace("{split}", split or "")
@@ -63,11 +63,11 @@ class Side:
 class Candidate(NamedTuple):
     layout: Layout
     num_pairs: int
-    sure: int  # 0 = equal names; the more that has to be cut off, the higher
+    sure: int  # 0 = equal names; higher, the more has to be cut off
 
 
 def read_part(text: str) -> Part:
-    """What a folder's name says: train, val or test, images or masks."""
+    """What a folder's name means: train, val or test, images or masks."""
     low = text.casefold()
     if low in SPLIT_OF:
         return Part("{split}", None, text)
@@ -90,11 +90,11 @@ def read_part(text: str) -> Part:
 
 
 def find_sides(names: Iterable[PurePosixPath], by_folder: bool = False) -> dict[str, Side]:
-    """The pictures by the pattern of their folders: up to the first folder that says images or masks, and what says
-    the split beside it. What follows is part of the id.
+    """The pictures by the pattern of their folders: up to the first folder that means images or masks, and a folder
+    for the split next to it. The rest is part of the id.
 
     Args:
-        by_folder: the folders that say nothing before the one that says images or masks are {folder}, as of patients.
+        by_folder: other folders before the one that means images or masks are {folder}, such as one per patient.
     """
     sides: dict[str, Side] = defaultdict(Side)
     known: dict[tuple[str, ...], tuple[str, int, str | None, str | None, str]] = {}
@@ -110,7 +110,7 @@ def find_sides(names: Iterable[PurePosixPath], by_folder: bool = False) -> dict[
     found = {split for side in sides.values() for split, *_ in side.names if split}
     if len({SPLIT_OF[split.casefold()] for split in found}) > 1:
         return dict(sides)
-    only = next(iter(found), "")  # one split alone divides nothing
+    only = next(iter(found), "")  # a single split divides nothing
     return {
         pattern.replace("{split}", only): Side(side.role, [(None, folder, rest) for _, folder, rest in side.names])
         for pattern, side in sides.items()
@@ -118,7 +118,7 @@ def find_sides(names: Iterable[PurePosixPath], by_folder: bool = False) -> dict[
 
 
 def _read_folders(folders: tuple[str, ...], by_folder: bool) -> tuple[str, int, str | None, str | None, str]:
-    """The pattern of folders, how many of them it takes, the role that they have, the word for the split, {folder}."""
+    """The pattern of folders, how many of them it covers, their role, the word for the split, {folder}."""
     parts = [read_part(folder) for folder in folders]
     first = next((at for at, part in enumerate(parts) if part.role), None)
     if first is None:
@@ -128,16 +128,16 @@ def _read_folders(folders: tuple[str, ...], by_folder: bool) -> tuple[str, int, 
     end, split = first + 1, next((part.split for part in parts[: first + 1] if part.split), None)
     while end < len(parts) and not split and parts[end].split and parts[end].text == "{split}":
         end, split = end + 1, parts[end].split
-    # annotations/trimaps/; but masks/ as it always was
+    # annotations/trimaps/; but masks/ stays as it is
     while end < len(parts) and parts[end].role == "mask" and folders[end - 1].casefold() in ("annotations", "gt"):
         end += 1
     texts, seen = [], False
-    for folder, part in zip(folders[:end], parts[:end], strict=True):  # a second word is a name
+    for folder, part in zip(folders[:end], parts[:end], strict=True):  # a second split word is a name
         texts.append(folder if part.split and seen else part.text)
         seen = seen or bool(part.split)
     role = next((part.role for part in reversed(parts[:end]) if part.role), None)
     folder = ""
-    if by_folder and role:  # the last of them that say nothing
+    if by_folder and role:  # the last of the folders without meaning
         nothing = [at for at, part in enumerate(parts[:first]) if not part.split]
         while len(nothing) > 1 and nothing[-1] - nothing[0] != len(nothing) - 1:
             nothing.pop(0)
@@ -148,7 +148,7 @@ def _read_folders(folders: tuple[str, ...], by_folder: bool) -> tuple[str, int, 
 
 
 def recognise(names: Iterable[PurePosixPath]) -> list[Candidate]:
-    """The layouts that names may have, one where they leave no doubt; none where nothing pairs up.
+    """The layouts that names may have: one if they are unambiguous, none if nothing pairs up.
 
     Where every folder of several has images and masks of its own, they are one set.
     """
@@ -176,7 +176,7 @@ def _recognise(names: Iterable[PurePosixPath], by_folder: bool) -> list[Candidat
 
 
 def find_coco(names: Iterable[PurePosixPath]) -> str:
-    """The template of the images that COCO annotations are of, by their folders alone."""
+    """The template of the images of COCO annotations, by their folders only."""
     names = [name for name in names if is_picture(name)]
     inside = [name for name in names if len(name.parts) > 1 and name.parts[0] == "images"]
     patterns = list(find_sides(inside or names))
@@ -186,7 +186,7 @@ def find_coco(names: Iterable[PurePosixPath]) -> str:
 
 
 def _unnamed(side: Side) -> Iterator[tuple[str, Side]]:
-    """The pictures of folders that say nothing, beside masks, by each of the folders that all of them lie in."""
+    """The pictures of folders without meaning, next to masks, by each folder that contains all of them."""
     parts = [PurePosixPath(rest).parts for *_, rest in side.names]
     for end in range(1, min(map(len, parts))):
         if len({one[:end] for one in parts}) > 1:
@@ -230,7 +230,7 @@ def _template(pattern: str, head: str = "", tail: str = "", suffix: str = "") ->
 
 
 def _pair(pattern: str, side: Side, other: str, masks: Side) -> list[Candidate]:
-    """Candidates of images under one pattern and masks under another: the surest sort of them alone."""
+    """Candidates of images under one pattern and masks under another: only the surest sort."""
     if any((one in pattern) != (one in other) for one in ("{split}", "{folder}")):
         return []
     ours, theirs = [("", ""), *_affixes(side)], [("", ""), *_affixes(masks)]
@@ -253,7 +253,7 @@ def _pair(pattern: str, side: Side, other: str, masks: Side) -> list[Candidate]:
 
 
 def _pair_within(pattern: str, side: Side) -> list[Candidate]:
-    """Candidates of images and masks in one folder, told by what stands before or behind the id, or by the suffix."""
+    """Candidates of images and masks in one folder, distinguished by a prefix or ending of the id."""
     affixes = _affixes(side)
     of_mask = [
         (head, tail)
@@ -281,7 +281,7 @@ def _pair_within(pattern: str, side: Side) -> list[Candidate]:
 
 
 def recognise_suffixes(names: Iterable[PurePosixPath]) -> list[Candidate]:
-    """Images and masks of one name in one folder, told by their suffixes alone: x.jpg is the image, x.png its mask."""
+    """Images and masks with one name in one folder, distinguished by suffix: x.jpg is the image, x.png its mask."""
     pictures = [name for name in names if is_picture(name)]
     suffixes = Counter(name.suffix for name in pictures)
     lossy = [suffix for suffix in suffixes if suffix.lower() in (".jpg", ".jpeg")]
@@ -306,13 +306,13 @@ def _words(template: str) -> set[str]:
 
 
 def _best(found: list[Candidate]) -> list[Candidate]:
-    """Those that the surest names speak for; several where there is a choice that names do not make."""
+    """The candidates with the surest names; several if names are ambiguous."""
     found = [one for one in found if not _words(one.layout.masks) & set(SECONDARY)] or found
     for preferred in PREFERRED:
         found = [one for one in found if _words(one.layout.masks) & preferred] or found
     if not found:
         return []
-    # Folders that say image before those that say nothing, then the most pairs by the least that is cut off.
+    # Folders that mean image before others, then the candidates from which the least is cut off.
     by_role = [one for one in found if _words(one.layout.images) & IMAGE_WORDS]
     found = by_role or found
     surest = min(one.sure for one in found)

@@ -1,7 +1,7 @@
 """Where a training run keeps its checkpoints: a folder, or a prefix in an S3-compatible store; both work alike.
 
-A checkpoint is two files, and its manifest is written last: it is whole or it is skipped, wherever it lies. Small
-files beside the checkpoints are how the stage and its processes, on whatever machines, tell each other something.
+A checkpoint is two files, and its manifest is written last: a checkpoint without one is skipped. Through small files
+next to the checkpoints the stage communicates with its processes, on any machine.
 """
 
 import time
@@ -16,9 +16,9 @@ from pipelines.storage.places import Place, open_place
 from unetpp.errors import UserError
 from unetpp.training.checkpoint import MANIFEST, STATE, DamagedCheckpointError, from_bytes, name_of, to_bytes
 
-STOP = "stop"  # a file beside the checkpoints: asks the processes to stop
-BEGUN = "begun"  # another: by it they see that they look at the same place as the stage
-KEEP = 2  # checkpoints: should the newest be damaged, there is another one
+STOP = "stop"  # a file next to the checkpoints: asks the processes to stop
+BEGUN = "begun"  # another: it shows them that they see the same storage as the stage
+KEEP = 2  # checkpoints: one to fall back on if the newest is damaged
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class RunStore:
         return self.place.location
 
     def newest(self) -> tuple[dict, list[str]]:
-        """The state of the furthest whole checkpoint.
+        """The state of the latest intact checkpoint.
 
         Returns:
-            the state, empty when there is none; and a line for each damaged one.
+            the state, empty if there is none; and a line for each damaged one.
         """
         sealed, torn = self._checkpoints()
         passed_over = [f"{self.place.name(checkpoint)}: torn checkpoint (no manifest)" for checkpoint in torn]
@@ -49,32 +49,32 @@ class RunStore:
         return {}, passed_over
 
     def add(self, state: dict) -> None:
-        """Keep a state as the newest checkpoint, and the one before it.
+        """Save a state as the newest checkpoint, and keep the previous one.
 
         Raises:
-            UserError: it cannot be written; what stood before is as it was.
+            UserError: it cannot be written; earlier checkpoints are unchanged.
         """
         target, (sealed, _) = name_of(state), self._checkpoints()
         content, manifest = to_bytes(state)
         self.write(f"{target}/{STATE}", content)
         self.write(f"{target}/{MANIFEST}", manifest)
-        # Further ones are damaged: this state comes from an earlier one.
+        # Later ones are damaged: this state comes from an earlier one.
         older = [name for name in sealed if name < target]
         kept = {f"{name}/{file}" for name in (target, *older[1 - KEEP :]) for file in (STATE, MANIFEST)}
-        # Also what killed writers have left. Manifests first, so that what is left of a checkpoint is torn.
+        # Also what killed writers left behind. Manifests first, so that a partly deleted checkpoint counts as torn.
         gone = {name for name in self.place.list() if name.lstrip(".").startswith("checkpoint_")} - kept
         for name in sorted(gone, key=lambda name: not name.endswith(MANIFEST)):
             self.place.delete(name)
 
     def _checkpoints(self) -> tuple[list[str], list[str]]:
-        """The names of those with a manifest, and of those without; each the furthest last."""
+        """The names of those with a manifest, and of those without; the latest last."""
         files = {name for name in self.place.list() if name.startswith("checkpoint_")}
         names = sorted({name.partition("/")[0] for name in files})
         sealed = [name for name in names if f"{name}/{MANIFEST}" in files]
         return sealed, [name for name in names if name not in sealed]
 
     def read(self, file: str) -> bytes | None:
-        """A small file; None where there is none."""
+        """A small file; None if it does not exist."""
         return self.place.read(file)
 
     def write(self, file: str, content: bytes | memoryview) -> None:
@@ -82,7 +82,7 @@ class RunStore:
 
 
 def runs_at(params: Params, here: Path) -> str:
-    """Where runs are: in `cluster.storage` if it is set, else in the folder `here`, which only its owner may enter."""
+    """Where runs are: in `cluster.storage` if it is set, else in the folder `here`, which only its owner can enter."""
     storage = params.cluster.storage
     return f"{storage.rstrip('/')}/runs" if storage else str(make_private(here.absolute()))
 
@@ -93,7 +93,7 @@ def open_store(location: str, s3: S3) -> RunStore:
 
 
 def begin(run: RunStore) -> None:
-    """Make a place ready for processes that may run on other machines: none is asked to stop that begins now.
+    """Prepare a run for processes that may run on other machines: an old request to stop is removed.
 
     Raises:
         UserError: it cannot be written.
@@ -103,22 +103,22 @@ def begin(run: RunStore) -> None:
 
 
 def check_shared(run: RunStore) -> None:
-    """Refuse to train where the run's place is another one than the stage's: after a fault it would begin anew.
+    """Refuse to train if this process does not see the stage's storage: after a fault it would start from scratch.
 
     Raises:
-        UserError: names the place, and what to do.
+        UserError: names the storage, and what to do.
     """
     if run.read(BEGUN) is None:
         raise UserError(
-            f"{run.name}: this machine does not see what the stage wrote there; expected a place that all machines "
+            f"{run.name}: this machine does not see what the stage wrote there; expected storage that all machines "
             "share: set cluster.storage to an absolute path on shared storage, or to s3://bucket/prefix"
         )
 
 
 class StopFile:
-    """Whether a run is asked to stop, by a file beside its checkpoints. A bucket is asked every few seconds.
+    """Whether a run is asked to stop, by a file next to its checkpoints. A bucket is polled every few seconds.
 
-    One that does not answer asks nobody to stop: what cannot be read or written shows at the next checkpoint.
+    A bucket that does not answer stops nothing: the fault shows at the next checkpoint.
     """
 
     def __init__(self, run: RunStore):

@@ -1,8 +1,7 @@
-"""S3 and the stores that speak its language, by boto3: listing, reading a range of an object, writing one, and what
-errors mean.
+"""S3 and S3-compatible stores, by boto3: listing, reading a range of an object, writing one, and what errors mean.
 
 Every read is pinned to the ETag of the listing (If-Match): an object that changes in between is an error, never a
-mixture of two. Credentials come from the standard chain alone (environment, profile, role).
+mixture of two. Credentials come only from the standard chain (environment, profile, role).
 """
 
 import io
@@ -25,13 +24,13 @@ from unetpp.errors import UserError
 # Of one request; botocore waits up to 1, 2, 4 and 8 seconds in between (mode "standard").
 ATTEMPTS = 5
 CHUNK = 2**18
-# What breaks a connection while a body is read. botocore retries a request, and never its body.
+# What breaks a connection while a body is read. botocore retries a request, but never its body.
 BROKEN = (aws.IncompleteReadError, aws.ResponseStreamingError, aws.ReadTimeoutError, aws.ConnectionClosedError)
-# Of the operations that read; the others write, a large object in several of them.
+# Of the operations that read; the others write, a large object with several operations.
 PERMISSIONS = {"ListObjectsV2": "s3:ListBucket", "GetObject": "s3:GetObject", "HeadObject": "s3:GetObject"}
 PERMISSIONS |= {"DeleteObject": "s3:DeleteObject"}
-DENIED = {"s3:PutObject": "may not be written", "s3:DeleteObject": "may not be removed"}
-OF_ONE = {"AccessDenied", "InvalidObjectState", "NoSuchKey", "PreconditionFailed", "412"}  # what `ObjectError` says
+DENIED = {"s3:PutObject": "cannot be written: access denied", "s3:DeleteObject": "cannot be removed: access denied"}
+OF_ONE = {"AccessDenied", "InvalidObjectState", "NoSuchKey", "PreconditionFailed", "412"}  # of `ObjectError`
 CHECKSUMS = "set ingest.s3.checksums=when_required"
 
 
@@ -47,21 +46,21 @@ class Object:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the answer to a read says of the object: its version, and its MD5 where the ETag is one."""
+    """What the response to a read says about the object: its version, and its MD5 if the ETag is one."""
 
     version_id: str | None
     md5: str | None
 
 
 class ObjectError(UserError):
-    """Of one object, and not of the store: others may well be read."""
+    """A fault of one object, not of the store: others may be readable."""
 
 
 class Store:
     """The objects under `s3://bucket/prefix`. Thread-safe.
 
     Args:
-        setting: the key of params.yaml that holds the location, for what errors say.
+        setting: the key of params.yaml with the location, for error messages.
     """
 
     def __init__(self, params: S3, location: str, num_workers: int, setting: str = "ingest.location"):
@@ -70,7 +69,7 @@ class Store:
         self.params = params
         self.bucket, _, prefix = location.removeprefix("s3://").partition("/")
         self.prefix = prefix.rstrip("/") + "/" if prefix.strip("/") else ""
-        # Else each process of Ray says where they are from.
+        # Otherwise each Ray process logs their source.
         logging.getLogger("botocore.credentials").setLevel("WARNING")
         self._payer = {"RequestPayer": "requester"} if params.requester_pays else {}
         config = Config(
@@ -85,10 +84,10 @@ class Store:
             self._client = session.client("s3", endpoint_url=params.endpoint, config=config)
 
     def list(self) -> Iterator[Object]:
-        """All objects under the prefix, page by page; the empty objects that stand for folders are left out.
+        """All objects under the prefix, page by page; without the empty objects that represent folders.
 
         Raises:
-            UserError: no such bucket, no access, no credentials, nobody there.
+            UserError: no such bucket, no access, no credentials, no answer.
         """
         with self.explained():
             pages = self._client.get_paginator("list_objects_v2").paginate(
@@ -103,7 +102,7 @@ class Store:
         """An object by its key, or None.
 
         Raises:
-            UserError: no access, no credentials, nobody there.
+            UserError: no access, no credentials, no answer.
         """
         with self.explained(key):
             try:
@@ -115,39 +114,39 @@ class Store:
         return _object(key, answer["ContentLength"], answer)
 
     def write(self, key: str, content: bytes | memoryview | Path) -> None:
-        """Write bytes, or a file, as an object, in parts where it is large; others see it whole or not at all.
+        """Write bytes, or a file, as an object, in parts if it is large; others see it complete or not at all.
 
         Raises:
-            UserError: no access, no credentials, no such bucket, nobody there.
+            UserError: no access, no credentials, no such bucket, no answer.
         """
         with self.explained(key), content.open("rb") if isinstance(content, Path) else io.BytesIO(content) as file:
             self._client.upload_fileobj(file, self.bucket, key, ExtraArgs=self._payer)
 
     def delete(self, key: str) -> None:
-        """Delete an object; that there is none is no error.
+        """Delete an object, if it exists.
 
         Raises:
-            UserError: no access, no credentials, no such bucket, nobody there.
+            UserError: no access, no credentials, no such bucket, no answer.
         """
         with self.explained(key):
             self._client.delete_object(Bucket=self.bucket, Key=key, **self._payer)
 
     def read(self, source: Object, start: int, stop: int) -> tuple[Facts, Iterator[bytes]]:
-        """Bytes `start` to `stop` of an object, in pieces; a broken connection begins anew where it broke.
+        """Bytes `start` to `stop` of an object, in pieces; a broken connection resumes where it broke.
 
         Raises:
-            UserError: the object changed, is gone or shorter than listed, or may not be read.
+            UserError: the object changed, is gone or shorter than listed, or cannot be read.
         """
         answer = self._get(source, start, stop)
         plain = answer.get("ServerSideEncryption") in (None, "AES256") and "SSECustomerAlgorithm" not in answer
-        # The ETag of an object that was uploaded in parts has a dash in it, and is no MD5.
+        # The ETag of an object that was uploaded in parts contains a dash, and is not an MD5.
         is_md5 = plain and len(source.etag) == 32 and self.params.checksums == "when_supported"
         version = answer.get("VersionId")
         facts = Facts(None if version == "null" else version, source.etag.lower() if is_md5 else None)
         return facts, self._pieces(source, start, stop, answer)
 
     def _get(self, source: Object, start: int, stop: int) -> dict:
-        # A whole object is asked for without a range: botocore then compares the store's own checksum.
+        # A whole object is requested without a range: botocore then compares the store's own checksum.
         part = {} if (start, stop) == (0, source.size) else {"Range": f"bytes={start}-{stop - 1}"}
         with self.explained(source.key):
             answer = self._client.get_object(
@@ -156,7 +155,7 @@ class Store:
         if answer["ContentLength"] != stop - start:
             answer["Body"].close()
             raise ObjectError(
-                f"{self.name(source.key)}: the store sends {answer['ContentLength']} bytes where the listing says "
+                f"{self.name(source.key)}: the store sends {answer['ContentLength']} bytes, the listing says "
                 f"{stop - start} (bytes {start} to {stop} of {source.size}); is it truncated? Upload it again"
             )
         return answer
@@ -179,8 +178,8 @@ class Store:
             broken += 1
             if broken == ATTEMPTS:
                 raise ObjectError(
-                    f"{self.name(source.key)}: broke off {broken} times, last after {start} of {stop} bytes ({cause}); "
-                    "expected the whole object: rerun the command: it resumes from here"
+                    f"{self.name(source.key)}: the connection broke {broken} times, last after {start} of {stop} bytes "
+                    f"({cause}); expected the whole object: rerun the command: it resumes from here"
                 )
             time.sleep(min(2**broken / 4, 5))
             if start < stop:
@@ -206,13 +205,13 @@ class Store:
         if isinstance(error, aws.ClientError):
             return self._explain_answer(error)
         if isinstance(error, aws.FlexibleChecksumError):
-            return f"the checksum is not that of the bytes ({error}); try again, and if it stays, {CHECKSUMS}"
+            return f"the checksum does not match the bytes ({error}); rerun the command, or if it repeats, {CHECKSUMS}"
         if isinstance(error, aws.ProfileNotFound):
             return f"no profile {self.params.profile!r} in ~/.aws; correct ingest.s3.profile"
         if isinstance(error, aws.NoCredentialsError | aws.PartialCredentialsError):
             return (
-                "found no whole credentials; expected AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, ingest.s3.profile "
-                "or a machine's role, or ingest.s3.anonymous=true for a public bucket"
+                "found no complete credentials; expected AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+                "ingest.s3.profile or a machine's role, or ingest.s3.anonymous=true for a public bucket"
             )
         if isinstance(error, aws.SSOError | aws.TokenRetrievalError | aws.CredentialRetrievalError | aws.LoginError):
             return f"the credentials cannot be renewed ({error}); log in again (aws sso login, aws login)"
@@ -230,9 +229,7 @@ class Store:
         said = f"{status} {code}: {message}".strip(": ")
         action = PERMISSIONS.get(error.operation_name, "s3:PutObject")
         if "checksum" in message.lower() or "checksum" in code.lower() or code == "NotImplemented":
-            return (
-                f"the store rejects the request ({said}); older stores do not know AWS's newer checksums: {CHECKSUMS}"
-            )
+            return f"the store rejects the request ({said}); older stores lack AWS's newer checksums: {CHECKSUMS}"
         if code in ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"):
             return f"the credentials have expired ({said}); renew them (aws sso login, a new session token)"
         if code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken"):
@@ -240,21 +237,21 @@ class Store:
         if code == "RequestTimeTooSkewed":
             return f"this machine's clock is wrong ({said}); set it"
         if code == "InvalidObjectState":
-            return f"the object lies in an archive ({said}); restore it first, or move it out of the prefix"
+            return f"the object is in archive storage ({said}); restore it first, or move it out of the prefix"
         if code == "NoSuchBucket":
             return f"no bucket {self.bucket!r} there ({said}); correct {self.setting}, or ingest.s3.endpoint"
         if code in ("PreconditionFailed", "412") or status == 412:
-            return "changed while it was downloaded; rerun the command when nobody writes there"
+            return "changed while it was downloaded; rerun the command when nobody is writing there"
         if status == 404:
-            return f"is listed but gone ({said}); rerun the command when nobody writes there"
+            return f"is listed but gone ({said}); rerun the command when nobody is writing there"
         if status in (301, 307) or code in ("AuthorizationHeaderMalformed", "IllegalLocationConstraintException"):
             region = answer["Error"].get("Region") or "the bucket's own"
             return f"wrong region ({said}); set ingest.s3.region to {region}"
         if status == 403:
-            denied = DENIED.get(action, "may not be read")
+            denied = DENIED.get(action, "cannot be read: access denied")
             return (
                 f"{denied} ({said}); expected the permission {action}: grant it, or use another "
-                "ingest.s3.profile (ingest.s3.requester_pays=true where the reader pays)"
+                "ingest.s3.profile (ingest.s3.requester_pays=true if the reader pays)"
             )
         if status >= 500 or code in ("SlowDown", "RequestTimeout", "Throttling"):
             return f"the store fails, {ATTEMPTS} times in a row ({said}); rerun the command later"
@@ -270,7 +267,7 @@ def _code(error: Exception) -> str | None:
 
 
 def _settings(params: S3) -> dict[str, Any]:
-    """What holds for every client."""
+    """Settings of every client."""
     return {
         "retries": {"mode": "standard", "total_max_attempts": ATTEMPTS},
         "request_checksum_calculation": params.checksums,

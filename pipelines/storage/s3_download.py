@@ -1,8 +1,8 @@
-"""Many objects into a cache that survives: in parts, in parallel, and never the same part twice.
+"""Downloads many objects into a persistent cache: in parts, in parallel, and never the same part twice.
 
 The cache is a folder that no stage declares as its output (DVC deletes outputs before a stage runs). A journal in it
-says which objects and parts of objects are whole; it is only ever appended to, a line after its bytes are on the
-disk, so that a run may be cut anywhere. Whole objects are checked against their sha256 before they are used again.
+lists complete objects and parts of objects; it is append-only, and a line is added after its bytes are on disk, so a
+run can be interrupted anywhere. The sha256 of complete objects is checked before they are reused.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ LOCK = "lock"
 
 @dataclass(frozen=True)
 class Fetched:
-    """A whole object in the cache."""
+    """A complete object in the cache."""
 
     path: Path
     sha256: str
@@ -37,19 +37,19 @@ class Fetched:
 
 
 def download(store: Store, objects: list[Object], cache: Path, num_workers: int) -> dict[str, Fetched]:
-    """Fetch what of `objects` the folder `cache` does not hold yet; all of them by key.
+    """Fetch those of `objects` that are not in the folder `cache` yet; return all of them by key.
 
-    Afterwards the cache holds these objects alone.
+    Afterwards the cache contains only these objects.
 
     Raises:
-        UserError: an object that changed, is damaged or may not be read; another run at work in this cache.
+        UserError: an object changed, is damaged or cannot be read; another run is using this cache.
     """
     cache.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         try:
             stack.enter_context(locked(cache / LOCK, wait=False))
         except BlockingIOError:
-            raise UserError(f"{cache}: another run downloads into this folder; wait for its end") from None
+            raise UserError(f"{cache}: another run is downloading into this folder; wait for it to end") from None
         journal = Journal(cache)
         fetched: dict[str, Fetched] = {}
 
@@ -71,7 +71,7 @@ def download(store: Store, objects: list[Object], cache: Path, num_workers: int)
 
 
 class Journal:
-    """What the cache holds: a line of JSON for each whole object and for each whole part of an unfinished one."""
+    """The contents of the cache: a line of JSON for each complete object, and complete part of an unfinished one."""
 
     def __init__(self, cache: Path):
         self._cache = cache
@@ -83,43 +83,43 @@ class Journal:
             try:
                 self._apply(json.loads(line))
             except (ValueError, RecursionError):
-                continue  # what a cut run was just writing: its bytes are fetched again
+                continue  # an interrupted run was writing it: its bytes are fetched again
         self._rewrite()
 
     def path(self, source: Object) -> Path:
-        """Where a whole object lies. Other content of the same key has another path."""
+        """The path of a complete object. Other content of the same key has another path."""
         return self._cache / _name(source)
 
     def entry(self, source: Object) -> Fetched:
-        """What is noted of a whole object."""
+        """The journal's entry for a complete object."""
         line = self._whole[_name(source)]
         return Fetched(self.path(source), line["sha256"], line["version_id"])
 
     def find(self, source: Object) -> Fetched | None:
-        """A whole object whose bytes are still as they were, or None."""
+        """A complete object whose bytes are unchanged, or None."""
         path = self.path(source)
         if _name(source) not in self._whole or not path.is_file():
             return None
-        # Somebody may have written into the file: the stage's output shares its bytes.
+        # Somebody may have changed the file: the stage's output shares its bytes.
         return self.entry(source) if sha256(path) == self.entry(source).sha256 else None
 
     def parts(self, source: Object) -> dict[int, dict]:
-        """The whole parts of an unfinished object: facts by first byte."""
+        """The complete parts of an unfinished object: facts by first byte."""
         return self._parts.get(_name(source), {})
 
     def bytes_of_parts(self) -> int:
-        """How many bytes unfinished objects hold already, at most."""
+        """How many bytes of unfinished objects have been fetched, at most."""
         return sum(len(parts) for parts in self._parts.values()) * PART_BYTES
 
     def add(self, source: Object, **line) -> None:
-        """Note that an object (sha256, version_id) or a part of it (start, version_id, md5) is whole."""
+        """Record that an object (sha256, version_id) or a part of it (start, version_id, md5) is complete."""
         line = {"name": _name(source)} | line
         with disk_errors(self._cache), self._lock, self._path.open("a", encoding="utf-8") as file:
             self._apply(line)
             file.write(json.dumps(line) + "\n")
 
     def keep(self, objects: Iterable[Object]) -> None:
-        """Forget and delete all but these objects."""
+        """Delete all but these objects."""
         names = {_name(one) for one in objects}
         self._whole = {name: line for name, line in self._whole.items() if name in names}
         self._parts = {}
@@ -145,7 +145,7 @@ def _name(source: Object) -> str:
 
 
 class _Unfinished:
-    """An object on its way. Any thread takes any part; the one that ends last checks the whole."""
+    """An object being fetched. Any thread takes any part; the last one to finish checks the whole object."""
 
     def __init__(self, store: Store, source: Object, journal: Journal, progress: tqdm):
         self._store, self._source, self._journal, self._progress = store, source, journal, progress
@@ -157,7 +157,7 @@ class _Unfinished:
         progress.update(sum(self._stop(start) - start for start in self._done))
 
     def starts(self) -> list[int]:
-        """The first bytes of the parts to fetch; the last one again where only the check of the whole is missing."""
+        """The first bytes of the parts to fetch; the last one again if only the final check is missing."""
         return [start for start in self._all if start not in self._done] or [self._all[-1]]
 
     def _stop(self, start: int) -> int:
@@ -170,11 +170,11 @@ class _Unfinished:
             file.seek(start)
             for piece in pieces:
                 left = memoryview(piece)
-                while left:  # a write may take a part of it alone
+                while left:  # a write may take only a part of it
                     left = left[file.write(left) :]
                 self._progress.update(len(piece))
             if len(self._all) > 1:
-                os.fsync(file.fileno())  # the journal must not know of bytes that a loss of power takes away
+                os.fsync(file.fileno())  # the journal must not list bytes that a power failure can lose
         part = {"start": start, "version_id": facts.version_id, "md5": facts.md5}
         if len(self._all) > 1:
             self._journal.add(self._source, **part)
@@ -189,8 +189,8 @@ class _Unfinished:
             if part["md5"] and hashlib.file_digest(file, "md5").hexdigest() != part["md5"]:
                 self._path.unlink()
                 raise UserError(
-                    f"{self._store.name(self._source.key)}: the bytes are not those of its ETag {self._source.etag} "
-                    "(their MD5 differs); rerun the command, and if it stays (the store's ETags are no MD5), "
+                    f"{self._store.name(self._source.key)}: the bytes do not match the ETag {self._source.etag} "
+                    "(their MD5 differs); rerun the command, and if it happens again (the store's ETags are not MD5), "
                     "set ingest.s3.checksums=when_required"
                 )
         digest = sha256(self._path)
@@ -199,7 +199,7 @@ class _Unfinished:
 
 
 def _run_all(work: Callable, items: Iterable, num_workers: int) -> None:
-    """`work` on each item, by threads. The first error, or Ctrl-C, ends it; what runs is then left to itself."""
+    """`work` on each item, by threads. The first error, or Ctrl-C, ends it; running threads are then abandoned."""
     queue, lock, errors = iter(items), threading.Lock(), []
 
     def drain() -> None:
@@ -213,7 +213,7 @@ def _run_all(work: Callable, items: Iterable, num_workers: int) -> None:
             except BaseException as error:
                 errors.append(error)
 
-    # Daemons: a thread that waits for a silent server must not hold up the end of the program.
+    # Daemons: a thread that waits for a silent server must not delay the end of the program.
     threads = [threading.Thread(target=drain, daemon=True) for _ in range(num_workers)]
     for thread in threads:
         thread.start()

@@ -1,6 +1,6 @@
 """Where raw images come from: a folder, an archive, an address, a bucket, or the built-in generator.
 
-Files are written as they are. The network is used for `http` and `s3` alone.
+Files are written as they are. Only `http` and `s3` use the network.
 """
 
 import hashlib
@@ -29,17 +29,18 @@ SUFFIXES = {"zip": (".zip",), "tar": (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".t
 
 @dataclass(frozen=True)
 class Source:
-    """What was fetched: a description of the source, and what it says of single files beyond their bytes, by key."""
+    """What was fetched: a description of the source, and its facts about single files beyond their bytes, by key."""
 
     description: dict
-    layout: Layout | None = None  # that its names have; None for the built-in images, which are pairs
+    layout: Layout | None = None  # of its names; None for the built-in images, which are pairs
     facts: dict[str, dict] = field(default_factory=dict)
 
 
 def fetch(params: Ingest, out: Path, cache: Path) -> Source:
     """Write the raw files of the source that `params` names into the new folder `out`.
 
-    Downloads are kept in the folder `cache`, so that the next run, after a cut or a change, fetches the rest alone.
+    Downloads are kept in the folder `cache`, so that the next run, after an interruption or a change, fetches only the
+    rest.
 
     Raises:
         UserError: names the path, address or entry, what was found, what was expected.
@@ -60,7 +61,7 @@ def fetch(params: Ingest, out: Path, cache: Path) -> Source:
     if params.kind == "http":
         path, digest = http_download.download(location, params.sha256, cache / "http")
         if params.sha256 is None:
-            hold = f"to hold it to these bytes: -S ingest.sha256={digest}"
+            hold = f"to pin it: -S ingest.sha256={digest}"
             print(f"ingest: {redacted(location)} has the sha256 {digest}; {hold}")
         layout = _extract(path, None, location, params, out)
     else:
@@ -78,7 +79,7 @@ def _copy_folder(params: Ingest, root: Path, out: Path) -> Layout:
     links_to = [Path(one).expanduser() for one in params.links_to]
     if root.is_file() and root.suffix.lower() in (".txt", ".csv", ".lst"):
         raise UserError(
-            f"{root}: found a list; ingest.location must be a folder of the files themselves: where the list holds "
+            f"{root}: found a list; ingest.location must be a folder of the files themselves: if the list contains "
             f"addresses, fetch them into one first: wget -x -nH -P images_and_masks -i {root}"
         )
     if not root.is_dir():
@@ -98,7 +99,7 @@ def _copy_folder(params: Ingest, root: Path, out: Path) -> Layout:
         with disk_errors(out):
             target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            # A copy and no hard link: what the user later does to their files must not reach ours.
+            # A copy, not a hard link: later changes to the user's files must not change ours.
             with disk_errors(out):
                 shutil.copyfile(root / original, target)
         except OSError as error:
@@ -107,12 +108,12 @@ def _copy_folder(params: Ingest, root: Path, out: Path) -> Layout:
 
 
 def _hash_archive(path: Path, params: Ingest) -> str:
-    """The sha256 of a local archive, which must be the one in params, where there is one."""
+    """The sha256 of a local archive, which must be the one in params, if set."""
     if not path.is_file():
         found = "a folder; for a folder set ingest.kind=folder" if path.is_dir() else "no such file"
         raise UserError(f"{path}: found {found}; ingest.location must be a {params.kind} file")
     digest = sha256(path)
-    check_sha256(path, digest, params.sha256 or digest, "it is another file, or ingest.sha256 is wrong")
+    check_sha256(path, digest, params.sha256 or digest, "it is a different file, or ingest.sha256 is wrong")
     return digest
 
 
@@ -126,7 +127,7 @@ def _extract(path: Path, kind: str | None, where: str, params: Ingest, out: Path
 
 
 def _fetch_bucket(params: Ingest, out: Path, cache: Path) -> Source:
-    """Bring the images and masks under an S3 prefix into the cache, and from there to `out`."""
+    """Fetch the images and masks under an S3 prefix into the cache, and from there to `out`."""
     location = str(params.location)
     store = Store(params.s3, location, params.num_workers)
     names = Names(location, "key", "rename or remove the object")
@@ -142,7 +143,7 @@ def _fetch_bucket(params: Ingest, out: Path, cache: Path) -> Source:
     names.check_folders()
     layout, kept = choose(objects, location, _given(params))
     chosen = {name: objects[original] for name, original in kept.items()}
-    # A folder for each prefix of each store: the cache of one keeps what the last listing of it held.
+    # A folder for each prefix of each store: its cache contains the objects of the last listing.
     identity = hashlib.sha256(f"{params.s3.endpoint}\n{location}".encode()).hexdigest()[:40]
     fetched = s3_download.download(store, list(chosen.values()), cache / "s3" / identity, params.num_workers)
     facts = {}
@@ -155,7 +156,7 @@ def _fetch_bucket(params: Ingest, out: Path, cache: Path) -> Source:
 
 
 def _place(source: Path, target: Path) -> None:
-    """A second name for a file of the cache; a copy where the file system has no such thing."""
+    """A hard link to a file of the cache; a copy if the file system has none."""
     with disk_errors(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:

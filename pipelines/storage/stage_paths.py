@@ -1,4 +1,4 @@
-"""Where the stages of a project put what they make: dvc.yaml says it, and nothing else."""
+"""Where the stages of a project write their outputs: only dvc.yaml says it."""
 
 import itertools
 from pathlib import Path
@@ -8,7 +8,7 @@ from unetpp.errors import UserError
 
 
 def stage_arguments(stage: str) -> dict[str, Path]:
-    """The paths of a stage's options, as dvc.yaml of this folder has them.
+    """The paths of a stage's options, from dvc.yaml in this folder.
 
     Raises:
         UserError: no dvc.yaml here, or one without this stage.

@@ -1,6 +1,6 @@
 """Seeded images of nuclei in three looks of microscopy, with exact instance masks: the embedded data set.
 
-An image is drawn as light: nuclei with texture, things that are no nuclei, uneven illumination, the blur of
+An image is drawn as light: nuclei with texture, objects that are not nuclei, uneven illumination, the blur of
 the optics, then the noise of photons and of the camera. Things that look like nuclei at close range (light
 out of focus, streaks of stain, open arcs) make the surroundings of a pixel matter, and so depth.
 """
@@ -22,7 +22,7 @@ SHIFT = 4
 
 
 def make_image(index: int, seed: int, size_px: int) -> tuple[np.ndarray, np.ndarray, str]:
-    """Image `index` of the set `seed`: a function of these numbers alone.
+    """Image `index` of the dataset `seed`: a function of only these numbers.
 
     Returns:
         image (H, W) uint8 grey or (H, W, 3) uint8 RGB, instances (H, W) uint16 with 0 = background, kind.
@@ -36,9 +36,9 @@ def make_image(index: int, seed: int, size_px: int) -> tuple[np.ndarray, np.ndar
 
 
 def _draw_instances(rng: Generator, size: int) -> np.ndarray:
-    """(H, W) uint16: deformed ellipses, part of them in touching clusters, none over another."""
+    """(H, W) uint16: deformed ellipses, some of them in touching clusters, none overlapping."""
     instances = np.zeros((size, size), np.uint16)
-    typical = np.exp(rng.uniform(np.log(3.2), np.log(11)))  # px; a slide has its own magnification
+    typical = np.exp(rng.uniform(np.log(3.2), np.log(11)))  # px; each slide has its own magnification
     wanted = rng.uniform(0.06, 0.32) * size**2  # px of foreground
     clustered = rng.uniform(0.2, 0.7)
     placed: list[tuple[np.ndarray, float]] = []
@@ -86,14 +86,14 @@ def _blur(light: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def _by_nucleus(rng: Generator, instances: np.ndarray, low: float, high: float) -> np.ndarray:
-    """(H, W): one value a nucleus, 0 on the background."""
+    """(H, W): one value per nucleus, 0 on the background."""
     values = rng.uniform(low, high, int(instances.max()) + 1)
     values[0] = 0
     return values[instances]
 
 
 def _rim(instances: np.ndarray) -> np.ndarray:
-    """(H, W) float: how near a pixel of a nucleus lies to its edge, 1 at the edge, falling over 1.5 px."""
+    """(H, W) float: how near a pixel of a nucleus is to its edge, 1 at the edge, falling over 1.5 px."""
     depth = np.zeros(instances.shape, np.float32)
     for label in range(1, int(instances.max()) + 1):
         own = instances == label
@@ -119,7 +119,7 @@ def _strokes(rng: Generator, size: int, count: int, length: tuple[float, float],
 
 
 def _blobs(rng: Generator, size: int, count: int, low: float, high: float) -> np.ndarray:
-    """(H, W) in [0, 1]: deformed discs of radius `low` to `high` px that are no nuclei."""
+    """(H, W) in [0, 1]: deformed discs of radius `low` to `high` px that are not nuclei."""
     canvas = np.zeros((size, size), np.float32)
     for _ in range(count):
         cv2.fillPoly(
@@ -213,17 +213,17 @@ def _bright_field(rng: Generator, instances: np.ndarray) -> np.ndarray:
 
 LABELS = ("nucleus", "border")
 BORDER_PX = 2
-UNANNOTATED = 128  # the value of "partial" masks where nobody drew; grey to the eye
+UNANNOTATED = 128  # the value of "partial" masks in unlabelled areas; looks grey
 UNANNOTATED_SHARE = 0.2  # of an image, at one of its sides
 
 
 def make_masks(instances: np.ndarray, masks: str) -> dict[str, np.ndarray]:
-    """The mask files of an image, by folder: the instances (H, W) uint16 as they are, or what follows from them.
+    """The mask files of an image, by folder: the instances (H, W) uint16 as they are, or masks derived from them.
 
     Args:
         masks: "instances"; "classes": one file with 1 inside a nucleus and 2 on its border, the outer 2 px of it, so
-            that touching nuclei come apart; "partial": the same, with a strip of UNANNOTATED at a side that the
-            nuclei decide; "labels": a file for nuclei and one for their borders, which lie on them.
+            that touching nuclei are separated; "partial": the same, with a strip of UNANNOTATED at a side that the
+            nuclei decide; "labels": a file for nuclei and one for their borders, on top of them.
     """
     if masks == "instances":
         return {"masks": instances}
@@ -240,14 +240,14 @@ def make_masks(instances: np.ndarray, masks: str) -> dict[str, np.ndarray]:
     return {f"masks/{label}": plane * np.uint8(255) for label, plane in planes}
 
 
-# Below so many pixels in all, new processes take longer to start than to draw.
+# Below this total number of pixels, new processes take longer to start than to draw.
 PARALLEL_PIXELS = 1000 * 128**2
 
 
 def write_images(params: Synthetic, num_workers: int, out: Path) -> None:
-    """Write the whole set as images/ and masks/ into the folder `out`, by at most `num_workers` processes.
+    """Write the whole dataset as images/ and masks/ into the folder `out`, with at most `num_workers` processes.
 
-    The files are the same, byte for byte, whatever their number.
+    The files are the same, byte for byte, for any number of processes.
     """
     (out / "images").mkdir()
     (out / "masks").mkdir()
@@ -271,5 +271,5 @@ def _write_image(params: Synthetic, out: Path, index: int) -> None:
         image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)  # OpenCV writes BGR
     for folder, values in {"images": image, **make_masks(instances, params.masks)}.items():
         path = out / folder / f"nuclei_{index:05d}.png"
-        with path.open("wb") as file:  # OpenCV's own writer does not say when a disk is full
+        with path.open("wb") as file:  # OpenCV's own writer does not report a full disk
             file.write(cv2.imencode(".png", values)[1].tobytes())

@@ -1,8 +1,8 @@
-"""A layout of pairs as two templates, such as `{split}/{id}` and `{split}annot/{id}`, and what they find among names.
+"""A layout of pairs as two templates, such as `{split}/{id}` and `{split}annot/{id}`, and the files that match them.
 
-A template is the name of a file from the root on without its suffix. `{id}` may span folders; `{split}` is a folder or
-a part of a name that says train, val or test; `{folder}` is any folder, or several, such as one of each patient. Where
-they stand, a sample's id begins with the split and the folder.
+A template is a file name relative to the root, without its suffix. `{id}` may span folders; `{split}` is a folder or
+a part of a name that means train, val or test; `{folder}` is one or more folders, such as one per patient. If a
+template contains them, a sample's id begins with the split and the folder.
 """
 
 import re
@@ -21,23 +21,23 @@ SEPARATORS = "_-. /"
 
 
 def composed(text: str) -> str:
-    """The same letters in the one form of Unicode in which names are compared: macOS writes others than Linux."""
+    """The text in the one Unicode form in which names are compared: macOS and Linux use different ones."""
     return unicodedata.normalize("NFC", text)
 
 
 def is_picture(name: PurePosixPath) -> bool:
-    """By the suffix alone."""
+    """By the suffix only."""
     return name.suffix.lower() in SUFFIXES
 
 
 def without_suffix(name: PurePosixPath) -> str:
-    """The name of a picture without the suffix of its format; other names as they are."""
+    """The name of a picture without its suffix; other names are unchanged."""
     return str(name.with_suffix("") if is_picture(name) else name)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a set lies: `pairs` by their templates; `coco` by that of its images; `bbbc038` has none."""
+    """The layout of a dataset: `pairs` by their templates; `coco` by that of its images; `bbbc038` has none."""
 
     kind: str  # pairs | coco | bbbc038
     images: str = "images/{id}"
@@ -50,7 +50,7 @@ class Layout:
 
     @property
     def line(self) -> str:
-        """As `-S` takes it; in params.yaml it stands as layout: {...} in section ingest."""
+        """In the form of `-S`; in params.yaml it is layout: {...} in section ingest."""
         return f"\"ingest.layout={{images: '{self.images}', masks: '{self.masks}'}}\""
 
 
@@ -61,7 +61,7 @@ def _pattern(template: str) -> re.Pattern:
             text += "(?P=id)" if "(?P<id>" in text else "(?P<id>.+)"
         elif part == "{folder}":
             text += "(?P<folder>.+)"
-        elif part == "{split}":  # as it was, where it stands again
+        elif part == "{split}":  # the same word if repeated
             words = "|".join(sorted(SPLIT_OF, key=len, reverse=True))
             text += "(?P=split)" if "(?P<split>" in text else f"(?P<split>{words})"
         else:
@@ -75,19 +75,19 @@ def _pattern(template: str) -> re.Pattern:
 
 @dataclass
 class Found:
-    """What a layout's templates find: files by id. Several of one id differ by case, suffix or Unicode alone."""
+    """The files that a layout's templates match, by id. Several with one id differ only by case, suffix or Unicode."""
 
     images: dict[str, list[PurePosixPath]] = field(default_factory=lambda: defaultdict(list))
     masks: dict[str, list[PurePosixPath]] = field(default_factory=lambda: defaultdict(list))
-    more: dict[str, list[PurePosixPath]] = field(default_factory=lambda: defaultdict(list))  # x_mask_1 beside x_mask
-    splits: dict[str, str] = field(default_factory=dict)  # of an image, by id, where the layout says it
+    more: dict[str, list[PurePosixPath]] = field(default_factory=lambda: defaultdict(list))  # x_mask_1 next to x_mask
+    splits: dict[str, str] = field(default_factory=dict)  # of an image, by id, if the layout says it
     mask_of: dict[str, str] = field(default_factory=dict)  # by the id of the image
     left_out: list[str] = field(default_factory=list)  # sentences
 
 
 def find_files(names: Iterable[PurePosixPath], layout: Layout) -> Found:
-    """The images and masks of a layout of pairs. Images that nobody annotated are left out, where names can say so:
-    Pascal VOC's, those of a split without any mask, and companions of an image (x_color beside x and x_mask)."""
+    """The images and masks of a layout of pairs. Unlabelled images are left out if names show it: Pascal
+    VOC's, those of a split without any mask, and companions of an image (x_color next to x and x_mask)."""
     found, (is_image, is_mask) = Found(), layout.patterns
     for name in names:
         if not is_picture(name):
@@ -103,7 +103,7 @@ def find_files(names: Iterable[PurePosixPath], layout: Layout) -> Found:
     found.mask_of = match(found.images, found.masks)
     _leave_out(found, layout)
     if "train" not in found.splits.values() or len(set(found.splits.values())) < 2:
-        found.splits = {}  # a folder that divides nothing
+        found.splits = {}  # they divide nothing
     return found
 
 
@@ -126,8 +126,8 @@ def _id(hit: re.Match) -> str:
 
 
 def match(images: Collection[str], masks: Collection[str]) -> dict[str, str]:
-    """The mask of each image: of the same id; or, where no image has that, of the longest id that the image's goes on
-    from at a separator (`cell1` of `cell1_ch0`)."""
+    """The mask of each image: with the same id; or, if no image has one, with the longest id that is a prefix of the
+    image's up to a separator (`cell1` of `cell1_ch0`)."""
     same = {id: id for id in images if id in masks}
     if same:
         return same

@@ -1,4 +1,4 @@
-"""What decides which trials a search has and how long each trains: the whole list, Optuna, a population, ASHA."""
+"""The algorithms that choose the trials of a search and their lengths: the whole list, Optuna, a population, ASHA."""
 
 import hashlib
 import json
@@ -16,20 +16,20 @@ from pipelines.tuning.pareto import Trial
 from pipelines.tuning.space import Config, Space, decode, draw_value, make_candidate, mutable
 from unetpp.errors import UserError
 
-METRIC = "best_val_iou"  # of the best depth so far: what schedulers and searchers compare
-STEPS = (0.8, 1.2)  # by which PBT changes a number, and how often it draws one instead: as Ray Tune does
+METRIC = "best_val_iou"  # of the best depth so far: compared by schedulers and searchers
+STEPS = (0.8, 1.2)  # factors by which PBT changes a number, and how often it resamples one instead: as in Ray Tune
 DRAWN_ANEW = 0.25
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """A trial that is to be trained; with PBT, a part of one.
+    """A trial to be trained; with PBT, a part of one.
 
     Attributes:
         number: of the trial, from 1.
-        config: as the space has it.
+        config: in the format of the space.
         until: the epoch after which it ends.
-        begin: the name of the one whose end it begins with; "" begins anew.
+        begin: the name of the proposal from whose end it starts; "" starts from scratch.
     """
 
     number: int
@@ -39,13 +39,13 @@ class Proposal:
 
     @property
     def name(self) -> str:
-        """Of its checkpoints and its record: another proposal is never taken for this one."""
+        """The name of its checkpoints and its record, unique to this proposal."""
         facts = json.dumps([self.config, self.until, self.begin], sort_keys=True)
         return f"trial-{self.number:04}-{hashlib.sha256(facts.encode()).hexdigest()[:8]}"
 
 
 def proposals(space: Space, costs: Costs, ended: Mapping[str, Trial]) -> Iterator[list[Proposal]]:
-    """The trials of a search in batches, by params and seed alone; then `ended` holds, by name, all of those before."""
+    """The trials of a search in batches, by only params and seed; `ended` has all earlier ones by name."""
     search = space.params.search
     if space.configs is None:
         return _by_optuna(space, costs, ended)
@@ -55,20 +55,20 @@ def proposals(space: Space, costs: Costs, ended: Mapping[str, Trial]) -> Iterato
 
 
 def _by_optuna(space: Space, costs: Costs, ended: Mapping[str, Trial]) -> Iterator[list[Proposal]]:
-    """In batches: else what Optuna knows when it is asked would depend on which trial happened to end first."""
+    """In batches: otherwise Optuna's state would depend on which trial happened to end first."""
     search = space.params.search
     try:
         import optuna
     except ImportError:
         raise UserError(
-            f"search.searcher is {search.searcher}, which needs Optuna: pip install 'unetpp[search]', or take grid or "
+            f"search.searcher is {search.searcher}, which needs Optuna: pip install 'unetpp[search]', or use grid or "
             "random"
         ) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     num = search.num_trials or 1
     if search.searcher == "nsga2":
         sampler: Any = optuna.samplers.NSGAIISampler(seed=search.seed, population_size=max(2, min(50, num // 4)))
-    else:  # the first are drawn at random
+    else:  # the first trials are drawn at random
         sampler = optuna.samplers.TPESampler(seed=search.seed, n_startup_trials=max(2, min(10, num // 3)))
     front = search.objective == "front"
     study = optuna.create_study(sampler=sampler, directions=["maximize", "minimize"] if front else ["maximize"])
@@ -88,7 +88,7 @@ def _by_optuna(space: Space, costs: Costs, ended: Mapping[str, Trial]) -> Iterat
 
 
 def _domain(dimension: list[str] | dict[str, list]):
-    """A dimension of the space as Optuna has it."""
+    """A dimension of the space as an Optuna distribution."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if isinstance(dimension, list):
@@ -98,7 +98,7 @@ def _domain(dimension: list[str] | dict[str, list]):
 
 
 def _populations(space: Space, ended: Mapping[str, Trial]) -> Iterator[list[Proposal]]:
-    """Population based training (Jaderberg et al. 2017), all members at the same epoch: so the seed decides it."""
+    """Population based training (Jaderberg et al. 2017), all members at the same epoch, so the seed determines it."""
     search, rng = space.params.search, np.random.default_rng(space.params.search.seed)
     until = search.grace_epochs
     members = [Proposal(number, config, until) for number, config in enumerate(space.configs or [], 1)]
@@ -119,7 +119,7 @@ def _populations(space: Space, ended: Mapping[str, Trial]) -> Iterator[list[Prop
 
 
 def _changed(config: Config, space: Space, rng: np.random.Generator) -> Config:
-    """A config with every value that may change moved by a step or drawn anew, within its range."""
+    """A config with every mutable value changed by a step or resampled, within its range."""
     changed = dict(config)
     for key in mutable(space):
         dimension, up = space.dimensions[key], int(rng.integers(2))
@@ -136,7 +136,7 @@ def _changed(config: Config, space: Space, rng: np.random.Generator) -> Config:
 
 
 def make_scheduler(space: Space):
-    """What ends trials early: ASHA, which compares the best depth so far after the same number of epochs; or None."""
+    """The scheduler that stops trials early: ASHA, on the best depth so far after equally many epochs; or None."""
     from ray.tune.schedulers import ASHAScheduler
 
     search = space.params.search
@@ -153,7 +153,7 @@ def make_scheduler(space: Space):
 
 
 def tell_scheduler(scheduler: Any, trial_id: str, curve: list[dict[str, Any]]) -> None:
-    """What a trial has reached in an earlier command, so that later ones are compared with it."""
+    """Report a trial's results from an earlier command, so that later trials are compared with it."""
     trial = SimpleNamespace(trial_id=trial_id)
     scheduler.on_trial_add(None, trial)
     for epoch in range(1, len(curve) + 1):

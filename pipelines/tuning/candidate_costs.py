@@ -1,7 +1,7 @@
-"""What every depth of every candidate costs to run, before anything is trained; the budget; what fits the memory.
+"""The inference costs of every depth of every candidate, before anything is trained; the budget; the memory check.
 
-Parameters and MACs are counted on networks without weights. Latency and the memory of a pass are measured once a
-network on the device that trains, and kept in a file, so that the same search never measures them again.
+Parameters and MACs are counted on networks without weights. Latency and the memory of a forward pass are measured once
+per network on the training device, and cached in a file, so that the same search never measures them again.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ Costs = dict[str, dict[str, dict[str, float]]]  # by `network_key`, then "L1" ..
 
 
 def network_key(model: Model, widths: Sequence[int]) -> str:
-    """What a network's costs depend on."""
+    """A key of everything on which a network's costs depend."""
     used = {key: value for key, value in model.build.items() if key != "dropout"}
     return json.dumps([list(widths), used], sort_keys=True)
 
@@ -67,7 +67,7 @@ def count_costs(space: Space, manifest: Manifest, size: Size) -> Costs:
 def measure_costs(
     space: Space, costs: Costs, manifest: Manifest, size: Size, device: torch.device, runs: RunStore
 ) -> Costs:
-    """The costs with `latency_ms` and `memory_mib` of one image on the device; a file beside the runs keeps them."""
+    """The costs with `latency_ms` and `memory_mib` of one image on the device; a file next to the runs caches them."""
     torch.set_num_threads(space.params.search.cpus_per_worker)
     there = parse_json(runs.read(KEPT) or "{}", KEPT, "remove it: the costs are measured again")
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
@@ -95,16 +95,16 @@ def measure_costs(
 
 
 def is_within(row: Mapping[str, Any], budget: Budget) -> bool:
-    """Whether a depth keeps every limit of the budget whose cost is known of it."""
+    """Whether a depth is within every limit of the budget for which its cost is known."""
     limits = budget.model_dump()
     return all(limit is None or row.get(name) is None or row[name] <= limit for name, limit in limits.items())
 
 
 def check_budget(space: Space, costs: Costs) -> Space:
-    """The space without the widths of which no depth is within the budget.
+    """The space without the widths that have no depth within the budget.
 
     Raises:
-        UserError: none is; the message names the nearest with its numbers.
+        UserError: none are left; the message names the nearest with its numbers.
     """
     budget = space.params.search.budget
     limits = {name: limit for name, limit in budget.model_dump().items() if limit is not None}
@@ -120,25 +120,25 @@ def check_budget(space: Space, costs: Costs) -> Space:
     if not fitting:
         asked = ", ".join(f"{name} at most {limit:g}" for name, limit in limits.items())
         raise UserError(
-            f"search.budget: no depth of any candidate has {asked}; the nearest is {nearest[1]}: raise the limit, or "
+            f"search.budget: no depth of any candidate meets {asked}; the nearest is {nearest[1]}: raise the limit, or "
             "add smaller widths to search.widths"
         )
     return space.without([widths for widths in space.widths if widths not in fitting])
 
 
 def describe(row: Mapping[str, Any]) -> str:
-    """What a depth costs, in words."""
+    """The costs of a depth, as text."""
     said = f"{short(row['parameters'])} parameters, {short(row['macs'])} MACs"
     if row.get("latency_ms") is not None:
-        said += f", {row['latency_ms']:.1f} ms, {row['memory_mib']:.1f} MiB a pass"
+        said += f", {row['latency_ms']:.1f} ms, {row['memory_mib']:.1f} MiB per pass"
     return said
 
 
 def check_memory(space: Space, manifest: Manifest, there_mib: float, where: str) -> None:
-    """Refuse widths of which one process's step of training cannot fit the memory, by an estimate.
+    """Refuse widths for which one process's training step cannot fit in memory, by an estimate.
 
     Raises:
-        UserError: names the widths, what they need and what there is.
+        UserError: names the widths, the memory that they need and that is available.
     """
     batches = space.dimensions.get("train.batch_size", [json.dumps(space.params.train.batch_size)])
     largest = max(json.loads(one) for one in batches) if isinstance(batches, list) else batches["int"][1]
@@ -150,7 +150,7 @@ def check_memory(space: Space, manifest: Manifest, there_mib: float, where: str)
         needed = estimate_training_mib(network, batch, size)
         if needed > there_mib:
             raise UserError(
-                f"search.widths: a step of training of {list(candidate.widths)} needs about {needed:,.0f} MiB at "
-                f"{batch} images of {say_size(size)} px a process, and {where} has {there_mib:,.0f} MiB: take narrower "
-                "or fewer widths, or lower train.batch_size"
+                f"search.widths: a training step of {list(candidate.widths)} needs about {needed:,.0f} MiB at "
+                f"{batch} images of {say_size(size)} px per process, and {where} has {there_mib:,.0f} MiB: use "
+                "narrower or fewer widths, or lower train.batch_size"
             )

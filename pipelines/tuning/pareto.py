@@ -1,4 +1,4 @@
-"""What a search found: a point for every trial and depth, those that no other beats, and the one that is chosen."""
+"""The results of a search: a point for every trial and depth, the Pareto front, and the chosen point."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,26 +10,26 @@ from pipelines.core.training_sections import Search
 from pipelines.tuning.candidate_costs import is_within
 
 Point = dict[str, Any]  # a row of search.csv
-SHOWN = {"macs": "MACs", "parameters": "parameters", "latency_ms": "ms", "memory_mib": "MiB a pass"}
+SHOWN = {"macs": "MACs", "parameters": "parameters", "latency_ms": "ms", "memory_mib": "MiB per pass"}
 RUNNERS_UP = 3
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial and what became of it."""
+    """One trial and its result."""
 
     number: int
     config: dict[str, Any]  # "widths" and the other searched keys
     status: str  # done | stopped | failed | left out | none
     reason: str
     seconds: float = 0.0
-    curve: list[dict[str, Any]] = field(default_factory=list)  # a row an epoch
+    curve: list[dict[str, Any]] = field(default_factory=list)  # a row per epoch
     best: dict[str, float] = field(default_factory=dict)  # val IoU of the best epoch by depth: "L1" ...
     name: str = ""  # of its checkpoints
 
 
 def measured(points: list[Point]) -> list[Point]:
-    """Those with a val IoU, of trials that did not die: what diverged would diverge in train as well."""
+    """Points with a val IoU, of trials that did not fail: one that diverged would also diverge in train."""
     return [point for point in points if point["val_iou"] is not None and point["status"] != "failed"]
 
 
@@ -46,10 +46,10 @@ def _beats(one: Point, other: Point, cost: str) -> bool:
 
 
 def choose(points: list[Point], search: Search) -> tuple[Point, str, list[str]]:
-    """The chosen point, the reason in a sentence, and the runners-up in one each.
+    """The chosen point, the reason in a sentence, and the runners-up in a sentence each.
 
-    Of the points within the budget the most accurate one; for `search.objective` front, the cheapest that is at most
-    `search.tolerance_iou` below it. Of equals, the cheaper.
+    It is the most accurate point within the budget; for `search.objective` front, the cheapest that is at most
+    `search.tolerance_iou` below it. Ties go to the cheaper one.
 
     Args:
         points: at least one of them measured and within the budget.
@@ -79,7 +79,7 @@ def amount(point: Point, cost: str) -> str:
 
 
 def name(point: Point) -> str:
-    """A point in words: depth, widths, and what else was searched."""
+    """A point as text: depth, widths, and other searched values."""
     others = ", ".join(f"{key} {say(value)}" for key, value in point["params"].items())
     return f"{point['depth']} of {point['widths']}" + (f" ({others})" if others else "")
 
@@ -94,8 +94,8 @@ def _compare(point: Point, chosen: Point, cost: str) -> str:
 def importance(points: list[Point]) -> dict[str, float]:
     """How much of the variance of val IoU over the points each searched value explains alone: epsilon squared, 0 to 1.
 
-    Values of a range are put into thirds. It is corrected for the number of groups (Kelley 1935), so that a value
-    that explains nothing comes out as about 0 even where there are many. What two values do only together is in none.
+    Values of a range are grouped into thirds. It is corrected for the number of groups (Kelley 1935), so that a value
+    that explains nothing is about 0 even with many groups. Interactions of two values are not included.
     """
     there = measured(points)
     ious = np.array([point["val_iou"] for point in there])
@@ -118,7 +118,7 @@ def importance(points: list[Point]) -> dict[str, float]:
 
 
 def _grouped(values: list) -> list:
-    """Numbers of a range as thirds by rank; few different values as they are."""
+    """Numbers of a range as thirds by rank; a few distinct values unchanged."""
     if len({str(value) for value in values}) <= 4 or not all(isinstance(value, int | float) for value in values):
         return values
     return np.searchsorted(np.quantile(values, [1 / 3, 2 / 3]), values).tolist()

@@ -1,4 +1,4 @@
-"""What a search will take, before it starts: a few steps of its largest and its smallest trial on this hardware."""
+"""Estimates the cost of a search before it starts: a few steps of its largest and smallest trial on this hardware."""
 
 import os
 import time
@@ -20,13 +20,13 @@ from unetpp.models.segmenter import Segmenter
 from unetpp.training.loop import plain_batches, train_epoch, validate
 from unetpp.training.memory import peak_memory_mib
 
-STEPS = 2  # that are timed, after as many that are not
+STEPS = 2  # timed, after as many warm-up steps
 CLEAR_PEAK = "/proc/self/clear_refs"
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of a whole search."""
+    """The estimate for a whole search."""
 
     num_trials: int
     at_once: int
@@ -37,14 +37,14 @@ class Estimate:
         took = f"{self.seconds:.0f} s" if self.seconds < 120 else f"{self.seconds / 60:.0f} min"
         took = f"{self.seconds / 3600:.1f} h" if self.seconds >= 5400 else took
         return (
-            f"{self.num_trials} trials, {self.at_once} at once: about {took} of training by a probe of its extremes, "
-            f"beside the start of processes, and {self.memory_mib:,.0f} MiB for the largest process"
+            f"{self.num_trials} trials, {self.at_once} at once: about {took} of training by a timed trial, plus "
+            f"start-up; the largest process takes {self.memory_mib:,.0f} MiB"
         )
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A few steps of a training: seconds of a step and of a validated image, the peak of memory of the process."""
+    """A few training steps: seconds per step and per validated image, peak memory of the process."""
 
     step_s: float
     image_s: float
@@ -52,10 +52,10 @@ class Probe:
 
 
 def probe(spec: TrainSpec, clock: Callable[[], float] = time.perf_counter) -> Probe:
-    """A few steps of a training in this process, as of one of its workers.
+    """Run a few training steps in this process, as one of the workers would.
 
     Args:
-        clock: in seconds; `time.process_time` does not count what other processes took of the machine.
+        clock: in seconds; `time.process_time` does not count the load of other processes.
     """
     device = torch.device("cuda" if spec.train.use_gpu else "cpu")
     in_line = spec.train.model_copy(update={"loader_workers": 0})
@@ -87,10 +87,10 @@ def probe(spec: TrainSpec, clock: Callable[[], float] = time.perf_counter) -> Pr
 
 
 def estimate(space: Space, spec: TrainSpec, costs: Costs, at_once: int, run: Callable[[TrainSpec], Probe]) -> Estimate:
-    """Time and memory of the search, from a probe of the trials that compute most and least in a step.
+    """Time and memory of the search, from a probe of the trials with the most and the least computation per step.
 
     Args:
-        run: `probe`, or what runs it on a machine of the cluster.
+        run: `probe`, or a function that runs it on a machine of the cluster.
     """
     num_train, num_val = (spec.manifest.splits[name].num_images for name in ("train", "val"))
 
@@ -113,10 +113,10 @@ def estimate(space: Space, spec: TrainSpec, costs: Costs, at_once: int, run: Cal
 
 
 def announce(space: Space, spec: TrainSpec, costs: Costs, at_once: int) -> str:
-    """What the search will take, by a probe on the connected cluster; refuses one that its memory cannot hold.
+    """The cost of the search, by a probe on the connected cluster; refuses one that does not fit in its memory.
 
     Raises:
-        UserError: with what it needs and what there is.
+        UserError: with the memory that it needs and that is available.
     """
     import ray
 
@@ -139,7 +139,7 @@ def announce(space: Space, spec: TrainSpec, costs: Costs, at_once: int) -> str:
         if search.scheduler == "pbt":
             what, advice = f"search.scheduler pbt, {at_once} trials at once", "raise search.cpus_per_worker"
         raise UserError(
-            f"{what}: {processes} processes of {found.memory_mib:,.0f} MiB, as a probe of the largest took, need more "
+            f"{what}: {processes} processes of {found.memory_mib:,.0f} MiB, by a probe of the largest, need more "
             f"than the {there:,.0f} MiB that are free: {advice}"
         )
     hours = search.max_hours

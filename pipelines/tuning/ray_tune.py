@@ -1,7 +1,7 @@
-"""The trials of a search on Ray Tune: running them, and going on after a cut.
+"""The trials of a search on Ray Tune: running them, and resuming after an interruption.
 
-Each trial has its checkpoints, and each that has ended a record: JSON with its own sum. By these a command goes on that
-was cut. Tune's own files are pickles: they lie in a folder of this command alone, and nobody reads them.
+Each trial has its checkpoints, and each finished one a record: JSON with its own checksum. An interrupted command
+resumes from these. Tune's own files are pickles: they are in a temporary folder, and nothing reads them.
 """
 
 import hashlib
@@ -28,24 +28,24 @@ from pipelines.tuning.space import Space, decode
 from pipelines.tuning.trials import store_of, trial
 from unetpp.errors import UserError
 
-# Trials' working folders are Ray's business, and so is how many start beside each other.
+# Ray manages the trials' working folders, and how many start at once.
 os.environ |= {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_MAX_PENDING_TRIALS_PG": "200"}
 os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-# Tune's own handler of Ctrl-C ends a search as if it had finished.
+# Tune's own Ctrl-C handler ends a search as if it had finished.
 os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
 
 HOURS = "hours.json"  # seconds that the commands of a search have taken
-EVERY_S = 5  # between two notes of it
+EVERY_S = 5  # between two updates of it
 
 
 class Trials(Searcher):
-    """Gives Tune the trials of a search in batches; those that ended in an earlier command are taken as they are."""
+    """Gives Tune the trials of a search in batches; finished trials of an earlier command are reused."""
 
     def __init__(self, space: Space, costs: Costs, place: str):
         super().__init__()
         self.space, self.place, self.scheduler = space, place, make_scheduler(space)
         search, self._store = space.params.search, open_store(place, space.params.ingest.s3)
-        # PBT compares its whole population, whose trials take turns where they do not fit beside each other.
+        # PBT compares its whole population, whose trials take turns if they do not fit at once.
         self._at_once = float("inf") if search.scheduler == "pbt" else search.max_concurrent
         files = {name for name in self._store.place.list() if name.startswith("trial-")}
         self.has_begun = bool(files)
@@ -63,10 +63,10 @@ class Trials(Searcher):
         self.running: dict[str, Proposal] = {}
 
     def __reduce__(self):
-        return Searcher, ()  # Tune writes a pickle
+        return Searcher, ()  # Tune pickles it
 
     def is_over(self) -> bool:
-        """Whether no trial is left; the next batch is asked for when the last has ended."""
+        """Whether no trial is left; the next batch is requested when the last has ended."""
         while not self._waiting and not self.running:
             batch = next(self._batches, None)
             if batch is None:
@@ -86,14 +86,14 @@ class Trials(Searcher):
         return asdict(one)
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        """`Ends` hears more."""
+        """Handled by `Ends`, which gets more."""
 
     def history(self, one: Proposal) -> list[dict[str, Any]]:
-        """The row of each epoch that a trial has in its checkpoints."""
+        """The row of each epoch in a trial's checkpoints."""
         return TrainState.from_dict(store_of(self.place, one.name, self.space.params).newest()[0]).history
 
     def keep(self, found: Trial, final: bool = True) -> None:
-        """What became of a trial; for the next command too, where the same would become of it again."""
+        """Keep the result of a trial; also for the next command, if `final`."""
         self.ended[found.name] = found
         if final:
             text = json.dumps(asdict(found))
@@ -101,7 +101,7 @@ class Trials(Searcher):
             self._store.write(f"{found.name}.json", json.dumps(sealed).encode())
 
     def _record(self, name: str) -> Trial | None:
-        """What became of a trial; None where the file is not what was written."""
+        """The result of a trial; None if the file is damaged."""
         with suppress(ValueError, TypeError, KeyError, AttributeError):
             sealed = json.loads(self._store.read(name) or b"")
             if hashlib.sha256(sealed["trial"].encode()).hexdigest() == sealed["sha256"]:
@@ -109,16 +109,16 @@ class Trials(Searcher):
         return None
 
     def spent_s(self, seconds: float | None = None) -> float:
-        """How long the commands of the search have taken; writes it down where it is given."""
+        """How long the commands of the search have taken; saved if `seconds` is given."""
         if seconds is not None:
             self._store.write(HOURS, json.dumps(seconds).encode())
             return seconds
-        with suppress(ValueError, TypeError):  # damaged, the time is counted anew
+        with suppress(ValueError, TypeError):  # if damaged, the time restarts from 0
             return float(json.loads(self._store.read(HOURS) or "0"))
         return 0.0
 
     def all(self) -> list[Trial]:
-        """By their numbers; of PBT's parts the last. Those that the end of the hours cut have what they reached."""
+        """The trials by number; for PBT the last parts. Trials stopped by the time limit have their results so far."""
         epochs = self.space.params.search.epochs
         for one in [*self.running.values(), *self._waiting]:
             if history := self.history(one):
@@ -131,13 +131,13 @@ class Trials(Searcher):
         return [last[number] for number in sorted(last)]
 
     def weights(self, found: Trial) -> dict[str, Any]:
-        """The weights of a trial's best epoch by the mean of its depths, as train takes its own."""
+        """The weights of a trial's best epoch by the mean of its depths, as in train."""
         run = store_of(self.place, found.name, self.space.params)
         state, passed_over = run.newest()
         if not state:
             raise UserError(
-                f"{run.name}: found no whole checkpoint {passed_over}; train.init is search and needs it: remove "
-                f"{self.place} and search again"
+                f"{run.name}: found no intact checkpoint {passed_over}, which train.init=search needs: remove "
+                f"{self.place} and rerun the search"
             )
         return TrainState.from_dict(state).best.weights
 
@@ -167,7 +167,7 @@ class Ends(tune.Callback):
         self._done.append((trial, ""))
 
     def on_step_end(self, iteration=0, trials=(), **info):
-        # Here and not in the hooks above: Tune takes their errors for the trial's.
+        # Not in the hooks above: Tune takes their errors for the trial's.
         while self._done:
             self._end(*self._done.pop(0))
         if self._trials.space.params.search.max_hours and time.monotonic() - self._noted > EVERY_S:
@@ -185,23 +185,23 @@ class Ends(tune.Callback):
             if search.max_hours and time.monotonic() - self._began >= search.max_hours * 3600:
                 return
             found = replace(found, status="stopped", reason=f"early by ASHA after {epoch} epochs")
-        self._trials.keep(found, final=not failed)  # what was killed from outside is tried again by the next command
+        self._trials.keep(found, final=not failed)  # the next command retries a trial that was killed from outside
         del self._trials.running[trial.trial_id]
 
 
 def made_of(one: Proposal, history: list[dict[str, Any]], seconds: float = 0.0) -> Trial:
-    """A trial that trained to its end, by its rows."""
+    """A completed trial, from its rows."""
     known = best_so_far(history) if history else {}
     best = {key[13:]: float(value) for key, value in known.items() if key.startswith("best_val_iou_L")}
     return Trial(one.number, decode(one.config), "done", "", seconds, history, best, one.name)
 
 
 def run_trials(trials: Trials, spec: TrainSpec) -> list[Trial]:
-    """Train the trials of a search on the connected cluster, on the data of `spec`; one that was cut goes on."""
+    """Train the trials of a search on the connected cluster, on the data of `spec`; an interrupted one resumes."""
     params = trials.space.params
     search, hours = params.search, params.search.max_hours
     resources: Any = {"CPU": search.cpus_per_worker} | ({"GPU": 1} if params.train.use_gpu else {})
-    if search.num_workers > 1:  # a trial waits for its workers, whom a share of a core for it could starve for ever
+    if search.num_workers > 1:  # a trial waits for its workers; reserving a core for it could starve them forever
         resources = {"trial_driver": 1}
     trainable: Any = tune.with_parameters(trial, search=spec, params=params, place=trials.place)
     if trials.has_begun:
@@ -229,10 +229,10 @@ def run_trials(trials: Trials, spec: TrainSpec) -> list[Trial]:
 
 
 def why_failed(text: str) -> str:
-    """The reason in one line, from what Ray says at length."""
+    """The reason in one line, from Ray's long message."""
     text = text.strip()
     if "OutOfMemory" in text or "memory pressure" in text:
-        return "out of memory: Ray ended the process, since the machine's memory was nearly full"
+        return "out of memory: Ray ended the process, because the machine's memory was nearly full"
     if "died" in text or "SIGKILL" in text:
-        return "the process was killed from outside, or died without a word"
+        return "the process was killed from outside, or died without a message"
     return text.splitlines()[-1] if text else "no reason given"

@@ -1,4 +1,4 @@
-"""What a search leaves: a point for every trial and depth, tables and page of them, and the architecture it chose."""
+"""The outputs of a search: a point for every trial and depth, their tables and page, and the chosen architecture."""
 
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ def points_of(trials: list[Trial], space: Space, costs: Costs) -> list[Point]:
 
 
 def write_tables(points: list[Point], trials: list[Trial], space: Space, reports: Path) -> None:
-    """search.csv with a row a trial and depth, curves.csv with a row a trial, epoch and depth."""
+    """search.csv with a row per trial and depth, curves.csv with a row per trial, epoch and depth."""
     rows = []
     for point in points:
         iou = {} if point["val_iou"] is None else {"val_iou": f"{point['val_iou']:.6f}"}
@@ -65,7 +65,7 @@ def page_facts(
     manifest: Manifest,
     size: Size,
 ) -> dict[str, Any]:
-    """What page.json holds: the page is made of it without the search."""
+    """The contents of page.json, from which the page is made without the search."""
     there = measured(points)
     return {
         "points": [point | {"measured": point in there} for point in points],
@@ -96,7 +96,7 @@ def _name(config: dict[str, Any]) -> str:
 def write_architecture(
     out: Path, chosen: Point, reason: str, others: list[str], weights: dict | None, origin: Origin | None = None
 ) -> None:
-    """architecture.yaml, in which the reason and the runners-up are comments, and the weights beside it."""
+    """architecture.yaml, in which the reason and the runners-up are comments, and the weights next to it."""
     depth = int(chosen["depth"][1:])
     widths = [int(width) for width in chosen["widths"].split()]
     lines = [f"chosen: {name(chosen)}: {reason}"]

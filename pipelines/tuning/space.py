@@ -1,8 +1,7 @@
-"""The space of a search: which widths, which other values of params, and the candidates that are made of them.
+"""The space of a search: widths, other values of params, and the candidates made from them.
 
-As Ray Tune has it, a candidate is a config: a flat dict of "widths" and other dotted keys of params. What is a choice
-stands in it as JSON text, since Ray Tune and Optuna know texts and numbers as choices, not lists; a number stands for
-itself.
+In Ray Tune, a candidate is a config: a flat dict of "widths" and other dotted keys of params. Choices are stored in it
+as JSON text, since Ray Tune and Optuna accept texts and numbers as choices, not lists; numbers of a range as they are.
 """
 
 import itertools
@@ -18,7 +17,7 @@ from pipelines.core.params import Params, override
 from unetpp.errors import UserError
 
 TRAINED = ("model", "train", "augment")  # the sections that a trial reads
-OWN = {  # what search says for its trials
+OWN = {  # keys that search sets for its trials
     "train.epochs": "search.epochs",
     "train.num_workers": "search.num_workers",
     "train.cpus_per_worker": "search.cpus_per_worker",
@@ -27,11 +26,11 @@ OWN = {  # what search says for its trials
     "train.timeout_s": "train.timeout_s",
     "train.init": "train.init",
 }
-# What a training may change between two epochs: PBT copies everything else with the weights.
+# What a training run can change between two epochs: PBT copies everything else with the weights.
 MUTABLE = ("train.learning_rate", "train.weight_decay", "train.momentum", "train.batch_size", "train.head_weights")
 MUTABLE += ("train.encoder_lr",)
 MUTABLE += ("train.class_weights", "train.foreground_crops", "model.dropout", "augment.")
-MOST_CHECKED = 2000  # configs of a grid whose every combination is checked
+MOST_CHECKED = 2000  # combinations of a grid that are checked
 
 Config = dict[str, Any]
 Widths = tuple[int, ...]
@@ -39,7 +38,7 @@ Widths = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Candidate:
-    """One candidate: its searched values by dotted key, "widths" among them, and the params of its short training."""
+    """One candidate: its searched values by dotted key, "widths" among them, and the params of its short run."""
 
     values: dict[str, Any]
     params: Params
@@ -66,7 +65,7 @@ class Space:
 
     @property
     def searched(self) -> list[str]:
-        """The dotted keys beside widths."""
+        """The dotted keys other than widths."""
         return [key for key in self.dimensions if key != "widths"]
 
     def without(self, left_out: list[Widths]) -> "Space":
@@ -82,7 +81,7 @@ class Space:
         return [one if isinstance(one, list) else [] for one in self.dimensions.values()]
 
     def draw(self, num: int, seed: int) -> list[Config]:
-        """As many different configs at random, from the seed alone; fewer where there are no more."""
+        """Different configs at random, from only the seed; fewer than `num` if there are no more."""
         rng = np.random.default_rng(seed)
         found: dict[str, Config] = {}
         for _ in range(100 * num):
@@ -94,7 +93,7 @@ class Space:
 
     @cached_property
     def configs(self) -> list[Config] | None:
-        """The trials of the searchers grid and random; None where the searcher decides as it goes."""
+        """The trials of the searchers grid and random; None if the searcher is adaptive."""
         search = self.params.search
         if search.searcher == "grid":
             return list(self.grid())
@@ -102,7 +101,7 @@ class Space:
 
     @cached_property
     def candidates(self) -> list[Candidate]:
-        """Those of `configs`; where the searcher decides as it goes, as many drawn from the seed."""
+        """Those of `configs`; if the searcher is adaptive, as many drawn from the seed."""
         search = self.params.search
         configs = self.draw(search.num_trials or 1, search.seed) if self.configs is None else self.configs
         return [make_candidate(self.params, decode(one)) for one in configs]
@@ -113,7 +112,7 @@ class Space:
 
     @cached_property
     def networks(self) -> list[Candidate]:
-        """One for each network that differs in what it costs: every widths with every choice of section model."""
+        """One for each network with different costs: all widths with every choice of section model."""
         ends = {
             key: one if isinstance(one, list) else next(iter(one.values()))[:1]
             for key, one in self.dimensions.items()
@@ -124,12 +123,12 @@ class Space:
 
 
 def decode(config: Config) -> Config:
-    """A config with its values as params.yaml has them."""
+    """A config with its values as in params.yaml."""
     return {key: json.loads(value) if isinstance(value, str) else value for key, value in config.items()}
 
 
 def make_candidate(params: Params, values: Config) -> Candidate:
-    """The candidate of these values, as params.yaml has them, with the short training that section search asks for."""
+    """The candidate of these values, as in params.yaml, with the short training run of section search."""
     params = override(params, {key: value for key, value in values.items() if key != "widths"})
     search = params.search
     short = {
@@ -143,11 +142,11 @@ def make_candidate(params: Params, values: Config) -> Candidate:
 
 
 def read_space(params: Params) -> Space:
-    """The space that section search declares, every value of it legal.
+    """The space that section search declares, with all values validated.
 
     Raises:
-        UserError: a key that does not exist or is not a trial's, a value that is not legal there, a searcher that
-            cannot draw from it.
+        UserError: a key that does not exist or cannot be searched, an illegal value, a searcher that cannot draw from
+            the space.
     """
     search = params.search
     dimensions: dict[str, list[str] | dict[str, list]] = {"widths": []}
@@ -168,7 +167,7 @@ def read_space(params: Params) -> Space:
     space = Space(params, dimensions)
     if search.scheduler == "pbt" and not mutable(space):
         raise UserError(
-            "search.scheduler is pbt, which changes values while trials train, and search.space has none that may "
+            "search.scheduler is pbt, which changes values while trials train, and search.space has none that can "
             f"change so: add one of {', '.join(MUTABLE)}..."
         )
     if search.searcher == "grid":
@@ -178,12 +177,12 @@ def read_space(params: Params) -> Space:
 
 
 def mutable(space: Space) -> list[str]:
-    """The searched keys that may change while a trial trains."""
+    """The searched keys that can change during a trial."""
     return [key for key in space.searched if key.startswith(MUTABLE)]
 
 
 def _widths(params: Params, dimensions: dict) -> list[Widths]:
-    """The candidates, none twice; where a network has one head, each depth of those that grow is a candidate."""
+    """The candidates, without duplicates; for networks with one head, each depth of a grown one is a candidate."""
     search = params.search
     grown = search.grow.candidates() if search.grow else []
     supervised = dimensions.get("model.deep_supervision", [json.dumps(params.model.deep_supervision)])
@@ -193,7 +192,7 @@ def _widths(params: Params, dimensions: dict) -> list[Widths]:
 
 
 def _legal(params: Params, key: str, value: Any) -> Any:
-    """The value as params hold it."""
+    """The value in the form of params."""
     try:
         changed = override(params, {key: value})
     except UserError as error:
@@ -201,11 +200,11 @@ def _legal(params: Params, key: str, value: Any) -> Any:
     section = key.partition(".")[0]
     if section not in TRAINED or "." not in key:
         raise UserError(
-            f"search.space.{key}: a trial trains on the data that are prepared; expected a key of the sections "
+            f"search.space.{key}: a trial trains on the prepared data; expected a key of the sections "
             f"{', '.join(TRAINED)}, such as train.learning_rate"
         )
     if key in OWN:
-        raise UserError(f"search.space.{key}: is the same for all trials; set {OWN[key]}")
+        raise UserError(f"search.space.{key}: must be the same for all trials; set {OWN[key]}")
     found: Any = changed.model_dump(mode="json", by_alias=True)
     for name in key.split("."):
         found = found[name]

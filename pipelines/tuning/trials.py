@@ -1,6 +1,6 @@
-"""One trial of a search: the training of the train stage with fewer epochs, as one plain process or as a Ray Train run.
+"""One trial of a search: a run of the train stage with fewer epochs, as one plain process or as a Ray Train run.
 
-After each epoch it keeps a checkpoint, as train does, and reports the best IoU so far of every depth.
+After each epoch it saves a checkpoint, as train does, and reports the best IoU so far of every depth.
 """
 
 from collections.abc import Iterator
@@ -21,14 +21,14 @@ from unetpp.errors import UserError
 
 
 def spec_of(candidate: Candidate, search: TrainSpec) -> TrainSpec:
-    """The training of a candidate, on the data of the search."""
+    """The spec of a candidate's training run, on the data of the search."""
     return make_spec(candidate.params, candidate.widths, search.prepared, search.manifest, search.shared)
 
 
 def trial_rows(spec: TrainSpec, begin: TrainState, until: int) -> Iterator[tuple[dict[str, Any], TrainState | None]]:
-    """(row, state to keep) after each epoch; a training that dies of itself ends with a row that has "dead", the why.
+    """(row, state to keep) after each epoch; a failed training run ends with a row in which "dead" is the reason.
 
-    From a state in which all is done, the last row comes once more and nothing is trained.
+    From a finished state, the last row is repeated and nothing is trained.
     """
     history, why = begin.history, ""
     if len(history) >= until:
@@ -41,7 +41,7 @@ def trial_rows(spec: TrainSpec, begin: TrainState, until: int) -> Iterator[tuple
                 yield history[-1] | best_so_far(history), state
                 if state.epoch == until:
                     return
-    except UserError as error:  # a loss that is not finite any more, a batch that does not fit
+    except UserError as error:  # a non-finite loss, out of memory
         why = str(error)
     except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
@@ -62,7 +62,7 @@ def store_of(place: str, name: str, params: Params) -> RunStore:
 
 
 def trial(config: dict[str, Any], search: TrainSpec, params: Params, place: str) -> None:
-    """One proposal, as one plain process or as a Ray Train run of several, whose rows go on to Ray Tune."""
+    """One proposal, as one plain process or as a Ray Train run of several, whose rows are passed on to Ray Tune."""
     from ray import tune
     from ray.tune.integration.ray_train import TuneReportCallback
 
@@ -70,7 +70,7 @@ def trial(config: dict[str, Any], search: TrainSpec, params: Params, place: str)
     spec, run = spec_of(make_candidate(params, decode(one.config)), search), store_of(place, one.name, params)
     if params.search.num_workers > 1:
         stopped = run_on_ray(spec, one.name, run, callbacks=[TuneReportCallback()])
-        # Once more what the run ended with: one that had ended before the search was cut reports nothing by itself.
+        # Report the last row again: a trial that had ended before the search was interrupted reports nothing by itself.
         history = TrainState.from_dict(run.newest()[0]).history
         tune.report(_dead(history, stopped) if stopped else history[-1] | best_so_far(history))
         return

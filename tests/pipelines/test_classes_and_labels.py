@@ -217,6 +217,6 @@ def test_folders_that_overlap_are_told_where_labels_were_not_asked_for(tmp_path)
     manifest = prepare(params.prepare, tmp_path / "raw", tmp_path / "prepared")
     assert not manifest.multilabel
     warnings = json.loads((tmp_path / "prepared/fingerprint.json").read_text())["findings"]["warnings"]
-    (line,) = [line for line in warnings if "lie over each other" in line]
-    assert line.startswith("In 30 images classes lie over each other, on ")
+    (line,) = [line for line in warnings if "classes overlap" in line]
+    assert line.startswith("In 30 images classes overlap, on ")
     assert line.endswith("to keep all, set prepare.multilabel=true and prepare.num_classes=2.")

@@ -307,7 +307,7 @@ def test_a_kind_that_misses_a_split_is_told_with_a_salt_that_does_better(made, t
         assert "0 in val" not in printed
         assert "0 in test" not in printed
         number += 1
-    assert re.search(r"warning: of the 8 [a-z-]+ images there are .* 0 in (val \(0\.8\)|test \(1\.6\))", printed)
+    assert re.search(r"warning: 8 [a-z-]+ images, with those expected .* 0 in (val \(0\.8\)|test \(1\.6\))", printed)
     salt = re.search(rf"prepare\.salt=({number}-\d+) would give", printed)
     assert salt
     kinds = prepare(params.model_copy(update={"salt": salt[1]}), made, tmp_path / "out").splits
@@ -358,7 +358,7 @@ def test_a_file_that_kills_its_process_is_set_aside_by_name_and_the_rest_goes_on
     rows = read_rows(tmp_path / "out/quarantine.csv")
     assert [row["file"] for row in rows] == hostile
     for row in rows:
-        assert row["reason"].startswith("found a file that cannot be decoded (the process at it was killed by SIGKILL)")
+        assert row["reason"].startswith("found a file that cannot be decoded (its process was killed by SIGKILL)")
     assert sum(split.num_images for split in manifest.splits.values()) == NUM_IMAGES - 2
 
 
@@ -436,7 +436,7 @@ def by_number(members, params, **_):
 def test_a_wrong_rule_that_divides_a_group_is_caught_by_the_gate(made, tmp_path, monkeypatch):
     groups = PARAMS.groups.model_copy(update={"pattern": r"^(nuclei)_"})
     monkeypatch.setattr("pipelines.prepare.place", by_number)
-    message = r"the group 'nuclei' of 24 images stands in train and val and test: nuclei_000\d\d in train, "
+    message = r"the group 'nuclei' of 24 images is in train and val and test: nuclei_000\d\d in train, "
     with pytest.raises(UserError, match=message):
         prepare(PARAMS.model_copy(update={"groups": groups}), made, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -344,7 +344,7 @@ def test_one_candidate_needs_no_trial_and_no_ray(project, prepared, capsys):
     [
         ({"space": {"train.lerning_rate": [1]}}, "did you mean train.learning_rate"),
         ({"budget": NO_LIMIT | {"parameters": 10}}, r"the nearest is L1 of \[4, 6\] with"),
-        ({"widths": [[4, 6], [30000, 60000]]}, r"training of \[30000, 60000\] needs about"),
+        ({"widths": [[4, 6], [30000, 60000]]}, r"training step of \[30000, 60000\] needs about"),
     ],
     ids=str,
 )

@@ -1,6 +1,6 @@
-"""Image and mask files to arrays by one policy, and the refusal of files that would be read wrongly.
+"""Reads image and mask files as arrays by one policy, and refuses files that would be misread.
 
-The policy as a table stands in docs/data.md, "How files are read".
+The table of the policy is in docs/data.md, "How files are read".
 """
 
 from pathlib import Path
@@ -12,31 +12,30 @@ from unetpp.images.pictures import Limits, Picture, read_picture
 from unetpp.images.pixels import as_float32, convert
 
 NO_LIMITS_SET = Limits()
-DARK = 32  # of 255: below it a colour is black, and differences make no colour
+DARK = 32  # of 255: darker colours are black, and smaller differences are grey
 
 
 def decode_image(
     path: str | Path, channels: int, page: int | None = None, limits: Limits = NO_LIMITS_SET
 ) -> np.ndarray:
-    """Read an image as (H, W, C) uint8, uint16 where the file holds more than 8 bits a channel, or float32.
+    """Read an image as (H, W, C) uint8, uint16 if the file has more than 8 bits per channel, or float32.
 
-    Floats, signed whole numbers and those of 32 bits become float32, with their values. Alpha is dropped, a
-    palette is replaced by its colours, 1-bit becomes 0 and 255.
+    Floats, signed integers and 32-bit integers become float32, with their values. Alpha is dropped, a palette is
+    replaced by its colours, 1-bit becomes 0 and 255.
 
     Args:
-        channels: 1 for grey, 3 for RGB, of which images of the other kind are converted; 2 to 16 others, as the file
-            has them.
-        page: of a TIFF, counted from 1; None for a file that must have one.
+        channels: 1 for grey, 3 for RGB, which are converted to each other; 2 to 16 others, as in the file.
+        page: of a TIFF, counted from 1; None for a file that must have one page.
 
     Raises:
-        FileError: missing, broken, empty, too large, rotated by a tag, of several pages, not finite, of another
-            number of channels, or of a type that is none of these.
+        FileError: missing, broken, empty, too large, rotated by a tag, with several pages, non-finite values, another
+            number of channels, or another type.
     """
     return to_array(read_picture(Path(path), page, limits), channels)
 
 
 def to_array(picture: Picture, channels: int) -> np.ndarray:
-    """A picture as `decode_image` gives it; raises what that does of values and of 0 as white."""
+    """A picture as `decode_image` returns it; raises the same errors about values and 0 as white."""
     pixels, bits = picture.pixels[:, :, : picture.num_channels], picture.header.bits
     num = 3 if picture.palette is not None else picture.num_channels
     if num != channels and {num, channels} != {1, 3}:
@@ -44,7 +43,7 @@ def to_array(picture: Picture, channels: int) -> np.ndarray:
     if picture.white_is_zero and bits > 8:
         raise FileError(
             picture.path,
-            f"found {bits}-bit pixels of which 0 is white; expected 0 to be black",
+            f"found {bits}-bit pixels with 0 as white; expected 0 to be black",
             "invert the values and save it again",
         )
     if picture.palette is not None:
@@ -59,7 +58,7 @@ def to_array(picture: Picture, channels: int) -> np.ndarray:
 def _other_channels(picture: Picture, num: int, channels: int) -> FileError:
     return FileError(
         picture.path,
-        f"found {num} channel{'s' * (num > 1)}{' and alpha, which is none' * picture.alpha}; expected {channels}"
+        f"found {num} channel{'s' * (num > 1)}{' and alpha, which does not count' * picture.alpha}; expected {channels}"
         f"{', or 1 and 3, which are converted to each other' * (channels in (1, 3))}",
         f"set prepare.channels to {num} and train on such images, or give images of {channels}"
         + " (a TIFF whose last sample is not called alpha)" * (picture.alpha and channels == num + 1),
@@ -69,11 +68,11 @@ def _other_channels(picture: Picture, num: int, channels: int) -> FileError:
 def decode_mask(
     path: str | Path, page: int | None = None, limits: Limits = NO_LIMITS_SET, lossy: bool = False, named: bool = False
 ) -> np.ndarray:
-    """Read a mask as (H, W) integers: the values as stored, for a palette the index and not the colour.
+    """Read a mask as (H, W) integers: the values as stored, for a palette the index, not the colour.
 
     Args:
-        lossy: read JPEG too, whose values are only near those that were stored.
-        named: who asks knows what each value means, so that index 0 of a palette may have any colour.
+        lossy: also read JPEG, whose values are only near those that were stored.
+        named: the caller knows what each value means, so index 0 of a palette may have any colour.
 
     Raises:
         FileError: as `decode_image`, and for JPEG, floating-point, negative or coloured masks.
@@ -82,22 +81,22 @@ def decode_mask(
 
 
 def mask_values(picture: Picture, lossy: bool = False, named: bool = False) -> np.ndarray:
-    """A picture as `decode_mask` gives it."""
+    """A picture as `decode_mask` returns it."""
     path, pixels = picture.path, picture.pixels
     if picture.lossy and not lossy:
         kind = "JPEG-compressed TIFF" if picture.header.format == "TIFF" else picture.header.format
         raise FileError(
             path,
-            f"found a {kind} mask, whose values compression has changed; expected PNG, TIFF or BMP",
-            "export the mask again as PNG, set prepare.mask_threshold to 128 where bright is foreground, or name the "
+            f"found a {kind} mask, whose values were changed by compression; expected PNG, TIFF or BMP",
+            "export the mask again as PNG, set prepare.mask_threshold to 128 if bright is foreground, or name the "
             "values in prepare.values",
         )
     if picture.lossy and pixels.shape[2] == 3 and np.ptp(pixels, axis=2).max() < DARK:
-        pixels = convert(pixels, 1)  # grey but for what compression added
+        pixels = convert(pixels, 1)  # grey except for compression artefacts
     if picture.white_is_zero:
         raise FileError(
             path,
-            "found a mask of which a tag says that 0 is white, so that foreground may be either; expected 0 for "
+            "found a mask with a tag that says that 0 is white, so that foreground may be either; expected 0 for "
             "background and no such tag",
             "save it again as PNG (in ImageJ after Image > Lookup Tables > Invert LUT)",
         )
@@ -113,7 +112,7 @@ def mask_values(picture: Picture, lossy: bool = False, named: bool = False) -> n
 
 
 def mask_colours(picture: Picture) -> np.ndarray:
-    """The colours (H, W) int32 of a mask as a viewer shows them: 0xRRGGBB of RGB, of a palette, or of grey.
+    """The colours (H, W) int32 of a mask as in a viewer: 0xRRGGBB of RGB, a palette, or grey.
 
     Raises:
         FileError: other than 8-bit colours, or a colour that is transparent in one place and not in another.
@@ -124,7 +123,7 @@ def mask_colours(picture: Picture) -> np.ndarray:
         raise FileError(
             path,
             f"found a mask of {picture.header.bits}-bit values; expected 8-bit colours, as prepare.values has",
-            "save it as an 8-bit RGB or palette PNG, or name values in place of colours",
+            "save it as an 8-bit RGB or palette PNG, or name values instead of colours",
         )
     packed = colours.astype(np.int32) @ np.array([65536, 256, 1], np.int32)
     if picture.palette is None and pixels.shape[2] in (2, 4):
@@ -140,9 +139,9 @@ def mask_colours(picture: Picture) -> np.ndarray:
 
 
 def _check_background(path: Path, indices: np.ndarray, palette: np.ndarray) -> None:
-    """Refuse a palette of which index 0 may not be the background: tools that reduce colours number them anyhow.
+    """Refuse a palette in which index 0 may not be the background: tools that reduce colours number them arbitrarily.
 
-    Of greys none may be darker. Of colours black may be no other index, nor white where 0 is not black.
+    No grey may be darker than index 0. No other colour may be black, or white if index 0 is not black.
     """
     zero, others = palette[0].astype(int), palette[np.unique(indices[indices > 0])].astype(int)
     brightness = others.max(axis=1)
@@ -153,14 +152,14 @@ def _check_background(path: Path, indices: np.ndarray, palette: np.ndarray) -> N
     if doubtful.any():
         raise FileError(
             path,
-            f"found a palette mask whose index 0 is the colour {tuple(zero.tolist())}, and black or white another "
+            f"found a palette mask whose index 0 is the colour {tuple(zero.tolist())}, and black or white is another "
             "index, so that foreground may be either; expected index 0 to be the background, and black",
             "save it as an 8-bit or 16-bit grey PNG with 0 for background",
         )
 
 
 def _labels(path: Path, mask: np.ndarray) -> np.ndarray:
-    """Whole numbers, none below zero: unsigned ones of 8 and 16 bits as they are, others in a signed type."""
+    """Non-negative integers: unsigned 8- and 16-bit ones as they are, others in a signed type."""
     if mask.min() < 0 or mask.max() >= 2**63:
         raise FileError(
             path,
@@ -173,7 +172,7 @@ def _labels(path: Path, mask: np.ndarray) -> np.ndarray:
 
 
 def _single_channel(path: Path, mask: np.ndarray, num_colours: int) -> np.ndarray:
-    """(H, W, C) of a grey picture kept as colour, perhaps with alpha last, to its (H, W) values."""
+    """(H, W, C) of a grey picture stored in colour, possibly with alpha last, to its (H, W) values."""
     if num_colours not in (1, 3):
         raise FileError(
             path,
@@ -184,7 +183,7 @@ def _single_channel(path: Path, mask: np.ndarray, num_colours: int) -> np.ndarra
     if alpha.size and alpha.min() != alpha.max():
         raise FileError(
             path,
-            "found a mask with transparent parts, so it may lie in the colour or in the transparency; "
+            "found a mask with transparent parts, so it may be in the colour or in the transparency; "
             "expected one channel",
             "save it as an 8-bit or 16-bit grey PNG",
         )
@@ -212,10 +211,10 @@ def _kept(path: Path, pixels: np.ndarray) -> np.ndarray:
 
 
 def _tell_rounding(path: Path, kind: str) -> None:
-    # Once for each folder and type: a line for every file would hide all others.
+    # Once per folder and type: a line for every file would hide all others.
     if (path.parent, kind) not in _told:
         _told.add((path.parent, kind))
-        print(f"note: {path}: {kind} pixels are rounded to float32, and so are others of this folder")
+        print(f"note: {path}: {kind} pixels are rounded to float32, as are others in this folder")
 
 
 _told: set[tuple[Path, str]] = set()

@@ -1,14 +1,14 @@
-"""Images and masks made visible: contrast stretched, classes and errors in their colours."""
+"""Displays images and masks: stretched contrast, classes and errors in their colours."""
 
 from collections.abc import Iterable
 
 import numpy as np
 
 RGBA = tuple[int, int, int, int]
-FILL = 0.6  # how much of a class's colour covers the image below it
+FILL = 0.6  # the opacity of a class's colour over the image
 
-# What a prediction made of a pixel. Okabe and Ito's colours, told apart by colour-blind readers; what was missed is
-# striped as well where a picture allows it.
+# The result of a prediction for a pixel. Okabe and Ito's colours, which colour-blind readers can distinguish; missed
+# pixels are also striped where a picture allows it.
 ERRORS: dict[str, RGBA] = {
     "right": (0, 0, 0, 0),
     "found": (0, 114, 178, 120),
@@ -23,10 +23,10 @@ SAID = {
     "extra": "extra: predicted, not there",
     "missed": "missed: there, not predicted",
     "confused": "taken for another class",
-    "ignored": "not annotated, not counted",
+    "ignored": "unlabelled, not counted",
 }
 CODES = {name: code for code, name in enumerate(ERRORS)}
-# Of the classes 0, 1, ... 254, RRGGBB, no two alike. After the first three each is the one that lies
+# Of the classes 0, 1, ... 254, RRGGBB, all different. After the first three each is the one that is
 # farthest from all before it, from ERRORS, and from black, grey and white: in Oklab, as seen with full colour vision
 # and without red or green cones (tests/unetpp/images/test_display.py).
 _CLASSES = (
@@ -57,7 +57,7 @@ def display(image: np.ndarray) -> np.ndarray:
     """(H, W, C) of any channels and range to (H, W, 3) uint8, contrast stretched to the middle 99 %."""
     channels = image[..., :3] if image.shape[2] >= 3 else image[..., [0, 0, 0]]
     low, high = np.percentile(channels, [0.5, 99.5])
-    # Less than a grey level is no contrast to show; of floats nothing tells what a level is.
+    # Less than a grey level is not stretched; for floats the size of a level is unknown.
     least = 1.0 if channels.dtype.kind == "u" else np.finfo(np.float32).tiny
     stretched = (channels.astype(np.float32) - low) / max(float(high - low), least)
     return (stretched.clip(0, 1) * 255).round().astype(np.uint8)
@@ -71,7 +71,7 @@ def outline(mask: np.ndarray) -> np.ndarray:
 
 
 def fill(base: np.ndarray, places: Iterable[tuple[RGBA, np.ndarray]]) -> np.ndarray:
-    """A picture (H, W, 3) uint8 with translucent colours laid over it, each on its place (H, W) bool."""
+    """A picture (H, W, 3) uint8 with translucent colours over it, each in its area (H, W) bool."""
     filled = base.astype(np.float32)
     for colour, inside in places:
         filled[inside] += colour[3] / 255 * (np.array(colour[:3]) - filled[inside])
@@ -79,12 +79,12 @@ def fill(base: np.ndarray, places: Iterable[tuple[RGBA, np.ndarray]]) -> np.ndar
 
 
 def fill_classes(base: np.ndarray, places: Iterable[tuple[int, np.ndarray]]) -> np.ndarray:
-    """`fill` with the colours of classes: pairs of number and place, as `find_classes` gives them of a mask."""
+    """`fill` with the colours of classes: pairs of number and area, as `find_classes` returns them for a mask."""
     return fill(base, (((*class_colour(number), round(255 * FILL)), inside) for number, inside in places))
 
 
 def error_map(mask: np.ndarray, mask_hat: np.ndarray, known: np.ndarray, background: bool = True) -> np.ndarray:
-    """What a prediction made of each pixel of (H, W) masks, as indices into ERRORS, uint8, without stripes.
+    """The result of a prediction for each pixel of (H, W) masks, as indices into ERRORS, uint8, without stripes.
 
     Confused is one class taken for another, or not the same labels.
 
@@ -104,7 +104,7 @@ def error_map(mask: np.ndarray, mask_hat: np.ndarray, known: np.ndarray, backgro
 
 
 def stripe(errors: np.ndarray) -> np.ndarray:
-    """Every other diagonal of what was missed in the paler colour."""
+    """Every other diagonal of missed areas in the paler colour."""
     rows, columns = np.indices(errors.shape)
     pale = (errors == CODES["missed"]) & ((rows + columns) % 4 < 2)
     return np.where(pale, CODES["stripe"], errors).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The size at which a network sees whole images, and how an image comes to it."""
+"""The size to which whole images are brought for a network, and how."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ Fit = Literal["stretch", "pad"]
 
 
 def as_size(value: int | Sequence[int] | None) -> Size | None:
-    """A size as params, manifests and model files have it, a side or [height, width], as (height, width)."""
+    """A size from params, manifests or model files, a side or [height, width], as (height, width)."""
     if value is None:
         return None
     height, width = (value, value) if isinstance(value, int) else value
@@ -25,7 +25,7 @@ def plain(value: int | Sequence[int] | None) -> int | list[int] | None:
 
 
 def say_size(size: int | Sequence[int] | str) -> str:
-    """A size in words, height first: "96 x 128"; words stay."""
+    """A size as text, height first: "96 x 128"; text is returned unchanged."""
     if isinstance(size, str):
         return size
     height, width = (size, size) if isinstance(size, int) else size
@@ -34,11 +34,11 @@ def say_size(size: int | Sequence[int] | str) -> str:
 
 @dataclass(frozen=True)
 class Frame:
-    """What whole images are brought to for the network.
+    """The size of whole images for the network.
 
-    "stretch" gives each image this very size. "pad" keeps its proportions: one factor makes it as large as fits, and
-    it lies at the top left; what is left at the bottom and on the right repeats its edge, after the image was
-    standardised by its own pixels, and counts nowhere.
+    "stretch" resizes each image to exactly this size. "pad" keeps its proportions: it is scaled by one factor to the
+    largest size that fits, and placed at the top left; its edge is repeated at the bottom and on the right, after it
+    was standardised by its own pixels, and the padding counts nowhere.
     """
 
     size: Size
@@ -46,7 +46,7 @@ class Frame:
 
     @property
     def canvas(self) -> Size | None:
-        """What is padded to, if anything is."""
+        """The padded size, if any."""
         return self.size if self.fit == "pad" else None
 
     def sides(self, shape: Sequence[int]) -> Size:
@@ -59,6 +59,6 @@ class Frame:
 
 
 def frame_of(size: int | Sequence[int] | None, fit: Fit) -> Frame | None:
-    """The frame that a manifest or a model file tells of, if any."""
+    """The frame of a manifest or a model file, if any."""
     sides = as_size(size)
     return Frame(sides, fit) if sides else None

@@ -1,4 +1,4 @@
-"""What may be decoded at all: sizes, pages and tags that a picture file is refused for before it is."""
+"""The limits of decoding: sizes, pages and tags for which a picture file is refused before it is decoded."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,21 +10,21 @@ EXPECTED = "expected a whole PNG, TIFF, JPEG, BMP, WEBP or GIF file"
 
 @dataclass(frozen=True)
 class Limits:
-    """What may be decoded at all; refused by the header, before it is. The values are for use without params."""
+    """The limits of decoding, checked against the header. The defaults are for use without params."""
 
-    max_pixels: int = 178_956_970  # where Pillow itself would stop: half a gigabyte of RGB
+    max_pixels: int = 178_956_970  # Pillow's own limit: half a gigabyte of RGB
     max_file_mib: int = 2048
-    name: str = "prepare.max_pixels"  # of the first, where a user sets it
+    name: str = "prepare.max_pixels"  # of the first, as the user sets it
 
 
 def broken(path: Path, error: Exception) -> FileError:
-    """The refusal of what a decoder ended on."""
+    """The refusal of a file on which a decoder failed."""
     what = " ".join(str(error).split())[:200] or type(error).__name__
     return FileError(path, f"found a broken file ({what}); {EXPECTED}", "fetch it again or remove it")
 
 
 def check_size(path: Path, limits: Limits) -> None:
-    """Refuse what is no file, an empty one, and one of more bytes than the limit."""
+    """Refuse a missing or empty file, and one with more bytes than the limit."""
     if not path.is_file():
         found = "a folder" if path.is_dir() else "no such file"
         raise FileError(path, f"found {found}; {EXPECTED}", "correct the name")
@@ -40,7 +40,7 @@ def check_size(path: Path, limits: Limits) -> None:
 
 
 def check_pixels(path: Path, width: int, height: int, limits: Limits) -> None:
-    """Refuse a picture without pixels, and one of more than the limit."""
+    """Refuse a picture without pixels, and one with more than the limit."""
     if width < 1 or height < 1:
         raise broken(path, ValueError(f"it declares {width}x{height} px"))
     if width * height > limits.max_pixels:
@@ -52,20 +52,20 @@ def check_pixels(path: Path, width: int, height: int, limits: Limits) -> None:
 
 
 def check_upright(path: Path, orientation: int) -> None:
-    """Refuse what a tag turns."""
-    if orientation not in (0, 1):  # 0 is written by tools that mean "not said"
+    """Refuse pictures that a tag rotates."""
+    if orientation not in (0, 1):  # some tools write 0 for "unspecified"
         raise FileError(
             path,
-            f"found the orientation tag {orientation}, so viewers turn it and an image and its mask may disagree; "
+            f"found the orientation tag {orientation}, so viewers rotate it and an image and its mask may disagree; "
             "expected upright pixels",
-            "turn the pixels themselves and remove the tag, of image and mask alike",
+            "rotate the pixels themselves and remove the tag, in image and mask alike",
         )
 
 
 def check_pages(path: Path, pages: int, number: int | None, hint: str) -> None:
-    """Refuse several pages where none is chosen, and one that is not there."""
+    """Refuse several pages if none is chosen, and a chosen page that does not exist."""
     if number is None and pages > 1:
-        raise FileError(path, f"found {pages} pages; expected one", f"save each page as a file of its own{hint}")
+        raise FileError(path, f"found {pages} pages; expected one", f"save each page as a separate file{hint}")
     if number is not None and not 1 <= number <= pages:
         raise FileError(
             path, f"found {pages} pages; expected page {number} among them", "save the volume as TIFF again"

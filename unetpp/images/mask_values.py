@@ -1,4 +1,4 @@
-"""What the values or colours of mask files mean: `prepare.values`, as a table from what is stored to class indices."""
+"""The meaning of values or colours in mask files: `prepare.values`, a table from stored values to class indices."""
 
 from dataclasses import dataclass
 
@@ -8,27 +8,27 @@ from unetpp.errors import FileError
 from unetpp.images.decode import mask_colours, mask_values
 from unetpp.images.pictures import Picture
 
-# JPEG at quality 75 moves what lies inside an area by less; a pixel on an edge may lie anywhere between two colours.
+# JPEG at quality 75 changes pixels inside an area by less; a pixel on an edge may be anywhere between two colours.
 NEAR = 48  # of 255, in every channel
 LISTED = 4  # values named in a message
 
 
 @dataclass(frozen=True)
 class Meanings:
-    """Stored values, sorted, and what each stands for in a mask of `unetpp.network.masks`."""
+    """Stored values, sorted, and the meaning of each in a mask of `unetpp.network.masks`."""
 
     stored: np.ndarray  # (n,) int64; colours are 0xRRGGBB
     classes: np.ndarray  # (n,) uint8
     colours: bool
 
     def read(self, picture: Picture, threshold: int | None = None) -> np.ndarray:
-        """What the values of a mask file stand for, (H, W) uint8.
+        """The meaning of the values of a mask file, (H, W) uint8.
 
         Args:
-            threshold: values from it on are taken for 255, and those below for 0.
+            threshold: values from it on are read as 255, and those below as 0.
 
         Raises:
-            FileError: as `mask_values` and `mask_colours`, and a value that stands for nothing.
+            FileError: as `mask_values` and `mask_colours`, and for an unknown value.
         """
         values = mask_colours(picture) if self.colours else mask_values(picture, lossy=True, named=True)
         if threshold is not None:
@@ -45,12 +45,12 @@ class Meanings:
                 picture.path,
                 f"found a {picture.header.format} mask with {far:,} stray pixels, more than {NEAR} of 255 from every "
                 "entry of prepare.values; expected values that compression leaves near them",
-                "export the mask again as PNG, or set prepare.mask_threshold where bright is foreground",
+                "export the mask again as PNG, or set prepare.mask_threshold if bright is foreground",
             )
         return self.classes[at]
 
     def _nearest(self, values: np.ndarray) -> tuple[np.ndarray, int]:
-        """The entry nearest to each of (n,) values, and how many are near to none."""
+        """The entry nearest to each of (n,) values, and how many are not near any."""
         found, counts = np.unique(values, return_inverse=True)
         channels = [
             [one >> shift & 255 for shift in (16, 8, 0)] if self.colours else [one] for one in (found, self.stored)

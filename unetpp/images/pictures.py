@@ -1,6 +1,6 @@
-"""A picture file, opened with care: what it is, whether it may be decoded, and its pixels as stored.
+"""Opens a picture file safely: its type, whether it can be decoded, and its pixels as stored.
 
-Pillow decodes, but TIFF (`tiff_pages`) and colours of 16 bits in a PNG, which it cuts to 8 without a word.
+Pillow decodes all but TIFF (`tiff_pages`) and 16-bit colours in a PNG, which it silently reduces to 8 bits.
 """
 
 import io
@@ -36,11 +36,11 @@ COLOURS = ("L", "LA", "RGB", "RGBA")  # by their number
 
 
 class Header(NamedTuple):
-    """What a picture file says of itself."""
+    """The header of a picture file."""
 
     format: str  # PNG, TIFF, JPEG, MPO, BMP, WEBP, GIF
-    mode: str  # in Pillow's words, or the type of the numbers where it is no unsigned one of 8 or 16 bits
-    bits: int  # of a channel
+    mode: str  # in Pillow's terms, or the number type if it is not unsigned with 8 or 16 bits
+    bits: int  # per channel
     channels: int
 
 
@@ -50,11 +50,11 @@ class Picture:
 
     path: Path
     header: Header
-    pixels: np.ndarray  # (H, W, C) of the type that the file has
+    pixels: np.ndarray  # (H, W, C) in the type of the file
     palette: np.ndarray | None = None  # (N, 3) uint8, of which the pixels are indices
     lossy: bool = False
     white_is_zero: bool = False  # a tag of TIFF
-    alpha: bool = False  # the last of the C is transparency, which is no channel
+    alpha: bool = False  # the last of the C is transparency, which does not count as a channel
 
     @property
     def num_channels(self) -> int:
@@ -76,10 +76,10 @@ def count_pages(path: str | Path, limits: Limits) -> int:
 
 
 def picture_size(path: Path, limits: Limits) -> Size:
-    """Height and width of the first page of a file, by its header alone.
+    """Height and width of the first page of a file, by its header only.
 
     Raises:
-        FileError: missing, empty, too large a file, or no picture.
+        FileError: missing, empty, too large, or not a picture.
     """
     check_size(path, limits)
     with _named(path):
@@ -92,11 +92,11 @@ def picture_size(path: Path, limits: Limits) -> Size:
 
 
 def read_picture(path: Path, page: int | None, limits: Limits) -> Picture:
-    """Decode a file, or one page of it (counted from 1), after all that its header can be refused for.
+    """Decode a file, or one page of it (counted from 1), after all checks of its header.
 
     Raises:
-        FileError: missing, empty, broken, too large, rotated by a tag, of several pages where `page` is None, or of a
-            kind that would not be read right.
+        FileError: missing, empty, broken, too large, rotated by a tag, with several pages if `page` is None, or of a
+            kind that would be misread.
     """
     check_size(path, limits)
     with decoding(path):
@@ -105,16 +105,16 @@ def read_picture(path: Path, page: int | None, limits: Limits) -> Picture:
 
 @contextmanager
 def decoding(path: Path) -> Iterator[None]:
-    """The block in which a file is decoded: whatever a decoder raises on a broken one names it."""
+    """The block in which a file is decoded: an error of a decoder on a broken file names it."""
     with _named(path), warnings.catch_warnings():
-        # Decoders warn of odd metadata. What they can decode all the same is taken, and what they cannot, raises.
+        # Decoders warn about odd metadata. Files that they can decode anyway are accepted, others raise.
         warnings.simplefilter("ignore")
         yield
 
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """A decoder raises nearly anything on a broken file: OSError, SyntaxError, ValueError, struct.error ..."""
+    """On a broken file, a decoder raises nearly anything: OSError, SyntaxError, ValueError, struct.error ..."""
     try:
         yield
     except FileError:
@@ -124,19 +124,19 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def is_tiff(path: Path) -> bool:
-    """Whether a file begins as a TIFF does, whatever its name."""
+    """Whether a file begins like a TIFF, whatever its name."""
     with path.open("rb") as file:
         return file.read(4) in tiff_pages.MAGICS
 
 
 def _read_other(path: Path, number: int | None, limits: Limits) -> Picture:
-    # The file is ours to close: Pillow keeps one open where decoding fails.
+    # We close the file: Pillow keeps it open if decoding fails.
     with path.open("rb") as file:
-        image = _open(path, file)  # its header alone
+        image = _open(path, file)  # only its header
         check_pixels(path, *image.size, limits)
         moving = image.format in ("PNG", "WEBP", "GIF")  # an MPO's second picture is a preview
         check_pages(path, getattr(image, "n_frames", 1) if moving else 1, number, "")
-        image.verify()  # the checksums of a PNG, which loading passes over
+        image.verify()  # the checksums of a PNG, which loading ignores
         image = _open(path, file)
         check_upright(path, image.getexif().get(ORIENTATION, 1))
         bits = _png_bits(file) if image.format == "PNG" else 1 if image.mode == "1" else 8
@@ -155,13 +155,13 @@ def _read_other(path: Path, number: int | None, limits: Limits) -> Picture:
         palette = np.zeros((256, 3), np.uint8)
         colours = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
         palette[: len(colours)] = colours
-        # A GIF has no grey values but by a palette, in the order in which its writer met them.
+        # A GIF has grey values only as a palette, in the order in which its writer found them.
         if header.format == "GIF" and (palette == palette[:, :1]).all():
             pixels, palette = palette[pixels][..., 0], None
     elif header.mode == "1":
         pixels = pixels.astype(np.uint8)
     elif bits < 8:
-        pixels = pixels // (255 // (2**bits - 1))  # Pillow stretches grey of 2 and 4 bits to 0 ... 255
+        pixels = pixels // (255 // (2**bits - 1))  # Pillow stretches 2- and 4-bit grey to 0 ... 255
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     alpha = pixels.shape[2] in (2, 4)
     return Picture(path, header, pixels, palette, lossy=_is_lossy(header.format, path), alpha=alpha)
@@ -174,10 +174,10 @@ def _read_tiff(path: Path, number: int | None, limits: Limits) -> Picture:
 
 
 def choose_pages(path: Path, tif: "TiffFile", number: int | None, limits: Limits) -> list["TiffPage"]:
-    """The pages of a TIFF that are the picture: one, or one for each channel where the file says so.
+    """The pages of a TIFF that form the picture: one, or one per channel if the file says so.
 
     Raises:
-        FileError, ValueError: as `read_picture`, by their tags alone.
+        FileError, ValueError: as `read_picture`, by their tags only.
     """
     chosen, num_pages = [(number or 1) - 1], tiff_pages.count(path, tif)
     if number is None and tiff_pages.are_channels(tif, num_pages):
@@ -193,7 +193,7 @@ def choose_pages(path: Path, tif: "TiffFile", number: int | None, limits: Limits
 
 
 def tiff_picture(path: Path, pages: list["TiffPage"], planes: list[np.ndarray]) -> Picture:
-    """A picture, or a part of it, of what its pages store there, (S, H, W, C) each."""
+    """A picture, or a part of it, from the data of its pages, (S, H, W, C) each."""
     page, each = pages[0], [tiff_pages.as_pixels(path, *one) for one in zip(pages, planes, strict=True)]
     pixels = each[0] if len(each) == 1 else np.concatenate(each, axis=2)
     palette = tiff_pages.palette(page)
@@ -213,8 +213,8 @@ def tiff_picture(path: Path, pages: list["TiffPage"], planes: list[np.ndarray]) 
     )
 
 
-# Not by `Image.open`: its guard against too many pixels is one number for the whole process, which is not ours to
-# change. `Limits` are checked in its place.
+# Not with `Image.open`: its limit of pixels is global for the process, and not ours to change. `Limits` are checked
+# instead.
 def _open(path: Path, file: BinaryIO) -> Image.Image:
     """A picture, not yet decoded."""
     for opener in OPENERS:
@@ -225,7 +225,7 @@ def _open(path: Path, file: BinaryIO) -> Image.Image:
 
 
 def _is_lossy(format: str, path: Path) -> bool:
-    if format == "WEBP":  # Pillow has closed its file; one that keeps all values has a chunk VP8L in place of VP8
+    if format == "WEBP":  # Pillow has closed its file; a lossless one has a chunk VP8L instead of VP8
         return b"VP8L" not in path.read_bytes()
     return format in ("JPEG", "MPO")
 

@@ -1,4 +1,4 @@
-"""Pixel arrays as training has them: how many channels, and the one geometry in which images are resized."""
+"""Pixel arrays for training: conversion of channels, and the one geometry in which images are resized."""
 
 import math
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from unetpp.images.frame import Size
 
 # ITU-R BT.601, the weights of Pillow and OpenCV.
 GREY_WEIGHTS = np.array([0.299, 0.587, 0.114])
-BLOCK_PX = 2**19  # that are converted or resized at once
+BLOCK_PX = 2**19  # converted or resized at once
 FLOAT_LIMIT = 1e30  # sums over an image stay finite in float32
 
 
@@ -20,7 +20,7 @@ def as_float32(pixels: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: some are NaN, infinite or beyond 1e30.
     """
-    with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is refused
+    with np.errstate(over="ignore", invalid="ignore"):  # infinite values are refused
         kept = pixels.astype(np.float32)
         num_bad = kept.size - int(np.count_nonzero(np.abs(kept) <= FLOAT_LIMIT))  # NaN is not
     if num_bad:
@@ -39,19 +39,19 @@ def convert(image: np.ndarray, channels: int) -> np.ndarray:
         return np.repeat(image, 3, axis=2)
     grey = np.empty((*image.shape[:2], 1), image.dtype)
     step = max(1, BLOCK_PX // image.shape[1])
-    for top in range(0, len(image), step):  # the product is float64, eight times as large as what comes of it
+    for top in range(0, len(image), step):  # the product is float64, eight times as large as the result
         rows = image[top : top + step] @ GREY_WEIGHTS
         grey[top : top + step, :, 0] = rows if image.dtype.kind == "f" else np.rint(rows)
     return grey
 
 
 def shown(image: np.ndarray) -> np.ndarray:
-    """(H, W, C) as (H, W, 3) for the eye: the first three channels, or the first one as grey."""
+    """(H, W, C) as (H, W, 3) for display: the first three channels, or the first one as grey."""
     return image[:, :, :3] if image.shape[2] >= 3 else np.repeat(image[:, :, :1], 3, axis=2)
 
 
 def by_channels(change: Callable[[np.ndarray], np.ndarray], image: np.ndarray) -> np.ndarray:
-    """`change` of (H, W) or (H, W, C), four channels at a time, as many as OpenCV takes everywhere."""
+    """`change` of (H, W) or (H, W, C), four channels at a time, the most that OpenCV accepts everywhere."""
     if image.ndim == 2 or image.shape[2] <= 4:
         return change(image)
     parts = [change(np.ascontiguousarray(image[:, :, at : at + 4])) for at in range(0, image.shape[2], 4)]
@@ -59,7 +59,7 @@ def by_channels(change: Callable[[np.ndarray], np.ndarray], image: np.ndarray) -
 
 
 def area_shape(shape: Size, size: Size) -> Size:
-    """What `resize` makes of a shape first, by area: itself where it is not four times as large."""
+    """The shape after the first, area-based step of `resize`: unchanged if it is not four times as large."""
     factor = min(shape[0] // (2 * size[0]), shape[1] // (2 * size[1]))
     return (shape[0] // factor, shape[1] // factor) if factor > 1 else shape
 
@@ -67,12 +67,12 @@ def area_shape(shape: Size, size: Size) -> Size:
 def resize(image: np.ndarray, size: Size) -> np.ndarray:
     """(H, W) or (H, W, C) to (height, width), by the one geometry in which images and masks are resized.
 
-    Bilinear, as the classic protocol resizes images; what is more than four times as large is first made smaller by
-    whole numbers, by area, so that no pixel is passed over. Area alone blurs the rims of small objects
+    Bilinear, as in the classic protocol; an image more than four times as large is first reduced by an integer factor,
+    by area, so that no pixel is skipped. Area interpolation only would blur the rims of small objects
     (benchmarks/resize.py).
 
-    OpenCV does it. Where only what prediction needs is installed, numpy does: the same bits for uint8 by the bilinear
-    step, else within a rounding (a level of uint8 and uint16).
+    OpenCV does it. If only the packages for prediction are installed, numpy does: the bilinear step of uint8 bit for
+    bit, else within a rounding (a level of uint8 and uint16).
     """
     try:
         import cv2
@@ -108,7 +108,7 @@ def resize_rows(shape: Size, read: Callable[[int, int], np.ndarray], size: Size)
 
 
 def _by_blocks(change: Callable, shape: Size, read: Callable[[int, int], np.ndarray], size: Size) -> np.ndarray:
-    """`change` for as many new rows at a time as come of BLOCK_PX old pixels, or one."""
+    """`change` for as many new rows at a time as BLOCK_PX old pixels give, or one."""
     old, found = shape[0] / size[0], []
     step = max(1, int(BLOCK_PX / shape[1] / old))
     for top in range(0, size[0], step):
@@ -124,7 +124,7 @@ def _by_area(part: np.ndarray, first: int, shape: Size, rows: slice, size: Size)
 
     Args:
         part: rows of an image of `shape`, from `first` on.
-        rows: those of the new image of `size` that are made of them.
+        rows: the resulting rows of the new image of `size`.
     """
     pixels = part.astype(np.float64)
     for axis in (1, 0):
@@ -138,7 +138,7 @@ def _by_area(part: np.ndarray, first: int, shape: Size, rows: slice, size: Size)
 
 
 def _bilinear(part: np.ndarray, first: int, shape: Size, rows: slice, size: Size) -> np.ndarray:
-    """OpenCV's INTER_LINEAR: of uint8 in its fixed-point numbers of 11 bits, of others in float32. As `_by_area`."""
+    """OpenCV's INTER_LINEAR: uint8 in its 11-bit fixed-point numbers, others in float32. Arguments as of `_by_area`."""
     fixed = part.dtype == np.uint8
     pixels: Any = part.astype(np.int64 if fixed else np.float32)
     for axis in (1, 0):

@@ -1,4 +1,4 @@
-"""Pictures larger than memory, written as their rows come: tiled TIFF that keeps its place on the earth, and PNG."""
+"""Writes pictures larger than memory row by row: tiled TIFF that keeps its georeference, and PNG."""
 
 import math
 import struct
@@ -16,18 +16,18 @@ from unetpp.images.tiff_windows import RESOLUTION, Tag
 
 TILE_PX = 256
 ACROSS, DOWN, UNIT = RESOLUTION
-BIG = 2**32 - 2**25  # bytes, from which a TIFF needs offsets of 64 bits
-WAIT_S = 0.1  # then it is asked whether the other thread still takes what it is given
+BIG = 2**32 - 2**25  # bytes from which a TIFF needs 64-bit offsets
+WAIT_S = 0.1  # before checking whether the other thread is still alive
 Write = Callable[[np.ndarray], None]
 
 
 @contextmanager
 def tiff_rows(path: Path, shape: tuple[int, ...], dtype: np.dtype, tags: Sequence[Tag] = ()) -> Iterator[Write]:
-    """A function that takes the rows (n, W) or (n, W, K) of a TIFF in tiles, packed by Deflate, from top to bottom.
+    """A function that takes the rows (n, W) or (n, W, K) of a TIFF in tiles, compressed by Deflate, from top to bottom.
 
     Args:
-        shape: of the whole.
-        tags: of the image it belongs to (`tiff_windows.place_tags`).
+        shape: of the whole picture.
+        tags: of its image (`tiff_windows.place_tags`).
 
     Raises:
         FileError: tifffile is not installed.
@@ -60,7 +60,7 @@ def tiff_rows(path: Path, shape: tuple[int, ...], dtype: np.dtype, tags: Sequenc
                 resolutionunit=sizes.get(UNIT),
             )
 
-    # tifffile asks for tiles, and who predicts gives rows, of several files at once: so each works in a thread.
+    # tifffile pulls tiles, and prediction pushes rows, of several files at once: so each file has a thread.
     with ThreadPoolExecutor(1) as pool:
         written = pool.submit(write_all)
 
@@ -70,17 +70,17 @@ def tiff_rows(path: Path, shape: tuple[int, ...], dtype: np.dtype, tags: Sequenc
                     return given.put(rows, timeout=WAIT_S)
                 except Full:
                     pass
-            written.result()  # raises what ended it
+            written.result()  # raises its error
 
         try:
             yield give
-        finally:  # cut short, too few rows end the thread
+        finally:  # after an error, too few rows end the thread
             give(None)
         written.result()
 
 
 def _tiles(get: Callable[[], np.ndarray | None], shape: tuple[int, ...]) -> Iterator[np.ndarray]:
-    """The tiles of a picture that comes in rows, row by row of them; None is its end."""
+    """The tiles of a picture that arrives in rows, row of tiles by row of tiles; None is its end."""
     band = np.zeros((0, *shape[1:]))
     for top in range(0, shape[0], TILE_PX):
         least = min(TILE_PX, shape[0] - top)
@@ -111,7 +111,7 @@ def png_rows(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> Iterator[Wr
 
         def write(rows: np.ndarray) -> None:
             content = np.ascontiguousarray(rows, dtype.newbyteorder(">")).view(np.uint8).reshape(len(rows), -1)
-            lines = np.pad(content, ((0, 0), (1, 0)))  # each begins with its filter: 0, as it is
+            lines = np.pad(content, ((0, 0), (1, 0)))  # each begins with its filter: 0, none
             if packed := packer.compress(lines.tobytes()):
                 chunk(b"IDAT", packed)
 

@@ -1,7 +1,7 @@
-"""TIFF by tifffile: how many pages there are, what one declares, and its pixels; all that it may get wrong is refused.
+"""TIFF by tifffile: number of pages, header and pixels of a page; files that tifffile might misread are refused.
 
-tifffile fills in what is missing and only logs what is wrong, so both end the reading here. It and imagecodecs, which
-unpacks what is compressed, are the extra `images`, imported where a TIFF is read.
+tifffile fills in missing data and only logs errors, so both are refused here. It and imagecodecs, which decompresses,
+are the extra `images`, imported when a TIFF is read.
 """
 
 import logging
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 
 MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MAX_PAGES = 100_000
-# None, CCITT, LZW, JPEG, Deflate, PackBits, LZMA, Zstandard. Of others (JPEG 2000, JPEG XL, WebP ...) a small file can
-# unpack to any size and type, whatever its tags say.
+# None, CCITT, LZW, JPEG, Deflate, PackBits, LZMA, Zstandard. With others (JPEG 2000, JPEG XL, WebP ...) a small file
+# can unpack to any size and type, whatever its tags say.
 JPEG, COMPRESSIONS = 7, {1, 2, 3, 4, 5, 7, 8, 32773, 32946, 34925, 50000}
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
 EXTRA_SAMPLES, PHOTOMETRIC, ORIENTATION, XMP, DESCRIPTION = 338, 262, 274, 700, 270
 MAX_CHANNELS = 16
-ASIDE, MAX_COPIES = 0b101, 64  # of the tag NewSubfileType: a smaller copy, a transparency mask
-PREMULTIPLIED = 1  # alpha that the colours are multiplied by; 2 is alpha by itself
-# What looks into other files of the folder, or guesses where pages lie.
+ASIDE, MAX_COPIES = 0b101, 64  # of the tag NewSubfileType: a reduced-resolution copy, a transparency mask
+PREMULTIPLIED = 1  # colours are multiplied by alpha; 2 is unassociated alpha
+# Features that read other files of the folder, or guess the location of pages.
 ELSEWHERE = dict.fromkeys(("is_ome", "is_mmstack", "is_ndtiff", "is_scanimage"), False)
 
 
 class _Log(logging.Filter):
-    """What tifffile logs in this thread: nothing is printed, and errors are kept."""
+    """The log of tifffile in this thread: nothing is printed, and errors are kept."""
 
     def __init__(self):
         super().__init__()
@@ -52,7 +52,7 @@ class _Log(logging.Filter):
 
 @contextmanager
 def logged() -> Iterator[None]:
-    """The block in which tifffile works; ValueError at its end, for what it calls an error and does not raise."""
+    """The block in which tifffile runs; ValueError at its end, for errors that it only logs."""
     logger, log = logging.getLogger("tifffile"), _Log()
     logger.addFilter(log)
     try:
@@ -80,7 +80,7 @@ def opened(path: Path) -> Iterator["TiffFile"]:
 
 
 def missing(path: Path, what: str) -> FileError:
-    """The refusal of what only a package of the extra `images` reads."""
+    """The refusal of a file that needs a package of the extra `images`."""
     return FileError(path, f"found {what}; expected it to be installed", "pip install 'unetpp[images]'")
 
 
@@ -88,8 +88,8 @@ def count(path: Path, tif: "TiffFile") -> int:
     """The number of pages.
 
     Raises:
-        FileError: planes that have no page of their own.
-        ValueError: more than MAX_PAGES, which may run in circles; none.
+        FileError: planes without a page.
+        ValueError: none, or more than MAX_PAGES, which may be a loop.
     """
     with suppress(IndexError):
         tif.pages.get(MAX_PAGES)
@@ -99,7 +99,7 @@ def count(path: Path, tif: "TiffFile") -> int:
         raise ValueError("it declares no page")
     planes, first = (tif.imagej_metadata or {}).get("images", 1), tif.pages.first
     size = (first.imagewidth, first.imagelength, first.samplesperpixel)
-    if not all(isinstance(one, int) for one in size):  # a tag with many values, whose product would fill the memory
+    if not all(isinstance(one, int) for one in size):  # a tag with many values, whose product would exhaust memory
         raise ValueError(f"its size is {str(size)[:60]}")
     if num_pages == 1:
         planes = max(planes, tif.series[0].size // max(1, math.prod(size)))
@@ -107,13 +107,13 @@ def count(path: Path, tif: "TiffFile") -> int:
         raise FileError(
             path,
             f"found {planes} planes and {num_pages} page headers; expected a header for each plane",
-            "save it again as a TIFF of several pages (ImageJ: below 4 GB), or each plane as a file of its own",
+            "save it again as a TIFF of several pages (ImageJ: below 4 GB), or each plane as a separate file",
         )
     return num_pages
 
 
 def are_channels(tif: "TiffFile", num_pages: int) -> bool:
-    """Whether the file itself calls its pages channels: ImageJ's metadata, OME's or tifffile's do."""
+    """Whether the file itself calls its pages channels, in ImageJ's, OME's or tifffile's metadata."""
     if not 1 < num_pages <= MAX_CHANNELS:
         return False
     imagej, said = tif.imagej_metadata or {}, str(tif.pages.first.tags.valueof(DESCRIPTION, ""))
@@ -126,7 +126,7 @@ def are_channels(tif: "TiffFile", num_pages: int) -> bool:
 
 
 def are_copies(tif: "TiffFile", num_pages: int) -> bool:
-    """Whether tags call all further pages smaller copies, or masks of transparency, as pyramids and COG do."""
+    """Whether all further pages are tagged as reduced-resolution copies or transparency masks: pyramids and COG."""
     if not 1 < num_pages <= MAX_COPIES or tif.pages.first.subfiletype & ASIDE:
         return False
     others = (tif.pages.get(number).aspage() for number in range(1, num_pages))
@@ -134,37 +134,37 @@ def are_copies(tif: "TiffFile", num_pages: int) -> bool:
 
 
 def orientation(page: "TiffPage") -> int:
-    """As EXIF counts them, 1 = upright; by the tag, or by XMP."""
+    """In EXIF's numbers, 1 = upright; by the tag, or by XMP."""
     xmp = re.search(rb'tiff:Orientation(?:="|>)([0-9])', bytes(page.tags.valueof(XMP, b"")))
     tag = page.tags.valueof(ORIENTATION, 1)
     return int(xmp[1]) if tag == 1 and xmp else tag
 
 
 def photometric(page: "TiffPage") -> int:
-    """What its numbers mean; where no tag says it, grey or RGB."""
+    """The photometric interpretation; without a tag, grey or RGB."""
     return page.photometric if PHOTOMETRIC in page.tags else RGB if page.samplesperpixel > 2 else BLACK_IS_ZERO
 
 
 def alpha(page: "TiffPage") -> int:
-    """What the last channel is: 0 = no alpha, PREMULTIPLIED, 2 = alpha; a fourth of RGB is that where no tag says."""
+    """The type of the last channel: 0 = no alpha, PREMULTIPLIED, 2 = alpha; without a tag, a fourth of RGB is alpha."""
     if EXTRA_SAMPLES not in page.tags:
         return 2 * (photometric(page) == RGB and page.samplesperpixel == 4)
     return page.extrasamples[-1] if page.extrasamples[-1] in (PREMULTIPLIED, 2) else 0
 
 
 def check_known(path: Path, page: "TiffPage", max_pixels: int) -> None:
-    """Refuse by its tags what would not be read right.
+    """Refuse by its tags a page that would be misread.
 
     Raises:
-        FileError: a kind that is not read.
-        ValueError: parts that are missing, lie outside of the file or are larger than the limit.
+        FileError: an unsupported kind.
+        ValueError: parts are missing, outside of the file or larger than the limit.
     """
     channels, kind = page.samplesperpixel - (alpha(page) > 0), photometric(page)
     known = page.dtype is not None and page.dtype.kind in "buif" and page.compression in COMPRESSIONS
     known &= page.imagedepth == page.tiledepth == 1
     if kind == PALETTE:
         known &= page.samplesperpixel == 1 and page.colormap is not None and page.dtype in (bool, np.uint8, np.uint16)
-    elif kind == YCBCR:  # a decoder of JPEG makes RGB of it
+    elif kind == YCBCR:  # a JPEG decoder converts it to RGB
         known &= channels == 3 and page.compression == JPEG
     else:
         least, most = {WHITE_IS_ZERO: (1, 1), BLACK_IS_ZERO: (1, MAX_CHANNELS), RGB: (3, MAX_CHANNELS)}.get(
@@ -178,8 +178,8 @@ def check_known(path: Path, page: "TiffPage", max_pixels: int) -> None:
             path,
             f"found a TIFF of {channels} channels of {page.bitspersample} bits ({page.dtype or 'unknown type'}, "
             f"photometric {form}, compression {packing}){aside}; expected a picture of 1 to {MAX_CHANNELS} channels: "
-            "grey, RGB, several by themselves, or with a palette",
-            "save it as one of these, packed by LZW, Deflate or not at all",
+            "grey, RGB, several channels, or a palette",
+            "save it as one of these, with LZW, Deflate or no compression",
         )
     packed = (page.compression, page.predictor, page.fillorder, page.bitspersample % 8) != (1, 1, 1, 0)
     if packed and find_spec("imagecodecs") is None:
@@ -190,7 +190,7 @@ def check_known(path: Path, page: "TiffPage", max_pixels: int) -> None:
     if whole < wanted:
         raise ValueError(f"{wanted - whole} strips or tiles are missing")
     if max(at + num_bytes for at, num_bytes in parts) > page.parent.filehandle.size:
-        raise ValueError("strips or tiles lie beyond its end")
+        raise ValueError("strips or tiles are beyond its end")
     if page.is_contiguous and sum(page.databytecounts) < page.nbytes:
         raise ValueError("its strips or tiles are too short")
     if math.prod(page.chunks[:2]) > max(max_pixels, 2**16):
@@ -200,7 +200,7 @@ def check_known(path: Path, page: "TiffPage", max_pixels: int) -> None:
 
 
 def _check_jpeg(page: "TiffPage", parts: list[tuple[int, int]]) -> None:
-    """The decoder fills up what is cut, and takes the size from the JPEG itself."""
+    """The decoder pads truncated data, and takes the size from the JPEG itself."""
     from tifffile.tifffile import jpeg_shape
 
     for at, num_bytes in parts:
@@ -208,16 +208,16 @@ def _check_jpeg(page: "TiffPage", parts: list[tuple[int, int]]) -> None:
         data = page.parent.filehandle.read(num_bytes)
         size = jpeg_shape(data)[1:3]
         if not data.rstrip(b"\0").endswith(b"\xff\xd9") or any(map(int.__gt__, size, page.chunks)):
-            raise ValueError("a JPEG in it is cut or larger than declared")
+            raise ValueError("a JPEG in it is truncated or larger than declared")
 
 
 def decode(page: "TiffPage") -> np.ndarray:
-    """What a page stores, in planes (S, H, W, C) of which S or C is 1."""
+    """The data of a page, in planes (S, H, W, C) of which S or C is 1."""
     return page.asarray(squeeze=False, maxworkers=1)[:, 0]
 
 
 def as_pixels(path: Path, page: "TiffPage", planes: np.ndarray) -> np.ndarray:
-    """(H, W, C) of all or a part of a page's planes, alpha last, those of 1 bit as 0 and 1."""
+    """(H, W, C) of all or a part of a page's planes, alpha last, 1-bit ones as 0 and 1."""
     pixels = np.ascontiguousarray(np.moveaxis(planes, 0, 2)).reshape(*planes.shape[1:3], -1)
     pixels = pixels.astype(np.uint8 if pixels.dtype == bool else pixels.dtype.newbyteorder("="), copy=False)
     opaque = np.iinfo(pixels.dtype).max if pixels.dtype.kind in "ui" else 1

@@ -1,4 +1,4 @@
-"""Parts of a TIFF page: the strips or tiles that a window lies in are decoded, and no others."""
+"""Windows of a TIFF page: only the strips or tiles of a window are decoded."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -8,21 +8,21 @@ import numpy as np
 if TYPE_CHECKING:
     from tifffile import TiffPage
 
-# Where it lies on the earth: pixel scale, tie points, transformation, and GeoTIFF's three of keys. What GDAL adds for
-# the numbers of the bands (42112, 42113: their statistics, the value of no data) is not true of a mask.
+# The georeference: pixel scale, tie points, transformation, and GeoTIFF's three key tags. GDAL's tags about the values
+# of the bands (42112, 42113: their statistics, the nodata value) do not apply to a mask.
 GEO_TAGS = (33550, 33922, 34264, 34735, 34736, 34737)
-RESOLUTION = (282, 283, 296)  # pixels across, down, and in which unit
-Tag = tuple[int, int, int, Any, bool]  # as tifffile writes them: code, type, count, value, once
+RESOLUTION = (282, 283, 296)  # pixels across, down, and their unit
+Tag = tuple[int, int, int, Any, bool]  # in tifffile's format: code, type, count, value, once
 
 
 def place_tags(page: "TiffPage") -> list[Tag]:
-    """The tags of a page that say where its pixels lie and how large they are, for another one of the same pixels."""
+    """The tags for the position and size of a page's pixels, for another page with the same pixels."""
     found = (page.tags.get(code) for code in (*GEO_TAGS, *RESOLUTION))
     return [(tag.code, int(tag.dtype), tag.count, tag.value, True) for tag in found if tag]
 
 
 class PageWindows:
-    """Windows of a page, best read from top to bottom: what reaches below a window is kept for the next one."""
+    """Windows of a page, best read from top to bottom: segments that extend below one are kept for the next."""
 
     def __init__(self, page: "TiffPage"):
         self._page = page
@@ -30,7 +30,7 @@ class PageWindows:
         self._planes = page.shaped[0]
         self._segment = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
         self._kept: dict[int, np.ndarray] = {}  # decoded segments (h, w, C) by their number
-        # Bytes as they are, in rows: any of them can be read by itself, however long a strip is.
+        # Uncompressed bytes, in rows: each row can be read separately, however long a strip is.
         self._is_plain = page.is_contiguous and page.predictor == page.fillorder == 1 and not page.is_subsampled
 
     @property
@@ -41,7 +41,7 @@ class PageWindows:
         return max(segment, self.width)
 
     def read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
-        """What the page stores there, as `tiff_pages.decode` gives it of the whole: (S, h, w, C)."""
+        """The data in the window, in the format of `tiff_pages.decode`: (S, h, w, C)."""
         if self._is_plain:
             return np.stack(
                 [self._read_plain(plane, top, height)[:, left : left + width] for plane in range(self._planes)]

@@ -1,4 +1,4 @@
-"""Images read by windows: of a TIFF the strips or tiles that are asked for, of other files out of the decoded whole."""
+"""Images read by windows: for a TIFF only the strips or tiles needed, for other files from the decoded whole."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -23,19 +23,19 @@ class WindowedImage:
     path: Path
     shape: tuple[int, int, int]  # (H, W, C)
     read: Callable[[int, int, int, int], np.ndarray]  # of top, left, height, width: (h, w, C) as `decode_image`
-    tags: tuple[Tag, ...] = ()  # of a TIFF, where its pixels lie
+    tags: tuple[Tag, ...] = ()  # of a TIFF, its georeference
 
 
 @contextmanager
 def open_windows(path: str | Path, channels: int, limits: Limits = NO_LIMITS_SET) -> Iterator[WindowedImage]:
-    """An image whose windows hold what `decode_image` gives of the whole; what that refuses is refused here or there.
+    """An image whose windows equal those of `decode_image`'s result; its errors are raised here or by reading a window.
 
     Args:
         channels: as of `decode_image`.
-        limits: of what is decoded at once: a strip or tile of a TIFF, other files as a whole. A TIFF may be larger.
+        limits: for what is decoded at once: a strip or tile of a TIFF, other files as a whole. A TIFF may be larger.
 
     Raises:
-        FileError: as `decode_image`; reading a window, too.
+        FileError: as `decode_image`; also when reading a window.
     """
     path = Path(path)
     check_size(path, replace(limits, max_file_mib=sys.maxsize))
@@ -55,17 +55,17 @@ def open_windows(path: str | Path, channels: int, limits: Limits = NO_LIMITS_SET
                 planes = [one.read(top, left, height, width) for one in windows]
             return to_array(tiff_picture(path, pages, planes), channels)
 
-        first = read(0, 0, 1, windows[0].width)  # other numbers of channels are refused now
+        first = read(0, 0, 1, windows[0].width)  # refuses other numbers of channels now
         shape = (windows[0].height, windows[0].width, first.shape[2])
         yield WindowedImage(path, shape, read, tuple(place_tags(pages[0])))
 
 
 def _check_parts(path: Path, windows: list[PageWindows], limits: Limits) -> None:
     most = max(one.unpacked_px for one in windows)
-    if most > max(limits.max_pixels, 2**16):  # as `check_known` has it
+    if most > max(limits.max_pixels, 2**16):  # as in `check_known`
         raise FileError(
             path,
-            f"found strips or tiles of {most} pixels, which are unpacked as a whole; expected at most "
+            f"found strips or tiles of {most} pixels, which are decompressed as a whole; expected at most "
             f"{limits.name} = {limits.max_pixels}",
             "save it as a TIFF in tiles, or raise the limit",
         )

@@ -1,18 +1,18 @@
-"""How far a predicted outline lies from the true one: boundary F1 at a tolerance, and the 95 % Hausdorff distance.
+"""How far a predicted outline is from the true one: boundary F1 at a tolerance, and the 95 % Hausdorff distance.
 
 A plane's boundary is its pixels that have one of their four neighbours outside it; beyond the image's edge all is
-outside. Towards unlabelled pixels there is no boundary: what lies there is not known.
+outside. There is no boundary towards unlabelled pixels, as they are unknown.
 
 - Boundary F1 (Csurka et al. 2013): precision is the share of predicted boundary pixels that have a true one within
   the tolerance, recall the share of true ones that have a predicted one.
 - HD95: the larger of the two 95th percentiles of the distances from each boundary to the nearest pixel of the
-  other, as MONAI and DeepMind's surface-distance have it.
+  other, as in MONAI and DeepMind's surface-distance.
 
-A plane that has no outline, since the image's edge or unlabelled pixels are all that it borders on (`has_outline`), has
-nothing to compare with.
+A plane without an outline, which borders only on the image's edge or unlabelled pixels (`has_outline`), cannot be
+compared.
 
-Where neither plane has a boundary, F1 is 1 and the distance 0. Where one has none, F1 is 0 and the distance the
-image's diagonal, which none can exceed: nothing found must not be better than something found far away.
+If neither plane has a boundary, F1 is 1 and the distance 0. If one has none, F1 is 0 and the distance the image's
+diagonal, the maximum: finding nothing must not be better than finding something far away.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class BoundaryScore(NamedTuple):
 
 @dataclass(frozen=True)
 class Boundary:
-    """The boundary pixels of a plane, ready for many questions for the nearest."""
+    """The boundary pixels of a plane, indexed for nearest-neighbour queries."""
 
     points: np.ndarray  # (n, 2) rows and columns
     tree: KDTree | None
@@ -37,13 +37,13 @@ class Boundary:
 
     @classmethod
     def of(cls, plane: np.ndarray, ignored: np.ndarray | None = None) -> "Boundary":
-        """The boundary of a plane (H, W) bool, where `ignored` (H, W) bool marks unlabelled pixels."""
+        """The boundary of a plane (H, W) bool, in which `ignored` (H, W) bool marks unlabelled pixels."""
         points = np.argwhere(find_boundary(plane, ignored))
         return cls(points, KDTree(points) if len(points) else None, float(np.hypot(*plane.shape)))
 
 
 def has_outline(plane: np.ndarray, ignored: np.ndarray | None = None) -> bool:
-    """Whether a plane (H, W) bool borders on a known pixel outside it, be it one."""
+    """Whether a plane (H, W) bool borders on at least one known pixel outside it."""
     return bool(find_boundary(plane, ignored, beyond=True).any())
 
 
@@ -51,7 +51,7 @@ def find_boundary(plane: np.ndarray, ignored: np.ndarray | None = None, beyond: 
     """(H, W) bool: the pixels of a plane (H, W) bool that have one of their four neighbours outside it.
 
     Args:
-        beyond: what lies beyond the image's edge counts as inside.
+        beyond: pixels beyond the image's edge count as inside.
     """
     known = plane if ignored is None else plane & ~ignored
     inside = np.pad(known if ignored is None else known | ignored, 1, constant_values=beyond)

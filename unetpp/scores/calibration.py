@@ -1,7 +1,7 @@
-"""Whether probabilities mean what they say, and which threshold makes the best masks of them.
+"""The calibration of probabilities, and the threshold that gives the best masks.
 
-Both look at the foreground's channels, pixel by pixel: the one of a binary task, those of the labels, those of the
-classes without the background. Of the pixels to which a calibrated network gives 0.8, 80 % are foreground.
+Both use the foreground's channels, pixel by pixel: the one of a binary task, those of the labels, those of the
+classes without the background. Of the pixels to which a calibrated network assigns 0.8, 80 % are foreground.
 
 Counts add up over batches, so that no split has to fit in memory.
 """
@@ -34,7 +34,7 @@ def count_bins(probs: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
 
 
 def reliability(bins: Tensor) -> list[dict[str, float | None]]:
-    """A row a bin of `count_bins`: mean probability, share that is foreground, share of all pixels.
+    """A row per bin of `count_bins`: mean probability, share that is foreground, share of all pixels.
 
     The first two are None in a bin without a pixel.
     """
@@ -50,13 +50,13 @@ def reliability(bins: Tensor) -> list[dict[str, float | None]]:
 
 
 def expected_calibration_error(bins: Tensor) -> float | None:
-    """The mean over pixels of the distance of probability and frequency in their bin; None without a pixel."""
+    """The mean over pixels of the difference of probability and frequency in their bin; None without pixels."""
     total = bins[:, 0].sum()
     return ((bins[:, 1] - bins[:, 2]).abs().sum() / total).item() if total else None
 
 
 def count_by_threshold(probs: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
-    """What `metrics.confusion` would count at each of THRESHOLDS, in one pass. Arguments as of `count_bins`.
+    """The counts of `metrics.confusion` at each of THRESHOLDS, in one pass. Arguments as of `count_bins`.
 
     Returns:
         (N, T, K, 3) int64: true positives, false positives, false negatives of each channel.
@@ -78,7 +78,7 @@ def count_by_threshold(probs: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
 def choose_threshold(counts: Tensor) -> int | None:
     """The index in THRESHOLDS of the highest mean foreground IoU of an image, by counts of `count_by_threshold`.
 
-    Of equal ones it is the nearest to 0.5. None without an image.
+    Ties go to the nearest to 0.5. None without images.
     """
     if len(counts) == 0:
         return None

@@ -1,16 +1,16 @@
-"""IoU, Dice, precision and recall, from counts of pixels, each named for what it averages over.
+"""IoU, Dice, precision and recall, from pixel counts, each named by what it averages over.
 
-Published numbers differ by how they average more than by architecture, so there are three of each:
+Published numbers differ more by averaging than by architecture, so there are three of each:
 
-- `*_image`: mean over images of the foreground's score; an image counts the same whatever its size.
+- `*_image`: mean over images of the foreground's score; every image has the same weight, whatever its size.
 - `*_pixels`: the foreground's score over the pixels of all images together.
-- `*_paper`: mean over images of the mean over background and foreground, as the paper's released code
-  has it; the background is easy, so that this is the highest.
+- `*_paper`: mean over images of the mean over background and foreground, as in the paper's released code;
+  the background is easy, so this is the highest.
 - `miou`: the mean over all named classes, background included, of the IoU over the pixels of all images together, as
-  papers on scenes report it. Labels have no background.
+  in papers on scenes. Labels have no background.
 
 With several classes "the foreground's score" is the mean over the foreground classes that occur in the
-mask or in the prediction. Where none occurs in either, the score is 1: nothing there, and nothing found.
+mask or in the prediction. If none occurs in either, the score is 1.
 """
 
 from collections.abc import Callable
@@ -33,8 +33,8 @@ def confusion(
         background: class 0 of several is the background.
 
     Returns:
-        (N, K, 3) int64. The first is the background: of labels, the pixels that have none; zeros where class 0 is a
-        class as the others are. K is num_classes, and one more where that does not count the background.
+        (N, K, 3) int64. The first is the background: for labels, the pixels without any; zeros if class 0 is a
+        class like the others. K is num_classes, and one more if that does not count the background.
     """
     task = num_classes, multilabel, background
     hat, true = (_with_background(one, *task) for one in (mask_hat, mask))  # (N, K, H, W)
@@ -67,12 +67,12 @@ def _over_classes(scores: Tensor) -> Tensor:
 
 
 def per_class_iou(counts: Tensor) -> list[float]:
-    """(N, K, 3) counts to the foreground classes' IoU, each the mean over the images where it occurs; nan for none."""
+    """(N, K, 3) counts to the foreground classes' IoU, each the mean over the images that contain it; nan for none."""
     return _iou(counts[:, 1:]).nanmean(dim=0).tolist()
 
 
 def foreground_iou(counts: Tensor) -> Tensor:
-    """(..., K, 3) counts of foreground classes alone to their (...) mean IoU."""
+    """(..., K, 3) counts of only foreground classes to their (...) mean IoU."""
     return _over_classes(_iou(counts))
 
 
@@ -94,14 +94,14 @@ def per_class_dice(counts: Tensor) -> list[float]:
 def precision_recall(counts: Tensor) -> tuple[list[float], list[float]]:
     """(N, K, 3) counts to precision and recall of each foreground class, over the pixels of all images together.
 
-    nan: a class that is predicted nowhere has no precision, one that is nowhere has no recall.
+    nan: a class that is never predicted has no precision, one that never occurs has no recall.
     """
     tp, fp, fn = counts[:, 1:].sum(dim=0).double().unbind(dim=-1)  # (K - 1,) each
     return (tp / (tp + fp)).tolist(), (tp / (tp + fn)).tolist()
 
 
 def mean_iou(counts: Tensor, multilabel: bool = False) -> float | None:
-    """(N, K, 3) counts to `miou`; a class in neither mask nor prediction has no say, and None is where no class has."""
+    """(N, K, 3) counts to `miou`; a class in neither mask nor prediction is left out; None if no class is left."""
     found = _iou(counts[:, int(multilabel) :].sum(dim=0)).nanmean().item()
     return None if found != found else found
 

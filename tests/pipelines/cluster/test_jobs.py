@@ -175,11 +175,11 @@ def test_a_cluster_without_an_agent_for_jobs_is_waited_for_in_one_line_and_then_
     monkeypatch.setattr(jobs.time, "sleep", lambda _s: None)
     jobs._send(Client([LATER] * 3), "job-1", tmp_path, "python", "http://head:8265")
     assert capsys.readouterr().out.splitlines() == [
-        "http://head:8265: waiting for the cluster's agent for jobs",
-        "job job-1 was sent",
+        "http://head:8265: waiting for the cluster's job agent",
+        "job job-1 was submitted",
     ]
     monkeypatch.setattr(jobs, "AGENT_S", -1)
-    with pytest.raises(UserError, match=r"head:8265: the cluster took no job .* port 52365.* --dashboard-agent-listen"):
+    with pytest.raises(UserError, match=r"head:8265: the cluster accepted no job .* port 52365.* --dashboard-agent-"):
         jobs._send(Client([LATER]), "job-1", tmp_path, "python", "http://head:8265")
 
 
@@ -214,7 +214,7 @@ def test_a_stage_runs_as_a_job_on_two_nodes_with_a_token(project, cluster, monke
     lines = []
     assert sent.stdout is not None
     for line in sent.stdout:
-        if lines and "was sent" in lines[-1]:  # its log begins
+        if lines and "was submitted" in lines[-1]:  # its log begins
             os.killpg(sent.pid, signal.SIGINT)
         lines.append(line)
     sent.stdout.close()
@@ -232,7 +232,7 @@ def test_a_stage_runs_as_a_job_on_two_nodes_with_a_token(project, cluster, monke
     assert repro.stdout is not None
     for line in repro.stdout:
         lines.append(line)
-        if sent := re.search(r"job (unetpp-train-\S+) was sent", line):
+        if sent := re.search(r"job (unetpp-train-\S+) was submitted", line):
             stop = ["ray", "job", "stop", "--no-wait", f"--address={cluster.address}", sent.group(1)]
             subprocess.run(stop, env=environment, check=True, capture_output=True)
     repro.stdout.close()
@@ -244,7 +244,7 @@ def test_a_stage_runs_as_a_job_on_two_nodes_with_a_token(project, cluster, monke
     # The same command sends it again, shows its log, and brings the results here.
     code, shown = finish(run(project, environment))
     assert code == 0, shown
-    assert "-3 was sent" in shown
+    assert "-3 was submitted" in shown
     assert "epoch 2/2" in shown
     assert "fetched and verified" in shown
     assert json.loads((project / "reports" / "train" / "metrics.json").read_text())["epochs"] == 2

@@ -159,18 +159,18 @@ HONEST = {
     "run lengths": (ALL_ROWS, {"area": HEIGHT * 20, "bbox": [10, 0, 20, HEIGHT]}),
 }
 OF_ANOTHER_SCALE = {
-    "shares of the image": ([[0.2, 0.25, 0.6, 0.25, 0.6, 0.6]], {"area": 300}, "coordinates within 0 to 1"),
+    "shares of the image": ([[0.2, 0.25, 0.6, 0.25, 0.6, 0.6]], {"area": 300}, "coordinates from 0 to 1"),
     "shares, also of the box": (
         [[0.2, 0.25, 0.6, 0.25, 0.6, 0.6]],
         {"bbox": [0.2, 0.25, 0.4, 0.35]},
-        "coordinates within",
+        "coordinates from",
     ),
-    "half the size": ([[5, 5, 15, 5, 15, 12, 5, 12]], {"area": 300}, "the area 300, of which "),
-    "twice the size": ([[10, 5, 50, 5, 50, 35, 10, 35]], {"area": 300.0}, "the area 300, of which "),
-    "elsewhere": (SQUARE, {"bbox": [16, 10, 20, 15]}, "the bbox [16, 10, 20, 15], of which [10.0, 10.0, "),
-    "x and y exchanged": (SQUARE, {"bbox": [10, 10, 15, 20]}, "the bbox [10, 10, 15, 20], of which"),
-    "outside the image": ([[-30, 5, -20, 5, -20, 25]], {"area": 100}, "the area 100, of which 0 px are drawn"),
-    "run lengths": (ALL_ROWS, {"area": 30}, "the area 30, of which 800 px are drawn"),
+    "half the size": ([[5, 5, 15, 5, 15, 12, 5, 12]], {"area": 300}, "the area 300 for a shape of "),
+    "twice the size": ([[10, 5, 50, 5, 50, 35, 10, 35]], {"area": 300.0}, "the area 300 for a shape of "),
+    "elsewhere": (SQUARE, {"bbox": [16, 10, 20, 15]}, "the bbox [16, 10, 20, 15] for a shape in [10.0, 10.0, "),
+    "x and y exchanged": (SQUARE, {"bbox": [10, 10, 15, 20]}, "the bbox [10, 10, 15, 20] for a shape in"),
+    "outside the image": ([[-30, 5, -20, 5, -20, 25]], {"area": 100}, "the area 100 for a shape of 0 px"),
+    "run lengths": (ALL_ROWS, {"area": 30}, "the area 30 for a shape of 800 px"),
 }
 
 
@@ -217,7 +217,7 @@ def test_a_file_that_is_no_coco_file_is_refused_by_what_it_lacks(tmp_path, conte
     ("num_classes", "classes", "multilabel", "message"),
     [
         (4, None, False, r"found 2 categories; expected 3.*set prepare\.num_classes to 3, or to 1"),
-        (3, None, True, r"found 2 categories; expected 3, as prepare\.num_classes = 3 counts labels"),
+        (3, None, True, r"found 2 categories; expected 3, as prepare\.num_classes = 3 counts only labels"),
         (3, ("nucleus", "membranes"), False, "found the categories nucleus, membrane; expected those of"),
     ],
 )

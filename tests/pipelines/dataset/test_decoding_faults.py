@@ -44,7 +44,7 @@ def image_with_a_palette_and_alpha(faulty):
     faulty.expect(colours[indices], block())
 
 
-@fault("policy", "the index and not the colour", nightly=True)
+@fault("policy", "the index, not the colour", nightly=True)
 def mask_with_a_palette_and_alpha(faulty):
     faulty.good(num_classes=3)
     picture = Image.fromarray(block(2)).convert("P")
@@ -76,21 +76,21 @@ def mask_with_grey_rims(faulty):
     return with_params(mask_threshold=128)
 
 
-@fault("policy", "three channels that it calls grey", nightly=True)
+@fault("policy", "three channels tagged as grey", nightly=True)
 def image_of_three_stains(faulty):
     path = faulty.replace_image("odd.tif", noise("odd"))
     write_tiff(path, noise("odd"), tags={262: 1})
     faulty.expect(noise("odd"), block())
 
 
-@fault("policy", "8 and 16 bits a channel")
+@fault("policy", "8 or 16 bits per channel")
 def image_of_16_bits(faulty):
     pixels = noise("odd", 1, np.uint16)
     faulty.image("odd.png", pixels)
     faulty.expect(grey(pixels), block())
 
 
-@fault("policy", "its least and greatest value are its range")
+@fault("policy", "its minimum and maximum are its range")
 def image_of_floats(faulty):
     pixels = noise("odd", 1, np.float32) / 64 - 100
     faulty.replace_image("odd.tif", pixels)
@@ -104,14 +104,14 @@ def image_of_floats_with_a_hole(faulty):
     faulty.replace_image("odd.tif", pixels)
 
 
-@fault("quarantine", r"^images/odd\.png: found the orientation tag 6.*: turn the pixels themselves")
+@fault("quarantine", r"^images/odd\.png: found the orientation tag 6.*: rotate the pixels themselves")
 def image_with_exif_6(faulty):
     exif = Image.Exif()
     exif[274] = 6
     faulty.image("odd.png", noise("odd"), exif=exif)
 
 
-@fault("quarantine", r"^masks/odd\.png: found the orientation tag 6.*of image and mask alike", nightly=True)
+@fault("quarantine", r"^masks/odd\.png: found the orientation tag 6.*in image and mask alike", nightly=True)
 def mask_with_exif_6(faulty):
     exif = Image.Exif()
     exif[274] = 6
@@ -125,7 +125,7 @@ def grey_and_colour_mixed(faulty):
     faulty.expect(noise("0003"), block(), id="0003")
 
 
-@fault("quarantine", r"^masks/odd\.jpg: found a JPEG mask, whose values compression has changed.*: export")
+@fault("quarantine", r"^masks/odd\.jpg: found a JPEG mask, whose values were changed by compression.*: export")
 def jpeg_mask(faulty):
     faulty.replace_mask("odd.jpg", block(255))
 

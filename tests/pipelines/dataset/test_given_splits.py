@@ -47,15 +47,15 @@ def test_lists_name_images_with_suffix_or_without_and_with_folders_or_without(tm
     assert found == expected  # val alone is our test
     said = capsys.readouterr().out
     assert "its val is our test, and our val is drawn from its train by hash" in said
-    assert "are left out, such as" in said
-    assert "1 names are no image" in said
+    assert "images are left out, as ImageSets" in said
+    assert "1 names match no image" in said
 
 
 def test_folders_are_taken_as_they_are_and_hash_leaves_them_alone(tmp_path, capsys):
     tmp_path.joinpath("train.txt").write_text("train/b\n")
     three = samples(tmp_path, "train/a", "val/a", "test/a", splits=("train", "val", "test"))
     assert splits(with_splits(three, tmp_path, "auto")) == {"train/a": "train", "val/a": "val", "test/a": "test"}
-    assert "the set's own split, by folders: 1 train, 1 val, 1 test" in capsys.readouterr().out
+    assert "the dataset's own split, by folders: 1 train, 1 val, 1 test" in capsys.readouterr().out
     assert set(splits(with_splits(three, tmp_path, "hash")).values()) == {None}
 
 
@@ -65,7 +65,7 @@ def test_a_table_must_name_every_image_once(tmp_path):
     assert splits(with_splits(both, tmp_path, str(path))) == {"x/a": "train", "x/b": "val", "x/c": "test"}
     for content, message in (
         ("id,split\na,train\nb,test\n", r"found no row for 1 of 3 ids: x/c"),
-        ("id,split\na,train\na,test\n", r"line 3: found 'x/a' in test, and before in train"),
+        ("id,split\na,train\na,test\n", r"line 3: found 'x/a' in test, and earlier in train"),
         ("id,split\na,fold1\n", r"line 2: found the split 'fold1'"),
         ("id,group\na,1\n", r"found the columns id, group; expected"),
     ):

@@ -48,7 +48,7 @@ def write(path, text):
 def test_a_table_gives_groups_whatever_its_other_columns_and_tells_ids_that_it_knows_alone(tmp_path, capsys):
     groups = write(tmp_path / "t.csv", "\ufeffage,group,id\n61,p1,a\n61,p1,b\n44,p2,c/d\n50,p3,gone\n")
     assert find_groups(samples("a", "b", "c/d"), groups) == ["p1", "p1", "p2"]
-    assert "1 of 4 ids are no image of this set, such as gone" in capsys.readouterr().out
+    assert "1 of 4 ids match no image of this dataset, such as gone" in capsys.readouterr().out
 
 
 def test_slices_go_by_their_own_row_or_by_that_of_their_volume(tmp_path):
@@ -69,7 +69,7 @@ def test_ids_without_a_row_are_counted_and_the_first_are_named(tmp_path):
     [
         ("", "found the columns none"),
         ("name,group\na,p1\n", "found the columns name, group; expected a CSV file with the columns id and group"),
-        ("id,group\na,p1\na,p2\n", "line 3: found 'a' in group 'p2' and before in 'p1'"),
+        ("id,group\na,p1\na,p2\n", "line 3: found 'a' in group 'p2' and earlier in 'p1'"),
         ("id,group\na,\n", "line 2: found an empty id or group"),
         ("id,group\na\n", "line 2: found an empty id or group"),
     ],

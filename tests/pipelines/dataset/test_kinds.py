@@ -30,7 +30,7 @@ def samples(*ids):
 def test_a_folder_is_a_kind_and_one_that_names_a_split_is_not():
     found = find_kinds(samples("cats/a", "train/cats/b", "dogs/young/c", "test/d", "e"), "folder")
     assert found == ["cats", "cats", "dogs", "no folder", "no folder"]
-    with pytest.raises(UserError, match=r"prepare\.kinds: found folder, and no id with one, such as 'train/a'"):
+    with pytest.raises(UserError, match=r"prepare\.kinds: found folder, but no id has one, such as 'train/a'"):
         find_kinds(samples("train/a", "b"), "folder")
 
 

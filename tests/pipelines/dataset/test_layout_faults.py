@@ -33,13 +33,13 @@ def mask_off_by_one_pixel(faulty):
     faulty.mask("odd.png", block()[1:])
 
 
-@fault("policy", "foreground where it is not 0")
+@fault("policy", "any non-zero value is then foreground")
 def mask_of_0_and_255_where_there_is_one_class(faulty):
     faulty.mask("odd.png", block(255))
     faulty.expect(noise("odd"), block(1))
 
 
-@fault("quarantine", r"^masks/odd\.png: found the mask values 0 and 255 alone.*: set prepare\.num_classes to 1")
+@fault("quarantine", r"^masks/odd\.png: found the mask values 0 and 255 only.*: set prepare\.num_classes to 1")
 def mask_of_0_and_255_where_there_are_classes(faulty):
     faulty.good(num_classes=3)
     faulty.mask("odd.png", block(255))
@@ -61,13 +61,13 @@ def empty_mask(faulty):
 
 @fault(
     "quarantine",
-    r"^images/Odd\.png: names differ only by case, suffix or form of Unicode: .*images/odd\.png: rename one",
+    r"^images/Odd\.png: names differ only by case, suffix or Unicode form: .*images/odd\.png: rename one",
 )
 def ids_that_differ_by_case(faulty):
     faulty.image("Odd.png", noise("another"))
 
 
-@fault("policy", "stand as `%E9`")
+@fault("policy", "are written as `%E9`")
 def names_of_other_systems(faulty):
     """In Latin-1, in one form of Unicode for the image and another for the mask, and as long as a disk takes."""
     for image, mask, id in (
@@ -163,9 +163,7 @@ def coco_annotations_of_another_size(faulty):
     coco(faulty, width=9.0)
 
 
-@fault(
-    "quarantine", r"^annotations\.json: found annotation 40 of odd\.png with coordinates within 0 to 1, which are sh"
-)
+@fault("quarantine", r"^annotations\.json: found annotation 40 of odd\.png with coordinates from 0 to 1, which are fr")
 def coco_polygons_in_shares_of_the_image(faulty):
     coco(faulty, segmentation=[[0.2, 0.2, 0.7, 0.2, 0.7, 0.7]])
 
@@ -196,7 +194,7 @@ def the_same_picture_mirrored_and_dimmed_under_another_name(faulty):
         faulty.together.append((f"{number:04}", f"{number:04} again"))
 
 
-@fault("policy", "without any contrast is like no other")
+@fault("policy", "without contrast matches no other")
 def many_black_pictures(faulty):
     for number in range(5):
         faulty.image(f"black{number}.png", np.zeros((SIDE, SIDE, 3), np.uint8))
@@ -204,7 +202,7 @@ def many_black_pictures(faulty):
     faulty.apart += [("black0", f"black{number}") for number in range(1, 5)]
 
 
-@fault("error", r"(?s)found \d+ groups or pairs of images that stand in two splits; .*are the same pixels")
+@fault("error", r"(?s)found \d+ groups or pairs of images that are in two splits; .*are the same pixels")
 def the_same_picture_in_two_splits(faulty):
     the_same_picture_under_two_names(faulty)
     return with_params(near_duplicates=None)
@@ -219,7 +217,7 @@ def a_patient_of_many_images(faulty):
     return with_groups(pattern=r"^(p\d+|.*)")
 
 
-@fault("error", r"the group 'p7' of 30 images stands in .*: p7_\d+ in \w+, p7_\d+ in \w+")
+@fault("error", r"the group 'p7' of 30 images is in .*: p7_\d+ in \w+, p7_\d+ in \w+")
 def a_patient_in_two_splits_by_a_mistake_in_the_rule(faulty):
     params = a_patient_of_many_images(faulty)
     faulty.patch.setattr(
@@ -228,7 +226,7 @@ def a_patient_in_two_splits_by_a_mistake_in_the_rule(faulty):
     return params
 
 
-@fault("error", r"patients\.csv: line 3: found '0001' in group 'p2' and before in 'p1'; expected one group an id")
+@fault("error", r"patients\.csv: line 3: found '0001' in group 'p2' and earlier in 'p1'; expected one group per id")
 def an_image_of_two_patients(faulty):
     (faulty.folder / "patients.csv").write_text("id,group\n0001,p1\n0001,p2\n")
     return with_groups(table=str(faulty.folder / "patients.csv"))

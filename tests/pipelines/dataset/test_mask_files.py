@@ -175,9 +175,9 @@ INDICES = np.where(RIGHT > 0, 2, (LEFT > 0) * 1).astype(np.uint8)
 WRONG_VALUES = {
     "a class": (INDICES * 4, 3, False, "value 8; expected 0 to 2", "set prepare.ignore to this value"),
     "a label": (INDICES * 2, 2, True, "value 4; expected the number of a label", "a folder each, masks/<label>/"),
-    "255 of labels": (LEFT, 2, True, "values 0 and 255 alone", "masks/<label>/"),
-    "255": (LEFT, 200, False, "values 0 and 255 alone", "set prepare.num_classes to 1, or write class indices"),
-    "255 everywhere": (LEFT * 0 + 255, 200, False, "values 0 and 255 alone", "set prepare.num_classes to 1"),
+    "255 of labels": (LEFT, 2, True, "values 0 and 255 only", "masks/<label>/"),
+    "255": (LEFT, 200, False, "values 0 and 255 only", "set prepare.num_classes to 1, or write class indices"),
+    "255 everywhere": (LEFT * 0 + 255, 200, False, "values 0 and 255 only", "set prepare.num_classes to 1"),
     "255 and others": (np.where(RIGHT > 0, 3, LEFT), 200, False, "value 255; expected 0 to 199", "correct the mask"),
 }
 

@@ -152,7 +152,7 @@ def test_jpeg_masks_are_read_by_a_threshold_or_by_near_values(tmp_path):
 def test_shapes_have_no_values(tmp_path):
     drawn = Sample("a", tmp_path / "i.png", (), drawing=Drawing(tmp_path / "annotations.json", (30, 20), ()))
     check_meanings([drawn], section())
-    with pytest.raises(UserError, match=r"COCO annotations, and prepare\.values is \{0: 'a'\}, of mask files"):
+    with pytest.raises(UserError, match=r"COCO annotations, and prepare\.values is \{0: 'a'\}, for mask files"):
         check_meanings([drawn], section(values={0: "a"}))
     with pytest.raises(UserError, match=r"COCO annotations, and prepare\.background is false"):
         check_meanings([drawn], section(num_classes=2, background=False))

@@ -31,7 +31,7 @@ def test_a_kind_that_misses_a_split_is_told_with_the_numbers():
     counts = found.counts["tissue"]
     assert sum(counts.values()) == 12
     (line,) = found.faults()
-    assert line.startswith("of the 12 tissue images there are (and by the shares should be) ")
+    assert line.startswith("12 tissue images, with those expected by prepare.shares in parentheses: ")
     assert f"{counts['train']} in train (8.4), 0 in val (1.2), {counts['test']} in test (2.4)" in line
 
 

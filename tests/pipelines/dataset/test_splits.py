@@ -176,11 +176,11 @@ def test_the_gate_lets_pass_what_stands_apart(written):
 @pytest.mark.parametrize(
     ("change", "groups", "pairs", "duplicates", "message"),
     [
-        ({}, OWN | {"d": "a"}, [], [], r"group 'a' of 2 images stands in train and test: a in train, d in test"),
+        ({}, OWN | {"d": "a"}, [], [], r"group 'a' of 2 images is in train and test: a in train, d in test"),
         ({}, OWN, [("a", "c", "the same pixels")], [], r"a in train and c in val are the same pixels"),
         ({}, OWN, [], [("b", "d", 2, 0.97)], r"b in train and d in test are near-duplicates, distance 2, .* 0\.97"),
-        ({"b": "test"}, OWN, [], [], r"group 'b' of 1 images stands in train and test"),
-        ({"b": "test"}, OWN | {"b": "a"}, [], [], r"group 'a' of 2 images stands in train and test"),
+        ({"b": "test"}, OWN, [], [], r"group 'b' of 1 images is in train and test"),
+        ({"b": "test"}, OWN | {"b": "a"}, [], [], r"group 'a' of 2 images is in train and test"),
     ],
     ids=["group", "same pixels", "near-duplicates", "table and file disagree", "table alone"],
 )
@@ -188,7 +188,7 @@ def test_the_gate_fails_on_what_was_really_written_and_lists_it(written, change,
     folder = written(GOOD, GOOD | change, duplicates)
     with pytest.raises(UserError, match=message) as caught:
         check_apart(folder, groups, pairs)
-    assert re.match(r".*: found 1 groups or pairs of images that stand in two splits", str(caught.value))
+    assert re.match(r".*: found 1 groups or pairs of images that are in two splits", str(caught.value))
 
 
 def test_the_gate_reads_the_arrow_files_and_not_the_table_alone(written):

@@ -47,7 +47,7 @@ def test_road_scenes(shared_data, params):
             "evaluate.boundary_tolerance_px": 2,
         },
     )
-    assert "the set's own split, by folders: 367 train, 101 val, 233 test" in plan.found
+    assert "the dataset's own split, by folders: 367 train, 101 val, 233 test" in plan.found
 
 
 @pytest.mark.shared_data

@@ -145,7 +145,7 @@ def test_images_that_cannot_be_fetched_are_named_and_a_store_that_fails_ends_it(
         return s3_error(403, "AccessDenied") if request.is_object and "/004.png" in request.path else answer
 
     bucket.fault = denied
-    with pytest.raises(UserError, match=r"^1 of 36 images.*\n.*set/a/004.png: may not be read"):
+    with pytest.raises(UserError, match=r"^1 of 36 images.*\n.*set/a/004.png: cannot be read: access denied"):
         far(f"s3://{bucket.name}/out")
     assert masks_in(bucket).keys() == expected.keys() - {"004.png"}
     bucket.fault = lambda request, answer: s3_error(403, "InvalidAccessKeyId") if request.is_object else answer

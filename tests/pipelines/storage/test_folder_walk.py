@@ -37,12 +37,12 @@ REFUSED = {
         link("../../elsewhere"),
         r"found a link that leads out of \S+/set, to \S+/elsewhere; .*/elsewhere$",
     ),
-    "a link to the folder above": (link(".."), r"found a link that leads back to \S+/set, in which it lies"),
+    "a link to the folder above": (link(".."), r"found a link that leads back to \S+/set, a parent folder"),
     "a link to itself": (link("odd"), r"found a link to odd that cannot be read \(Too many levels"),
     "a link to nothing": (link("gone.png"), r"found a link to gone\.png that cannot be read \(No such file"),
     "a pipe": (fifo, "found a device, pipe or socket; expected plain files"),
     "a socket": (unix_socket, "found a device, pipe or socket; expected plain files"),
-    "a file of more than any disk": (sparse, r"found \d+ bytes; expected at most \d+ in a file"),
+    "a file of more than any disk": (sparse, r"found \d+ bytes; expected at most \d+ per file"),
 }
 
 

@@ -152,7 +152,7 @@ def test_a_file_of_the_cache_that_was_changed_or_removed_is_fetched_again(node, 
 
 def test_a_file_that_is_not_in_the_storage_is_named(node):
     shared = node.shared | {"digests": {"train": "0" * 64}}
-    with pytest.raises(UserError, match=rf"{'0' * 64}\.arrow: no such file, and cluster\.storage should hold it"):
+    with pytest.raises(UserError, match=rf"{'0' * 64}\.arrow: no such file, and cluster\.storage should contain it"):
         find_file(shared, "train")
     assert node.files() == {f"{'0' * 64}.lock"}
 

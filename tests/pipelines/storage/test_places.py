@@ -55,8 +55,8 @@ def test_a_folder_that_is_none_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("method", "use", "message"),
     [
-        ("PUT", lambda place: place.write("new", b"x"), r"s3://.*/new: may not be written \(403.*s3:PutObject"),
-        ("DELETE", lambda place: place.delete("new"), r"s3://.*/new: may not be removed \(403.*s3:DeleteObject"),
+        ("PUT", lambda place: place.write("new", b"x"), r"/new: cannot be written: access denied \(403.*s3:PutObject"),
+        ("DELETE", lambda place: place.delete("new"), r"/new: cannot be removed: access denied \(403.*s3:DeleteObject"),
     ],
 )
 def test_a_store_that_denies_says_which_permission_it_wants(s3_place, bucket, method, use, message):

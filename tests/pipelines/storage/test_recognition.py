@@ -244,9 +244,9 @@ REFUSED = {
     "DICOM": ("study/@.dcm", r"found 2 DICOM files, such as 1\.dcm"),
     "YOLO": (
         "train/images/@.jpg train/labels/@.txt",
-        r"found 2 YOLO files, such as labels/1.txt, which .*export it as COCO",
+        r"found 2 YOLO files, such as labels/1.txt, which .*export them as COCO",
     ),
-    "LabelMe": ("@.jpg @.json", r"found 2 LabelMe files, such as 1\.json, which draw shapes"),
+    "LabelMe": ("@.jpg @.json", r"found 2 LabelMe files, such as 1\.json, which describe shapes"),
     "a list of addresses": ("urls.txt", r"found no pictures but urls\.txt; .*wget -x -nH -i urls\.txt"),
 }
 
@@ -259,7 +259,7 @@ def test_names_that_leave_a_doubt_are_refused_with_what_was_found_and_the_line_t
 
 def test_templates_that_find_nothing_or_no_pair_are_refused():
     names = spell("A/@.png B/x@.png", "1 2")
-    with pytest.raises(UserError, match=r"none as ingest\.layout names masks: 'C/\{id\}'"):
+    with pytest.raises(UserError, match=r"none that matches ingest\.layout for masks: 'C/\{id\}'"):
         choose(names, "set", Layout("pairs", "A/{id}", "C/{id}"))
     with pytest.raises(UserError, match=r"the first image has the id '1' and the first mask 'x1'; expected equal ids"):
         choose(names, "set", Layout("pairs", "A/{id}", "B/{id}"))

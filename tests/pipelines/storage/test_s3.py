@@ -104,7 +104,7 @@ def test_a_large_object_comes_in_parts_and_a_cut_run_goes_on_with_the_rest(bucke
     refused = s3_error(403, "AccessDenied")
     bucket.fault = lambda request, answer: refused if request.headers.get("range") == "bytes=7000-7999" else answer
     params = bucket.params().model_copy(update={"num_workers": 1})
-    with pytest.raises(UserError, match=r"large\.png: may not be read"):
+    with pytest.raises(UserError, match=r"large\.png: cannot be read: access denied"):
         ingest(params, tmp_path / "raw", tmp_path / "cache")
     assert len(bucket.reads()) == 1 + 8  # a.png before, seven parts and the one that is refused; the mask comes after
     bucket.fault = lambda _request, answer: answer
@@ -235,7 +235,7 @@ def test_two_runs_do_not_share_a_cache_at_once(bucket, tmp_path):
 
     def fault(request, answer):
         if "images/a.png" in request.path and not messages:
-            with pytest.raises(UserError, match="another run downloads into this folder") as caught:
+            with pytest.raises(UserError, match="another run is downloading into this folder") as caught:
                 ingest(bucket.params(), tmp_path / "other", tmp_path / "cache")
             messages.append(str(caught.value))
         return answer

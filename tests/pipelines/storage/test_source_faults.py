@@ -99,7 +99,7 @@ def tar_entry_that_declares_more_than_it_holds(world):
     return world.raw_tar(gzip.compress(huge.tobuf()))
 
 
-@fault(r"a\.tar: found no whole tar file \(a header declares \d+ bytes\)")
+@fault(r"a\.tar: found no complete tar file \(a header declares \d+ bytes\)")
 def tar_header_that_would_fill_the_memory(world):
     header = special("images/a.png", tarfile.XHDTYPE)
     header.size = 2**30
@@ -111,7 +111,7 @@ def the_same_name_twice_in_a_tar(world):
     return world.tar(("images/a.png", b"x"))
 
 
-@fault(r"a\.tar: found no whole tar file \(found no end mark at byte \d+: it is cut or damaged\)")
+@fault(r"a\.tar: found no complete tar file \(found no end mark at byte \d+: it is truncated or damaged\)")
 def tar_cut_between_two_entries(world):
     path = write_tar(world.folder / "a.tar", PAIR.items(), "w")
     with tarfile.open(path) as archive:
@@ -119,13 +119,13 @@ def tar_cut_between_two_entries(world):
     return world.raw_tar(path.read_bytes()[:cut])
 
 
-@fault(r"a\.tar: found no whole tar file")
+@fault(r"a\.tar: found no complete tar file")
 def packed_tar_cut(world):
     path = write_tar(world.folder / "whole.tar.gz", [*PAIR.items(), ("images/b.png", os.urandom(10**5))])
     return world.raw_tar(path.read_bytes()[:-5000])
 
 
-@fault(r"a\.tar: found no whole tar file")
+@fault(r"a\.tar: found no complete tar file")
 def text_in_place_of_a_tar(world):
     return world.raw_tar(b"hello")
 
@@ -135,7 +135,7 @@ def no_such_tar(world):
     return located("tar", world.folder / "a.tar")
 
 
-@fault(r"a\.zip: found the sha256 [0-9a-f]{64}; expected 0{64}: it is another file")
+@fault(r"a\.zip: found the sha256 [0-9a-f]{64}; expected 0{64}: it is a different file")
 def local_archive_of_another_sha256(world):
     return world.zip().model_copy(update={"sha256": "0" * 64})
 
@@ -173,24 +173,24 @@ def object_that_is_deleted_before_it_is_read(world):
     return world.s3(delete)
 
 
-@fault(r"images/a\.png: broke off 2 times, last after 10 of \d+ bytes .*expected the whole object")
+@fault(r"images/a\.png: the connection broke 2 times, last after 10 of \d+ bytes .*expected the whole object")
 def object_that_is_cut_again_and_again(world):
     cuts = iter([10, 0])
     return world.s3_on_read(lambda old: replace(old, cut=next(cuts)))
 
 
-@fault(r"images/a\.png: the store sends 10 bytes where the listing says \d+ .*is it truncated\?")
+@fault(r"images/a\.png: the store sends 10 bytes, the listing says \d+ .*is it truncated\?")
 def object_that_is_shorter_than_listed(world):
     short = {"Content-Length": "10"}
     return world.s3_on_read(lambda old: replace(old, headers=old.headers | short, body=old.body[:10]))
 
 
-@fault(r"images/a\.png: the bytes are not those of its ETag [0-9a-f]{32} \(their MD5 differs\)")
+@fault(r"images/a\.png: the bytes do not match the ETag [0-9a-f]{32} \(their MD5 differs\)")
 def object_with_other_bytes_than_its_etag(world):
     return world.s3_on_read(lambda old: replace(old, headers=without_checksums(old), body=bytes(len(old.body))))
 
 
-@fault(r"images/a\.png: the checksum is not that of the bytes .*ingest\.s3\.checksums=when_required")
+@fault(r"images/a\.png: the checksum does not match the bytes .*ingest\.s3\.checksums=when_required")
 def object_with_another_checksum(world):
     other = {"x-amz-checksum-crc32": "AAAAAA=="}
     return world.s3_on_read(lambda old: replace(old, headers=without_checksums(old) | other))
@@ -206,7 +206,7 @@ def empty_prefix(world):
     return world.s3(prefix="nothing")
 
 
-@fault(r"found no whole credentials; expected AWS_ACCESS_KEY_ID .*ingest\.s3\.anonymous=true for a public bucket")
+@fault(r"found no complete credentials; expected AWS_ACCESS_KEY_ID .*ingest\.s3\.anonymous=true for a public bucket")
 def no_credentials(world):
     world.patch.delenv("AWS_ACCESS_KEY_ID")
     world.patch.delenv("AWS_SECRET_ACCESS_KEY")
@@ -275,7 +275,7 @@ def test_an_entry_of_a_tar_that_is_no_file_is_refused(world, kind, message):
         ("images/a%00.png", r"'set/images/a\\x00\.png' has a backslash or a NUL byte in its name"),
         ("images/a%5Cb.png", r"'set/images/a\\\\b\.png' has a backslash or a NUL byte in its name"),
         ("images//b.png", r"'set/images//b\.png' has an empty or a \. part in its name"),
-        ("images/A.png", r"'set/images/A\.png' clashes with 'set/images/a\.png' where case is ignored"),
+        ("images/A.png", r"'set/images/A\.png' clashes with 'set/images/a\.png' if case and Unicode form are ignored"),
     ],
 )
 def test_an_unsafe_key_is_refused(world, key, message):
@@ -296,12 +296,12 @@ WHERE = r"s3://bucket-\d+/set"
 @pytest.mark.parametrize(
     ("asked", "answer", "message"),
     [
-        ("list", s3_error(403, "AccessDenied"), rf"{WHERE}: may not be read \(403 Acc.*the permission s3:ListBucket"),
-        ("read", s3_error(403, "AccessDenied"), r"images/a\.png: may not be read \(403.*the permission s3:GetObject"),
+        ("list", s3_error(403, "AccessDenied"), rf"{WHERE}: cannot be read: access denied \(403 Acc.* s3:ListBucket"),
+        ("read", s3_error(403, "AccessDenied"), r"images/a\.png: cannot be read: access denied \(403.* s3:GetObject"),
         (
             "read",
             s3_error(403, "InvalidObjectState"),
-            r"images/a\.png: the object lies in an archive .*restore it first",
+            r"images/a\.png: the object is in archive storage .*restore it first",
         ),
         ("list", s3_error(503, "SlowDown"), rf"{WHERE}: the store fails, 2 times in a row \(503 SlowDown.*later"),
         ("list", s3_error(400, "ExpiredToken"), rf"{WHERE}: the credentials have expired \(400 ExpiredT.*renew them"),
@@ -321,9 +321,9 @@ def test_an_error_of_the_store_says_what_to_do(world, asked, answer, message):
     ("status", "message"),
     [
         (404, "the server answers 404 Not Found; expected an archive there: correct ingest.location"),
-        (403, "the server answers 403 Forbidden; expected an address that all may read"),
+        (403, "the server answers 403 Forbidden; expected a publicly readable address"),
         (503, "cannot be fetched (503 Service Unavailable, 2 times; 0 bytes are here)"),
-        (200, "found no whole tar file"),
+        (200, "found no complete tar file"),
     ],
 )
 def test_an_address_that_is_no_archive_says_what_to_do(world, status, message):
@@ -337,12 +337,12 @@ UNSAFE = {
     "absolute": ("/tmp/evil.png", "has an absolute name"),
     "drive": ("C:/evil.png", "has an absolute name"),
     "backslash": ("..\\evil.png", "has a backslash or a NUL byte"),
-    "case": ("images/A.png", "clashes with 'images/a\\.png' where case is ignored"),
+    "case": ("images/A.png", "clashes with 'images/a\\.png' if case and Unicode form are ignored"),
     "form of Unicode": (
         "images/e\u0301.png",
-        "clashes with 'images/\u00e9\\.png' where case is ignored, and the form of",
+        "clashes with 'images/\u00e9\\.png' if case and Unicode form are",
     ),
-    "too long": (f"images/{'x' * 252}.png", "has a name of more than 255 bytes, which no disk takes"),
+    "too long": (f"images/{'x' * 252}.png", "has a name of more than 255 bytes, which no disk accepts"),
     "file and folder": ("images/a.png/b.png", "is a file and also the folder"),
 }
 

@@ -45,7 +45,7 @@ def test_what_systems_leave_behind_and_what_is_no_image_is_left_out(tmp_path, ki
     files = PAIR | dict.fromkeys((*junk, "notes.txt", "images/list.csv"), b"x")
     run(kind, write_source(kind, tmp_path, files), tmp_path / "out")
     assert contents(tmp_path / "out") == PAIR
-    assert "left out 2 files that are no images of the set, such as images/list.csv" in capsys.readouterr().out
+    assert "left out 2 files that do not belong to the dataset, such as images/list.csv" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["folder", "tar"])
@@ -54,8 +54,10 @@ def test_names_that_are_no_utf8_are_written_as_the_bytes_that_they_are(tmp_path,
     run(kind, write_source(kind, tmp_path, PAIR | latin), tmp_path / "out")
     wanted = {f"{name.removesuffix('a.png')}caf%E9.png": content for name, content in PAIR.items()}
     assert contents(tmp_path / "out") == PAIR | wanted
-    assert "2 names are no UTF-8" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"found 'images/caf%E9\.png' and 'images/caf\\udce9\.png', which become one"):
+    assert "2 names are not UTF-8" in capsys.readouterr().out
+    with pytest.raises(
+        UserError, match=r"found 'images/caf%E9\.png' and 'images/caf\\udce9\.png', which get the same name"
+    ):
         run(kind, write_source(kind, tmp_path, PAIR | latin | wanted), tmp_path / "out 2")
 
 
@@ -88,10 +90,10 @@ def test_a_damaged_entry_is_refused_by_name(tmp_path):
 def test_a_truncated_zip_a_text_file_a_folder_and_nothing_are_refused(tmp_path):
     path = write_zip(tmp_path / "a.zip", PAIR.items())
     path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(UserError, match=r"a\.zip: found no whole zip file"):
+    with pytest.raises(UserError, match=r"a\.zip: found no complete zip file"):
         run("zip", path, tmp_path / "1")
     path.write_text("hello")
-    with pytest.raises(UserError, match=r"a\.zip: found no whole zip file"):
+    with pytest.raises(UserError, match=r"a\.zip: found no complete zip file"):
         run("zip", path, tmp_path / "2")
     with pytest.raises(UserError, match=r"found a folder; for a folder set ingest\.kind=folder"):
         run("zip", tmp_path, tmp_path / "3")

@@ -59,7 +59,7 @@ def test_it_begins_with_the_very_version_that_an_alias_named_when_search_ran(
     assert model.sha256 is not None
     uri = f"models:/{NAME}/{connect(f'sqlite:///{home[0]}/mlflow.db').get_model_version_by_alias(NAME, 'L2').version}"
     assert origin == {"asked": asked, "uri": uri, "sha256": model.sha256}
-    assert f"train begins with {uri}, sha256 {model.sha256[:12]} (train.init={asked})\n" in capsys.readouterr().out
+    assert f"train starts from {uri}, sha256 {model.sha256[:12]} (train.init={asked})\n" in capsys.readouterr().out
 
     spec = spec_of(project, prepared, path)
     training = Training(replace(spec, train=spec.train.model_copy(update={"ema": 0.9})), CPU)

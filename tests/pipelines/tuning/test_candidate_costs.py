@@ -71,6 +71,6 @@ def test_a_budget_that_no_candidate_meets_is_refused_with_the_nearest(manifest):
 
 def test_widths_that_cannot_fit_the_memory_are_refused_with_the_numbers_and_nothing_is_allocated(manifest):
     space = read_space(declared(widths=[[4, 6], [20000, 40000, 80000]]))
-    with pytest.raises(UserError, match=r"training of \[20000, 40000, 80000\] needs about [\d,]+ MiB .* has 4,096 MiB"):
+    with pytest.raises(UserError, match=r"step of \[20000, 40000, 80000\] needs about [\d,]+ MiB .* has 4,096 MiB"):
         check_memory(space, manifest, 4096, "this machine")
     check_memory(space.without([(20000, 40000, 80000)]), manifest, 4096, "this machine")

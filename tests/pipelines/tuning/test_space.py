@@ -101,15 +101,15 @@ def test_pbt_changes_only_what_a_training_may_change():
         ({"space": {"learning_rate": [1]}}, r"did you mean train\.learning_rate\?"),
         ({"space": {"train.learning_rate": [-1]}}, r"space\.train\.learning_rate: .*greater than 0, found -1"),
         ({"space": {"train.loss": ["dice"]}}, r"train\.loss: .*found 'dice'"),
-        ({"space": {"prepare.size": [64, 96]}}, r"prepare\.size: a trial trains on the data that are prepared"),
-        ({"space": {"train.epochs": [2, 4]}}, r"train\.epochs: is the same for all trials; set search\.epochs"),
+        ({"space": {"prepare.size": [64, 96]}}, r"prepare\.size: a trial trains on the prepared data"),
+        ({"space": {"train.epochs": [2, 4]}}, r"train\.epochs: must be the same for all trials; set search\.epochs"),
         ({"space": {"train.learning_rate": {"log": [1e-4, 1e-2]}}}, r"searcher is grid, which needs a list"),
         ({"space": {"model.skips": ["plain", "dense"]}}, r"plain U-Net has no shallow heads"),
         (
             {"space": {"train.loss": ["lovasz", "ce_dice"], "train.class_weights": [None, [1, 2]]}},
             r"not legal together.*class_weights weigh a cross-entropy",
         ),
-        ({"scheduler": "pbt"}, r"search\.space has none that may change so"),
+        ({"scheduler": "pbt"}, r"search\.space has none that can change so"),
     ],
     ids=str,
 )

@@ -42,7 +42,7 @@ def test_alpha_is_no_channel_and_neither_is_a_conversion_made_but_of_grey_and_rg
         ("rgb.png", "3 channels", 4),
         ("rgb.tif", "3 channels", 4),
     ):
-        with pytest.raises(FileError, match=f"found {found} and alpha, which is none; expected {wanted}"):
+        with pytest.raises(FileError, match=f"found {found} and alpha, which does not count; expected {wanted}"):
             decode_image(tmp_path / name, wanted)
         assert decode_image(tmp_path / name, 3).shape == (30, 40, 3)
     tifffile.imwrite(tmp_path / "nir.tif", bands(4, "u1"), photometric="rgb", extrasamples=["unspecified"])
