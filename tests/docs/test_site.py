@@ -93,7 +93,7 @@ def test_a_broken_link_or_name_ends_the_build(project, fault):
 @pytest.mark.parametrize("pattern", ["docs/[aci]*.html", pytest.param("**/*.html", marks=pytest.mark.nightly)])
 def test_pages_fit_a_desktop_and_a_phone_and_complain_of_nothing(site, browser, pattern):
     class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *_):
+        def log_message(self, format: str, *args) -> None:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(site)))
