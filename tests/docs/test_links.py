@@ -28,5 +28,5 @@ def test_what_is_broken_is_found(tmp_path):
     page.write_text(
         "# A `b` c: d, e\n\n[a](other.md#x) ![b](c.png) `[no](link.md)`\n\n```sh\n[no](x.md)\n```\n## F\n## F\n"
     )
-    assert links(page) == ["o.md#x", "c.png"]
+    assert links(page) == ["other.md#x", "c.png"]
     assert anchors(page) == {"a-b-c-d-e", "f", "f-1"}
