@@ -100,6 +100,17 @@ def test_every_command_in_a_sentence_exists_with_its_options(page):
     assert wrong == []
 
 
+def test_workflows_call_targets_of_the_makefile(repository):
+    called = []
+    for path in (repository / ".github/workflows").glob("*.yml"):
+        for job in yaml.safe_load(path.read_text())["jobs"].values():
+            for step in job["steps"]:
+                targets = job.get("strategy", {}).get("matrix", {}).get("target", [""])
+                called += [step["run"].replace("${{ matrix.target }}", target) for target in targets if "run" in step]
+    assert {"make check", "make docs", "make test-fast", "make test", "make test-nightly"} < set(called)
+    assert [fault(one.replace("${{ github.ref_name }}", "v1").split()) for one in called] == [""] * len(called)
+
+
 def test_the_page_of_commands_names_each(repository):
     text = (repository / "docs/commands.md").read_text()
     assert [name for name in unetpp_commands() if f"`{name}`" not in text or f"unetpp {name}" not in text] == []
