@@ -31,7 +31,8 @@ def split(page: Path) -> tuple[str, list[str]]:
 
     text = re.sub(r"^( *)```(?P<language>\w*)\n(?P<body>.*?)^ *```$", take, text, flags=re.MULTILINE | re.DOTALL)
     indented = "\n".join(line for line in text.splitlines() if line.startswith("    "))
-    code += re.sub(r"\\\n\s*", "", indented).splitlines()
+    # What a command prints stands so, too; where it tells what to do next, an explanation follows after some spaces.
+    code += [re.split(r" {2,}", line.strip())[0] for line in re.sub(r"\\\n\s*", "", indented).splitlines()]
     return text, code
 
 
