@@ -111,6 +111,11 @@ def test_workflows_call_targets_of_the_makefile(repository):
     assert [fault(one.replace("${{ github.ref_name }}", "v1").split()) for one in called] == [""] * len(called)
 
 
+def test_the_citation_is_of_the_version_that_is_released(repository):
+    cited = yaml.safe_load((repository / "CITATION.cff").read_text())["version"]
+    assert f'\nversion = "{cited}"\n' in (repository / "pyproject.toml").read_text()
+
+
 def test_the_page_of_commands_names_each(repository):
     text = (repository / "docs/commands.md").read_text()
     assert [name for name in unetpp_commands() if f"`{name}`" not in text or f"unetpp {name}" not in text] == []
