@@ -11,7 +11,7 @@ export PATH := $(VENV)/bin:$(PATH)
 # uv does not read pip's settings: where local wheels lie, if there is such a place.
 FIND_LINKS = UV_FIND_LINKS="$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-$$(pip config get global.find-links 2>/dev/null)}}"
 
-.PHONY: demo test test-nightly test-fast check format lock setup mlflow clean help
+.PHONY: demo test test-nightly test-fast check format docs screenshots dist hooks lock setup mlflow clean help
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 15
@@ -28,11 +28,29 @@ test-nightly: setup ## the matrices of faults and combinations
 test-fast: setup ## the tests that start no Ray, no server and no pipeline
 	@pytest --numprocesses 2 -m "not slow and not ray and not nightly"
 
-check: setup     ## what CI checks beside the tests: style, types
-	@ruff check . && ruff format --check . && pyright
+check: setup     ## what CI checks beside the tests: style, types, tidy files
+	@ruff check . && ruff format --check . && pyright && pre-commit run --all-files
 
 format: setup    ## rewrite to the style
 	@ruff check --fix . && ruff format .
+
+# Links between pages are as in the repository, so the site is built from a copy of the pages in the same places.
+PAGES = README.md CONTRIBUTING.md CHANGELOG.md SECURITY.md LICENSE NOTICE params.yaml docs examples benchmarks/*.md
+docs: setup      ## the documentation site in build/site; a broken link is an error
+	@rm -rf build/docs build/site && mkdir -p build/docs && tar -cf - $(PAGES) | tar -xf - -C build/docs
+	@zensical build --strict --clean
+
+screenshots: setup ## docs/images anew, from the pages of the project in FROM (default: this one) in headless Chromium
+	@python -m tests.screenshots "$(or $(FROM),.)"
+
+# A release: `git tag v0.2.0 && git push --tags`, and .github/workflows/release.yml runs this.
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+dist: setup      ## sdist and wheel in dist/; TAG=v0.1.0 has to be the version of pyproject.toml
+	@test "$(or $(TAG),v$(VERSION))" = "v$(VERSION)" || { echo "error: tag $(TAG), and pyproject.toml has version $(VERSION)"; exit 2; }
+	@rm -rf dist && $(FIND_LINKS) uv build --quiet --out-dir dist
+
+hooks: setup     ## what `git commit` checks from now on: style and tidy files
+	@pre-commit install
 
 mlflow: setup    ## the MLflow page
 	@unetpp mlflow
@@ -64,5 +82,5 @@ lock:            ## requirements.lock from pyproject.toml, with the hashes of al
 	@$(FIND_LINKS) uv pip compile --quiet pyproject.toml --all-extras --python-version 3.11.4 --no-header --no-annotate --generate-hashes --output-file requirements.lock
 	@sed -i -E '/^torch==/,/[^\\]$$/{/^ /d;s/^(torch==[0-9.]+).*/\1/}' requirements.lock
 
-clean:           ## what the stages made, downloads and unfinished runs; .venv and DVC's cache stay
-	@rm -rf data/raw data/prepared data/cache models/search models/train models/export reports runs dvc_plots
+clean:           ## what the stages made, downloads, unfinished runs, the site; .venv and DVC's cache stay
+	@rm -rf data/raw data/prepared data/cache models/search models/train models/export reports runs dvc_plots build dist

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.conftest import REPOSITORY
 
-FILES = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "NOTICE")
+FILES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "NOTICE")
 SHIPPED = ("dvc.yaml", "params.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/plots")
 
 
@@ -41,7 +41,7 @@ class Installed:
             done = subprocess.run([uv, *command], env=environment, capture_output=True, text=True, cwd=source)
             assert done.returncode == 0, done.stderr
 
-        run("build", "--wheel", "--out-dir", str(folder))
+        run("build", "--out-dir", str(folder))  # the wheel by way of the sdist, as `make dist`
         (self.wheel,) = folder.glob("*.whl")
         run("venv", "--python", sys.executable, str(folder / "venv"))
         self.bin = folder / "venv/bin"
