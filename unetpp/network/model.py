@@ -283,7 +283,10 @@ class NestedUNet(nn.Module):
         """X[i, j] of its skips and the node below, which is brought to their size; of one input for j = 0."""
         if j > 0:
             *skips, below = inputs
-            inputs = (torch.cat([*skips, self.ups[f"{i}_{j}"](below, skips[0].shape[-2:])], dim=1),)
+            above = self.ups[f"{i}_{j}"](below, skips[0].shape[-2:])
+            if self.training and not below.is_cuda:
+                skips = [_DenseGradient.apply(one) for one in skips]
+            inputs = (torch.cat([*skips, above], dim=1),)
         return self.nodes[f"{i}_{j}"](*inputs)
 
     def _contexts(self, i: int, j: int) -> tuple[AbstractContextManager, AbstractContextManager]:
