@@ -261,10 +261,10 @@ def test_an_encoder_with_imagenet_weights_becomes_a_registered_family(tmp_path):
     assert f"encoder {LITE} with the weights {weights}" in str(found.description)
     assert found.tags["encoder"] == LITE
     image = str(sorted((clone.folder / "data/raw/images").iterdir())[0])
+    torch, onnx = ["--engine", "torch"], ["--engine", "onnxruntime"]
+    given = [["--depth", "2", *torch], ["--model", model, *torch], ["--model", model, *onnx]]
     masks = []
-    for number, words in enumerate(
-        (["--depth", "2"], ["--model", model], ["--model", model, "--engine", "onnxruntime"])
-    ):
+    for number, words in enumerate(given):
         clone.unetpp("predict", image, *words, "--out", f"encoder {number}")
         masks.append(np.array(Image.open(next((clone.folder / f"encoder {number}").glob("*.png")))))
     assert (masks[0] == masks[1]).all()
