@@ -66,7 +66,7 @@ class Peer(nn.Module):
     def __init__(self, encoder: str, widths: list[int], num_classes: int, weights: dict[str, Tensor] | None):
         super().__init__()
         import_timm()  # beside any torchvision
-        import segmentation_models_pytorch
+        import segmentation_models_pytorch  # pyright: ignore[reportMissingImports]
 
         depth = len(widths) - 1
         self.network: Any = segmentation_models_pytorch.UnetPlusPlus(
@@ -154,8 +154,8 @@ def train(
             reset_statistics(network)
         for sums in train_steps(step, batches(shards, epoch), rate, epoch * len(sizes)):
             losses += sums
-        seconds = time.monotonic() - began
-        print(f"{name}: epoch {epoch + 1}, loss {(losses[0] / losses[1]).item():.4f}, {seconds:.0f} s", flush=True)
+        loss, seconds = losses[0] / losses[1], time.monotonic() - began
+        print(f"{name}: epoch {epoch + 1}, loss {loss.item():.4f}, {seconds:.0f} s", flush=True)
 
 
 @torch.inference_mode()
@@ -173,8 +173,8 @@ def score(name: str, network: nn.Module, pairs: Pairs, args: argparse.Namespace,
 def difference(one: list[np.ndarray], other: list[np.ndarray]) -> str:
     """Of two networks' IoU (images,) by seed: the mean, its 95 % interval over the images, and that of each seed."""
     seeds = np.stack(one) - np.stack(other)
-    each, rng = seeds.mean(axis=0), np.random.default_rng(0)
-    means = each[rng.integers(len(each), size=(10_000, len(each)))].mean(axis=1)
+    each = seeds.mean(axis=0)
+    means = each[np.random.default_rng(0).integers(len(each), size=(10_000, len(each)))].mean(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])
     of_seeds = f"; {', '.join(f'{one:+.4f}' for one in seeds.mean(axis=1))} by seed" if len(seeds) > 1 else ""
     return f"{each.mean():+.4f} ({low:+.4f} to {high:+.4f}{of_seeds})"
@@ -195,7 +195,7 @@ def time_steps(args: argparse.Namespace, num_classes: int, device: torch.device)
             seconds[name].append(timed(lambda step=step: step(image, mask, len(mask), 0.0, 0, 0), device))
     first = next(iter(seconds))
     lines = ["| step | seconds | slowest to fastest | of the first | GMACs of a pass | ms a GMAC |"]
-    lines.append("| --- | ---: | ---: | ---: | ---: | ---: |")
+    lines += ["| --- | ---: | ---: | ---: | ---: | ---: |"]
     for name, times in seconds.items():
         took, least, most = statistics.median(times[1:]), min(times[1:]), max(times[1:])
         share = took / statistics.median(seconds[first][1:])
@@ -263,8 +263,8 @@ def main() -> None:
     scores: Scores = {}
     for number, seed in enumerate(args.seeds, start=1):
         networks = make_networks(args, num_classes, seed)
-        any_ours: Any = networks[name_ours(args.equal)]
-        learnt, test = (Pairs(data[split], any_ours, split) for split in ("train", "test"))
+        ours: Any = networks[name_ours(args.equal)]
+        learnt, test = (Pairs(data[split], ours, split) for split in ("train", "test"))
         for name, network in networks.items():
             train(name, network, learnt, args, seed, device)
             scores.setdefault(name, []).append(score(name, network, test, args, device))
@@ -291,10 +291,10 @@ def main() -> None:
             "",
             *([f"Not measured: {args.missing}.", ""] if args.missing else []),
         ]
-        text = "\n".join(lines).rstrip() + "\n"
+        text = "\n".join(lines).rstrip() + "\n"  # after each seed: what is done is kept
+        print(text)
         if args.out:
             args.out.write_text(text)
-    print(text)
 
 
 if __name__ == "__main__":

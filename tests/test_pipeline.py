@@ -255,7 +255,7 @@ def test_an_encoder_with_imagenet_weights_becomes_a_registered_family(tmp_path):
     found = mlflow_store.connect(f"sqlite:///{clone.folder}/mlflow.db").get_model_version_by_alias(
         "unetpp-nuclei", "L2"
     )
-    for told in (page, found.description, clone.unetpp("lineage", model)):
+    for told in (page, str(found.description), clone.unetpp("lineage", model)):
         assert sha256(weights) in told
     assert f"encoder {LITE}" in page
     assert f"encoder {LITE} with the weights {weights}" in str(found.description)
