@@ -211,8 +211,7 @@ def tabulate(networks: dict[str, nn.Module], scores: Scores, size: int) -> list[
     lines = ["| network | IoU | less the peer's, 95 % interval | less by own statistics | parameters | GMACs |"]
     lines.append("| --- | ---: | --- | --- | ---: | ---: |")
     for name, network in networks.items():
-        depths: Any = network.depths
-        for place, depth in enumerate(depths):
+        for place, depth in enumerate(network.depths):  # pyright: ignore[reportArgumentType]
             pruned: Any = network if name == PEER else prune(network, depth)  # pyright: ignore[reportArgumentType]
             macs = count_macs(pruned.eval(), next(pruned.parameters()).new_empty(1, 3, size, size)) / 1e9
             own = [one[place] for one in scores[name]]
