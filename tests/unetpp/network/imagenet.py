@@ -14,4 +14,4 @@ def imagenet_weights() -> dict[str, torch.Tensor]:
     with torch.device("meta"):
         ours = import_timm().create_model(LITE).state_dict()
     assert [one.shape for one in theirs.values()] == [one.shape for one in ours.values()]
-    return dict(zip(ours, theirs.values(), strict=True))
+    return {name: one.contiguous() for name, one in zip(ours, theirs.values(), strict=True)}
