@@ -267,10 +267,10 @@ def main() -> None:
         for name, network in networks.items():
             train(name, network, learnt, args, seed, device)
             scores.setdefault(name, []).append(score(name, network, test, args, device))
-        options = f"--set {args.set} --encoder {args.encoder} --size {args.size} --epochs {args.epochs}"
-        options += f"{' --weights ' + args.weights.name if args.weights else ''} --frozen {args.frozen}"
-        for key in ("widths", "equal", "seeds"):
-            options += f" --{key} {' '.join(map(str, getattr(args, key)))}"
+        options = f"--encoder {args.encoder}{' --weights ' + args.weights.name if args.weights else ''}"
+        for key in ("set", "size", "epochs", "rounds", "frozen", "widths", "equal", "seeds"):
+            value = getattr(args, key)
+            options += f" --{key} {' '.join(map(str, value)) if isinstance(value, list) else value}"
         options += " --constants" if args.constants else ""
         lines = [
             *head(
