@@ -181,6 +181,7 @@ def write_results(out: Path, result: dict, rows: list[dict]) -> None:
 def find_provenance(subject: Subject) -> dict[str, object]:
     """What the numbers come from, by what the page calls it."""
     trained, commit, dirty = subject.trained, *git_commit(Path.cwd())
+    begun = trained.info.get("encoder_weights")
     return {
         "Test images (test.arrow), sha256": subject.manifest.splits["test"].sha256,
         "Raw data manifest, sha256": subject.manifest.raw_sha256,
@@ -189,6 +190,7 @@ def find_provenance(subject: Subject) -> dict[str, object]:
         "Epoch of the weights": trained.info.get("kept", trained.info.get("epoch")),
         "Params of the training": json.dumps(trained.info.get("params"), sort_keys=True),
         "Network": ", ".join(f"{key} {value}" for key, value in trained.network.config().items()),
+        "Weights of the encoder at the start": begun and f"{begun['uri']}, sha256 {begun['sha256']}",
         "Commit of the evaluating code": commit + (" with changed files" if dirty else ""),
     }
 

@@ -24,14 +24,18 @@ def test_both_networks_are_trained_scored_timed_and_compared(tmp_path, monkeypat
     monkeypatch.setattr(encoders, "Peer", stand_in)
     options = "--size 16 --epochs 1 --batch-size 4 --rounds 1 --precision fp32 --widths 4 6 8"
     out = tmp_path / "encoders.md"
-    monkeypatch.setattr(sys, "argv", ["encoders", "--data", str(tmp_path), "--out", str(out), *options.split()])
+    command = ["encoders", "--data", str(tmp_path), "--out", str(out), *options.split()]
+    monkeypatch.setattr(sys, "argv", [*command, *["--equal", "4", "5", "6", "--constants", "--seeds", "0", "1"]])
     encoders.main()
     text = out.read_text()
-    assert "| ours, L1 |" in text
-    assert "| ours, L2 |" in text
+    assert "--equal 4 5 6 --seeds 0 1 --constants`. Read on" in text
+    assert all(f"| ours, widths 4 5 6{end}, L{depth} |" in text for end in ("", encoders.CONSTANTS) for depth in (1, 2))
     assert text.count(f"| {encoders.PEER} |") == 2
+    assert text.count(" by seed)") == 6
+    assert "| ours, widths 4 6 8 |" in text
     assert "Not measured" not in text
     monkeypatch.setattr(encoders, "Peer", None)
     monkeypatch.setattr(encoders, "difference", None)  # there is nothing to compare with
+    monkeypatch.setattr(sys, "argv", command)
     encoders.main()
     assert f"Not measured: {encoders.PEER}: TypeError" in out.read_text()

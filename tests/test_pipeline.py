@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
 
 from pipelines.evaluation.report_schema import Report
 from pipelines.registry import mlflow_store
 from tests.clones import Clone, git
+from tests.unetpp.network.imagenet import LITE, imagenet_weights
+from unetpp.files import sha256
 
 pytestmark = pytest.mark.ray
 
@@ -232,3 +235,37 @@ def test_experiments_are_compared_by_params_metrics_and_plots(classes):
     page = (clone.folder / "dvc_plots/index.html").read_text()
     assert '"rev": "classes"' in page
     assert '"rev": "tolerant"' in page
+
+
+@pytest.mark.nightly
+def test_an_encoder_with_imagenet_weights_becomes_a_registered_family(tmp_path):
+    weights = tmp_path / "lite0.safetensors"
+    save_file(imagenet_weights(), weights)
+    (tmp_path / "clone").mkdir()
+    clone = Clone(tmp_path / "clone")
+    begun = [f"model.encoder={LITE}", f"model.encoder_weights={weights}", "train.encoder_lr=0.3"]
+    clone.experiment("encoder", *begun, *LIGHT, "train.epochs=2", "export.formats=[onnx]", until="register")
+    report, versions = (clone.json(f"reports/{name}.json") for name in ("evaluate/report", "register/versions"))
+    assert set(versions["versions"]) == {"L1", "L2"}
+    assert {(row["depth"], row["engine"]) for row in report["engines"]["rows"]} >= {
+        (depth, engine) for depth in ("L1", "L2") for engine in ("onnxruntime", "openvino")
+    }
+    page = (clone.folder / "reports/evaluate/report.html").read_text()
+    model = "models:/unetpp-nuclei@L2"
+    found = mlflow_store.connect(f"sqlite:///{clone.folder}/mlflow.db").get_model_version_by_alias(
+        "unetpp-nuclei", "L2"
+    )
+    for told in (page, str(found.description), clone.unetpp("lineage", model)):
+        assert sha256(weights) in told
+    assert f"encoder {LITE}" in page
+    assert f"encoder {LITE} with the weights {weights}" in str(found.description)
+    assert found.tags["encoder"] == LITE
+    image = str(sorted((clone.folder / "data/raw/images").iterdir())[0])
+    torch, onnx = ["--engine", "torch"], ["--engine", "onnxruntime"]
+    given = [["--depth", "2", *torch], ["--model", model, *torch], ["--model", model, *onnx]]
+    masks = []
+    for number, words in enumerate(given):
+        clone.unetpp("predict", image, *words, "--out", f"encoder {number}")
+        masks.append(np.array(Image.open(next((clone.folder / f"encoder {number}").glob("*.png")))))
+    assert (masks[0] == masks[1]).all()
+    assert (masks[0] != masks[2]).mean() < 0.001

@@ -1,5 +1,6 @@
 """Numbers as a person reads them, on pages and in a terminal."""
 
+import json
 from typing import Any
 
 NOTHING = "–"  # noqa: RUF001 - what stands in a table where there is no number
@@ -30,5 +31,7 @@ def points(iou: float | None, digits: int = 1) -> str:
 
 
 def say(value: Any) -> str:
-    """A searched value; a drawn number in three digits."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    """A searched value as params.yaml has it; a drawn number in three digits."""
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return json.dumps(value) if value is None or isinstance(value, bool | list | tuple) else str(value)

@@ -135,10 +135,10 @@ def _axis(values: list) -> tuple[list[float], list[tuple[float, str]]]:
         spread = (high - low) or 1
         said = [short(one) if one >= 1000 else f"{one:.3g}" for one in (low, high)]
         return [(value - low) / spread for value in values], [(0, said[0]), *([(1, said[1])] if high > low else [])]
-    labels = list(dict.fromkeys(str(value) for value in values))
+    labels = list(dict.fromkeys(map(say, values)))
     places = {label: index / max(1, len(labels) - 1) for index, label in enumerate(labels)}
     shown = labels if len(labels) <= 8 else [labels[0], labels[-1]]
-    return [places[str(value)] for value in values], [(places[label], label) for label in shown]
+    return [places[say(value)] for value in values], [(places[label], label) for label in shown]
 
 
 def curves_chart(trials: list[dict[str, Any]], chosen: Point) -> Markup:

@@ -226,6 +226,7 @@ def _notes(family: Family) -> list[str]:
     counted = "foreground alone" if network.background else "of all classes"
     counts = ", ".join(f"{split.num_images} {name}" for name, split in splits.items())
     return [
+        f"**Network:** {describe_network(family)}.",
         f"**Table:** IoU and Dice: mean over the {splits['test'].num_images} test images{kinds}, "
         f"{counted}. ms: one image at a time, median (95th percentile); images/s: in batches; "
         f"both on {machine}.",
@@ -239,6 +240,14 @@ def _notes(family: Family) -> list[str]:
         f"**Leak check:** {family.leak_check}. **Intended use:** {family.intended_use or 'not stated'}. "
         f"**Licence:** {family.licence or 'not stated'}.",
     ]
+
+
+def describe_network(family: Family) -> str:
+    """What was trained, and the weights that an encoder began with."""
+    network, begun = family.trained.network, family.trained.info.get("encoder_weights")
+    began = f" with the weights {begun['uri']}, sha256 `{begun['sha256']}`" if begun else ""
+    encoder = f"encoder {network.encoder}{began}; " if network.encoder else ""
+    return f"{encoder}widths {', '.join(map(str, network.widths))}; skips {network.skips}"
 
 
 def with_history(description: str, events: list[Event]) -> str:

@@ -118,6 +118,22 @@ def page_of(*found) -> str:
     return build_page(json.loads(json.dumps(page_facts(*found))))
 
 
+def test_the_page_has_encoders_in_its_table_and_chart(prepared):
+    space = read_space(declared(space={"model.encoder": [None, "resnet34"]}))
+    points = [
+        point
+        for encoder, pair in ((None, (3, 2)), ("resnet34", (5, 4)))
+        for point in points_of([pair], **{"model.encoder": encoder})
+    ]
+    mark_front(points, "macs")
+    assert [name(point) for point in points] == ["L1 of 5 8 (model.encoder null)", "L1 of 5 8 (model.encoder resnet34)"]
+    page = page_of(points, [], points[1], "the best", [], space, read_manifest(prepared), (32, 32))
+    assert all(
+        f"<td>{one}</td>" in page and f">{one}<" in page.replace(f"<td>{one}</td>", "") for one in ("null", "resnet34")
+    )
+    assert "None" not in Outline(page).text
+
+
 def test_the_page_is_whole_and_escapes(prepared):
     space = read_space(declared(space={"train.loss": ["ce_dice", "lovasz"]}, budget=NO_LIMIT | {"macs": 5000}))
     points = points_of([(3, 2), (5, 4), (None, 3), (2, 7)], **{"train.loss": "<b>$x$ & y</b>"})

