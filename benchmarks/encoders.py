@@ -134,7 +134,7 @@ def score(network: nn.Module, pairs: Pairs, num_classes: int, batch_size: int, d
     found = []
     for image, mask in plain_batches(pairs, range(len(pairs)), batch_size):
         logits = network(standardise(image.to(device)))
-        masks = (to_mask(to_probs(one.float(), False), False).cpu() for one in logits)
+        masks = (to_mask(to_probs(one.float(), one.shape[1]), one.shape[1]).cpu() for one in logits)
         found.append(torch.stack([per_image_iou(confusion(one, mask, num_classes)) for one in masks]))
     return torch.cat(found, dim=1).numpy()
 

@@ -183,7 +183,7 @@ def image_ious(
         ious: dict[int, float] = {}
         for batch in batches(split, batch_size, some):
             seen = predict_resized(engine, batch.images)
-            mask_hat = torch.from_numpy(to_mask(to_own_size(seen, batch.images[0].shape[:2]), about.multilabel))
+            mask_hat = torch.from_numpy(to_mask(to_own_size(seen, batch.images[0].shape[:2]), *task[:2]))
             counts = metrics.confusion(mask_hat, batch.mask, *task)
             ious |= dict(zip(batch.indices, metrics.per_image_iou(counts).tolist(), strict=True))
             for _ in batch.indices:

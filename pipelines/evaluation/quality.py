@@ -93,9 +93,10 @@ def measure_quality(
         true_objects.areas += [each.areas for each in planes.objects]
         seen_mask = _seen(batch, predict.frame, num_classes, multilabel)
         for name, seen, probs in predict.answers(batch.images):
-            quality, mask_hat = found[name], to_mask(probs, multilabel)
+            quality, mask_hat = found[name], to_mask(probs, num_classes, multilabel)
             quality.counts[batch.indices] = metrics.confusion(mask_hat, batch.mask, *predict.task)
-            quality.seen_counts[batch.indices] = metrics.confusion(to_mask(seen, multilabel), seen_mask, *predict.task)
+            seen_hat, probs = to_mask(seen, num_classes, multilabel), probs[:, :num_classes]
+            quality.seen_counts[batch.indices] = metrics.confusion(seen_hat, seen_mask, *predict.task)
             quality.bins += count_bins(probs[:, first:], truth, valid)
             if quality.by_threshold is not None:
                 quality.by_threshold[batch.indices] = count_by_threshold(probs, truth, valid)
@@ -164,5 +165,5 @@ def choose_thresholds(predict: Predictor, val: Split, batch_size: int) -> dict[s
     for batch in batches(val, batch_size, what="val images, for thresholds"):
         truth, valid = to_planes(batch.mask, num_classes, multilabel)
         for name, _, probs in predict.answers(batch.images):
-            counts[name].append(count_by_threshold(probs, truth, valid))
+            counts[name].append(count_by_threshold(probs[:, :num_classes], truth, valid))
     return {name: choose_threshold(torch.cat(each)) for name, each in counts.items()}

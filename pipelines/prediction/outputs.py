@@ -155,7 +155,7 @@ def _writers(
     about: About, pixels: np.ndarray, probs: np.ndarray, stem: str, save: Sequence[Kind], image: Path
 ) -> Iterator[Callable[[Path], object]]:
     """What writes each file of an image, in the order of `Outputs.places`."""
-    mask = to_mask(probs[None], about.multilabel)[0]
+    mask = to_mask(probs[None], about.num_classes, about.multilabel)[0]
     planes, objects = find_objects(mask, about) if {"labels", "measurements"} & set(save) else ([], [])
     if max((int(plane.max()) for plane in planes), default=0) > MAX_OBJECTS and "labels" in save:
         raise FileError(

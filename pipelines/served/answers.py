@@ -157,7 +157,7 @@ class Served:
         probs = predict_image(engine, image)
         if request.mode == "probabilities":
             return probs  # (num_classes, H, W)
-        mask = to_mask(probs[None], self.about.multilabel, request.threshold)[0]  # (H, W)
+        mask = to_mask(probs[None], self.about.num_classes, self.about.multilabel, request.threshold)[0]  # (H, W)
         if request.encoding == "array":
             return mask
         binary = self.about.num_classes == 1 and not self.about.multilabel

@@ -87,9 +87,10 @@ class Predictor:
         return self.probs(images)
 
     def probs(self, images: "np.ndarray | Tensor") -> np.ndarray:
-        """Probabilities (num_classes, H, W) float32 of an image, (N, num_classes, H, W) of a batch.
+        """Probabilities (num_outputs, H, W) float32 of an image, (N, num_outputs, H, W) of a batch.
 
-        One channel is the foreground's probability, several are those of the classes (`names`), or one of each label.
+        One channel is the foreground's probability, several are those of the classes (`names`), or one of each label;
+        a network for instances adds boundary and distance.
 
         Raises:
             UserError: images of another shape, type or range.
@@ -109,7 +110,7 @@ class Predictor:
             UserError: as `probs`.
         """
         probs = self.probs(images)
-        masks = to_mask(probs if probs.ndim == 4 else probs[None], self.multilabel)
+        masks = to_mask(probs if probs.ndim == 4 else probs[None], self.num_classes, self.multilabel)
         return masks if probs.ndim == 4 else masks[0]
 
     def _read(self, images: "np.ndarray | Tensor") -> tuple[list[np.ndarray], tuple[float, float] | None, bool]:

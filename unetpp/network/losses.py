@@ -43,7 +43,7 @@ def _overlap(
     logits: Tensor, truth: Tensor, valid: Tensor, exclusive: bool, first: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Soft true positives, false positives and false negatives of the channels from `first` on, (N, K) each."""
-    probs, truth = (to_probs(logits, multilabel=not exclusive) * valid)[:, first:], truth[:, first:]
+    probs, truth = (to_probs(logits, logits.shape[1], not exclusive) * valid)[:, first:], truth[:, first:]
     tp = (probs * truth).sum(dim=(2, 3))
     return tp, probs.sum(dim=(2, 3)) - tp, (truth * valid).sum(dim=(2, 3)) - tp
 

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from unetpp.errors import UserError
 from unetpp.network.batch_norm import BatchNorm
 from unetpp.network.encoders import Pyramid
-from unetpp.network.masks import MAX_LABELS
+from unetpp.network.masks import FOR_INSTANCES, MASK, MAX_LABELS
 
 # Which earlier nodes of its own level node X[i, j] sees, as their positions. The family is this table.
 SKIPS = {
@@ -123,7 +123,7 @@ class NestedUNet(nn.Module):
         widths: channels by level, at least two; the depth is `len(widths) - 1`, 1 to 6. With an encoder those of our
             own nodes, which are all but the encoder's.
         in_channels: channels of the image.
-        num_classes: channels of the logits: 1 for foreground or not, else one a class.
+        num_classes: channels of the mask's logits: 1 for foreground or not, else one a class.
         skips: "dense" (UNet++), "short" (UNet+), "encoder" (UNet^e) or "plain" (U-Net).
         deep_supervision: a head at each depth, else at the deepest alone.
         norm: "batch", "instance" or "group"; "none" for a network whose batch norm was folded away.
@@ -135,6 +135,8 @@ class NestedUNet(nn.Module):
             no score; else it is a class as the others are.
         encoder: a network of timm, such as "resnet34", whose feature maps are the nodes X[i, 0]; those of levels that
             it lacks, mostly level 0, stay our own.
+        targets: what each head gives: ("mask",), or ("mask", "boundary", "distance") to part instances, of a channel
+            more for each of the two.
 
     Raises:
         UserError: values that make no network, or one of which not every parameter learns.
@@ -153,6 +155,7 @@ class NestedUNet(nn.Module):
         multilabel: bool = False,
         background: bool = True,
         encoder: str | None = None,
+        targets: tuple[str, ...] | list[str] = MASK,
     ):
         super().__init__()
         self.widths = tuple(widths)
@@ -166,6 +169,7 @@ class NestedUNet(nn.Module):
         self.dropout = dropout
         self.multilabel, self.background = multilabel, background
         self.encoder = encoder
+        self.targets = tuple(targets)
         self._check()
         self.depths = tuple(range(1, self.depth + 1)) if deep_supervision else (self.depth,)
 
@@ -186,12 +190,17 @@ class NestedUNet(nn.Module):
                 channels += sum(of[i, s] for s in SKIPS[skips](j))
             if j > 0 or i not in theirs:
                 self.nodes[f"{i}_{j}"] = Block(channels, self.widths[i], norm, dropout)
-        self.heads = nn.ModuleDict({str(d): nn.Conv2d(self.widths[0], num_classes, 1) for d in self.depths})
+        self.heads = nn.ModuleDict({str(d): nn.Conv2d(self.widths[0], self.num_outputs, 1) for d in self.depths})
 
     @property
     def task(self) -> tuple[int, bool, bool]:
         """num_classes, multilabel and background, as `unetpp.network.masks` and `unetpp.scores` take them."""
         return self.num_classes, self.multilabel, self.background
+
+    @property
+    def num_outputs(self) -> int:
+        """Channels of a head: the mask's, which come first, and one for each further target."""
+        return self.num_classes + len(self.targets) - 1
 
     def _check(self) -> None:
         if not 1 <= self.depth <= MAX_DEPTH or any(not isinstance(w, int) or w < 1 for w in self.widths):
@@ -207,6 +216,10 @@ class NestedUNet(nn.Module):
             raise UserError("background is False, and one class or labels have no class 0: set it to True")
         if self.multilabel and self.num_classes > MAX_LABELS:
             raise UserError(f"num_classes: found {self.num_classes} labels; expected at most {MAX_LABELS}")
+        if self.targets not in (MASK, FOR_INSTANCES):
+            raise UserError(f"targets: found {list(self.targets)}; expected {list(MASK)} or {list(FOR_INSTANCES)}")
+        if self.targets != MASK and self.multilabel:
+            raise UserError("targets part objects of classes, and labels may lie over each other: set targets to mask")
         for name, table in (("skips", SKIPS), ("norm", NORMS), ("upsampling", UPSAMPLINGS)):
             if getattr(self, name) not in table:
                 raise UserError(f"{name}: found {getattr(self, name)!r}; expected one of {', '.join(table)}")
@@ -240,7 +253,11 @@ class NestedUNet(nn.Module):
             "dropout": self.dropout,
             "multilabel": self.multilabel,
             "background": self.background,
-        } | ({} if self.encoder is None else {"encoder": self.encoder})
+        } | (
+            # What older files lack stands where it is needed alone.
+            ({} if self.encoder is None else {"encoder": self.encoder})
+            | ({} if self.targets == MASK else {"targets": list(self.targets)})
+        )
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Logits of each head, shallowest first.
@@ -249,7 +266,7 @@ class NestedUNet(nn.Module):
             image: (N, in_channels, H, W) float; H and W divisible by 2^depth.
 
         Returns:
-            a logits tensor (N, num_classes, H, W) for each of `self.depths`.
+            a logits tensor (N, num_outputs, H, W) for each of `self.depths`.
 
         Raises:
             UserError: sides that 2^depth does not divide; the message names the size to pad to.

@@ -225,7 +225,7 @@ def validate(
         losses = deep_supervision_loss(logits, mask, class_weights, loss, network.multilabel, network.background)
         sums[:-1, 0] += losses.sum(dim=1)
         for head, one in enumerate(logits):
-            mask_hat = to_mask(to_probs(one.float(), network.multilabel), network.multilabel)
+            mask_hat = to_mask(to_probs(one.float(), *network.task[:2]), *network.task[:2])
             counts = confusion(mask_hat, mask, *network.task)
             sums[head, 1] += per_image_iou(counts).sum()
         sums[-1] += len(mask)
