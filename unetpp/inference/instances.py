@@ -7,25 +7,17 @@ watershed of Vincent and Soille 1991, by scikit-image). A connected part of the 
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 
 from unetpp.errors import UserError
 from unetpp.inference.tiles import to_mask
+from unetpp.models.about import Separation
 from unetpp.network.masks import find_classes
 from unetpp.scores.object_matching import Objects, find_pairs
 
 SEEDS = (0.5, 0.4, 0.6, 0.3, 0.2)  # that are tried; of equals the first is taken
-SMALLEST_PX = (1, 8, 24, 96)
-
-
-@dataclass(frozen=True)
-class Separation:
-    """How the objects of one depth are told apart, chosen on val."""
-
-    seed: float  # the energy from which a pixel begins an object
-    smallest_px: int  # objects of fewer pixels are none
+SMALLEST_PX = (12, 1, 40, 120)
 
 
 def separate(
@@ -94,7 +86,7 @@ def _grow(probs: np.ndarray, num_classes: int, seed: float, threshold: float, ba
             "scikit-image is not installed; expected it for a model with the targets boundary and distance: "
             "`pip install 'unetpp[instances]'`, or ask for the mask alone"
         ) from None
-    mask = to_mask(probs[None, :num_classes], threshold=threshold)[0]
+    mask = to_mask(probs[None], num_classes, threshold=threshold)[0]
     boundary, distance = probs[num_classes], probs[num_classes + 1]
     energy = distance * (1 - boundary)
     numbers, count = np.zeros(mask.shape, np.int32), 0

@@ -7,7 +7,9 @@ import pytest
 from scipy import ndimage
 
 from unetpp.errors import UserError
-from unetpp.inference.instances import SEEDS, SMALLEST_PX, Separation, choose_separation, separate
+from unetpp.inference.instances import choose_separation, separate
+from unetpp.models.about import USUAL as FIRST
+from unetpp.models.about import Separation
 from unetpp.scores.object_matching import Objects, match_objects
 
 USUAL = Separation(0.4, 4)
@@ -115,8 +117,8 @@ def test_the_separation_that_is_chosen_tells_them_apart_and_drops_specks():
 
 def test_pixels_that_nobody_knows_choose_nothing_and_equals_give_the_first():
     unknown = np.full(TOUCHING.shape, -1)
-    assert choose_separation([(probs_of(TOUCHING), unknown)], 1) == Separation(SEEDS[0], SMALLEST_PX[0])
-    assert choose_separation([], 1) == Separation(SEEDS[0], SMALLEST_PX[0])
+    assert choose_separation([(probs_of(TOUCHING), unknown)], 1) == FIRST
+    assert choose_separation([], 1) == FIRST
 
 
 def test_without_scikit_image_the_extra_is_named(monkeypatch):
