@@ -21,7 +21,7 @@ from pipelines.core.git import git_commit
 from pipelines.core.params import load_params
 from pipelines.core.tables import write_rows
 from pipelines.evaluation.bootstrap import LEVEL, RESAMPLES
-from pipelines.evaluation.decision import Decision, decide
+from pipelines.evaluation.decision import Decision, compare_with_masks, decide
 from pipelines.evaluation.depth_costs import measure_devices, open_depths
 from pipelines.evaluation.depth_table import describe
 from pipelines.evaluation.engine_scores import Scored, engines_json, measure_engines, measure_tta
@@ -51,7 +51,7 @@ from unetpp.scores import metrics
 from unetpp.scores.calibration import reliability
 
 FILES = ("report.json", "engines.json", "metrics.json", "depths.csv", "images.csv", "reliability.csv")
-COMPARED = ("iou_image", "iou_image_low", "iou_image_high", "miou", "latency_ms", "peak_memory_mib")
+COMPARED = ("iou_image", "iou_image_low", "iou_image_high", "miou", "dsb_ap", "latency_ms", "peak_memory_mib")
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def make_report(
 ) -> dict:
     """What report.json holds (`report_schema.Report`)."""
     quality, kinds, classes = measured.quality, subject.split.kinds, subject.trained.classes
-    limits = ("tolerance_iou", "max_latency_ms", "max_memory_mib", "max_parameters", "engine")
+    limits = ("tolerance_iou", "tolerance_ap", "max_latency_ms", "max_memory_mib", "max_parameters", "engine")
     result = {
         "schema": 2,
         "recommended_depth": decision.depth,
@@ -147,6 +147,7 @@ def make_report(
         "gates": measured.gates,
         "engines": measured.engines,
         "tta": measured.tta,
+        "objects": describe_objects(subject, measured),
         "samples": samples,
         "machine": measured.devices[0]["machine"],
         "devices": measured.devices,
@@ -162,6 +163,17 @@ def make_report(
     }
     Report.model_validate(result)  # what others read is what the schema says, or it is not written
     return result
+
+
+def describe_objects(subject: Subject, measured: Measured) -> dict:
+    """What the scores of objects are of, and whether depths differ in them more than in masks (`report_schema`)."""
+    ways, separated = measured.true_objects.ways, subject.trained.about.separation() is not None
+    known = separated or "numbers" in ways  # connected pixels on both sides say of objects what masks say already
+    return {
+        "true": "both" if len(ways) > 1 else next(iter(ways)),
+        "predicted": "watershed" if separated else "components",
+        "remark": compare_with_masks(measured.depths, measured.means) if known else "",
+    }
 
 
 def write_results(out: Path, result: dict, rows: list[dict]) -> None:
@@ -211,7 +223,8 @@ def evaluate(
     subject = Subject.open(prepared, model)
     predict = Predictor(subject.trained, device)
     measured = measure(subject, predict, settings, device, exports)
-    decision = decide(measured.depths, measured.means["iou_image"], settings)
+    separated = subject.trained.about.separation() is not None
+    decision = decide(measured.depths, measured.means, settings, separated)
     rows = image_rows(measured.quality, subject.split, subject.groups)
     # The images to show are ranked by what is deployed.
     shown = f"L{decision.depth or subject.trained.depths[-1]}"
@@ -226,7 +239,7 @@ def evaluate(
         "samples": [{"rank": rank, "row": index} for rank, index in picked],
         "extremes": {name: find_extremes(rows, name) for name in measured.quality},
         "shown": shown,
-        "rule": {name: getattr(settings, name) for name in ("tolerance_iou", "max_latency_ms")}
+        "rule": {name: getattr(settings, name) for name in ("tolerance_iou", "tolerance_ap", "max_latency_ms")}
         | {"resamples": RESAMPLES},
         "provenance": find_provenance(subject),
     }
