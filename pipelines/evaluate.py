@@ -29,7 +29,7 @@ from pipelines.evaluation.examples import find_extremes, pick, write_examples
 from pipelines.evaluation.gates import check_gates
 from pipelines.evaluation.predictor import Predictor
 from pipelines.evaluation.quality import Quality, TrueObjects, choose_thresholds, measure_quality
-from pipelines.evaluation.report_schema import Report
+from pipelines.evaluation.report_schema import Report, says_objects
 from pipelines.evaluation.scores import (
     by_class,
     by_kind,
@@ -168,12 +168,12 @@ def make_report(
 def describe_objects(subject: Subject, measured: Measured) -> dict:
     """What the scores of objects are of, and whether depths differ in them more than in masks (`report_schema`)."""
     ways, separated = measured.true_objects.ways, subject.trained.about.separation() is not None
-    known = separated or "numbers" in ways  # connected pixels on both sides say of objects what masks say already
-    return {
+    found = {
         "true": "both" if len(ways) > 1 else next(iter(ways)),
         "predicted": "watershed" if separated else "components",
-        "remark": compare_with_masks(measured.depths, measured.means) if known else "",
     }
+    remark = compare_with_masks(measured.depths, measured.means) if says_objects({"objects": found}) else ""
+    return found | {"remark": remark}
 
 
 def write_results(out: Path, result: dict, rows: list[dict]) -> None:

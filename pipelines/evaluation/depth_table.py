@@ -4,6 +4,7 @@ import textwrap
 
 from pipelines.core.numbers import fixed, short
 from pipelines.evaluation.cautions import find_cautions
+from pipelines.evaluation.report_schema import says_objects
 
 COLUMNS = 100
 
@@ -63,8 +64,7 @@ def _quality(name: str, row: dict, seen: bool, several: bool) -> tuple[str, ...]
 
 def _objects(report: dict, deepest: str) -> list[str]:
     """A row a depth, of reports whose objects are more than the connected pixels of masks."""
-    about = report.get("objects") or {}
-    if (about.get("true"), about.get("predicted")) in ((None, None), ("components", "components")):
+    if not says_objects(report):
         return []
     rows = [("objects", "AP", "95 %", f"to {deepest}", "95 %", "F1", "95 %")]
     rows += [
@@ -79,8 +79,8 @@ def _objects(report: dict, deepest: str) -> list[str]:
         )
         for name, row in report["depths"].items()
     ]
-    said = [textwrap.fill(about["remark"], COLUMNS, break_on_hyphens=False)] if about["remark"] else []
-    return [_align(rows, report["recommended_depth"]), *said]
+    remark = textwrap.fill(report["objects"]["remark"], COLUMNS, break_on_hyphens=False)
+    return [_align(rows, report["recommended_depth"]), *([remark] if remark else [])]
 
 
 def _classes(report: dict) -> str:

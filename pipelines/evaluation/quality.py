@@ -12,7 +12,7 @@ from pipelines.evaluation.predictor import Batch, Predictor, batches
 from unetpp.data.arrow_split import Split
 from unetpp.data.resized import resize_mask
 from unetpp.images.frame import Frame
-from unetpp.network.masks import first_class, to_mask, to_planes
+from unetpp.network.masks import find_classes, first_class, to_mask, to_planes
 from unetpp.scores import metrics
 from unetpp.scores.boundaries import Boundary, compare_boundaries, has_outline
 from unetpp.scores.calibration import choose_threshold, count_bins, count_by_threshold
@@ -164,6 +164,16 @@ class _Planes:
 def find_objects(plane: np.ndarray, numbers: np.ndarray | None) -> Objects:
     """The objects of a class (H, W) bool: what is numbered as one (H, W), else its connected components."""
     return Objects.of(plane) if numbers is None else Objects.of_numbers(np.where(plane, numbers, 0))
+
+
+def number_mask(mask: np.ndarray, numbers: np.ndarray | None, background: bool) -> np.ndarray:
+    """The objects of a mask (H, W) of classes, each class's for itself, as one plane of numbers (H, W) int32."""
+    found, count = np.zeros(mask.shape, np.int32), 0
+    for _, place in find_classes(mask, background=background):
+        objects = find_objects(place, numbers)
+        found[place] = np.where(objects.numbers[place] > 0, objects.numbers[place] + count, 0)
+        count += len(objects.areas)
+    return found
 
 
 def _own(numbers: np.ndarray | None, plane: int) -> np.ndarray | None:
