@@ -17,6 +17,7 @@ from pipelines.storage.places import Place, open_place
 from unetpp.data.manifest import Manifest
 from unetpp.errors import UserError
 from unetpp.files import check_sha256, read_json, sha256
+from unetpp.network.masks import MASK
 
 SPLITS = ("train", "val")
 AGAIN = "rerun the command of the stage, which puts it there"
@@ -24,6 +25,8 @@ AGAIN = "rerun the command of the stage, which puts it there"
 
 def share(params: Params, prepared: Path, manifest: Manifest, init: tuple[Path, str] | None = None) -> dict | None:
     """Put the files of train and val into `cluster.storage` where they are not there yet.
+
+    Val at the images' own sizes goes with them where objects are parted by it.
 
     Args:
         init: weights that the training begins with, and their sum: "init" to `find_file`.
@@ -35,11 +38,13 @@ def share(params: Params, prepared: Path, manifest: Manifest, init: tuple[Path, 
     Raises:
         UserError: a file has not the sha256 of the manifest, or cannot be put there.
     """
+    digests = {split: manifest.splits[split].sha256 for split in SPLITS}
+    if params.model.targets != MASK and manifest.val_full_sha256:
+        digests[manifest.full_val] = manifest.val_full_sha256
     if params.cluster.storage is None:
-        manifest.check(prepared, *SPLITS)
+        manifest.check(prepared, *digests)
         return None
     storage = open_place(params.cluster.storage, params.ingest.s3)
-    digests = {split: manifest.splits[split].sha256 for split in SPLITS}
     for split, digest in digests.items():
         path = prepared / f"{split}.arrow"
         there = storage.size(_name(digest))
