@@ -51,7 +51,7 @@ from unetpp.scores import metrics
 from unetpp.scores.calibration import reliability
 
 FILES = ("report.json", "engines.json", "metrics.json", "depths.csv", "images.csv", "reliability.csv")
-COMPARED = ("iou_image", "iou_image_low", "iou_image_high", "miou", "dsb_ap", "latency_ms", "peak_memory_mib")
+COMPARED = ("iou_image", "iou_image_low", "iou_image_high", "miou", "latency_ms", "peak_memory_mib")
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,8 @@ def write_results(out: Path, result: dict, rows: list[dict]) -> None:
     write_json(out / "report.json", result)
     depth = result["recommended_depth"] or result["nearest_depth"]
     row = depths[f"L{depth}"] if depth else [row for name, row in depths.items() if name != "mean"][-1]
-    few = {key: round(row[key], 4) for key in COMPARED if row.get(key) is not None}
+    keys = (*COMPARED, *["dsb_ap"] * says_objects(result))
+    few = {key: round(row[key], 4) for key in keys if row.get(key) is not None}
     write_json(out / "metrics.json", {"recommended_depth": result["recommended_depth"]} | few)
     tables = {"depths": [{"depth": name} | row for name, row in depths.items()], "images": rows}
     for name, found in (tables | {"reliability": reliability_rows(result)}).items():
