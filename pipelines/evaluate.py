@@ -47,7 +47,6 @@ from unetpp.engines.family import Family
 from unetpp.errors import UserError
 from unetpp.images.frame import as_size, plain
 from unetpp.models.listing import read_exports
-from unetpp.scores import metrics
 from unetpp.scores.calibration import reliability
 
 FILES = ("report.json", "engines.json", "metrics.json", "depths.csv", "images.csv", "reliability.csv")
@@ -109,8 +108,8 @@ def measure(
     depths = {name: row | costs[name] for name, row in scores.items()}
     share = subject.manifest.foreground_share
     gates = check_gates(predict, Resized.of(split, subject.manifest), settings.gates, size, batch, share)
-    ious = {name: metrics.per_image_iou(each.counts).numpy() for name, each in quality.items()}
-    scored = {"val": Scored.of_val(predict, subject.open_val(), batch), "test": Scored.of_test(split, ious)}
+    scored_test = {name: _columns(each, predict) for name, each in quality.items()}
+    scored = {"val": Scored.of_val(predict, subject.open_val(), batch), "test": Scored.of_test(split, scored_test)}
     sizes = {name: row["size_mib"] for name, row in costs.items()}
     engines = measure_engines(family, scored, settings, size, device, sizes)
     tta = []
@@ -119,6 +118,14 @@ def measure(
         opened = open_depths(trained, settings.engine, device, exports)
         tta = measure_tta(trained, scored["val"], groups, settings, opened, size)
     return Measured(devices, quality, true_objects, means, depths, gates, engines, tta)
+
+
+def _columns(quality: Quality, predict: Predictor) -> np.ndarray:
+    """(N, 2): IoU of each image, and AP of a network that parts objects, else nan."""
+    images = quality.per_image()
+    unknown = np.full(len(images["iou_image"]), np.nan)
+    separated = predict.trained.about.separation() is not None
+    return np.stack([images["iou_image"], images["dsb_ap"] if separated else unknown], axis=1)
 
 
 def make_report(

@@ -191,6 +191,10 @@ class Engine(Part):
     val_images: int
     val_iou_image: Share | None
     val_difference_iou: Number
+    test_ap: Share | None = None  # these four of a model that parts objects
+    test_difference_ap: Number = None
+    val_ap: Share | None = None
+    val_difference_ap: Number = None
     within: bool
     auto: bool
     why: str
