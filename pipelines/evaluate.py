@@ -21,7 +21,7 @@ from pipelines.core.git import git_commit
 from pipelines.core.params import load_params
 from pipelines.core.tables import write_rows
 from pipelines.evaluation.bootstrap import LEVEL, RESAMPLES
-from pipelines.evaluation.decision import Decision, decide
+from pipelines.evaluation.decision import Decision, compare_with_masks, decide
 from pipelines.evaluation.depth_costs import measure_devices, open_depths
 from pipelines.evaluation.depth_table import describe
 from pipelines.evaluation.engine_scores import Scored, engines_json, measure_engines, measure_tta
@@ -29,7 +29,7 @@ from pipelines.evaluation.examples import find_extremes, pick, write_examples
 from pipelines.evaluation.gates import check_gates
 from pipelines.evaluation.predictor import Predictor
 from pipelines.evaluation.quality import Quality, TrueObjects, choose_thresholds, measure_quality
-from pipelines.evaluation.report_schema import Report
+from pipelines.evaluation.report_schema import Report, says_objects
 from pipelines.evaluation.scores import (
     by_class,
     by_kind,
@@ -126,7 +126,7 @@ def make_report(
 ) -> dict:
     """What report.json holds (`report_schema.Report`)."""
     quality, kinds, classes = measured.quality, subject.split.kinds, subject.trained.classes
-    limits = ("tolerance_iou", "max_latency_ms", "max_memory_mib", "max_parameters", "engine")
+    limits = ("tolerance_iou", "tolerance_ap", "max_latency_ms", "max_memory_mib", "max_parameters", "engine")
     result = {
         "schema": 2,
         "recommended_depth": decision.depth,
@@ -147,6 +147,7 @@ def make_report(
         "gates": measured.gates,
         "engines": measured.engines,
         "tta": measured.tta,
+        "objects": describe_objects(subject, measured),
         "samples": samples,
         "machine": measured.devices[0]["machine"],
         "devices": measured.devices,
@@ -164,6 +165,17 @@ def make_report(
     return result
 
 
+def describe_objects(subject: Subject, measured: Measured) -> dict:
+    """What the scores of objects are of, and whether depths differ in them more than in masks (`report_schema`)."""
+    ways, separated = measured.true_objects.ways, subject.trained.about.separation() is not None
+    found = {
+        "true": "both" if len(ways) > 1 else next(iter(ways)),
+        "predicted": "watershed" if separated else "components",
+    }
+    remark = compare_with_masks(measured.depths, measured.means) if says_objects({"objects": found}) else ""
+    return found | {"remark": remark}
+
+
 def write_results(out: Path, result: dict, rows: list[dict]) -> None:
     """report.json and the tables; for `dvc metrics` and `dvc exp show`, metrics.json with the few numbers that one
     compares, of the depth that is recommended, or nearest to it, or the deepest."""
@@ -171,7 +183,8 @@ def write_results(out: Path, result: dict, rows: list[dict]) -> None:
     write_json(out / "report.json", result)
     depth = result["recommended_depth"] or result["nearest_depth"]
     row = depths[f"L{depth}"] if depth else [row for name, row in depths.items() if name != "mean"][-1]
-    few = {key: round(row[key], 4) for key in COMPARED if row.get(key) is not None}
+    keys = (*COMPARED, *["dsb_ap"] * says_objects(result))
+    few = {key: round(row[key], 4) for key in keys if row.get(key) is not None}
     write_json(out / "metrics.json", {"recommended_depth": result["recommended_depth"]} | few)
     tables = {"depths": [{"depth": name} | row for name, row in depths.items()], "images": rows}
     for name, found in (tables | {"reliability": reliability_rows(result)}).items():
@@ -211,7 +224,8 @@ def evaluate(
     subject = Subject.open(prepared, model)
     predict = Predictor(subject.trained, device)
     measured = measure(subject, predict, settings, device, exports)
-    decision = decide(measured.depths, measured.means["iou_image"], settings)
+    separated = subject.trained.about.separation() is not None
+    decision = decide(measured.depths, measured.means, settings, separated)
     rows = image_rows(measured.quality, subject.split, subject.groups)
     # The images to show are ranked by what is deployed.
     shown = f"L{decision.depth or subject.trained.depths[-1]}"
@@ -226,7 +240,7 @@ def evaluate(
         "samples": [{"rank": rank, "row": index} for rank, index in picked],
         "extremes": {name: find_extremes(rows, name) for name in measured.quality},
         "shown": shown,
-        "rule": {name: getattr(settings, name) for name in ("tolerance_iou", "max_latency_ms")}
+        "rule": {name: getattr(settings, name) for name in ("tolerance_iou", "tolerance_ap", "max_latency_ms")}
         | {"resamples": RESAMPLES},
         "provenance": find_provenance(subject),
     }

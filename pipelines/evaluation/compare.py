@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.evaluation.bootstrap import bootstrap, interval
-from pipelines.evaluation.scored import SCORES, Scored
+from pipelines.evaluation.scored import OF_OBJECTS, SCORES, Scored
 from unetpp.errors import UserError
 
 
@@ -79,6 +79,11 @@ class Evaluation:
     def test_sha256(self) -> str | None:
         return self.report.get("test", {}).get("sha256")
 
+    @property
+    def true_objects(self) -> str:
+        """What its scores of objects are against; of reports of before connected pixels, whatever the data number."""
+        return (self.report.get("objects") or {}).get("true", "components")
+
 
 @dataclass(frozen=True)
 class Row:
@@ -108,7 +113,16 @@ class Comparison:
 
     @property
     def remark(self) -> str:
-        """How far the two can be compared, in a sentence."""
+        """How far the two can be compared."""
+        if self.sides[0].true_objects == self.sides[1].true_objects:
+            return self._images
+        return (
+            f"{self._images.removesuffix('.')}. Scores of objects are not compared: the one's true objects are "
+            "connected pixels, the other's are numbered by the data; evaluate the older again."
+        )
+
+    @property
+    def _images(self) -> str:
         ours, theirs = self.num_images
         hashes = [side.test_sha256 for side in self.sides]
         if None not in hashes and hashes[0] == hashes[1] and len(self.common) == ours == theirs:
@@ -155,7 +169,8 @@ def compare(one: Evaluation, other: Evaluation) -> Comparison:
     if not pairs:
         found = (", ".join(side.scored) for side in sides)
         raise UserError("found the depths {} in A and {} in B; expected one in common".format(*found))
-    tables = {score: [row(score, pair) for pair in pairs if all(scores(score, pair))] for score in SCORES}
+    known = [score for score in SCORES if one.true_objects == other.true_objects or score not in OF_OBJECTS]
+    tables = {score: [row(score, pair) for pair in pairs if all(scores(score, pair))] for score in known}
     tables = {score: rows for score, rows in tables.items() if rows}
     chosen = row("iou", meant) if meant else None
     a, b = scores("iou", meant or pairs[-1])

@@ -14,6 +14,7 @@ from unetpp.data.arrow_split import Split
 from unetpp.data.resized import Resized
 from unetpp.engines.torch_engine import TorchEngine
 from unetpp.images.frame import Size
+from unetpp.inference.instances import separate
 from unetpp.inference.tiles import TILE_PX, predict_resized, to_own_size
 from unetpp.models.model_file import Trained
 from unetpp.models.segmenter import Segmenter
@@ -78,6 +79,14 @@ class Predictor:
     def __call__(self, images: Sequence[np.ndarray]) -> dict[str, Tensor]:
         """(H, W, C) images of one size to the (N, H, W) uint8 masks of each name, at their own size."""
         return {answer.name: to_mask(answer.probs, *self.task[:2]) for answer in self.answers(images)}
+
+    def numbers(self, answer: Answer) -> list[np.ndarray | None]:
+        """The objects of each image (H, W) from 1 on; None for a network that parts none: connected pixels are one."""
+        depth = None if answer.name == MEAN else int(answer.name[1:])
+        num_classes, _, background = self.task
+        if (separation := self.trained.about.separation(depth)) is None:
+            return [None] * len(answer.probs)
+        return [separate(one, num_classes, separation, background=background) for one in answer.probs.numpy()]
 
     @cached_property
     def _pruned(self) -> dict[int, TorchEngine]:

@@ -50,16 +50,21 @@ class Depth(Cost):
     object_f1: Share
     object_f1_low: Share
     object_f1_high: Share
+    dsb_ap: Share
+    dsb_ap_low: Share
+    dsb_ap_high: Share
     boundary_f1: Share | None  # None, also of hd95_px: no image has an outline that is not ignored
     boundary_f1_low: Share | None
     boundary_f1_high: Share | None
     difference_iou: float
     difference_iou_low: float
     difference_iou_high: float
+    difference_ap: float
+    difference_ap_low: float
+    difference_ap_high: float
     precision: Share | None
     recall: Share | None
     hd95_px: Number
-    dsb_ap: Share
     ece: Share | None
     threshold: Share | None
     iou_image_at_threshold: Share | None
@@ -71,13 +76,17 @@ class Candidate(Part):
     below_best: float
     below_best_low: float
     below_best_high: float
-    within_tolerance: bool
+    below_best_ap: Number = None  # these three of a model that parts objects, whose depths are judged by them as well
+    below_best_ap_low: Number = None
+    below_best_ap_high: Number = None
+    within_tolerance: bool  # in all that depths are judged by
     within_budget: bool
     why: str
 
 
 class Decision(Part):
     tolerance_iou: float
+    tolerance_ap: Number = None  # in no report of before
     max_latency_ms: Number
     max_memory_mib: Number
     max_parameters: int | None
@@ -208,6 +217,14 @@ class Tta(Part):
     cost_factor: float
 
 
+class Objects(Part):
+    """What the scores of objects are of."""
+
+    true: Literal["numbers", "components", "both"]  # of the data, else connected pixels of a class; both: by image
+    predicted: Literal["watershed", "components"]
+    remark: str  # in which sense depths differ more for objects than for masks; "" where that is not shown
+
+
 class Sample(Part):
     """One of the images in the page's viewer."""
 
@@ -240,6 +257,7 @@ class Report(Part):
     engines: Engines | None = None
     tta: list[Tta] = []
     runtimes: list[dict[str, Any]] = []  # of reports of before, which have no `engines`
+    objects: Objects | None = None  # None: of before, when all were connected pixels
     samples: list[Sample]
     machine: dict[str, str | int | float]
     devices: list[Device]
@@ -250,3 +268,9 @@ class Report(Part):
     size_px: int | tuple[int, int] | None = None  # that whole images are resized to for the network, if they are
     multilabel: bool  # the classes are labels that may lie over each other
     model_sha256: str  # of the model file that was measured
+
+
+def says_objects(report: dict) -> bool:
+    """Whether the scores of objects are of more than the connected pixels of masks, on which masks say it all."""
+    about = report.get("objects") or {}
+    return about.get("true", "components") != "components" or about.get("predicted") == "watershed"

@@ -14,7 +14,6 @@ from unetpp.errors import UserError
 from unetpp.inference.tiles import to_mask
 from unetpp.models.about import Separation
 from unetpp.network.masks import find_classes
-from unetpp.scores.object_matching import Objects, find_pairs
 
 SEEDS = (0.5, 0.4, 0.6, 0.3, 0.2)  # that are tried; of equals the first is taken
 SMALLEST_PX = (12, 1, 40, 120)
@@ -61,6 +60,8 @@ def choose_separation(
         images: probs as of `separate`, and which object each pixel truly belongs to, (H, W) from 1 on, 0 for none, and
             below 0 where nobody knows: these pixels count nowhere.
     """
+    from unetpp.scores.object_matching import Objects, find_pairs  # late: scipy
+
     found = []
     for probs, true in images:
         numbered = Objects.of_numbers(np.maximum(true, 0))
@@ -81,9 +82,11 @@ def _grow(probs: np.ndarray, num_classes: int, seed: float, threshold: float, ba
     """All objects, however small, (H, W) int32, in no order."""
     try:
         from skimage.segmentation import watershed  # late: masks need neither it nor scipy
+
+        from unetpp.scores.object_matching import Objects
     except ImportError:
         raise UserError(
-            "scikit-image is not installed; expected it for a model with the targets boundary and distance: "
+            "scikit-image or scipy is not installed; expected both for a model with the targets boundary and distance: "
             "`pip install 'unetpp[instances]'`, or ask for the mask alone"
         ) from None
     mask = to_mask(probs[None], num_classes, threshold=threshold)[0]

@@ -108,6 +108,18 @@ def test_the_recommended_depths_are_compared_also_where_they_differ(two):
     assert {row.verdict for row in found.tables["iou"]} == {"no difference shown"}
 
 
+def test_scores_of_other_objects_are_not_compared(two):
+    """A report of before took what touches for one, whatever numbers the data have."""
+    one, other = evaluation(two[0]), evaluation(two[1])
+    assert list(compare(one, other).tables) == ["iou", "object_f1"]
+    known = {"true": "components", "predicted": "watershed", "remark": ""}
+    assert list(compare(one, replace(other, report=other.report | {"objects": known})).tables) == ["iou", "object_f1"]
+    found = compare(one, replace(other, report=other.report | {"objects": known | {"true": "numbers"}}))
+    assert list(found.tables) == ["iou"]
+    assert found.remark.startswith("Both were scored on the same 40 test images. Scores of objects are not compared: ")
+    assert "evaluate the older again." in comparison_text(found, ("first", "second"))
+
+
 def test_a_version_is_one_depth_also_beside_another_of_the_same_run(two):
     one = evaluation(two[0], version=1)
     found = compare(one, replace(one, version_depth=2))
