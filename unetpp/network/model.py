@@ -17,6 +17,7 @@ from unetpp.errors import UserError
 from unetpp.network.batch_norm import BatchNorm
 from unetpp.network.encoders import Pyramid
 from unetpp.network.masks import FOR_INSTANCES, MASK, MAX_LABELS
+from unetpp.network.upsampling import UPSAMPLINGS, draw_weights
 
 # Which earlier nodes of its own level node X[i, j] sees, as their positions. The family is this table.
 SKIPS = {
@@ -36,65 +37,6 @@ NORMS = {
 }
 
 
-class _DenseGradient(torch.autograd.Function):
-    """The same tensor, whose gradient is brought into its own memory format.
-
-    The gradient of one input of a `torch.cat` is a slice of the whole one, and on processors the kernel for the
-    gradient of an upsampling takes such a slice apart by channels, six times slower than one copy and its fast path:
-    a quarter of the whole step at 256x256.
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        ctx.channels_last = x.is_contiguous(memory_format=torch.channels_last)
-        return x.expand_as(x)  # `view_as` gives one image other strides, and `torch.cat` then another layout
-
-    @staticmethod
-    def backward(ctx, *gradients: Tensor) -> Tensor:
-        wanted = torch.channels_last if ctx.channels_last else torch.contiguous_format
-        return gradients[0].contiguous(memory_format=wanted)
-
-
-class Interpolate(nn.Module):
-    """Bilinear upsampling to twice the size; it learns nothing and keeps the channels."""
-
-    def __init__(self, align_corners: bool):
-        super().__init__()
-        self.align_corners = align_corners
-
-    def forward(self, x: Tensor, size: torch.Size) -> Tensor:
-        # The size is given, not the factor 2: exact, and an exporter can prove that the sizes agree.
-        x = F.interpolate(x, size=size, mode="bilinear", align_corners=self.align_corners)
-        return _DenseGradient.apply(x) if self.training else x  # pyright: ignore
-
-
-def _draw(weight: Tensor, **how) -> None:
-    """Weights to begin with; none on the meta device, for which torch would import a second's worth of code."""
-    if not weight.is_meta:
-        nn.init.kaiming_normal_(weight, **how)
-
-
-class Deconvolve(nn.Module):
-    """A 2x2 transposed convolution of stride 2 to the channels of the level above, as in the authors' Keras code."""
-
-    def __init__(self, below: int, width: int):
-        super().__init__()
-        self.conv = nn.ConvTranspose2d(below, width, 2, stride=2)
-        _draw(self.conv.weight, mode="fan_out", nonlinearity="linear")
-
-    def forward(self, x: Tensor, size: torch.Size) -> Tensor:  # noqa: ARG002 - as `Interpolate`
-        return self.conv(x)
-
-
-# What brings a node of the level below, of `below` channels, to the size of level i of `width` channels:
-# the module and its channels.
-UPSAMPLINGS = {
-    "bilinear_aligned": lambda below, _width: (Interpolate(align_corners=True), below),  # as the classic code
-    "bilinear": lambda below, _width: (Interpolate(align_corners=False), below),
-    "transposed": lambda below, width: (Deconvolve(below, width), width),
-}
-
-
 class Block(nn.Module):
     """Twice: 3x3 convolution, norm, ReLU, dropout. Keeps the spatial size."""
 
@@ -106,7 +48,7 @@ class Block(nn.Module):
         self.norm2 = NORMS[norm](width)
         self.dropout = dropout
         for conv in (self.conv1, self.conv2):
-            _draw(conv.weight, nonlinearity="relu")
+            draw_weights(conv.weight, nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
         for conv, norm in ((self.conv1, self.norm1), (self.conv2, self.norm2)):

@@ -146,10 +146,10 @@ def test_several_processes_equal_one_and_those_that_leave_and_come_change_nothin
 
     Then three processes, one, and two: what each hands to the next is a checkpoint inside of an epoch.
     """
-    group = {"norm": "group"} | INSTANCES
+    group = {"norm": "group"}
     many = {"batch_size": 6, "checkpoint_every_steps": 2, "optimizer": "sgd", "learning_rate": 0.05}
     jobs = {
-        "group": (spec_of(params, prepared, group, **many, num_workers=3, accumulate=2, ema=0.9), "cut"),
+        "group": (spec_of(params, prepared, group | INSTANCES, **many, num_workers=3, accumulate=2, ema=0.9), "cut"),
         "batch": (spec_of(params, prepared, **many, num_workers=3), "cut"),
         "static": (spec_of(params, prepared, group, **many, num_workers=3, static_graph=True), None),
     }
@@ -158,8 +158,8 @@ def test_several_processes_equal_one_and_those_that_leave_and_come_change_nothin
     spec = spec_of(params, prepared, group, optimizer="sgd", learning_rate=0.02, **elastic)
     jobs["elastic"] = (spec, None)
     states = run_processes(3, jobs, tmp_path)
-    for name, train in (("group", {"ema": 0.9}), ("static", {})):
-        alone = last(spec_of(params, prepared, group, None, **many, **train))
+    for name, model, train in (("group", group | INSTANCES, {"ema": 0.9}), ("static", group, {})):
+        alone = last(spec_of(params, prepared, model, None, **many, **train))
         for of_rank in states[name]:
             assert_near(of_rank[-1], alone, atol=2e-5, rtol=1e-3, iou=1e-4)
     for of_rank in (one for name in ("group", "batch", "encoder") for one in states[name]):
