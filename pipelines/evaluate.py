@@ -21,6 +21,7 @@ from pipelines.core.git import git_commit
 from pipelines.core.params import load_params
 from pipelines.core.tables import write_rows
 from pipelines.evaluation.bootstrap import LEVEL, RESAMPLES
+from pipelines.evaluation.cautions import says_objects
 from pipelines.evaluation.decision import Decision, compare_with_masks, decide
 from pipelines.evaluation.depth_costs import measure_devices, open_depths
 from pipelines.evaluation.depth_table import describe
@@ -29,7 +30,7 @@ from pipelines.evaluation.examples import find_extremes, pick, write_examples
 from pipelines.evaluation.gates import check_gates
 from pipelines.evaluation.predictor import Predictor
 from pipelines.evaluation.quality import Quality, TrueObjects, choose_thresholds, measure_quality
-from pipelines.evaluation.report_schema import Report, says_objects
+from pipelines.evaluation.report_schema import Report
 from pipelines.evaluation.scores import (
     by_class,
     by_kind,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.evaluation.bootstrap import bootstrap, interval
-from pipelines.evaluation.report_schema import says_objects
+from pipelines.evaluation.cautions import says_objects
 from pipelines.evaluation.scored import OF_OBJECTS, SCORES, Scored
 from unetpp.errors import UserError
 
