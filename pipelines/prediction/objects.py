@@ -1,11 +1,10 @@
-"""The objects of a mask, numbered and measured: what a model parts, else what hangs together over edges or corners."""
+"""The objects of a mask: what hangs together over edges or corners, numbered and measured."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from unetpp.inference.instances import separate
 from unetpp.models.about import About
 from unetpp.network.masks import find_classes
 
@@ -27,25 +26,17 @@ class Measured(NamedTuple):
 COLUMNS = tuple("class" if name == "cls" else name for name in Measured._fields)
 
 
-def find_objects(mask: np.ndarray, about: About, probs: np.ndarray) -> tuple[list[np.ndarray], list[Measured]]:
-    """What a model parts (`unetpp.inference.instances`), else the connected components (8 neighbours) of each class or
-    label that counts.
+def find_objects(mask: np.ndarray, about: About) -> tuple[list[np.ndarray], list[Measured]]:
+    """The connected components (8 neighbours) of each class or label that counts.
 
     Args:
         mask: (H, W) as `Predictor.mask` gives it.
-        probs: (num_outputs, H, W) that it was made of.
 
     Returns:
         planes (H, W) int32 of objects' numbers, one for all classes, or one for each label; and the objects.
     """
     from unetpp.scores.object_matching import Objects  # late: scipy, which masks do not need
 
-    if separation := about.separation():
-        numbers = separate(probs, about.num_classes, separation, background=about.background)
-        _, first = np.unique(np.append(0, numbers), return_index=True)
-        names = [about.names[value] for value in mask.flat[first[1:] - 1]]
-        measured = zip(_measure(numbers, "", 0), names, strict=True)
-        return [numbers], [one._replace(cls=name) for one, name in measured]
     num_planes = about.num_classes if about.multilabel else 1
     planes = [np.zeros(mask.shape, np.int32) for _ in range(num_planes)]
     rows: list[Measured] = []

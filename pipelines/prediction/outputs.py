@@ -17,6 +17,7 @@ from pipelines.core.tables import write_rows
 from pipelines.prediction.large import ROWS, write_strips
 from pipelines.prediction.objects import COLUMNS, find_objects
 from pipelines.prediction.own_values import own_values, to_own_values
+from pipelines.prediction.parted import find_parted
 from unetpp.errors import FileError, UserError
 from unetpp.images.decode import decode_image
 from unetpp.images.limits import Limits
@@ -58,6 +59,10 @@ class Outputs:
         """Where nothing is asked for what is usual: the mask, and the objects of a model that parts them."""
         return self if self.save else replace(self, save=("mask", "labels") if about.separation() else ("mask",))
 
+    def parts(self, about: About) -> bool:
+        """Whether objects are parted, for which an image is held as a whole."""
+        return about.separation() is not None and bool({"labels", "measurements"} & set(self.save))
+
     def check(self, about: About) -> None:
         """Refuse what this model cannot give, before any work is done.
 
@@ -88,8 +93,8 @@ class Outputs:
         Args:
             as_tiff: pictures are TIFF (`is_tiff_of_rows`).
         """
-        suffixes = SUFFIXES | ({"labels": ".tif"} if about.separation() else {})
-        suffixes |= dict.fromkeys(ROWS, ".tif") if as_tiff else {}
+        parts = self.parts(about)
+        suffixes = SUFFIXES | ({"labels": ".tif"} if parts else dict.fromkeys(ROWS, ".tif") if as_tiff else {})
         return [
             folder / ("" if kind == "mask" else kind) / name / f"{stem}{suffixes.get(kind, '.png')}"
             for kind, name in self.places(about)
@@ -133,17 +138,16 @@ def is_large(image: Path, limits: Limits) -> bool:
 
 def write_large(predictor: Predictor, image: Path, folder: Path, stem: str, outputs: Outputs) -> list[Path]:
     """`write_outputs` of a large image: strip by strip, where nothing that is asked for needs the whole mask."""
-    if not set(outputs.save) - set(ROWS):
-        paths = outputs.paths(predictor.about, folder, stem, outputs.is_tiff_of_rows(image))
-        write_strips(predictor, image, outputs.places(predictor.about), paths, outputs.limits)
-        return paths
-    num_px = math.prod(picture_size(image, outputs.limits))
-    if predictor.about.separation() and num_px > PARTED_PX:
+    if outputs.parts(predictor.about) and (num_px := math.prod(picture_size(image, outputs.limits))) > PARTED_PX:
         raise FileError(
             image,
             f"found {num_px:,} pixels; expected at most {PARTED_PX:,}, since objects are parted in an image as a whole",
             "cut it into tiles, or write the mask alone (--save mask)",
         )
+    if not set(outputs.save) - set(ROWS):
+        paths = outputs.paths(predictor.about, folder, stem, outputs.is_tiff_of_rows(image))
+        write_strips(predictor, image, outputs.places(predictor.about), paths, outputs.limits)
+        return paths
     return _write_whole(predictor, image, folder, stem, outputs)
 
 
@@ -174,9 +178,12 @@ def _writers(
 ) -> Iterator[Callable[[Path], object]]:
     """What writes each file of an image, in the order of `Outputs.places`."""
     mask = to_mask(probs[None], about.num_classes, about.multilabel)[0]
-    planes, objects = find_objects(mask, about, probs) if {"labels", "measurements"} & set(save) else ([], [])
-    num_objects, separated = max((int(plane.max()) for plane in planes), default=0), about.separation() is not None
-    if num_objects > MAX_OBJECTS and "labels" in save and not separated:
+    asks, numbers, planes, objects = bool({"labels", "measurements"} & set(save)), None, [], []
+    if asks and about.separation():
+        numbers, objects = find_parted(mask, probs, about)
+    elif asks:
+        planes, objects = find_objects(mask, about)
+    if max((int(plane.max()) for plane in planes), default=0) > MAX_OBJECTS and "labels" in save:
         raise FileError(
             image, f"found more than {MAX_OBJECTS} objects; expected as many as 16 bits can number", "cut it into tiles"
         )
@@ -195,8 +202,9 @@ def _writers(
             yield from (_png(np.rint(plane * 255).astype(np.uint8)) for plane in probs[: about.num_classes])
         elif kind == "overlay":
             yield _png(overlay(pixels, mask, multilabel=about.multilabel, background=about.background))
-        elif kind == "labels" and separated:
-            yield partial(write_tiff, plane=planes[0].astype(np.uint16 if num_objects <= MAX_OBJECTS else np.uint32))
+        elif kind == "labels" and numbers is not None:
+            dtype = np.uint16 if len(objects) <= MAX_OBJECTS else np.uint32
+            yield partial(write_tiff, plane=numbers.astype(dtype))
         elif kind == "labels":
             yield from (_png(plane.astype(np.uint16)) for plane in planes)
         else:
