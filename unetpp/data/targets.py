@@ -16,6 +16,9 @@ from unetpp.network.masks import IGNORE, find_classes
 from unetpp.network.targets import join
 
 
+MOST = 2**24  # numbers, of 24 bits
+
+
 class Numbered:
     """A split whose masks number their objects: (H, W) uint32; without numbers a sample has its mask of uint8."""
 
@@ -34,7 +37,11 @@ class Numbered:
         """Image (H, W, C) and mask."""
         image, mask = self.split[index]
         numbers = self.split.instances(index)
-        return image, mask if numbers is None else numbers.astype(np.uint32) << 8 | mask
+        if numbers is None:
+            return image, mask
+        if numbers.max() >= MOST:  # as a file may have it
+            numbers = np.unique(numbers, return_inverse=True)[1].reshape(mask.shape) + (numbers.min() > 0)
+        return image, numbers.astype(np.uint32) << 8 | mask
 
 
 class WithTargets(Numbered):
@@ -95,7 +102,7 @@ def make_targets(numbered: np.ndarray, background: bool = True) -> np.ndarray:
     places = numbers.astype(np.float32)  # of which OpenCV finds the greatest and the least around; exact to 24 bits
     square = np.ones((3, 3), np.uint8)
     greatest = cv2.dilate(np.where(ignored, np.float32(-1), places), square)
-    least = cv2.erode(np.where(ignored, np.float32(2**24), places), square)
+    least = cv2.erode(np.where(ignored, np.float32(MOST), places), square)
     boundary = inside & ((greatest != places) | (least != places))
     distance = np.zeros(mask.shape, np.float32)
     if boundary.any():
