@@ -10,13 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from unetpp.data.crops import Crops, Key
+from unetpp.data.instances import MOST
 from unetpp.data.warp import Warp
 from unetpp.errors import UserError
 from unetpp.network.masks import IGNORE, find_classes
 from unetpp.network.targets import join
-
-
-MOST = 2**24  # numbers, of 24 bits
 
 
 class Numbered:
@@ -37,11 +35,7 @@ class Numbered:
         """Image (H, W, C) and mask."""
         image, mask = self.split[index]
         numbers = self.split.instances(index)
-        if numbers is None:
-            return image, mask
-        if numbers.max() >= MOST:  # as a file may have it
-            numbers = np.unique(numbers, return_inverse=True)[1].reshape(mask.shape) + (numbers.min() > 0)
-        return image, numbers.astype(np.uint32) << 8 | mask
+        return image, mask if numbers is None else numbers.astype(np.uint32) << 8 | mask
 
 
 class WithTargets(Numbered):
