@@ -21,6 +21,7 @@ from pipelines.core.git import git_commit
 from pipelines.core.params import load_params
 from pipelines.core.tables import write_rows
 from pipelines.evaluation.bootstrap import LEVEL, RESAMPLES
+from pipelines.evaluation.cautions import says_objects
 from pipelines.evaluation.decision import Decision, compare_with_masks, decide
 from pipelines.evaluation.depth_costs import measure_devices, open_depths
 from pipelines.evaluation.depth_table import describe
@@ -29,7 +30,7 @@ from pipelines.evaluation.examples import find_extremes, pick, write_examples
 from pipelines.evaluation.gates import check_gates
 from pipelines.evaluation.predictor import Predictor
 from pipelines.evaluation.quality import Quality, TrueObjects, choose_thresholds, measure_quality
-from pipelines.evaluation.report_schema import Report, says_objects
+from pipelines.evaluation.report_schema import Report
 from pipelines.evaluation.scores import (
     by_class,
     by_kind,
@@ -47,7 +48,6 @@ from unetpp.engines.family import Family
 from unetpp.errors import UserError
 from unetpp.images.frame import as_size, plain
 from unetpp.models.listing import read_exports
-from unetpp.scores import metrics
 from unetpp.scores.calibration import reliability
 
 FILES = ("report.json", "engines.json", "metrics.json", "depths.csv", "images.csv", "reliability.csv")
@@ -109,8 +109,8 @@ def measure(
     depths = {name: row | costs[name] for name, row in scores.items()}
     share = subject.manifest.foreground_share
     gates = check_gates(predict, Resized.of(split, subject.manifest), settings.gates, size, batch, share)
-    ious = {name: metrics.per_image_iou(each.counts).numpy() for name, each in quality.items()}
-    scored = {"val": Scored.of_val(predict, subject.open_val(), batch), "test": Scored.of_test(split, ious)}
+    scored_test = {name: _columns(each, predict) for name, each in quality.items()}
+    scored = {"val": Scored.of_val(predict, subject.open_val(), batch), "test": Scored.of_test(split, scored_test)}
     sizes = {name: row["size_mib"] for name, row in costs.items()}
     engines = measure_engines(family, scored, settings, size, device, sizes)
     tta = []
@@ -119,6 +119,14 @@ def measure(
         opened = open_depths(trained, settings.engine, device, exports)
         tta = measure_tta(trained, scored["val"], groups, settings, opened, size)
     return Measured(devices, quality, true_objects, means, depths, gates, engines, tta)
+
+
+def _columns(quality: Quality, predict: Predictor) -> np.ndarray:
+    """(N, 2): IoU of each image, and AP of a network that parts objects, else nan."""
+    images = quality.per_image()
+    unknown = np.full(len(images["iou_image"]), np.nan)
+    separated = predict.trained.about.separation() is not None
+    return np.stack([images["iou_image"], images["dsb_ap"] if separated else unknown], axis=1)
 
 
 def make_report(

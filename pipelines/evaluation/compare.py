@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.evaluation.bootstrap import bootstrap, interval
+from pipelines.evaluation.cautions import says_objects
 from pipelines.evaluation.scored import OF_OBJECTS, SCORES, Scored
 from unetpp.errors import UserError
 
@@ -110,6 +111,7 @@ class Comparison:
     tables: dict[str, list[Row]]  # by score: the two depths that are meant, or all that both have
     chosen: Row | None  # IoU of the two depths that are meant; None where one of the two recommends none
     changed: list[tuple[str, float, float]]  # id and both IoUs of that row, from the most lost to the most won
+    chosen_ap: Row | None = None  # the same in average precision, where objects are more than masks say
 
     @property
     def remark(self) -> str:
@@ -169,6 +171,7 @@ def compare(one: Evaluation, other: Evaluation) -> Comparison:
     if not pairs:
         found = (", ".join(side.scored) for side in sides)
         raise UserError("found the depths {} in A and {} in B; expected one in common".format(*found))
+    by_ap = one.true_objects == other.true_objects and any(says_objects(side.report) for side in sides)
     known = [score for score in SCORES if one.true_objects == other.true_objects or score not in OF_OBJECTS]
     tables = {score: [row(score, pair) for pair in pairs if all(scores(score, pair))] for score in known}
     tables = {score: rows for score, rows in tables.items() if rows}
@@ -182,4 +185,5 @@ def compare(one: Evaluation, other: Evaluation) -> Comparison:
         tables,
         chosen,
         [(id_, a[id_], b[id_]) for id_ in changed],
+        row("ap", meant) if meant and by_ap and all(scores("ap", meant)) else None,
     )

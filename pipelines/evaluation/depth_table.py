@@ -3,8 +3,7 @@
 import textwrap
 
 from pipelines.core.numbers import fixed, short
-from pipelines.evaluation.cautions import find_cautions
-from pipelines.evaluation.report_schema import says_objects
+from pipelines.evaluation.cautions import find_cautions, says_objects
 
 COLUMNS = 100
 

@@ -166,6 +166,44 @@ def find_objects(plane: np.ndarray, numbers: np.ndarray | None) -> Objects:
     return Objects.of(plane) if numbers is None else Objects.of_numbers(np.where(plane, numbers, 0))
 
 
+def score_batch(
+    mask_hat: np.ndarray,
+    numbers: Sequence[np.ndarray | None],
+    batch: Batch,
+    split: Split,
+    task: tuple[int, bool, bool],
+) -> np.ndarray:
+    """(n, 2): IoU of each image, and AP where objects are numbered, else nan."""
+    masks = torch.from_numpy(mask_hat)
+    scores = np.full((len(masks), 2), np.nan)
+    scores[:, 0] = metrics.per_image_iou(metrics.confusion(masks, batch.mask, *task)).numpy()
+    if numbers[0] is not None:
+        true = [split.instances(index) for index in batch.indices]
+        scores[:, 1] = _image_aps(masks, batch.mask, numbers, true, task)
+    return scores
+
+
+def _image_aps(
+    mask_hat: Tensor,
+    mask: Tensor,
+    numbers_hat: Sequence[np.ndarray | None],
+    numbers: Sequence[np.ndarray | None],
+    task: tuple[int, bool, bool],
+) -> list[float]:
+    """The average precision of each image of masks (N, H, W), as `measure_quality` has it."""
+    first, (truth, valid) = first_class(*task), to_planes(mask, *task[:2])
+    hat = to_planes(mask_hat, *task[:2])[0] & valid
+    found = []
+    for index, (planes, planes_hat) in enumerate(zip(truth[:, first:].numpy(), hat[:, first:].numpy(), strict=True)):
+        pairs = [
+            (find_objects(hat, numbers_hat[index]), find_objects(true, _own(numbers[index], plane)))
+            for plane, (hat, true) in enumerate(zip(planes_hat, planes, strict=True))
+        ]
+        each = [match_objects(*pair).average_precision for pair in pairs if any(len(one.areas) for one in pair)]
+        found.append(float(np.mean(each)) if each else NOTHING["dsb_ap"])
+    return found
+
+
 def number_mask(mask: np.ndarray, numbers: np.ndarray | None, background: bool) -> np.ndarray:
     """The objects of a mask (H, W) of classes, each class's for itself, as one plane of numbers (H, W) int32."""
     found, count = np.zeros(mask.shape, np.int32), 0

@@ -191,6 +191,10 @@ class Engine(Part):
     val_images: int
     val_iou_image: Share | None
     val_difference_iou: Number
+    test_ap: Share | None = None  # these four of a model that parts objects
+    test_difference_ap: Number = None
+    val_ap: Share | None = None
+    val_difference_ap: Number = None
     within: bool
     auto: bool
     why: str
@@ -268,9 +272,3 @@ class Report(Part):
     size_px: int | tuple[int, int] | None = None  # that whole images are resized to for the network, if they are
     multilabel: bool  # the classes are labels that may lie over each other
     model_sha256: str  # of the model file that was measured
-
-
-def says_objects(report: dict) -> bool:
-    """Whether the scores of objects are of more than the connected pixels of masks, on which masks say it all."""
-    about = report.get("objects") or {}
-    return about.get("true", "components") != "components" or about.get("predicted") == "watershed"

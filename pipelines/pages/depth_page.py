@@ -6,8 +6,7 @@ import numpy as np
 
 from pipelines.core.files import read_results
 from pipelines.core.numbers import fixed, points
-from pipelines.evaluation.cautions import find_cautions
-from pipelines.evaluation.report_schema import says_objects
+from pipelines.evaluation.cautions import find_cautions, says_objects
 from pipelines.pages.depth_charts import accuracy_against_latency, differences, reliability
 from pipelines.pages.html_page import render
 from pipelines.pages.viewer import Sample, picture, read_samples
