@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from unetpp.data.crops import Crops, Key
+from unetpp.data.instances import MOST
 from unetpp.data.warp import Warp
 from unetpp.errors import UserError
 from unetpp.network.masks import IGNORE, find_classes
@@ -95,7 +96,7 @@ def make_targets(numbered: np.ndarray, background: bool = True) -> np.ndarray:
     places = numbers.astype(np.float32)  # of which OpenCV finds the greatest and the least around; exact to 24 bits
     square = np.ones((3, 3), np.uint8)
     greatest = cv2.dilate(np.where(ignored, np.float32(-1), places), square)
-    least = cv2.erode(np.where(ignored, np.float32(2**24), places), square)
+    least = cv2.erode(np.where(ignored, np.float32(MOST), places), square)
     boundary = inside & ((greatest != places) | (least != places))
     distance = np.zeros(mask.shape, np.float32)
     if boundary.any():

@@ -31,7 +31,7 @@ def choose_separations(trained: Trained, val, device: torch.device | None = None
         for index in chosen:
             image, mask = val[index]
             numbers = val.instances(index)
-            numbers = number_objects(mask, background) if numbers is None else numbers.astype(np.int32)
+            numbers = number_objects(mask, background) if numbers is None else numbers.astype(np.int64)
             yield predict_image(engine, image), np.where(mask == IGNORE, -1, numbers)
 
     found = {}

@@ -109,6 +109,20 @@ def test_numbers_move_as_the_mask_does_on_the_processor_and_on_the_device(split,
             assert np.array_equal(make_targets(moved.make(index, epoch)[1]), truth[index].numpy())
 
 
+@pytest.mark.parametrize("background", [0, 2**33])
+def test_numbers_of_any_size_are_told_apart(tmp_path, background):
+    numbers = np.array([[background, 2**32 + 1, 2**40, 1, 2**32 + 1]])
+    mask = (numbers > 0).astype(np.uint8)
+    with SplitWriter(tmp_path / "a.arrow", instances=True) as writer:
+        writer.add("a", "", np.zeros((1, 5, 3), np.uint8), mask, pack(numbers))
+    _, numbered = Numbered(Split(tmp_path / "a.arrow"))[0]
+    found = (numbered >> 8)[0].tolist()
+    assert (found[0] == 0) == (background == 0)
+    assert len(set(found)) == 4
+    assert found[1] == found[4]
+    assert np.array_equal(numbered & 255, mask)
+
+
 def test_whole_images_have_targets_too(split):
     images = WithTargets(split)
     assert (len(images), images.id(2), images.shape(2)) == (6, "2", (40, 52, 3))

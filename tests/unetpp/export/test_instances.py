@@ -1,7 +1,6 @@
 """Networks for instances: they learn to part what touches, and every engine parts it as the network does."""
 
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -71,7 +70,7 @@ class Discs:
 @cache
 def trained(**kind) -> Trained:
     torch.manual_seed(0)
-    network = unetpp.NestedUNet((8, 16, 16), 1, targets=FOR_INSTANCES, **kind)
+    network = unetpp.NestedUNet((8, 16, 16), 1, targets=FOR_INSTANCES, upsampling="bilinear", **kind)
     how = {"epochs": 12, "batch_size": 4, "learning_rate": 1e-2, "brightness": 0.0, "precision": "fp32"}
     return unetpp.fit(network, Discs(24, 0), Discs(4, 1), after_epoch=None, **how)
 
@@ -126,5 +125,4 @@ def test_every_engine_parts_as_the_network_does(kind, tmp_path):
                 np.testing.assert_allclose(found, probs, atol=1e-4, err_msg=name)
         large = np.tile(images[0], (5, 5, 1))
         tiled = predict_large(eager, large, tile_px=128)
-        np.testing.assert_allclose(tiled, predict_image(eager, large), atol=0.1)
-        assert Path(tmp_path / "int8.onnx").is_file()
+        np.testing.assert_allclose(tiled, predict_image(eager, large), atol=1e-3)
