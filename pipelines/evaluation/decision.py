@@ -181,8 +181,9 @@ def _recommend(
         faster = f", {speed:.1f} times as fast" if speed >= 1.05 else ""
         return f"{name} is recommended: {_below_all(chosen, bests, scores)}, within the {tolerance}{faster}{end}."
     smaller = candidates[: candidates.index(chosen)]
-    each = " and the best ".join(f"{score.name} of all depths, {depths[name][score.key]:.3f}" for score in scores)
-    start = f"{name} is recommended: it has the best {each}"
+    names = " and ".join(score.name for score in scores)
+    found = " and ".join(f"{depths[name][score.key]:.3f}" for score in scores)
+    start = f"{name} is recommended: it has the best {names} of all depths, {found}"
     if not smaller:
         return f"{start}, and is the smallest{end}."
     if any(one["within_tolerance"] for one in smaller):

@@ -156,7 +156,7 @@ def parted(iou, ap, half=0.001):
         # Good enough in both; then the one that is in IoU alone, whatever its IoU.
         ([0.50, 0.545, 0.548, 0.55], 2, ["0.4 IoU points below L4", "0.5 AP points below L4", "of 1.0 in both"]),
         ([0.40, 0.45, 0.545, 0.55], 3, ["0.1 IoU points below L4", "0.5 AP points below L4 [0.4, 0.6]"]),
-        ([0.40, 0.45, 0.50, 0.55], 4, ["best IoU of all depths, 0.875 and the best AP of all depths, 0.550", "L3 is"]),
+        ([0.40, 0.45, 0.50, 0.55], 4, ["it has the best IoU and AP of all depths, 0.875 and 0.550", "L3 is"]),
         ([0.40, 0.45, 0.555, 0.55], 3, ["0.1 IoU points below L4", "with the best AP"]),
         # None is near enough to the best in both: objects are what it is for.
         ([0.55, 0.45, 0.45, 0.45], 1, ["the best AP of all depths, 0.550, and no depth is", "2.5 IoU points below L4"]),
