@@ -39,7 +39,8 @@ def share(params: Params, prepared: Path, manifest: Manifest, init: tuple[Path, 
         UserError: a file has not the sha256 of the manifest, or cannot be put there.
     """
     digests = {split: manifest.splits[split].sha256 for split in SPLITS}
-    if params.model.targets != MASK and manifest.val_full_sha256:
+    parted = params.model.targets != MASK or "model.targets" in params.search.space
+    if parted and manifest.val_full_sha256:
         digests[manifest.full_val] = manifest.val_full_sha256
     if params.cluster.storage is None:
         manifest.check(prepared, *digests)

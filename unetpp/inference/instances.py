@@ -15,7 +15,8 @@ from unetpp.inference.tiles import to_mask
 from unetpp.models.about import Separation
 from unetpp.network.masks import find_classes
 
-SEEDS = (0.5, 0.4, 0.6, 0.3, 0.2)  # that are tried; of equals the first is taken
+# That are tried; of equals the first is taken. A step of 0.1 misses up to two points of AP (DSB2018, val).
+SEEDS = (0.35, 0.4, 0.3, 0.45, 0.25, 0.5, 0.2, 0.6)
 SMALLEST_PX = (12, 1, 40, 120)
 
 

@@ -35,7 +35,7 @@ class Separation:
     smallest_px: int  # smaller objects are dropped
 
 
-USUAL = Separation(seed=0.5, smallest_px=12)
+USUAL = Separation(seed=0.35, smallest_px=12)
 
 
 @dataclass(frozen=True)

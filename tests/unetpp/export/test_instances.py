@@ -8,6 +8,7 @@ import torch
 
 import unetpp
 from unetpp.data.targets import number_objects
+from unetpp.engines.engine import Engine
 from unetpp.engines.runtimes import open_export
 from unetpp.engines.torch_engine import TorchEngine, deploy
 from unetpp.export.graphs import capture, save_onnx
@@ -111,7 +112,7 @@ def test_every_engine_parts_as_the_network_does(kind, tmp_path):
         save_onnx(capture(made.folded(depth).segmenter()), tmp_path / "model.onnx", 20)
         batches = (one.transpose(2, 0, 1)[None] / np.float32(255) for one in images)
         quantise(tmp_path / "model.onnx", tmp_path / "int8.onnx", batches)
-        engines = {"torch": deploy(made, depth)}
+        engines: dict[str, Engine] = {"torch": deploy(made, depth)}
         for runtime in ("onnxruntime", "openvino"):
             engines[runtime] = open_export(tmp_path / "model.onnx", runtime, made.about.at(depth))
             engines[f"{runtime}-int8"] = open_export(tmp_path / "int8.onnx", f"{runtime}-int8", made.about.at(depth))
