@@ -17,7 +17,7 @@ from unetpp.errors import UserError
 from unetpp.network.batch_norm import BatchNorm
 from unetpp.network.encoders import Pyramid
 from unetpp.network.masks import FOR_INSTANCES, MASK, MAX_LABELS
-from unetpp.network.upsampling import UPSAMPLINGS, draw_weights
+from unetpp.network.upsampling import UPSAMPLINGS, DenseGradient, draw_weights
 
 # Which earlier nodes of its own level node X[i, j] sees, as their positions. The family is this table.
 SKIPS = {
@@ -242,7 +242,10 @@ class NestedUNet(nn.Module):
         """X[i, j] of its skips and the node below, which is brought to their size; of one input for j = 0."""
         if j > 0:
             *skips, below = inputs
-            inputs = (torch.cat([*skips, self.ups[f"{i}_{j}"](below, skips[0].shape[-2:])], dim=1),)
+            above = self.ups[f"{i}_{j}"](below, skips[0].shape[-2:])
+            if self.training and not below.is_cuda:  # on which such sums are fast
+                skips = [DenseGradient.apply(one) for one in skips]
+            inputs = (torch.cat([*skips, above], dim=1),)
         return self.nodes[f"{i}_{j}"](*inputs)
 
     def _contexts(self, i: int, j: int) -> tuple[AbstractContextManager, AbstractContextManager]:
