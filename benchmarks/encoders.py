@@ -165,7 +165,7 @@ def score(name: str, network: nn.Module, pairs: Pairs, args: argparse.Namespace,
     found = []
     for image, mask in plain_batches(pairs, range(len(pairs)), args.batch_size):
         logits = network((by_constants if name.endswith(CONSTANTS) else standardise)(image.to(device)))
-        masks = (to_mask(to_probs(one.float(), False), False).cpu() for one in logits)
+        masks = (to_mask(to_probs(one.float(), one.shape[1]), one.shape[1]).cpu() for one in logits)
         found.append(torch.stack([per_image_iou(confusion(one, mask, SETS[args.set])) for one in masks]))
     return torch.cat(found, dim=1).numpy()
 

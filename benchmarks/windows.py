@@ -83,7 +83,7 @@ def predict(path: Path, widths: list[int] | None, is_whole: bool) -> None:
     before, began = peak_mib(), time.process_time()
     if is_whole:
         path.with_suffix(".mask.png").write_bytes(
-            encode_png(to_mask(predict_image(engine, decode_image(path, 3, limits=limits))[None])[0])
+            encode_png(to_mask(predict_image(engine, decode_image(path, 3, limits=limits))[None], 1)[0])
         )
     else:
         with (
@@ -91,7 +91,7 @@ def predict(path: Path, widths: list[int] | None, is_whole: bool) -> None:
             tiff_rows(path.with_suffix(".mask.tif"), image.shape[:2], np.dtype(np.uint8), image.tags) as write,
         ):
             for _, probs in predict_strips(engine, image):
-                write(to_mask(probs[None])[0])
+                write(to_mask(probs[None], 1)[0])
     print(f"{peak_mib() - before:.0f} MiB above {before:.0f} MiB, {time.process_time() - began:.0f} s of a core")
 
 

@@ -24,7 +24,7 @@ def _predict(arguments: argparse.Namespace) -> None:
             arguments.model,
             Asked(arguments.depth, arguments.heads, arguments.engine, arguments.tta, arguments.max_latency_ms),
             arguments.out,
-            Outputs(tuple(arguments.save), limits),
+            Outputs(tuple(arguments.save or ()), limits),
             arguments.overwrite,
             arguments.threads,
             arguments.ray,
@@ -37,7 +37,7 @@ def _predict(arguments: argparse.Namespace) -> None:
         Path(arguments.out),
         arguments.heads,
         arguments.overwrite,
-        outputs=Outputs(tuple(arguments.save), limits),
+        outputs=Outputs(tuple(arguments.save or ()), limits),
         engine=arguments.engine,
         tta=arguments.tta,
         max_latency_ms=arguments.max_latency_ms,
@@ -247,7 +247,8 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--heads", help="average heads instead: mean (of all), or depths with weights, such as 2:1,4:3")
     one.add_argument("--out", required=True, help="folder or s3://bucket/prefix for the masks, <image name>.png")
     kinds = ["mask", "values", "probs", "probs8", "overlay", "labels", "measurements"]
-    one.add_argument("--save", nargs="+", choices=kinds, default=["mask"], help="what is written (default: mask)")
+    usual = "what is written (default: mask, and labels of a model that parts objects)"
+    one.add_argument("--save", nargs="+", choices=kinds, help=usual)
     one.add_argument("--engine", default="auto", help="such as torch or openvino-int8 (default: the fastest allowed)")
     one.add_argument(
         "--tta", choices=["none", "flips", "all"], default="none", help="mean over mirrored, turned copies"

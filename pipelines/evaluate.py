@@ -21,7 +21,8 @@ from pipelines.core.git import git_commit
 from pipelines.core.params import load_params
 from pipelines.core.tables import write_rows
 from pipelines.evaluation.bootstrap import LEVEL, RESAMPLES
-from pipelines.evaluation.decision import Decision, decide
+from pipelines.evaluation.cautions import says_objects
+from pipelines.evaluation.decision import Decision, compare_with_masks, decide
 from pipelines.evaluation.depth_costs import measure_devices, open_depths
 from pipelines.evaluation.depth_table import describe
 from pipelines.evaluation.engine_scores import Scored, engines_json, measure_engines, measure_tta
@@ -47,7 +48,6 @@ from unetpp.engines.family import Family
 from unetpp.errors import UserError
 from unetpp.images.frame import as_size, plain
 from unetpp.models.listing import read_exports
-from unetpp.scores import metrics
 from unetpp.scores.calibration import reliability
 
 FILES = ("report.json", "engines.json", "metrics.json", "depths.csv", "images.csv", "reliability.csv")
@@ -109,8 +109,8 @@ def measure(
     depths = {name: row | costs[name] for name, row in scores.items()}
     share = subject.manifest.foreground_share
     gates = check_gates(predict, Resized.of(split, subject.manifest), settings.gates, size, batch, share)
-    ious = {name: metrics.per_image_iou(each.counts).numpy() for name, each in quality.items()}
-    scored = {"val": Scored.of_val(predict, subject.open_val(), batch), "test": Scored.of_test(split, ious)}
+    scored_test = {name: _columns(each, predict) for name, each in quality.items()}
+    scored = {"val": Scored.of_val(predict, subject.open_val(), batch), "test": Scored.of_test(split, scored_test)}
     sizes = {name: row["size_mib"] for name, row in costs.items()}
     engines = measure_engines(family, scored, settings, size, device, sizes)
     tta = []
@@ -121,12 +121,20 @@ def measure(
     return Measured(devices, quality, true_objects, means, depths, gates, engines, tta)
 
 
+def _columns(quality: Quality, predict: Predictor) -> np.ndarray:
+    """(N, 2): IoU of each image, and AP of a network that parts objects, else nan."""
+    images = quality.per_image()
+    unknown = np.full(len(images["iou_image"]), np.nan)
+    separated = predict.trained.about.separation() is not None
+    return np.stack([images["iou_image"], images["dsb_ap"] if separated else unknown], axis=1)
+
+
 def make_report(
     subject: Subject, measured: Measured, decision: Decision, settings: Evaluate, samples: list[dict]
 ) -> dict:
     """What report.json holds (`report_schema.Report`)."""
     quality, kinds, classes = measured.quality, subject.split.kinds, subject.trained.classes
-    limits = ("tolerance_iou", "max_latency_ms", "max_memory_mib", "max_parameters", "engine")
+    limits = ("tolerance_iou", "tolerance_ap", "max_latency_ms", "max_memory_mib", "max_parameters", "engine")
     result = {
         "schema": 2,
         "recommended_depth": decision.depth,
@@ -147,6 +155,7 @@ def make_report(
         "gates": measured.gates,
         "engines": measured.engines,
         "tta": measured.tta,
+        "objects": describe_objects(subject, measured),
         "samples": samples,
         "machine": measured.devices[0]["machine"],
         "devices": measured.devices,
@@ -164,6 +173,17 @@ def make_report(
     return result
 
 
+def describe_objects(subject: Subject, measured: Measured) -> dict:
+    """What the scores of objects are of, and whether depths differ in them more than in masks (`report_schema`)."""
+    ways, separated = measured.true_objects.ways, subject.trained.about.separation() is not None
+    found = {
+        "true": "both" if len(ways) > 1 else next(iter(ways)),
+        "predicted": "watershed" if separated else "components",
+    }
+    remark = compare_with_masks(measured.depths, measured.means) if says_objects({"objects": found}) else ""
+    return found | {"remark": remark}
+
+
 def write_results(out: Path, result: dict, rows: list[dict]) -> None:
     """report.json and the tables; for `dvc metrics` and `dvc exp show`, metrics.json with the few numbers that one
     compares, of the depth that is recommended, or nearest to it, or the deepest."""
@@ -171,7 +191,8 @@ def write_results(out: Path, result: dict, rows: list[dict]) -> None:
     write_json(out / "report.json", result)
     depth = result["recommended_depth"] or result["nearest_depth"]
     row = depths[f"L{depth}"] if depth else [row for name, row in depths.items() if name != "mean"][-1]
-    few = {key: round(row[key], 4) for key in COMPARED if row.get(key) is not None}
+    keys = (*COMPARED, *["dsb_ap"] * says_objects(result))
+    few = {key: round(row[key], 4) for key in keys if row.get(key) is not None}
     write_json(out / "metrics.json", {"recommended_depth": result["recommended_depth"]} | few)
     tables = {"depths": [{"depth": name} | row for name, row in depths.items()], "images": rows}
     for name, found in (tables | {"reliability": reliability_rows(result)}).items():
@@ -213,7 +234,8 @@ def evaluate(
     subject = Subject.open(prepared, model)
     predict = Predictor(subject.trained, device)
     measured = measure(subject, predict, settings, device, exports)
-    decision = decide(measured.depths, measured.means["iou_image"], settings)
+    separated = subject.trained.about.separation() is not None
+    decision = decide(measured.depths, measured.means, settings, separated)
     rows = image_rows(measured.quality, subject.split, subject.groups)
     # The images to show are ranked by what is deployed.
     shown = f"L{decision.depth or subject.trained.depths[-1]}"
@@ -228,7 +250,7 @@ def evaluate(
         "samples": [{"rank": rank, "row": index} for rank, index in picked],
         "extremes": {name: find_extremes(rows, name) for name in measured.quality},
         "shown": shown,
-        "rule": {name: getattr(settings, name) for name in ("tolerance_iou", "max_latency_ms")}
+        "rule": {name: getattr(settings, name) for name in ("tolerance_iou", "tolerance_ap", "max_latency_ms")}
         | {"resamples": RESAMPLES},
         "provenance": find_provenance(subject),
     }

@@ -20,7 +20,7 @@ from unetpp.inference.tiles import TILE_PX
 from unetpp.models.about import About
 from unetpp.threads import chosen_threads
 
-DEFAULT = Outputs(limits=LIMITS)
+DEFAULT = Outputs((), LIMITS)
 
 
 def predict(
@@ -55,6 +55,7 @@ def predict(
     stems = _stems(images)
     family = find_model(model)
     about = family.about
+    outputs = outputs.of(about)
     outputs.check(about)
     tiffs = {image for image in images if outputs.is_tiff_of_rows(image)}
     files = [path for image, stem in stems.items() for path in outputs.paths(about, out, stem, image in tiffs)]

@@ -197,6 +197,7 @@ def decide(client, family: Family, inputs: Inputs, candidate: str, settings: Reg
         aliases.find_champion(client, family.name),
         settings.promotion_tolerance_iou,
         settings.promotion_min_images,
+        settings.promotion_tolerance_ap,
     )
 
 

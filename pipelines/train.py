@@ -20,7 +20,7 @@ from pipelines.core.command import run_command
 from pipelines.core.files import check_outputs
 from pipelines.core.params import Params, check_levels, load_params, override
 from pipelines.registry.live_log import UNLOGGED, logged_live
-from pipelines.storage.node_cache import share
+from pipelines.storage.node_cache import find_file, share
 from pipelines.storage.run_store import RunStore, open_store, runs_at
 from pipelines.training.architecture import find_init, read_architecture
 from pipelines.training.in_process import run_alone
@@ -30,6 +30,7 @@ from pipelines.training.spec import TrainSpec, make_spec, run_name
 from pipelines.training.state import TrainState
 from unetpp.data.manifest import read_manifest
 from unetpp.errors import UserError
+from unetpp.network.masks import MASK
 from unetpp.threads import num_cores
 
 TERMINATED = 128 + signal.SIGTERM  # the exit code of what SIGTERM has stopped, 143
@@ -63,7 +64,16 @@ def train(params: Params, prepared: Path, architecture: Path, runs: Path, out: P
         state = TrainState.from_dict(found)
         if not state.is_finished(params.train.epochs):
             raise RuntimeError(f"{run.name}: no whole checkpoint of the last epoch: {passed_over}")
-    write_results(state, spec, name, out, reports)
+    write_results(state, spec, name, out, reports, _find_val(params, spec))
+
+
+def _find_val(params: Params, spec: TrainSpec) -> Path:
+    """Val at the images' own sizes, here or in this node's cache."""
+    name = spec.manifest.full_val
+    file = spec.prepared / f"{name}.arrow"
+    if file.is_file() or spec.model.targets == MASK:
+        return file
+    return find_file(share(params, spec.prepared, spec.manifest) or {}, name)
 
 
 def _check_images(spec: TrainSpec) -> None:
@@ -84,7 +94,8 @@ def _run(params: Params, spec: TrainSpec, run: RunStore, name: str, log: Callabl
             raise UserError(
                 f"train.cpus_per_worker: found {train.cpus_per_worker}, and this machine has {cores} for it; lower it"
             )
-        spec.manifest.check(spec.prepared, "train", "val")
+        own_size = {spec.manifest.full_val} - {"val"} if spec.model.targets != MASK else ()
+        spec.manifest.check(spec.prepared, "train", "val", *own_size)
         return run_alone(spec, run, log)
     init = spec.init and (Path(spec.init.file), spec.init.sha256)
     spec = replace(spec, shared=share(params, spec.prepared, spec.manifest, init))  # damage is found before Ray starts

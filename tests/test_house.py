@@ -48,6 +48,7 @@ HOMES = {  # each outside system has one home file, or one wing, or the few that
     "imagecodecs": {"unetpp.images.pictures"},
     "PIL": {"unetpp.images.pictures", "pipelines.pages.html_page"},
     "scipy": {"unetpp.scores.boundaries", "unetpp.scores.object_matching"},
+    "skimage": {"unetpp.inference.instances"},
     "pycocotools": {"pipelines.dataset.coco"},
     "safetensors": {"unetpp.models.model_file", "unetpp.models.older_files", "unetpp.network.encoders"},
     "timm": {"unetpp.network.encoders"},

@@ -269,3 +269,18 @@ def test_an_encoder_with_imagenet_weights_becomes_a_registered_family(tmp_path):
         masks.append(np.array(Image.open(next((clone.folder / f"encoder {number}").glob("*.png")))))
     assert (masks[0] == masks[1]).all()
     assert (masks[0] != masks[2]).mean() < 0.001
+
+
+@pytest.mark.nightly
+def test_objects_that_touch_are_parted_by_the_whole_pipeline_with_one_param(classes):
+    clone = classes  # whose params it leaves
+    changes = ["ingest.synthetic.masks=instances", "prepare.num_classes=1", "prepare.classes=null"]
+    clone.experiment("parted", "model.targets=[mask,boundary,distance]", *changes, *LIGHT, until="register")
+    report, versions = clone.json("reports/evaluate/report.json"), clone.json("reports/register/versions.json")
+    Report.model_validate(report)
+    assert (report["objects"]["true"], report["objects"]["predicted"]) == ("numbers", "watershed")
+    assert set(versions["versions"]) == {"L1", "L2"}
+    assert "AP points" in clone.unetpp("compare", "reports/evaluate", "reports/evaluate")
+    image = str(sorted((clone.folder / "data/raw/images").iterdir())[0])
+    clone.unetpp("predict", image, "--model", f"models:/unetpp-nuclei/{versions['candidate']}", "--out", "parted")
+    assert [path.suffix for path in (clone.folder / "parted/labels").iterdir()] == [".tif"]

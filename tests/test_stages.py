@@ -70,7 +70,7 @@ TOUCHED = {
     "unetpp/data/augment.py": {"search", "train", "export", "evaluate", "register"},
     "unetpp/scores/metrics.py": {"search", "train", "evaluate"},
     "unetpp/models/segmenter.py": {"search", "train", "export", "evaluate", "register"},
-    "unetpp/engines/engine.py": {"export", "evaluate", "register"},
+    "unetpp/engines/engine.py": {"train", "export", "evaluate", "register"},  # train: objects are parted on val
     "unetpp/training/checkpoint.py": {"search", "train"},
     "unetpp/export/graphs.py": {"export"},
 }

@@ -33,6 +33,7 @@ def _check_sizes(sizes):
 
 class Evaluate(Section):
     tolerance_iou: Annotated[float, Field(ge=0, le=1)]
+    tolerance_ap: Annotated[float, Field(ge=0, le=1)]
     max_latency_ms: PositiveFloat | None
     engine: Literal[
         "torch",
@@ -75,6 +76,7 @@ class Register(Section):
     tracking_uri: str | None
     live: bool
     promotion_tolerance_iou: Annotated[float, Field(ge=0, le=1)]
+    promotion_tolerance_ap: Annotated[float, Field(ge=0, le=1)]
     promotion_min_images: PositiveInt
     licence: Annotated[str, Field(min_length=1, max_length=500)] | None
     intended_use: Annotated[str, Field(min_length=1, max_length=500)] | None

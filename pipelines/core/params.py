@@ -20,6 +20,7 @@ from pipelines.core.section import Section
 from pipelines.core.training_sections import Augment, Model, Search, Train
 from unetpp.errors import UserError
 from unetpp.images.frame import as_size, plain
+from unetpp.network.masks import MASK
 
 
 class Params(Section):
@@ -59,6 +60,15 @@ class Params(Section):
                         f"{key} is {value}, and model.encoder is null, so that there is none: set model.encoder, such "
                         f"as to resnet34, or {key} to {'null' if plain_value is None else plain_value}"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _targets_of_classes(self):
+        if self.prepare.multilabel and self.model.targets != MASK:
+            raise ValueError(
+                "model.targets part the objects of classes of which one holds at a pixel, and prepare.multilabel is "
+                "true: set model.targets to [mask]"
+            )
         return self
 
     @model_validator(mode="after")

@@ -2,10 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from pipelines.core.section import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section, Share, Widths
 from unetpp.data.symmetries import Flips
+from unetpp.network.masks import FOR_INSTANCES, MASK
 
 
 class Model(Section):
@@ -16,11 +17,20 @@ class Model(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)]
     encoder: Annotated[str, Field(pattern=r"^[a-z0-9_]+(\.[a-z0-9_]+)?$")] | None  # a name of timm's
     encoder_weights: Annotated[str, Field(min_length=1)] | None
+    targets: tuple[str, ...]
 
     @property
     def build(self) -> dict[str, Any]:
         """Keywords of NestedUNet."""
         return self.model_dump(exclude={"encoder_weights"})
+
+    @field_validator("targets")
+    @classmethod
+    def _mask_or_instances(cls, targets):
+        if targets not in (MASK, FOR_INSTANCES):
+            expected = f"expected {list(MASK)}, or {list(FOR_INSTANCES)} to part instances"
+            raise ValueError(f"{expected}, found {list(targets)}")
+        return targets
 
     @model_validator(mode="after")
     def _supervised_nodes_exist(self):

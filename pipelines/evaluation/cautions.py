@@ -1,4 +1,4 @@
-"""What a reader of a depth report must know before its numbers: why some of them are not to be trusted."""
+"""What a reader of a depth report must know before its numbers: which of them say something, and are to be trusted."""
 
 NOISY = 0.25  # a spread of latency above which the machine was too busy to be read
 BUSY = 0.25  # a share of the processors that other work takes, above which latencies are too long, however steady
@@ -23,3 +23,9 @@ def find_cautions(report: dict) -> list[str]:
             "Latency and throughput are not to be trusted; rerun evaluate when it is idle."
         )
     return cautions
+
+
+def says_objects(report: dict) -> bool:
+    """Whether the scores of objects are of more than the connected pixels of masks, on which masks say it all."""
+    about = report.get("objects") or {}
+    return about.get("true", "components") != "components" or about.get("predicted") == "watershed"

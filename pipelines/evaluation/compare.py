@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.evaluation.bootstrap import bootstrap, interval
-from pipelines.evaluation.scored import SCORES, Scored
+from pipelines.evaluation.cautions import says_objects
+from pipelines.evaluation.scored import OF_OBJECTS, SCORES, Scored
 from unetpp.errors import UserError
 
 
@@ -79,6 +80,11 @@ class Evaluation:
     def test_sha256(self) -> str | None:
         return self.report.get("test", {}).get("sha256")
 
+    @property
+    def true_objects(self) -> str:
+        """What its scores of objects are against; of reports of before connected pixels, whatever the data number."""
+        return (self.report.get("objects") or {}).get("true", "components")
+
 
 @dataclass(frozen=True)
 class Row:
@@ -105,10 +111,20 @@ class Comparison:
     tables: dict[str, list[Row]]  # by score: the two depths that are meant, or all that both have
     chosen: Row | None  # IoU of the two depths that are meant; None where one of the two recommends none
     changed: list[tuple[str, float, float]]  # id and both IoUs of that row, from the most lost to the most won
+    chosen_ap: Row | None = None  # the same in average precision, where objects are more than masks say
 
     @property
     def remark(self) -> str:
-        """How far the two can be compared, in a sentence."""
+        """How far the two can be compared."""
+        if self.sides[0].true_objects == self.sides[1].true_objects:
+            return self._images
+        return (
+            f"{self._images.removesuffix('.')}. Scores of objects are not compared: the one's true objects are "
+            "connected pixels, the other's are numbered by the data; evaluate the older again."
+        )
+
+    @property
+    def _images(self) -> str:
         ours, theirs = self.num_images
         hashes = [side.test_sha256 for side in self.sides]
         if None not in hashes and hashes[0] == hashes[1] and len(self.common) == ours == theirs:
@@ -155,7 +171,9 @@ def compare(one: Evaluation, other: Evaluation) -> Comparison:
     if not pairs:
         found = (", ".join(side.scored) for side in sides)
         raise UserError("found the depths {} in A and {} in B; expected one in common".format(*found))
-    tables = {score: [row(score, pair) for pair in pairs if all(scores(score, pair))] for score in SCORES}
+    by_ap = one.true_objects == other.true_objects and any(says_objects(side.report) for side in sides)
+    known = [score for score in SCORES if one.true_objects == other.true_objects or score not in OF_OBJECTS]
+    tables = {score: [row(score, pair) for pair in pairs if all(scores(score, pair))] for score in known}
     tables = {score: rows for score, rows in tables.items() if rows}
     chosen = row("iou", meant) if meant else None
     a, b = scores("iou", meant or pairs[-1])
@@ -167,4 +185,5 @@ def compare(one: Evaluation, other: Evaluation) -> Comparison:
         tables,
         chosen,
         [(id_, a[id_], b[id_]) for id_ in changed],
+        row("ap", meant) if meant and by_ap and all(scores("ap", meant)) else None,
     )

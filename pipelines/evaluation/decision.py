@@ -1,13 +1,16 @@
 """Which depth to deploy, and a sentence that says why.
 
 It is the smallest depth that is surely not much worse than the best, and that meets the budget. "Surely": not its
-mean alone, the whole paired 95 % interval of its difference from the best depth lies inside the tolerance. The mean
-of the heads is no candidate, since it costs more than any depth. Where the test images have no foreground, or no depth
-finds any of it, nothing is known and nothing recommended.
+mean alone, the whole paired 95 % interval of its difference from the best depth lies inside the tolerance. Depths of a
+model that parts objects are judged so twice: by IoU, and by the average precision (AP) of objects, in each beside the
+depth that is best in it. Where no depth is surely near enough to both, it is that of the best AP: objects are what such
+a model is for. The mean of the heads is no candidate, since it costs more than any depth. Where the test images have
+no foreground, or no depth finds any of it, nothing is known and nothing recommended.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,6 +27,21 @@ BUDGET = {
 ROUNDING = 1e-9  # exactly the tolerance is inside it
 
 
+class Score(NamedTuple):
+    """What depths are judged by."""
+
+    key: str  # in report.json
+    name: str
+    suffix: str  # of what a candidate holds of it
+    tolerance: float  # at most so far below the best
+
+
+def scores_of(settings: Evaluate, instances: bool) -> list[Score]:
+    """IoU, and of a model that parts objects AP."""
+    found = [Score("iou_image", "IoU", "", settings.tolerance_iou)]
+    return found + [Score("dsb_ap", "AP", "_ap", settings.tolerance_ap)] * instances
+
+
 @dataclass(frozen=True)
 class Decision:
     depth: int | None
@@ -32,22 +50,32 @@ class Decision:
     candidates: list[dict]  # a row a depth, see docs/measurements.md
 
 
-def decide(depths: Mapping[str, dict], means: Mapping[str, np.ndarray], settings: Evaluate) -> Decision:
+def decide(
+    depths: Mapping[str, dict],
+    means: Mapping[str, Mapping[str, np.ndarray]],
+    settings: Evaluate,
+    instances: bool = False,
+) -> Decision:
     """Choose a depth.
 
     Args:
         depths: the measured numbers by name, shallowest first.
-        means: resampled means of iou_image by name, paired (`intervals.bootstrap`).
+        means: by score resampled means by name, paired (`scores.resample`).
+        instances: the model parts objects.
     """
     single = {name: row for name, row in depths.items() if name != MEAN}
-    best = max(single, key=lambda name: single[name]["iou_image"])
-    candidates = [_judge(name, best, single, means, settings) for name in single]
+    scores = scores_of(settings, instances)
+    bests = [max(single, key=lambda name, score=score: single[name][score.key]) for score in scores]
+    best = bests[-1]  # in what such a model is for
+    candidates = [_judge(name, bests, single, means, settings, scores) for name in single]
     if unknown := knows_nothing(row["recall"] for row in single.values()):
         return Decision(None, int(best[1:]), f"No depth is recommended: {unknown}.", candidates)
     allowed = [one for one in candidates if one["within_budget"]]
     chosen = next((one for one in allowed if one["within_tolerance"]), None)
+    if chosen is None and not any(one["within_tolerance"] for one in candidates):  # the best by AP is not so by IoU
+        chosen = next((one for one in allowed if one["name"] == best), None)
     if chosen is not None:
-        sentence = _recommend(chosen, best, candidates, single, settings)
+        sentence = _recommend(chosen, bests, candidates, single, settings, scores)
         return Decision(int(chosen["name"][1:]), None, sentence, candidates)
     budget = _budget(settings)
     if not allowed:
@@ -57,11 +85,11 @@ def decide(depths: Mapping[str, dict], means: Mapping[str, np.ndarray], settings
             f"{_costs(single[nearest], settings)}."
         )
     else:
-        near = max(allowed, key=lambda one: single[one["name"]]["iou_image"])
+        near = max(allowed, key=lambda one: single[one["name"]][scores[-1].key])
         nearest = near["name"]
         sentence = (
             f"No depth is recommended: of those that meet the budget of {budget} the nearest is {nearest}, "
-            f"{_below(near, best)}, which is not surely within the tolerance of {_points(settings.tolerance_iou)}."
+            f"{_below_all(near, bests, scores)}, which is not surely within the {_tolerances(scores)}."
         )
     return Decision(None, int(nearest[1:]), sentence, candidates)
 
@@ -74,49 +102,100 @@ def knows_nothing(recalls: Iterable[float | None]) -> str:
     return "" if any(known) else "none of the foreground in the test images is found"
 
 
-def _judge(name: str, best: str, depths: Mapping[str, dict], means: Mapping[str, np.ndarray], settings) -> dict:
+def compare_with_masks(depths: Mapping[str, dict], means: Mapping[str, Mapping[str, np.ndarray]]) -> str:
+    """In which sense the depths differ more for objects than for masks, or "" where that is not sure.
+
+    It is the depth whose AP falls behind the best one's by most more than its IoU does: the paired interval of its AP's
+    difference lies above 0, and so does that of how much larger it is than its IoU's.
+    """
+    single = [name for name in depths if name != MEAN]
+    best = max(single, key=lambda name: depths[name]["dsb_ap"])
+    found = []
+    for name in single:
+        ap, iou = (means[key][best] - means[key][name] for key in ("dsb_ap", "iou_image"))
+        gaps = [depths[best][key] - depths[name][key] for key in ("dsb_ap", "iou_image")]
+        more = ap - np.sign(gaps[1]) * iou
+        if interval(ap)[0] > 0 and interval(more)[0] > 0:
+            found.append((gaps[0] - abs(gaps[1]), name, gaps, [interval(each) for each in (ap, iou, more)]))
+    if not found:
+        return ""
+    extra, name, gaps, each = max(found)
+    ap, iou, more = (f"{_points(gap)} {_range(*one)}" for gap, one in zip((*gaps, extra), each, strict=True))
+    return (
+        f"Depths differ more for objects than for masks: {name} is {ap} AP points below {best} and {iou} IoU points, "
+        f"{more} points more."
+    )
+
+
+def _judge(
+    name: str,
+    bests: list[str],
+    depths: Mapping[str, dict],
+    means: Mapping[str, Mapping[str, np.ndarray]],
+    settings: Evaluate,
+    scores: list[Score],
+) -> dict:
     row = depths[name]
-    low, high = interval(means[best] - means[name])
-    found = {
-        "name": name,
-        "below_best": depths[best]["iou_image"] - row["iou_image"],
-        "below_best_low": low,
-        "below_best_high": high,
-        "within_tolerance": high <= settings.tolerance_iou + ROUNDING,
-        "within_budget": _excess(row, settings) <= 1,
-    }
-    tolerance = f"tolerance of {_points(settings.tolerance_iou)}"
-    if name == best:
-        why = "the best IoU of all depths"
-    else:
-        why = f"{_below(found, best)}, {'within' if found['within_tolerance'] else 'not surely within'} the {tolerance}"
+    found: dict = {"name": name}
+    said = []
+    for score, best in zip(scores, bests, strict=True):
+        below = depths[best][score.key] - row[score.key]
+        low, high = interval(means[score.key][best] - means[score.key][name])
+        keys = (f"below_best{score.suffix}{end}" for end in ("", "_low", "_high"))
+        found |= dict(zip(keys, (below, low, high), strict=True))
+        within = high <= score.tolerance + ROUNDING
+        found["within_tolerance"] = found.get("within_tolerance", True) and within
+        tolerance = f"the tolerance of {_points(score.tolerance)}"
+        if name == best:
+            said.append(f"the best {score.name} of all depths")
+        else:
+            said.append(f"{_below(found, best, score)}, {'within' if within else 'not surely within'} {tolerance}")
+    found["within_budget"] = _excess(row, settings) <= 1
     if _budget(settings):
         meets = "meets" if found["within_budget"] else "does not meet"
-        why += f"; {_costs(row, settings)}, {meets} the budget of {_budget(settings)}"
-    return found | {"why": why}
+        said.append(f"{_costs(row, settings)}, {meets} the budget of {_budget(settings)}")
+    return found | {"why": "; ".join(said)}
 
 
-def _recommend(chosen: dict, best: str, candidates: list[dict], depths: Mapping[str, dict], settings: Evaluate) -> str:
-    name = chosen["name"]
-    tolerance = _points(settings.tolerance_iou)
+def _recommend(
+    chosen: dict,
+    bests: list[str],
+    candidates: list[dict],
+    depths: Mapping[str, dict],
+    settings: Evaluate,
+    scores: list[Score],
+) -> str:
+    name, best = chosen["name"], bests[-1]
+    tolerance = _tolerances(scores)
     end = f"; its {_costs(depths[name], settings)} meet the budget" if _budget(settings) else ""
+    values = " and ".join(f"{score.name} {depths[name][score.key]:.3f}" for score in scores)
     if len(candidates) == 1:
-        iou = depths[name]["iou_image"]
-        return f"{name} is recommended: it is the only depth of this network that has a head, of IoU {iou:.3f}{end}."
-    if name != best:
+        return f"{name} is recommended: it is the only depth of this network that has a head, of {values}{end}."
+    if not chosen["within_tolerance"]:
+        return (
+            f"{name} is recommended: it has the best AP of all depths, {depths[name]['dsb_ap']:.3f}, and no depth is "
+            f"surely within the {tolerance}: it is {_below(chosen, bests[0], scores[0])}{end}."
+        )
+    if {name} != set(bests):
         speed = depths[best]["latency_ms"] / depths[name]["latency_ms"]
         faster = f", {speed:.1f} times as fast" if speed >= 1.05 else ""
-        return f"{name} is recommended: {_below(chosen, best)}, within the tolerance of {tolerance}{faster}{end}."
+        return f"{name} is recommended: {_below_all(chosen, bests, scores)}, within the {tolerance}{faster}{end}."
     smaller = candidates[: candidates.index(chosen)]
-    start = f"{name} is recommended: it has the best IoU of all depths, {depths[name]['iou_image']:.3f}"
+    names = " and ".join(score.name for score in scores)
+    found = " and ".join(f"{depths[name][score.key]:.3f}" for score in scores)
+    start = f"{name} is recommended: it has the best {names} of all depths, {found}"
     if not smaller:
         return f"{start}, and is the smallest{end}."
     if any(one["within_tolerance"] for one in smaller):
-        return f"{start}, and the smaller ones within the tolerance of {tolerance} do not meet the budget{end}."
-    near = min(smaller, key=lambda one: one["below_best_high"])
+        return f"{start}, and the smaller ones within the {tolerance} do not meet the budget{end}."
+
+    def excess(one: dict) -> float:
+        return max(one[f"below_best{score.suffix}_high"] - score.tolerance for score in scores)
+
+    near = min(smaller, key=excess)
     return (
-        f"{start}, and no smaller one is surely within the tolerance of {tolerance}: {near['name']} is "
-        f"{_below(near, best)}{end}."
+        f"{start}, and no smaller one is surely within the {tolerance}: {near['name']} is "
+        f"{_below_all(near, bests, scores)}{end}."
     )
 
 
@@ -143,9 +222,27 @@ def _costs(row: dict, settings: Evaluate) -> str:
     )
 
 
-def _below(candidate: dict, best: str) -> str:
-    low, high = candidate["below_best_low"], candidate["below_best_high"]
-    return f"{_points(candidate['below_best'])} IoU points below {best} [{_points(low)}, {_points(high)}]"
+def _below(candidate: dict, best: str, score: Score) -> str:
+    below, low, high = (candidate[f"below_best{score.suffix}{end}"] for end in ("", "_low", "_high"))
+    return f"{_points(below)} {score.name} points below {best} {_range(low, high)}"
+
+
+def _below_all(candidate: dict, bests: list[str], scores: list[Score]) -> str:
+    """How far below the best, in each score in which it is not the best itself."""
+    pairs = [(best, score) for best, score in zip(bests, scores, strict=True) if best != candidate["name"]]
+    said = " and ".join(_below(candidate, best, score) for best, score in pairs)
+    best_in = [score.name for best, score in zip(bests, scores, strict=True) if best == candidate["name"]]
+    return said + "".join(f", with the best {name}" for name in best_in)
+
+
+def _tolerances(scores: list[Score]) -> str:
+    if len({score.tolerance for score in scores}) == 1:
+        return f"tolerance of {_points(scores[0].tolerance)}" + (" in both" if len(scores) > 1 else "")
+    return "tolerances of " + " and ".join(f"{_points(score.tolerance)} in {score.name}" for score in scores)
+
+
+def _range(low: float, high: float) -> str:
+    return f"[{_points(low)}, {_points(high)}]"
 
 
 def _points(iou: float) -> str:

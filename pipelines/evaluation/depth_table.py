@@ -3,7 +3,7 @@
 import textwrap
 
 from pipelines.core.numbers import fixed, short
-from pipelines.evaluation.cautions import find_cautions
+from pipelines.evaluation.cautions import find_cautions, says_objects
 
 COLUMNS = 100
 
@@ -22,6 +22,7 @@ def describe(report: dict) -> str:
         *(textwrap.fill(f"caution: {one}", COLUMNS) for one in find_cautions(report)),
         _align([head, *(_quality(name, row, bool(seen), several) for name, row in report["depths"].items())], depth),
         *([_classes(report)] if several else []),
+        *_objects(report, deepest),
         _align([_COST, *(_cost(name, row) for name, row in report["depths"].items())], depth),
         _gates(report),
         *_engines(report),
@@ -58,6 +59,27 @@ def _quality(name: str, row: dict, seen: bool, several: bool) -> tuple[str, ...]
         f"{row['object_f1']:.3f}",
         fixed(row["ece"]),
     )
+
+
+def _objects(report: dict, deepest: str) -> list[str]:
+    """A row a depth, of reports whose objects are more than the connected pixels of masks."""
+    if not says_objects(report):
+        return []
+    rows = [("objects", "AP", "95 %", f"to {deepest}", "95 %", "F1", "95 %")]
+    rows += [
+        (
+            name,
+            f"{row['dsb_ap']:.3f}",
+            f"{row['dsb_ap_low']:.3f} to {row['dsb_ap_high']:.3f}",
+            f"{100 * row['difference_ap']:+.1f}",
+            f"{100 * row['difference_ap_low']:+.1f} to {100 * row['difference_ap_high']:+.1f}",
+            f"{row['object_f1']:.3f}",
+            f"{row['object_f1_low']:.3f} to {row['object_f1_high']:.3f}",
+        )
+        for name, row in report["depths"].items()
+    ]
+    remark = textwrap.fill(report["objects"]["remark"], COLUMNS, break_on_hyphens=False)
+    return [_align(rows, report["recommended_depth"]), *([remark] if remark else [])]
 
 
 def _classes(report: dict) -> str:

@@ -18,17 +18,18 @@ from pipelines.core.delivery_sections import Evaluate
 from pipelines.evaluation.bootstrap import bootstrap, interval
 from pipelines.evaluation.depth_costs import memory_of, of_tensor
 from pipelines.evaluation.predictor import Predictor, batches
+from pipelines.evaluation.quality import score_batch
 from unetpp.data.arrow_split import Split
 from unetpp.engines.engine import ENGINES, Engine
 from unetpp.engines.family import Family, open_engine
 from unetpp.engines.torch_engine import TorchEngine
 from unetpp.errors import UserError
 from unetpp.images.frame import Size
+from unetpp.inference.instances import separate
 from unetpp.inference.symmetric import COPIES, Symmetric
 from unetpp.inference.tiles import predict_resized, to_mask, to_own_size
 from unetpp.models.model_file import Trained
 from unetpp.network import profiling
-from unetpp.scores import metrics
 
 VAL_IMAGES = 200  # at most, spread evenly over the split
 VAL_S, TEST_S = 10.0, 5.0  # seconds after which an engine gets no further images at a depth
@@ -40,28 +41,34 @@ ROUNDING = 1e-9  # exactly the tolerance is inside it
 
 @dataclass(frozen=True)
 class Scored:
-    """Images that engines are scored on, with the IoU of eager fp32 on each, by depth ("L1" ...)."""
+    """Images that engines are scored on, with what eager fp32 scores on each, by depth ("L1" ...)."""
 
     split: Split
     order: list[int]  # indices; those at the beginning are spread evenly, too
     ious: Mapping[str, np.ndarray]  # in that order
+    aps: Mapping[str, np.ndarray]  # of a network that parts objects, else of none
 
     @classmethod
     def of_val(cls, predict: Predictor, val: Split, batch_size: int) -> "Scored":
         """At most VAL_IMAGES images of val, predicted by eager fp32."""
         order = spread(len(val), VAL_IMAGES)
-        found = {name: np.zeros(len(val)) for name in predict.names}
+        found = {name: np.full((len(val), 2), np.nan) for name in predict.names}
         for batch in batches(val, batch_size, order, what="val images, in fp32"):
-            for name, mask_hat in predict(batch.images).items():
-                counts = metrics.confusion(mask_hat, batch.mask, *predict.task)
-                found[name][batch.indices] = metrics.per_image_iou(counts).numpy()
-        return cls(val, order, {name: each[order] for name, each in found.items()})
+            for answer in predict.answers(batch.images):
+                mask_hat = to_mask(answer.probs.numpy(), *predict.task[:2])
+                scores = score_batch(mask_hat, predict.numbers(answer), batch, val, predict.task)
+                found[answer.name][batch.indices] = scores
+        return cls.of(val, order, found)
 
     @classmethod
-    def of_test(cls, test: Split, ious: Mapping[str, np.ndarray]) -> "Scored":
-        """The test split, whose IoU (in the split's order) are known."""
-        order = spread(len(test), len(test))
-        return cls(test, order, {name: each[order] for name, each in ious.items()})
+    def of_test(cls, test: Split, scores: Mapping[str, np.ndarray]) -> "Scored":
+        """The test split, whose IoU and AP (N, 2), in the split's order, are known; AP is nan of a network of masks."""
+        return cls.of(test, spread(len(test), len(test)), scores)
+
+    @classmethod
+    def of(cls, split: Split, order: list[int], scores: Mapping[str, np.ndarray]) -> "Scored":
+        ious, aps = ({name: each[order, column] for name, each in scores.items()} for column in (0, 1))
+        return cls(split, order, ious, {name: each for name, each in aps.items() if not np.isnan(each).any()})
 
 
 def spread(length: int, number: int) -> list[int]:
@@ -154,52 +161,63 @@ def _score(engine: Engine, depth: str, scored: Mapping[str, Scored], settings: E
     row: dict = {}
     for part, seconds in (("test", TEST_S), ("val", VAL_S)):
         images, what = scored[part], f"{depth} by {engine.name}, {part} images"
-        found = image_ious(engine, images.split, images.order, settings.throughput_batch, what, seconds)
-        differences = found - images.ious[depth][: len(found)]
+        found = image_scores(engine, images.split, images.order, settings.throughput_batch, what, seconds)
         row[f"{part}_images"] = len(found)
-        row[f"{part}_iou_image"] = float(found.mean()) if len(found) else None
-        row[f"{part}_difference_iou"] = float(differences.mean()) if len(found) else None
-    lost = None if row["val_difference_iou"] is None else -row["val_difference_iou"]
-    within = lost is not None and lost <= settings.tolerance_engine_iou + ROUNDING
-    return row | {"within": within, "why": _why(lost, settings.tolerance_engine_iou, within)}
+        for column, (key, short, known) in enumerate((("iou_image", "iou", images.ious), ("ap", "ap", images.aps))):
+            if short == "ap" and depth not in known:
+                continue
+            differences = found[:, column] - known[depth][: len(found)]
+            row[f"{part}_{key}"] = float(found[:, column].mean()) if len(found) else None
+            row[f"{part}_difference_{short}"] = float(differences.mean()) if len(found) else None
+    tolerances = {"IoU": ("iou", settings.tolerance_engine_iou), "AP": ("ap", settings.tolerance_ap)}
+    judged = [
+        _judge(name, row[f"val_difference_{short}"], tolerance)
+        for name, (short, tolerance) in tolerances.items()
+        if f"val_difference_{short}" in row
+    ]
+    return row | {"within": all(within for within, _ in judged), "why": "; ".join(why for _, why in judged)}
 
 
-def image_ious(
+def image_scores(
     engine: Engine, split: Split, order: Sequence[int], batch_size: int, what: str, max_s: float | None = None
 ) -> np.ndarray:
-    """iou_image of these images of a split at their own sizes, in that order; images of one size go together.
+    """(n, 2): iou_image of these images of a split at their own sizes, in that order, and AP where the network parts
+    objects, else nan; images of one size go together.
 
     Args:
         max_s: seconds after which the rest is left out.
     """
-    found: list[float] = []
+    found: list[np.ndarray] = []
     about, began = engine.about, time.monotonic()
+    separation = about.separation()
     task = about.num_classes, about.multilabel, about.background
     done = iter(watched(range(len(order)), what))
     for start in range(0, len(order), AT_ONCE):
         some = order[start : start + AT_ONCE]
         if found and max_s is not None and time.monotonic() - began > max_s:
             break
-        ious: dict[int, float] = {}
+        scores: dict[int, np.ndarray] = {}
         for batch in batches(split, batch_size, some):
-            seen = predict_resized(engine, batch.images)
-            mask_hat = torch.from_numpy(to_mask(to_own_size(seen, batch.images[0].shape[:2]), about.multilabel))
-            counts = metrics.confusion(mask_hat, batch.mask, *task)
-            ious |= dict(zip(batch.indices, metrics.per_image_iou(counts).tolist(), strict=True))
+            probs = to_own_size(predict_resized(engine, batch.images), batch.images[0].shape[:2])
+            numbers = [separation and separate(one, task[0], separation, background=task[2]) for one in probs]
+            found_here = score_batch(to_mask(probs, *task[:2]), numbers, batch, split, task)
+            scores |= dict(zip(batch.indices, found_here, strict=True))
             for _ in batch.indices:
                 next(done)
-        found += [ious[index] for index in some]
-    return np.array(found)
+        found += [scores[index] for index in some]
+    return np.array(found).reshape(-1, 2)
 
 
-def _why(lost: float | None, tolerance: float, within: bool) -> str:
-    if lost is None:
-        return "val has no image"
+def _judge(name: str, difference: float | None, tolerance: float) -> tuple[bool, str]:
+    """Whether a score on val is near enough to that of eager fp32, and this in words."""
+    if difference is None:
+        return False, "val has no image"
+    within = -difference <= tolerance + ROUNDING
     verdict = f"{'within' if within else 'more than'} the tolerance of {tolerance * 100:.2f}"
-    if abs(lost) < 0.00005:
-        return f"the IoU of eager fp32, {verdict}"
-    side = "below" if lost > 0 else "above"
-    return f"{abs(lost) * 100:.2f} IoU points {side} eager fp32, {verdict}"
+    if abs(difference) < 0.00005:
+        return within, f"the {name} of eager fp32, {verdict}"
+    side = "below" if difference < 0 else "above"
+    return within, f"{abs(difference) * 100:.2f} {name} points {side} eager fp32, {verdict}"
 
 
 def estimate_s(
@@ -254,7 +272,7 @@ def measure_tta(
         eager = TorchEngine(trained.segmenter(depth), trained.about.at(depth))
         what = f"{name}, mean over copies, val images"
         copies = Symmetric(eager, settings.tta)
-        found = image_ious(copies, val.split, val.order, settings.throughput_batch, what, TTA_S)
+        found = image_scores(copies, val.split, val.order, settings.throughput_batch, what, TTA_S)[:, 0]
         plain = val.ious[name][: len(found)]
         gains = bootstrap({"gain": found - plain}, [groups[index] for index in val.order[: len(found)]])["gain"]
         low, high = interval(gains)

@@ -6,7 +6,9 @@ import numpy as np
 
 from pipelines.console.progress import watched
 from pipelines.evaluation.predictor import Predictor
+from pipelines.evaluation.quality import number_mask
 from unetpp.data.arrow_split import Split
+from unetpp.network.masks import to_mask
 
 BAD = 0.4  # of the others, the share that are the worst ones: errors teach more than successes
 
@@ -43,10 +45,15 @@ def pick(rows: list[dict], name: str, number: int) -> list[tuple[str | None, int
 
 def write_examples(path: Path, predict: Predictor, split: Split, indices: list[int]) -> None:
     """Images of a split with their masks and what each depth made of them, by the names `INDEX/image`, `INDEX/mask`
-    and `INDEX/L1` ..."""
+    and `INDEX/L1` ...; of a network that parts objects their numbers, too: `INDEX/objects`, `INDEX/L1/objects` ..."""
     shown = {}
     for index in watched(indices, "the page, images"):
         image, mask = split[index]
-        masks_hat = {f"{index}/{name}": mask_hat[0].numpy() for name, mask_hat in predict([image]).items()}
-        shown |= {f"{index}/image": image, f"{index}/mask": mask} | masks_hat
+        shown |= {f"{index}/image": image, f"{index}/mask": mask}
+        for answer in predict.answers([image]):
+            (numbers,), key = predict.numbers(answer), f"{index}/{answer.name}"
+            shown[key] = to_mask(answer.probs, *predict.task[:2])[0].numpy()
+            if numbers is not None:
+                true = number_mask(mask, split.instances(index), predict.task[2])
+                shown |= {f"{key}/objects": numbers, f"{index}/objects": true}
     np.savez_compressed(path, **shown)

@@ -14,6 +14,7 @@ from unetpp.data.arrow_split import Split
 from unetpp.data.resized import Resized
 from unetpp.engines.torch_engine import TorchEngine
 from unetpp.images.frame import Size
+from unetpp.inference.instances import separate
 from unetpp.inference.tiles import TILE_PX, predict_resized, to_own_size
 from unetpp.models.model_file import Trained
 from unetpp.models.segmenter import Segmenter
@@ -24,12 +25,12 @@ BATCH_PIXELS = 2**19  # of the images predicted together; large ones go one by o
 
 
 class Heads(Segmenter):
-    """A segmenter that gives the probabilities of every head, shallowest first: (N, num_heads * num_classes, H, W)."""
+    """A segmenter that gives the probabilities of every head, shallowest first: (N, num_heads * num_outputs, H, W)."""
 
     def probs(self, standardised: Tensor, canvas: Size | None = None) -> Tensor:
         height, width = standardised.shape[-2:]
         logits = self.heads(standardised, canvas)
-        probs = torch.cat([to_probs(one, self.network.multilabel) for one in logits], dim=1)
+        probs = torch.cat([to_probs(one, *self.network.task[:2]) for one in logits], dim=1)
         return F.pad(probs, (0, width - probs.shape[-1], 0, height - probs.shape[-2]))
 
 
@@ -37,8 +38,8 @@ class Answer(NamedTuple):
     """What one depth, or the mean, makes of N images of one size; all on the CPU."""
 
     name: str
-    seen: Tensor  # (N, num_classes, h, w) probabilities at the size that the network sees
-    probs: Tensor  # (N, num_classes, H, W) at the images' own size, as prediction delivers them
+    seen: Tensor  # (N, num_outputs, h, w) probabilities at the size that the network sees
+    probs: Tensor  # (N, num_outputs, H, W) at the images' own size, as prediction delivers them
 
 
 class Predictor:
@@ -73,11 +74,19 @@ class Predictor:
         """(N, C, H, W) images in [0, 1], at the size that the network sees, to the (N, H, W) masks of each name."""
         with torch.inference_mode():
             probs = self._named(self.heads(images.to(self.device)))
-        return {name: to_mask(each.cpu(), self.task[1]) for name, each in probs.items()}
+        return {name: to_mask(each.cpu(), *self.task[:2]) for name, each in probs.items()}
 
     def __call__(self, images: Sequence[np.ndarray]) -> dict[str, Tensor]:
         """(H, W, C) images of one size to the (N, H, W) uint8 masks of each name, at their own size."""
-        return {answer.name: to_mask(answer.probs, self.task[1]) for answer in self.answers(images)}
+        return {answer.name: to_mask(answer.probs, *self.task[:2]) for answer in self.answers(images)}
+
+    def numbers(self, answer: Answer) -> list[np.ndarray | None]:
+        """The objects of each image (H, W) from 1 on; None for a network that parts none: connected pixels are one."""
+        depth = None if answer.name == MEAN else int(answer.name[1:])
+        num_classes, _, background = self.task
+        if (separation := self.trained.about.separation(depth)) is None:
+            return [None] * len(answer.probs)
+        return [separate(one, num_classes, separation, background=background) for one in answer.probs.numpy()]
 
     @cached_property
     def _pruned(self) -> dict[int, TorchEngine]:
@@ -89,7 +98,7 @@ class Predictor:
 
     def _named(self, probs: Tensor) -> dict[str, Tensor]:
         """What `Heads` gives, by name, with the mean."""
-        found = list(probs.split(self.heads.network.num_classes, dim=1))
+        found = list(probs.split(self.heads.network.num_outputs, dim=1))
         return dict(zip(self.names, [*found, torch.stack(found).mean(dim=0)], strict=False))
 
 

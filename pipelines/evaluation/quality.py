@@ -1,6 +1,8 @@
 """What each depth's masks and probabilities are worth, image by image, over one walk through a split."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -10,7 +12,7 @@ from pipelines.evaluation.predictor import Batch, Predictor, batches
 from unetpp.data.arrow_split import Split
 from unetpp.data.resized import resize_mask
 from unetpp.images.frame import Frame
-from unetpp.network.masks import first_class, to_mask, to_planes
+from unetpp.network.masks import find_classes, first_class, to_mask, to_planes
 from unetpp.scores import metrics
 from unetpp.scores.boundaries import Boundary, compare_boundaries, has_outline
 from unetpp.scores.calibration import choose_threshold, count_bins, count_by_threshold
@@ -50,9 +52,10 @@ class Quality:
 
 @dataclass
 class TrueObjects:
-    """The objects of the true masks: connected components of each class, as those of the predicted masks are."""
+    """The true objects: what a split numbers, else the connected components of each class (`find_objects`)."""
 
     areas: list[np.ndarray] = field(default_factory=list)  # px
+    ways: set[Literal["numbers", "components"]] = field(default_factory=set)  # in which images of the split tell them
 
     def diameters_px(self) -> np.ndarray:
         """(n,) of the discs of the same areas."""
@@ -95,20 +98,24 @@ def measure_quality(
     for batch in batches(split, batch_size, what="test images"):
         truth, valid = to_planes(batch.mask, num_classes, multilabel)  # (n, num_classes, H, W)
         truth = truth[:, first:]
-        planes = _Planes(truth.numpy(), (~valid).numpy(), tolerance_px)
+        numbers = [split.instances(index) for index in batch.indices]
+        true_objects.ways |= {"components" if each is None else "numbers" for each in numbers}
+        planes = _Planes(truth.numpy(), (~valid).numpy(), numbers, tolerance_px)
         true_objects.areas += [each.areas for each in planes.objects]
         outlined |= planes.outlined.any(axis=0)
         present |= planes.present.any(axis=0)
         seen_mask = _seen(batch, predict.frame, num_classes, multilabel)
-        for name, seen, probs in predict.answers(batch.images):
-            quality, mask_hat = found[name], to_mask(probs, multilabel)
+        for answer in predict.answers(batch.images):
+            name, seen, probs = answer
+            quality, mask_hat = found[name], to_mask(probs, num_classes, multilabel)
             quality.counts[batch.indices] = metrics.confusion(mask_hat, batch.mask, *predict.task)
-            quality.seen_counts[batch.indices] = metrics.confusion(to_mask(seen, multilabel), seen_mask, *predict.task)
+            seen_hat, probs = to_mask(seen, num_classes, multilabel), probs[:, :num_classes]
+            quality.seen_counts[batch.indices] = metrics.confusion(seen_hat, seen_mask, *predict.task)
             quality.bins += count_bins(probs[:, first:], truth, valid)
             if quality.by_threshold is not None:
                 quality.by_threshold[batch.indices] = count_by_threshold(probs, truth, valid)
             hat = to_planes(mask_hat, num_classes, multilabel)[0][:, first:] & valid
-            scores, best_iou = planes.compare(hat.numpy())
+            scores, best_iou = planes.compare(hat.numpy(), predict.numbers(answer))
             for score, values in scores.items():
                 quality.shapes[score][batch.indices] = values
             quality.best_iou += best_iou
@@ -131,22 +138,30 @@ def _seen(batch: Batch, frame: Frame | None, num_classes: int, multilabel: bool)
 class _Planes:
     """The true planes of a batch: their boundaries and objects, found once and compared with every name's."""
 
-    def __init__(self, truth: np.ndarray, ignored: np.ndarray, tolerance_px: float):
-        """Of (n, F, H, W) and (n, 1, H, W) bool."""
+    def __init__(
+        self, truth: np.ndarray, ignored: np.ndarray, numbers: Sequence[np.ndarray | None], tolerance_px: float
+    ):
+        """Of (n, F, H, W) and (n, 1, H, W) bool, and the numbers of the true objects, where there are some."""
         self.ignored = [each[0] if each.any() else None for each in ignored]
         self.shape, self.tolerance_px = truth.shape[:2], tolerance_px
         self.present = np.asarray(truth.any(axis=(2, 3)))
         self.boundaries = [Boundary.of(truth[at], self.ignored[at[0]]) for at in np.ndindex(*self.shape)]
         outlined = [has_outline(truth[at], self.ignored[at[0]]) for at in np.ndindex(*self.shape)]
         self.outlined = np.array(outlined).reshape(self.shape)
-        self.objects = [Objects.of(truth[at]) for at in np.ndindex(*self.shape)]
+        self.objects = [find_objects(truth[at], _own(numbers[at[0]], at[1])) for at in np.ndindex(*self.shape)]
 
-    def compare(self, hat: np.ndarray) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
-        """(n, F) of each score of NOTHING, and the IoU of each true object with its best prediction."""
+    def compare(
+        self, hat: np.ndarray, numbers: Sequence[np.ndarray | None]
+    ) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
+        """(n, F) of each score of NOTHING, and the IoU of each true object with its best prediction.
+
+        Args:
+            numbers: of the predicted objects (H, W), None where its connected components are these.
+        """
         scores = {name: np.full(self.shape, np.nan) for name in NOTHING}
         best_iou = []
         for number, at in enumerate(np.ndindex(*self.shape)):
-            matches = match_objects(Objects.of(hat[at]), self.objects[number])
+            matches = match_objects(find_objects(hat[at], numbers[at[0]]), self.objects[number])
             best_iou.append(matches.best_iou)
             if not self.present[at] and not matches.num_hat:
                 continue
@@ -157,6 +172,64 @@ class _Planes:
             compared = compare_boundaries(boundary, true, self.tolerance_px)
             scores["boundary_f1"][at], scores["hd95_px"][at] = compared.f1, compared.hd95_px
         return scores, best_iou
+
+
+def find_objects(plane: np.ndarray, numbers: np.ndarray | None) -> Objects:
+    """The objects of a class (H, W) bool: what is numbered as one (H, W), else its connected components."""
+    return Objects.of(plane) if numbers is None else Objects.of_numbers(np.where(plane, numbers, 0))
+
+
+def score_batch(
+    mask_hat: np.ndarray,
+    numbers: Sequence[np.ndarray | None],
+    batch: Batch,
+    split: Split,
+    task: tuple[int, bool, bool],
+) -> np.ndarray:
+    """(n, 2): IoU of each image, and AP where objects are numbered, else nan."""
+    masks = torch.from_numpy(mask_hat)
+    scores = np.full((len(masks), 2), np.nan)
+    scores[:, 0] = metrics.per_image_iou(metrics.confusion(masks, batch.mask, *task)).numpy()
+    if numbers[0] is not None:
+        true = [split.instances(index) for index in batch.indices]
+        scores[:, 1] = _image_aps(masks, batch.mask, numbers, true, task)
+    return scores
+
+
+def _image_aps(
+    mask_hat: Tensor,
+    mask: Tensor,
+    numbers_hat: Sequence[np.ndarray | None],
+    numbers: Sequence[np.ndarray | None],
+    task: tuple[int, bool, bool],
+) -> list[float]:
+    """The average precision of each image of masks (N, H, W), as `measure_quality` has it."""
+    first, (truth, valid) = first_class(*task), to_planes(mask, *task[:2])
+    hat = to_planes(mask_hat, *task[:2])[0] & valid
+    found = []
+    for index, (planes, planes_hat) in enumerate(zip(truth[:, first:].numpy(), hat[:, first:].numpy(), strict=True)):
+        pairs = [
+            (find_objects(hat, numbers_hat[index]), find_objects(true, _own(numbers[index], plane)))
+            for plane, (hat, true) in enumerate(zip(planes_hat, planes, strict=True))
+        ]
+        each = [match_objects(*pair).average_precision for pair in pairs if any(len(one.areas) for one in pair)]
+        found.append(float(np.mean(each)) if each else NOTHING["dsb_ap"])
+    return found
+
+
+def number_mask(mask: np.ndarray, numbers: np.ndarray | None, background: bool) -> np.ndarray:
+    """The objects of a mask (H, W) of classes, each class's for itself, as one plane of numbers (H, W) int32."""
+    found, count = np.zeros(mask.shape, np.int32), 0
+    for _, place in find_classes(mask, background=background):
+        objects = find_objects(place, numbers)
+        found[place] = np.where(objects.numbers[place] > 0, objects.numbers[place] + count, 0)
+        count += len(objects.areas)
+    return found
+
+
+def _own(numbers: np.ndarray | None, plane: int) -> np.ndarray | None:
+    """The numbers of one plane; labels have planes of their own."""
+    return numbers[plane] if numbers is not None and numbers.ndim == 3 else numbers
 
 
 def _has_threshold(predict: Predictor) -> bool:
@@ -177,5 +250,5 @@ def choose_thresholds(predict: Predictor, val: Split, batch_size: int) -> dict[s
     for batch in batches(val, batch_size, what="val images, for thresholds"):
         truth, valid = to_planes(batch.mask, num_classes, multilabel)
         for name, _, probs in predict.answers(batch.images):
-            counts[name].append(count_by_threshold(probs, truth, valid))
+            counts[name].append(count_by_threshold(probs[:, :num_classes], truth, valid))
     return {name: choose_threshold(torch.cat(each)) for name, each in counts.items()}

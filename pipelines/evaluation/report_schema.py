@@ -50,16 +50,21 @@ class Depth(Cost):
     object_f1: Share
     object_f1_low: Share
     object_f1_high: Share
+    dsb_ap: Share
+    dsb_ap_low: Share
+    dsb_ap_high: Share
     boundary_f1: Share | None  # None, also of hd95_px: no image has an outline that is not ignored
     boundary_f1_low: Share | None
     boundary_f1_high: Share | None
     difference_iou: float
     difference_iou_low: float
     difference_iou_high: float
+    difference_ap: float
+    difference_ap_low: float
+    difference_ap_high: float
     precision: Share | None
     recall: Share | None
     hd95_px: Number
-    dsb_ap: Share
     ece: Share | None
     threshold: Share | None
     iou_image_at_threshold: Share | None
@@ -71,13 +76,17 @@ class Candidate(Part):
     below_best: float
     below_best_low: float
     below_best_high: float
-    within_tolerance: bool
+    below_best_ap: Number = None  # these three of a model that parts objects, whose depths are judged by them as well
+    below_best_ap_low: Number = None
+    below_best_ap_high: Number = None
+    within_tolerance: bool  # in all that depths are judged by
     within_budget: bool
     why: str
 
 
 class Decision(Part):
     tolerance_iou: float
+    tolerance_ap: Number = None  # in no report of before
     max_latency_ms: Number
     max_memory_mib: Number
     max_parameters: int | None
@@ -182,6 +191,10 @@ class Engine(Part):
     val_images: int
     val_iou_image: Share | None
     val_difference_iou: Number
+    test_ap: Share | None = None  # these four of a model that parts objects
+    test_difference_ap: Number = None
+    val_ap: Share | None = None
+    val_difference_ap: Number = None
     within: bool
     auto: bool
     why: str
@@ -206,6 +219,14 @@ class Tta(Part):
     gain_iou_low: float
     gain_iou_high: float
     cost_factor: float
+
+
+class Objects(Part):
+    """What the scores of objects are of."""
+
+    true: Literal["numbers", "components", "both"]  # of the data, else connected pixels of a class; both: by image
+    predicted: Literal["watershed", "components"]
+    remark: str  # in which sense depths differ more for objects than for masks; "" where that is not shown
 
 
 class Sample(Part):
@@ -240,6 +261,7 @@ class Report(Part):
     engines: Engines | None = None
     tta: list[Tta] = []
     runtimes: list[dict[str, Any]] = []  # of reports of before, which have no `engines`
+    objects: Objects | None = None  # None: of before, when all were connected pixels
     samples: list[Sample]
     machine: dict[str, str | int | float]
     devices: list[Device]

@@ -8,7 +8,9 @@ from pathlib import Path
 from pipelines.core.tables import read_rows
 from unetpp.errors import UserError
 
-SCORES = {"iou": "IoU", "boundary_f1": "Boundary F1", "object_f1": "Object F1"}  # columns of images.csv, then _L1 ...
+# Columns of images.csv, then _L1 ...
+SCORES = {"iou": "IoU", "boundary_f1": "Boundary F1", "object_f1": "Object F1", "ap": "Average precision"}
+OF_OBJECTS = ("object_f1", "ap")  # reports may differ in what an object is (`report_schema.Objects`)
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Scored:
     groups: Mapping[str, str]  # of every image; "" for one without
     test_sha256: str | None = None  # of the test images, where it is known
     sizes: Mapping[str, str] = field(default_factory=dict)  # "HxW" at which each was scored; in no report of before
+    ap: Mapping[str, float] = field(default_factory=dict)  # of true instances, where there are some; as sizes
 
     def common(self, other: "Scored") -> list[str]:
         """The images that both were scored on at the same size, sorted: a score at another one is another measure."""

@@ -16,7 +16,7 @@ from unetpp.data.arrow_split import Split
 from unetpp.scores import metrics
 from unetpp.scores.calibration import THRESHOLDS, expected_calibration_error
 
-WITH_INTERVALS = ("iou_image", "dice_image", "object_f1", "boundary_f1")
+WITH_INTERVALS = ("iou_image", "dice_image", "object_f1", "dsb_ap", "boundary_f1")
 BY_KIND = ("iou_image", "dice_image", "boundary_f1", "object_f1")
 SIZES = ("small", "medium", "large")
 
@@ -46,6 +46,7 @@ def summarise(
     """
     rows = {}
     reference = metrics.per_image_iou(quality[deepest].counts).mean().item()
+    reference_ap = quality[deepest].per_image()["dsb_ap"].mean()
     for name, each in quality.items():
         row: dict[str, float | None] = {}
         images = each.per_image()
@@ -55,12 +56,14 @@ def summarise(
             if score in WITH_INTERVALS:
                 row[f"{score}_low"], row[f"{score}_high"] = map(_or_none, interval(means[score][name]))
         row["miou"] = metrics.mean_iou(each.counts, multilabel)
-        difference = interval(means["iou_image"][name] - means["iou_image"][deepest])
         row["difference_iou"] = found["iou_image"] - reference
-        row["difference_iou_low"], row["difference_iou_high"] = difference
+        row["difference_ap"] = float(images["dsb_ap"].mean() - reference_ap)
+        for score, short in (("iou_image", "iou"), ("dsb_ap", "ap")):
+            difference = interval(means[score][name] - means[score][deepest])
+            row[f"difference_{short}_low"], row[f"difference_{short}_high"] = difference
         precision, recall = metrics.precision_recall(each.counts)
         row["precision"], row["recall"] = mean_or_none(np.array(precision)), mean_or_none(np.array(recall))
-        row["hd95_px"], row["dsb_ap"] = mean_or_none(images["hd95_px"]), mean_or_none(images["dsb_ap"])
+        row["hd95_px"] = mean_or_none(images["hd95_px"])
         row["ece"] = expected_calibration_error(each.bins)
         row |= _at_threshold(each, thresholds[name])
         row["iou_image_seen"] = metrics.per_image_iou(each.seen_counts).mean().item()
@@ -138,12 +141,12 @@ def by_size(
 
 
 def image_rows(quality: Mapping[str, Quality], split: Split, groups: Sequence[str]) -> list[dict]:
-    """What images.csv holds: the size at which each image was scored, IoU, boundary F1 and object F1 at each depth.
+    """What images.csv holds: the size at which each image was scored; IoU, boundary F1, object F1 and AP by depth.
 
     Images without a kind have no column of it.
     """
     images = {name: each.per_image() for name, each in quality.items()}
-    columns = (("iou", "iou_image"), ("boundary_f1", "boundary_f1"), ("object_f1", "object_f1"))
+    columns = (("iou", "iou_image"), ("boundary_f1", "boundary_f1"), ("object_f1", "object_f1"), ("ap", "dsb_ap"))
     return [
         {"id": id_}
         | ({"kind": kind} if kind else {})

@@ -56,7 +56,7 @@ class Subject:
                     f"{model}: found a network of {key} {value}; expected {expected}, "
                     f"as in {prepared}/manifest.json: train again on these data"
                 )
-        manifest.check(prepared, "val_full" if manifest.val_full_sha256 else "val", "test")  # val chooses thresholds
+        manifest.check(prepared, manifest.full_val, "test")  # val chooses thresholds
         split = Split(path)
         if len(split) == 0:
             raise UserError(f"{path}: found no image; raise prepare.shares.test, or bring more images")
@@ -64,4 +64,4 @@ class Subject:
 
     def open_val(self) -> Split:
         """The val split at the images' own sizes."""
-        return Split(self.prepared / ("val_full.arrow" if self.manifest.val_full_sha256 else "val.arrow"))
+        return Split(self.prepared / f"{self.manifest.full_val}.arrow")

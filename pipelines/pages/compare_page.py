@@ -58,10 +58,15 @@ def conclusion(found: Comparison) -> str:
     if row is None:
         lacking = [name for name, side in zip("AB", found.sides, strict=True) if side.depth is None]
         return f"{' and '.join(lacking)} recommend{'s' if len(lacking) == 1 else ''} no depth to compare."
-    mean, low, high = (signed(value) for value in (row.difference.mean, row.difference.low, row.difference.high))
     over = f"{row.difference.num_images} images in {row.difference.num_groups} groups"
     a, b = (f"{name} of {side} ({why(found, at)})" for at, (name, side) in enumerate(zip(row.names, "AB", strict=True)))
-    return f"{b} against {a}: {mean} IoU points [{low}, {high}] on {over}: {row.verdict}."
+    by_ap = "" if found.chosen_ap is None else f" {_said(found.chosen_ap, 'AP')}: {found.chosen_ap.verdict}."
+    return f"{b} against {a}: {_said(row, 'IoU')} on {over}: {row.verdict}.{by_ap}"
+
+
+def _said(row: Row, score: str) -> str:
+    mean, low, high = (signed(value) for value in (row.difference.mean, row.difference.low, row.difference.high))
+    return f"{mean} {score} points [{low}, {high}]"
 
 
 def why(found: Comparison, side: int) -> str:

@@ -12,13 +12,13 @@ MARKS = "osD^vPX"
 def accuracy_against_latency(
     depths: dict[str, dict], chosen: str | None, tolerance_iou: float | None, max_latency_ms: float | None
 ) -> Markup | None:
-    """A point and an interval for each name; None where no latency was measured."""
+    """A point and an interval for each name; None where no depth has a latency."""
     shown = {name: row for name, row in depths.items() if None not in (row.get("latency_ms"), row.get("iou_image"))}
-    if not shown:
+    single = {name: row for name, row in shown.items() if name != "mean"}
+    if not single:
         return None
     with chart("latency-caption") as drawn:
         axes = drawn.axes
-        single = {name: row for name, row in shown.items() if name != "mean"}
         for name, row in shown.items():
             iou, marked = row["iou_image"], name == chosen
             low, high = (iou if row.get(key) is None else row[key] for key in ("iou_image_low", "iou_image_high"))

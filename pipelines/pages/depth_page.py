@@ -1,17 +1,15 @@
 """The depth report: what evaluate measured, as one self-contained page."""
 
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
 from pipelines.core.files import read_results
 from pipelines.core.numbers import fixed, points
-from pipelines.evaluation.cautions import find_cautions
+from pipelines.evaluation.cautions import find_cautions, says_objects
 from pipelines.pages.depth_charts import accuracy_against_latency, differences, reliability
 from pipelines.pages.html_page import render
-from pipelines.pages.viewer import Sample, picture
-from unetpp.errors import UserError, said
+from pipelines.pages.viewer import Sample, picture, read_samples
 from unetpp.images.display import SAID, class_colour
 from unetpp.network.masks import IGNORE
 
@@ -30,7 +28,7 @@ SCORES = (
     ("boundary_f1", "Boundary F1", "outlines that lie on each other, within some pixels"),
     ("hd95_px", "Hausdorff distance, px", "95 % of both outlines lie nearer than this to the other; lower is better"),
     ("object_f1", "Object F1", "objects found one to one, at an IoU of at least 0.5"),
-    ("dsb_ap", "Average precision", "of the Data Science Bowl 2018: objects at IoU 0.5 to 0.95, the mean"),
+    ("dsb_ap", "Average precision (AP)", "of the Data Science Bowl 2018: objects at IoU 0.5 to 0.95, the mean"),
 )
 LOWER_IS_BETTER = {"hd95_px"}
 # What a group of images, a class or a size of objects was scored by, in this order, and how many of it there are.
@@ -66,24 +64,7 @@ def read_page(folder: Path) -> tuple[dict, list[Sample]]:
         UserError: one of them is missing, broken, or not of the other.
     """
     facts = read_results(folder / "page.json", "evaluate", ("report", "rows", "samples", *OTHERS))
-    report, rows = facts["report"], facts["rows"]
-    try:
-        with np.load(folder / "shown.npz", allow_pickle=False) as shown:
-            samples = [
-                Sample(
-                    one["rank"],
-                    rows[one["row"]],
-                    shown[f"{one['row']}/image"],
-                    shown[f"{one['row']}/mask"],
-                    {name: shown[f"{one['row']}/{name}"] for name in report["depths"]},
-                )
-                for one in facts["samples"]
-            ]
-    except (OSError, ValueError, LookupError, TypeError, EOFError, BadZipFile) as error:
-        raise UserError(
-            f"{folder / 'shown.npz'}: not the images of page.json ({said(error)}); run `dvc repro evaluate`"
-        ) from None
-    return facts, samples
+    return facts, read_samples(folder / "shown.npz", facts)
 
 
 def build_report(
@@ -123,6 +104,7 @@ def build_report(
         decision=decision,
         other=other,
         compared=compared,
+        objects=metrics.get("objects") if says_objects(metrics) else None,
         cautions=find_cautions(metrics),
         headline=_headline(metrics, other, compared),
         latency_chart=accuracy_against_latency(
@@ -178,6 +160,9 @@ def _headline(metrics: dict, other: str, compared: dict) -> list[dict[str, str]]
         mean, low, high = compared[name]
         facts.append({"what": f"points against {against}", "value": points(mean)})
         facts[-1]["note"] = f"{points(low)} to {points(high)}"
+    if says_objects(metrics) and row.get("dsb_ap_low") is not None:
+        facts.append({"what": f"average precision of {name}", "value": fixed(row.get("dsb_ap"))})
+        facts[-1]["note"] = f"{fixed(row['dsb_ap_low'])} to {fixed(row.get('dsb_ap_high'))}"
     if row.get("latency_ms") is not None:
         facts.append({"what": "an image, median", "value": f"{fixed(row['latency_ms'], 1)} ms"})
         slower = metrics["depths"][against].get("latency_ms") if against != name else None

@@ -5,11 +5,14 @@ with the errors and the masks of every depth, and puts them together itself: the
 it, which stand on paper too, by none.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
 from pipelines.pages.html_page import data_uri, indexed_uri, outline_path
+from unetpp.errors import UserError, said
 from unetpp.images.display import (
     CODES,
     ERRORS,
@@ -25,6 +28,7 @@ from unetpp.network.masks import IGNORE, find_classes
 
 SIDE_PX = 320  # larger images are shown in fewer pixels
 JPEG_PX = 160  # beyond this side a photograph as PNG is too many bytes for a page of many
+NUM_COLOURS = 127  # of objects, next ones far apart (`display.class_colour`); twice as many fit a PNG of bytes
 PATH_BYTES = 16_000  # of an outline; where it is finer, the mask is shown filled
 
 
@@ -37,6 +41,37 @@ class Sample:
     image: np.ndarray  # (H, W, C) uint8, uint16 or float32
     mask: np.ndarray  # (H, W)
     masks_hat: dict[str, np.ndarray]  # (H, W) by name
+    objects: np.ndarray | None = None  # (H, W) numbers of the true ones, of a network that parts objects
+    objects_hat: dict[str, np.ndarray] = field(default_factory=dict)  # (H, W) by name
+
+
+def read_samples(path: Path, facts: dict) -> list[Sample]:
+    """The images of shown.npz.
+
+    Args:
+        facts: what page.json holds.
+
+    Raises:
+        UserError: it is missing, broken, or not of that page.json.
+    """
+    names, rows = facts["report"]["depths"], facts["rows"]
+    try:
+        with np.load(path, allow_pickle=False) as shown:
+            return [
+                Sample(
+                    one["rank"],
+                    rows[index],
+                    shown[f"{index}/image"],
+                    shown[f"{index}/mask"],
+                    {name: shown[f"{index}/{name}"] for name in names},
+                    shown.get(f"{index}/objects"),
+                    {name: shown[key] for name in names if (key := f"{index}/{name}/objects") in shown},
+                )
+                for one in facts["samples"]
+                for index in (one["row"],)
+            ]
+    except (OSError, ValueError, LookupError, TypeError, EOFError, BadZipFile) as error:
+        raise UserError(f"{path}: not the images of page.json ({said(error)}); run `dvc repro evaluate`") from None
 
 
 def picture(sample: Sample, names: list[str], multilabel: bool = False, background: bool = True) -> dict:
@@ -52,6 +87,8 @@ def picture(sample: Sample, names: list[str], multilabel: bool = False, backgrou
             "iou": sample.row.get(f"iou_{name}"),
             "errors": indexed_uri(stripe(errors[::step, ::step]), tuple(ERRORS.values())),
             "mask": mask_layers(mask_hat[::step, ::step], multilabel, background),
+            "objects": _objects(sample.objects_hat.get(name), step),
+            "ap": sample.row.get(f"ap_{name}"),
             "counts": {key: int(np.sum(errors == CODES[key])) for key in ("found", "extra", "missed", "confused")},
         }
     return {
@@ -61,6 +98,7 @@ def picture(sample: Sample, names: list[str], multilabel: bool = False, backgrou
         "width": mask.shape[1],
         "image": data_uri(base, "PNG" if max(mask.shape) <= JPEG_PX else "JPEG"),
         "truth": mask_layers(mask, multilabel, background),
+        "objects": _objects(sample.objects, step),
         "outline": truth_outline(mask),
         "layers": layers,
     }
@@ -79,6 +117,18 @@ def mask_layers(mask: np.ndarray, multilabel: bool, background: bool, opacity: f
     edges = np.where(outline(mask), indices + 1, 0).astype(np.uint8)
     opaque = [(*colour[:3], 255 if colour[3] else 0) for colour in colours]
     return indexed_uri(indices, tuple(colours)), indexed_uri(edges, ((0, 0, 0, 0), *opaque))
+
+
+def _objects(numbers: np.ndarray | None, step: int) -> dict | None:
+    """How many objects there are, and each in a colour of its own, with a rim."""
+    if numbers is None:
+        return None
+    shown = numbers[::step, ::step]
+    num = min(NUM_COLOURS, int(shown.max(initial=1)))
+    colours = (shown - 1) % num + 1 + num * outline(shown)
+    palette = [(*class_colour(one), alpha) for alpha in (round(255 * FILL), 255) for one in range(num)]
+    layer = indexed_uri(np.where(shown > 0, colours, 0).astype(np.uint8), ((0, 0, 0, 0), *palette))
+    return {"num": len(np.unique(numbers[numbers > 0])), "layer": layer}
 
 
 def truth_outline(mask: np.ndarray) -> str | None:

@@ -36,6 +36,11 @@ def read_meaning(facts: MaskFacts, table: Table | None, mask_names: list[str], p
         plan.found.append(f"masks number the objects of each image, up to {largest}: one class, and objects are kept")
         reason = f"values are numbers of objects (1 to {largest}, each in one piece), so that any above 0 is foreground"
         plan.choose("prepare.num_classes", 1, reason)
+        if any(0 not in pair for pair in facts.beside):
+            plan.asked.append(
+                "some objects touch: where each of them counts, and not the area of all, write in params.yaml  "
+                "model.targets: [mask, boundary, distance]"
+            )
     elif known and {value for value in values if facts.share(value) > RARE} <= set(known.names):
         _write_names(dict(known.names), known.source, facts, plan)
     elif _is_shaded(facts):

@@ -51,7 +51,7 @@ def _rows(kind: str, name: str, probs: np.ndarray, about: About) -> np.ndarray:
     if kind == "probs8":
         names = about.classes if about.multilabel else about.names
         return np.rint(probs[names.index(name) if name else 0] * 255).astype(np.uint8)
-    mask = to_mask(probs[None], about.multilabel)[0]
+    mask = to_mask(probs[None], about.num_classes, about.multilabel)[0]
     if kind == "values":
         return to_own_values(mask, about)
     if about.multilabel:

@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
@@ -17,10 +17,12 @@ from pipelines.core.tables import write_rows
 from pipelines.prediction.large import ROWS, write_strips
 from pipelines.prediction.objects import COLUMNS, find_objects
 from pipelines.prediction.own_values import own_values, to_own_values
+from pipelines.prediction.parted import find_parted
 from unetpp.errors import FileError, UserError
 from unetpp.images.decode import decode_image
 from unetpp.images.limits import Limits
 from unetpp.images.pictures import encode_png, is_tiff, picture_size
+from unetpp.images.row_writers import write_tiff
 from unetpp.inference.overlay import overlay
 from unetpp.inference.predictor import Predictor
 from unetpp.inference.tiles import predict_image, to_mask
@@ -32,6 +34,7 @@ SUFFIXES: dict[str, str] = {"probs": ".npy", "measurements": ".csv"}  # of the o
 # Of what is decoded at once. A file of any size is read: a TIFF by its parts.
 LIMITS = Limits(max_file_mib=2**40, name="--max-pixels")
 WHOLE_PX = 2**25  # so many pixels are held as a whole
+PARTED_PX = 2**27  # so many with their objects, which takes some 10 GB
 SMALL_BYTES = 2**16  # a file of less is not looked into beforehand: at worst it is held as a whole
 NOTHING_HELD: Mapping[Path, Path] = {}
 MAX_OBJECTS = 65535  # that a PNG of 16 bits can number
@@ -44,12 +47,21 @@ class Outputs:
     - mask: PNG of 0 and 255, or of class indices; of labels 0 and 255, a folder for each.
     - values: PNG of the values or colours that the masks of the set have (`prepare.values`).
     - probs: .npy (K, H, W) float16; probs8: PNG of 8 bits, of several classes or labels a folder for each.
-    - overlay: PNG, the mask over the image; labels: PNG of 16 bits, the objects numbered; of labels a folder for each.
+    - overlay: PNG, the mask over the image; labels: PNG of 16 bits, the objects numbered; of labels a folder for each;
+      of a model that parts objects TIFF of 16 bits, or of 32 where there are more.
     - measurements: CSV, a row for each object.
     """
 
     save: tuple[Kind, ...] = ("mask",)
     limits: Limits = LIMITS
+
+    def of(self, about: About) -> "Outputs":
+        """Where nothing is asked for what is usual: the mask, and the objects of a model that parts them."""
+        return self if self.save else replace(self, save=("mask", "labels") if about.separation() else ("mask",))
+
+    def parts(self, about: About) -> bool:
+        """Whether objects are parted, for which an image is held as a whole."""
+        return about.separation() is not None and bool({"labels", "measurements"} & set(self.save))
 
     def check(self, about: About) -> None:
         """Refuse what this model cannot give, before any work is done.
@@ -81,7 +93,8 @@ class Outputs:
         Args:
             as_tiff: pictures are TIFF (`is_tiff_of_rows`).
         """
-        suffixes = SUFFIXES | (dict.fromkeys(ROWS, ".tif") if as_tiff else {})
+        parts = self.parts(about)
+        suffixes = SUFFIXES | ({"labels": ".tif"} if parts else dict.fromkeys(ROWS, ".tif") if as_tiff else {})
         return [
             folder / ("" if kind == "mask" else kind) / name / f"{stem}{suffixes.get(kind, '.png')}"
             for kind, name in self.places(about)
@@ -106,6 +119,10 @@ def write_outputs(predictor: Predictor, image: Path, folder: Path, stem: str, ou
     """
     if is_large(image, outputs.limits):
         return write_large(predictor, image, folder, stem, outputs)
+    return _write_whole(predictor, image, folder, stem, outputs)
+
+
+def _write_whole(predictor: Predictor, image: Path, folder: Path, stem: str, outputs: Outputs) -> list[Path]:
     pixels = decode_image(image, predictor.in_channels, limits=outputs.limits)
     return write_files(predictor.about, pixels, predict_image(predictor.engine, pixels), folder, stem, outputs, image)
 
@@ -121,12 +138,17 @@ def is_large(image: Path, limits: Limits) -> bool:
 
 def write_large(predictor: Predictor, image: Path, folder: Path, stem: str, outputs: Outputs) -> list[Path]:
     """`write_outputs` of a large image: strip by strip, where nothing that is asked for needs the whole mask."""
+    if outputs.parts(predictor.about) and (num_px := math.prod(picture_size(image, outputs.limits))) > PARTED_PX:
+        raise FileError(
+            image,
+            f"found {num_px:,} pixels; expected at most {PARTED_PX:,}, since objects are parted in an image as a whole",
+            "cut it into tiles, or write the mask alone (--save mask)",
+        )
     if not set(outputs.save) - set(ROWS):
         paths = outputs.paths(predictor.about, folder, stem, outputs.is_tiff_of_rows(image))
         write_strips(predictor, image, outputs.places(predictor.about), paths, outputs.limits)
         return paths
-    pixels = decode_image(image, predictor.in_channels, limits=outputs.limits)
-    return write_files(predictor.about, pixels, predict_image(predictor.engine, pixels), folder, stem, outputs, image)
+    return _write_whole(predictor, image, folder, stem, outputs)
 
 
 def write_files(
@@ -155,8 +177,12 @@ def _writers(
     about: About, pixels: np.ndarray, probs: np.ndarray, stem: str, save: Sequence[Kind], image: Path
 ) -> Iterator[Callable[[Path], object]]:
     """What writes each file of an image, in the order of `Outputs.places`."""
-    mask = to_mask(probs[None], about.multilabel)[0]
-    planes, objects = find_objects(mask, about) if {"labels", "measurements"} & set(save) else ([], [])
+    mask = to_mask(probs[None], about.num_classes, about.multilabel)[0]
+    asks, numbers, planes, objects = bool({"labels", "measurements"} & set(save)), None, [], []
+    if asks and about.separation():
+        numbers, objects = find_parted(mask, probs, about)
+    elif asks:
+        planes, objects = find_objects(mask, about)
     if max((int(plane.max()) for plane in planes), default=0) > MAX_OBJECTS and "labels" in save:
         raise FileError(
             image, f"found more than {MAX_OBJECTS} objects; expected as many as 16 bits can number", "cut it into tiles"
@@ -173,9 +199,12 @@ def _writers(
             np.save(file, probs.astype(np.float16))
             yield _bytes(file.getvalue())
         elif kind == "probs8":
-            yield from (_png(np.rint(plane * 255).astype(np.uint8)) for plane in probs)
+            yield from (_png(np.rint(plane * 255).astype(np.uint8)) for plane in probs[: about.num_classes])
         elif kind == "overlay":
             yield _png(overlay(pixels, mask, multilabel=about.multilabel, background=about.background))
+        elif kind == "labels" and numbers is not None:
+            dtype = np.uint16 if len(objects) <= MAX_OBJECTS else np.uint32
+            yield partial(write_tiff, plane=numbers.astype(dtype))
         elif kind == "labels":
             yield from (_png(plane.astype(np.uint16)) for plane in planes)
         else:

@@ -61,6 +61,7 @@ def predict_remotely(
         out = os.path.abspath(out)  # as every process finds it, wherever it runs
     items, problems = _find(patterns, out, s3)
     family = find_model(model)
+    outputs = outputs.of(family.about)
     outputs.check(family.about)
     work = Work(out, s3, outputs, {})
     if not overwrite:

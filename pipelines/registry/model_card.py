@@ -42,6 +42,7 @@ class Family:
             "depth": str(depth),
             "widths": ", ".join(map(str, self.trained.network.widths[: depth + 1])),
             **({"encoder": encoder} if (encoder := self.trained.network.encoder) else {}),
+            **({"targets": ", ".join(self.trained.network.targets)} if self.trained.about.separation() else {}),
             "recommended": str(depth == self.recommended).lower(),
             # What `unetpp predict` has to know of a registered version.
             "in_channels": str(self.trained.network.in_channels),
@@ -92,6 +93,7 @@ def version_description(family: Family, versions: dict[int, str], depth: int) ->
         [
             _decision(family, versions, depth),
             *_cautions(family),
+            *_remarks(family),
             _table(family, versions, depth),
             *_engines(family, depth),
             f"**Load this version**\n\n{_snippet(family, versions[depth])}",
@@ -112,6 +114,7 @@ def family_description(family: Family, versions: dict[int, str]) -> str:
         [
             f"{title} {family.metrics['recommendation']}",
             *_cautions(family),
+            *_remarks(family),
             _table(family, versions, best),
             *_engines(family, best or family.candidate),
             f"**Load it**\n\n{_snippet(family, '@recommended' if best is not None else f'@L{max(versions)}')}\n\n"
@@ -125,6 +128,10 @@ def family_description(family: Family, versions: dict[int, str]) -> str:
 
 def _cautions(family: Family) -> list[str]:
     return [f"**Caution.** {one}" for one in find_cautions(family.metrics)]
+
+
+def _remarks(family: Family) -> list[str]:
+    return [remark] if (remark := (family.metrics.get("objects") or {}).get("remark")) else []
 
 
 def _decision(family: Family, versions: dict[int, str], depth: int) -> str:
@@ -145,8 +152,10 @@ def _nearest(family: Family) -> str:
 
 
 def _table(family: Family, versions: dict[int, str], marked: int | None) -> str:
-    rows = [_row(["depth", "version", "IoU (95 %)", "Dice", "ms (p95)", "images/s", "parameters", "file", "gates"])]
-    rows.append("| :-- | :-- | :-- | :-- | :-- | :-- | :-- | :-- | :-- |")
+    objects = family.metrics.get("objects") is not None  # a report of before has no interval of AP
+    head = ["depth", "version", "IoU (95 %)", "Dice", *["AP (95 %)"] * objects, "ms (p95)", "images/s", "parameters"]
+    head += ["file", "gates"]
+    rows = [_row(head), "|" + " :-- |" * len(head)]
     for depth, version in versions.items():
         m = family.metrics["depths"][f"L{depth}"]
         cells = [
@@ -154,6 +163,7 @@ def _table(family: Family, versions: dict[int, str], marked: int | None) -> str:
             f"{version}",
             f"{_fixed(m, 'iou_image')} ({_fixed(m, 'iou_image_low')} to {_fixed(m, 'iou_image_high')})",
             _fixed(m, "dice_image"),
+            *[f"{_fixed(m, 'dsb_ap')} ({_fixed(m, 'dsb_ap_low')} to {_fixed(m, 'dsb_ap_high')})"] * objects,
             f"{_fixed(m, 'latency_ms', 1)} ({_fixed(m, 'latency_p95_ms', 1)})",
             _fixed(m, "images_per_s", 0),
             _fixed(m, "parameters", 0),
@@ -228,7 +238,7 @@ def _notes(family: Family) -> list[str]:
     return [
         f"**Network:** {describe_network(family)}.",
         f"**Table:** IoU and Dice: mean over the {splits['test'].num_images} test images{kinds}, "
-        f"{counted}. ms: one image at a time, median (95th percentile); images/s: in batches; "
+        f"{counted}{_objects(family)}. ms: one image at a time, median (95th percentile); images/s: in batches; "
         f"both on {machine}.",
         f"**In:** images of any size and number, uint8 arrays `(H, W, C)` or bytes of PNG, JPEG or TIFF{resized}. "
         '**Out:** masks `(H, W)` uint8; with `{"mode": "probabilities"}` float32 '
@@ -248,6 +258,17 @@ def describe_network(family: Family) -> str:
     began = f" with the weights {begun['uri']}, sha256 `{begun['sha256']}`" if begun else ""
     encoder = f"encoder {network.encoder}{began}; " if network.encoder else ""
     return f"{encoder}widths {', '.join(map(str, network.widths))}; skips {network.skips}"
+
+
+def _objects(family: Family) -> str:
+    """What average precision is of, of a report that says it."""
+    about = family.metrics.get("objects")
+    if about is None:
+        return ""
+    true = {"numbers": "the objects that the data number", "components": "connected pixels of a class"}
+    true["both"] = "the objects that the data number, or connected pixels of a class"
+    hat = "parted by a watershed" if about["predicted"] == "watershed" else "connected pixels"
+    return f"; AP: of predicted objects, {hat}, against {true[about['true']]}, at IoU 0.5 to 0.95"
 
 
 def with_history(description: str, events: list[Event]) -> str:

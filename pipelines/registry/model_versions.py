@@ -49,6 +49,7 @@ TAG = "sha256sums"  # of a logged model: the sha256 of its SHA256SUMS
 # What a machine that serves needs, besides this package: it is installed from its own source, and never from a name
 # in an index that a stranger may hold.
 RUNTIMES = ("onnxruntime", "openvino")  # and where exports are carried, those of these that are installed here
+PARTING = ("scikit-image", "scipy")  # and where objects are parted
 SERVED_WITH = ("mlflow", "torch", "numpy", "opencv-python-headless", "pillow", "safetensors", "tifffile", "imagecodecs")
 
 
@@ -132,7 +133,11 @@ def write_model(
             mlflow_model=described,
             signature=ModelSignature(params=params_schema(depth)),
             input_example=([example], {"mode": "single"}),
-            pip_requirements=_requirements(SERVED_WITH + RUNTIMES * bool(evidence.find_carried(exports, depth))),
+            pip_requirements=_requirements(
+                SERVED_WITH
+                + RUNTIMES * bool(evidence.find_carried(exports, depth))
+                + PARTING * (trained.about.separation() is not None)
+            ),
         )
     trained.folded(depth, keep_heads=True).save(folder / MODEL)
     evidence.carry(folder, exports, measured, depth)
@@ -141,7 +146,7 @@ def write_model(
 
 def _requirements(packages: tuple[str, ...]) -> list[str]:
     """Those that are installed here, at their versions."""
-    there = [package for package in packages if package in SERVED_WITH or find_spec(package)]
+    there = [package for package in packages if package not in RUNTIMES or find_spec(package)]
     return [f"{package}=={installed(package).split('+')[0]}" for package in there]
 
 

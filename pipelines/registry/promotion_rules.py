@@ -1,7 +1,8 @@
 """When a newly registered depth becomes what production loads: the rules, without MLflow.
 
 The candidate is the depth that its report recommends. It becomes `champion` where it finds some of the foreground, is
-not worse than the present champion on the same test images and passes every gate; otherwise it stays `challenger`, with
+not worse than the present champion on the same test images (by IoU, and of a model that parts objects by their average
+precision, AP, too) and passes every gate; otherwise it stays `challenger`, with
 the reason.
 """
 
@@ -29,12 +30,19 @@ class Verdict:
     reason: str
 
 
-def judge(report: dict, candidate: Scored, champion: Champion | None, tolerance_iou: float, min_images: int) -> Verdict:
+def judge(
+    report: dict,
+    candidate: Scored,
+    champion: Champion | None,
+    tolerance_iou: float,
+    min_images: int,
+    tolerance_ap: float = 0.0,
+) -> Verdict:
     """Decide by report.json of the candidate, and the scores of both.
 
     Args:
         champion: None where there is none.
-        tolerance_iou: how far below 0 the interval of the difference may begin.
+        tolerance_iou, tolerance_ap: how far below 0 the interval of the difference may begin.
         min_images: common images that a comparison needs where the test images are not all the same.
     """
     if report["recommended_depth"] is None:
@@ -64,19 +72,30 @@ def judge(report: dict, candidate: Scored, champion: Champion | None, tolerance_
             f"it was tested on other images than the champion, version {champion.version}: {len(common)} in common, "
             f"at least {min_images} needed (register.promotion_min_images)",
         )
-    ours = {id_: candidate.iou[id_] for id_ in common}
-    found = paired_difference(ours, theirs.iou, candidate.groups or theirs.groups)
-    which = f"the same {found.num_images} test images" if same else f"{found.num_images} common test images"
+    which = f"the same {len(common)} test images" if same else f"{len(common)} common test images"
+    scores = [("IoU", candidate.iou, theirs.iou, tolerance_iou)]
+    unknown = ""
+    if (report.get("objects") or {}).get("predicted") == "watershed":
+        scores += [("AP", candidate.ap, theirs.ap, tolerance_ap)] if theirs.ap else []
+        unknown = "" if theirs.ap else ", whose AP was not measured"  # registered before
+    groups, found = candidate.groups or theirs.groups, []
+    for name, ours, others, tolerance in scores:
+        one = paired_difference({id_: ours[id_] for id_ in common if id_ in ours}, others, groups)
+        found.append((name, one, tolerance))
+    said = " and ".join(f"{name} {one.mean:+.4f} [{one.low:+.4f}, {one.high:+.4f}]" for name, one, _ in found)
     compared = (
-        f"IoU {found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}] beside the champion, version {champion.version} "
-        f"({theirs.depth}), on {which} in {found.num_groups} groups"
+        f"{said} beside the champion, version {champion.version} ({theirs.depth}){unknown}, on {which} in "
+        f"{found[0][1].num_groups} groups"
     )
-    if found.low > 0:
+    for name, one, tolerance in found:
+        if one.low < -tolerance:
+            worse = "worse" if one.high < 0 else "it may be worse"
+            of = f" of {name}" if len(found) > 1 else ""
+            return Verdict(False, f"{worse}: {compared}; the interval{of} begins below the tolerance of -{tolerance:g}")
+    if all(one.low > 0 for _, one, _ in found):
         return Verdict(True, f"better: {compared}; {gates}")
-    if found.low >= -tolerance_iou:
-        return Verdict(True, f"not worse: {compared}, within the tolerance of {tolerance_iou:g}; {gates}")
-    worse = "worse" if found.high < 0 else "it may be worse"
-    return Verdict(False, f"{worse}: {compared}; the interval begins below the tolerance of -{tolerance_iou:g}")
+    tolerances = " and ".join(f"{tolerance:g}" for tolerance in dict.fromkeys(each[2] for each in found))
+    return Verdict(True, f"not worse: {compared}, within the tolerance of {tolerances}; {gates}")
 
 
 def judge_gates(report: dict, depth: str) -> tuple[bool, str]:

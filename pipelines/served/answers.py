@@ -21,12 +21,14 @@ from unetpp.engines.family import Family, as_family, choose, open_engine
 from unetpp.errors import UserError
 from unetpp.images.frame import Size
 from unetpp.inference.budget import TimesBySize, deepest_within, measure_times, share_of_queue
+from unetpp.inference.instances import separate
 from unetpp.inference.tiles import predict_image, to_mask
 
 if TYPE_CHECKING:
     from unetpp.models.model_file import Trained
 
 LOG = logging.getLogger(__name__)
+MAX_NUMBER = 2**16 - 1  # of an object in a PNG
 
 
 def now_ms() -> float:
@@ -157,12 +159,25 @@ class Served:
         probs = predict_image(engine, image)
         if request.mode == "probabilities":
             return probs  # (num_classes, H, W)
-        mask = to_mask(probs[None], self.about.multilabel, request.threshold)[0]  # (H, W)
+        if request.mode == "instances":
+            return self._instances(engine, probs, request)
+        mask = to_mask(probs[None], self.about.num_classes, self.about.multilabel, request.threshold)[0]  # (H, W)
         if request.encoding == "array":
             return mask
         binary = self.about.num_classes == 1 and not self.about.multilabel
         # 0 and 255, class indices, or bits of labels.
         return base64.b64encode(images.as_png(mask * np.uint8(255) if binary else mask)).decode()
+
+    def _instances(self, engine: Engine, probs: np.ndarray, request: Request) -> np.ndarray | str:
+        """The numbers of the objects (H, W) int32, or a PNG of 16 bits."""
+        separation, about = engine.about.separation(), self.about
+        assert separation is not None
+        numbers = separate(probs, about.num_classes, separation, request.threshold, about.background)
+        if request.encoding == "array":
+            return numbers
+        if (count := int(numbers.max(initial=0))) > MAX_NUMBER:
+            raise UserError(f"found {count} objects; expected at most {MAX_NUMBER} in a PNG: set encoding to array")
+        return base64.b64encode(images.as_png(numbers.astype(np.uint16))).decode()
 
     def _described(self, answer: np.ndarray | str, request: Request, depth: int, engine: Engine, ms: float) -> Any:
         """An answer with what made it, where that was asked for; a budget that was missed stands in the log, too."""
@@ -172,6 +187,6 @@ class Served:
             LOG.log(logging.INFO, said) if ms <= budget_ms else LOG.warning("a budget was missed: %s", said)
         if not request.details:
             return answer
-        kind = "probabilities" if request.mode == "probabilities" else "mask"
+        kind = request.mode if request.mode in ("probabilities", "instances") else "mask"
         within = ms <= budget_ms if budget_ms else None
         return {kind: answer, "depth": depth, "engine": engine.name, "latency_ms": round(ms, 2), "within": within}

@@ -122,7 +122,7 @@ def _from_pixels(array: np.ndarray, channels: int, max_pixels: int) -> np.ndarra
 
 
 def as_png(pixels: np.ndarray) -> bytes:
-    """(H, W) or (H, W, C) uint8 as a PNG file; RGB stands there as BGR."""
+    """(H, W) or (H, W, C) uint8, or (H, W) uint16, as a PNG file; RGB stands there as BGR."""
     import cv2  # in the package's requirements; an answer of arrays needs none
 
     encoded, content = cv2.imencode(".png", pixels)

@@ -11,7 +11,7 @@ from mlflow.types import ParamSchema, ParamSpec
 from unetpp.errors import UserError
 from unetpp.models.about import About
 
-MODES = ("single", "mean", "probabilities")
+MODES = ("single", "mean", "probabilities", "instances")
 ENCODINGS = ("array", "png")
 AUTO = "auto"
 
@@ -73,6 +73,11 @@ def check_params(params: dict[str, Any], about: About) -> Request:
         raise UserError(f"threshold: found {request.threshold:g}; expected a number between 0 and 1")
     if request.mode not in MODES:
         raise UserError(f"mode: found {request.mode!r}; expected one of {', '.join(MODES)}")
+    if request.mode == "instances" and about.separation() is None:
+        raise UserError(
+            "mode: found 'instances', and this version gives masks alone; expected one that parts objects: ask for "
+            "mode single"
+        )
     if request.encoding not in ENCODINGS:
         raise UserError(f"encoding: found {request.encoding!r}; expected one of {', '.join(ENCODINGS)}")
     if request.encoding == "png" and request.mode == "probabilities":

@@ -17,6 +17,7 @@ from pipelines.storage.places import Place, open_place
 from unetpp.data.manifest import Manifest
 from unetpp.errors import UserError
 from unetpp.files import check_sha256, read_json, sha256
+from unetpp.network.masks import MASK
 
 SPLITS = ("train", "val")
 AGAIN = "rerun the command of the stage, which uploads it"
@@ -24,6 +25,8 @@ AGAIN = "rerun the command of the stage, which uploads it"
 
 def share(params: Params, prepared: Path, manifest: Manifest, init: tuple[Path, str] | None = None) -> dict | None:
     """Upload the files of train and val to `cluster.storage` if they are missing there.
+
+    Val at the images' own sizes goes with them where objects are parted by it.
 
     Args:
         init: initial weights of the training run, and their sha256: "init" for `find_file`.
@@ -35,11 +38,14 @@ def share(params: Params, prepared: Path, manifest: Manifest, init: tuple[Path, 
     Raises:
         UserError: a file does not have the sha256 of the manifest, or cannot be uploaded.
     """
+    digests = {split: manifest.splits[split].sha256 for split in SPLITS}
+    parted = params.model.targets != MASK or "model.targets" in params.search.space
+    if parted and manifest.val_full_sha256:
+        digests[manifest.full_val] = manifest.val_full_sha256
     if params.cluster.storage is None:
-        manifest.check(prepared, *SPLITS)
+        manifest.check(prepared, *digests)
         return None
     storage = open_place(params.cluster.storage, params.ingest.s3)
-    digests = {split: manifest.splits[split].sha256 for split in SPLITS}
     for split, digest in digests.items():
         path = prepared / f"{split}.arrow"
         there = storage.size(_name(digest))

@@ -16,8 +16,10 @@ from unetpp.data.augment import Augment
 from unetpp.data.crops import Crops
 from unetpp.data.device_augment import RawSamples, augment_batches
 from unetpp.data.loader import AugmentedSamples, Loader
+from unetpp.data.targets import CropsWithTargets, Numbered
 from unetpp.data.warp import Warp
 from unetpp.errors import UserError
+from unetpp.network.masks import MASK
 from unetpp.training.loop import cut_epoch, epoch_order
 from unetpp.training.step import NonFiniteError
 
@@ -30,10 +32,13 @@ def make_loader(spec: TrainSpec, split: Split, device: torch.device) -> Loader:
     frame = spec.manifest.frame
     crops = Crops(train.crop_px, train.foreground_crops, frame and frame.canvas)
     crops = Warp(crops, augment.rotate, augment.zoom)
+    source = split
+    if spec.model.targets != MASK:
+        source, crops = Numbered(split), CropsWithTargets(crops, spec.manifest.background)
     if augment.on_device:
-        samples = RawSamples(split, crops, train.seed, **limits)
+        samples = RawSamples(source, crops, train.seed, **limits)
     else:
-        samples = AugmentedSamples(split, Augment(crops, **limits), train.seed)
+        samples = AugmentedSamples(source, Augment(crops, **limits), train.seed)
     return Loader(samples, train.loader_workers, pin_memory=device.type == "cuda")
 
 

@@ -3,19 +3,27 @@
 import json
 from pathlib import Path
 
+import torch
+
 from pipelines.core.files import replacing, write_json
 from pipelines.core.tables import write_rows
 from pipelines.training.spec import TrainSpec
 from pipelines.training.state import TrainState
+from unetpp.data.arrow_split import Split
 from unetpp.models.model_file import MODEL, Trained
+from unetpp.network.masks import MASK
 from unetpp.training.choice import WHY
+from unetpp.training.separation import choose_separations
 
 
-def write_results(state: TrainState, spec: TrainSpec, name: str, out: Path, reports: Path) -> None:
+def write_results(
+    state: TrainState, spec: TrainSpec, name: str, out: Path, reports: Path, val: Path | None = None
+) -> None:
     """Write `out/model.safetensors`, `reports/curves.csv` (a row per epoch and depth) and `reports/metrics.json`.
 
     Args:
         name: of the run.
+        val: the split by which objects are parted, where the network has the targets for it; by default the spec's.
     """
     network, manifest = spec.build_network(), spec.manifest
     network.load_state_dict(state.best.weights)
@@ -30,9 +38,15 @@ def write_results(state: TrainState, spec: TrainSpec, name: str, out: Path, repo
         info["init"] = spec.init.origin
     if spec.encoder_weights:
         info["encoder_weights"] = {"uri": spec.encoder_weights.uri, "sha256": spec.encoder_weights.sha256}
+    trained = Trained(network, manifest.size, info, fit=manifest.fit)
+    if network.targets != MASK:
+        val_split = Split(val or spec.prepared / f"{manifest.full_val}.arrow")
+        use_gpu = spec.train.use_gpu and torch.cuda.is_available()
+        info["separation"] = choose_separations(trained, val_split, torch.device("cuda" if use_gpu else "cpu"))
+        print(f"objects are parted, as is best on val, by {json.dumps(info['separation'])}")
     with replacing(out) as folder:
         folder.mkdir()
-        Trained(network, manifest.size, info, fit=manifest.fit).save(folder / MODEL)
+        trained.save(folder / MODEL)
     rows = []
     for row in state.history:
         shared = [f"{row['train_loss']:.6f}", f"{row['learning_rate']:.3e}"]

@@ -5,7 +5,9 @@ from torch import nn
 
 from pipelines.training.ddp import set_determinism
 from pipelines.training.spec import TrainSpec
+from unetpp.data.targets import WithTargets
 from unetpp.network.encoders import synchronise
+from unetpp.network.masks import MASK
 from unetpp.training.loop import choose_precision, make_loss, make_optimizer
 
 
@@ -43,5 +45,7 @@ class Setup:
         )
         weights = spec.class_weights
         self.class_weights = None if weights is None else torch.tensor(weights, device=device)
-        task = network.multilabel, network.background
+        task = *network.task[1:], network.targets
+        if network.targets != MASK:
+            self.val_split = WithTargets(self.val_split, network.background)
         self.loss = make_loss(train.loss, train.head_weights, network.depths, self.class_weights, *task)

@@ -59,7 +59,7 @@ class Reply(NamedTuple):
 
 def limits(subject: Subject) -> Limits:
     """What may be dropped on the page: as much as is predicted in memory."""
-    return Limits(min(MAX_PIXELS, MAX_VALUES // subject.about.num_classes), MAX_MIB)
+    return Limits(min(MAX_PIXELS, MAX_VALUES // subject.about.num_outputs), MAX_MIB)
 
 
 class Server(socketserver.ThreadingTCPServer):  # not HTTPServer, which asks a name server for this machine's name

@@ -30,6 +30,7 @@ class Answer:
     passes: int
     engine: str
     why: str  # that engine, in a line
+    num_objects: int | None = None  # of a model that parts them
 
 
 @dataclass
@@ -56,7 +57,9 @@ def answer(predictor: Predictor, image: np.ndarray) -> Answer:
     times: list[float] = []
     while len(times) < PASSES and (sum(times) < ENOUGH_S if times else first_s < SLOW_S):
         times.append(_timed(lambda: predictor.mask(image))[1])
-    return Answer(mask, 1000 * median(times or [first_s]), len(times) or 1, predictor.engine.name, predictor.why)
+    num_objects = int(predictor.instances(image).max()) if predictor.about.separation() else None
+    ms, passes = 1000 * median(times or [first_s]), len(times) or 1
+    return Answer(mask, ms, passes, predictor.engine.name, predictor.why, num_objects)
 
 
 def _timed(predict: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
@@ -90,6 +93,7 @@ def describe_answer(tried: Tried, name: str, about: About, beside: str) -> dict:
         "passes": found.passes,
         "engine": found.engine,
         "why": found.why,
+        "objects": found.num_objects,
         "filled": filled,
         "lines": lines,
         "differs": None if other is None else float(np.mean(found.mask != other.mask)),

@@ -26,9 +26,11 @@ from pipelines.evaluation.scored import read_depth
 from pipelines.pages.depth_page import build_page
 from pipelines.registry.promotion_rules import judge
 from unetpp.data.arrow_split import Split, SplitWriter
+from unetpp.data.instances import pack
 from unetpp.data.manifest import Manifest, SplitFacts
 from unetpp.errors import UserError
 from unetpp.models.model_file import Trained, load_model
+from unetpp.network.masks import FOR_INSTANCES
 from unetpp.network.model import NestedUNet
 from unetpp.scores import metrics
 
@@ -64,17 +66,20 @@ def _one_thread():
 def write_data(folder, sizes=((16, 16),) * 6, num_classes=1, size: int | None = 16, change=lambda image: image, **more):
     """A prepared folder whose test and val splits hold bright squares on dark ground; the value gives the class."""
     empty, multilabel, kinds = more.get("empty", False), more.get("multilabel", False), more.get("kinds", "ab")
+    numbered = more.get("numbered", False)
     folder.mkdir()
     rng = np.random.default_rng(0)
     splits, rows = {}, ["id,group,kind,split,fold"]
     for split in ("val", "test"):
-        with SplitWriter(folder / f"{split}.arrow") as writer:
+        with SplitWriter(folder / f"{split}.arrow", instances=numbered) as writer:
             for index, (height, width) in enumerate(sizes):
                 mask = np.zeros((height, width), np.uint8)
                 mask[2:9, 3:10] = 0 if empty else 1 + index % max(1, num_classes - 1)
                 image = (mask[..., None] * 100 + rng.integers(0, 40, (height, width, 3))).astype(np.uint8)
                 id = f"{split}_{index}" if index or split == "val" else HOSTILE
-                writer.add(id, kinds and kinds[index % 2], change(image), mask)
+                # Two objects that touch: one alone is found, if connected pixels are what is found.
+                numbers = pack((mask > 0) * (1 + (np.arange(width) > 5))) if numbered else b""
+                writer.add(id, kinds and kinds[index % 2], change(image), mask, numbers)
                 rows.append(f"{id},group {index // 2},{'ab'[index % 2]},{split},")
         digest = hashlib.sha256((folder / f"{split}.arrow").read_bytes()).hexdigest()
         splits[split] = SplitFacts(len(sizes), digest, {"a": 3, "b": 3})
@@ -159,6 +164,7 @@ def test_what_is_scored_is_what_prediction_delivers(tmp_path, num_classes):
         ({"deep_supervision": False}, 1, ["L2"]),
         ({"skips": "plain", "deep_supervision": False}, 1, ["L2"]),
         ({"skips": "encoder"}, 1, ["L1", "L2", "mean"]),
+        ({"targets": FOR_INSTANCES}, 1, ["L1", "L2", "mean"]),
     ],
 )
 def test_every_kind_of_network_gets_its_files(tmp_path, keywords, num_classes, names):
@@ -167,6 +173,7 @@ def test_every_kind_of_network_gets_its_files(tmp_path, keywords, num_classes, n
         [(16, 16), (19, 22), (16, 16), (12, 40), (19, 22), (16, 16)],
         num_classes,
         multilabel=keywords.get("multilabel", False),
+        numbered=(is_parted := "targets" in keywords),
     )
     write_model(tmp_path / "model", **keywords)
     result = run(tmp_path)
@@ -184,7 +191,7 @@ def test_every_kind_of_network_gets_its_files(tmp_path, keywords, num_classes, n
     assert list(rows[0])[1:] == list(result["depths"][names[0]])
     with open(out / "images.csv", newline="") as file:
         images = list(csv.DictReader(file))
-    scores = ("iou", "boundary_f1", "object_f1")
+    scores = ("iou", "boundary_f1", "object_f1", "ap")
     assert list(images[0]) == ["id", "kind", "group", "height", "width"] + [
         f"{score}_{name}" for score in scores for name in names
     ]
@@ -209,6 +216,13 @@ def test_every_kind_of_network_gets_its_files(tmp_path, keywords, num_classes, n
     assert HOSTILE not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert git_commit(Path.cwd())[0] in page
+    kinds = ("numbers", "watershed") if is_parted else ("components", "components")
+    assert (result["objects"]["true"], result["objects"]["predicted"]) == kinds
+    assert sum(size["num_objects"] for size in result["groups"]["size"].values()) == 6 * (1 + is_parted)
+    assert all(("below_best_ap_high" in one) == is_parted for one in result["decision"]["candidates"])
+    assert ("dsb_ap" in json.loads((out / "metrics.json").read_text())) == is_parted
+    assert ("predicted objects" in page, "AP of objects" in page) == (is_parted, is_parted)
+    assert ("objects  " in describe(result)) == is_parted
 
 
 def test_quality_is_the_same_in_every_run(tmp_path):

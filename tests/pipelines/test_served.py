@@ -34,6 +34,7 @@ from unetpp.engines import family
 from unetpp.files import sha256
 from unetpp.inference.predictor import Predictor
 from unetpp.models.model_file import Trained
+from unetpp.network.masks import FOR_INSTANCES
 
 load_model = model_versions.mlflow.pyfunc.load_model
 
@@ -189,6 +190,23 @@ def test_classes_are_indices_and_labels_are_bits(tmp_path):
     assert np.array_equal(model.predict(image, {"threshold": 0.499}), bits)
 
 
+def test_objects_are_numbers_where_the_model_parts_them(tmp_path):
+    image, trained = picture(), make(targets=FOR_INSTANCES)
+    model_versions.write_model(tmp_path / "model", trained, 2)
+    assert "scikit-image==" in (tmp_path / "model/requirements.txt").read_text()
+    model = load_model(str(tmp_path / "model"))
+    expected = Predictor(trained, 1).instances(image)
+    assert expected.max() > 1
+    assert np.array_equal(model.predict(image, {"mode": "instances", "depth": 1}), expected)
+    params = {"mode": "instances", "depth": 1, "encoding": "png", "details": True}
+    answer = ask(model, {"inputs": [text(image)], "params": params})[1]["predictions"][0]
+    png = cv2.imdecode(np.frombuffer(base64.b64decode(answer["instances"]), np.uint8), cv2.IMREAD_UNCHANGED)
+    assert png is not None
+    assert (png.dtype, png.tolist()) == (np.uint16, expected.tolist())
+    assert model.predict(image, {"mode": "probabilities"}).shape == (3, 40, 56)
+    assert np.array_equal(model.predict(image), Predictor(trained).mask(image))
+
+
 def test_images_are_resized_as_for_training_and_masks_return_to_their_size(tmp_path):
     trained = make(size=32)
     model_versions.write_model(tmp_path / "model", trained, 2)
@@ -225,6 +243,7 @@ def test_a_network_without_shallow_heads_answers_at_its_own_depth(tmp_path):
         ({"inputs": [[[1, 2], [3, 4]]], "params": {"depth": "two"}}, "depth"),
         ({"inputs": [[[1, 2], [3, 4]]], "params": {"threshold": 2}}, "between 0 and 1"),
         ({"inputs": [[[1, 2], [3, 4]]], "params": {"mode": "best"}}, "expected one of single, mean, probabilities"),
+        ({"inputs": [[[1, 2], [3, 4]]], "params": {"mode": "instances"}}, "this version gives masks alone"),
         (
             {"inputs": [[[1, 2], [3, 4]]], "params": {"engine": "abacus"}},
             "no such engine; expected auto or one of torch",

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from unetpp.data.crops import find_spots
-from unetpp.data.instances import unpack
+from unetpp.data.instances import renumber, unpack
 from unetpp.data.scaling import find_limits
 from unetpp.errors import UserError
 from unetpp.network.masks import IGNORE, find_classes
@@ -252,13 +252,13 @@ class Split:
         return mean, std
 
     def instances(self, index: int) -> np.ndarray | None:
-        """Which object each pixel of a sample's mask belongs to, (H, W) from 1 on, of labels (K, H, W).
+        """Which object each pixel of a sample's mask belongs to, (H, W) from 1 to 2^24 - 1, of labels (K, H, W).
 
         None where the masks do not number objects: connected pixels of a class are all that is known then.
         """
         batch, row = self._find(index)
         packed = batch.column("instances")[row].as_py() if INSTANCES.name in batch.schema.names else None
-        return None if packed is None else unpack(packed)
+        return None if packed is None else renumber(unpack(packed))
 
     def spots(self, index: int) -> list[np.ndarray]:
         """Where the foreground of a sample lies, a class each (`find_spots`): known without a look at the mask."""

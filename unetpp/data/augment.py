@@ -14,6 +14,7 @@ import numpy as np
 from unetpp.data.crops import Crops, Key, draw_exposure, draw_seeds
 from unetpp.data.scaling import find_limits, scaled
 from unetpp.data.symmetries import Flips, draw_symmetry, find_group, move
+from unetpp.data.targets import CropsWithTargets
 from unetpp.data.warp import Warp
 from unetpp.offline import silenced
 
@@ -54,7 +55,13 @@ class Augment:
     """
 
     def __init__(
-        self, crops: Crops | Warp, flips: Flips, quarter_turns: bool, brightness: float, hue: int, channels: int
+        self,
+        crops: Crops | Warp | CropsWithTargets,
+        flips: Flips,
+        quarter_turns: bool,
+        brightness: float,
+        hue: int,
+        channels: int,
     ):
         self.crops, self._group, self._brightness = crops, find_group(flips, quarter_turns), brightness
         # Saturation stays: to add it to a grey pixel would paint it red.

@@ -17,6 +17,7 @@ from unetpp.data.crops import Crops, Key, draw_exposure, draw_seeds
 from unetpp.data.loader import find_sample, stack
 from unetpp.data.scaling import STD_FLOOR
 from unetpp.data.symmetries import Flips, draw_symmetry, find_group
+from unetpp.data.targets import CropsWithTargets
 from unetpp.data.warp import Warp
 
 
@@ -47,7 +48,7 @@ class RawSamples:
         limits: flips, quarter_turns, brightness, hue and channels, as of `unetpp.data.augment.Augment`.
     """
 
-    def __init__(self, split, crops: Crops | Warp, seed: int, **limits):
+    def __init__(self, split, crops: Crops | Warp | CropsWithTargets, seed: int, **limits):
         self.split, self.crops, self.seed, self._limits = split, crops, seed, limits
 
     def make(self, number: int, epoch: int) -> tuple[np.ndarray, ...]:

@@ -7,6 +7,8 @@ import numpy as np
 
 from unetpp.network.masks import IGNORE, MAX_LABELS
 
+MOST = 2**24  # what numbers of objects lie below, where they are read
+
 
 def fit_numbers(numbers: np.ndarray, mask: np.ndarray, multilabel: bool = False) -> np.ndarray:
     """Numbers (H, W), or of labels (K, H, W), at the size of a mask (h, w): the nearest pixel's, 0 outside the mask."""
@@ -18,6 +20,13 @@ def fit_numbers(numbers: np.ndarray, mask: np.ndarray, multilabel: bool = False)
     if multilabel:
         inside = inside & (mask >> np.arange(MAX_LABELS, dtype=np.uint8)[: len(numbers), None, None] & 1 == 1)
     return np.where(inside, numbers[..., places[0][:, None], places[1]], 0)
+
+
+def renumber(numbers: np.ndarray) -> np.ndarray:
+    """The same objects by numbers below `MOST`: a mask may number them by colours, or by any whole numbers."""
+    if numbers.max(initial=0) < MOST:
+        return numbers
+    return np.searchsorted(np.unique(numbers[numbers > 0]), numbers, side="right").astype(np.int32)
 
 
 def pack(numbers: np.ndarray) -> bytes:

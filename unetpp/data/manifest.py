@@ -53,6 +53,11 @@ class Manifest:
         """What whole images are brought to, if to anything."""
         return frame_of(self.size, self.fit)
 
+    @property
+    def full_val(self) -> str:
+        """The name of val at the images' own sizes."""
+        return "val_full" if self.val_full_sha256 else "val"
+
     def write(self, prepared: Path) -> None:
         """Write manifest.json into an existing folder."""
         (prepared / "manifest.json").write_text(

@@ -20,7 +20,7 @@ class Engine(Protocol):
     takes_parts: bool  # whether it takes `statistics`; else it gets every image as a whole
 
     def __call__(self, images: np.ndarray, statistics: np.ndarray | None = None) -> np.ndarray:
-        """Probabilities (N, num_classes, H, W) float32 of images; several threads may call it at once.
+        """Probabilities (N, num_outputs, H, W) float32 of images; several threads may call it at once.
 
         Args:
             images: (N, C, H, W) float32 in [0, 1], of any height and width.

@@ -51,7 +51,7 @@ def save_pt2(program: ExportedProgram, path: str | Path) -> None:
 
 
 def save_onnx(program: ExportedProgram, path: str | Path, opset: int) -> None:
-    """Write ONNX: `image` (batch, C, height, width) in, `probs` (batch, num_classes, height, width) out.
+    """Write ONNX: `image` (batch, C, height, width) in, `probs` (batch, num_outputs, height, width) out.
 
     `statistics` (batch or 1, C, 2), mean and standard deviation of the larger image that `image` is a part of, may be
     left out: by default each image is standardised by its own.

@@ -79,6 +79,19 @@ def tiff_rows(path: Path, shape: tuple[int, ...], dtype: np.dtype, tags: Sequenc
         written.result()
 
 
+def write_tiff(path: Path, plane: np.ndarray) -> None:
+    """A plane (H, W) as a TIFF packed by Deflate, in strips: ImageJ opens no tiles.
+
+    Raises:
+        FileError: tifffile is not installed.
+    """
+    try:
+        import tifffile
+    except ModuleNotFoundError:
+        raise missing(path, "a TIFF, which tifffile writes") from None
+    tifffile.imwrite(path, plane, photometric="minisblack", compression="zlib", metadata=None, software=False)
+
+
 def _tiles(get: Callable[[], np.ndarray | None], shape: tuple[int, ...]) -> Iterator[np.ndarray]:
     """The tiles of a picture that arrives in rows, row of tiles by row of tiles; None is its end."""
     band = np.zeros((0, *shape[1:]))

@@ -31,7 +31,7 @@ def measure_times(
     image = example(measured_size(about.frame is not None, size), about.in_channels)
 
     def answer(engine: Engine) -> None:
-        to_mask(predict_image(engine, image)[None], about.multilabel)
+        to_mask(predict_image(engine, image)[None], about.num_classes, about.multilabel)
 
     work = work_on(image) if work_on else answer
     times = median_times({depth: partial(work, engine) for depth, engine in engines.items()}, rounds)

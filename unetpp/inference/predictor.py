@@ -9,6 +9,7 @@ from unetpp.engines.engine import Engine
 from unetpp.engines.family import Family, Heads, as_family, choose, open_engine
 from unetpp.errors import UserError
 from unetpp.images.pixels import as_float32, convert
+from unetpp.inference.instances import separate
 from unetpp.inference.tiles import predict_resized, to_mask, to_own_size
 
 if TYPE_CHECKING:
@@ -87,9 +88,10 @@ class Predictor:
         return self.probs(images)
 
     def probs(self, images: "np.ndarray | Tensor") -> np.ndarray:
-        """Probabilities (num_classes, H, W) float32 of an image, (N, num_classes, H, W) of a batch.
+        """Probabilities (num_outputs, H, W) float32 of an image, (N, num_outputs, H, W) of a batch.
 
-        One channel is the foreground's probability, several are those of the classes (`names`), or one of each label.
+        One channel is the foreground's probability, several are those of the classes (`names`), or one of each label;
+        a network for instances adds boundary and distance.
 
         Raises:
             UserError: images of another shape, type or range.
@@ -109,8 +111,25 @@ class Predictor:
             UserError: as `probs`.
         """
         probs = self.probs(images)
-        masks = to_mask(probs if probs.ndim == 4 else probs[None], self.multilabel)
+        masks = to_mask(probs if probs.ndim == 4 else probs[None], self.num_classes, self.multilabel)
         return masks if probs.ndim == 4 else masks[0]
+
+    def instances(self, images: "np.ndarray | Tensor") -> np.ndarray:
+        """Objects of a network that parts them, numbered from 1 on: (H, W) int32 of an image, (N, H, W) of a batch.
+
+        Raises:
+            UserError: as `probs`; a network of masks alone; scikit-image is not installed.
+        """
+        separation = self.about.separation()
+        if separation is None:
+            raise UserError(
+                "found a network with the target mask alone; expected one with mask, boundary and distance: train with "
+                "model.targets=[mask,boundary,distance], or take the connected pixels of its mask"
+            )
+        probs = self.probs(images)
+        each = probs if probs.ndim == 4 else probs[None]
+        numbers = [separate(one, self.num_classes, separation, background=self.about.background) for one in each]
+        return np.stack(numbers) if probs.ndim == 4 else numbers[0]
 
     def _read(self, images: "np.ndarray | Tensor") -> tuple[list[np.ndarray], tuple[float, float] | None, bool]:
         """Each image (H, W, C), what is scaled to 0 and 1 (None: its own limits), and whether it was a batch."""

@@ -116,7 +116,7 @@ def predict_tiled(engine: Engine, images: np.ndarray, tile_px: int | None = None
             has it.
 
     Returns:
-        probabilities (N, num_classes, H, W).
+        probabilities (N, num_outputs, H, W).
     """
     if fits(engine, images.shape[-2:], tile_px):
         return engine(images)
@@ -126,7 +126,7 @@ def predict_tiled(engine: Engine, images: np.ndarray, tile_px: int | None = None
 def predict_large(
     engine: Engine, image: np.ndarray, limits: tuple[float, float] | None = None, tile_px: int | None = None
 ) -> np.ndarray:
-    """Probabilities (num_classes, H, W) of an image (H, W, C) uint8, uint16 or float32 that is cut into tiles."""
+    """Probabilities (num_outputs, H, W) of an image (H, W, C) uint8, uint16 or float32 that is cut into tiles."""
     shape, measured = image.shape[:2], measure_parts([image], limits)
     probs = None
     for top, rows in predict_rows(engine, shape, lambda top, bottom: image[top:bottom], *measured, tile_px):
@@ -143,7 +143,7 @@ def _joined(each: list[np.ndarray]) -> np.ndarray:
 
 
 def predict_image(engine: Engine, image: np.ndarray, limits: tuple[float, float] | None = None) -> np.ndarray:
-    """Probabilities (num_classes, H, W) of an image (H, W, C) uint8, uint16 or float32, by tiles where it is large.
+    """Probabilities (num_outputs, H, W) of an image (H, W, C) uint8, uint16 or float32, by tiles where it is large.
 
     Where training resized whole images, so is this one, and the probabilities return to its own size.
 
@@ -156,7 +156,7 @@ def predict_image(engine: Engine, image: np.ndarray, limits: tuple[float, float]
 def predict_resized(
     engine: Engine, images: Sequence[np.ndarray], limits: tuple[float, float] | None = None
 ) -> np.ndarray:
-    """As `predict_image` for N images of one size, before they return to it: (N, num_classes, h, w)."""
+    """As `predict_image` for N images of one size, before they return to it: (N, num_outputs, h, w)."""
     frame = engine.about.frame
     seen = [resize(image, frame.sides(image.shape)) if frame else image for image in images]
     if fits(engine, seen[0].shape[:2]):
@@ -165,7 +165,7 @@ def predict_resized(
 
 
 def predict_seen(engine: Engine, image: np.ndarray) -> np.ndarray:
-    """Probabilities (num_classes, H, W) of an image (H, W, C) as it is: resized already, where training resized."""
+    """Probabilities (num_outputs, H, W) of an image (H, W, C) as it is: resized already, where training resized."""
     if fits(engine, image.shape[:2]):
         return engine(as_batch([image], None))[0]
     return predict_large(engine, image)
@@ -206,12 +206,13 @@ def _stretched(probs: np.ndarray, axis: int, places: np.ndarray, side: int) -> n
     return first
 
 
-def to_mask(probs: np.ndarray, multilabel: bool = False, threshold: float = 0.5) -> np.ndarray:
-    """(N, num_classes, H, W) probabilities to the (N, H, W) uint8 mask: as `unetpp.network.masks.to_mask`, in numpy.
+def to_mask(probs: np.ndarray, num_classes: int, multilabel: bool = False, threshold: float = 0.5) -> np.ndarray:
+    """(N, K, H, W) probabilities to the (N, H, W) uint8 mask: as `unetpp.network.masks.to_mask`, in numpy.
 
     Args:
         threshold: from which it is foreground, or a label; of several classes the likeliest is taken.
     """
+    probs = probs[:, :num_classes]
     if multilabel:
         bits = (1 << np.arange(probs.shape[1])).reshape(-1, 1, 1)
         return ((probs >= threshold) * bits).sum(axis=1).astype(np.uint8)

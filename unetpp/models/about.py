@@ -3,7 +3,8 @@
 The file is safetensors, sealed by the sha256 of all of its bytes. Its metadata have one entry, "unetpp", JSON of
 
 - "seal": the sha256 of the file with zeros in the place of these 64 digits;
-- "format": 3, or 4 with what readers of 3 would not know: a size that is no square, "pad"; 5 with an encoder;
+- "format": 3, or 4 with what readers of 3 would not know: a size that is no square, "pad"; 5 with an encoder; 6 with
+  targets beside the mask;
 - "network": the keywords of NestedUNet; "size": px that images were resized to for training, a side or [height, width],
   or null; "fit": how (`unetpp.images.frame.Frame`), "stretch" where it is missing; "info": where it comes from.
 """
@@ -17,13 +18,24 @@ from typing import Any
 from unetpp.errors import UserError
 from unetpp.files import check_sha256, parse_json
 from unetpp.images.frame import Fit, Frame, Size, as_size, frame_of, plain, say_size
-from unetpp.network.masks import first_class
+from unetpp.network.masks import MASK, first_class
 
 MODEL, OLDER = "model.safetensors", "model.pt"
 ZIP = b"PK\x03\x04"
-FORMATS, UNSEALED = (3, 4, 5), "0" * 64
+FORMATS, UNSEALED = (3, 4, 5, 6), "0" * 64
 MAX_HEADER = 2**24  # bytes; of the largest network it has some 100 kB
 FIX = "expected what the train stage writes, or `Trained.save`: copy the file again, or train again"
+
+
+@dataclass(frozen=True)
+class Separation:
+    """How boundary and distance part objects (`unetpp.inference.instances`): what was best on val for a depth."""
+
+    seed: float  # least energy, distance * (1 - boundary), of a pixel that an object grows from
+    smallest_px: int  # smaller objects are dropped
+
+
+USUAL = Separation(seed=0.35, smallest_px=12)
 
 
 @dataclass(frozen=True)
@@ -99,6 +111,26 @@ class About:
         return self.config.get("encoder")
 
     @property
+    def targets(self) -> tuple[str, ...]:
+        """What its heads give: the mask, perhaps boundary and distance."""
+        return tuple(self.config.get("targets", MASK))
+
+    @property
+    def num_outputs(self) -> int:
+        """Channels of its probabilities: the first `num_classes` are the mask's."""
+        return self.num_classes + len(self.targets) - 1
+
+    def separation(self, depth: int | None = None) -> Separation | None:
+        """How objects are parted at a depth, by default the deepest; None: connected pixels are an object.
+
+        A model whose training chose nothing (`unetpp.fit`) has the middle of what training chooses from.
+        """
+        if self.targets == MASK:
+            return None
+        chosen = self.info.get("separation", {}).get(f"L{self.depth if depth is None else depth}")
+        return Separation(**chosen) if chosen else USUAL
+
+    @property
     def receptive_px(self) -> int:
         """How far from an output pixel an input pixel can lie and still matter: an upper bound, in pixels.
 
@@ -129,9 +161,10 @@ class About:
         size = plain(self.size)
         said = "any size" if size is None else f"{size if isinstance(size, int) else say_size(size)} px"
         encoder = f"encoder {self.encoder}, " if self.encoder else ""
+        parted = "" if self.targets == MASK else " in instances"
         return (
             f"{', '.join(f'L{depth}' for depth in depths)}, {encoder}widths {widths}, {self.in_channels} channels, "
-            f"{kind} {', '.join(self.classes)}, {said}"
+            f"{kind} {', '.join(self.classes)}{parted}, {said}"
         )
 
 

@@ -21,6 +21,7 @@ from unetpp.models.about import MODEL as MODEL
 from unetpp.models.older_files import Contents, read_tensors
 from unetpp.models.segmenter import Segmenter
 from unetpp.network.folding import fold
+from unetpp.network.masks import MASK
 from unetpp.network.model import NestedUNet
 from unetpp.network.pruning import prune
 
@@ -112,7 +113,7 @@ class Trained:
         # The seal first, where it is the first run of so many zeros.
         size = plain(self.size)
         is_new = isinstance(size, list) or self.fit != "stretch"
-        number = 5 if self.network.encoder else 4 if is_new else 3
+        number = 6 if self.network.targets != MASK else 5 if self.network.encoder else 4 if is_new else 3
         about = {"seal": UNSEALED, "format": number, "network": self.network.config(), "size": size}
         about |= ({"fit": self.fit} if is_new else {}) | {"info": self.info}
         content = save(weights, {"unetpp": json.dumps(about, allow_nan=False)})

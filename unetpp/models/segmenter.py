@@ -68,7 +68,8 @@ class Segmenter(nn.Module):
                 larger image; by default its own.
 
         Returns:
-            (N, num_classes, H, W): the foreground's probability, one a class, or one a label.
+            (N, num_outputs, H, W): the foreground's probability, one a class, or one a label; of a network for
+            instances then boundary and distance.
         """
         if statistics is None:
             return self.probs(standardise(image), self.canvas)
@@ -78,13 +79,14 @@ class Segmenter(nn.Module):
         """`forward` of an image that `standardise` has seen."""
         height, width = standardised.shape[-2:]
         logits = self.heads(standardised, canvas)
-        each = [to_probs(logits[index], self.network.multilabel) * share for index, share in self.shares.items()]
+        task = self.network.num_classes, self.network.multilabel
+        each = [to_probs(logits[index], *task) * share for index, share in self.shares.items()]
         probs = each[0] if len(each) == 1 else torch.stack(each).sum(dim=0)
         # A crop, written as negative padding: an export of a slice keeps a guard on whether it was the whole.
         return F.pad(probs, (0, width - probs.shape[-1], 0, height - probs.shape[-2]))
 
     def logits(self, image: Tensor) -> tuple[Tensor, ...]:
-        """The logits of every head of the network, each (N, num_classes, H', W').
+        """The logits of every head of the network, each (N, num_outputs, H', W').
 
         H' and W' are those of the padded image; the image's own pixels are its first H rows and W columns.
         """

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unetpp.errors import UserError
-from unetpp.network.masks import first_class, to_planes, to_probs
+from unetpp.network.masks import MASK, first_class, to_planes, to_probs
+from unetpp.network.targets import part, targets_loss
 
 FOCUS = 2.0  # gamma of the focal loss (Lin et al. 2017)
 MISSED, EXTRA = 0.7, 0.3  # weights of false negatives and false positives (Salehi et al. 2017)
@@ -43,7 +44,7 @@ def _overlap(
     logits: Tensor, truth: Tensor, valid: Tensor, exclusive: bool, first: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Soft true positives, false positives and false negatives of the channels from `first` on, (N, K) each."""
-    probs, truth = (to_probs(logits, multilabel=not exclusive) * valid)[:, first:], truth[:, first:]
+    probs, truth = (to_probs(logits, logits.shape[1], not exclusive) * valid)[:, first:], truth[:, first:]
     tp = (probs * truth).sum(dim=(2, 3))
     return tp, probs.sum(dim=(2, 3)) - tp, (truth * valid).sum(dim=(2, 3)) - tp
 
@@ -143,9 +144,19 @@ def deep_supervision_loss(
     loss: str = "ce_dice",
     multilabel: bool = False,
     background: bool = True,
+    targets: tuple[str, ...] = MASK,
 ) -> Tensor:
-    """(num_heads, N): `segmentation_loss` of each head and image; training minimises their sum by `head_weights`."""
-    return torch.stack([segmentation_loss(one, mask, class_weights, loss, multilabel, background) for one in logits])
+    """(num_heads, N): `segmentation_loss` of each head and image; training minimises their sum by `head_weights`.
+
+    With `targets` beside the mask `mask` is what `unetpp.network.targets.join` made, and `targets_loss` is added.
+    """
+    task = class_weights, loss, multilabel, background
+    if targets == MASK:
+        return torch.stack([segmentation_loss(one, mask, *task) for one in logits])
+    truth, extra = part(mask), len(targets) - 1
+    return torch.stack(
+        [segmentation_loss(one[:, :-extra], truth.mask, *task) + targets_loss(one[:, -extra:], truth) for one in logits]
+    )
 
 
 def head_weights(weights: str | Sequence[float], depths: Sequence[int]) -> Tensor:

@@ -7,6 +7,9 @@
   one plane that flips and crops as any other; a sigmoid for each of K channels.
 
 IGNORE, in all three, is an unlabelled pixel: it counts in no loss and in no metric.
+
+A network for instances gives two channels more, after those of the mask, whatever the classes: how likely a pixel lies
+on an object's boundary, and how far from it (`unetpp.data.instances.make_targets`), each by a sigmoid.
 """
 
 from collections.abc import Iterator
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 IGNORE = 255
+MASK, FOR_INSTANCES = ("mask",), ("mask", "boundary", "distance")  # what a head gives (`NestedUNet`): one of the two
 MAX_LABELS = 7  # all of them at a pixel are 127; with an eighth they could be IGNORE
 
 
@@ -78,18 +82,25 @@ def to_planes(mask: "Tensor", num_classes: int, multilabel: bool = False) -> "tu
     return (known == numbers) & valid, valid
 
 
-def to_probs(logits: "Tensor", multilabel: bool = False) -> "Tensor":
-    """Probabilities of each channel, (N, num_classes, H, W)."""
-    return logits.sigmoid() if logits.shape[1] == 1 or multilabel else logits.softmax(dim=1)
+def to_probs(logits: "Tensor", num_classes: int, multilabel: bool = False) -> "Tensor":
+    """Probabilities of each channel, (N, K, H, W): the first `num_classes` are the mask's."""
+    import torch
+
+    if num_classes == 1 or multilabel:
+        return logits.sigmoid()
+    if logits.shape[1] == num_classes:
+        return logits.softmax(dim=1)
+    return torch.cat([logits[:, :num_classes].softmax(dim=1), logits[:, num_classes:].sigmoid()], dim=1)
 
 
-def to_mask(probs: "Tensor", multilabel: bool = False) -> "Tensor":
-    """(N, num_classes, H, W) probabilities to the (N, H, W) uint8 mask.
+def to_mask(probs: "Tensor", num_classes: int, multilabel: bool = False) -> "Tensor":
+    """(N, K, H, W) probabilities, of which the first `num_classes` are the mask's, to the (N, H, W) uint8 mask.
 
     At least one half is foreground, or a label; of several classes it is the likeliest.
     """
     import torch
 
+    probs = probs[:, :num_classes]
     if multilabel:
         bits = 2 ** torch.arange(probs.shape[1], device=probs.device).view(1, -1, 1, 1)
         return ((probs >= 0.5) * bits).sum(dim=1).to(torch.uint8)

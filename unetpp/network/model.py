@@ -16,7 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from unetpp.errors import UserError
 from unetpp.network.batch_norm import BatchNorm
 from unetpp.network.encoders import Pyramid
-from unetpp.network.masks import MAX_LABELS
+from unetpp.network.masks import FOR_INSTANCES, MASK, MAX_LABELS
+from unetpp.network.upsampling import UPSAMPLINGS, DenseGradient, draw_weights
 
 # Which earlier nodes of its own level node X[i, j] sees, as their positions. The family is this table.
 SKIPS = {
@@ -36,66 +37,6 @@ NORMS = {
 }
 
 
-class _DenseGradient(torch.autograd.Function):
-    """The same tensor, whose gradient is brought into its own memory format.
-
-    The gradient of one input of a `torch.cat` is a slice of the whole one, and on processors the kernel for the
-    gradient of an upsampling takes such a slice apart by channels, six times slower than one copy and its fast path:
-    a quarter of the whole step at 256x256. So is the sum of the gradients of a skip, one from each node that sees it:
-    of slices it takes four times as long as of their copies, up to a tenth of a step.
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        ctx.channels_last = x.is_contiguous(memory_format=torch.channels_last)
-        return x.expand_as(x)  # `view_as` gives one image other strides, and `torch.cat` then another layout
-
-    @staticmethod
-    def backward(ctx, *gradients: Tensor) -> Tensor:
-        wanted = torch.channels_last if ctx.channels_last else torch.contiguous_format
-        return gradients[0].contiguous(memory_format=wanted)
-
-
-class Interpolate(nn.Module):
-    """Bilinear upsampling to twice the size; it learns nothing and keeps the channels."""
-
-    def __init__(self, align_corners: bool):
-        super().__init__()
-        self.align_corners = align_corners
-
-    def forward(self, x: Tensor, size: torch.Size) -> Tensor:
-        # The size is given, not the factor 2: exact, and an exporter can prove that the sizes agree.
-        x = F.interpolate(x, size=size, mode="bilinear", align_corners=self.align_corners)
-        return _DenseGradient.apply(x) if self.training else x  # pyright: ignore
-
-
-def _draw(weight: Tensor, **how) -> None:
-    """Weights to begin with; none on the meta device, for which torch would import a second's worth of code."""
-    if not weight.is_meta:
-        nn.init.kaiming_normal_(weight, **how)
-
-
-class Deconvolve(nn.Module):
-    """A 2x2 transposed convolution of stride 2 to the channels of the level above, as in the authors' Keras code."""
-
-    def __init__(self, below: int, width: int):
-        super().__init__()
-        self.conv = nn.ConvTranspose2d(below, width, 2, stride=2)
-        _draw(self.conv.weight, mode="fan_out", nonlinearity="linear")
-
-    def forward(self, x: Tensor, size: torch.Size) -> Tensor:  # noqa: ARG002 - as `Interpolate`
-        return self.conv(x)
-
-
-# What brings a node of the level below, of `below` channels, to the size of level i of `width` channels:
-# the module and its channels.
-UPSAMPLINGS = {
-    "bilinear_aligned": lambda below, _width: (Interpolate(align_corners=True), below),  # as the classic code
-    "bilinear": lambda below, _width: (Interpolate(align_corners=False), below),
-    "transposed": lambda below, width: (Deconvolve(below, width), width),
-}
-
-
 class Block(nn.Module):
     """Twice: 3x3 convolution, norm, ReLU, dropout. Keeps the spatial size."""
 
@@ -107,7 +48,7 @@ class Block(nn.Module):
         self.norm2 = NORMS[norm](width)
         self.dropout = dropout
         for conv in (self.conv1, self.conv2):
-            _draw(conv.weight, nonlinearity="relu")
+            draw_weights(conv.weight, nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
         for conv, norm in ((self.conv1, self.norm1), (self.conv2, self.norm2)):
@@ -124,7 +65,7 @@ class NestedUNet(nn.Module):
         widths: channels by level, at least two; the depth is `len(widths) - 1`, 1 to 6. With an encoder those of our
             own nodes, which are all but the encoder's.
         in_channels: channels of the image.
-        num_classes: channels of the logits: 1 for foreground or not, else one a class.
+        num_classes: channels of the mask's logits: 1 for foreground or not, else one a class.
         skips: "dense" (UNet++), "short" (UNet+), "encoder" (UNet^e) or "plain" (U-Net).
         deep_supervision: a head at each depth, else at the deepest alone.
         norm: "batch", "instance" or "group"; "none" for a network whose batch norm was folded away.
@@ -136,6 +77,8 @@ class NestedUNet(nn.Module):
             no score; else it is a class as the others are.
         encoder: a network of timm, such as "resnet34", whose feature maps are the nodes X[i, 0]; those of levels that
             it lacks, mostly level 0, stay our own.
+        targets: what each head gives: ("mask",), or ("mask", "boundary", "distance") to part instances, of a channel
+            more for each of the two.
 
     Raises:
         UserError: values that make no network, or one of which not every parameter learns.
@@ -154,6 +97,7 @@ class NestedUNet(nn.Module):
         multilabel: bool = False,
         background: bool = True,
         encoder: str | None = None,
+        targets: tuple[str, ...] | list[str] = MASK,
     ):
         super().__init__()
         self.widths = tuple(widths)
@@ -167,6 +111,7 @@ class NestedUNet(nn.Module):
         self.dropout = dropout
         self.multilabel, self.background = multilabel, background
         self.encoder = encoder
+        self.targets = tuple(targets)
         self._check()
         self.depths = tuple(range(1, self.depth + 1)) if deep_supervision else (self.depth,)
 
@@ -187,12 +132,17 @@ class NestedUNet(nn.Module):
                 channels += sum(of[i, s] for s in SKIPS[skips](j))
             if j > 0 or i not in theirs:
                 self.nodes[f"{i}_{j}"] = Block(channels, self.widths[i], norm, dropout)
-        self.heads = nn.ModuleDict({str(d): nn.Conv2d(self.widths[0], num_classes, 1) for d in self.depths})
+        self.heads = nn.ModuleDict({str(d): nn.Conv2d(self.widths[0], self.num_outputs, 1) for d in self.depths})
 
     @property
     def task(self) -> tuple[int, bool, bool]:
         """num_classes, multilabel and background, as `unetpp.network.masks` and `unetpp.scores` take them."""
         return self.num_classes, self.multilabel, self.background
+
+    @property
+    def num_outputs(self) -> int:
+        """Channels of a head: the mask's, which come first, and one for each further target."""
+        return self.num_classes + len(self.targets) - 1
 
     def _check(self) -> None:
         if not 1 <= self.depth <= MAX_DEPTH or any(not isinstance(w, int) or w < 1 for w in self.widths):
@@ -208,6 +158,10 @@ class NestedUNet(nn.Module):
             raise UserError("background is False, and one class or labels have no class 0: set it to True")
         if self.multilabel and self.num_classes > MAX_LABELS:
             raise UserError(f"num_classes: found {self.num_classes} labels; expected at most {MAX_LABELS}")
+        if self.targets not in (MASK, FOR_INSTANCES):
+            raise UserError(f"targets: found {list(self.targets)}; expected {list(MASK)} or {list(FOR_INSTANCES)}")
+        if self.targets != MASK and self.multilabel:
+            raise UserError("targets part objects of classes, and labels may lie over each other: set targets to mask")
         for name, table in (("skips", SKIPS), ("norm", NORMS), ("upsampling", UPSAMPLINGS)):
             if getattr(self, name) not in table:
                 raise UserError(f"{name}: found {getattr(self, name)!r}; expected one of {', '.join(table)}")
@@ -241,7 +195,11 @@ class NestedUNet(nn.Module):
             "dropout": self.dropout,
             "multilabel": self.multilabel,
             "background": self.background,
-        } | ({} if self.encoder is None else {"encoder": self.encoder})
+        } | (
+            # What older files lack stands where it is needed alone.
+            ({} if self.encoder is None else {"encoder": self.encoder})
+            | ({} if self.targets == MASK else {"targets": list(self.targets)})
+        )
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Logits of each head, shallowest first.
@@ -250,7 +208,7 @@ class NestedUNet(nn.Module):
             image: (N, in_channels, H, W) float; H and W divisible by 2^depth.
 
         Returns:
-            a logits tensor (N, num_classes, H, W) for each of `self.depths`.
+            a logits tensor (N, num_outputs, H, W) for each of `self.depths`.
 
         Raises:
             UserError: sides that 2^depth does not divide; the message names the size to pad to.
@@ -286,7 +244,7 @@ class NestedUNet(nn.Module):
             *skips, below = inputs
             above = self.ups[f"{i}_{j}"](below, skips[0].shape[-2:])
             if self.training and not below.is_cuda:  # on which such sums are fast
-                skips = [_DenseGradient.apply(one) for one in skips]
+                skips = [DenseGradient.apply(one) for one in skips]
             inputs = (torch.cat([*skips, above], dim=1),)
         return self.nodes[f"{i}_{j}"](*inputs)
 

@@ -1,7 +1,8 @@
-"""Objects found and missed: connected components of predicted and true masks, matched by IoU.
+"""Objects found and missed, matched by IoU.
 
-An object is what hangs together over edges or corners (8 neighbours) of one class. Two objects match where their
-IoU is greater than a threshold; from 0.5 on no object then has two partners, so that there is nothing to assign.
+An object is what is numbered as one, or else what hangs together over edges or corners (8 neighbours) of one class.
+Two objects match where their IoU is greater than a threshold; from 0.5 on no object then has two partners, so that
+there is nothing to assign.
 
 - Object F1: 2 TP / (2 TP + FP + FN) at IoU 0.5.
 - The average precision of the Data Science Bowl 2018: the mean of TP / (TP + FP + FN) over the thresholds 0.5, 0.55
@@ -32,6 +33,15 @@ class Objects:
         numbers, count = ndimage.label(plane, NEIGHBOURS)  # type: ignore[misc] - the stub knows one of its answers
         return cls(numbers, np.bincount(numbers.ravel(), minlength=count + 1)[1:])
 
+    @classmethod
+    def of_numbers(cls, numbers: np.ndarray) -> "Objects":
+        """What is numbered already (H, W), from 1 on, where some numbers may be missing."""
+        areas = np.bincount(numbers.ravel())
+        areas[:1] = 0
+        names = np.zeros(len(areas), np.int32)
+        names[areas > 0] = np.arange(1, np.count_nonzero(areas) + 1)
+        return cls(names[numbers], areas[areas > 0])
+
 
 @dataclass(frozen=True)
 class Matches:
@@ -55,15 +65,36 @@ class Matches:
         return float(np.mean(self.hits / (total - self.hits))) if total else 1.0
 
 
-def match_objects(hat: Objects, true: Objects) -> Matches:
-    """Match the predicted objects with the true ones of the same image."""
+@dataclass(frozen=True)
+class Pairs:
+    """All pairs of a predicted and a true object of an image that share pixels."""
+
+    true_areas: np.ndarray  # (num_true,) px
+    hat_areas: np.ndarray  # (num_hat,) px
+    true: np.ndarray  # (pairs,) indices of true objects
+    hat: np.ndarray  # (pairs,)
+    shared: np.ndarray  # (pairs,) px
+
+    def match(self, smallest_px: int = 1) -> Matches:
+        """What becomes of the objects, where predicted ones of fewer pixels are none."""
+        kept = self.hat_areas >= smallest_px
+        true, hat, shared = (each[kept[self.hat]] for each in (self.true, self.hat, self.shared))
+        union = self.true_areas[true] + self.hat_areas[hat] - shared
+        hits = (20 * shared > TWENTIETHS[:, None] * union).sum(axis=1)
+        best = np.zeros(len(self.true_areas))
+        np.maximum.at(best, true, shared / union)
+        return Matches(len(best), int(kept.sum()), hits, best)
+
+
+def find_pairs(hat: Objects, true: Objects) -> Pairs:
+    """The predicted objects beside the true ones of the same image."""
     both = (hat.numbers > 0) & (true.numbers > 0)
     width = len(hat.areas) + 1
     keys = true.numbers[both].astype(np.int64) * width + hat.numbers[both]
-    pairs, shared = np.unique(keys, return_counts=True)  # (pairs,) px that two objects share
-    which, partner = pairs // width - 1, pairs % width - 1
-    union = true.areas[which] + hat.areas[partner] - shared
-    hits = (20 * shared > TWENTIETHS[:, None] * union).sum(axis=1)
-    best = np.zeros(len(true.areas))
-    np.maximum.at(best, which, shared / union)
-    return Matches(len(true.areas), len(hat.areas), hits, best)
+    pairs, shared = np.unique(keys, return_counts=True)
+    return Pairs(true.areas, hat.areas, pairs // width - 1, pairs % width - 1, shared)
+
+
+def match_objects(hat: Objects, true: Objects) -> Matches:
+    """Match the predicted objects with the true ones of the same image."""
+    return find_pairs(hat, true).match()

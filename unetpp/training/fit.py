@@ -12,10 +12,13 @@ from unetpp.data.crops import Crops
 from unetpp.data.device_augment import RawSamples, augment_batches
 from unetpp.data.loader import Loader
 from unetpp.data.symmetries import Flips
+from unetpp.data.targets import CropsWithTargets, Numbered, WithTargets
+from unetpp.engines.engine import missing
 from unetpp.errors import UserError
 from unetpp.models.model_file import Trained
 from unetpp.models.segmenter import Segmenter
 from unetpp.network.losses import LOSSES
+from unetpp.network.masks import MASK
 from unetpp.network.model import NestedUNet
 from unetpp.training.batch_norm import STATISTICS_IMAGES, find_batch_norms, recompute_statistics, reset_statistics
 from unetpp.training.choice import steady
@@ -38,6 +41,7 @@ from unetpp.training.loop import (
     validate,
 )
 from unetpp.training.pairs import Dataset, Whole, read_dataset
+from unetpp.training.separation import choose_separations
 from unetpp.training.step import NonFiniteError, TrainStep
 
 
@@ -106,7 +110,8 @@ def fit(
         val: the same, of images that are not learnt from.
         flips: "none", "horizontal", "vertical" or "all"; quarter turns need square images, or crops.
         loss: "ce_dice", "focal_dice", "lovasz", "tversky", or a function of the logits of all heads, each
-            (N, num_classes, H, W), and the mask (N, H, W), to the loss of each image (N,), or to their mean.
+            (N, num_outputs, H, W), and the mask (N, H, W), to the loss of each image (N,), or to their mean; with
+            targets beside the mask `unetpp.network.targets.part` takes it apart.
         encoder_lr: share of the learning rate that an encoder gets, after `freeze_encoder_epochs` without any.
         device: such as "cuda"; by default where the network is.
         classes: names of the classes, kept with the result.
@@ -160,7 +165,9 @@ def fit(
     step = TrainStep(
         network,
         make_optimizer(network, optimizer, learning_rate, momentum, weight_decay),
-        _own(loss) if callable(loss) else make_loss(loss, head_weights, network.depths, weights, *network.task[1:]),
+        _own(loss)
+        if callable(loss)
+        else make_loss(loss, head_weights, network.depths, weights, *network.task[1:], network.targets),
         place,
         dtype,
         accumulate=accumulate,
@@ -169,9 +176,13 @@ def fit(
         scaler=make_scaler(place, dtype),
         encoder_share=encoder_share(encoder_lr, freeze_encoder_epochs * len(sizes)),
     )
+    crops = Crops(crop_px, foreground_crops, source.about.canvas)
+    if network.targets != MASK:
+        train, crops = Numbered(train), CropsWithTargets(crops, network.background)
+        held_out = held_out and WithTargets(held_out, network.background)
     samples = RawSamples(
         train,
-        Crops(crop_px, foreground_crops, source.about.canvas),
+        crops,
         seed,
         flips=flips,
         quarter_turns=quarter_turns,
@@ -212,7 +223,10 @@ def fit(
             if after_epoch and after_epoch(told) is True:
                 break
     result.load_state_dict(taken)
-    return replace(source, network=result.requires_grad_(False).eval(), info=info, sha256=None)
+    trained = replace(source, network=result.requires_grad_(False).eval(), info=info, sha256=None)
+    if network.targets != MASK and held_out is not None and not missing("skimage"):
+        info["separation"] = choose_separations(trained, held_out.split, place)
+    return trained
 
 
 def _train(

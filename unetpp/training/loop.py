@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from unetpp.data.scaling import scale
 from unetpp.models.segmenter import Segmenter
 from unetpp.network.losses import deep_supervision_loss, head_weights
-from unetpp.network.masks import to_mask, to_probs
+from unetpp.network.masks import MASK, to_mask, to_probs
+from unetpp.network.targets import mask_of
 from unetpp.scores.metrics import confusion, per_image_iou
 from unetpp.training.batch_norm import reset_statistics
 from unetpp.training.step import TrainStep
 
-Batch = tuple[Tensor, Tensor]  # image (N, C, H, W) float, mask (N, H, W) uint8
+Batch = tuple[Tensor, Tensor]  # image (N, C, H, W) float, mask (N, H, W) uint8, or int32 of `unetpp.network.targets`
 PRECISIONS, OPTIMIZERS = ("auto", "bf16", "fp16", "fp32"), ("adamw", "adam", "sgd")
 
 
@@ -127,19 +128,21 @@ def make_loss(
     class_weights: Tensor | None = None,
     multilabel: bool = False,
     background: bool = True,
+    targets: tuple[str, ...] = MASK,
 ) -> Callable[[tuple[Tensor, ...], Tensor], Tensor]:
-    """What training minimises: logits of the heads (N, num_classes, H, W) and mask (N, H, W) to (N,).
+    """What training minimises: logits of the heads (N, num_outputs, H, W) and mask (N, H, W) to (N,).
 
     Args:
         name, weights: see `unetpp.network.losses.LOSSES` and `head_weights`.
         depths: of the heads.
         class_weights, multilabel, background: see `segmentation_loss`.
+        targets: see `deep_supervision_loss`.
     """
     each = head_weights(weights, depths).unsqueeze(1)
 
     def loss(logits: tuple[Tensor, ...], mask: Tensor) -> Tensor:
         nonlocal each
-        losses = deep_supervision_loss(logits, mask, class_weights, name, multilabel, background)  # (num_heads, N)
+        losses = deep_supervision_loss(logits, mask, class_weights, name, multilabel, background, targets)
         each = each.to(losses.device)  # once: a GPU is waited for
         return (each * losses).sum(dim=0)
 
@@ -222,10 +225,11 @@ def validate(
         height, width = mask.shape[-2:]
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             logits = tuple(one[..., :height, :width] for one in segmenter.logits(image))
-        losses = deep_supervision_loss(logits, mask, class_weights, loss, network.multilabel, network.background)
+        losses = deep_supervision_loss(logits, mask, class_weights, loss, *network.task[1:], network.targets)
         sums[:-1, 0] += losses.sum(dim=1)
+        mask = mask_of(mask)
         for head, one in enumerate(logits):
-            mask_hat = to_mask(to_probs(one.float(), network.multilabel), network.multilabel)
+            mask_hat = to_mask(to_probs(one.float(), *network.task[:2]), *network.task[:2])
             counts = confusion(mask_hat, mask, *network.task)
             sums[head, 1] += per_image_iou(counts).sum()
         sums[-1] += len(mask)

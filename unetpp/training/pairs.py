@@ -104,6 +104,9 @@ class Pairs:
         mean, std = (pixels.mean(axis=0) - low) / extent, pixels.std(axis=0) / extent
         return mean.astype(np.float32), std.astype(np.float32)
 
+    def instances(self, index: int) -> None:
+        """Pairs have none: connected pixels of a class are an object."""
+
     def spots(self, index: int) -> list[np.ndarray]:
         return find_spots(self._read(index)[1], self._network.multilabel, self._network.background)
 

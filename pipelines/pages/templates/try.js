@@ -104,7 +104,8 @@
       said.title = answer?.why ?? "";
       said.textContent = !answer
         ? "computing …"
-        : `by ${answer.engine}${answer.passes > 1 ? "" : ", one pass"}` + (differs ? `; ${percent(answer.differs)} % of the pixels differ from ${beside}` : "");
+        : `by ${answer.engine}${answer.passes > 1 ? "" : ", one pass"}` +
+          (answer.objects === null ? "" : `; ${answer.objects.toLocaleString("en")} object${answer.objects === 1 ? "" : "s"}`) + (differs ? `; ${percent(answer.differs)} % of the pixels differ from ${beside}` : "");
     });
     if (slider) {
       at("depth-said").textContent = now;

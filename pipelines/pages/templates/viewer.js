@@ -26,6 +26,7 @@
     const fine = Boolean(sample.querySelector(".fine")), outlined = at("outlined").checked;
     const shown = mode || (fine && outlined ? "y" : ""), lines = at("filled").checked || fine ? "" : "l";
     const layers = { e: `e${picked}-${depth}`, m: `m${lines}${picked}-${depth}`, y: `y${lines}${picked}` };
+    Object.assign(layers, { n: `n${picked}-${depth}`, t: `t${picked}` });
     at("stage-layer").setAttribute("href", `#${layers[shown] ?? ""}`);
     at("stage-outline").setAttribute("href", outlined && !fine ? `#o${picked}` : "#");
     at("too-fine").hidden = !fine;

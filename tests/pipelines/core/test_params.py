@@ -123,6 +123,17 @@ NAMES = ("#1", "?", "@L1", "\\", "\n", " ", "/1", "x" * 256)
             "prepare.ignore is 3, which is a class: masks hold 0 to 3",
         ),
         (lambda v: v["model"].update(skips="plain"), "model: a plain U-Net has no shallow heads"),
+        (
+            lambda v: v["model"].update(targets=["mask", "distance"]),
+            "model.targets: expected ['mask'], or ['mask', 'boundary', 'distance'] to part instances, found ['mask",
+        ),
+        (
+            lambda v: (
+                v["prepare"].update(multilabel=True, num_classes=2, classes=["a", "b"]),
+                v["model"].update(targets=["mask", "boundary", "distance"]),
+            ),
+            "prepare.multilabel is true: set model.targets to [mask]",
+        ),
         (lambda v: v["train"].update(learning_rate="fast"), "train.learning_rate"),
         (lambda v: v["train"].update(foreground_crops=0.3), "train.crop_px is null"),
         (lambda v: v["prepare"].update(size=100), "prepare.size is 100, and a network of the widths 8 16 32 64 needs"),

@@ -65,6 +65,7 @@ def evaluation(
     rng = np.random.default_rng(0)
     hard = dict(zip(IDS, rng.normal(0, 0.05, len(IDS)), strict=True))
     metrics = whole(names, depth=depth)
+    del metrics["objects"]  # a report of before
     metrics["test"]["sha256"] = sha
     write_json(folder / "report.json", metrics)
     with (folder / "images.csv").open("w", newline="", encoding="utf-8") as file:
@@ -106,6 +107,32 @@ def test_the_recommended_depths_are_compared_also_where_they_differ(two):
     assert "> L1:L2" in text
     assert "L2 of B (recommended) against L1 of A (recommended): +10.0 IoU points [+10.0, +10.0] on 40 images" in text
     assert {row.verdict for row in found.tables["iou"]} == {"no difference shown"}
+
+
+def test_scores_of_other_objects_are_not_compared(two):
+    """A report of before took what touches for one, whatever numbers the data have."""
+    one, other = evaluation(two[0]), evaluation(two[1])
+    assert list(compare(one, other).tables) == ["iou", "object_f1"]
+    known = {"true": "components", "predicted": "watershed", "remark": ""}
+    assert list(compare(one, replace(other, report=other.report | {"objects": known})).tables) == ["iou", "object_f1"]
+    found = compare(one, replace(other, report=other.report | {"objects": known | {"true": "numbers"}}))
+    assert list(found.tables) == ["iou"]
+    assert found.remark.startswith("Both were scored on the same 40 test images. Scores of objects are not compared: ")
+    assert "evaluate the older again." in comparison_text(found, ("first", "second"))
+
+
+def test_models_that_part_objects_are_compared_by_ap_too(two):
+    sides = [evaluation(folder) for folder in two]
+    parted = {"true": "numbers", "predicted": "watershed", "remark": ""}
+    for side, ap in zip(sides, (0.4, 0.45), strict=True):
+        for each in side.scored.values():
+            object.__setattr__(each, "ap", dict.fromkeys(each.iou, ap))
+    found = compare(*(replace(side, report=side.report | {"objects": parted}) for side in sides))
+    assert list(found.tables) == ["iou", "object_f1", "ap"]
+    said = "0.0 IoU points [0.0, 0.0] on 40 images in 20 groups: no difference shown. +5.0 AP points [+5.0, +5.0]: B is"
+    assert said in conclusion(found)
+    assert "Average precision per image" in build_page(found, ("first", "second"))
+    assert "AP points" not in conclusion(compare(*sides))
 
 
 def test_a_version_is_one_depth_also_beside_another_of_the_same_run(two):

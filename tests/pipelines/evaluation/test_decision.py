@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipelines.evaluation.decision import decide
+from pipelines.evaluation.decision import compare_with_masks, decide
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def measured(iou, latency=(1.0, 2.0, 3.0, 7.8), half=0.001):
     spread = np.linspace(-half, half, 2001) / 0.95
     means = {name: i + (0 if i == max(iou) else spread) for name, i in zip(names, iou, strict=True)}
     means = {name: np.broadcast_to(one, 2001) for name, one in means.items()}
-    return depths | {"mean": {"iou_image": 0.999, "latency_ms": 99.0}}, means
+    return depths | {"mean": {"iou_image": 0.999, "latency_ms": 99.0}}, {"iou_image": means}
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_nearest_is_what_misses_its_worst_limit_by_the_smallest_share(settings):
 
 def test_the_only_depth_is_recommended(settings):
     row = {"iou_image": 0.8, "latency_ms": 3.0, "peak_memory_mib": 1.0, "parameters": 1, "recall": 0.8}
-    found = decide({"L4": row}, {"L4": np.full(10, 0.8)}, settings)
+    found = decide({"L4": row}, {"iou_image": {"L4": np.full(10, 0.8)}}, settings)
     assert found.depth == 4
     assert "the only depth" in found.sentence
 
@@ -138,3 +138,52 @@ def test_nothing_is_recommended_where_nothing_is_known(settings, iou, recall, se
     assert found.sentence == f"No depth is recommended: {sentence}."
     depths["L2"] |= {"recall": 0.1}
     assert decide(depths, means, settings).depth == 1
+
+
+def parted(iou, ap, half=0.001):
+    """`measured`, of a model that parts objects, with these average precisions."""
+    depths, means = measured(iou, half=half)
+    spread = np.linspace(-half, half, 2001) / 0.95
+    of_ap = {f"L{index}": one + (0 if one == max(ap) else spread) for index, one in enumerate(ap, 1)}
+    for name, value in zip(depths, [*ap, 0.999], strict=True):
+        depths[name]["dsb_ap"] = value
+    return depths, means | {"dsb_ap": {name: np.broadcast_to(one, 2001) for name, one in of_ap.items()}}
+
+
+@pytest.mark.parametrize(
+    ("ap", "expected", "words"),
+    [
+        # Good enough in both; then the one that is in IoU alone, whatever its IoU.
+        ([0.50, 0.545, 0.548, 0.55], 2, ["0.4 IoU points below L4", "0.5 AP points below L4", "of 1.0 in both"]),
+        ([0.40, 0.45, 0.545, 0.55], 3, ["0.1 IoU points below L4", "0.5 AP points below L4 [0.4, 0.6]"]),
+        ([0.40, 0.45, 0.50, 0.55], 4, ["it has the best IoU and AP of all depths, 0.875 and 0.550", "L3 is"]),
+        ([0.40, 0.45, 0.555, 0.55], 3, ["0.1 IoU points below L4", "with the best AP"]),
+        # None is near enough to the best in both: objects are what it is for.
+        ([0.55, 0.45, 0.45, 0.45], 1, ["the best AP of all depths, 0.550, and no depth is", "2.5 IoU points below L4"]),
+    ],
+)
+def test_depths_of_a_model_that_parts_objects_are_judged_by_iou_and_by_ap(settings, ap, expected, words):
+    found = decide(*parted(FOUR, ap), settings, instances=True)
+    assert found.depth == expected
+    assert [one for one in words if one not in found.sentence] == [], found.sentence
+    assert decide(*parted(FOUR, ap), settings).depth == 2  # of a model of masks AP decides nothing
+
+
+def test_the_reason_says_which_score_excluded_a_depth(settings):
+    settings = settings.model_copy(update={"tolerance_ap": 0.02})
+    found = decide(*parted(FOUR, [0.5, 0.5, 0.548, 0.55]), settings, instances=True)
+    assert [one["within_tolerance"] for one in found.candidates] == [False, False, True, True]
+    why = found.candidates[1]["why"]
+    assert "0.4 IoU points below L4 [0.3, 0.5], within the tolerance of 1.0; " in why
+    assert "5.0 AP points below L4 [4.9, 5.1], not surely within the tolerance of 2.0" in why
+    assert (found.candidates[1]["below_best_ap"], found.depth) == (pytest.approx(0.05), 3)
+    assert "tolerances of 1.0 in IoU and 2.0 in AP" in found.sentence
+
+
+def test_the_report_says_where_depths_differ_more_for_objects_than_for_masks():
+    said = compare_with_masks(*parted(FOUR, [0.40, 0.45, 0.545, 0.55]))
+    assert said.startswith("Depths differ more for objects than for masks: L1 is 15.0 [14.9, 15.1] AP points below L4")
+    assert "2.5 [2.4, 2.6] IoU points, 12.5 [" in said
+    # By intervals: a difference that may be none, or no larger than that of the masks, is not told.
+    assert compare_with_masks(*parted(FOUR, [0.40, 0.45, 0.545, 0.55], half=0.2)) == ""
+    assert compare_with_masks(*parted(FOUR, [0.54, 0.547, 0.549, 0.55])) == ""

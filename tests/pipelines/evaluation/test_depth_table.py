@@ -51,6 +51,18 @@ def test_it_opens_with_the_decision_and_marks_the_depth(report):
     assert not [line for line in describe(report | {"recommended_depth": None}).splitlines() if line[:1] == ">"]
 
 
+def test_objects_have_a_table_where_they_are_more_than_connected_pixels(report):
+    measured = {"dsb_ap_low": 0.35, "dsb_ap_high": 0.45, "object_f1_low": 0.7, "object_f1_high": 0.8}
+    measured |= {"difference_ap": -0.05, "difference_ap_low": -0.1, "difference_ap_high": -0.01}
+    report["depths"] = {name: row | measured for name, row in report["depths"].items()}
+    objects = {"true": "numbers", "predicted": "components", "remark": "Depths differ more for objects. " * 5}
+    text = describe(report | {"objects": objects})
+    assert re.search(r"> L2 +0\.400  0\.350 to 0\.450 +-5\.0  -10\.0 to -1\.0  0\.750  0\.700 to 0\.800", text)
+    assert "Depths differ more" in text
+    assert max(map(len, text.splitlines())) <= 100
+    assert "objects" not in describe(report | {"objects": objects | {"true": "components"}})  # as masks say already
+
+
 def test_gates_that_fail_are_named_and_others_are_not(report):
     text = describe(report)
     assert text.count("0.500!") == 7

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ import torch
 from pipelines import evaluate as stage
 from pipelines.core.params import load_params
 from pipelines.evaluation import engine_scores
-from pipelines.evaluation.engine_scores import Scored, engines_json, estimate_s, image_ious, measure_engines, spread
+from pipelines.evaluation.engine_scores import Scored, engines_json, estimate_s, image_scores, measure_engines, spread
 from pipelines.evaluation.predictor import Predictor
+from pipelines.evaluation.quality import measure_quality
 from tests.pipelines.evaluation.exported import write_exports
 from tests.pipelines.test_evaluate import write_data, write_model
 from unetpp.data.arrow_split import Split
@@ -21,6 +23,7 @@ from unetpp.engines.family import Family, find_family
 from unetpp.engines.torch_engine import TorchEngine
 from unetpp.errors import UserError
 from unetpp.models.model_file import load_model
+from unetpp.network.masks import FOR_INSTANCES
 
 CPU = torch.device("cpu")
 SETTINGS = load_params(Path(__file__).parents[3] / "params.yaml").evaluate
@@ -106,7 +109,7 @@ def test_an_engine_that_is_not_there_is_refused_before_anything_is_measured(proj
 def test_an_engine_beyond_the_tolerance_is_marked_and_never_taken(project, scored, monkeypatch):
     trained = load_model(project / "model")
     # Of a network that is better by 0.02 on each image of val, these lose more than 0.01.
-    better = Scored(scored["val"].split, scored["val"].order, {"L1": scored["val"].ious["L1"] + 0.02})
+    better = Scored(scored["val"].split, scored["val"].order, {"L1": scored["val"].ious["L1"] + 0.02}, {})
     monkeypatch.setattr(Family, "engines", lambda *_: ["torch"])
     settings = SETTINGS.model_copy(update={"tolerance_engine_iou": 0.01})
     found = measure_engines(
@@ -138,8 +141,27 @@ def test_what_does_not_open_or_takes_too_long_is_left_out_and_said(project, scor
 def test_scores_are_in_the_order_that_is_asked_for(project):
     trained = load_model(project / "model")
     engine, split = TorchEngine(trained.segmenter(), trained.about), Split(project / "prepared/test.arrow")
-    found = image_ious(engine, split, range(6), 8, "images")
-    assert image_ious(engine, split, [4, 1, 3], 8, "images").tolist() == found[[4, 1, 3]].tolist()
+    found = image_scores(engine, split, range(6), 8, "images")
+    np.testing.assert_array_equal(image_scores(engine, split, [4, 1, 3], 8, "images"), found[[4, 1, 3]])
+    assert np.isnan(found).all(axis=0).tolist() == [False, True]  # of masks alone no AP
+
+
+def test_an_engine_of_a_model_that_parts_objects_is_judged_by_ap_too(tmp_path, monkeypatch):
+    write_data(tmp_path / "prepared", [(16, 16), (19, 22)] * 3, numbered=True)
+    trained = load_model(write_model(tmp_path / "model", (2, 4), targets=FOR_INSTANCES))
+    predict, split = Predictor(trained, CPU), Split(tmp_path / "prepared/test.arrow")
+    fp32 = Scored.of_val(predict, split, 2)
+    quality, _ = measure_quality(predict, split, 2, 1.0)
+    expected = quality["L1"].per_image()["dsb_ap"]
+    np.testing.assert_allclose(fp32.aps["L1"], expected[fp32.order])
+    monkeypatch.setattr(Family, "engines", lambda *_: ["torch"])
+    better = replace(fp32, aps={"L1": fp32.aps["L1"] + 0.05})
+    for val, within, said in ((fp32, True, "; the AP of eager fp32"), (better, False, "; 5.00 AP points below")):
+        scored = {"val": val, "test": fp32}
+        found = measure_engines(Family(trained.about, trained), scored, SETTINGS, (16, 16), CPU, {"L1": 0.1})
+        (row,) = found["rows"]
+        assert (row["within"], said in row["why"]) == (within, True), row["why"]
+        assert row["test_ap"] == pytest.approx(expected.mean())
 
 
 @pytest.mark.parametrize(("length", "number"), [(0, 5), (1, 5), (7, 7), (1000, 200), (3, 2)])

@@ -18,6 +18,10 @@ class Bright(nn.Module):
     encoder = None
     task = 1, False, True
 
+    @property
+    def num_outputs(self):
+        return self.task[0]
+
     def config(self):
         return {"widths": [1, 1], "background": self.task[2]}
 

@@ -10,8 +10,9 @@ from pipelines.evaluation.predictor import Answer, Predictor, batches
 from pipelines.evaluation.quality import choose_thresholds, measure_quality
 from pipelines.evaluation.scores import by_class, by_kind, by_size, image_rows, resample, summarise
 from unetpp.data.arrow_split import Split, SplitWriter
+from unetpp.data.instances import pack
 from unetpp.models.model_file import Trained
-from unetpp.network.masks import IGNORE
+from unetpp.network.masks import FOR_INSTANCES, IGNORE, MASK
 from unetpp.network.model import NestedUNet
 from unetpp.scores import metrics
 from unetpp.scores.boundaries import Boundary, compare_boundaries
@@ -34,18 +35,21 @@ class Told(nn.Module):
         wrong: float = 0.0,
         sure: float = 20.0,
         background: bool = True,
+        targets: tuple[str, ...] = MASK,
     ):
         super().__init__()
         self.encoder = None
         self.num_classes, self.multilabel, self.wrong, self.sure = num_classes, multilabel, wrong, sure
         self.task = num_classes, multilabel, background
+        self.targets, self.num_outputs = targets, num_classes + len(targets) - 1
 
     def config(self):
         keys = ("num_classes", "multilabel", "background")
-        return dict(zip(keys, self.task, strict=True)) | {"widths": [1, 1, 1], "in_channels": 3}
+        config = {"widths": [1, 1, 1], "in_channels": 3, "targets": self.targets}
+        return dict(zip(keys, self.task, strict=True)) | config
 
     def forward(self, image):
-        planes = image[:, : self.num_classes]
+        planes = image[:, : self.num_outputs]
         middle = (planes.amin(dim=(2, 3), keepdim=True) + planes.amax(dim=(2, 3), keepdim=True)) / 2
         logits = torch.where(planes > middle, 1.0, -1.0) * self.sure
         return logits * (1 - 2 * self.wrong), logits  # the first head may be wrong everywhere
@@ -134,6 +138,52 @@ def test_a_wrong_head_is_wrong_and_leaves_the_other_as_it_is(tmp_path):
     assert rows["L1"]["difference_iou"] == rows["L1"]["difference_iou_high"] == -1
     assert rows["L2"]["iou_image"] == rows["L2"]["dsb_ap"] == 1
     assert {size["L1"]["object_recall"] for size in by_size(quality, true_objects, None).values()} - {None} == {0}
+
+
+def touching(ignored: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """A mask of three squares, of which two touch, and the numbers of all."""
+    mask, numbers = np.zeros((24, 32), np.uint8), np.zeros((24, 32), np.uint8)
+    for number, (row, column) in enumerate(((2, 2), (2, 10), (14, 20)), 1):
+        mask[row : row + 8, column : column + 8], numbers[row : row + 8, column : column + 8] = 1, number
+    if ignored:
+        mask[14:18, 20:28] = IGNORE
+        numbers[mask == IGNORE] = 0
+    return mask, numbers
+
+
+def write_touching(path, ignored: bool = False, numbered: bool = True):
+    """A split of two such images; the first channel shows the mask, the others where boundaries and middles are."""
+    mask, numbers = touching(ignored)
+    middle = np.zeros_like(mask, bool)
+    for row, column in ((2, 2), (2, 10), (14, 20)):
+        middle[row + 2 : row + 6, column + 2 : column + 6] = True
+    shown = np.stack([mask == 1, ~middle, middle], axis=-1) * np.uint8(255)
+    with SplitWriter(path, instances=numbered) as writer:
+        for id in "ab":
+            writer.add(id, "", shown, mask, pack(numbers) if numbered else b"")
+    return Split(path)
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_touching_objects_are_told_apart_by_numbers_and_by_who_learns_it(tmp_path, ignored):
+    split = write_touching(tmp_path / "numbered", ignored)
+    masks, true_objects = measure_quality(predictor(Told()), split, 2, 1.0)
+    assert (len(true_objects.diameters_px()), true_objects.ways) == (6, {"numbers"})
+    # Of three squares the mask finds two: one is whole, and the pair is none of the two that it is of.
+    assert masks["L2"].per_image()["object_f1"].tolist() == pytest.approx([2 / 5] * 2)
+    assert masks["L2"].per_image()["dsb_ap"].tolist() == pytest.approx([1 / 4] * 2)
+    parted, _ = measure_quality(predictor(Told(targets=FOR_INSTANCES)), split, 2, 1.0)
+    assert set(parted) == {"L1", "L2", "mean"}
+    for each in parted.values():
+        assert each.per_image()["object_f1"].tolist() == each.per_image()["dsb_ap"].tolist() == [1, 1]
+        assert np.concatenate(each.best_iou).tolist() == [1] * 6
+    rows = summarise(parted, resample(parted, ["a", "b"]), dict.fromkeys(parted), "L2")
+    assert rows["L1"]["dsb_ap_low"] == rows["L1"]["dsb_ap_high"] == 1
+    assert rows["L1"]["difference_ap"] == rows["L1"]["difference_ap_low"] == 0
+    assert image_rows(parted, split, ["a", "b"])[0]["ap_L1"] == 1
+    # Where nobody numbered them, connected pixels are all that is known.
+    _, plain = measure_quality(predictor(Told()), write_touching(tmp_path / "plain", numbered=False), 2, 1.0)
+    assert (len(plain.diameters_px()), plain.ways) == (4, {"components"})
 
 
 def test_classes_are_scored_where_they_occur_and_none_where_they_never_do(tmp_path):

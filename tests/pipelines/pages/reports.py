@@ -27,9 +27,10 @@ def smallest(name="L1") -> dict:
 def whole(names=("L1", "L2", "mean"), depth: int | None = 1) -> dict:
     """Every key that a report may have."""
     row = {key: 0.8 for key in SCORES} | COSTS | {"hd95_px": 3.2, "ece": 0.02, "threshold": 0.45}
-    for key in ("iou_image", "dice_image", "object_f1", "boundary_f1"):
+    for key in ("iou_image", "dice_image", "object_f1", "dsb_ap", "boundary_f1"):
         row |= {f"{key}_low": 0.75, f"{key}_high": 0.85}
-    row |= {"difference_iou": -0.02, "difference_iou_low": -0.03, "difference_iou_high": -0.01}
+    for key in ("difference_iou", "difference_ap"):
+        row |= {key: -0.02, f"{key}_low": -0.03, f"{key}_high": -0.01}
     depths = {name: row | {"latency_ms": 8.3 + index} for index, name in enumerate(names)}
     single = [name for name in names if name != "mean"]
     machine = {"device": "cpu", "processor": "a <b>processor</b>", "cores": 2, "threads": 2}
@@ -58,11 +59,13 @@ def whole(names=("L1", "L2", "mean"), depth: int | None = 1) -> dict:
         "depths": depths,
         "decision": {
             "tolerance_iou": 0.01,
+            "tolerance_ap": 0.02,
             "max_latency_ms": 20.0,
             "max_memory_mib": None,
             "max_parameters": 100_000,
             "candidates": [{"name": name} | below | candidate for name in single],
         },
+        "objects": {"true": "both", "predicted": "watershed", "remark": "Depths differ more for <objects>."},
         "machine": machine,
         "test": {"sha256": "0" * 64, "kinds": {"a": 3}},
         "classes": {name: {HOSTILE: 0.8, "rare": None} for name in names},
@@ -110,9 +113,17 @@ def samples_of(rows, names, dtype=np.uint8, channels=3, side=20, num_classes=2) 
             rng.integers(0, 255, (side, side + 5, channels)).astype(dtype),
             rng.integers(0, num_classes, (side, side + 5)).astype(np.uint8),
             {name: rng.integers(0, num_classes, (side, side + 5)).astype(np.uint8) for name in names},
+            *objects_of(names, (side, side + 5)),
         )
         for index, row in enumerate(rows)
     ]
+
+
+def objects_of(names, shape) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Numbers of true objects that touch, and those of each name, which takes two columns of them for one."""
+    (rows, columns), side = np.indices(shape), max(6, shape[0] // 6)
+    true = (rows // side * 10 + columns // side + 1).astype(np.int32) * ((rows % side > 0) | (columns % 2 == 0))
+    return true, {name: (rows // side * 10 + columns // side // 2 + 1).astype(np.int32) for name in names}
 
 
 def scenes_of(rows, names, num_classes, side=60) -> list[depth_page.Sample]:

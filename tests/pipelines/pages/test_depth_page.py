@@ -99,13 +99,25 @@ def test_the_page_says_all_that_was_found_out_in_the_order_of_its_sections(made)
     headings += ["How it was measured", "Where it comes from"]
     places = [text.rindex(f"\n{one}\n") for one in headings]
     assert places == sorted(places)
-    for words in ("2.0 IoU points below the <best>", "what a <mirror> changes"):
+    for words in ("2.0 IoU points below the <best>", "what a <mirror> changes", "Depths differ more for <objects>."):
         assert words in text
     assert ", 2 threads, fp32" in text
     assert "30 rounds in which the depths take turns, after a warm-up; they ended when 120 s were over" in text
     assert "−2.0" in text  # the paired difference in points, with its interval
     assert "−3.0 to −1.0" in text
     assert "at most 100000 (evaluate.max_parameters)" in text
+    assert "within 1.0 points of the best in IoU, and within 2.0 points in AP" in text
+    assert "parted by a watershed" in text
+
+
+def test_objects_are_shown_where_they_are_more_than_connected_pixels(made):
+    assert made.count('value="n"') == made.count('value="t"') == 1
+    assert re.search(r"; 12 objects, 20 true, AP –\"", made)
+    before = whole() | {"objects": {"true": "components", "predicted": "components", "remark": ""}}
+    for report in (before, {key: value for key, value in whole().items() if key != "objects"}):
+        text = page_of(report)
+        assert "AP of objects" not in text
+        assert "parted by a watershed" not in text
 
 
 def test_what_is_not_to_be_trusted_stands_beside_the_recommendation():

@@ -303,3 +303,14 @@ def test_a_strangers_script_does_not_run_even_where_it_gets_into_the_page(browse
     browser.open(tmp_path / "report.html")
     assert browser.evaluate("document.title") != "run"
     assert said(browser)  # and ours does
+
+
+def test_objects_are_shown_in_colours_predicted_and_true(browser, page):
+    browser.open(page)
+    seen = []
+    for mode in ("m", "n", "t"):
+        browser.evaluate(f"document.querySelector('input[name=mode][value={mode}]').click()")
+        seen.append(stage(browser))
+    assert min(np.abs(one - other).mean() for one, other in pairwise(seen)) > 1
+    assert "objects" in said(browser)
+    assert browser.errors == []

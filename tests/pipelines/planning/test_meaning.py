@@ -157,6 +157,16 @@ def test_what_values_cannot_tell_is_told_with_the_line_to_write(tmp_path):
     assert "prepare.values: {0: object, 255: background}" in plan.asked[0]
 
 
+def test_targets_that_part_objects_are_suggested_where_numbered_ones_touch(tmp_path):
+    def touching(rng):
+        return cv2.dilate(numbered(rng), np.ones((5, 1), np.uint8))
+
+    plan = meaning_of(masks_of(tmp_path / "touch", touching))
+    assert plan.values == {"prepare.num_classes": 1}  # and not chosen
+    assert "model.targets: [mask, boundary, distance]" in plan.asked[0]
+    assert meaning_of(masks_of(tmp_path / "apart", numbered)).asked == []
+
+
 TABLES = {
     "_classes.csv": "Pixel Value, Class\n0, background\n1, leaf\n2, stem\n",
     "class_dict.csv": "name,r,g,b\nbackground,0,0,0\nleaf,255,0,0\nstem,0,255,0\n",

@@ -8,6 +8,7 @@ from PIL import Image
 
 from unetpp import NestedUNet
 from unetpp.models.model_file import Trained
+from unetpp.network.masks import FOR_INSTANCES
 
 
 def bright_network(**named) -> NestedUNet:
@@ -24,6 +25,26 @@ def bright_network(**named) -> NestedUNet:
         network.get_parameter("heads.1.weight")[-1, 0] = 10
         network.get_parameter("heads.1.bias")[-1] = -5
     return network.eval()
+
+
+def parting_network() -> NestedUNet:
+    """A `bright_network` that parts objects: they have a grey rim (`write_touching`) and a bright middle."""
+    network = bright_network(targets=FOR_INSTANCES)
+    with torch.no_grad():
+        network.get_parameter("heads.1.weight")[0, 0] = 10
+        network.get_parameter("heads.1.bias").copy_(torch.tensor([-5.0, -20.0, -30.0]))  # mask, boundary, distance
+    return network
+
+
+def write_touching(path: Path) -> np.ndarray:
+    """A dark picture with two squares of 7 x 7 pixels that touch; returns their numbers."""
+    image, numbers = np.zeros((30, 45), np.uint8), np.zeros((30, 45), np.int32)
+    for number, left in ((1, 10), (2, 17)):
+        image[5:12, left : left + 7], image[6:11, left + 1 : left + 6] = 120, 255
+        numbers[5:12, left : left + 7] = number
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)
+    return numbers
 
 
 def save(folder: Path, info: dict | None = None, **named) -> Path:

@@ -2,14 +2,17 @@ import csv
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from pipelines.predict import predict
 from pipelines.prediction import outputs as module
 from pipelines.prediction.opening import find_model
 from pipelines.prediction.outputs import KINDS, Outputs, write_outputs
-from tests.pipelines.prediction.models import save, write
+from tests.pipelines.prediction.models import parting_network, save, write, write_touching
 from unetpp import Predictor, UserError
+from unetpp.images.decode import decode_image
+from unetpp.models.model_file import Trained
 
 TWO = {"#000000": "background", "#ff8000": "nucleus", "#00ff00": "rim", "#ffffff": "ignore"}
 
@@ -104,3 +107,49 @@ def test_more_objects_than_16_bits_are_refused_and_the_image_is_named(tmp_path, 
     monkeypatch.setattr(module, "MAX_OBJECTS", 1)
     with pytest.raises(UserError, match=r"(?s)1 of 1 .*a\.png: found more than 1 objects"):
         predict([str(tmp_path / "a.png")], str(model), None, tmp_path / "out", outputs=Outputs(("labels",)))
+
+
+def test_a_model_that_parts_objects_writes_them_beside_the_mask_unless_something_else_is_asked_for(
+    tmp_path, monkeypatch, capsys
+):
+    model, image = tmp_path / "model", tmp_path / "in/a.png"
+    model.mkdir()
+    separation = {"separation": {"L1": {"seed": 0.5, "smallest_px": 3}}}
+    Trained(parting_network(), None, separation).save(model / "model.safetensors")
+    numbers = write_touching(image)
+    predict([str(image)], str(model), None, tmp_path / "out")
+    assert sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("a.*")) == [
+        "a.png",
+        "labels/a.tif",
+    ]
+    assert "wrote labels of 1 images" in capsys.readouterr().out
+    assert np.array_equal(read(tmp_path / "out/a.png") > 0, numbers > 0)
+    labels = tifffile.imread(tmp_path / "out/labels/a.tif")
+    assert (labels.dtype, labels.tolist()) == (np.uint16, numbers.tolist())
+    with tifffile.TiffFile(tmp_path / "out/labels/a.tif") as file:
+        assert not file.pages[0].is_tiled  # pyright: ignore[reportAttributeAccessIssue] - ImageJ opens no tiles
+    predictor = Predictor(find_model(str(model)))
+    assert np.array_equal(predictor.instances(decode_image(image, 1)), numbers)
+    assert predictor.instances(np.stack([decode_image(image, 1)] * 2)).shape == (2, 30, 45)
+
+    kinds = Outputs(("labels", "measurements", "probs", "probs8"))
+    monkeypatch.setattr(module, "MAX_OBJECTS", 1)
+    predict([str(image)], str(model), None, tmp_path / "more", outputs=kinds)
+    assert tifffile.imread(tmp_path / "more/labels/a.tif").dtype == np.uint32
+    assert [(row["object"], row["class"], row["area_px"]) for row in table(tmp_path / "more/measurements.csv")] == [
+        ("1", "1", "49"),
+        ("2", "1", "49"),
+    ]
+    assert read(tmp_path / "more/probs/a.npy").shape == (3, 30, 45)
+    assert not (tmp_path / "more/a.png").exists()
+
+    for name, value in (("SMALL_BYTES", 0), ("WHOLE_PX", 100), ("PARTED_PX", 1000)):
+        monkeypatch.setattr(module, name, value)
+    with pytest.raises(UserError, match=r"a\.png: found 1,350 pixels; expected at most 1,000, since obj"):
+        predict([str(image)], str(model), None, tmp_path / "large")
+    predict([str(image)], str(model), None, tmp_path / "large", outputs=Outputs(("mask",)))
+
+
+def test_a_model_of_masks_has_no_instances_to_give(tmp_path):
+    with pytest.raises(UserError, match="found a network with the target mask alone"):
+        Predictor(find_model(str(save(tmp_path / "model")))).instances(np.zeros((8, 8), np.uint8))

@@ -47,6 +47,7 @@ def settings(name: str = NAME, **changes) -> Register:
         "tracking_uri": None,
         "live": False,
         "promotion_tolerance_iou": 0.01,
+        "promotion_tolerance_ap": 0.01,
     }
     values |= {"promotion_min_images": 5, "licence": "CC-BY-4.0", "intended_use": "to count nuclei"}
     return Register.model_validate(values | changes)

@@ -124,3 +124,29 @@ def test_champion_without_scores_is_not_replaced():
     verdict = decide(scored(0.9), Champion("3", None, "has no evidence/images.csv"))
     assert not verdict.promote
     assert "version 3 has no evidence/images.csv" in verdict.reason
+
+
+PARTED = REPORT | {"objects": {"true": "numbers", "predicted": "watershed", "remark": ""}}
+
+
+def with_ap(one: Scored, ap: float) -> Scored:
+    return replace(one, ap=dict.fromkeys(one.iou, ap))
+
+
+@pytest.mark.parametrize(
+    ("iou", "ap", "promote", "words"),
+    [
+        (0.85, 0.60, True, "better: IoU +0.0500 [+0.0500, +0.0500] and AP +0.1000 [+0.1000, +0.1000] beside"),
+        (0.85, 0.495, True, "not worse: IoU +0.0500"),
+        (0.85, 0.45, False, "the interval of AP begins below the tolerance of -0.02"),
+        (0.75, 0.60, False, "the interval of IoU begins below the tolerance of -0.01"),
+    ],
+)
+def test_a_model_that_parts_objects_must_not_be_worse_in_iou_nor_in_ap(iou, ap, promote, words):
+    champion = Champion("3", with_ap(scored(0.80), 0.5))
+    verdict = judge(PARTED, with_ap(scored(iou), ap), champion, 0.01, 5, 0.02)
+    assert (verdict.promote, words in verdict.reason) == (promote, True), verdict.reason
+    # Of a model of masks AP decides nothing, and beside a champion of before, which has none, IoU alone does.
+    assert judge(REPORT, with_ap(scored(iou), ap), champion, 0.01, 5, 0.02).promote == (iou > 0.8)
+    before = judge(PARTED, with_ap(scored(iou), ap), CHAMPION, 0.01, 5, 0.02)
+    assert (before.promote, "whose AP was not measured" in before.reason) == (iou > 0.8, True)

@@ -26,6 +26,7 @@ from unetpp.data.arrow_split import Split
 from unetpp.data.manifest import read_manifest
 from unetpp.errors import UserError
 from unetpp.files import sha256
+from unetpp.network.masks import FOR_INSTANCES
 
 PARAMS = load_params(REPOSITORY / "params.yaml")
 CONTENT = os.urandom(3_000_000)
@@ -207,6 +208,14 @@ def test_the_stage_puts_files_there_once_and_a_worker_reads_them_from_its_cache(
         here = find_file(json.loads(json.dumps(shared)), split)
         assert here.parent == node.cache
         assert Split(here).ids == Split(prepared / f"{split}.arrow").ids
+
+
+def test_val_at_its_own_size_travels_where_objects_are_parted_by_it(node, prepared):
+    params, manifest = node.params(), read_manifest(prepared)
+    model = params.model.model_copy(update={"targets": FOR_INSTANCES})
+    shared = share(params.model_copy(update={"model": model}), prepared, manifest)
+    assert shared is not None
+    assert sha256(find_file(shared, manifest.full_val)) == manifest.val_full_sha256
 
 
 def test_a_prepared_file_that_is_not_the_manifests_is_not_put_anywhere(node, prepared):

@@ -24,6 +24,7 @@ from tests.pipelines.training.small import CPU
 from unetpp.data.manifest import read_manifest
 from unetpp.errors import UserError
 from unetpp.models.model_file import load_model
+from unetpp.network.masks import FOR_INSTANCES
 
 WIDTHS = [[4, 8, 16]]  # of the family
 
@@ -122,6 +123,10 @@ def test_heads_of_other_classes_are_drawn_anew_and_alike(project, prepared, home
     assert weights["heads.2.weight"].shape[0] == 3
     again, _ = begin_with(begin, params, (4, 8, 16), manifest)
     assert all(torch.equal(value, again[key]) for key, value in weights.items())
+    with_targets = params.model_copy(update={"model": params.model.model_copy(update={"targets": FOR_INSTANCES})})
+    weights, anew = begin_with(begin, with_targets, (4, 8, 16), read_manifest(prepared))
+    assert anew == [1, 2]
+    assert weights["heads.2.weight"].shape[0] == 3
 
 
 def test_the_weights_travel_to_a_cluster_with_the_job_and_to_each_node(project, prepared, home, tmp_path, monkeypatch):

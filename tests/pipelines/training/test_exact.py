@@ -15,6 +15,7 @@ from pipelines.training.spec import TrainSpec
 from pipelines.training.state import TrainState
 from tests.pipelines.training.small import CPU, assert_same, last, run_processes, spec_of, states_of
 from unetpp import NestedUNet
+from unetpp.network.masks import FOR_INSTANCES
 from unetpp.training import batch_norm
 from unetpp.training.batch_norm import find_batch_norms
 from unetpp.training.loop import cut_epoch
@@ -22,6 +23,7 @@ from unetpp.training.loop import cut_epoch
 CROPS = {"crop_px": 24, "foreground_crops": 0.5, "class_weights": "balanced"}
 ON_DEVICE = {"on_device": True}
 ENCODER = {"encoder": "tf_efficientnet_lite0"}
+INSTANCES = {"targets": FOR_INSTANCES}
 FROZEN = {"encoder_lr": 0.1, "freeze_encoder_epochs": 1}
 
 
@@ -29,9 +31,9 @@ FROZEN = {"encoder_lr": 0.1, "freeze_encoder_epochs": 1}
     ("model", "augment", "train"),
     [
         ({}, {}, {}),
-        ({"dropout": 0.2}, {}, {"ema": 0.9, "accumulate": 2, "clip_norm": 0.5, "nonfinite": "skip"}),
+        ({"dropout": 0.2} | INSTANCES, {}, {"ema": 0.9, "accumulate": 2, "clip_norm": 0.5, "nonfinite": "skip"}),
         pytest.param({}, {}, CROPS | {"loader_workers": 1}, marks=pytest.mark.nightly),
-        ({}, ON_DEVICE, CROPS | {"ema": 0.9, "crops_per_image": 2}),
+        (INSTANCES, ON_DEVICE, CROPS | {"ema": 0.9, "crops_per_image": 2}),
         (ENCODER, {}, FROZEN),
     ],
     ids=["plain", "everything", "crops of a loader", "crops on the device", "an encoder"],
@@ -58,9 +60,11 @@ def test_checkpoints_inside_of_an_epoch_change_nothing(params, prepared):
     assert_same(last(spec_of(params, prepared)), last(spec_of(params, prepared, checkpoint_every_steps=2)))
 
 
-@pytest.mark.parametrize("augment", [{}, ON_DEVICE], ids=["ahead", "on the device"])
-def test_processes_that_make_the_batches_change_no_bit_of_a_training(params, prepared, augment):
-    in_line, ahead = (last(spec_of(params, prepared, {}, augment, **CROPS, loader_workers=n)) for n in (0, 2))
+@pytest.mark.parametrize(
+    ("model", "augment"), [(INSTANCES, {"rotate": 30}), ({}, ON_DEVICE)], ids=["ahead", "on the device"]
+)
+def test_processes_that_make_the_batches_change_no_bit_of_a_training(params, prepared, model, augment):
+    in_line, ahead = (last(spec_of(params, prepared, model, augment, **CROPS, loader_workers=n)) for n in (0, 2))
     assert_same(in_line, ahead)
     assert all(0 <= row["data_wait_share"] <= 1 for row in ahead.history)
 
@@ -145,7 +149,7 @@ def test_several_processes_equal_one_and_those_that_leave_and_come_change_nothin
     group = {"norm": "group"}
     many = {"batch_size": 6, "checkpoint_every_steps": 2, "optimizer": "sgd", "learning_rate": 0.05}
     jobs = {
-        "group": (spec_of(params, prepared, group, **many, num_workers=3, accumulate=2, ema=0.9), "cut"),
+        "group": (spec_of(params, prepared, group | INSTANCES, **many, num_workers=3, accumulate=2, ema=0.9), "cut"),
         "batch": (spec_of(params, prepared, **many, num_workers=3), "cut"),
         "static": (spec_of(params, prepared, group, **many, num_workers=3, static_graph=True), None),
     }
@@ -154,8 +158,8 @@ def test_several_processes_equal_one_and_those_that_leave_and_come_change_nothin
     spec = spec_of(params, prepared, group, optimizer="sgd", learning_rate=0.02, **elastic)
     jobs["elastic"] = (spec, None)
     states = run_processes(3, jobs, tmp_path)
-    for name, train in (("group", {"ema": 0.9}), ("static", {})):
-        alone = last(spec_of(params, prepared, group, None, **many, **train))
+    for name, model, train in (("group", group | INSTANCES, {"ema": 0.9}), ("static", group, {})):
+        alone = last(spec_of(params, prepared, model, None, **many, **train))
         for of_rank in states[name]:
             assert_near(of_rank[-1], alone, atol=2e-5, rtol=1e-3, iou=1e-4)
     for of_rank in (one for name in ("group", "batch", "encoder") for one in states[name]):
@@ -227,7 +231,7 @@ def test_statistics_of_several_processes_become_those_of_others(params, prepared
     assert norm.num_batches_tracked == 6
 
 
-@pytest.mark.parametrize(("ema", "model", "how"), [(None, {}, {}), (0.9, ENCODER, FROZEN)])
+@pytest.mark.parametrize(("ema", "model", "how"), [(None, {}, {}), (0.9, ENCODER | INSTANCES, FROZEN)])
 def test_fit_of_the_library_is_this_training_bit_for_bit(params, prepared, ema, model, how):
     changes = {"ema": ema, "head_weights": "sum", "clip_norm": 1.0} | how
     spec = spec_of(params, prepared, model, {"on_device": True}, epochs=3, **changes)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from pipelines.predict import predict
@@ -21,6 +22,7 @@ from pipelines.trying.subject import find_subject
 from tests.pipelines.trying.models import serving, write_model, write_report
 from tests.waiting import wait_for
 from unetpp import UserError
+from unetpp.network.masks import FOR_INSTANCES
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +64,14 @@ def noise(path: Path, size=(50, 70), channels=3) -> Path:
 
 @pytest.mark.parametrize(
     "config",
-    [{}, {"num_classes": 11}, {"num_classes": 30, "background": False}, {"num_classes": 3, "multilabel": True}],
-    ids=["foreground", "11 classes", "30 classes", "labels"],
+    [
+        {},
+        {"num_classes": 11},
+        {"num_classes": 30, "background": False},
+        {"num_classes": 3, "multilabel": True},
+        {"targets": FOR_INSTANCES},
+    ],
+    ids=["foreground", "11 classes", "30 classes", "labels", "objects"],
 )
 def test_every_depths_masks_are_those_of_predict_byte_for_byte(tmp_path, config):
     model = write_model(tmp_path, **config)
@@ -87,6 +95,8 @@ def test_every_depths_masks_are_those_of_predict_byte_for_byte(tmp_path, config)
             status, content = ask(server, f"images/{image['id']}/L{depth}/{len(masks)}.png")
             assert (status, content[:4]) == (200, b"\x89PNG")
             assert (found["differs"] > 0) == (depth == 1)  # from L2, the deepest
+            written = tifffile.imread(out / "labels/a.tif").max() if "targets" in config else None
+            assert found["objects"] == written
 
 
 def test_a_large_image_is_shown_reduced_and_saved_whole(tmp_path, server, monkeypatch):

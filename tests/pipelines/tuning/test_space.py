@@ -20,14 +20,15 @@ def test_widths_that_grow_stand_beside_those_listed_and_none_twice():
     assert space.params.search.deepest == 3
 
 
-def test_encoders_are_searched_beside_widths_and_each_has_its_costs(prepared):
-    names = [None, "tf_efficientnet_lite0"]
-    space = read_space(declared(space={"model.encoder": names, "train.encoder_lr": [0.1]}))
-    assert {(one.widths, one.params.model.encoder) for one in space.networks} == {
-        (widths, name) for widths in ((4, 6), (4, 6, 8)) for name in names
+def test_encoders_and_targets_are_searched_beside_widths_and_each_has_its_costs(prepared):
+    names, targets = [None, "tf_efficientnet_lite0"], [["mask"], ["mask", "boundary", "distance"]]
+    declaration = {"model.encoder": names, "model.targets": targets, "train.encoder_lr": [0.1]}
+    space = read_space(declared(space=declaration))
+    assert {(one.widths, one.params.model.encoder, one.params.model.targets) for one in space.networks} == {
+        (widths, name, tuple(some)) for widths in ((4, 6), (4, 6, 8)) for name in names for some in targets
     }
     costs = count_costs(space, read_manifest(prepared), (32, 32))
-    assert len({row["L1"]["parameters"] for row in costs.values()}) == 2  # L1 is the same for both widths
+    assert len({row["L1"]["parameters"] for row in costs.values()}) == 4  # L1 is the same for both widths
     assert mutable(space) == ["train.encoder_lr"]
 
 

@@ -13,16 +13,18 @@ from unetpp.engines.torch_engine import TorchEngine
 from unetpp.export.graphs import capture, save_onnx, save_pt2
 from unetpp.export.verification import Comparison, compare, make_examples, opened
 from unetpp.models.model_file import Trained
+from unetpp.network.masks import FOR_INSTANCES
 
 # Each kind of network, and a few that have several properties at once: those are tested always, the others by night.
 BOTH = [
     {"skips": "plain", "deep_supervision": False, "norm": "group", "upsampling": "transposed", "dropout": 0.2},
-    {"num_classes": 3, "in_channels": 1},
+    {"num_classes": 3, "in_channels": 1, "targets": FOR_INSTANCES},
 ]
 KINDS = [
     {"skips": "short", "upsampling": "transposed"},
     {"skips": "encoder", "norm": "instance", "upsampling": "bilinear"},
-    {"skips": "dense", "deep_supervision": False},
+    {"skips": "dense", "deep_supervision": False, "targets": FOR_INSTANCES, "norm": "instance"},
+    {"skips": "encoder", "targets": FOR_INSTANCES, "upsampling": "transposed"},
     {"num_classes": 2, "multilabel": True, "dropout": 0.3, "norm": "group"},
 ]
 FILES = ("model.safetensors", "model.pt2", "model.onnx")
@@ -80,7 +82,7 @@ def test_every_format_in_every_runtime_gives_the_probabilities_of_the_network(ki
         [axis.dim_param or axis.dim_value for axis in one.type.tensor_type.shape.dim]
         for one in (said.graph.input[0], *said.graph.output)
     ]
-    assert sizes == [["batch", one, "height", "width"] for one in (channels, trained.network.num_classes)]
+    assert sizes == [["batch", one, "height", "width"] for one in (channels, trained.network.num_outputs)]
 
 
 @pytest.mark.slow

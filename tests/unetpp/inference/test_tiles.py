@@ -112,7 +112,8 @@ def test_probabilities_return_to_a_size_as_torch_interpolates(shape):
 @pytest.mark.parametrize(("channels", "multilabel"), [(1, False), (4, False), (3, True)])
 def test_masks_are_those_of_the_tensors(channels, multilabel):
     probs = np.random.default_rng(0).random((2, channels, 9, 11), np.float32)
-    assert np.array_equal(to_mask(probs, multilabel), masks.to_mask(torch.from_numpy(probs), multilabel).numpy())
+    expected = masks.to_mask(torch.from_numpy(probs), channels, multilabel).numpy()
+    assert np.array_equal(to_mask(probs, channels, multilabel), expected)
 
 
 def test_what_takes_no_parts_gets_the_image_as_a_whole():

@@ -59,7 +59,7 @@ def test_strips_are_the_whole(tmp_path, channels, dtype):
         found = joined(predict_strips(one, image, 100))
     expected = whole(one, decode_image(path, channels))
     np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
-    assert np.array_equal(to_mask(found[None]), to_mask(expected[None]))
+    assert np.array_equal(to_mask(found[None], 1), to_mask(expected[None], 1))
 
 
 @pytest.mark.parametrize(("of_file", "of_network"), [(1, 3), (3, 1)])
@@ -151,7 +151,7 @@ before = peak_mib()
 with open_windows(sys.argv[1], 3) as image:
     with tiff_rows(Path(sys.argv[2]), image.shape[:2], np.dtype("u1"), image.tags) as write:
         for _, probs in predict_strips(Engine(), image):
-            write(to_mask(probs[None])[0])
+            write(to_mask(probs[None], 1)[0])
 print(peak_mib() - before)
 """
 

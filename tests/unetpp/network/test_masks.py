@@ -2,13 +2,14 @@ import numpy as np
 import pytest
 import torch
 
+from unetpp.inference import tiles
 from unetpp.network.masks import IGNORE, find_classes, find_values, to_mask, to_planes, to_probs
 
 
 def test_mask_is_half_or_the_likeliest_class_or_every_label_of_half():
-    assert to_mask(torch.tensor([[[[0.49, 0.5]]]])).tolist() == [[[0, 1]]]
-    assert to_mask(torch.tensor([[[[0.2]], [[0.5]], [[0.3]]]])).tolist() == [[[1]]]
-    assert to_mask(torch.tensor([[[[0.5]], [[0.4]], [[0.9]]]]), multilabel=True).tolist() == [[[0b101]]]
+    assert to_mask(torch.tensor([[[[0.49, 0.5]]]]), 1).tolist() == [[[0, 1]]]
+    assert to_mask(torch.tensor([[[[0.2]], [[0.5]], [[0.3]]]]), 3).tolist() == [[[1]]]
+    assert to_mask(torch.tensor([[[[0.5]], [[0.4]], [[0.9]]]]), 3, multilabel=True).tolist() == [[[0b101]]]
 
 
 @pytest.mark.parametrize(
@@ -19,7 +20,7 @@ def test_planes_and_back_are_the_mask(num_classes, multilabel, values):
     planes, valid = to_planes(mask, num_classes, multilabel)
     assert planes.shape == (1, num_classes, 1, values)
     assert valid.all()
-    assert torch.equal(to_mask(planes.float(), multilabel).long(), mask)
+    assert torch.equal(to_mask(planes.float(), num_classes, multilabel).long(), mask)
 
 
 @pytest.mark.parametrize(("num_classes", "multilabel"), [(1, False), (4, False), (7, True)])
@@ -32,9 +33,21 @@ def test_ignored_pixels_are_in_no_plane_and_not_valid(num_classes, multilabel):
 
 def test_probabilities_of_classes_add_up_to_one_and_those_of_labels_need_not():
     logits = torch.randn(2, 3, 4, 4)
-    torch.testing.assert_close(to_probs(logits).sum(dim=1), torch.ones(2, 4, 4))
-    assert torch.equal(to_probs(logits, multilabel=True), logits.sigmoid())
-    assert torch.equal(to_probs(logits[:, :1]), logits[:, :1].sigmoid())
+    torch.testing.assert_close(to_probs(logits, 3).sum(dim=1), torch.ones(2, 4, 4))
+    assert torch.equal(to_probs(logits, 3, multilabel=True), logits.sigmoid())
+    assert torch.equal(to_probs(logits[:, :1], 1), logits[:, :1].sigmoid())
+
+
+@pytest.mark.parametrize("num_classes", [1, 3])
+def test_what_parts_instances_is_no_class_of_the_mask(num_classes):
+    logits = torch.randn(2, num_classes + 2, 4, 4)
+    logits[:, num_classes:] += 9  # likelier than any class
+    probs = to_probs(logits, num_classes)
+    torch.testing.assert_close(probs[:, :num_classes], to_probs(logits[:, :num_classes], num_classes))
+    torch.testing.assert_close(probs[:, num_classes:], logits[:, num_classes:].sigmoid())
+    mask = to_mask(probs, num_classes)
+    assert torch.equal(mask, to_mask(probs[:, :num_classes], num_classes))
+    assert np.array_equal(tiles.to_mask(probs.numpy(), num_classes), mask.numpy())
 
 
 @pytest.mark.parametrize(("num_classes", "multilabel", "values"), [(1, False, 2), (5, False, 5), (7, True, 128)])

@@ -4,9 +4,14 @@ import torch
 from tests.unetpp.network.classic import with_lived_in_norms
 from tests.unetpp.network.counts import FULL, count, dense_parameters
 from unetpp import NestedUNet, UserError, prune
+from unetpp.network.masks import FOR_INSTANCES
 
 
-@pytest.mark.parametrize("details", [{}, {"norm": "group"}, {"norm": "instance", "upsampling": "transposed"}], ids=str)
+@pytest.mark.parametrize(
+    "details",
+    [{}, {"norm": "group", "targets": FOR_INSTANCES}, {"norm": "instance", "upsampling": "transposed"}],
+    ids=str,
+)
 @pytest.mark.parametrize("skips", ["dense", "short", "encoder"])
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
 def test_pruned_network_equals_its_head(skips, depth, details):

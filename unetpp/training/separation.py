@@ -1,0 +1,46 @@
+"""How a trained network parts the objects of each depth: chosen on val when its training has ended."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+
+from unetpp.data.targets import number_objects
+from unetpp.engines.torch_engine import TorchEngine
+from unetpp.inference.instances import choose_separation
+from unetpp.inference.tiles import predict_image
+from unetpp.models.model_file import Trained
+from unetpp.network.masks import IGNORE
+
+MOST_IMAGES, MOST_PX = 64, 2**26  # of val, evenly spread
+
+
+def choose_separations(trained: Trained, val, device: torch.device | None = None) -> Mapping[str, dict[str, Any]]:
+    """What `About.separation` reads, by the name of the depth.
+
+    Args:
+        val: a split; best at the images' own sizes, at which prediction parts objects.
+    """
+    area = int(np.median([np.prod(val[index][1].shape) for index in _spread(len(val), MOST_IMAGES)] or [1]))
+    chosen = _spread(len(val), min(MOST_IMAGES, max(1, MOST_PX // area)))
+    num_classes, _, background = trained.network.task
+
+    def answers(engine: TorchEngine) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for index in chosen:
+            image, mask = val[index]
+            numbers = val.instances(index)
+            numbers = number_objects(mask, background) if numbers is None else numbers.astype(np.int64)
+            yield predict_image(engine, image), np.where(mask == IGNORE, -1, numbers)
+
+    found = {}
+    for depth in trained.depths:
+        engine = TorchEngine(trained.segmenter(depth), trained.about.at(depth), device)
+        found[f"L{depth}"] = asdict(choose_separation(answers(engine), num_classes, background=background))
+    return found
+
+
+def _spread(num: int, most: int) -> list[int]:
+    """At most so many of `num` places, evenly spread."""
+    return [place * num // min(num, most) for place in range(min(num, most))]
