@@ -7,9 +7,9 @@
 `memory` makes a picture of side x side RGB (a TIFF in tiles, or a PNG), and a process of its own that reads it,
 predicts it with random weights and writes its mask; memory is above that of the process once all is imported and the
 network is there (VmHWM). `--whole` decodes and predicts it as one array; without `--widths` there is no network, and
-half of the first channel is the answer: what all the rest takes. `--model` takes an engine of a trained or exported
-network instead (`python -m benchmarks.predict model FOLDER` makes one of the classic widths). `tiles` is CPU-seconds of one thread, the
-sides in turn; useful is what is left of a tile without what overlaps.
+half of the first channel is the answer: what all the rest takes. `--model` takes an engine of a network and its exports
+instead; `python -m benchmarks.predict model FOLDER` makes one of the classic widths. `tiles` is CPU-seconds of one
+thread, the sides in turn; useful is what is left of a tile without what overlaps.
 """
 
 import argparse

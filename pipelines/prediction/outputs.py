@@ -14,10 +14,10 @@ import numpy as np
 
 from pipelines.core.files import replacing
 from pipelines.core.tables import write_rows
-from pipelines.prediction.large import ROWS, write_strips
-from pipelines.prediction.objects import COLUMNS, find_objects
+from pipelines.prediction.large import check_numbers, write_strips
+from pipelines.prediction.objects import COLUMNS, ObjectFinder
 from pipelines.prediction.own_values import own_values, to_own_values
-from unetpp.errors import FileError, UserError
+from unetpp.errors import UserError
 from unetpp.images.decode import decode_image
 from unetpp.images.limits import Limits
 from unetpp.images.pictures import encode_png, is_tiff, picture_size
@@ -34,7 +34,6 @@ LIMITS = Limits(max_file_mib=2**40, name="--max-pixels")
 WHOLE_PX = 2**25  # so many pixels are held as a whole
 SMALL_BYTES = 2**16  # a file of less is not looked into beforehand: at worst it is held as a whole
 NOTHING_HELD: Mapping[Path, Path] = {}
-MAX_OBJECTS = 65535  # that a PNG of 16 bits can number
 
 
 @dataclass(frozen=True)
@@ -81,16 +80,16 @@ class Outputs:
         Args:
             as_tiff: pictures are TIFF (`is_tiff_of_rows`).
         """
-        suffixes = SUFFIXES | (dict.fromkeys(ROWS, ".tif") if as_tiff else {})
+        suffixes, other = (SUFFIXES | {"probs": ".tif"}, ".tif") if as_tiff else (SUFFIXES, ".png")
         return [
-            folder / ("" if kind == "mask" else kind) / name / f"{stem}{suffixes.get(kind, '.png')}"
+            folder / ("" if kind == "mask" else kind) / name / f"{stem}{suffixes.get(kind, other)}"
             for kind, name in self.places(about)
         ]
 
     def is_tiff_of_rows(self, image: Path) -> bool:
         """Whether an image is a large TIFF, whose files are TIFF as well and lie where it lies on the earth."""
         try:
-            return not set(self.save) - set(ROWS) and is_tiff(image) and is_large(image, self.limits)
+            return is_tiff(image) and is_large(image, self.limits)
         except (UserError, OSError):  # who reads it will say so
             return False
 
@@ -120,13 +119,10 @@ def is_large(image: Path, limits: Limits) -> bool:
 
 
 def write_large(predictor: Predictor, image: Path, folder: Path, stem: str, outputs: Outputs) -> list[Path]:
-    """`write_outputs` of a large image: strip by strip, where nothing that is asked for needs the whole mask."""
-    if not set(outputs.save) - set(ROWS):
-        paths = outputs.paths(predictor.about, folder, stem, outputs.is_tiff_of_rows(image))
-        write_strips(predictor, image, outputs.places(predictor.about), paths, outputs.limits)
-        return paths
-    pixels = decode_image(image, predictor.in_channels, limits=outputs.limits)
-    return write_files(predictor.about, pixels, predict_image(predictor.engine, pixels), folder, stem, outputs, image)
+    """`write_outputs` of a large image, strip by strip."""
+    paths = outputs.paths(predictor.about, folder, stem, outputs.is_tiff_of_rows(image))
+    write_strips(predictor, image, stem, outputs.places(predictor.about), paths, outputs.limits)
+    return paths
 
 
 def write_files(
@@ -156,11 +152,12 @@ def _writers(
 ) -> Iterator[Callable[[Path], object]]:
     """What writes each file of an image, in the order of `Outputs.places`."""
     mask = to_mask(probs[None], about.multilabel)[0]
-    planes, objects = find_objects(mask, about) if {"labels", "measurements"} & set(save) else ([], [])
-    if max((int(plane.max()) for plane in planes), default=0) > MAX_OBJECTS and "labels" in save:
-        raise FileError(
-            image, f"found more than {MAX_OBJECTS} objects; expected as many as 16 bits can number", "cut it into tiles"
-        )
+    finder = ObjectFinder(about)
+    if {"labels", "measurements"} & set(save):
+        finder.add(mask)
+        finder.close()
+    if "labels" in save:
+        check_numbers(image, finder.most)
     for kind in save:
         if kind == "mask" and about.multilabel:
             yield from (_png((mask >> bit & 1) * np.uint8(255)) for bit in range(about.num_classes))
@@ -177,9 +174,9 @@ def _writers(
         elif kind == "overlay":
             yield _png(overlay(pixels, mask, multilabel=about.multilabel, background=about.background))
         elif kind == "labels":
-            yield from (_png(plane.astype(np.uint16)) for plane in planes)
+            yield from (_png(plane.astype(np.uint16)) for plane in finder.number(mask))
         else:
-            yield partial(write_rows, header=("image", *COLUMNS), rows=[(stem, *one) for one in objects])
+            yield partial(write_rows, header=("image", *COLUMNS), rows=((stem, *one) for one in finder.objects()))
 
 
 def _png(picture: np.ndarray) -> Callable[[Path], object]:
