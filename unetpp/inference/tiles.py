@@ -93,7 +93,8 @@ def predict_rows(
     for top, weights in spans(height, tile, halo, fade):
         bottom, is_last = top + len(weights), top + len(weights) >= height
         band = read(min(top, shape[0] - 1), min(bottom, shape[0]))
-        band = np.pad(band, ((0, bottom - top - len(band)), (0, width - shape[1]), (0, 0)), mode="edge")
+        if band.shape[:2] != (bottom - top, width):  # a copy, also of what is large enough
+            band = np.pad(band, ((0, bottom - top - len(band)), (0, width - shape[1]), (0, 0)), mode="edge")
         used = slice(halo if top else 0, len(weights) if is_last else len(weights) - halo)
         total = None
         for left, shares in spans(width, tile, halo, fade):
