@@ -98,15 +98,11 @@ class _Place:
         self._border = top + len(place), _shift(pieces[-1], start)
 
     def close(self, before: int) -> None:
-        from scipy.sparse import coo_array
-        from scipy.sparse.csgraph import connected_components
+        from unetpp.scores.object_matching import join_pieces  # late: scipy, which masks do not need
 
         pairs = np.concatenate([np.zeros((0, 2), int), *self._touching]) - 1
-        graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(self.count, self.count))
-        found = connected_components(graph, directed=False)[1]
-        _, first, which = np.unique(found, return_index=True, return_inverse=True)
-        self._objects = np.argsort(np.argsort(first))[which]
-        pieces, self.before, self.count = np.concatenate(self._pieces), before, len(first)
+        self._objects = join_pieces(pairs, self.count)
+        pieces, self.before, self.count = np.concatenate(self._pieces), before, int(self._objects.max()) + 1
         merged = np.zeros((self.count, 7), np.int64)
         merged[:, 3:5] = np.iinfo(np.int64).max
         np.add.at(merged[:, :3], self._objects, pieces[:, :3])

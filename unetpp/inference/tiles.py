@@ -27,7 +27,7 @@ FADE_PX = 32
 # From this halo on, the side of a tile: where a pixel costs least, or nearly so with half the memory
 # (benchmarks/windows.md). Several tiles at once are no faster: what they compute no longer fits the caches.
 CHEAPEST = ((0, 256), (24, 608), (100, 1024))
-TILE_BYTES = 672 * 2**20  # of a tile, so that an image of 20,000 px a side takes less than a gigabyte
+TILE_BYTES = 640 * 2**20  # of a tile, so that an image of 20,000 px a side takes less than a gigabyte
 
 
 def spans(length: int, tile: int, halo: int, fade: int) -> list[tuple[int, np.ndarray]]:
