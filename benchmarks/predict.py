@@ -2,10 +2,13 @@
 
     git worktree add ../before 5d38d26
     python -m benchmarks.predict --before ../before --work /tmp/predict --out benchmarks/predict.md
+    python -m benchmarks.predict --profile --work /tmp/predict --engines onnxruntime-int8 openvino-int8 --depths 1 4
 
 The network has the classic widths; its weights are random, with norms that have seen images, which changes no speed.
 Each process runs on one core with one thread. What counts is the time of the processor that it and its children took,
 start and files included, so that others on the machine disturb little. Contestants alternate.
+
+`--profile` prints where the CPU-seconds of our processes for the small images go (`benchmarks.where_time_goes`).
 
 The peers are loops as one writes them: decode by Pillow, one image at a time, eager fp32, mask as PNG. They are run
 where they can be imported.
@@ -23,6 +26,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+
+from benchmarks.where_time_goes import table
 
 WIDTHS = (32, 64, 128, 256, 512)
 DEPTHS = (1, 2, 3, 4)
@@ -206,9 +211,10 @@ def page(found: list[Contestant], rounds: int, command: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--before", type=Path, required=True, help="the code of before")
+    parser.add_argument("--before", type=Path, help="the code of before")
     parser.add_argument("--work", type=Path, required=True, help="folder for the model, the images and masks")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--profile", action="store_true", help="print where the time goes, and measure nothing else")
     parser.add_argument("--engines", nargs="+", default=list(ENGINES))
     parser.add_argument("--depths", nargs="+", type=int, default=list(DEPTHS), help="of the engines")
     parser.add_argument("--rounds", type=int, default=2)
@@ -220,6 +226,12 @@ def main() -> None:
     if not (work / "images").exists():
         make_images(work / "images")
     os.environ.setdefault("PYTHONPATH", os.getcwd())
+    if arguments.profile:
+        model, images = work / "model", work / "images/96"
+        print(table(model, images, arguments.engines, arguments.depths, arguments.rounds))
+        return
+    if arguments.before is None or arguments.out is None:
+        parser.error("expected --before and --out, or --profile")
     found = contestants(arguments.before, work / "model", arguments.engines, arguments.depths)
     for _ in range(arguments.rounds):
         for size, most in IMAGES.items():

@@ -1,13 +1,15 @@
 """Images larger than memory: the peak of memory, and what a pixel of the answer costs by the side of the tiles.
 
-    python -m benchmarks.windows memory [--side 20000] [--widths 32 64] [--file SUFFIX] [--whole]
+    python -m benchmarks.windows memory [--side 20000] [--high 3000] [--widths 32 64] [--file SUFFIX] [--whole]
+        [--model FOLDER --engine NAME --depth 4]
     python -m benchmarks.windows tiles [--widths 32 64 128 256 512] [--rounds 3]
 
 `memory` makes a picture of side x side RGB (a TIFF in tiles, or a PNG), and a process of its own that reads it,
 predicts it with random weights and writes its mask; memory is above that of the process once all is imported and the
 network is there (VmHWM). `--whole` decodes and predicts it as one array; without `--widths` there is no network, and
-half of the first channel is the answer: what all the rest takes. `tiles` is CPU-seconds of one thread, the
-sides in turn; useful is what is left of a tile without what overlaps.
+half of the first channel is the answer: what all the rest takes. `--model` takes an engine of a network and its exports
+instead; `python -m benchmarks.predict model FOLDER` makes one of the classic widths. `tiles` is CPU-seconds of one
+thread, the sides in turn; useful is what is left of a tile without what overlaps.
 """
 
 import argparse
@@ -48,16 +50,27 @@ def make_engine(widths: list[int] | None) -> Engine:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     network = NestedUNet(widths, upsampling="bilinear", deep_supervision=False).eval()
-    return TorchEngine(Segmenter(network), About(network.config(), None))
+    engine = TorchEngine(Segmenter(network), About(network.config(), None))
+    engine(np.zeros((1, 3, 32, 32), np.float32))
+    return engine
 
 
-def make_picture(path: Path, side: int) -> None:
+def open_engine(model: str, name: str, depth: int) -> Engine:
+    """Of a network in a file, ready: it has computed a small image."""
+    from unetpp.engines import family
+
+    engine = family.open_engine(family.find_family(model, Path(model) / "exports"), depth, name, threads=1)
+    engine(np.zeros((1, 3, 32, 32), np.float32), np.array([[[0, 1]] * 3], np.float32))
+    return engine
+
+
+def make_picture(path: Path, side: int, high: int) -> None:
     """RGB noise that repeats, written in rows."""
     rows = np.tile(np.random.default_rng(0).integers(0, 64, (500, 500, 3), np.uint8), (1, -(-side // 500), 1))[:, :side]
     write_rows = png_rows if path.suffix == ".png" else tiff_rows
-    with write_rows(path, (side, side, 3), np.dtype(np.uint8)) as write:
-        for top in range(0, side, 500):
-            write(rows[: min(500, side - top)])
+    with write_rows(path, (high, side, 3), np.dtype(np.uint8)) as write:
+        for top in range(0, high, 500):
+            write(rows[: min(500, high - top)])
 
 
 def peak_mib() -> float:
@@ -65,7 +78,7 @@ def peak_mib() -> float:
     return int(Path("/proc/self/status").read_text(encoding="ascii").split("VmHWM:")[1].split()[0]) / 1024
 
 
-def predict(path: Path, widths: list[int] | None, is_whole: bool) -> None:
+def predict(path: Path, engine: Engine, is_whole: bool) -> None:
     """One line: what the process took."""
     from unetpp.images.decode import decode_image
     from unetpp.images.pictures import Limits, encode_png
@@ -73,13 +86,12 @@ def predict(path: Path, widths: list[int] | None, is_whole: bool) -> None:
     from unetpp.inference.tiles import predict_image, to_mask
     from unetpp.inference.windows import predict_strips
 
-    engine, limits = make_engine(widths), Limits(max_pixels=2**31)
+    limits = Limits(max_pixels=2**31)
     import imagecodecs
     import tifffile
 
     assert imagecodecs
     assert tifffile
-    engine(np.zeros((1, 3, 32, 32), np.float32))
     before, began = peak_mib(), time.process_time()
     if is_whole:
         path.with_suffix(".mask.png").write_bytes(
@@ -120,6 +132,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("memory", "tiles", "predict"))
     parser.add_argument("--side", type=int, default=20_000)
+    parser.add_argument("--high", type=int, help="rows, by default as many as columns")
+    parser.add_argument("--model", help="folder of a network with its exports")
+    parser.add_argument("--engine", default="torch", help="of --model")
+    parser.add_argument("--depth", type=int, default=4, help="of --model")
     parser.add_argument("--widths", type=int, nargs="+", default=None)
     parser.add_argument("--file", default=".tif")
     parser.add_argument("--whole", action="store_true")
@@ -128,13 +144,15 @@ def main() -> None:
     if arguments.what == "tiles":
         return measure_tiles(arguments.widths or [32, 64, 128, 256, 512], arguments.rounds)
     if arguments.what == "predict":
-        return predict(Path(arguments.file), arguments.widths, arguments.whole)
+        model = (arguments.model, arguments.engine, arguments.depth)
+        engine = open_engine(*model) if arguments.model else make_engine(arguments.widths)
+        return predict(Path(arguments.file), engine, arguments.whole)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"a{arguments.file}"
-        make_picture(path, arguments.side)
-        command = [sys.executable, "-m", "benchmarks.windows", "predict", "--file", path]
-        command += ["--widths", *map(str, arguments.widths)] if arguments.widths else []
-        subprocess.run([*command, *(["--whole"] if arguments.whole else [])], check=True)
+        make_picture(path, arguments.side, arguments.high or arguments.side)
+        subprocess.run(
+            [sys.executable, "-m", "benchmarks.windows", "predict", *sys.argv[2:], "--file", path], check=True
+        )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ apostrophe, which `read_rows` takes off again. Numbers stay numbers.
 
 import csv
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,11 +39,15 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     Raises:
         OSError, ValueError: no such file, or no table in UTF-8.
     """
+    return list(each_row(path))
+
+
+def each_row(path: Path) -> Iterator[dict[str, str]]:
+    """`read_rows`, one at a time."""
     with path.open(newline="", encoding="utf-8") as file:
         try:
-            return [
-                {key: plain_cell(text or "") for key, text in row.items()} for row in csv.DictReader(file, strict=True)
-            ]
+            for row in csv.DictReader(file, strict=True):
+                yield {key: plain_cell(text or "") for key, text in row.items()}
         except (csv.Error, AttributeError) as error:  # a row of more cells than the header has
             raise ValueError(f"not a CSV table: {error}") from None
 

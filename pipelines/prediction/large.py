@@ -1,51 +1,134 @@
 """Images that are not held as a whole: read by windows, predicted in strips, written as rows."""
 
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from pipelines.core.files import replacing
+from pipelines.core.tables import write_rows
+from pipelines.prediction.objects import COLUMNS, ObjectFinder
 from pipelines.prediction.own_values import to_own_values
+from unetpp.errors import FileError
+from unetpp.images.display import find_middle
 from unetpp.images.limits import Limits
 from unetpp.images.row_writers import Write, png_rows, tiff_rows
 from unetpp.images.windows import WindowedImage, open_windows
+from unetpp.inference.overlay import overlay
 from unetpp.inference.predictor import Predictor
 from unetpp.inference.tiles import to_mask
-from unetpp.inference.windows import predict_strips
+from unetpp.inference.windows import BLOCK_PX, predict_strips
 from unetpp.models.about import About
 
-ROWS = ("mask", "values", "probs", "probs8")  # what can be written before the last row is known
+MAX_OBJECTS = 65535  # that 16 bits can number
 
 
 def write_strips(
-    predictor: Predictor, image: Path, places: Sequence[tuple[str, str]], paths: Sequence[Path], limits: Limits
+    predictor: Predictor,
+    image: Path,
+    stem: str,
+    places: Sequence[tuple[str, str]],
+    paths: Sequence[Path],
+    limits: Limits,
 ) -> None:
     """Predict an image and write its files strip by strip, all of them whole, or none.
 
+    Objects are known once the last strip is: masks wait for it in a file.
+
     Args:
-        places, paths: each file, as `Outputs` has it: TIFF, PNG, or .npy of probabilities.
+        stem: its name in the table of its objects.
+        places, paths: each file, as `Outputs` has it: TIFF, PNG, .npy of probabilities, or the table.
 
     Raises:
         FileError: an image that cannot be read, or is too large for what has to hold it.
     """
+    about, kinds = predictor.about, {kind for kind, _ in places}
     with ExitStack() as files:
         partials = [files.enter_context(replacing(path)) for path in paths]
+        todo = list(zip(places, partials, strict=True))
         with open_windows(image, predictor.in_channels, limits) as windows, ExitStack() as opened:
+            middle = find_middle(lambda: _parts(windows)) if "overlay" in kinds else None
+            finder = ObjectFinder(about) if kinds & {"labels", "measurements"} else None
+            masks = opened.enter_context(tempfile.TemporaryFile(dir=paths[0].parent)) if "labels" in kinds else None
             writers: list[Write] = []
-            for _, probs in predict_strips(predictor.engine, windows):
-                each = [_rows(kind, name, probs, predictor.about) for kind, name in places]
+            heights: list[int] = []
+            for top, probs in predict_strips(predictor.engine, windows):
+                heights.append(probs.shape[1])
+                if finder is not None:
+                    mask = to_mask(probs[None], about.num_classes, about.multilabel)[0]
+                    finder.add(mask, top)
+                    if masks is not None:
+                        masks.write(mask.tobytes())
+                each = [
+                    (partial, _rows(kind, name, top, probs, windows, about, middle))
+                    for (kind, name), partial in todo
+                    if kind not in ("labels", "measurements")
+                ]
                 if not writers:
-                    suffixes = [path.suffix for path in paths]
-                    parts = [_open(*one, windows) for one in zip(suffixes, partials, each, strict=True)]
-                    writers = [opened.enter_context(part) for part in parts]
-                for write, rows in zip(writers, each, strict=True):
+                    writers = [opened.enter_context(_open(file, rows, windows)) for file, rows in each]
+                for write, (_, rows) in zip(writers, each, strict=True):
                     write(rows)
+            if finder is None:
+                return
+            finder.close()
+            if masks is not None:
+                labels = [partial for (kind, _), partial in todo if kind == "labels"]
+                _write_labels(finder, masks, heights, labels, windows)
+        for (kind, _), partial in todo:
+            if kind == "measurements":
+                write_rows(partial, ("image", *COLUMNS), ((stem, *one) for one in finder.objects()))
 
 
-def _rows(kind: str, name: str, probs: np.ndarray, about: About) -> np.ndarray:
-    """The rows (n, W) or (n, W, K) of one file, of probabilities (K, n, W)."""
+def check_numbers(image: Path, most: int) -> None:
+    """
+    Raises:
+        FileError: more objects than a PNG can number.
+    """
+    if most > MAX_OBJECTS:
+        raise FileError(
+            image, f"found more than {MAX_OBJECTS} objects; expected as many as 16 bits can number", "cut it into tiles"
+        )
+
+
+def _write_labels(
+    finder: ObjectFinder, masks: IO[bytes], heights: Sequence[int], files: Sequence[Path], image: WindowedImage
+) -> None:
+    """Number the objects in the strips of a mask, once more from the first row on."""
+    if files[0].suffix != ".tif":
+        check_numbers(image.path, finder.most)
+    dtype, width, top = np.uint16 if finder.most <= MAX_OBJECTS else np.uint32, image.shape[1], 0
+    masks.seek(0)
+    with ExitStack() as opened:
+        empty = np.zeros((0, width), dtype)
+        writers = [opened.enter_context(_open(file, empty, image)) for file in files]
+        for height in heights:
+            mask = np.frombuffer(masks.read(height * width), np.uint8).reshape(height, width)
+            for write, plane in zip(writers, finder.number(mask, top), strict=True):
+                write(plane.astype(dtype))
+            top += height
+
+
+def _parts(image: WindowedImage) -> Iterator[np.ndarray]:
+    """All rows, some at a time."""
+    height, width, _ = image.shape
+    step = max(1, BLOCK_PX // width)
+    for top in range(0, height, step):
+        yield image.read(top, 0, min(step, height - top), width)
+
+
+def _rows(
+    kind: str,
+    name: str,
+    top: int,
+    probs: np.ndarray,
+    image: WindowedImage,
+    about: About,
+    middle: tuple[float, float] | None,
+) -> np.ndarray:
+    """The rows (n, W) or (n, W, K) of one file from `top` on, of probabilities (K, n, W)."""
     if kind == "probs":
         return np.moveaxis(probs, 0, 2).astype(np.float16)
     if kind == "probs8":
@@ -54,16 +137,19 @@ def _rows(kind: str, name: str, probs: np.ndarray, about: About) -> np.ndarray:
     mask = to_mask(probs[None], about.num_classes, about.multilabel)[0]
     if kind == "values":
         return to_own_values(mask, about)
+    if kind == "overlay":
+        pixels = image.read(top, 0, len(mask), image.shape[1])
+        return overlay(pixels, mask, multilabel=about.multilabel, background=about.background, middle=middle)
     if about.multilabel:
         return (mask >> about.classes.index(name) & 1) * np.uint8(255)
     return mask * np.uint8(255) if about.num_classes == 1 else mask
 
 
-def _open(suffix: str, file: Path, rows: np.ndarray, image: WindowedImage) -> AbstractContextManager[Write]:
+def _open(file: Path, rows: np.ndarray, image: WindowedImage) -> AbstractContextManager[Write]:
     shape = (image.shape[0], *rows.shape[1:])
-    if suffix == ".tif":
+    if file.suffix == ".tif":
         return tiff_rows(file, shape, rows.dtype, image.tags)
-    return png_rows(file, shape, rows.dtype) if suffix == ".png" else _npy_rows(file, shape, rows.dtype)
+    return png_rows(file, shape, rows.dtype) if file.suffix == ".png" else _npy_rows(file, shape, rows.dtype)
 
 
 @contextmanager

@@ -1,4 +1,8 @@
-"""The objects of a mask: what hangs together over edges or corners, numbered and measured."""
+"""The objects of a mask: what hangs together over edges or corners, numbered and measured, strip by strip.
+
+A strip's pieces are joined with those of the strip above where they touch. Numbers follow the first pixel of an object
+from top to bottom, and from left to right, as they do in a mask that is held as a whole.
+"""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -26,42 +30,132 @@ class Measured(NamedTuple):
 COLUMNS = tuple("class" if name == "cls" else name for name in Measured._fields)
 
 
-def find_objects(mask: np.ndarray, about: About) -> tuple[list[np.ndarray], list[Measured]]:
+class ObjectFinder:
     """The connected components (8 neighbours) of each class or label that counts.
 
-    Args:
-        mask: (H, W) as `Predictor.mask` gives it.
-
-    Returns:
-        planes (H, W) int32 of objects' numbers, one for all classes, or one for each label; and the objects.
+    Strips of a mask are given from top to bottom by `add`; after `close` the objects are known, and `number` takes the
+    same strips once more. Memory grows with the width and the number of objects.
     """
+
+    def __init__(self, about: About):
+        self._about, self._places = about, {}
+
+    def add(self, mask: np.ndarray, top: int = 0) -> None:
+        """A strip (h, W) as `Predictor.mask` gives it, and its first row."""
+        for number, place in self._classes(mask):
+            self._places.setdefault(number, _Place()).add(place, top)
+
+    def close(self) -> None:
+        """All strips were given."""
+        before = 0
+        for _, place in sorted(self._places.items()):
+            place.close(before)
+            before = 0 if self._about.multilabel else before + place.count
+
+    @property
+    def most(self) -> int:
+        """The largest number of an object."""
+        return max((place.before + place.count for place in self._places.values()), default=0)
+
+    def objects(self) -> Iterator[Measured]:
+        """All of them, class after class."""
+        about = self._about
+        for number, place in sorted(self._places.items()):
+            yield from place.objects(about.classes[number - 1] if about.multilabel else about.names[number])
+
+    def number(self, mask: np.ndarray, top: int = 0) -> list[np.ndarray]:
+        """The objects' numbers in a strip that was given: planes (h, W), one for all classes, or one for each label."""
+        planes = [
+            np.zeros(mask.shape, np.int32) for _ in range(self._about.num_classes if self._about.multilabel else 1)
+        ]
+        for number, place in self._classes(mask):
+            plane = planes[number - 1 if self._about.multilabel else 0]
+            plane[place] = self._places[number].number(place, top)[place]
+        return planes
+
+    def _classes(self, mask: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        return find_classes(mask, self._about.multilabel, self._about.background)
+
+
+class _Place:
+    """Where a class or label is: its pieces in each strip, then its objects."""
+
+    def __init__(self):
+        self.count = self.before = 0  # of pieces, then of objects; objects of earlier classes
+        self._starts: dict[int, int] = {}  # by a strip's first row, the pieces above
+        self._pieces: list[np.ndarray] = []  # of each strip (n, 7): area, sums of x and y, left, top, right, bottom
+        self._touching: list[np.ndarray] = []  # of each border (n, 2): pieces that are one object
+        self._border: tuple[int, np.ndarray] = (-1, np.zeros(0, int))  # the row below a strip, and its last row
+        self._objects = np.zeros(0, int)  # of each piece, from 0 on
+
+    def add(self, place: np.ndarray, top: int) -> None:
+        pieces, start = _label(place), self.count
+        self._starts[top] = start
+        self._pieces.append(_measure(pieces, top))
+        self.count += len(self._pieces[-1])
+        if self._border[0] == top:
+            self._touching.append(_touching(self._border[1], _shift(pieces[0], start)))
+        self._border = top + len(place), _shift(pieces[-1], start)
+
+    def close(self, before: int) -> None:
+        from unetpp.scores.object_matching import join_pieces  # late: scipy, which masks do not need
+
+        pairs = np.concatenate([np.zeros((0, 2), int), *self._touching]) - 1
+        self._objects = join_pieces(pairs, self.count)
+        pieces, self.before, self.count = np.concatenate(self._pieces), before, int(self._objects.max()) + 1
+        merged = np.zeros((self.count, 7), np.int64)
+        merged[:, 3:5] = np.iinfo(np.int64).max
+        np.add.at(merged[:, :3], self._objects, pieces[:, :3])
+        np.minimum.at(merged[:, 3:5], self._objects, pieces[:, 3:5])
+        np.maximum.at(merged[:, 5:], self._objects, pieces[:, 5:])
+        self._pieces = [merged]
+
+    def objects(self, name: str) -> Iterator[Measured]:
+        for index, row in enumerate(self._pieces[0]):
+            area, sum_x, sum_y, left, top, right, bottom = row.tolist()
+            x, y = round(sum_x / area, 2), round(sum_y / area, 2)
+            number = self.before + index + 1
+            yield Measured(number, name, area, x, y, left, top, right - left + 1, bottom - top + 1)
+
+    def number(self, place: np.ndarray, top: int) -> np.ndarray:
+        start = self._starts[top]
+        pieces = _label(place)
+        of = self._objects[start : start + int(pieces.max())] + self.before + 1
+        return np.concatenate([[0], of])[pieces]
+
+
+def _label(place: np.ndarray) -> np.ndarray:
+    """The connected components of a plane (h, W) bool, numbered from 1 on."""
     from unetpp.scores.object_matching import Objects  # late: scipy, which masks do not need
 
-    num_planes = about.num_classes if about.multilabel else 1
-    planes = [np.zeros(mask.shape, np.int32) for _ in range(num_planes)]
-    rows: list[Measured] = []
-    for number, place in find_classes(mask, about.multilabel, about.background):
-        plane = planes[number - 1 if about.multilabel else 0]
-        before = int(plane.max())
-        numbers = Objects.of(place).numbers
-        name = about.classes[number - 1] if about.multilabel else about.names[number]
-        rows += _measure(numbers, name, before)
-        plane[place] = numbers[place] + before
-    return planes, rows
+    return Objects.of(place).numbers
 
 
-def _measure(numbers: np.ndarray, name: str, before: int) -> Iterator[Measured]:
-    """The objects of one plane, which are numbered on from `before`."""
-    rows, columns = np.nonzero(numbers)
-    which = numbers[rows, columns] - 1  # (n,) of each pixel
+def _shift(row: np.ndarray, start: int) -> np.ndarray:
+    return np.where(row > 0, row.astype(np.int64) + start, 0)
+
+
+def _touching(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """Pairs (n, 2) of numbers in two rows (W,) that touch over an edge or a corner."""
+    width, found = len(above), []
+    for shift in (-1, 0, 1):
+        upper, lower = above[max(0, shift) : width + min(0, shift)], below[max(0, -shift) : width - max(0, shift)]
+        both = (upper > 0) & (lower > 0)
+        found.append(np.stack([upper[both], lower[both]], axis=1))
+    return np.unique(np.concatenate(found), axis=0)
+
+
+def _measure(pieces: np.ndarray, above: int) -> np.ndarray:
+    """Area, sums of x and y, left, top, right and bottom of each piece of a strip (h, W) with `above` rows above it."""
+    rows, columns = np.nonzero(pieces)
+    which = pieces[rows, columns] - 1  # (n,) of each pixel
+    rows += above
     areas = np.bincount(which)
-    centroids = [np.bincount(which, places) / areas for places in (columns, rows)]
-    first, last = (np.zeros((2, len(areas)), int) for _ in range(2))
+    found = np.zeros((len(areas), 7), np.int64)
+    found[:, 0] = areas
     for axis, places in enumerate((columns, rows)):
-        first[axis] = max(numbers.shape)
-        np.minimum.at(first[axis], which, places)
-        np.maximum.at(last[axis], which, places)
-    for index, area in enumerate(areas.tolist()):
-        x, y = (round(float(one[index]), 2) for one in centroids)
-        (left, top), (right, bottom) = first[:, index].tolist(), last[:, index].tolist()
-        yield Measured(before + index + 1, name, area, x, y, left, top, right - left + 1, bottom - top + 1)
+        found[:, 1 + axis] = np.bincount(which, places)  # sums of whole numbers, exact up to 2^53
+        found[:, 3 + axis] = np.iinfo(np.int64).max
+        np.minimum.at(found[:, 3 + axis], which, places)
+        np.maximum.at(found[:, 5 + axis], which, places)
+    return found

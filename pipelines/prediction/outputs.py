@@ -14,8 +14,8 @@ import numpy as np
 
 from pipelines.core.files import replacing
 from pipelines.core.tables import write_rows
-from pipelines.prediction.large import ROWS, write_strips
-from pipelines.prediction.objects import COLUMNS, find_objects
+from pipelines.prediction.large import MAX_OBJECTS, check_numbers, write_strips
+from pipelines.prediction.objects import COLUMNS, ObjectFinder
 from pipelines.prediction.own_values import own_values, to_own_values
 from pipelines.prediction.parted import find_parted
 from unetpp.errors import FileError, UserError
@@ -37,7 +37,6 @@ WHOLE_PX = 2**25  # so many pixels are held as a whole
 PARTED_PX = 2**27  # so many with their objects, which takes some 10 GB
 SMALL_BYTES = 2**16  # a file of less is not looked into beforehand: at worst it is held as a whole
 NOTHING_HELD: Mapping[Path, Path] = {}
-MAX_OBJECTS = 65535  # that a PNG of 16 bits can number
 
 
 @dataclass(frozen=True)
@@ -94,16 +93,18 @@ class Outputs:
             as_tiff: pictures are TIFF (`is_tiff_of_rows`).
         """
         parts = self.parts(about)
-        suffixes = SUFFIXES | ({"labels": ".tif"} if parts else dict.fromkeys(ROWS, ".tif") if as_tiff else {})
+        as_tiff = as_tiff and not parts
+        suffixes, other = (SUFFIXES | {"probs": ".tif"}, ".tif") if as_tiff else (SUFFIXES, ".png")
+        suffixes = suffixes | ({"labels": ".tif"} if parts else {})
         return [
-            folder / ("" if kind == "mask" else kind) / name / f"{stem}{suffixes.get(kind, '.png')}"
+            folder / ("" if kind == "mask" else kind) / name / f"{stem}{suffixes.get(kind, other)}"
             for kind, name in self.places(about)
         ]
 
     def is_tiff_of_rows(self, image: Path) -> bool:
         """Whether an image is a large TIFF, whose files are TIFF as well and lie where it lies on the earth."""
         try:
-            return not set(self.save) - set(ROWS) and is_tiff(image) and is_large(image, self.limits)
+            return is_tiff(image) and is_large(image, self.limits)
         except (UserError, OSError):  # who reads it will say so
             return False
 
@@ -137,18 +138,18 @@ def is_large(image: Path, limits: Limits) -> bool:
 
 
 def write_large(predictor: Predictor, image: Path, folder: Path, stem: str, outputs: Outputs) -> list[Path]:
-    """`write_outputs` of a large image: strip by strip, where nothing that is asked for needs the whole mask."""
-    if outputs.parts(predictor.about) and (num_px := math.prod(picture_size(image, outputs.limits))) > PARTED_PX:
-        raise FileError(
-            image,
-            f"found {num_px:,} pixels; expected at most {PARTED_PX:,}, since objects are parted in an image as a whole",
-            "cut it into tiles, or write the mask alone (--save mask)",
-        )
-    if not set(outputs.save) - set(ROWS):
-        paths = outputs.paths(predictor.about, folder, stem, outputs.is_tiff_of_rows(image))
-        write_strips(predictor, image, outputs.places(predictor.about), paths, outputs.limits)
-        return paths
-    return _write_whole(predictor, image, folder, stem, outputs)
+    """`write_outputs` of a large image, strip by strip, but for objects that a model parts: these need the whole."""
+    if outputs.parts(predictor.about):
+        if (num_px := math.prod(picture_size(image, outputs.limits))) > PARTED_PX:
+            raise FileError(
+                image,
+                f"found {num_px:,} pixels; expected at most {PARTED_PX:,}, since objects are parted in the whole image",
+                "cut it into tiles, or write the mask alone (--save mask)",
+            )
+        return _write_whole(predictor, image, folder, stem, outputs)
+    paths = outputs.paths(predictor.about, folder, stem, outputs.is_tiff_of_rows(image))
+    write_strips(predictor, image, stem, outputs.places(predictor.about), paths, outputs.limits)
+    return paths
 
 
 def write_files(
@@ -178,15 +179,14 @@ def _writers(
 ) -> Iterator[Callable[[Path], object]]:
     """What writes each file of an image, in the order of `Outputs.places`."""
     mask = to_mask(probs[None], about.num_classes, about.multilabel)[0]
-    asks, numbers, planes, objects = bool({"labels", "measurements"} & set(save)), None, [], []
+    asks, numbers, parted, finder = bool({"labels", "measurements"} & set(save)), None, None, ObjectFinder(about)
     if asks and about.separation():
-        numbers, objects = find_parted(mask, probs, about)
+        numbers, parted = find_parted(mask, probs, about)
     elif asks:
-        planes, objects = find_objects(mask, about)
-    if max((int(plane.max()) for plane in planes), default=0) > MAX_OBJECTS and "labels" in save:
-        raise FileError(
-            image, f"found more than {MAX_OBJECTS} objects; expected as many as 16 bits can number", "cut it into tiles"
-        )
+        finder.add(mask)
+        finder.close()
+        if "labels" in save:
+            check_numbers(image, finder.most)
     for kind in save:
         if kind == "mask" and about.multilabel:
             yield from (_png((mask >> bit & 1) * np.uint8(255)) for bit in range(about.num_classes))
@@ -203,12 +203,14 @@ def _writers(
         elif kind == "overlay":
             yield _png(overlay(pixels, mask, multilabel=about.multilabel, background=about.background))
         elif kind == "labels" and numbers is not None:
-            dtype = np.uint16 if len(objects) <= MAX_OBJECTS else np.uint32
+            dtype = np.uint16 if numbers.max(initial=0) <= MAX_OBJECTS else np.uint32
             yield partial(write_tiff, plane=numbers.astype(dtype))
         elif kind == "labels":
-            yield from (_png(plane.astype(np.uint16)) for plane in planes)
+            yield from (_png(plane.astype(np.uint16)) for plane in finder.number(mask))
         else:
-            yield partial(write_rows, header=("image", *COLUMNS), rows=[(stem, *one) for one in objects])
+            yield partial(
+                write_rows, header=("image", *COLUMNS), rows=((stem, *one) for one in parted or finder.objects())
+            )
 
 
 def _png(picture: np.ndarray) -> Callable[[Path], object]:

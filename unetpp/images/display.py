@@ -1,10 +1,11 @@
 """Displays images and masks: stretched contrast, classes and errors in their colours."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
 RGBA = tuple[int, int, int, int]
+BLOCK_PX = 2**19  # that are counted at once
 FILL = 0.6  # the opacity of a class's colour over the image
 
 # The result of a prediction for a pixel. Okabe and Ito's colours, which colour-blind readers can distinguish; missed
@@ -53,10 +54,57 @@ def class_colour(number: int) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def display(image: np.ndarray) -> np.ndarray:
-    """(H, W, C) of any channels and range to (H, W, 3) uint8, contrast stretched to the middle 99 %."""
+def find_middle(parts: Callable[[], Iterable[np.ndarray]]) -> tuple[float, float]:
+    """Between which values the middle 99 % of an image's first three channels lie, without holding or sorting them.
+
+    Args:
+        parts: gives (h, W, C) of one type, which together are the image: floats twice, uint8 and uint16 once.
+    """
+    counts, is_whole = np.zeros(2**16, np.int64), True
+    for part in parts():
+        for keys, is_whole in _sortable(part):
+            counts += np.bincount(keys if is_whole else keys >> 16, minlength=2**16)
+    sums, num, found = np.cumsum(counts), int(counts.sum()), []
+    at = [share * (num - 1) for share in (0.005, 0.995)]
+    ranks = sorted({min(int(one) + more, num - 1) for one in at for more in (0, 1)})
+    bins = np.searchsorted(sums, ranks, side="right")
+    values = dict(zip(ranks, bins.astype(float).tolist(), strict=True))
+    if not is_whole:  # by the upper half of their bits so far: now by the lower one, in the bins that count
+        within = {int(one): np.zeros(2**16, np.int64) for one in bins}
+        for part in parts():
+            for keys, _ in _sortable(part):
+                for one, lower in within.items():
+                    lower += np.bincount(keys[keys >> 16 == one] & 0xFFFF, minlength=2**16)
+        for rank, one in zip(ranks, bins.tolist(), strict=True):
+            lower = int(np.searchsorted(np.cumsum(within[one]), rank - (sums[one] - counts[one]), side="right"))
+            bits = np.array(one << 16 | lower, np.uint32)
+            values[rank] = float((bits & 0x7FFFFFFF if bits >> 31 else ~bits).view(np.float32))
+    for one in at:
+        lower, upper = values[int(one)], values[min(int(one) + 1, num - 1)]
+        found.append(lower + (upper - lower) * (one - int(one)))
+    return found[0], found[1]
+
+
+def _sortable(part: np.ndarray) -> Iterator[tuple[np.ndarray, bool]]:
+    """Whole numbers that are in order as the values are, and whether they are the values; some rows at a time."""
+    step = max(1, BLOCK_PX // part.shape[1])
+    for top in range(0, len(part), step):  # bincount makes eight bytes of each
+        rows = part[top : top + step, :, : 3 if part.shape[2] >= 3 else 1]
+        if part.dtype in (np.uint8, np.uint16):
+            yield rows.reshape(-1), True
+        else:
+            bits = rows.astype(np.float32).reshape(-1).view(np.uint32)
+            yield np.where(bits >> 31, ~bits, bits | np.uint32(0x80000000)), False
+
+
+def display(image: np.ndarray, middle: tuple[float, float] | None = None) -> np.ndarray:
+    """(H, W, C) of any channels and range to (H, W, 3) uint8, contrast stretched to the middle 99 %.
+
+    Args:
+        middle: that of the whole image where it is a part of one (`find_middle`).
+    """
     channels = image[..., :3] if image.shape[2] >= 3 else image[..., [0, 0, 0]]
-    low, high = np.percentile(channels, [0.5, 99.5])
+    low, high = middle or find_middle(lambda: [image])
     # Less than a grey level is not stretched; for floats the size of a level is unknown.
     least = 1.0 if channels.dtype.kind == "u" else np.finfo(np.float32).tiny
     stretched = (channels.astype(np.float32) - low) / max(float(high - low), least)

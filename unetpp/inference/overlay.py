@@ -7,13 +7,21 @@ from unetpp.images.display import display, fill_classes
 from unetpp.network.masks import find_classes
 
 
-def overlay(image: np.ndarray, mask: np.ndarray, *, multilabel: bool = False, background: bool = True) -> np.ndarray:
+def overlay(
+    image: np.ndarray,
+    mask: np.ndarray,
+    *,
+    multilabel: bool = False,
+    background: bool = True,
+    middle: tuple[float, float] | None = None,
+) -> np.ndarray:
     """The image with each class of the mask filled in its colour, the same as in the reports.
 
     Args:
         image: (H, W) or (H, W, C) of any type.
         mask: (H, W) as `Predictor.mask` gives it.
         multilabel: it holds labels; background: its class 0 is no class.
+        middle: of the whole image where this is a part of it (`unetpp.images.display.find_middle`).
 
     Returns:
         (H, W, 3) uint8, as `PIL.Image.fromarray` takes it.
@@ -27,5 +35,5 @@ def overlay(image: np.ndarray, mask: np.ndarray, *, multilabel: bool = False, ba
             f"found an image of shape {pixels.shape} and a mask of shape {found.shape}; expected (H, W, C) or (H, W), "
             "and (H, W): overlay draws one image at a time"
         )
-    shown = display(pixels if pixels.ndim == 3 else pixels[..., None])
+    shown = display(pixels if pixels.ndim == 3 else pixels[..., None], middle)
     return fill_classes(shown, find_classes(found.astype(np.uint8), multilabel, background))

@@ -27,6 +27,7 @@ FADE_PX = 32
 # From this halo on, the side of a tile: where a pixel costs least, or nearly so with half the memory
 # (benchmarks/windows.md). Several tiles at once are no faster: what they compute no longer fits the caches.
 CHEAPEST = ((0, 256), (24, 608), (100, 1024))
+TILE_BYTES = 640 * 2**20  # of a tile, so that an image of 20,000 px a side takes less than a gigabyte
 
 
 def spans(length: int, tile: int, halo: int, fade: int) -> list[tuple[int, np.ndarray]]:
@@ -51,13 +52,17 @@ def tile_sides(about: About, tile_px: int | None = None) -> tuple[int, int, int]
     """Side, halo and fade of the tiles for a network, in px.
 
     Args:
-        tile_px: by default the side at which a pixel of the answer costs least (benchmarks/windows.md); raised where
-            the network looks so far that it would leave no room in the middle of a tile.
+        tile_px: by default the side at which a pixel of the answer costs least (benchmarks/windows.md), or less where
+            the last node would take more than `TILE_BYTES`; raised where the network looks so far that it would leave
+            no room in the middle of a tile.
     """
     multiple = 2**about.depth  # a tile that starts at a multiple of it is pooled as the whole image is
     fade = math.ceil(FADE_PX / multiple) * multiple
     halo = math.ceil(about.receptive_px / multiple) * multiple
-    tile_px = tile_px or max(least for reach, least in CHEAPEST if halo >= reach)
+    if tile_px is None:
+        # The most is held where X[0, depth] has its skips and what is upsampled, and a copy of all in one, in fp32.
+        most = math.isqrt(TILE_BYTES // (4 * 2 * (about.depth * about.widths[0] + about.widths[1])))
+        tile_px = min(max(least for reach, least in CHEAPEST if halo >= reach), most // multiple * multiple)
     return max(math.ceil(tile_px / multiple) * multiple, 4 * halo + fade), halo, fade
 
 
@@ -88,7 +93,8 @@ def predict_rows(
     for top, weights in spans(height, tile, halo, fade):
         bottom, is_last = top + len(weights), top + len(weights) >= height
         band = read(min(top, shape[0] - 1), min(bottom, shape[0]))
-        band = np.pad(band, ((0, bottom - top - len(band)), (0, width - shape[1]), (0, 0)), mode="edge")
+        if band.shape[:2] != (bottom - top, width):  # a copy, also of what is large enough
+            band = np.pad(band, ((0, bottom - top - len(band)), (0, width - shape[1]), (0, 0)), mode="edge")
         used = slice(halo if top else 0, len(weights) if is_last else len(weights) - halo)
         total = None
         for left, shares in spans(width, tile, halo, fade):

@@ -115,6 +115,11 @@ class NestedUNet(nn.Module):
         self._check()
         self.depths = tuple(range(1, self.depth + 1)) if deep_supervision else (self.depth,)
 
+        # With each node, those that no later node or head reads: without gradients their memory is free from there on.
+        last = {read: node for node in self._order() for read in self._reads(*node)}
+        kept = {(0, depth) for depth in self.depths}
+        self._done = {node: [one for one in last if last[one] == node and one not in kept] for node in self._order()}
+
         # Training alone: nodes of so many top levels, which hold most of the memory, keep their inputs and are
         # computed again for the gradient.
         self.checkpoint_levels = 0
@@ -182,6 +187,12 @@ class NestedUNet(nn.Module):
             (k - j, j) for k in range(self.depth + 1) for j in range(k + 1) if not plain or j == 0 or k == self.depth
         ]
 
+    def _reads(self, i: int, j: int) -> list[tuple[int, int]]:
+        """The nodes that X[i, j] is made of: its skips, then the one below; for j = 0 the one above."""
+        if j == 0:
+            return [(i - 1, 0)] if i > 0 else []
+        return [*((i, s) for s in SKIPS[self.skips](j)), (i + 1, j - 1)]
+
     def config(self) -> dict:
         """The keywords that build this network again."""
         return {
@@ -224,29 +235,35 @@ class NestedUNet(nn.Module):
         x: dict[tuple[int, int], Tensor] = {}
         for i, j in self._order():
             if j == 0 and i in maps:
-                x[i, 0] = maps[i]  # (N, pyramid.channels[i], H/2^i, W/2^i)
+                x[i, 0] = maps.pop(i)  # (N, pyramid.channels[i], H/2^i, W/2^i)
                 continue
+            inputs = [x[node] for node in self._reads(i, j)]
+            for node in self._done[i, j]:
+                del x[node]
             if j == 0:
-                inputs = [image if i == 0 else F.max_pool2d(x[i - 1, 0], 2)]  # (N, widths[i-1], H/2^i, W/2^i)
-            else:
-                inputs = [*(x[i, s] for s in SKIPS[self.skips](j)), x[i + 1, j - 1]]
+                inputs = [F.max_pool2d(inputs[0], 2) if inputs else image]  # (N, widths[i-1], H/2^i, W/2^i)
             if self.training and i < self.checkpoint_levels:
                 x[i, j] = checkpoint(
                     self._node, i, j, *inputs, use_reentrant=False, context_fn=lambda i=i, j=j: self._contexts(i, j)
                 )
             else:
-                x[i, j] = self._node(i, j, *inputs)  # (N, widths[i], H/2^i, W/2^i)
+                x[i, j] = self.nodes[f"{i}_{j}"](self._join(i, j, inputs))  # (N, widths[i], H/2^i, W/2^i)
         return tuple(self.heads[str(d)](x[0, d]) for d in self.depths)
 
     def _node(self, i: int, j: int, *inputs: Tensor) -> Tensor:
-        """X[i, j] of its skips and the node below, which is brought to their size; of one input for j = 0."""
+        """X[i, j] of its skips and the node below; of one input for j = 0."""
+        return self.nodes[f"{i}_{j}"](self._join(i, j, [*inputs]))
+
+    def _join(self, i: int, j: int, inputs: list[Tensor]) -> Tensor:
+        """Skips and the node below, brought to their size, as one; of one input itself. The list is empty then."""
         if j > 0:
-            *skips, below = inputs
-            above = self.ups[f"{i}_{j}"](below, skips[0].shape[-2:])
-            if self.training and not below.is_cuda:  # on which such sums are fast
-                skips = [DenseGradient.apply(one) for one in skips]
-            inputs = (torch.cat([*skips, above], dim=1),)
-        return self.nodes[f"{i}_{j}"](*inputs)
+            above = self.ups[f"{i}_{j}"](inputs.pop(), inputs[0].shape[-2:])
+            if self.training and not above.is_cuda:  # on which sums of slices are fast
+                inputs[:] = [DenseGradient.apply(one) for one in inputs]
+            inputs.append(above)
+        joined = torch.cat(inputs, dim=1) if j > 0 else inputs[0]
+        inputs.clear()  # or they would be held until the node is there
+        return joined
 
     def _contexts(self, i: int, j: int) -> tuple[AbstractContextManager, AbstractContextManager]:
         """Of a node's two computations: in the second its batch is not counted into the running statistics again."""

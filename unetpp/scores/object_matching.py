@@ -14,7 +14,8 @@ An image without objects, true or predicted, scores 1.
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
+from scipy import ndimage, sparse
+from scipy.sparse import csgraph
 
 TWENTIETHS = np.arange(10, 20)  # the thresholds, as whole numbers: IoUs are compared without rounding
 NEIGHBOURS = np.ones((3, 3), dtype=int)
@@ -41,6 +42,18 @@ class Objects:
         names = np.zeros(len(areas), np.int32)
         names[areas > 0] = np.arange(1, np.count_nonzero(areas) + 1)
         return cls(names[numbers], areas[areas > 0])
+
+
+def join_pieces(pairs: np.ndarray, count: int) -> np.ndarray:
+    """Of each of `count` pieces the object that it is of (count,), from 0 on in the order of their first pieces.
+
+    Args:
+        pairs: (n, 2) pieces that are of one object, by their places from 0 on.
+    """
+    graph = sparse.coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
+    groups = csgraph.connected_components(graph, directed=False)[1]
+    _, first, which = np.unique(groups, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[which]
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,10 @@ def picture():
     return noise.astype(np.uint8)
 
 
+def read_png(path):
+    return np.asarray(Image.open(path))
+
+
 def test_a_large_tiff_gives_tiffs_that_lie_where_it_lies(tmp_path, predict):
     tifffile.imwrite(tmp_path / "a.tif", picture(), tile=(64, 64), compression="zlib", extratags=[SCALE])
     save = ["--save", *KINDS]
@@ -74,10 +78,22 @@ def test_the_limit_is_for_what_is_decoded_at_once(tmp_path, predict):
         predict(tmp_path / "a.png", "out", True, "--max-pixels", "70000")
 
 
-def test_what_needs_the_whole_mask_is_made_of_the_whole(tmp_path, predict):
-    tifffile.imwrite(tmp_path / "a.tif", picture(), tile=(64, 64), compression="zlib")
-    found = predict(tmp_path / "a.tif", "out", True, "--save", "mask", "overlay")
-    assert set(found) == {"a.png", "overlay/a.png"}
+@pytest.mark.parametrize("name", ["a.tif", "a.png"])
+def test_overlays_objects_and_measures_of_strips_are_those_of_the_whole(tmp_path, predict, name):
+    if name == "a.tif":
+        tifffile.imwrite(tmp_path / name, picture(), tile=(64, 64), compression="zlib")
+    else:
+        Image.fromarray(picture()).save(tmp_path / name)
+    save = ["--save", "overlay", "labels", "measurements"]
+    whole, large = (predict(tmp_path / name, folder, folder == "large", *save) for folder in ("whole", "large"))
+    suffix = name[1:]
+    assert set(large) == {f"overlay/a{suffix}", f"labels/a{suffix}", *(one for one in whole if one.endswith("csv"))}
+    read = tifffile.imread if suffix == ".tif" else read_png
+    for kind in ("overlay", "labels"):
+        assert np.array_equal(read(large[f"{kind}/a{suffix}"]), read_png(whole[f"{kind}/a.png"])), kind
+    assert read(large[f"labels/a{suffix}"]).max() > 100
+    for one in (one for one in whole if one.endswith("csv")):
+        assert large[one].read_bytes() == whole[one].read_bytes()
 
 
 def test_a_broken_large_image_leaves_no_file(tmp_path, predict):

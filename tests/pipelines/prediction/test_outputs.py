@@ -6,6 +6,7 @@ import tifffile
 from PIL import Image
 
 from pipelines.predict import predict
+from pipelines.prediction import large
 from pipelines.prediction import outputs as module
 from pipelines.prediction.opening import find_model
 from pipelines.prediction.outputs import KINDS, Outputs, write_outputs
@@ -104,7 +105,7 @@ def test_one_image_alone_has_the_files_that_the_command_writes_byte_for_byte_or_
 def test_more_objects_than_16_bits_are_refused_and_the_image_is_named(tmp_path, monkeypatch):
     model = save(tmp_path / "model")
     two_squares(tmp_path / "a.png")
-    monkeypatch.setattr(module, "MAX_OBJECTS", 1)
+    monkeypatch.setattr(large, "MAX_OBJECTS", 1)
     with pytest.raises(UserError, match=r"(?s)1 of 1 .*a\.png: found more than 1 objects"):
         predict([str(tmp_path / "a.png")], str(model), None, tmp_path / "out", outputs=Outputs(("labels",)))
 

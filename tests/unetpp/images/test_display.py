@@ -1,6 +1,7 @@
 """Laws of the colours of classes and errors."""
 
 import numpy as np
+import pytest
 
 from unetpp.images import display
 
@@ -49,3 +50,16 @@ def test_a_filled_class_is_its_colour_laid_over_the_image_and_the_rest_is_as_it_
     filled = display.fill_classes(base, [(3, inside)])
     assert (filled[~inside] == 100).all()
     assert filled[1, 1].tolist() == [round(100 + display.FILL * (one - 100)) for one in display.class_colour(3)]
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2", "f4"])
+@pytest.mark.parametrize("channels", [1, 5])
+def test_the_middle_of_parts_is_that_of_the_whole(dtype, channels):
+    image = np.random.default_rng(0).normal(100, 40 if dtype == "u1" else 900, (57, 31, channels))
+    image = (image if dtype == "f4" else image.clip(0, 255 if dtype == "u1" else 65535)).astype(dtype)
+    parts = [image[:1], image[1:30], image[30:]]
+    found = display.find_middle(lambda: parts)
+    assert found == display.find_middle(lambda: [image])
+    seen = image[..., :3] if channels > 1 else image
+    np.testing.assert_allclose(found, np.percentile(seen.astype(np.float64), [0.5, 99.5]), rtol=1e-12)
+    assert display.find_middle(lambda: [np.full((4, 4, 3), -7.5, np.float32)]) == (-7.5, -7.5)

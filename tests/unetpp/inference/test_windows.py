@@ -16,6 +16,7 @@ from unetpp.images.windows import open_windows
 from unetpp.inference import windows
 from unetpp.inference.tiles import as_batch, fits, predict_image, to_mask, to_own_size
 from unetpp.inference.windows import predict_strips
+from unetpp.models.about import About
 from unetpp.network.pruning import prune
 
 SIZE = (431, 290)
@@ -118,6 +119,7 @@ def test_tiles_have_the_size_that_costs_least_and_small_images_are_whole():
     deep = segmenter((4, 6, 8, 10, 12))
     sides = [windows.tile_sides(engine(segmenter_of(deep, depth)).about)[0] for depth in (1, 2, 3, 4)]
     assert sides == [256, 608, 608, 1024]
+    assert windows.tile_sides(About({"widths": [32, 64, 128, 256, 512]}, None))[0] == 656  # less memory
     assert fits(engine(deep), (1024, 1000))
     assert not fits(engine(deep), (1025, 10))
     wide = windows._lower(engine(segmenter((4, 6), num_classes=200)), 20_000)
@@ -140,7 +142,7 @@ from unetpp.models.about import About
 import imagecodecs, tifffile
 
 class Engine:
-    name, takes_parts, about = "half", True, About({"widths": [4, 6], "num_classes": 1}, None)
+    name, takes_parts, about = "half", True, About({"widths": list(map(int, sys.argv[3:])), "num_classes": 1}, None)
     def __call__(self, images, statistics=None):
         return images[:, :1] / 2
 
@@ -156,14 +158,15 @@ print(peak_mib() - before)
 """
 
 
-def test_memory_does_not_grow_with_the_image(tmp_path):
+@pytest.mark.parametrize("widths", [(4, 6), (32, 64, 128, 256, 512)])
+def test_memory_does_not_grow_with_the_image(tmp_path, widths):
     """6000 x 6000: 412 MiB as float32, 103 MiB in the file's own numbers; held are some rows of it."""
     tile = np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8)
     tiles = (tile for _ in range(12 * 12))
     tifffile.imwrite(
         tmp_path / "a.tif", tiles, shape=(6000, 6000, 3), dtype=np.uint8, tile=(512, 512), photometric="rgb"
     )
-    script = [sys.executable, "-c", PEAK, tmp_path / "a.tif", tmp_path / "b.tif"]
+    script = [sys.executable, "-c", PEAK, tmp_path / "a.tif", tmp_path / "b.tif", *map(str, widths)]
     done = subprocess.run(script, capture_output=True, text=True, check=True)
     assert float(done.stdout) < 100
     with tifffile.TiffFile(tmp_path / "b.tif") as file:
