@@ -7,6 +7,17 @@ import sys
 INTERRUPTED = "interrupted; rerun the command to resume"
 
 
+def is_verbose() -> bool:
+    """Whether UNETPP_VERBOSE asks for all that a stage can tell."""
+    return os.environ.get("UNETPP_VERBOSE", "0") not in ("", "0")
+
+
+def detail(line: str) -> None:
+    """Print a line that only UNETPP_VERBOSE shows."""
+    if is_verbose():
+        print(line, flush=True)
+
+
 def end_at_once(*_: object) -> None:
     """Ctrl-C before a stage has begun anything: while it imports, an exception might end up anywhere."""
     os.write(2, f"{INTERRUPTED}\n".encode())

@@ -23,7 +23,6 @@ from pipelines.core.tables import write_rows
 from pipelines.evaluation.bootstrap import LEVEL, RESAMPLES
 from pipelines.evaluation.decision import Decision, decide
 from pipelines.evaluation.depth_costs import measure_devices, open_depths
-from pipelines.evaluation.depth_table import describe
 from pipelines.evaluation.engine_scores import Scored, engines_json, measure_engines, measure_tta
 from pipelines.evaluation.examples import find_extremes, pick, write_examples
 from pipelines.evaluation.gates import check_gates
@@ -257,7 +256,7 @@ def main() -> None:
         )
     device = torch.device("cuda" if params.train.use_gpu else "cpu")
     result = evaluate(arguments.prepared, arguments.model, out, params.evaluate, device, arguments.exports)
-    print(describe(result))
+    print(f"evaluate: {result['recommendation']}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a person sees of a training run: a line an epoch, and on a terminal one that is rewritten meanwhile."""
+"""What a person sees of a training run: lines of epochs, and on a terminal one that is rewritten meanwhile."""
 
 import shutil
 import sys
@@ -8,6 +8,8 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from tqdm import tqdm
+
+from pipelines import is_verbose
 
 EVERY_S = 0.25  # the line that moves is rewritten so often at most
 SILENT_S, LOGGED_S = 5, 30  # of what is quicker nothing is shown; a line so often where it cannot move
@@ -70,6 +72,7 @@ class Progress:
         self._row = history[-1] if history else None
         self._shown = self._epoch_began = time.monotonic()
         self._epoch = self._first = -1
+        self._kept: float | None = None  # when a line was printed that stays
 
     def step(self, epoch: int, number: int, sizes: Sequence[int]) -> None:
         """A step was done, the `number`th of an epoch whose steps have so many images each."""
@@ -96,9 +99,12 @@ class Progress:
         print(f"\r{line}\x1b[K" if self._moves else line, flush=True)
 
     def epoch(self, row: dict[str, Any]) -> None:
-        """An epoch was done."""
-        self._row = row
-        self.say(describe(row, self._num_epochs) + self._eta(time.monotonic(), row["epoch"]))
+        """An epoch was done: a line for the first, the last and one each half minute; for all where it is verbose."""
+        self._row, now = row, time.monotonic()
+        due = self._kept is None or now - self._kept >= LOGGED_S or row["epoch"] == self._num_epochs
+        if due or is_verbose():
+            self._kept = now
+            self.say(describe(row, self._num_epochs) + self._eta(now, row["epoch"]))
 
     def _eta(self, now: float, done: float) -> str:
         """How long the rest takes, at the speed since the first step; nothing before there is one, and at the end."""

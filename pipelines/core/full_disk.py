@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+from pipelines import detail
 from unetpp.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -71,7 +72,7 @@ def check_space(folder: str | Path, num_bytes: int, stage: str = "") -> None:
     folder = next(one for one in (Path(folder), *Path(folder).parents) if ".partial-" not in one.name)
     needed, free = f"{num_bytes / 2**20:,.0f}", f"{_free(folder):,}"
     if stage:
-        print(f"{stage}: about {needed} MiB are needed in {folder}, {free} MiB are free", flush=True)
+        detail(f"{stage}: about {needed} MiB are needed in {folder}, {free} MiB are free")
     if num_bytes > shutil.disk_usage(_there(folder)).free:
         raise UserError(
             f"{folder}: {needed} MiB are needed and {free} MiB are free; free some space and rerun the command"

@@ -25,7 +25,7 @@ def set_up(folder: Path) -> list[str]:
         made.append("a DVC repository")
     if "[core]" not in config.read_text(encoding="utf-8"):
         with config.open("a", encoding="utf-8") as file:
-            file.write(shipped(".dvc/config"))
+            file.write(shipped(".dvc/config").replace("[core]\n", "[core]\n    autostage = true\n"))
     local = folder / ".dvc/config.local"
     if not local.exists() and "DVC_SITE_CACHE_DIR" not in os.environ:
         _done(_dvc(folder, "config", "--local", "core.site_cache_dir", dvc_environment()["DVC_SITE_CACHE_DIR"]))
