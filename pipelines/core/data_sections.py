@@ -118,11 +118,11 @@ class Groups(Section):
             try:
                 num_groups = re.compile(self.pattern).groups
             except re.error as error:
-                raise ValueError(f"pattern is no regular expression ({error}), found {self.pattern!r}") from None
+                raise ValueError(f"pattern is not a regular expression ({error}), found {self.pattern!r}") from None
             if num_groups != 1:
                 raise ValueError(
                     f"pattern must have one group in parentheses, such as ^(patient\\d+)_, found {num_groups} in "
-                    f"{self.pattern!r}; parentheses that are no group begin with (?:"
+                    f"{self.pattern!r}; parentheses that are not a group begin with (?:"
                 )
         return self
 
@@ -219,7 +219,7 @@ class Prepare(Section):
         if self.multilabel and self.num_classes != len(self.classes):
             raise ValueError(
                 f"prepare.num_classes is {self.num_classes} and prepare.classes names {len(self.classes)}: with "
-                f"prepare.multilabel set it to {len(self.classes)}, as the background is no label"
+                f"prepare.multilabel set it to {len(self.classes)}, as background is not a label"
             )
         if not self.background:
             if self.num_classes != len(self.classes):
@@ -257,7 +257,7 @@ class Prepare(Section):
             return self
         names = list(dict.fromkeys(name for name in self.values.values() if name not in RESERVED))
         if not names:
-            raise ValueError("prepare.values names no class: call one of its values by the name of what is to be found")
+            raise ValueError("prepare.values names no class: name at least one value by its class")
         if self.num_classes > 1 and self.classes is None:
             raise ValueError(
                 f"prepare.values names {', '.join(names)}, and prepare.classes is null: set prepare.classes=["
@@ -278,11 +278,13 @@ class Prepare(Section):
                 f"{', '.join(map(str, self.values))}: name 0 and 255 alone, or set prepare.mask_threshold to null"
             )
         if self.ignore is not None and (said := self.values.get(self.ignore, "ignore")) != "ignore":
-            raise ValueError(f"prepare.ignore is {self.ignore}, which prepare.values calls {said!r}: decide for one")
+            raise ValueError(
+                f"prepare.ignore is {self.ignore}, which prepare.values calls {said!r}: change one of them"
+            )
         if self.ignore is not None and isinstance(next(iter(self.values)), str):
             raise ValueError(
-                f"prepare.ignore is {self.ignore}, and prepare.values names colours: add the colour of what nobody "
-                "annotated there, as ignore, and set prepare.ignore to null"
+                f"prepare.ignore is {self.ignore}, and prepare.values names colours: add the colour of unlabelled "
+                "pixels there, as ignore, and set prepare.ignore to null"
             )
         return self
 
@@ -294,7 +296,7 @@ class Prepare(Section):
         if self.ignore is not None and self.ignore <= highest:
             raise ValueError(
                 f"prepare.ignore is {self.ignore}, which is a class: masks hold 0 to {highest} by prepare.num_classes; "
-                "set it to the value of what nobody annotated, or to null"
+                "set it to the value of unlabelled pixels, or to null"
             )
         return self
 

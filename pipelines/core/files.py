@@ -62,7 +62,7 @@ def check_outputs(
         if os.path.lexists(there) and not there.is_dir():
             raise UserError(f"{there}: found a file; expected a folder, or a new name for one")
         if not os.access(there, os.W_OK):
-            raise UserError(f"{there}: this user may not write there; give another place")
+            raise UserError(f"{there}: this user may not write there; choose another place")
     listed, in_the_way = functools.cache(_listed), []
     for folder in folders:
         if folder.is_dir():
@@ -76,10 +76,10 @@ def check_outputs(
             in_the_way.append(str(file))
     if in_the_way and not overwrite:
         more = " and more" if len(in_the_way) > 5 else ""
-        option = "" if overwrite is None else ", or give --overwrite, which replaces files of the same names"
+        option = "" if overwrite is None else ", or use --overwrite, which replaces files of the same names"
         raise UserError(
             f"{', '.join(in_the_way[:5])}{more}: in the way of what is to be written, and not written by this "
-            f"pipeline, or changed since; nothing was done: give another place, or move them away{option}"
+            f"pipeline, or changed since; nothing was done: choose another place, or move them away{option}"
         )
     for parent, prefixes in names.items():
         _sweep(parent, prefixes)
@@ -109,13 +109,15 @@ def _check_inputs(folders: list[Path], files: list[Path], inputs: list[Path], wi
         real = Path(os.path.realpath(out))
         own = places(real) - places(real.parent)
         if same := own & read.keys():
-            raise UserError(f"{out}: this output is {read[min(same)]}, which is read: give another place")
+            raise UserError(f"{out}: this output is {read[min(same)]}, which is read: choose another place")
         if above := places(real.parent) & read.keys() if not within else ():
-            raise UserError(f"{out}: this output lies in {read[min(above)]}, which is read: give a place outside of it")
+            raise UserError(f"{out}: this output lies in {read[min(above)]}, which is read: choose a place outside it")
         if held := own & holding.keys() if out in folders else ():
-            raise UserError(f"{out}: this output holds {holding[min(held)]}, which is read: give a place beside it")
+            raise UserError(f"{out}: this output holds {holding[min(held)]}, which is read: choose a place next to it")
         if real in taken or any(taken.get(one) in folders for one in real.parents if one in taken):
-            raise UserError(f"{out}: this output is another output too, or lies in one: give each a place of its own")
+            raise UserError(
+                f"{out}: this output is another output too, or lies in one: choose a separate place for each"
+            )
         taken[real] = out
 
 
@@ -222,7 +224,7 @@ def scratch(parent: Path | None = None) -> Iterator[Path]:
 
 
 def kept_folder() -> Path:
-    """A new temporary folder that outlives this process; those of before go when they are older than a day."""
+    """A new temporary folder that outlives this process; earlier ones are removed once they are a day old."""
     parent = Path(tempfile.gettempdir())
     _sweep(parent, {"unetpp-kept-"}, hours=24)
     folder = Path(tempfile.mkdtemp(prefix="unetpp-kept-", dir=parent))

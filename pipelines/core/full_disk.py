@@ -1,4 +1,4 @@
-"""The full disk: told in one line, however a library says it, and where it can be, before any work."""
+"""A full disk, reported in one line whatever a library says, and where possible before any work."""
 
 import errno
 import functools
@@ -64,7 +64,7 @@ def telling_full_disk(written: Callable[..., AbstractContextManager[Path]]):
 
 
 def check_space(folder: str | Path, num_bytes: int, stage: str = "") -> None:
-    """Refuse to begin what cannot fit; where a stage is named, what it needs is told.
+    """Refuse to begin what cannot fit; where a stage is named, a verbose run tells what it needs.
 
     Raises:
         UserError: names the folder, what is needed and what is free.

@@ -22,9 +22,9 @@ def summary(evaluation: Path, versions: Path) -> str:
     """
     report = read_results(evaluation / "report.json", "evaluate", ("depths", "recommendation"))
     registered = read_results(versions, "register", ("versions", "model_name"))
-    names = ", ".join(f"{depth} is version {version}" for depth, version in registered["versions"].items())
-    champion = f"; version {registered['champion']} is champion" if registered.get("champion") else ""
-    known = textwrap.fill(f"registered as {registered['model_name']}: {names}{champion}.", COLUMNS)
+    names = ", ".join(f"{depth}: {version}" for depth, version in registered["versions"].items())
+    champion = f"; champion: {registered['champion']}" if registered.get("champion") else ""
+    known = textwrap.fill(f"registered as {registered['model_name']}, versions {names}{champion}", COLUMNS)
     return f"{describe(report)}\n\n{known}\n\n{NEXT}"
 
 

@@ -84,7 +84,7 @@ def laid_out(root: str | Path, params: Ingest, plan: Plan) -> Iterator[tuple[Pat
     with _told(plan):
         layout, kept = choose(sizes, str(root), given)
     if layout.kind == "pairs" and layout != Layout("pairs"):
-        plan.found.append(f"images are {layout.images} and masks {layout.masks}, each with its suffix")
+        plan.found.append(f"images are {layout.images}, masks are {layout.masks} (without suffixes)")
     with scratch() as folder:
         made = set()
         for name, original in kept.items():
@@ -119,7 +119,7 @@ def survey(
         samples = with_splits(_find(raw, layout, base, plan), raw, base.prepare.split)
     files = [sample for sample in samples if len(sample.masks) == 1 and sample.classes is None]
     if settled := MEANING & set(kept):
-        plan.found.append(f"masks are read as params.yaml says ({', '.join(sorted(settled))})")
+        plan.found.append(f"masks are read as set by {', '.join(sorted(settled))}")
         for key in MEANING:
             plan.params.pop(key, None)
     elif files:
@@ -128,15 +128,15 @@ def survey(
         shown = [mask.relative_to(raw).as_posix() for mask, _ in masks]
         read_meaning(found, find_table(Path(root), names), shown, plan)
     elif samples[0].classes is None and samples[0].drawing is None:
-        plan.found.append("masks have a file for each object: one class, and objects are kept")
-        plan.choose("prepare.num_classes", 1, "a mask file for each object")
+        plan.found.append("masks have one file per object: one class, instances are kept")
+        plan.choose("prepare.num_classes", 1, "one mask file per object")
     _choose_channels(samples, base, plan, kept)
     looking = {"prepare.size": None, "train.crop_px": 128, "prepare.kinds": "looks"}
     found = _decode(samples, override(base, plan.values | looking), plan)
     share, classes = found.fingerprint["masks"]["overlap_share"], plan.values.get("prepare.classes") or []
     if share > MUCH_OVERLAP and samples[0].classes and 1 < len(classes) <= MAX_LABELS and not settled:
-        plan.choose("prepare.multilabel", True, f"classes lie over each other on {share:.0%} of the foreground")
-        plan.choose("prepare.num_classes", len(classes), "a label for each folder in masks/")
+        plan.choose("prepare.multilabel", True, f"classes overlap on {share:.0%} of the foreground")
+        plan.choose("prepare.num_classes", len(classes), "one label per folder in masks/")
         return _decode(samples, override(base, plan.values | looking), plan)
     return found
 
@@ -175,15 +175,13 @@ def _find(raw: Path, layout: Layout, base: Params, plan: Plan) -> list[Sample]:
         _choose_categories(raw, names, plan)
     elif layout.kind == "pairs" and (folders := sorted(find_class_folders(find_files(names, layout)))):
         listed = ", ".join(folders)
-        plan.found.append(f"masks lie in a folder for each of {len(folders)} classes: {listed}")
+        plan.found.append(f"masks are in one folder per class, {len(folders)} classes: {listed}")
         if len(folders) > 1:
-            plan.choose("prepare.classes", folders, "the folders in masks/, in the order of their names")
-            plan.choose(
-                "prepare.num_classes", len(folders) + 1, "a class for each folder in masks/, and the background"
-            )
+            plan.choose("prepare.classes", folders, "the folders in masks/, in alphabetical order")
+            plan.choose("prepare.num_classes", len(folders) + 1, "one class per folder in masks/, and background")
         else:
             plan.choose("prepare.classes", folders, "the folder in masks/")
-            plan.choose("prepare.num_classes", 1, "one class and its background")
+            plan.choose("prepare.num_classes", 1, "one class and background")
     tiffs = [name for name in names if name.suffix.lower() in (".tif", ".tiff")]
     pages = 1
     for name in tiffs[:FIRST]:
@@ -192,8 +190,8 @@ def _find(raw: Path, layout: Layout, base: Params, plan: Plan) -> list[Sample]:
         except FileError:
             continue
     if pages > 1:
-        plan.found.append(f"files are volumes of up to {pages} pages and more: each page is a sample")
-        plan.choose("prepare.pages", "slices", "TIFFs have several pages: slices of a volume, which stay together")
+        plan.found.append(f"files are volumes of {pages} or more pages: each page is a sample")
+        plan.choose("prepare.pages", "slices", "multi-page TIFFs: slices of a volume, which stay in one split")
     params = override(base, plan.values).prepare
     samples, problems = find_samples(
         raw, params.num_classes, params.classes, params.pages, limits, params.multilabel, layout
@@ -203,11 +201,13 @@ def _find(raw: Path, layout: Layout, base: Params, plan: Plan) -> list[Sample]:
         plan.choose(
             "prepare.groups.pattern",
             "^(.+)/",
-            f"images lie in {len(folders)} folders, as of patients or recordings: a folder stays in one split",
+            f"images are in {len(folders)} folders, perhaps patients or recordings: each stays in one split",
         )
     if problems:
         first: Problem = problems[0]
-        plan.found.append(f"{len(problems)} files have no partner or clash, such as {first.file}: {first.reason}")
+        plan.found.append(
+            f"{len(problems)} files have no partner or an ambiguous one, such as {first.file}: {first.reason}"
+        )
     return samples
 
 
@@ -219,9 +219,9 @@ def _choose_categories(raw: Path, names: Sequence[PurePosixPath], plan: Plan) ->
     plan.found.append(f"COCO annotations of {len(called)} categories: {', '.join(called[:12])}")
     if len(called) > 1:
         plan.choose("prepare.classes", called, "COCO's categories, in the order of their ids")
-        plan.choose("prepare.num_classes", len(called) + 1, "COCO's categories and the background")
+        plan.choose("prepare.num_classes", len(called) + 1, "COCO's categories and background")
     else:
-        plan.choose("prepare.num_classes", 1, "one category and the background")
+        plan.choose("prepare.num_classes", 1, "one category and background")
 
 
 def _at_home(error: FileError) -> FileError:
@@ -254,9 +254,7 @@ def _decode(samples: Sequence[Sample], params: Params, plan: Plan) -> Survey:
         looks.append(look)
         sizes[facts.height, facts.width] += 1
     if broken:
-        plan.found.append(
-            f"{len(broken)} of {len(chosen)} pairs looked at cannot be used, such as {_at_home(broken[0])}"
-        )
+        plan.found.append(f"{len(broken)} of {len(chosen)} sampled pairs cannot be used, such as {_at_home(broken[0])}")
     if not rows:
         raise _at_home(broken[0])
     names = ("id", "split", "kind", *Facts._fields)

@@ -17,7 +17,7 @@ from unetpp.errors import UserError
 PLAN = "# plan "
 WIDTH = 96
 FOLDED = 78  # from where DVC folds a list in one line when it changes another value
-CONTINUED = " " * 9  # how a line begins in which the comment behind a value goes on
+CONTINUED = " " * 9  # how a line begins that continues the comment of a value
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the former is libyaml's, ten times as fast
 
 
@@ -42,7 +42,7 @@ def entries(text: str) -> dict[str, Entry]:
     try:
         root = yaml.compose(text, LOADER)
     except yaml.YAMLError as error:
-        raise UserError(f"params.yaml: not YAML ({' '.join(str(error).split())}); mend it by hand") from None
+        raise UserError(f"params.yaml: not YAML ({' '.join(str(error).split())}); correct it by hand") from None
     if not isinstance(root, yaml.MappingNode) or root.flow_style:
         raise UserError("params.yaml: expected sections, such as train, with keys below them")
     found: dict[str, Entry] = {}
@@ -183,7 +183,9 @@ def _checked(text: str, key: str, value: Any) -> str:
     found = entries(text).get(key)
     same = found is not None and found.value == yaml.safe_load(written(value) or "null")
     if not same:
-        raise UserError(f"params.yaml: {key} cannot be set to {written(value)} as the file is laid out: do it by hand")
+        raise UserError(
+            f"params.yaml: {key} cannot be set to {written(value)} because of how the file is laid out: set it by hand"
+        )
     return text
 
 

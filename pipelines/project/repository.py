@@ -33,7 +33,7 @@ def set_up(folder: Path) -> list[str]:
 
 
 def commit(folder: Path, names: Iterable[str]) -> None:
-    """The first commit of a repository that has none, where git knows who makes it."""
+    """Make the first commit of a repository that has none, if git knows the user."""
     if _top(folder) == folder.resolve() and not _has_commit(folder) and _knows_user(folder):
         paths = [name for name in names if (folder / name).exists()]
         _done(_git(folder, "add", "--", *paths))
@@ -63,7 +63,7 @@ def _git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        raise UserError("git is not installed, and DVC keeps a project's history by it: install git") from None
+        raise UserError("git is not installed, and DVC needs it for a project's history: install git") from None
 
 
 def _dvc(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -19,12 +19,12 @@ def plan(found: Plan, shipped: dict[str, Any]) -> None:
     lines("found", found.found)
     chosen = {key: one for key, one in found.params.items() if written(one.value) != written(shipped[key])}
     lines("chosen", [entry(key, shown(one.value), one.reason) for key, one in chosen.items()])
-    print(f"  and {len(found.params) - len(chosen)} values as the package has them; params.yaml has the reason of each")
+    print(f"  and {len(found.params) - len(chosen)} values at their defaults; params.yaml has the reason for each")
     last(found)
 
 
 def last(found: Plan) -> None:
-    lines("please look at", found.asked)
+    lines("please check", found.asked)
     lines("a run will take", [found.cost] if found.cost else [])
 
 

@@ -37,8 +37,8 @@ def find_data(data: str, project: Path) -> Data:
         held = [name for name in OUTPUTS if (within / name).is_relative_to(path.resolve())]
         if held:
             raise UserError(
-                f"{data}: the project {project} would write its {held[0]}/ into this folder, which it reads: give a "
-                "project's folder beside the data, or move the data"
+                f"{data}: the project {project} would write its {held[0]}/ into this folder, which it reads: choose a "
+                "project folder next to the data, or move the data"
             )
         return Data("folder", location, path)
     for kind, suffixes in SUFFIXES.items():

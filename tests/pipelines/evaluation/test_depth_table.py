@@ -111,7 +111,7 @@ def test_the_summary_is_the_table_the_decision_and_three_commands(report, tmp_pa
     found = summary(tmp_path, tmp_path / "versions.json")
     assert found.startswith(describe(report))
     *_, registered, following = found.split("\n\n")
-    assert registered == "registered as nuclei: L1 is version 4, L2 is version 5; version 5 is champion."
+    assert registered == "registered as nuclei, versions L1: 4, L2: 5; champion: 5"
     assert max(map(len, found.splitlines())) <= 100
     commands = [line.split("  ")[1] for line in following.splitlines()[1:]]
     for command in commands:
