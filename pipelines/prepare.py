@@ -285,9 +285,9 @@ def main() -> None:
     manifest = prepare(load_params().prepare, arguments.raw, arguments.out)
     with replacing(arguments.split) as partial:
         shutil.copyfile(arguments.out / "split.csv", partial)
-    counts = ", ".join(f"{found.num_images} for {split}" for split, found in manifest.splits.items())
-    kinds = {kind: 0 for found in manifest.splits.values() for kind in found.kinds}
-    print(f"prepare: images: {counts}" + (f"; kinds: {', '.join(sorted(kinds))}" if kinds else ""))
+    counts = ", ".join(f"{found.num_images} {split}" for split, found in manifest.splits.items())
+    kinds = sorted({kind for found in manifest.splits.values() for kind in found.kinds})
+    print(f"prepare: images: {counts}" + (f"; kinds: {', '.join(kinds)}" if kinds else ""))
     for split, found in manifest.splits.items() if kinds else ():
         detail(f"prepare: {split}: " + ", ".join(f"{count} {kind}" for kind, count in found.kinds.items()))
     for leak in manifest.leaks:

@@ -1,4 +1,4 @@
-"""The sections ingest and prepare of params.yaml: every legal key and value."""
+"""The sections ingest and prepare of params.yaml: every valid key and value."""
 
 import re
 from typing import Annotated, Literal
@@ -136,7 +136,7 @@ Side = Annotated[int, Field(ge=16, le=8192)]
 
 
 def _check_size(value):
-    """A side, or height and width, in one sentence where it is neither."""
+    """Check for a side, or height and width; the error is one sentence."""
     sides = list(value) if isinstance(value, list | tuple) else [value]
     whole = all(str(one).isdecimal() and 16 <= int(one) <= 8192 and not isinstance(one, bool) for one in sides)
     if value is None or (whole and len(sides) in (1, 2) and (len(sides) == 2 or not isinstance(value, list | tuple))):
@@ -149,7 +149,7 @@ RESERVED = ("background", "ignore")  # in prepare.values
 
 
 def _check_values(value):
-    """{a value or a colour: a name}, in one sentence where it is not."""
+    """Check for {value or colour: name}; the error is one sentence."""
     if value is None:
         return None
     if not isinstance(value, dict) or not value:
@@ -157,7 +157,7 @@ def _check_values(value):
     found: dict[int | str, str] = {}
     for given, name in value.items():
         stored = str(given).lower()
-        stored = int(stored) if stored.isdecimal() else stored  # JSON has no other keys than text
+        stored = int(stored) if stored.isdecimal() else stored  # JSON keys are always text
         if isinstance(given, bool) or not (stored <= 65535 if isinstance(stored, int) else COLOUR.fullmatch(stored)):
             raise ValueError(f"expected values of 0 to 65535, or colours such as '#ff0000', found {given!r}")
         if not isinstance(name, str) or not name:
@@ -198,7 +198,7 @@ class Prepare(Section):
 
     @property
     def frame(self) -> Frame | None:
-        """What whole images are brought to, if to anything."""
+        """The size that whole images are brought to, if any."""
         return frame_of(self.size, self.fit)
 
     @model_validator(mode="after")
@@ -291,7 +291,7 @@ class Prepare(Section):
     @model_validator(mode="after")
     def _ignore_is_no_class(self):
         if self.values is not None:
-            return self  # what is stored is no class index
+            return self  # stored values are not class indices
         highest = self.num_classes if self.multilabel or self.num_classes == 1 else self.num_classes - 1
         if self.ignore is not None and self.ignore <= highest:
             raise ValueError(

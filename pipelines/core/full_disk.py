@@ -12,12 +12,12 @@ from pipelines import detail
 from unetpp.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# As libraries tell it that lose the number: Ray of its workers, SQLite, torch.
+# How libraries say it that lose the error number: Ray (of its workers), SQLite, torch.
 SAYS_FULL = ("No space left on device", "Disk quota exceeded", "File too large", "database or disk is full")
 
 
 def full_disk(error: BaseException, place: str | Path) -> UserError | None:
-    """What to say where a full disk is behind an error; None where it is not.
+    """What to say if a full disk caused an error; None if it did not.
 
     Args:
         place: what was written, where the error names nothing.
@@ -42,7 +42,7 @@ def full_disk(error: BaseException, place: str | Path) -> UserError | None:
 
 @contextmanager
 def disk_errors(place: str | Path) -> Iterator[None]:
-    """A full disk, in the block, is a `UserError` that names `place` and what is free there, by then and not later."""
+    """Turn a full disk in the block into a `UserError` that names `place` and the free space at that moment."""
     try:
         yield
     except Exception as error:
@@ -52,7 +52,7 @@ def disk_errors(place: str | Path) -> Iterator[None]:
 
 
 def telling_full_disk(written: Callable[..., AbstractContextManager[Path]]):
-    """For what yields a path to be written: `disk_errors` around its block, and around what it does itself."""
+    """Decorate a context that yields a path to write: `disk_errors` around its block and around its own work."""
 
     @contextmanager
     @functools.wraps(written)

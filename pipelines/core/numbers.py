@@ -2,7 +2,7 @@
 
 from typing import Any
 
-NOTHING = "–"  # noqa: RUF001 - what stands in a table where there is no number
+NOTHING = "–"  # noqa: RUF001 - shown in place of a missing number
 
 
 def short(number: float | None) -> str:
@@ -17,7 +17,7 @@ def short(number: float | None) -> str:
 
 
 def fixed(number: float | None, digits: int = 3) -> str:
-    """A number with so many digits after the point; None, which was not or cannot be measured, is a dash."""
+    """A number with this many decimals; None (not measured) is a dash."""
     return NOTHING if number is None else f"{number:.{digits}f}"
 
 
@@ -30,5 +30,5 @@ def points(iou: float | None, digits: int = 1) -> str:
 
 
 def say(value: Any) -> str:
-    """A searched value; a drawn number in three digits."""
+    """A searched value; a float in three digits."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -55,7 +55,7 @@ class Budget(Section):
 
 
 def _check_choices(value):
-    """A list of choices, or one range {uniform | log | int: [low, high]}, in one sentence where it is neither."""
+    """Check for a list of choices or one range {uniform | log | int: [low, high]}; the error is one sentence."""
     if isinstance(value, list | tuple) and value:
         return value
     if isinstance(value, dict) and len(value) == 1 and set(value) <= {"uniform", "log", "int"}:
@@ -143,7 +143,7 @@ def _check_weights(value):
 
 
 def _check_workers(value):
-    """A number of processes, or the fewest and the most, in one sentence where it is neither."""
+    """Check for a number of processes, or the fewest and the most; the error is one sentence."""
     ends = list(value) if isinstance(value, list | tuple) else [value]
     whole = [int(one) for one in ends if not isinstance(one, bool) and str(one).isdecimal() and int(one) > 0]
     if len(whole) != len(ends) or len(ends) not in (1, 2) or (isinstance(value, list | tuple) and len(ends) == 1):
@@ -262,7 +262,7 @@ class Train(Section):
 
 
 def _check_flips(value):
-    """The words that took the place of true and false."""
+    """Refuse true and false, which words have replaced."""
     if isinstance(value, bool):
         words = (
             "augment.flips: all and augment.quarter_turns: true"

@@ -7,21 +7,21 @@ from pipelines.planning.choices import Plan
 from pipelines.planning.class_tables import Table, known_table
 from pipelines.planning.mask_facts import MaskFacts
 
-RARE = 0.005  # share of pixels that smoothed edges and compression may hold beside the true values
-SMOOTH = 0.2  # the same where a mask was compressed with loss, or its edges were smoothed
+RARE = 0.005  # share of pixels with other values, from antialiasing or compression
+SMOOTH = 0.2  # the same in a lossy or antialiased mask
 MAX_CLASSES = 64
-THIN = 2.0  # a border has so much shorter runs than what lies on both sides of it
+THIN = 2.0  # runs of a border are this much shorter than those on both sides
 FEW_OBJECTS = 5  # in an image, that a trimap outlines
-NUMBERS_FROM = 5  # objects in an image, at least in one of them, by which numbers are told from classes
-SCATTERED = 2.0  # unlabelled pixels lie in so many more pieces than any class
+NUMBERS_FROM = 5  # largest object number, in some image, from which values are numbers and not classes
+SCATTERED = 2.0  # unlabelled pixels have this many times more pieces than any class
 
 
 def read_meaning(facts: MaskFacts, table: Table | None, mask_names: list[str], plan: Plan) -> None:
-    """Choose what the masks ask of section prepare.
+    """Choose the values of section prepare that follow from the masks.
 
     Args:
         facts: of a sample of the masks, one file an image.
-        table: that lies beside the set.
+        table: found next to the set.
         mask_names: relative names of mask files.
     """
     values = facts.values
@@ -75,7 +75,7 @@ def _is_numbered(facts: MaskFacts) -> bool:
 
 
 def _is_shaded(facts: MaskFacts) -> bool:
-    """Two ends hold nearly all pixels, and what lies between them occurs in slivers."""
+    """Whether nearly all pixels are at two ends, and values in between occur only in thin lines."""
     values = facts.values
     if len(values) < 3 or values[-1] - values[0] < 16:
         return False
@@ -106,7 +106,7 @@ def _read_two(facts: MaskFacts, plan: Plan) -> None:
 
 
 def _by_place(facts: MaskFacts, one: int, other: int) -> tuple[int, int]:
-    """Of two values the one that an object has, which lies in the middle and seldom on the frame, and the other."""
+    """Of two values the object's, which is in the middle and seldom at the edges, and the other."""
 
     def inner(value: int) -> float:
         frame = facts.framed[value] / max(1, facts.framed.total())
@@ -116,7 +116,7 @@ def _by_place(facts: MaskFacts, one: int, other: int) -> tuple[int, int]:
 
 
 def _find_border(facts: MaskFacts) -> int | None:
-    """The value of a trimap that lies between the two others, around few objects; None where there is none."""
+    """The border value of a trimap, between the other two and around few objects; None if there is none."""
     frequent = [value for value in facts.values if facts.share(value) > RARE]
     if len(frequent) != 3:
         return None
@@ -145,7 +145,7 @@ def _read_trimap(facts: MaskFacts, border: int, plan: Plan) -> None:
 
 
 def _read_classes(facts: MaskFacts, plan: Plan) -> None:
-    """Class indices, or other values of which each is one, without a table."""
+    """Class indices, or other values that each stand for a class, without a table."""
     values = [value for value in facts.values if facts.share(value) > RARE / 10 or facts.run(value) >= 3]
     if len(values) < 2:
         values = facts.values[:2]
@@ -176,7 +176,7 @@ def _find_unlabelled(facts: MaskFacts, values: list) -> list:
 
 
 def _is_background(facts: MaskFacts, value: int) -> bool:
-    """Whether a lowest value is what the others lie on: it holds more pixels than any of them."""
+    """Whether the lowest value is background: it has more pixels than any other."""
     return value == 0 and facts.pixels[value] == max(facts.pixels.values())
 
 

@@ -1,4 +1,4 @@
-"""A look at a set as it lies there: its layout, what its masks hold, and the facts of a sample of its images."""
+"""A survey of a data set: its layout, what its masks contain, and the facts of a sample of its images."""
 
 import io
 import re
@@ -36,12 +36,12 @@ from unetpp.errors import FileError
 from unetpp.images.pictures import count_pages, read_picture
 from unetpp.network.masks import MAX_LABELS
 
-MOST_PAIRS = 300  # that are decoded
-MOST_MASKS = 1000  # whose values are looked at
-MOST_PX = 40_000_000  # that are decoded of images, and of masks: seconds
-MANY_FOLDERS = 6  # fewer are rather classes or sites than patients
+MOST_PAIRS = 300  # decoded
+MOST_MASKS = 1000  # whose values are read
+MOST_PX = 40_000_000  # decoded of images, and of masks: takes seconds
+MANY_FOLDERS = 6  # fewer are probably classes or sites, not patients
 FIRST = 3
-OFTEN = 0.1  # of the images have a look that is a kind
+OFTEN = 0.1  # share of the images from which a look is a kind
 MANY_OBJECTS = 5  # in an image, as microscopy shows them
 MOST_FOLDERS = 12  # that are kinds
 MEANING = {
@@ -64,7 +64,7 @@ class Survey:
 
 @contextmanager
 def _told(plan: Plan) -> Iterator[None]:
-    """What stages would print is a part of what was found."""
+    """Add what stages would print to what was found."""
     told = io.StringIO()
     with redirect_stdout(told):
         yield
@@ -108,9 +108,9 @@ def survey(
     """Look at the set in the folder `raw`, as stage ingest writes it, and choose what prepare needs to read it.
 
     Args:
-        root: where it lies in truth, with tables of classes among its files `names`.
-        base: params that hold where nothing is chosen.
-        kept: keys that the user has set: one that says what masks mean settles all of that.
+        root: its real place, with tables of classes among its files `names`.
+        base: params for everything that is not chosen.
+        kept: keys set by the user; one that defines what masks mean settles all of them.
 
     Raises:
         UserError: no images with masks.
@@ -154,14 +154,14 @@ def _choose_channels(samples: Sequence[Sample], base: Params, plan: Plan, kept: 
 
 
 def _spread(items: Sequence, most: int) -> list:
-    """At most so many, spread evenly over all, the same ones each time."""
+    """At most `most` items, spread evenly, always the same ones."""
     if len(items) <= most:
         return list(items)
     return [items[index] for index in np.linspace(0, len(items) - 1, most).round().astype(int)]
 
 
 def _within(masks: list[tuple[Path, int | None]]) -> list[tuple[Path, int | None]]:
-    """Fewer of them where files are large."""
+    """Fewer of them if files are large."""
     sizes = [mask.stat().st_size for mask, _ in _spread(masks, 20)]
     mean = max(1.0, sum(sizes) / max(1, len(sizes)))
     return _spread(masks, max(20, min(len(masks), int(MOST_PX / mean / 2))))
@@ -225,7 +225,7 @@ def _choose_categories(raw: Path, names: Sequence[PurePosixPath], plan: Plan) ->
 
 
 def _at_home(error: FileError) -> FileError:
-    """The error of the file itself, not of the link to it."""
+    """The error with the path of the file itself, not of the link to it."""
     return FileError(error.path.resolve(), error.reason, error.fix)
 
 

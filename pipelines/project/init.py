@@ -65,7 +65,7 @@ OK = "nothing changed (`unetpp plan` looks at the data again)"
 
 
 def check_in_the_way(folder: Path) -> None:
-    """Refuse a folder with files of other origin that have names of a project's.
+    """Refuse a folder with files that have the names of a project's but are not ours.
 
     Raises:
         UserError: names them.
@@ -127,7 +127,7 @@ def minutes_of(text: str) -> float:
 
 
 def plan_for(folder: Path, where: Data, name: str, minutes: float, base: Params, keep: dict | None = None) -> Plan:
-    """The plan for data that are here, or are brought here first by what stage ingest does."""
+    """The plan for data that are here, or are fetched first as by stage ingest."""
     path = where.folder
     if path is None:
         path, cache = folder / "data/raw", folder / "data/cache"
@@ -143,7 +143,7 @@ def plan_for(folder: Path, where: Data, name: str, minutes: float, base: Params,
 
 
 def _from_here(where: Data, folder: Path) -> str:
-    """The location as this process finds it."""
+    """The location, seen from this process."""
     if where.kind in ("s3", "http"):
         return where.location
     return os.path.realpath(folder / Path(where.location).expanduser())
@@ -171,7 +171,7 @@ def checked(text: str) -> Params:
 
 
 def _same(folder: Path, where: Data, name: str | None, minutes: float | None, own: dict[str, Any]) -> str:
-    """The text of params.yaml of a project that is there, for the same data."""
+    """The text of params.yaml of an existing project for the same data."""
     text = (folder / "params.yaml").read_text(encoding="utf-8")
     values = yaml.safe_load(text)
     there, named = Data(values["ingest"]["kind"], values["ingest"]["location"], None), values["register"]["model_name"]
@@ -209,7 +209,7 @@ def write(folder: Path, params: str) -> list[str]:
 
 
 def _add_lines(path: Path, text: str) -> bool:
-    """Add the lines that a file of patterns lacks; whether there were any."""
+    """Add the lines that a file of patterns lacks; return whether there were any."""
     there = path.read_text(encoding="utf-8") if path.exists() else ""
     missing = [line for line in text.splitlines() if line not in there.splitlines()]
     if not missing:

@@ -74,7 +74,7 @@ def renew(folder: Path, minutes: float | None = None, accept: list[str] | None =
 
 
 def set_by_hand(text: str, shipped: str) -> dict:
-    """The values, by key, that neither a plan nor the package has written."""
+    """The values, by key, that the user has set: neither a plan's nor the defaults."""
     known = params_text.entries(shipped)
     return {
         key: entry.value
@@ -92,7 +92,7 @@ def _named(key: str, names: list[str]) -> bool:
 
 
 def _data_of(params: Params, folder: Path) -> Data:
-    """The data of a project; what is no folder lies in data/raw, once stage ingest has run."""
+    """The data of a project; anything but a folder is in data/raw once stage ingest has run."""
     kind, location = params.ingest.kind, str(params.ingest.location)
     raw = folder / "data/raw"
     if kind == "folder":
@@ -125,8 +125,7 @@ def _print(plan: Plan, changed: dict[str, tuple[object, Choice]], added: list[st
 
 
 def _renewed(folder: Path) -> str | None:
-    """The text of dvc.yaml as this version has it, where that is to be written; "" where it stays, None where it is
-    none of `unetpp init`."""
+    """The new text of dvc.yaml; "" if it stays, None if `unetpp init` did not write it."""
     path = folder / "dvc.yaml"
     there = path.read_text(encoding="utf-8") if path.exists() else ""
     wanted = template.pipeline()

@@ -1,4 +1,4 @@
-"""Git and DVC of a project: made where they are missing, left as they are where they are there."""
+"""Git and DVC of a project: initialised if missing, else left alone."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ def set_up(folder: Path) -> list[str]:
     config = folder / ".dvc/config"
     if not config.is_file():
         subdir = [] if _top(folder) == folder.resolve() else ["--subdir"]
-        rest = ["--force"] if config.parent.exists() else []  # of one that was cut
+        rest = ["--force"] if config.parent.exists() else []  # left by an interrupted one
         _done(_dvc(folder, "init", "--quiet", *subdir, *rest))
         made.append("a DVC repository")
     if "[core]" not in config.read_text(encoding="utf-8"):
@@ -41,7 +41,7 @@ def commit(folder: Path, names: Iterable[str]) -> None:
 
 
 def lacking(folder: Path) -> list[str]:
-    """The commands without which `dvc exp run` refuses to run: it keeps experiments as commits beside one of yours."""
+    """The commands that `dvc exp run` needs first: it keeps experiments as commits on top of one of yours."""
     user = [] if _knows_user(folder) else ["git config user.name NAME", "git config user.email ADDRESS"]
     committed = _has_commit(folder) and not _git(folder, "cat-file", "-e", "HEAD:./dvc.yaml").returncode
     return user + ([] if committed else ["git add .", "git commit -m project"])
