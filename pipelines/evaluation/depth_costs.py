@@ -160,12 +160,9 @@ def measure_devices(
         present = ["cpu"]
     devices = []
     share, threads = others_share(), torch.get_num_threads()
-    detail(
-        f"evaluate: latency with {threads} thread{'s' * (threads > 1)}, for at most {LATENCY_S:.0f} s per device; other "
-        f"work takes {share:.0%} of this machine's processors"
-    )
+    told = f"other work takes {share:.0%} of this machine's processors"
+    detail(f"evaluate: latency with {threads} threads, at most {LATENCY_S:.0f} s per device; {told}")
     if share > BUSY:
-        told = f"other work takes {share:.0%} of this machine's processors"
         print(f"evaluate: {told}: latency and throughput will not be those of an idle machine", flush=True)
     for kind in present:
         device = torch.device(kind)

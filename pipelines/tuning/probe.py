@@ -37,8 +37,8 @@ class Estimate:
         took = f"{self.seconds:.0f} s" if self.seconds < 120 else f"{self.seconds / 60:.0f} min"
         took = f"{self.seconds / 3600:.1f} h" if self.seconds >= 5400 else took
         return (
-            f"{self.num_trials} trials, {self.at_once} at once: about {took} of training by a timed trial, plus start-up; "
-            f"the largest process takes {self.memory_mib:,.0f} MiB"
+            f"{self.num_trials} trials, {self.at_once} at once: about {took} of training by a timed trial, plus "
+            f"start-up; the largest process takes {self.memory_mib:,.0f} MiB"
         )
 
 
