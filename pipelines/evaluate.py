@@ -258,7 +258,7 @@ def main() -> None:
     result = evaluate(arguments.prepared, arguments.model, out, params.evaluate, device, arguments.exports)
     ious = ", ".join(f"{name} {row['iou_image']:.3f}" for name, row in result["depths"].items())
     chosen = f"L{result['recommended_depth']}" if result["recommended_depth"] else "no depth"
-    print(f"evaluate: IoU on {result['test']['num_images']} test images: {ious}; {chosen} is recommended")
+    print(f"evaluate: IoU on {result['num_images']} test images: {ious}; {chosen} is recommended")
 
 
 if __name__ == "__main__":
