@@ -66,7 +66,6 @@ def test_a_folder_becomes_a_project_of_git_and_dvc_without_an_identity(tmp_path,
     config = (folder / ".dvc/config").read_text()
     assert "autostage = true" in config  # else DVC prints after each run what to add
     assert "analytics = false" in config
-    assert "autostage" not in config
     assert subprocess.run(["dvc", "status"], cwd=folder, capture_output=True, text=True).returncode == 0
     said = capsys.readouterr().out
     assert "41 (a minute is that long)" in said
