@@ -212,7 +212,7 @@ def summarise(result: dict) -> str:
     exports = result["exports"]
     depths, formats = (list(dict.fromkeys(one[key] for one in exports)) for key in ("depth", "format"))
     furthest = max(one["max_difference"] for one in exports if one["precision"] == "fp32")
-    return f"{', '.join(depths)} as {', '.join(formats)}, each compared with the network (fp32: {furthest:.1e} at most)"
+    return f"{', '.join(depths)} as {', '.join(formats)}; fp32 differs from the network by {furthest:.1e} at most"
 
 
 def describe_exports(result: dict) -> str:
@@ -267,8 +267,8 @@ def main() -> None:
     arguments = parser.parse_args()
     check_outputs([arguments.out], inputs=[arguments.model, arguments.prepared])
     result = run(arguments.model, arguments.prepared, arguments.out, load_params().export)
-    detail(describe_exports(result))
-    print(f"export: {summarise(result)}; wrote {arguments.out}")
+    print(f"export: {summarise(result)}")
+    detail(f"{describe_exports(result)}\nwrote {arguments.out}")
 
 
 if __name__ == "__main__":
