@@ -60,8 +60,8 @@ def test_a_run_tells_its_story_in_a_few_lines_and_ends_with_the_summary(clone):
     log, end = (clone.folder / "dvc repro.log").read_text().strip(), clone.unetpp("summary").strip()
     assert log.endswith(end)
     story = log.removesuffix(end).splitlines()
-    assert len(story) <= 25
-    assert [line for line in story if line and not re.match("[a-z]+: |epoch ", line)] == []
+    assert len(story) <= 40  # some twenty, and one each half minute
+    assert [line for line in story if line and not re.match("[a-z0-9, ]+: |epoch ", line)] == []
     stages = {"ingest", "prepare", "search", "train", "export", "evaluate", "register"}
     assert stages <= {line.partition(":")[0] for line in story}
 
