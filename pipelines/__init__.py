@@ -7,13 +7,16 @@ import sys
 INTERRUPTED = "interrupted; rerun the command to resume"
 
 
+VERBOSE = "UNETPP_VERBOSE"
+
+
 def is_verbose() -> bool:
-    """Whether UNETPP_VERBOSE asks for all that a stage can tell."""
-    return os.environ.get("UNETPP_VERBOSE", "0") not in ("", "0")
+    """Whether everything that a stage can tell is printed."""
+    return os.environ.get(VERBOSE, "0") not in ("", "0")
 
 
 def detail(line: str) -> None:
-    """Print a line that only UNETPP_VERBOSE shows."""
+    """Print a line that is seen only where it is verbose."""
     if is_verbose():
         print(line, flush=True)
 
