@@ -21,14 +21,14 @@ def add(group: Group) -> None:
     one.add_argument("--no-browser", dest="browser", action="store_false", help=QUIETLY)
 
     example = "unetpp compare main~1 reports/evaluate --out compare.html"
-    one = group.add("compare", "two models side by side on their common test images", example, _compare)
+    one = group.add("compare", "show two models side by side on their common test images", example, _compare)
     one.add_argument("a", help=EVALUATION)
     one.add_argument("b", help="the other one; differences are B minus A")
     one.add_argument("--out", type=Path, help="write a page as well, such as compare.html")
     one.add_argument("--overwrite", action="store_true", help=OVERWRITE)
 
     example = "unetpp bench models/train --depth 2"
-    one = group.add("bench", "IoU, latency, throughput and memory of each engine at each depth here", example, _bench)
+    one = group.add("bench", "measure IoU, speed and memory of each engine at each depth here", example, _bench)
     one.add_argument("model", help=MODEL)
     one.add_argument("--depth", type=int, help="this depth alone (default: all)")
     one.add_argument("--size", type=int, help="side of the images in px (default: that of training, or 256)")
