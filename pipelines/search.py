@@ -108,9 +108,8 @@ def search(params: Params, prepared: Path, runs: Path, out: Path, reports: Path,
         said = f"val IoU {point['val_iou']:.4f}" if point["val_iou"] is not None else "no val IoU"
         said += f" ({point['status']}: {point['reason']})" if point["reason"] else ""
         detail(f"trial {point['trial']}: {name(point)}: {said}, {describe(point)}")
-    took = "" if space.is_single else f" ({time.monotonic() - began:.0f} s)"
-    print(f"search: chosen: {name(chosen)}, {reason}{took}")
-    detail(f"wrote {out}, {reports}")
+    print(f"search: chosen: {name(chosen)}, {reason}")
+    detail(f"wrote {out}, {reports}, after {time.monotonic() - began:.0f} s")
 
 
 def run_search(
