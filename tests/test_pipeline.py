@@ -61,7 +61,7 @@ def test_a_run_tells_its_story_in_a_few_lines_and_ends_with_the_summary(clone):
     assert log.endswith(end)
     story = log.removesuffix(end).splitlines()
     assert len(story) <= 40  # some twenty, and one each half minute
-    assert [line for line in story if line and not re.match("[a-z0-9, ]+: |epoch ", line)] == []
+    assert [line for line in story if line.strip() and not re.match("[a-z0-9, ]+: |epoch ", line)] == []
     stages = {"ingest", "prepare", "search", "train", "export", "evaluate", "register"}
     assert stages <= {line.partition(":")[0] for line in story}
 
