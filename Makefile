@@ -17,7 +17,10 @@ help:            ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 15
 
 demo: setup      ## the whole pipeline on built-in synthetic images, then the depth table
-	@dvc repro --quiet && echo "The pipeline is up to date with params.yaml and the code." && unetpp summary
+	@touch .venv/demo
+	@dvc repro --quiet || { echo "the pipeline stopped: \`dvc repro\` resumes it, and shows where"; exit 1; }
+	@test reports/register/versions.json -nt .venv/demo || { echo "everything is up to date" && unetpp summary; }
+	@test -n "$$VIRTUAL_ENV" || echo "in a new shell, first: . .venv/bin/activate"
 
 test: setup      ## all tests but the nightly ones
 	@pytest --numprocesses 2 --dist loadgroup --durations=30 -m "not nightly"

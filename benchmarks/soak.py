@@ -57,7 +57,7 @@ class Soak:
         paths |= {"out": f"{name}/model", "reports": f"{name}/reports"}
         command = [sys.executable, "-u", "-m", "pipelines.train", *(f"--{key}={value}" for key, value in paths.items())]
         environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-        environment["PYTHONPATH"] = str(ROOT)
+        environment |= {"PYTHONPATH": str(ROOT), "UNETPP_VERBOSE": "1"}
         with self.log.open("a") as log:
             return subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log, env=environment)
 

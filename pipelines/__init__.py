@@ -7,6 +7,20 @@ import sys
 INTERRUPTED = "interrupted; rerun the command to resume"
 
 
+VERBOSE = "UNETPP_VERBOSE"
+
+
+def is_verbose() -> bool:
+    """Whether everything that a stage can tell is printed."""
+    return os.environ.get(VERBOSE, "0") not in ("", "0")
+
+
+def detail(line: str) -> None:
+    """Print a line that is seen only where it is verbose."""
+    if is_verbose():
+        print(line, flush=True)
+
+
 def end_at_once(*_: object) -> None:
     """Ctrl-C before a stage has begun anything: while it imports, an exception might end up anywhere."""
     os.write(2, f"{INTERRUPTED}\n".encode())

@@ -24,7 +24,6 @@ from pipelines.evaluation.bootstrap import LEVEL, RESAMPLES
 from pipelines.evaluation.cautions import says_objects
 from pipelines.evaluation.decision import Decision, compare_with_masks, decide
 from pipelines.evaluation.depth_costs import measure_devices, open_depths
-from pipelines.evaluation.depth_table import describe
 from pipelines.evaluation.engine_scores import Scored, engines_json, measure_engines, measure_tta
 from pipelines.evaluation.examples import find_extremes, pick, write_examples
 from pipelines.evaluation.gates import check_gates
@@ -281,7 +280,9 @@ def main() -> None:
         )
     device = torch.device("cuda" if params.train.use_gpu else "cpu")
     result = evaluate(arguments.prepared, arguments.model, out, params.evaluate, device, arguments.exports)
-    print(describe(result))
+    ious = ", ".join(f"{name} {row['iou_image']:.3f}" for name, row in result["depths"].items())
+    chosen = f"L{result['recommended_depth']}" if result["recommended_depth"] else "no depth"
+    print(f"evaluate: IoU on {result['num_images']} test images: {ious}; {chosen} is recommended")
 
 
 if __name__ == "__main__":

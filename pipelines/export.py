@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipelines import detail
 from pipelines.console.progress import watched
 from pipelines.core.checksums import seal
 from pipelines.core.command import run_command
@@ -206,6 +207,14 @@ def describe_machine() -> dict[str, str | None]:
     return found
 
 
+def summarise(result: dict) -> str:
+    """Which depths and formats there are, and how close fp32 is to the network."""
+    exports = result["exports"]
+    depths, formats = (list(dict.fromkeys(one[key] for one in exports)) for key in ("depth", "format"))
+    furthest = max(one["max_difference"] for one in exports if one["precision"] == "fp32")
+    return f"{', '.join(depths)} as {', '.join(formats)}; fp32 differs from the network by {furthest:.1e} at most"
+
+
 def describe_exports(result: dict) -> str:
     """A line for each file: size, and the largest difference from the eager network in each runtime."""
     lines = [f"  {'file':20}{'MiB':>8}  largest difference from the network"]
@@ -258,7 +267,8 @@ def main() -> None:
     arguments = parser.parse_args()
     check_outputs([arguments.out], inputs=[arguments.model, arguments.prepared])
     result = run(arguments.model, arguments.prepared, arguments.out, load_params().export)
-    print(f"{describe_exports(result)}\nwrote {arguments.out}")
+    print(f"export: {summarise(result)}")
+    detail(f"{describe_exports(result)}\nwrote {arguments.out}")
 
 
 if __name__ == "__main__":

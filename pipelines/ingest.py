@@ -5,6 +5,7 @@ import dataclasses
 from contextlib import ExitStack
 from pathlib import Path
 
+from pipelines import detail
 from pipelines.core.command import run_command
 from pipelines.core.data_sections import Ingest
 from pipelines.core.files import check_outputs, replacing, scratch, write_json
@@ -55,7 +56,7 @@ def main() -> None:
     manifest = ingest(params, arguments.out, arguments.cache)
     files, layout = manifest["files"], manifest.get("layout")
     if layout and layout["kind"] == "pairs":
-        print(f"ingest: images are {layout['images']}, masks {layout['masks']}")
+        detail(f"ingest: images are {layout['images']}, masks {layout['masks']}")
     size_mib = sum(file["size"] for file in files) / 2**20
     source = params.kind if params.kind == "synthetic" else redacted(str(params.location))
     print(f"ingest: {len(files)} files, {size_mib:.1f} MiB, from {source} to {arguments.out}")

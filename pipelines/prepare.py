@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from pipelines import detail
 from pipelines.console.progress import watched
 from pipelines.core.command import run_command
 from pipelines.core.data_sections import RESERVED, Groups, Prepare
@@ -284,20 +285,24 @@ def main() -> None:
     manifest = prepare(load_params().prepare, arguments.raw, arguments.out)
     with replacing(arguments.split) as partial:
         shutil.copyfile(arguments.out / "split.csv", partial)
-    for split, found in manifest.splits.items():
-        kinds = ", ".join(f"{count} {kind}" for kind, count in found.kinds.items())
-        print(f"prepare: {split:<5} {found.num_images:>5} images" + (f": {kinds}" if kinds else ""))
+    counts = ", ".join(f"{found.num_images} {split}" for split, found in manifest.splits.items())
+    kinds = sorted({kind for found in manifest.splits.values() for kind in found.kinds})
+    print(f"prepare: images: {counts}" + (f"; kinds: {', '.join(kinds)}" if kinds else ""))
+    for split, found in manifest.splits.items() if kinds else ():
+        detail(f"prepare: {split}: " + ", ".join(f"{count} {kind}" for kind, count in found.kinds.items()))
     for leak in manifest.leaks:
         print(f"prepare: caution: {leak}")
+    pairs, broken = manifest.num_near_duplicates, manifest.quarantined
     print(
-        f"prepare: {manifest.num_groups} groups, {manifest.num_near_duplicates} pairs of near-duplicates, see "
-        f"{arguments.out / 'duplicates.csv'}"
+        f"prepare: {manifest.num_groups} groups; near-duplicate pairs: {pairs}"
+        + (f" (see {arguments.out / 'duplicates.csv'})" if pairs else "")
+        + f"; files set aside: {broken}"
+        + (f" (see {arguments.out / 'quarantine.csv'})" if broken else "")
     )
-    print(f"prepare: {manifest.quarantined} files set aside, see {arguments.out / 'quarantine.csv'}")
     if manifest.ignored_share:
-        print(f"prepare: {manifest.ignored_share:.1%} of the train pixels are ignored")
+        print(f"prepare: {manifest.ignored_share:.1%} of the train pixels are unlabelled")
     if manifest.background:
-        which = "other train pixels" if manifest.ignored_share else "train pixels"
+        which = "labelled train pixels" if manifest.ignored_share else "train pixels"
         print(f"prepare: {manifest.foreground_share:.1%} of the {which} are foreground")
     fingerprint = read_fingerprint(arguments.out)
     write_json(arguments.metrics, comparable(fingerprint))

@@ -9,6 +9,7 @@ import argparse
 import hashlib
 from pathlib import Path
 
+from pipelines import detail
 from pipelines.console.progress import watched
 from pipelines.core.checksums import SUMS
 from pipelines.core.delivery_sections import Register
@@ -16,6 +17,7 @@ from pipelines.core.files import check_outputs, read_results, scratch, write_jso
 from pipelines.core.git import git_commit
 from pipelines.core.params import load_params
 from pipelines.core.redaction import redacted
+from pipelines.evaluation.depth_table import summary
 from pipelines.evaluation.scored import read_depth
 from pipelines.registry import aliases, evidence, mlflow_store, model_versions, read_back, run_log, runs
 from pipelines.registry.lock import exclusive
@@ -52,7 +54,7 @@ def register_family(family: Family, inputs: Inputs, params: dict, settings: Regi
         run_name = f"{name} {family.fingerprint[:8]}"
         with runs.open_run(client, where, run_name, family.fingerprint, family.trained.info.get("run")) as run:
             if run.info.status != "FINISHED":
-                print(f"logging run {run.info.run_name}: params, curves, data sets, report", flush=True)
+                detail(f"logging run {run.info.run_name}: params, curves, data sets, report")
                 with scratch() as folder:
                     run_log.log_run(client, run, family, inputs, params, folder)
             depths = watched(family.trained.depths, "registering, depths")
@@ -169,7 +171,7 @@ def check_versions(client, family: Family, versions: dict[int, str]) -> None:
     for depth, version in versions.items():
         model_versions.mark_verified(client, family.name, version, models[depth].model_id, depth not in reasons)
         if depth not in reasons:
-            print(f"L{depth} is version {version}: read back, predicts the same", flush=True)
+            detail(f"L{depth} is version {version}: read back, predicts the same")
     if reasons:
         lines = [
             f"version {versions[depth]} of {family.name} (L{depth}), read back from "
@@ -229,10 +231,8 @@ def main() -> None:
     uri = mlflow_store.tracking_uri(params.registry.tracking_uri)
     found = register(Inputs(**arguments), params.model_dump(by_alias=True, mode="json"), params.registry, uri)
     write_json(out, found)
-    chosen = found["recommended"]
-    print(f"aliases moved: {', '.join(found['versions'])}" + (f"; recommended is {chosen}" if chosen else ""))
-    print(f"version {found['candidate']} is {found['promotion']}: {found['promotion_reason']}")
-    print("`unetpp mlflow` opens the page")
+    print(f"register: version {found['candidate']} is {found['promotion']}: {found['promotion_reason']}")
+    print(f"\n{summary(arguments['evaluation'], out)}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from pipelines import detail
 from pipelines.cluster.jobs import address_of, run_remotely
 from pipelines.cluster.ray_cluster import check_fits, cluster, how_many_fit
 from pipelines.core.command import run_command
@@ -106,8 +107,9 @@ def search(params: Params, prepared: Path, runs: Path, out: Path, reports: Path,
     for point in points:
         said = f"val IoU {point['val_iou']:.4f}" if point["val_iou"] is not None else "no val IoU"
         said += f" ({point['status']}: {point['reason']})" if point["reason"] else ""
-        print(f"trial {point['trial']}: {name(point)}: {said}, {describe(point)}")
-    print(f"chosen: {name(chosen)}, {reason} ({time.monotonic() - began:.0f} s); wrote {out}, {reports}")
+        detail(f"trial {point['trial']}: {name(point)}: {said}, {describe(point)}")
+    print(f"search: chosen: {name(chosen)}, {reason}")
+    detail(f"wrote {out}, {reports}, after {time.monotonic() - began:.0f} s")
 
 
 def run_search(

@@ -16,6 +16,7 @@ from tests.stores import Postgres, find_postgres
 
 # Two processes of tests run side by side.
 os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+os.environ["UNETPP_VERBOSE"] = "1"  # tests wait for an epoch, and look for what is told of each trial
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as unetpp.threads has it, for tests that import torch alone
 
 # A shell starts what runs in the background with Ctrl-C ignored, which the processes of the tests would inherit.

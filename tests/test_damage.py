@@ -13,6 +13,7 @@ from pipelines import served, train
 from pipelines.cluster import job_package
 from pipelines.core.command import run_command
 from pipelines.core.params import load_params
+from pipelines.evaluation.depth_table import summary
 from pipelines.evaluation.scored import read_scored
 from pipelines.evaluation.subject import Subject, read_groups
 from pipelines.export import calibration_images
@@ -23,7 +24,6 @@ from pipelines.registry.find_report import Found, read_evaluation
 from pipelines.registry.live_log import read_unlogged
 from pipelines.registry.run_log import Inputs, read_hashes
 from pipelines.storage import http_download, node_cache, stage_paths
-from pipelines.summary import summary
 from pipelines.training.architecture import read_architecture
 from tests.canary import Canary
 from tests.pipelines.registry.family import settings, write_stages
@@ -48,7 +48,7 @@ READERS: dict[str, Any] = {  # by the file that they read
     "architecture.yaml": read_architecture,
     "manifest.json": lambda path: read_manifest(path.parent),
     "report.json": lambda path: read_evaluation(Found(path.parent)),
-    "evaluate/report.json": lambda path: summary(path.parents[1]),
+    "evaluate/report.json": lambda path: summary(path.parent, path.parents[1] / "register/versions.json"),
     "fingerprint.json": lambda path: PAGES["data"](path.parent),
     "search/page.json": PAGES["search"],
     "page.json": lambda path: PAGES["depths"](path.parent),

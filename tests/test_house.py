@@ -28,6 +28,7 @@ LAYERS = (
     {"trying"},
     {"stages and commands"},  # a stage never imports a stage; the command line imports all of them, late
     {"project"},  # a project is planned from what stage ingest brings
+    {"commandline"},
 )
 WITHIN_UNETPP = (
     {"errors", "offline", "threads"},

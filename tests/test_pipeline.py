@@ -42,7 +42,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
         ["dvc", "remote", "add", "--local", "private", f"https://me:{CANARY}@localhost/x"],
     ):
         made.run(*command)
-    (folder / "dvc repro.log").write_text(made.run("dvc", "repro", **SECRETS))
+    (folder / "dvc repro.log").write_text(made.run("dvc", "repro", "--quiet", UNETPP_VERBOSE="", **SECRETS))
     return made
 
 
@@ -57,6 +57,16 @@ def test_pipeline_ends_with_a_registered_version_of_every_depth(clone):
     printed = clone.unetpp("summary")
     assert metrics["recommendation"] in " ".join(printed.split())
     assert "unetpp mlflow" in printed
+
+
+def test_a_run_tells_its_story_in_a_few_lines_and_ends_with_the_summary(clone):
+    log, end = (clone.folder / "dvc repro.log").read_text().strip(), clone.unetpp("summary").strip()
+    assert log.endswith(end)
+    story = log.removesuffix(end).splitlines()
+    assert len(story) <= 40  # some twenty, and one each half minute
+    assert [line for line in story if line.strip() and not re.match("[a-z0-9, ]+: |epoch ", line)] == []
+    stages = {"ingest", "prepare", "search", "train", "export", "evaluate", "register"}
+    assert stages <= {line.partition(":")[0] for line in story}
 
 
 def test_report_says_what_its_schema_promises(clone):

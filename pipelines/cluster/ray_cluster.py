@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipelines import VERBOSE, is_verbose
 from pipelines.core.files import scratch
 from unetpp.errors import UserError
 from unetpp.offline import TELEMETRY_OFF
@@ -48,6 +49,7 @@ def cluster() -> Iterator[None]:
         import ray
 
         options["runtime_env"]["env_vars"] = TELEMETRY_OFF | QUIET | {WAIT: os.environ[WAIT]}
+        options["runtime_env"]["env_vars"] |= {VERBOSE: "1"} if is_verbose() else {}
         # Without a dashboard a helper of Ray Train warns every second that it cannot reach one.
         options |= {"logging_level": "WARNING", "logging_config": ray.LoggingConfig(log_level="ERROR")}
         try:

@@ -17,7 +17,7 @@ import psutil
 from pipelines.core.tables import write_rows
 
 INTERVAL_S = 2.0
-MAX_ROWS = 240  # from here on every second row goes, and rows are taken half as often
+MAX_ROWS = 240  # then every second row is dropped, and rows are taken half as often
 MB = 1e6
 
 

@@ -1,4 +1,4 @@
-"""What a person sees of a training run: a line an epoch, and on a terminal one that is rewritten meanwhile."""
+"""What a person sees of a training run: lines of epochs, and on a terminal one that is rewritten meanwhile."""
 
 import shutil
 import sys
@@ -9,24 +9,26 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-EVERY_S = 0.25  # the line that moves is rewritten so often at most
-SILENT_S, LOGGED_S = 5, 30  # of what is quicker nothing is shown; a line so often where it cannot move
+from pipelines import is_verbose
+
+EVERY_S = 0.25  # shortest time between updates of the moving line
+SILENT_S, LOGGED_S = 5, 30  # shorter work shows nothing; time between lines where none can move
 
 
 T = TypeVar("T")
 
 
 def watched(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
-    """The items, while standard error shows how many are done and how long the rest takes.
+    """The items, while standard error shows how many are done and the time left.
 
-    Nothing is shown of what is done within five seconds. On a terminal the line is rewritten, elsewhere there is one
-    each half minute.
+    Work of less than five seconds shows nothing. On a terminal the line is rewritten, elsewhere there is a new one
+    every half minute.
     """
     yield from tqdm(items, desc=what, total=total, **_look(""))
 
 
 def watched_bytes(what: str, total: int | None, done: int = 0) -> tqdm:
-    """The same look for bytes that come: a context whose `update` is told of each piece."""
+    """The same for downloaded bytes: a context whose `update` gets the size of each piece."""
     return tqdm(desc=what, total=total, initial=done, unit_scale=True, **_look("B"))
 
 
@@ -44,7 +46,7 @@ def _look(unit: str) -> dict[str, Any]:
 
 
 class _Lines:
-    """Standard error where it is no terminal: each state of a bar is a line."""
+    """Standard error that is not a terminal: each state of a bar is a line."""
 
     def write(self, text: str) -> None:
         text = text.strip("\r\n ")
@@ -56,12 +58,12 @@ class _Lines:
 
 
 class Progress:
-    """Of one training, from where it begins or resumes; of several processes the first one's.
+    """Progress of one training run from where it begins or resumes; of several processes, the first one's.
 
-    What a worker of Ray prints comes to the terminal by Ray, line by line: none of them moves.
+    Ray forwards a worker's output to the terminal line by line: no line moves.
 
     Args:
-        history: the rows of the epochs that were done before.
+        history: the rows of earlier epochs.
     """
 
     def __init__(self, num_epochs: int, history: Sequence[dict] = ()):
@@ -70,9 +72,10 @@ class Progress:
         self._row = history[-1] if history else None
         self._shown = self._epoch_began = time.monotonic()
         self._epoch = self._first = -1
+        self._kept: float | None = None  # when a line was printed that stays
 
     def step(self, epoch: int, number: int, sizes: Sequence[int]) -> None:
-        """A step was done, the `number`th of an epoch whose steps have so many images each."""
+        """A step was done, the `number`th of an epoch whose steps have `sizes` images."""
         now = time.monotonic()
         if self._began is None:
             self._began = now, epoch + number / len(sizes)
@@ -88,7 +91,7 @@ class Progress:
         line = f"epoch {epoch + 1}/{self._num_epochs}  step {number}/{len(sizes)}  {speed:.0f} images/s"
         line += self._eta(now, epoch + number / len(sizes))
         line += f"  val IoU {describe_ious(self._row)}" if self._row else ""
-        # One that is longer than the window would leave its beginning behind.
+        # A line longer than the window would leave its beginning behind.
         print(f"\r{line[: shutil.get_terminal_size().columns - 1]}\x1b[K", end="", flush=True)
 
     def say(self, line: str) -> None:
@@ -96,12 +99,15 @@ class Progress:
         print(f"\r{line}\x1b[K" if self._moves else line, flush=True)
 
     def epoch(self, row: dict[str, Any]) -> None:
-        """An epoch was done."""
-        self._row = row
-        self.say(describe(row, self._num_epochs) + self._eta(time.monotonic(), row["epoch"]))
+        """An epoch was done: a line for the first, the last and every half minute; for each if verbose."""
+        self._row, now = row, time.monotonic()
+        due = self._kept is None or now - self._kept >= LOGGED_S or row["epoch"] == self._num_epochs
+        if due or is_verbose():
+            self._kept = now
+            self.say(describe(row, self._num_epochs) + self._eta(now, row["epoch"]))
 
     def _eta(self, now: float, done: float) -> str:
-        """How long the rest takes, at the speed since the first step; nothing before there is one, and at the end."""
+        """Time left, at the speed since the first step; nothing before it, and at the end."""
         if self._began is None or done <= self._began[1] or done >= self._num_epochs:
             return ""
         pace = (now - self._began[0]) / (done - self._began[1])

@@ -19,7 +19,7 @@ def seal(folder: Path) -> str:
 
 
 def sealed_files(folder: Path, needed: Collection[str] = OF_A_MODEL) -> dict[str, str]:
-    """What SHA256SUMS of a folder, of a model's if nothing else is said, lists: sha256 by name.
+    """What SHA256SUMS of a folder, by default a model's, lists: sha256 by name.
 
     Raises:
         UserError: it is missing, lacks one of the names `needed`, or has a name that leads out of the folder.
@@ -38,7 +38,7 @@ def sealed_files(folder: Path, needed: Collection[str] = OF_A_MODEL) -> dict[str
 
 
 def check_seal(folder: Path, needed: Collection[str] = OF_A_MODEL) -> None:
-    """Compare the files of a folder, of a model's if nothing else is said, with its SHA256SUMS.
+    """Compare the files of a folder, by default a model's, with its SHA256SUMS.
 
     Raises:
         UserError: a file is missing or has other bytes; the message names it.

@@ -19,12 +19,12 @@ from unetpp.errors import UserError
 
 @cache
 def _clear_after_workers() -> None:
-    """Have this process's workers keep their sockets where the next command clears them away after a kill."""
+    """Keep the sockets of worker processes where the next command removes them after a kill."""
     stack = ExitStack()
     atexit.register(stack.close)
     # Else `multiprocessing` makes a folder pymp-... in TMPDIR, which stays for ever. It has no public name for this.
     config = multiprocessing.current_process()._config  # pyright: ignore[reportAttributeAccessIssue]
-    with suppress(OSError, UserError):  # where there is no place for it, who needs one will say so
+    with suppress(OSError, UserError):  # without a place for it: whoever needs one will say so
         config["tempdir"] = str(stack.enter_context(scratch()))
 
 

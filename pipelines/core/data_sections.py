@@ -1,4 +1,4 @@
-"""The sections ingest and prepare of params.yaml: every legal key and value."""
+"""The sections ingest and prepare of params.yaml: every valid key and value."""
 
 import re
 from typing import Annotated, Literal
@@ -118,11 +118,11 @@ class Groups(Section):
             try:
                 num_groups = re.compile(self.pattern).groups
             except re.error as error:
-                raise ValueError(f"pattern is no regular expression ({error}), found {self.pattern!r}") from None
+                raise ValueError(f"pattern is not a regular expression ({error}), found {self.pattern!r}") from None
             if num_groups != 1:
                 raise ValueError(
                     f"pattern must have one group in parentheses, such as ^(patient\\d+)_, found {num_groups} in "
-                    f"{self.pattern!r}; parentheses that are no group begin with (?:"
+                    f"{self.pattern!r}; parentheses that are not a group begin with (?:"
                 )
         return self
 
@@ -136,7 +136,7 @@ Side = Annotated[int, Field(ge=16, le=8192)]
 
 
 def _check_size(value):
-    """A side, or height and width, in one sentence where it is neither."""
+    """Check for a side, or height and width; the error is one sentence."""
     sides = list(value) if isinstance(value, list | tuple) else [value]
     whole = all(str(one).isdecimal() and 16 <= int(one) <= 8192 and not isinstance(one, bool) for one in sides)
     if value is None or (whole and len(sides) in (1, 2) and (len(sides) == 2 or not isinstance(value, list | tuple))):
@@ -149,7 +149,7 @@ RESERVED = ("background", "ignore")  # in prepare.values
 
 
 def _check_values(value):
-    """{a value or a colour: a name}, in one sentence where it is not."""
+    """Check for {value or colour: name}; the error is one sentence."""
     if value is None:
         return None
     if not isinstance(value, dict) or not value:
@@ -157,7 +157,7 @@ def _check_values(value):
     found: dict[int | str, str] = {}
     for given, name in value.items():
         stored = str(given).lower()
-        stored = int(stored) if stored.isdecimal() else stored  # JSON has no other keys than text
+        stored = int(stored) if stored.isdecimal() else stored  # JSON keys are always text
         if isinstance(given, bool) or not (stored <= 65535 if isinstance(stored, int) else COLOUR.fullmatch(stored)):
             raise ValueError(f"expected values of 0 to 65535, or colours such as '#ff0000', found {given!r}")
         if not isinstance(name, str) or not name:
@@ -198,7 +198,7 @@ class Prepare(Section):
 
     @property
     def frame(self) -> Frame | None:
-        """What whole images are brought to, if to anything."""
+        """The size that whole images are brought to, if any."""
         return frame_of(self.size, self.fit)
 
     @model_validator(mode="after")
@@ -219,7 +219,7 @@ class Prepare(Section):
         if self.multilabel and self.num_classes != len(self.classes):
             raise ValueError(
                 f"prepare.num_classes is {self.num_classes} and prepare.classes names {len(self.classes)}: with "
-                f"prepare.multilabel set it to {len(self.classes)}, as the background is no label"
+                f"prepare.multilabel set it to {len(self.classes)}, as background is not a label"
             )
         if not self.background:
             if self.num_classes != len(self.classes):
@@ -257,7 +257,7 @@ class Prepare(Section):
             return self
         names = list(dict.fromkeys(name for name in self.values.values() if name not in RESERVED))
         if not names:
-            raise ValueError("prepare.values names no class: call one of its values by the name of what is to be found")
+            raise ValueError("prepare.values names no class: name at least one value by its class")
         if self.num_classes > 1 and self.classes is None:
             raise ValueError(
                 f"prepare.values names {', '.join(names)}, and prepare.classes is null: set prepare.classes=["
@@ -278,23 +278,25 @@ class Prepare(Section):
                 f"{', '.join(map(str, self.values))}: name 0 and 255 alone, or set prepare.mask_threshold to null"
             )
         if self.ignore is not None and (said := self.values.get(self.ignore, "ignore")) != "ignore":
-            raise ValueError(f"prepare.ignore is {self.ignore}, which prepare.values calls {said!r}: decide for one")
+            raise ValueError(
+                f"prepare.ignore is {self.ignore}, which prepare.values calls {said!r}: change one of them"
+            )
         if self.ignore is not None and isinstance(next(iter(self.values)), str):
             raise ValueError(
-                f"prepare.ignore is {self.ignore}, and prepare.values names colours: add the colour of what nobody "
-                "annotated there, as ignore, and set prepare.ignore to null"
+                f"prepare.ignore is {self.ignore}, and prepare.values names colours: add the colour of unlabelled "
+                "pixels there, as ignore, and set prepare.ignore to null"
             )
         return self
 
     @model_validator(mode="after")
     def _ignore_is_no_class(self):
         if self.values is not None:
-            return self  # what is stored is no class index
+            return self  # stored values are not class indices
         highest = self.num_classes if self.multilabel or self.num_classes == 1 else self.num_classes - 1
         if self.ignore is not None and self.ignore <= highest:
             raise ValueError(
                 f"prepare.ignore is {self.ignore}, which is a class: masks hold 0 to {highest} by prepare.num_classes; "
-                "set it to the value of what nobody annotated, or to null"
+                "set it to the value of unlabelled pixels, or to null"
             )
         return self
 

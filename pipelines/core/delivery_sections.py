@@ -1,4 +1,4 @@
-"""The sections export, evaluate, register and cluster of params.yaml: every legal key and value."""
+"""The sections export, evaluate, register and cluster of params.yaml: every valid key and value."""
 
 import re
 from pathlib import Path
@@ -67,7 +67,7 @@ def _check_name(name: str) -> str:
     return name
 
 
-Name = Annotated[str, Field(min_length=1, max_length=256)]  # what a database of MLflow's holds
+Name = Annotated[str, Field(min_length=1, max_length=256)]  # limit of MLflow's database
 
 
 class Register(Section):

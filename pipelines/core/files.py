@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and outputs that take the place of nothing but the pipeline's own."""
+"""Files that are complete or absent, and outputs that replace only the pipeline's own files."""
 
 import errno
 import functools
@@ -24,7 +24,7 @@ try:
 except ImportError:  # on Windows, where `unetpp predict` runs
     fcntl = None
 
-# In a folder: which of its files the pipeline wrote, a line of size or sha256 and name for each.
+# In a folder: the files that the pipeline wrote, one line each with size or sha256, and name.
 MARKER = ".unetpp"
 HOLDING = ".unetpp.partial-"  # how temporary folders for many files begin
 LOCK = ".unetpp-lock"  # in a temporary folder: held for as long as its process lives
@@ -38,7 +38,7 @@ def check_outputs(
     overwrite: bool | None = None,
     within: bool = False,
 ) -> None:
-    """Refuse, before any work is done, outputs that would take the place of what is not the pipeline's own.
+    """Refuse, before any work is done, outputs that would replace files not written by the pipeline.
 
     Free are names that do not exist, empty folders, and what the markers show to be written by the pipeline and not
     changed since. What killed processes left half-written of these outputs goes.
@@ -62,7 +62,7 @@ def check_outputs(
         if os.path.lexists(there) and not there.is_dir():
             raise UserError(f"{there}: found a file; expected a folder, or a new name for one")
         if not os.access(there, os.W_OK):
-            raise UserError(f"{there}: this user may not write there; give another place")
+            raise UserError(f"{there}: this user may not write there; choose another place")
     listed, in_the_way = functools.cache(_listed), []
     for folder in folders:
         if folder.is_dir():
@@ -76,10 +76,10 @@ def check_outputs(
             in_the_way.append(str(file))
     if in_the_way and not overwrite:
         more = " and more" if len(in_the_way) > 5 else ""
-        option = "" if overwrite is None else ", or give --overwrite, which replaces files of the same names"
+        option = "" if overwrite is None else ", or use --overwrite, which replaces files of the same names"
         raise UserError(
             f"{', '.join(in_the_way[:5])}{more}: in the way of what is to be written, and not written by this "
-            f"pipeline, or changed since; nothing was done: give another place, or move them away{option}"
+            f"pipeline, or changed since; nothing was done: choose another place, or move them away{option}"
         )
     for parent, prefixes in names.items():
         _sweep(parent, prefixes)
@@ -91,7 +91,7 @@ def _check_inputs(folders: list[Path], files: list[Path], inputs: list[Path], wi
 
     @functools.cache
     def places(path: Path) -> frozenset[tuple[int, int]]:
-        """A path and the folders above it as the file system knows them, so that a link or another case is no other."""
+        """Identities of a path and the folders above it, the same through links or in another case."""
         found = set()
         for place in (path, *path.parents):
             with suppress(OSError):
@@ -109,13 +109,15 @@ def _check_inputs(folders: list[Path], files: list[Path], inputs: list[Path], wi
         real = Path(os.path.realpath(out))
         own = places(real) - places(real.parent)
         if same := own & read.keys():
-            raise UserError(f"{out}: this output is {read[min(same)]}, which is read: give another place")
+            raise UserError(f"{out}: this output is {read[min(same)]}, which is read: choose another place")
         if above := places(real.parent) & read.keys() if not within else ():
-            raise UserError(f"{out}: this output lies in {read[min(above)]}, which is read: give a place outside of it")
+            raise UserError(f"{out}: this output lies in {read[min(above)]}, which is read: choose a place outside it")
         if held := own & holding.keys() if out in folders else ():
-            raise UserError(f"{out}: this output holds {holding[min(held)]}, which is read: give a place beside it")
+            raise UserError(f"{out}: this output holds {holding[min(held)]}, which is read: choose a place next to it")
         if real in taken or any(taken.get(one) in folders for one in real.parents if one in taken):
-            raise UserError(f"{out}: this output is another output too, or lies in one: give each a place of its own")
+            raise UserError(
+                f"{out}: this output is another output too, or lies in one: choose a separate place for each"
+            )
         taken[real] = out
 
 
@@ -139,8 +141,8 @@ def _listed(folder: Path) -> set[tuple[str, str]]:
 
 
 def _mark(partial: Path, path: Path) -> None:
-    """Write down that what is about to stand at `path` is the pipeline's own."""
-    if partial.is_dir():  # by sizes: to read a large data set once more would take long
+    """Record that the new content of `path` is the pipeline's own."""
+    if partial.is_dir():  # by sizes: reading a large data set again would take long
         files = [one for one in sorted(partial.rglob("*")) if one.is_file() and one != partial / MARKER]
         text = "".join(f"{one.lstat().st_size}  {one.relative_to(partial).as_posix()}\n" for one in files)
         (partial / MARKER).write_text(text, encoding="utf-8", errors="surrogateescape")
@@ -152,7 +154,7 @@ def _mark(partial: Path, path: Path) -> None:
 @telling_full_disk
 @contextmanager
 def replacing(path: str | Path, held: Path | None = None) -> Iterator[Path]:
-    """Yield a temporary path beside `path` for a file or a folder; on success it takes `path`'s place.
+    """Yield a temporary path next to `path` for a file or a folder; on success it replaces `path`.
 
     An error or an interrupt in between leaves what stood at `path` as it was. Files of a folder that are not the
     pipeline's own stay, beside the new ones.
@@ -213,7 +215,7 @@ def _prefix(name: str) -> str:
 
 @contextmanager
 def scratch(parent: Path | None = None) -> Iterator[Path]:
-    """A temporary folder for the block, after those that killed processes left behind are gone."""
+    """A temporary folder for the block, after removing those that killed processes left behind."""
     parent = Path(parent or tempfile.gettempdir())
     _sweep(parent, {"unetpp-tmp-"})
     with _held_folder(parent, "unetpp-tmp-") as folder:
@@ -222,7 +224,7 @@ def scratch(parent: Path | None = None) -> Iterator[Path]:
 
 
 def kept_folder() -> Path:
-    """A new temporary folder that outlives this process; those of before go when they are older than a day."""
+    """A new temporary folder that outlives this process; earlier ones are removed once they are a day old."""
     parent = Path(tempfile.gettempdir())
     _sweep(parent, {"unetpp-kept-"}, hours=24)
     folder = Path(tempfile.mkdtemp(prefix="unetpp-kept-", dir=parent))
@@ -271,7 +273,7 @@ def _sweep(parent: Path, prefixes: set[str], hours: float = 0) -> None:
                 if path.stat().st_mtime <= time.time() - 3600 * hours:
                     with locked(path / LOCK, wait=False):
                         shutil.rmtree(path)
-            elif ends.isdecimal():  # the process's number, of a version that knew no lock
+            elif ends.isdecimal():  # process id, from a version without locks
                 try:
                     os.kill(int(ends), 0)
                 except ProcessLookupError:
@@ -311,7 +313,7 @@ def read_yaml(path: Path, fix: str, needed: Collection[str] = ()) -> dict[str, A
 
 @contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[None]:
-    """Hold the lock that a file stands for; it ends with the process that holds it.
+    """Hold a lock file; the lock ends with the process that holds it.
 
     Raises:
         BlockingIOError: another process holds it, and `wait` is false.
@@ -324,6 +326,6 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
                 is_named = os.fstat(file.fileno()).st_ino == path.stat().st_ino
             except FileNotFoundError:
                 is_named = False
-            if is_named:  # else somebody has cleaned up meanwhile
+            if is_named:  # else it was removed meanwhile
                 yield
                 return

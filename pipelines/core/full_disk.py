@@ -1,4 +1,4 @@
-"""The full disk: told in one line, however a library says it, and where it can be, before any work."""
+"""A full disk, reported in one line whatever a library says, and where possible before any work."""
 
 import errno
 import functools
@@ -8,15 +8,16 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+from pipelines import detail
 from unetpp.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# As libraries tell it that lose the number: Ray of its workers, SQLite, torch.
+# How libraries say it that lose the error number: Ray (of its workers), SQLite, torch.
 SAYS_FULL = ("No space left on device", "Disk quota exceeded", "File too large", "database or disk is full")
 
 
 def full_disk(error: BaseException, place: str | Path) -> UserError | None:
-    """What to say where a full disk is behind an error; None where it is not.
+    """What to say if a full disk caused an error; None if it did not.
 
     Args:
         place: what was written, where the error names nothing.
@@ -41,7 +42,7 @@ def full_disk(error: BaseException, place: str | Path) -> UserError | None:
 
 @contextmanager
 def disk_errors(place: str | Path) -> Iterator[None]:
-    """A full disk, in the block, is a `UserError` that names `place` and what is free there, by then and not later."""
+    """Turn a full disk in the block into a `UserError` that names `place` and the free space at that moment."""
     try:
         yield
     except Exception as error:
@@ -51,7 +52,7 @@ def disk_errors(place: str | Path) -> Iterator[None]:
 
 
 def telling_full_disk(written: Callable[..., AbstractContextManager[Path]]):
-    """For what yields a path to be written: `disk_errors` around its block, and around what it does itself."""
+    """Decorate a context that yields a path to write: `disk_errors` around its block and around its own work."""
 
     @contextmanager
     @functools.wraps(written)
@@ -63,7 +64,7 @@ def telling_full_disk(written: Callable[..., AbstractContextManager[Path]]):
 
 
 def check_space(folder: str | Path, num_bytes: int, stage: str = "") -> None:
-    """Refuse to begin what cannot fit; where a stage is named, what it needs is told.
+    """Refuse to begin what cannot fit; where a stage is named, a verbose run tells what it needs.
 
     Raises:
         UserError: names the folder, what is needed and what is free.
@@ -71,7 +72,7 @@ def check_space(folder: str | Path, num_bytes: int, stage: str = "") -> None:
     folder = next(one for one in (Path(folder), *Path(folder).parents) if ".partial-" not in one.name)
     needed, free = f"{num_bytes / 2**20:,.0f}", f"{_free(folder):,}"
     if stage:
-        print(f"{stage}: about {needed} MiB are needed in {folder}, {free} MiB are free", flush=True)
+        detail(f"{stage}: about {needed} MiB are needed in {folder}, {free} MiB are free")
     if num_bytes > shutil.disk_usage(_there(folder)).free:
         raise UserError(
             f"{folder}: {needed} MiB are needed and {free} MiB are free; free some space and rerun the command"

@@ -3,7 +3,7 @@
 import subprocess
 from pathlib import Path
 
-# What the pipeline itself rewrites while it runs does not make the code another one.
+# Files that the pipeline itself rewrites do not count as changes of the code.
 REWRITTEN = ("dvc.lock", "reports")
 
 

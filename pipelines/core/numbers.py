@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-NOTHING = "–"  # noqa: RUF001 - what stands in a table where there is no number
+NOTHING = "–"  # noqa: RUF001 - shown in place of a missing number
 
 
 def short(number: float | None) -> str:
@@ -18,7 +18,7 @@ def short(number: float | None) -> str:
 
 
 def fixed(number: float | None, digits: int = 3) -> str:
-    """A number with so many digits after the point; None, which was not or cannot be measured, is a dash."""
+    """A number with this many decimals; None (not measured) is a dash."""
     return NOTHING if number is None else f"{number:.{digits}f}"
 
 

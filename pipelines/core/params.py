@@ -1,4 +1,4 @@
-"""params.yaml as one frozen model: the only reader of the file, and the only list of legal values.
+"""params.yaml as one frozen model: the only reader of the file, and the only list of valid values.
 
 No default stands here for what params.yaml holds. A wrong, missing or unknown key is refused with its
 dotted path and, for an unknown one, the nearest that exists.
@@ -24,7 +24,7 @@ from unetpp.network.masks import MASK
 
 
 class Params(Section):
-    """All of params.yaml, one attribute a section."""
+    """All of params.yaml, one attribute per section."""
 
     ingest: Ingest
     prepare: Prepare
@@ -34,7 +34,7 @@ class Params(Section):
     augment: Augment
     export: Export
     evaluate: Evaluate
-    # `register` itself is a method of every Python class, so the attribute has another name than the section.
+    # Pydantic's models have a method `register`, so the attribute has another name than the section.
     registry: Annotated[Register, Field(alias="register")]
     cluster: Cluster
 
@@ -139,7 +139,7 @@ def check_levels(params: Params, candidates: Iterable[Sequence[int]]) -> None:
     if sides is None:
         return
     workers = 1 if train.sync_batchnorm else max(train.max_workers, params.search.num_workers)
-    images = train.batch_size // workers // train.accumulate  # that a process computes at once
+    images = train.batch_size // workers // train.accumulate  # per process and pass
     for widths in candidates:
         depth, width = len(widths) - 1, widths[-1]
         step = 2**depth
@@ -196,7 +196,7 @@ def _dotted(values: dict, prefix: str = "") -> Iterator[str]:
 
 
 def _known_keys(model: type[BaseModel], path: tuple) -> list[str]:
-    """The keys legal in the section at a dotted path, for the nearest-name hint."""
+    """The valid keys of the section at a dotted path, for the nearest-name hint."""
     for name in path:
         fields = {field.alias or key: field.annotation for key, field in model.model_fields.items()}
         inner = fields.get(name)

@@ -1,4 +1,4 @@
-"""Folders that no other user of the machine may enter: they hold what is unpickled, or data and names of others."""
+"""Folders closed to other users of the machine: they hold what is unpickled, or private data and names."""
 
 import os
 from contextlib import suppress
@@ -10,7 +10,7 @@ DVC_DEFAULT = Path("/var/tmp/dvc")  # which DVC makes for all users to write in,
 
 
 def make_private(folder: Path) -> Path:
-    """The folder, made where it is missing, and closed to other users where it is ours."""
+    """The folder, created if missing, and closed to other users if it is ours."""
     folder = folder.expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     with suppress(OSError):  # another user's, or on a disk without modes
@@ -19,10 +19,10 @@ def make_private(folder: Path) -> Path:
 
 
 def is_private(path: Path) -> bool:
-    """Whether no other user gets to a path, which need not be there yet."""
+    """Whether other users have no access to a path, which need not exist yet."""
     return any(one.exists() and not one.stat().st_mode & 0o077 for one in (path, *path.absolute().parents))
 
 
 def dvc_environment() -> dict[str, str]:
-    """For a process of DVC's: where it keeps its site cache, unless the user has said it."""
+    """Environment of a DVC process: where its site cache is, unless the user has set it."""
     return {"DVC_SITE_CACHE_DIR": os.environ.get("DVC_SITE_CACHE_DIR") or str(make_private(CACHE) / "dvc")}

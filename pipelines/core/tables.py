@@ -1,4 +1,4 @@
-"""CSV tables, of which a spreadsheet runs no cell: names of files and folders come from strangers.
+"""CSV tables whose cells no spreadsheet runs as formulas: names of files and folders come from strangers.
 
 A text cell that a spreadsheet would take for a formula (it begins with = + - @ tab or CR) is written behind an
 apostrophe, which `read_rows` takes off again. Numbers stay numbers.

@@ -65,7 +65,7 @@ class Budget(Section):
 
 
 def _check_choices(value):
-    """A list of choices, or one range {uniform | log | int: [low, high]}, in one sentence where it is neither."""
+    """Check for a list of choices or one range {uniform | log | int: [low, high]}; the error is one sentence."""
     if isinstance(value, list | tuple) and value:
         return value
     if isinstance(value, dict) and len(value) == 1 and set(value) <= {"uniform", "log", "int"}:
@@ -143,7 +143,7 @@ class Search(Section):
 
 
 def _check_weights(value):
-    """A wrong value in one sentence; pydantic has one for each of the types that it may be."""
+    """Reject a wrong value in one sentence; pydantic has one for each possible type."""
     is_list = isinstance(value, list | tuple) and all(
         isinstance(one, int | float) and not isinstance(one, bool) and one >= 0 for one in value
     )
@@ -153,13 +153,13 @@ def _check_weights(value):
 
 
 def _check_workers(value):
-    """A number of processes, or the fewest and the most, in one sentence where it is neither."""
+    """Check for a number of processes, or the fewest and the most; the error is one sentence."""
     ends = list(value) if isinstance(value, list | tuple) else [value]
     whole = [int(one) for one in ends if not isinstance(one, bool) and str(one).isdecimal() and int(one) > 0]
     if len(whole) != len(ends) or len(ends) not in (1, 2) or (isinstance(value, list | tuple) and len(ends) == 1):
         raise ValueError(
-            "expected a number of processes, or [fewest, most] of a training that goes on when some leave and takes in "
-            f"those that come, found {value!r}"
+            "expected a number of processes, or [fewest, most] for an elastic training run that continues when some "
+            f"leave or join, found {value!r}"
         )
     if len(ends) == 2 and whole[0] >= whole[1]:
         raise ValueError(f"expected [fewest, most] with fewer in front, or one number, found {value!r}")
@@ -206,7 +206,7 @@ class Train(Section):
 
     @property
     def min_workers(self) -> int:
-        """With fewer processes a training waits."""
+        """With fewer processes a training run waits."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
 
     @property
@@ -242,7 +242,7 @@ class Train(Section):
         if self.accumulate * self.max_workers > self.batch_size:
             raise ValueError(
                 f"train.accumulate is {self.accumulate}, and a process has {self.batch_size // self.max_workers} "
-                "image(s) of a batch: there can be no more parts than that"
+                "image(s) of a batch: use at most that many parts"
             )
         if self.static_graph and self.accumulate > 1:
             raise ValueError(
@@ -256,7 +256,7 @@ class Train(Section):
             )
         if self.compile and not self.use_gpu:
             raise ValueError(
-                "train.compile is for GPUs: on processors a compiled training was 0.84 times as fast, after 52 s of "
+                "train.compile is for GPUs: on CPUs compiled training was 0.84 times as fast, after 52 s of "
                 "compiling; set it to null, or train.use_gpu to true"
             )
         if self.compress_gradients and not self.use_gpu:
@@ -272,7 +272,7 @@ class Train(Section):
 
 
 def _check_flips(value):
-    """The words that took the place of true and false."""
+    """Refuse true and false, which words have replaced."""
     if isinstance(value, bool):
         words = (
             "augment.flips: all and augment.quarter_turns: true"
@@ -280,7 +280,7 @@ def _check_flips(value):
             else ("augment.flips: none and augment.quarter_turns: false")
         )
         raise ValueError(
-            f"found {str(value).lower()}, as versions before had it; expected none, horizontal, vertical or all: for "
+            f"found {str(value).lower()}, as earlier versions had it; expected none, horizontal, vertical or all: for "
             f"the same as before set {words}"
         )
     return value
@@ -297,7 +297,7 @@ class Augment(Section):
 
 
 class Origin(Section):
-    """A model whose weights a training begins with: what `train.init` asked for, what that was, and its file's sum."""
+    """The model whose weights training starts from: what `train.init` asked for, what that was, and its checksum."""
 
     asked: str
     uri: str  # models:/NAME/VERSION, or the folder

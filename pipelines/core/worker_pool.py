@@ -17,13 +17,13 @@ from typing import Any
 
 import cv2
 
-# Nothing that works takes so long over one item; a decoder in an endless loop does.
+# Longest time for one item; only a decoder in an endless loop takes longer.
 STALLED_S = 600
 
 
 @dataclass(frozen=True)
 class Died:
-    """In place of an answer: how the process ended that had the item."""
+    """Returned instead of an answer: how the process with the item ended."""
 
     how: str
 
@@ -132,12 +132,12 @@ def begin_process() -> None:
     cv2.setNumThreads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process ends the others
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:  # Linux alone has it
-        file.write("1000")  # where memory runs out, this process goes and not its parent
+        file.write("1000")  # out of memory: the kernel kills this process, not its parent
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A killed parent cannot end its processes, and they would wait for it for ever."""
+    """End with the parent: a killed parent cannot end its processes, which would wait forever."""
     parent = parent_process()
     assert parent is not None
     wait([parent.sentinel])

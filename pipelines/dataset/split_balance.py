@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipelines import detail
 from pipelines.core.data_sections import Prepare
 from pipelines.dataset.sample_stats import Samples, rounded
 from pipelines.dataset.splits import SPLITS, Place, place
@@ -124,7 +125,8 @@ def check_balance(
             f"{kind} " + ", ".join(f"{number} in {part}" for part, number in found.items())
             for kind, found in proposed[1].counts.items()
         )
-        print(f"warning: {advice} would give {better}; it moves images, so take it before the first training or never")
+        print(f"warning: {advice} divides the kinds better; it reshuffles all splits, so set it before you train")
+        detail(f"it would give {better}")
     else:
         print(f"warning: {advice}")
 

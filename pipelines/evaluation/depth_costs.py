@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipelines import detail
 from pipelines.console.machine_load import others_share
 from pipelines.console.progress import watched
 from pipelines.core.delivery_sections import Evaluate
@@ -159,12 +160,10 @@ def measure_devices(
         present = ["cpu"]
     devices = []
     share, threads = others_share(), torch.get_num_threads()
-    print(
-        f"evaluate: costs first, with {threads} thread{'s' * (threads > 1)}, at most {LATENCY_S:.0f} s of latency for "
-        f"each device; other work takes {share:.0%} of this machine's processors"
-        + (": latency and throughput will not be those of an idle machine" if share > BUSY else ""),
-        flush=True,
-    )
+    told = f"other work takes {share:.0%} of this machine's processors"
+    detail(f"evaluate: latency with {threads} threads, at most {LATENCY_S:.0f} s per device; {told}")
+    if share > BUSY:
+        print(f"evaluate: {told}: latency and throughput will not be those of an idle machine", flush=True)
     for kind in present:
         device = torch.device(kind)
         rounds, batch, engine = settings.latency_rounds, settings.throughput_batch, settings.engine

@@ -1,15 +1,41 @@
-"""The depth report in a terminal: the decision, a row a depth, and the gates, within 100 columns."""
+"""The depth report in a terminal: a row a depth, the gates, the decision, and what to do next, within 100 columns."""
 
 import textwrap
+from pathlib import Path
 
+from pipelines.core.files import read_results
 from pipelines.core.numbers import fixed, short
 from pipelines.evaluation.cautions import find_cautions, says_objects
 
 COLUMNS = 100
 
 
+def summary(evaluation: Path, versions: Path) -> str:
+    """What a run ends with, and `unetpp summary` shows.
+
+    Args:
+        evaluation: folder of the evaluate stage.
+        versions: versions.json of the register stage.
+
+    Raises:
+        UserError: the pipeline has not run.
+    """
+    report = read_results(evaluation / "report.json", "evaluate", ("depths", "recommendation"))
+    registered = read_results(versions, "register", ("versions", "model_name"))
+    names = ", ".join(f"{depth}: {version}" for depth, version in registered["versions"].items())
+    champion = f"; champion: {registered['champion']}" if registered.get("champion") else ""
+    known = textwrap.fill(f"registered as {registered['model_name']}, versions {names}{champion}", COLUMNS)
+    return f"{describe(report)}\n\n{known}\n\n{NEXT}"
+
+
+NEXT = """next
+  unetpp report                         the depth report, in the browser
+  unetpp predict scans/ --out masks/    masks of your images, by the deepest depth; --depth 2 by L2
+  unetpp mlflow                         the registered versions, in the browser"""
+
+
 def describe(report: dict) -> str:
-    """What report.json holds, as text: sentence, tables, and what to be careful about."""
+    """What report.json holds, as text: tables, then the decision and what to be careful about."""
     depth = report["recommended_depth"]
     deepest = [name for name in report["depths"] if name != "mean"][-1]
     size = report.get("size_px")  # without it the score itself is the one at the network's size
@@ -18,14 +44,14 @@ def describe(report: dict) -> str:
     head = ("depth", "iou_image", "95 %", f"to {deepest}", "95 %", *([seen] if seen else []))
     head = (*head, "mIoU" if several else "dice", *_QUALITY)
     parts = [
-        textwrap.fill(report["recommendation"], COLUMNS, break_on_hyphens=False),
-        *(textwrap.fill(f"caution: {one}", COLUMNS) for one in find_cautions(report)),
         _align([head, *(_quality(name, row, bool(seen), several) for name, row in report["depths"].items())], depth),
         *([_classes(report)] if several else []),
         *_objects(report, deepest),
         _align([_COST, *(_cost(name, row) for name, row in report["depths"].items())], depth),
         _gates(report),
         *_engines(report),
+        textwrap.fill(report["recommendation"], COLUMNS, break_on_hyphens=False),
+        *(textwrap.fill(f"caution: {one}", COLUMNS) for one in find_cautions(report)),
     ]
     return "\n\n".join(parts)
 
@@ -127,8 +153,10 @@ def _align(rows: list[tuple[str, ...]], depth: int | None) -> str:
 
 
 def _gates(report: dict) -> str:
-    """A row a gate: its limit, and what each name has; what fails is marked."""
+    """A row a gate: its limit, and what each name has; what fails is marked. A line where all pass."""
     gates: dict[str, list[dict]] = report["gates"]
+    if all(one["passed"] for each in gates.values() for one in each):
+        return f"  gates passed at every depth: {', '.join(one['name'] for one in next(iter(gates.values())))}"
     rows: list[tuple[str, ...]] = [("gate", "limit", *gates)]
     for number, gate in enumerate(next(iter(gates.values()))):
         found = [one[number] for one in gates.values()]

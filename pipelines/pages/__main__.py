@@ -37,7 +37,7 @@ def main() -> None:
     page = PAGES[arguments.page](arguments.of)
     with replacing(arguments.out) as partial:
         partial.write_text(page, encoding="utf-8")
-    print(f"wrote {arguments.out}")
+    print(f"page: {arguments.out}")
 
 
 if __name__ == "__main__":

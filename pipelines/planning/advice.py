@@ -10,13 +10,13 @@ from pipelines.planning.network_size import seen_px, suggest_depth
 from pipelines.planning.rules import OF_THE_MACHINE, apply
 
 PROCESSOR = Machine(cores=2, memory_mib=16 * 1024)
-UNKNOWN = {"prepare.shares"}  # what is done cannot be advised to
+UNKNOWN = {"prepare.shares"}  # of no use once data are prepared
 
 
 def advise(fingerprint: dict) -> dict[str, Any]:
     """The advice to a fingerprint (`pipelines.dataset.fingerprint.summarise`).
 
-    Its depth is for the data as they are prepared, and None where nothing is to be learned.
+    Its depth is for the data as prepared, and None if there is no foreground.
     """
     facts, size = facts_of(fingerprint), fingerprint["prepared"]["size"]
     empty = not fingerprint["splits"]["all"]["foreground_px"]

@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Choice:
-    """A value of params.yaml, and why it was taken, in one sentence without a line break."""
+    """A value of params.yaml and the reason for it, in one sentence without a line break."""
 
     value: Any
     reason: str
@@ -18,7 +18,7 @@ class Plan:
 
     params: dict[str, Choice] = field(default_factory=dict)  # by dotted key
     found: list[str] = field(default_factory=list)  # lines: what the data are
-    asked: list[str] = field(default_factory=list)  # lines: what a person may know better, with the line to write
+    asked: list[str] = field(default_factory=list)  # lines: what the user should check, with the line to write
     cost: str = ""  # one line: minutes and memory of a run
 
     @property

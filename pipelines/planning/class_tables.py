@@ -1,4 +1,4 @@
-"""What the numbers and colours of masks are called: tables that tools leave beside a set, and well-known sets."""
+"""Names of mask values and colours: from tables that tools leave next to a set, and of well-known sets."""
 
 import csv
 import json
@@ -96,7 +96,7 @@ class Table:
 
 
 def role_of(name: str) -> str:
-    """A name as prepare.values has it: background and void classes under one word each, others fit for a folder."""
+    """A name for prepare.values: one word each for background and void classes; others are valid folder names."""
     plain = name.strip().strip("'\"")
     if plain.casefold() in IGNORED:
         return "ignore"

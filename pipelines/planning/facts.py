@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-LARGE = 0.25  # of the shorter side: what is wider is told by its surroundings, not by its texture
-UNLIKE = 1.05  # shapes that differ by more are not one shape
+LARGE = 0.25  # of the shorter side: wider objects are recognised by context, not by texture
+UNLIKE = 1.05  # aspect ratios that differ by more are different shapes
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Machine:
 
     @property
     def budget_mib(self) -> float:
-        """What a training step may take: half of the machine's memory, or most of a GPU's."""
+        """Memory for a training step: half of the machine's, or most of a GPU's."""
         return 0.85 * self.gpu_memory_mib if self.gpus else 0.5 * self.memory_mib
 
 
@@ -34,7 +34,7 @@ class Facts:
     num_images: int
     height: float  # the median image
     width: float
-    shorter_px: float  # which three quarters of the images have at least
+    shorter_px: float  # three quarters of the images have at least this
     longest_px: float  # of any side
     one_size: bool
     one_shape: bool  # height by width, within UNLIKE
@@ -45,14 +45,14 @@ class Facts:
     width_px: float  # of what the classes cover, see `object_sizes.mean_width_px`
     object_px: float  # nine tenths of the objects are smaller
     foreground_share: float
-    upright: bool | None = None  # None where it was not looked at, or cannot be told
+    upright: bool | None = None  # None if unknown
     mirrored: float = 0.5  # share of images that are told from their upside-down copies
     turned: float = 0.5  # the same of turned ones
     sideways: bool = False
 
     @property
     def by_context(self) -> bool:
-        """Whether surroundings tell what a pixel is: of several classes, and of what fills much of the image."""
+        """Whether context decides what a pixel is: with several classes, or objects that fill much of the image."""
         return self.num_classes > 2 or self.width_px > LARGE * min(self.height, self.width)
 
 

@@ -1,4 +1,4 @@
-"""This machine, as rules ask of it."""
+"""Facts about this machine."""
 
 import os
 
@@ -12,7 +12,7 @@ def find_machine(use_gpu: bool | None = None) -> Machine:
     """This machine's cores, memory and GPUs.
 
     Args:
-        use_gpu: False leaves GPUs out; None takes those that are there.
+        use_gpu: False ignores GPUs; None uses those present.
     """
     memory_mib = psutil.virtual_memory().total / 2**20
     gpus = torch.cuda.device_count() if use_gpu is not False and torch.cuda.is_available() else 0

@@ -1,4 +1,4 @@
-"""What is stored in the masks of a set, whatever it means: values or colours, their shapes and neighbours."""
+"""What the masks of a set contain, whatever it means: values or colours, their shapes and neighbours."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -11,9 +11,9 @@ import numpy as np
 from pipelines.dataset.object_sizes import histogram
 from unetpp.images.pictures import Limits, Picture, read_picture
 
-FEW = 64  # values of a mask of which shapes and neighbours are looked at
-LOOKED_AT = 150  # masks of which they are
-MANY = 4096  # colours of a mask that is a picture
+FEW = 64  # most values of a mask whose shapes and neighbours are examined
+LOOKED_AT = 150  # most masks that are examined like this
+MANY = 4096  # with more colours it is a photograph, not a mask
 
 
 @dataclass
@@ -21,14 +21,14 @@ class MaskFacts:
     """Of one mask, or added up over several. Values are numbers, or '#rrggbb' where the mask is in colours."""
 
     num: int = 0
-    lossy: int = 0  # masks that a lossy format holds
+    lossy: int = 0  # masks in a lossy format
     pixels: Counter = field(default_factory=Counter)  # by value
     images: Counter = field(default_factory=Counter)  # that have a value
     runs: Counter = field(default_factory=Counter)  # in rows, of one value
     framed: Counter = field(default_factory=Counter)  # pixels on the frame
     central: Counter = field(default_factory=Counter)  # pixels of the middle quarter of the image
     beside: Counter = field(default_factory=Counter)  # (one, other): how often the two touch
-    looked_at: int = 0  # masks of which the following are known
+    looked_at: int = 0  # masks examined for the following
     pieces: Counter = field(default_factory=Counter)  # connected parts
     shaped: Counter = field(default_factory=Counter)  # images that have a value, of these
     highest: list[int] = field(default_factory=list)  # of each mask that has more than 0
@@ -62,7 +62,7 @@ class MaskFacts:
 
 
 def add_up(paths: Iterable[tuple[Path, int | None]], limits: Limits) -> MaskFacts:
-    """The facts of these mask files (and pages); what cannot be read is left to stage prepare to tell.
+    """The facts of these mask files (and pages); unreadable files are left to stage prepare.
 
     The grey of a file that says that 0 is white is taken as it is stored.
     """
@@ -118,7 +118,7 @@ def _is_dense(values: list) -> bool:
 
 
 def _numbered(picture: Picture) -> tuple[list | None, np.ndarray]:
-    """The values of a mask, and (H, W) of their places in that list; None where it is no mask but a picture."""
+    """The values of a mask, and (H, W) of their places in that list; None if it is a photograph, not a mask."""
     pixels = picture.pixels
     colours = pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, :1]
     if colours.dtype.kind == "f":

@@ -1,40 +1,40 @@
-"""What the values of masks mean: foreground, classes and their names, the background, unlabelled pixels, numbers.
+"""What mask values mean: foreground, classes and their names, background, unlabelled pixels, object numbers.
 
-Where values alone cannot tell, the likelier reading is taken, and the line to write for another is told.
+Where values alone cannot tell, the likelier meaning is taken, and the user is told what to write for the other one.
 """
 
 from pipelines.planning.choices import Plan
 from pipelines.planning.class_tables import Table, known_table
 from pipelines.planning.mask_facts import MaskFacts
 
-RARE = 0.005  # share of pixels that smoothed edges and compression may hold beside the true values
-SMOOTH = 0.2  # the same where a mask was compressed with loss, or its edges were smoothed
+RARE = 0.005  # share of pixels with other values, from antialiasing or compression
+SMOOTH = 0.2  # the same in a lossy or antialiased mask
 MAX_CLASSES = 64
-THIN = 2.0  # a border has so much shorter runs than what lies on both sides of it
+THIN = 2.0  # runs of a border are this much shorter than those on both sides
 FEW_OBJECTS = 5  # in an image, that a trimap outlines
-NUMBERS_FROM = 5  # objects in an image, at least in one of them, by which numbers are told from classes
-SCATTERED = 2.0  # unlabelled pixels lie in so many more pieces than any class
+NUMBERS_FROM = 5  # largest object number, in some image, from which values are numbers and not classes
+SCATTERED = 2.0  # unlabelled pixels have this many times more pieces than any class
 
 
 def read_meaning(facts: MaskFacts, table: Table | None, mask_names: list[str], plan: Plan) -> None:
-    """Choose what the masks ask of section prepare.
+    """Choose the values of section prepare that follow from the masks.
 
     Args:
         facts: of a sample of the masks, one file an image.
-        table: that lies beside the set.
+        table: found next to the set.
         mask_names: relative names of mask files.
     """
     values = facts.values
     if not facts.num or len(values) < 2:
-        plan.choose("prepare.num_classes", 1, "the masks looked at hold a single value; any above 0 is foreground")
+        plan.choose("prepare.num_classes", 1, "the sampled masks have a single value; values above 0 are foreground")
         return
     known = table or known_table(values, mask_names)
     if facts.coloured:
         _read_colours(facts, known, plan)
     elif _is_numbered(facts):
         largest = max(facts.highest)
-        plan.found.append(f"masks number the objects of each image, up to {largest}: one class, and objects are kept")
-        reason = f"values are numbers of objects (1 to {largest}, each in one piece), so that any above 0 is foreground"
+        plan.found.append(f"masks are instance masks that number the objects of each image, up to {largest}: one class")
+        reason = f"values are object numbers (1 to {largest}, each connected), so all above 0 are foreground"
         plan.choose("prepare.num_classes", 1, reason)
         if any(0 not in pair for pair in facts.beside):
             plan.asked.append(
@@ -46,10 +46,14 @@ def read_meaning(facts: MaskFacts, table: Table | None, mask_names: list[str], p
     elif _is_shaded(facts):
         low, high = _ends(facts)
         middle = (low + high + 1) // 2
-        what = "lossy compression" if facts.lossy else "smoothed edges"
-        plan.found.append(f"masks hold {low} and {high}, and values between by {what}: foreground from {middle} on")
+        what = "lossy compression" if facts.lossy else "antialiased edges"
+        plan.found.append(
+            f"masks have values {low} and {high}, and others in between from {what}: foreground from {middle}"
+        )
         plan.choose("prepare.num_classes", 1, "masks have two values, one of them foreground")
-        plan.choose("prepare.mask_threshold", middle, f"halfway between {low} and {high}; what lies between is {what}")
+        plan.choose(
+            "prepare.mask_threshold", middle, f"halfway between {low} and {high}; values in between come from {what}"
+        )
         _tell_majority(facts, {value: "object" for value in values if value >= middle}, plan)
     elif len(values) == 2:
         _read_two(facts, plan)
@@ -76,7 +80,7 @@ def _is_numbered(facts: MaskFacts) -> bool:
 
 
 def _is_shaded(facts: MaskFacts) -> bool:
-    """Two ends hold nearly all pixels, and what lies between them occurs in slivers."""
+    """Whether nearly all pixels are at two ends, and values in between occur only in thin lines."""
     values = facts.values
     if len(values) < 3 or values[-1] - values[0] < 16:
         return False
@@ -94,20 +98,20 @@ def _is_shaded(facts: MaskFacts) -> bool:
 def _read_two(facts: MaskFacts, plan: Plan) -> None:
     low, high = facts.values
     if low == 0:
-        plan.found.append(f"masks hold 0 and {high}: background and foreground")
-        plan.choose("prepare.num_classes", 1, f"masks have two values, 0 and {high}, which is foreground")
+        plan.found.append(f"masks have values 0 and {high}: background and foreground")
+        plan.choose("prepare.num_classes", 1, f"masks have two values, 0 and {high}; {high} is foreground")
         _tell_majority(facts, {high: "object"}, plan)
         return
     inner, outer = _by_place(facts, low, high)
     names = {outer: "background", inner: "object"}
-    plan.found.append(f"masks hold {low} and {high}: {inner} is taken for the object, which lies in the middle")
+    plan.found.append(f"masks have values {low} and {high}: {inner}, in the middle of images, is taken as the object")
     _ask_other(plan, {inner: "background", outer: "object"}, f"if {outer} is the object")
     plan.choose("prepare.num_classes", 1, "masks have two values, one of them foreground")
-    plan.choose("prepare.values", names, f"{inner} lies in the middle of the images, {outer} on their frame")
+    plan.choose("prepare.values", names, f"{inner} is in the middle of images, {outer} at their edges")
 
 
 def _by_place(facts: MaskFacts, one: int, other: int) -> tuple[int, int]:
-    """Of two values the one that an object has, which lies in the middle and seldom on the frame, and the other."""
+    """Of two values the object's, which is in the middle and seldom at the edges, and the other."""
 
     def inner(value: int) -> float:
         frame = facts.framed[value] / max(1, facts.framed.total())
@@ -117,7 +121,7 @@ def _by_place(facts: MaskFacts, one: int, other: int) -> tuple[int, int]:
 
 
 def _find_border(facts: MaskFacts) -> int | None:
-    """The value of a trimap that lies between the two others, around few objects; None where there is none."""
+    """The border value of a trimap, between the other two and around few objects; None if there is none."""
     frequent = [value for value in facts.values if facts.share(value) > RARE]
     if len(frequent) != 3:
         return None
@@ -136,17 +140,17 @@ def _read_trimap(facts: MaskFacts, border: int, plan: Plan) -> None:
     names = {inner: "object", outer: "background", border: "ignore"}
     listed = ", ".join(map(str, sorted(names)))
     plan.found.append(
-        f"masks are trimaps of {listed}: {border} lies between the two others and is left out, {inner} lies in the "
-        f"middle and is taken for the object, {outer} for the background"
+        f"masks are trimaps with values {listed}: {border}, the border between the other two, is ignored; {inner}, in "
+        f"the middle, is taken as the object and {outer} as background"
     )
     _ask_other(plan, names | {inner: "background", outer: "object"}, f"if {outer} is the object")
-    plan.choose("prepare.num_classes", 1, "an object and its background")
-    reason = f"{border} is a thin border between the two others; {inner} lies in the middle, {outer} on the frame"
+    plan.choose("prepare.num_classes", 1, "one object class and background")
+    reason = f"{border} is a thin border between the other two; {inner} is in the middle, {outer} at the edges"
     plan.choose("prepare.values", dict(sorted(names.items())), reason)
 
 
 def _read_classes(facts: MaskFacts, plan: Plan) -> None:
-    """Class indices, or other values of which each is one, without a table."""
+    """Class indices, or other values that each stand for a class, without a table."""
     values = [value for value in facts.values if facts.share(value) > RARE / 10 or facts.run(value) >= 3]
     if len(values) < 2:
         values = facts.values[:2]
@@ -157,13 +161,13 @@ def _read_classes(facts: MaskFacts, plan: Plan) -> None:
     zero = "background" if _is_background(facts, classes[0]) else f"class {classes[0]}"
     names = {value: f"class {value}" for value in classes} | {classes[0]: zero} | dict.fromkeys(unlabelled, "ignore")
     for value in unlabelled:
-        how = "is apart from the others" if value == 255 else "lies in scattered pieces around all the others"
-        plan.found.append(f"the value {value} {how}: taken for unlabelled pixels, which count nowhere")
+        how = "is far from the others" if value == 255 else "is scattered around all the others"
+        plan.found.append(f"value {value} {how}: taken as unlabelled pixels, excluded from loss and scores")
         _ask_other(plan, {**names, value: f"class {value}"}, f"if {value} is a class")
     _write_names(names, "the values themselves", facts, plan)
     plan.asked.append(
-        "classes have no names: write them in params.yaml, prepare.classes, or lay a table such as _classes.csv beside "
-        "the images"
+        "classes have no names: set prepare.classes in params.yaml, or put a table such as _classes.csv next to the "
+        "images"
     )
 
 
@@ -177,7 +181,7 @@ def _find_unlabelled(facts: MaskFacts, values: list) -> list:
 
 
 def _is_background(facts: MaskFacts, value: int) -> bool:
-    """Whether a lowest value is what the others lie on: it holds more pixels than any of them."""
+    """Whether the lowest value is background: it has more pixels than any other."""
     return value == 0 and facts.pixels[value] == max(facts.pixels.values())
 
 
@@ -186,7 +190,7 @@ def _read_colours(facts: MaskFacts, table: Table | None, plan: Plan) -> None:
     frequent = [value for value in facts.values if facts.share(value) > RARE / 10 or facts.run(value) >= 3]
     source = table.source if table and named else "their colours"
     if len(frequent) > MAX_CLASSES and not named:
-        plan.found.append(f"masks hold {len(frequent)} colours and more, which are taken for numbers of objects")
+        plan.found.append(f"masks have {len(frequent)} or more colours, taken as object numbers")
         frequent = frequent[:MAX_CLASSES]
     names = {
         value: "background" if value in ("#000000", 0) else f"colour {str(value).removeprefix('#')}"
@@ -195,7 +199,9 @@ def _read_colours(facts: MaskFacts, table: Table | None, plan: Plan) -> None:
     if named:
         names = {**{value: "ignore" for value in frequent if value not in named}, **named}
     else:
-        plan.asked.append("classes are named by their colours: lay a table such as labelmap.txt beside the images")
+        plan.asked.append(
+            "classes are named by their colours: to name them, put a table such as labelmap.txt next to the images"
+        )
     _write_names(names, source, facts, plan)
 
 
@@ -207,36 +213,38 @@ def _write_names(names: dict, source: str, facts: MaskFacts, plan: Plan) -> None
     background = "background" in names.values()
     unlabelled = [value for value, name in names.items() if name == "ignore"]
     if background and len(classes) == 1:
-        plan.found.append(f"masks hold {classes[0]} and background, by {source}")
-        plan.choose("prepare.num_classes", 1, "one class and its background")
+        plan.found.append(f"masks have {classes[0]} and background, by {source}")
+        plan.choose("prepare.num_classes", 1, "one class and background")
         plan.choose("prepare.values", names, f"names by {source}")
         _tell_majority(facts, {value: name for value, name in names.items() if name == classes[0]}, plan)
         return
     listed = ", ".join(classes[:12]) + (f" and {len(classes) - 12} more" if len(classes) > 12 else "")
-    also = "the background" if background else "no background"
-    plan.found.append(f"masks hold {len(classes)} classes and {also}, by {source}: {listed}")
+    also = "background" if background else "no background"
+    plan.found.append(f"masks have {len(classes)} classes and {also}, by {source}: {listed}")
     if unlabelled and source != "the values themselves":
         shown = ", ".join(map(str, unlabelled[:4])) + (" ..." if len(unlabelled) > 4 else "")
-        plan.found.append(f"unlabelled pixels ({shown}) count nowhere, {sum(map(facts.share, unlabelled)):.1%} of all")
+        plan.found.append(
+            f"unlabelled pixels ({shown}), {sum(map(facts.share, unlabelled)):.1%}, are left out of loss and scores"
+        )
     plan.choose("prepare.num_classes", len(classes) + background, f"{len(classes)} classes and {also}")
     plan.choose("prepare.classes", classes, f"names by {source}, in the order of their indices")
     if background:
-        plan.choose("prepare.background", True, "one value is the background, on which the classes lie")
+        plan.choose("prepare.background", True, "one value is the background")
     else:
-        plan.choose("prepare.background", False, "every value is a class, and none is the background")
+        plan.choose("prepare.background", False, "every value is a class; there is no background")
     known = [*["background"] * background, *classes]
     plain = {**dict(enumerate(known)), **dict.fromkeys(unlabelled, "ignore")}
     if plain != names or len(unlabelled) > 1:
-        plan.choose("prepare.values", names, f"what each stored value is, by {source}")
+        plan.choose("prepare.values", names, f"meaning of each stored value, by {source}")
     elif unlabelled:
-        plan.choose("prepare.ignore", unlabelled[0], "unlabelled pixels, which count in no loss and no score")
+        plan.choose("prepare.ignore", unlabelled[0], "unlabelled pixels, excluded from loss and scores")
 
 
 def _tell_majority(facts: MaskFacts, foreground: dict, plan: Plan) -> None:
     share = sum(facts.share(value) for value in foreground)
     if share > 0.5:
         plan.found.append(
-            f"foreground is {share:.0%} of the pixels: taken as stored, not inverted (membranes and tissue are such)"
+            f"foreground is {share:.0%} of the pixels: used as stored, not inverted (typical of membranes and tissue)"
         )
         names = {value: "background" if value in foreground else "object" for value in facts.values[:2]}
         if len(facts.values) == 2:
@@ -245,4 +253,4 @@ def _tell_majority(facts: MaskFacts, foreground: dict, plan: Plan) -> None:
 
 def _ask_other(plan: Plan, names: dict, when: str) -> None:
     listed = ", ".join(f"{value}: {name}" for value, name in names.items())
-    plan.asked.append(f"{when}, write in params.yaml  prepare.values: {{{listed}}}")
+    plan.asked.append(f"{when}, set in params.yaml  prepare.values: {{{listed}}}")

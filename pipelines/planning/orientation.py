@@ -1,7 +1,7 @@
-"""Whether images have an up and a down: a linear classifier is asked to tell them from their mirrored copies.
+"""Whether images have a top and a bottom: a linear classifier tries to tell them from their mirrored copies.
 
-It learns on one half of the images and is judged on the other, so that what cannot be told has about one half right.
-Of photographs (of any scene) it is right far more often, of nuclei not (benchmarks/plan.md).
+It learns on one half of the images and is tested on the other, so that without a difference about half are right.
+For photographs (of any scene) it is right far more often, for nuclei it is not (benchmarks/plan.md).
 """
 
 from collections.abc import Iterable
@@ -12,13 +12,13 @@ import numpy as np
 
 from unetpp.network.masks import IGNORE, find_classes
 
-SIDE, CELLS = 64, 4  # px an image is looked at, and in so many cells a side
+SIDE, CELLS = 64, 4  # px to which images are resized, and cells per side
 MAX_CLASSES = 12
 RIDGE = 1.0
-TOLD = 0.62  # of the images are told from their copies: more than chance
-HINTED, TURNED = 0.55, 0.03  # less will do where turned copies are told too
+TOLD = 0.62  # share of images told from their copies that is more than chance
+HINTED, TURNED = 0.55, 0.03  # less is enough if rotated copies are told apart too
 SIDEWAYS = 0.8
-DEVIATIONS = 2.5  # of chance, which counts more in few images
+DEVIATIONS = 2.5  # standard deviations of chance, which matters more with few images
 LEAST = 12  # images
 
 
@@ -37,7 +37,7 @@ class Orientation:
 
     @property
     def upright(self) -> bool | None:
-        """Whether images have an up and a down; None where there are too few to tell."""
+        """Whether images have a top and a bottom; None if there are too few to tell."""
         if self.num < LEAST:
             return None
         both = (self.mirrored + self.turned) / 2
@@ -46,7 +46,7 @@ class Orientation:
 
     @property
     def sideways(self) -> bool:
-        """Whether rows differ from columns, as those of a scan do, or of what has an up and a down."""
+        """Whether rows differ from columns, as in scans or images with a top and a bottom."""
         return self.turned > SIDEWAYS
 
 
@@ -66,7 +66,7 @@ def look_at(image: np.ndarray, mask: np.ndarray, num_classes: int) -> np.ndarray
 
 
 def find_orientation(looks: Iterable[np.ndarray]) -> Orientation:
-    """Of the features of many images, as `look_at` gives them, in the order of their ids."""
+    """The orientation of many images by their features (`look_at`), in the order of their ids."""
     listed = list(looks)
     if len(listed) < LEAST:
         return Orientation(len(listed), 0.5, 0.5)

@@ -1,4 +1,4 @@
-"""The plan of a project: values of params.yaml with the reason of each, what was found, and what a run will take."""
+"""The plan of a project: values of params.yaml with reasons, what was found, and what a run will take."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from pipelines.planning.survey import MANY_OBJECTS, MOST_FOLDERS, Survey, laid_o
 __all__ = ["Choice", "Plan", "make_plan"]
 
 MINUTES = 30.0
-FEW, SALTS, NEAR = 100, 200, 0.34  # images, salts tried, and how far a split may be from its share
+FEW, SALTS, NEAR = 100, 200, 0.34  # images, salts tried, and how far a split may deviate from its share
 ORDER = ("ingest", "prepare", "model", "search", "train", "augment", "export", "evaluate", "register", "cluster")
 SUFFIXES = {"zip": (".zip",), "tar": (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")}
 
@@ -33,25 +33,25 @@ def make_plan(
     probe: bool = True,
     keep: Mapping[str, Any] | None = None,
 ) -> Plan:
-    """The plan for the data at a place.
+    """The plan for a data set.
 
     Args:
         location: a folder, as ingest.location.
-        name: of the project; the registered model and the experiment are called so.
-        minutes: that stage train may take on this machine.
-        base: the params of which values are changed; None takes those that the repository ships.
-        use_gpu: None takes one where there is one.
-        probe: run a few training steps to tell minutes and memory; else they are counted alone.
-        keep: values by dotted key that the user has set and that the plan works with.
+        name: of the project, its registered model and its experiment.
+        minutes: time limit of stage train on this machine.
+        base: params to change; None takes those of the package.
+        use_gpu: None uses a GPU if there is one.
+        probe: measure time and memory by a few training steps.
+        keep: values by dotted key that the user has set and the plan keeps.
 
     Raises:
-        UserError: there are no images with masks that any layout fits.
+        UserError: no known layout of images and masks fits.
     """
     kept = dict(keep or {})
     base = override(base or load_params(Path(__file__).parents[2] / "params.yaml"), kept)
     plan, root = Plan(), Path(location).expanduser()
-    plan.choose("ingest.kind", "folder", "a folder of this machine")
-    plan.choose("ingest.location", location, "where the data lie")
+    plan.choose("ingest.kind", "folder", "a folder on this machine")
+    plan.choose("ingest.location", location, "where the data are")
     with laid_out(root, base.ingest, plan) as (raw, layout, names):
         found = survey(raw, layout, root, names, base, plan, kept)
         _describe(found, plan)
@@ -70,39 +70,41 @@ def make_plan(
 
 
 def _describe(found: Survey, plan: Plan) -> None:
-    """What is there, in front of what its masks mean."""
+    """A first line about the images."""
     facts = found.facts
-    grey = "grey" if facts.grey else f"of {facts.channels} channels"
+    grey = "grey" if facts.grey else "RGB" if facts.channels == 3 else f"of {facts.channels} channels"
     sizes = f"{facts.width:.0f} x {facts.height:.0f} px"
     if not facts.one_size:
         low, high = min(found.sizes), max(found.sizes)
-        sizes += f" at the median, from {low[1]} x {low[0]} to {high[1]} x {high[0]} px"
+        sizes += f" (median), from {low[1]} x {low[0]} to {high[1]} x {high[0]} px"
     plan.found.insert(0, f"{facts.num_images:,} pairs of images and masks; images are {grey}, {sizes}")
 
 
 def _folder(sample: Sample) -> str:
-    """Where an image lies, without what says its split."""
+    """The folder of an image, without the part that names its split."""
     parts = sample.id.split("/")[:-1]
     return "/".join(parts[1:] if sample.split and parts else parts)
 
 
 def _choose_kinds(found: Survey, plan: Plan) -> None:
-    """Kinds of microscopy where it looks like that: no up and down, many objects; else those of folders, if any."""
+    """Microscopy if images have many objects and no top or bottom; else folders or appearance, if they differ."""
     folders = {_folder(sample) for sample in found.samples}
     per_image = found.fingerprint["objects"]["per_image"]["median"]
     if 1 < len(folders) <= MOST_FOLDERS and "prepare.groups.pattern" not in plan.params:
-        plan.choose("prepare.kinds", "folder", f"images lie in {len(folders)} folders")
+        plan.choose("prepare.kinds", "folder", f"images are in {len(folders)} folders")
     elif found.facts.num_classes <= 2 and found.orientation.upright is False and per_image >= MANY_OBJECTS:
-        plan.choose("prepare.kinds", "microscopy", f"{per_image:.0f} objects an image and no up or down, as microscopy")
+        plan.choose(
+            "prepare.kinds", "microscopy", f"{per_image:.0f} objects per image and no top or bottom, as in microscopy"
+        )
     elif len(found.looks) > 1:
         seen = ", ".join(f"{number} {look}" for look, number in found.looks.most_common())
-        plan.choose("prepare.kinds", "looks", f"images differ by their looks: {seen}")
+        plan.choose("prepare.kinds", "looks", f"images differ in appearance: {seen}")
     else:
-        plan.choose("prepare.kinds", "none", "nothing tells kinds of images apart")
+        plan.choose("prepare.kinds", "none", "images show no distinct kinds")
 
 
 def _choose_salt(found: Survey, params: Params, plan: Plan) -> None:
-    """Of few images chance may leave a split with hardly any: another salt then divides them better."""
+    """Chance may leave a split of a small set nearly empty; another salt then divides it better."""
     samples, prepare = found.samples, params.prepare
     if len(samples) >= FEW or any(sample.split for sample in samples) or prepare.folds:
         return
@@ -116,4 +118,4 @@ def _choose_salt(found: Survey, params: Params, plan: Plan) -> None:
     salts = [prepare.salt, *(f"{prepare.salt}-{number}" for number in range(1, SALTS))]
     best = next((salt for salt in salts if far(salt) <= NEAR), min(salts, key=far))
     if best != prepare.salt:
-        plan.choose("prepare.salt", best, f"divides {len(samples)} images nearly by the shares")
+        plan.choose("prepare.salt", best, f"splits {len(samples)} images close to the shares")

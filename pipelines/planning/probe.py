@@ -1,4 +1,4 @@
-"""What a run will take, from a few steps of the planned training on this machine; epochs follow from the time."""
+"""What a run will take, by a few training steps on this machine; the number of epochs follows from it."""
 
 import time
 from collections import Counter
@@ -23,11 +23,11 @@ from unetpp.files import sha256
 
 LEAST_EPOCHS, MOST_EPOCHS = 10, 150
 LEAST_WIDTH = 8  # of level 0
-MARGIN = 0.9  # of the time, as a probe sees the beginning alone
+MARGIN = 0.9  # of the time, as the probe only sees the start
 KNOWN = ("size", "fit", "channels", "num_classes", "multilabel", "background")  # of a manifest, from params
 VALIDATED = 4  # images that the probe validates
-TOGETHER = 0.85  # so many cores to this power are worth one
-DEPTHS_COST = 2.5  # of one pass with all heads: evaluate runs each depth, at several settings
+TOGETHER = 0.85  # n cores are n to this power times as fast as one
+DEPTHS_COST = 2.5  # passes with all heads: evaluate runs each depth, in several settings
 START_S = 60  # of a stage's processes
 
 
@@ -51,9 +51,9 @@ class Counts:
 
 
 def try_out(params: Params, samples: Sequence[Sample]) -> Probe:
-    """A few steps of a training with these params, on a few of these samples, as on a machine that nobody else uses.
+    """A few training steps with these params on a few of these samples, timed as on an idle machine.
 
-    On a processor its time is counted, of one thread, since the clock on the wall counts what others took.
+    On a CPU this is the processor time of one thread, since wall-clock time includes other processes.
 
     Raises:
         FileError: none of the samples can be read.
@@ -73,7 +73,7 @@ def try_out(params: Params, samples: Sequence[Sample]) -> Probe:
                 break
         if not loaded:
             raise error or FileError(folder, "found no samples", "add some")
-        # Of a set with fewer images than a batch, some come twice: what a step takes is the same.
+        # With fewer images than a batch some are repeated: a step takes the same time.
         rows = [loaded[index % len(loaded)] for index in range(wanted)]
         for split, kept in (("train", rows), ("val", rows[:VALIDATED])):
             with SplitWriter(folder / f"{split}.arrow", params.prepare.multilabel) as writer:
@@ -101,8 +101,8 @@ def fit_time(
     minutes: float,
     kept: Collection[str] = (),
 ) -> None:
-    """Choose the epochs that fit into the minutes, with narrower widths and fewer crops where too few would; say what a
-    run costs. Epochs that the user keeps stay."""
+    """Choose the number of epochs that fit into the minutes, with narrower widths and fewer crops if too few would fit,
+    and estimate the cost of a run. Epochs set by the user are kept."""
     while True:
         params = override(base, plan.values)
         found, counts = try_out(params, samples), Counts.of(samples, params)
@@ -114,18 +114,18 @@ def fit_time(
         if epochs >= LEAST_EPOCHS or widths[0] // 2 < LEAST_WIDTH or "search.widths" not in plan.params:
             break
         narrower = widths_of(len(widths) - 1, widths[0] // 2)
-        reason = f"{plan.params['search.widths'].reason}; halved, for {LEAST_EPOCHS} epochs within {_say(minutes)}"
+        reason = f"{plan.params['search.widths'].reason}; halved to fit {LEAST_EPOCHS} epochs into {_say(minutes)}"
         plan.params["search.widths"] = Choice([narrower], reason)
     if epochs < LEAST_EPOCHS and crops > 1 and "train.crops_per_image" in plan.params:
         crops = max(1, int(crops * MARGIN * minutes * 60 / epoch_s / LEAST_EPOCHS))
-        reason = f"fewer than the area of all images, for {LEAST_EPOCHS} epochs within {_say(minutes)}"
+        reason = f"less than the area of all images, to fit {LEAST_EPOCHS} epochs into {_say(minutes)}"
         plan.choose("train.crops_per_image", crops, reason)
         steps, epoch_s = _epoch(found, counts, crops, params.train.batch_size, faster)
         epochs = int(MARGIN * minutes * 60 / epoch_s)
     bounded = max(LEAST_EPOCHS, min(MOST_EPOCHS, epochs))
-    reason = f"about {_say(minutes)} of training by a probe"
+    reason = f"about {_say(minutes)} of training, by a timed trial"
     if bounded != epochs:
-        reason = f"no {'more' if epochs > bounded else 'fewer'}, though {_say(minutes)} would hold {epochs}"
+        reason = f"the {'most' if epochs > bounded else 'fewest'} that make sense; {_say(minutes)} would fit {epochs}"
     if "train.epochs" in kept:
         bounded = base.train.epochs
     else:
@@ -135,10 +135,10 @@ def fit_time(
     evaluate_s = START_S + DEPTHS_COST * pass_s * (counts.test + params.evaluate.latency_rounds)
     levels, formats = len(widths) - 1, params.export.formats
     evaluate_s += estimate_s(DEPTHS_COST * pass_s, levels, counts.val, counts.test, formats, params.evaluate)
-    where = f"{machine.gpus} GPUs" if machine.gpus else f"{machine.cores} cores that nothing else uses"
+    where = f"{machine.gpus} GPUs" if machine.gpus else f"{machine.cores} idle cores"
     plan.cost = (
-        f"training takes about {_say(round(bounded * epoch_s / 60))} ({bounded} epochs of {steps} steps), evaluating "
-        f"{evaluate_s / 60:.0f}, and {found.memory_mib / 1024:.1f} GiB of memory, by a probe of a few steps, on {where}"
+        f"training: about {_say(round(bounded * epoch_s / 60))} ({bounded} epochs of {steps} steps); evaluation: about "
+        f"{_say(round(evaluate_s / 60))}; memory: {found.memory_mib / 1024:.1f} GiB (timed on a few steps, for {where})"
     )
 
 

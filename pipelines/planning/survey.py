@@ -1,4 +1,4 @@
-"""A look at a set as it lies there: its layout, what its masks hold, and the facts of a sample of its images."""
+"""A survey of a data set: its layout, what its masks contain, and the facts of a sample of its images."""
 
 import io
 import re
@@ -36,12 +36,12 @@ from unetpp.errors import FileError
 from unetpp.images.pictures import count_pages, read_picture
 from unetpp.network.masks import MAX_LABELS
 
-MOST_PAIRS = 300  # that are decoded
-MOST_MASKS = 1000  # whose values are looked at
-MOST_PX = 40_000_000  # that are decoded of images, and of masks: seconds
-MANY_FOLDERS = 6  # fewer are rather classes or sites than patients
+MOST_PAIRS = 300  # decoded
+MOST_MASKS = 1000  # whose values are read
+MOST_PX = 40_000_000  # decoded of images, and of masks: takes seconds
+MANY_FOLDERS = 6  # fewer are probably classes or sites, not patients
 FIRST = 3
-OFTEN = 0.1  # of the images have a look that is a kind
+OFTEN = 0.1  # share of the images from which a look is a kind
 MANY_OBJECTS = 5  # in an image, as microscopy shows them
 MOST_FOLDERS = 12  # that are kinds
 MEANING = {
@@ -64,7 +64,7 @@ class Survey:
 
 @contextmanager
 def _told(plan: Plan) -> Iterator[None]:
-    """What stages would print is a part of what was found."""
+    """Add what stages would print to what was found."""
     told = io.StringIO()
     with redirect_stdout(told):
         yield
@@ -84,7 +84,7 @@ def laid_out(root: str | Path, params: Ingest, plan: Plan) -> Iterator[tuple[Pat
     with _told(plan):
         layout, kept = choose(sizes, str(root), given)
     if layout.kind == "pairs" and layout != Layout("pairs"):
-        plan.found.append(f"images are {layout.images} and masks {layout.masks}, each with its suffix")
+        plan.found.append(f"images are {layout.images}, masks are {layout.masks} (without suffixes)")
     with scratch() as folder:
         made = set()
         for name, original in kept.items():
@@ -108,9 +108,9 @@ def survey(
     """Look at the set in the folder `raw`, as stage ingest writes it, and choose what prepare needs to read it.
 
     Args:
-        root: where it lies in truth, with tables of classes among its files `names`.
-        base: params that hold where nothing is chosen.
-        kept: keys that the user has set: one that says what masks mean settles all of that.
+        root: its real place, with tables of classes among its files `names`.
+        base: params for everything that is not chosen.
+        kept: keys set by the user; one that defines what masks mean settles all of them.
 
     Raises:
         UserError: no images with masks.
@@ -119,7 +119,7 @@ def survey(
         samples = with_splits(_find(raw, layout, base, plan), raw, base.prepare.split)
     files = [sample for sample in samples if len(sample.masks) == 1 and sample.classes is None]
     if settled := MEANING & set(kept):
-        plan.found.append(f"masks are read as params.yaml says ({', '.join(sorted(settled))})")
+        plan.found.append(f"masks are read as set by {', '.join(sorted(settled))}")
         for key in MEANING:
             plan.params.pop(key, None)
     elif files:
@@ -128,15 +128,15 @@ def survey(
         shown = [mask.relative_to(raw).as_posix() for mask, _ in masks]
         read_meaning(found, find_table(Path(root), names), shown, plan)
     elif samples[0].classes is None and samples[0].drawing is None:
-        plan.found.append("masks have a file for each object: one class, and objects are kept")
-        plan.choose("prepare.num_classes", 1, "a mask file for each object")
+        plan.found.append("masks have one file per object: one class, instances are kept")
+        plan.choose("prepare.num_classes", 1, "one mask file per object")
     _choose_channels(samples, base, plan, kept)
     looking = {"prepare.size": None, "train.crop_px": 128, "prepare.kinds": "looks"}
     found = _decode(samples, override(base, plan.values | looking), plan)
     share, classes = found.fingerprint["masks"]["overlap_share"], plan.values.get("prepare.classes") or []
     if share > MUCH_OVERLAP and samples[0].classes and 1 < len(classes) <= MAX_LABELS and not settled:
-        plan.choose("prepare.multilabel", True, f"classes lie over each other on {share:.0%} of the foreground")
-        plan.choose("prepare.num_classes", len(classes), "a label for each folder in masks/")
+        plan.choose("prepare.multilabel", True, f"classes overlap on {share:.0%} of the foreground")
+        plan.choose("prepare.num_classes", len(classes), "one label per folder in masks/")
         return _decode(samples, override(base, plan.values | looking), plan)
     return found
 
@@ -154,14 +154,14 @@ def _choose_channels(samples: Sequence[Sample], base: Params, plan: Plan, kept: 
 
 
 def _spread(items: Sequence, most: int) -> list:
-    """At most so many, spread evenly over all, the same ones each time."""
+    """At most `most` items, spread evenly, always the same ones."""
     if len(items) <= most:
         return list(items)
     return [items[index] for index in np.linspace(0, len(items) - 1, most).round().astype(int)]
 
 
 def _within(masks: list[tuple[Path, int | None]]) -> list[tuple[Path, int | None]]:
-    """Fewer of them where files are large."""
+    """Fewer of them if files are large."""
     sizes = [mask.stat().st_size for mask, _ in _spread(masks, 20)]
     mean = max(1.0, sum(sizes) / max(1, len(sizes)))
     return _spread(masks, max(20, min(len(masks), int(MOST_PX / mean / 2))))
@@ -175,15 +175,13 @@ def _find(raw: Path, layout: Layout, base: Params, plan: Plan) -> list[Sample]:
         _choose_categories(raw, names, plan)
     elif layout.kind == "pairs" and (folders := sorted(find_class_folders(find_files(names, layout)))):
         listed = ", ".join(folders)
-        plan.found.append(f"masks lie in a folder for each of {len(folders)} classes: {listed}")
+        plan.found.append(f"masks are in one folder per class, {len(folders)} classes: {listed}")
         if len(folders) > 1:
-            plan.choose("prepare.classes", folders, "the folders in masks/, in the order of their names")
-            plan.choose(
-                "prepare.num_classes", len(folders) + 1, "a class for each folder in masks/, and the background"
-            )
+            plan.choose("prepare.classes", folders, "the folders in masks/, in alphabetical order")
+            plan.choose("prepare.num_classes", len(folders) + 1, "one class per folder in masks/, and background")
         else:
             plan.choose("prepare.classes", folders, "the folder in masks/")
-            plan.choose("prepare.num_classes", 1, "one class and its background")
+            plan.choose("prepare.num_classes", 1, "one class and background")
     tiffs = [name for name in names if name.suffix.lower() in (".tif", ".tiff")]
     pages = 1
     for name in tiffs[:FIRST]:
@@ -192,8 +190,8 @@ def _find(raw: Path, layout: Layout, base: Params, plan: Plan) -> list[Sample]:
         except FileError:
             continue
     if pages > 1:
-        plan.found.append(f"files are volumes of up to {pages} pages and more: each page is a sample")
-        plan.choose("prepare.pages", "slices", "TIFFs have several pages: slices of a volume, which stay together")
+        plan.found.append(f"files are volumes of {pages} or more pages: each page is a sample")
+        plan.choose("prepare.pages", "slices", "multi-page TIFFs: slices of a volume, which stay in one split")
     params = override(base, plan.values).prepare
     samples, problems = find_samples(
         raw, params.num_classes, params.classes, params.pages, limits, params.multilabel, layout
@@ -203,11 +201,13 @@ def _find(raw: Path, layout: Layout, base: Params, plan: Plan) -> list[Sample]:
         plan.choose(
             "prepare.groups.pattern",
             "^(.+)/",
-            f"images lie in {len(folders)} folders, as of patients or recordings: a folder stays in one split",
+            f"images are in {len(folders)} folders, perhaps patients or recordings: each stays in one split",
         )
     if problems:
         first: Problem = problems[0]
-        plan.found.append(f"{len(problems)} files have no partner or clash, such as {first.file}: {first.reason}")
+        plan.found.append(
+            f"{len(problems)} files have no partner or an ambiguous one, such as {first.file}: {first.reason}"
+        )
     return samples
 
 
@@ -219,13 +219,13 @@ def _choose_categories(raw: Path, names: Sequence[PurePosixPath], plan: Plan) ->
     plan.found.append(f"COCO annotations of {len(called)} categories: {', '.join(called[:12])}")
     if len(called) > 1:
         plan.choose("prepare.classes", called, "COCO's categories, in the order of their ids")
-        plan.choose("prepare.num_classes", len(called) + 1, "COCO's categories and the background")
+        plan.choose("prepare.num_classes", len(called) + 1, "COCO's categories and background")
     else:
-        plan.choose("prepare.num_classes", 1, "one category and the background")
+        plan.choose("prepare.num_classes", 1, "one category and background")
 
 
 def _at_home(error: FileError) -> FileError:
-    """The error of the file itself, not of the link to it."""
+    """The error with the path of the file itself, not of the link to it."""
     return FileError(error.path.resolve(), error.reason, error.fix)
 
 
@@ -254,9 +254,7 @@ def _decode(samples: Sequence[Sample], params: Params, plan: Plan) -> Survey:
         looks.append(look)
         sizes[facts.height, facts.width] += 1
     if broken:
-        plan.found.append(
-            f"{len(broken)} of {len(chosen)} pairs looked at cannot be used, such as {_at_home(broken[0])}"
-        )
+        plan.found.append(f"{len(broken)} of {len(chosen)} sampled pairs cannot be used, such as {_at_home(broken[0])}")
     if not rows:
         raise _at_home(broken[0])
     names = ("id", "split", "kind", *Facts._fields)

@@ -1,6 +1,6 @@
-"""`unetpp init`: a folder becomes a project, with a plan for its data. What is there stays as it is.
+"""`unetpp init`: makes a folder a project, with a plan for its data. Existing files are kept.
 
-The file that makes it a project, dvc.yaml, is written last: the same command again completes what was cut.
+The file that makes it a project, dvc.yaml, is written last: rerunning an interrupted command completes it.
 """
 
 import os
@@ -29,12 +29,12 @@ NAMED = ("register.experiment", "register.model_name")
 def init(
     folder: Path, data: str, name: str | None = None, minutes: float | None = None, settings: Sequence[str] = ()
 ) -> None:
-    """Make `folder` a project for the data, and print what was found, what was chosen and what to do next.
+    """Make `folder` a project for the data; print what was found, what was chosen and what to do next.
 
     Args:
         data: a folder, an archive, an address or s3://bucket/prefix.
         name: of the project, and of its experiment and model; None is that of the folder.
-        minutes: that stage train may take.
+        minutes: time limit of stage train.
         settings: "section.key=value" each, a value of params.yaml that is the user's and not the plan's.
 
     Raises:
@@ -54,18 +54,18 @@ def init(
         checked(text)
     made = write(folder, text)
     if plan is None:
-        print(f"{folder} is a project for these data already; " + (f"made anew: {', '.join(made)}" if made else OK))
+        print(f"{folder} is already a project for these data; " + (f"restored: {', '.join(made)}" if made else OK))
     else:
         shipped = params_text.entries(template.shipped("params.yaml"))
         said.plan(plan, {key: entry.value for key, entry in shipped.items()})
     said.next_commands(folder, repository.lacking(folder))
 
 
-OK = "nothing was changed (`unetpp plan` looks at the data again)"
+OK = "nothing changed (`unetpp plan` looks at the data again)"
 
 
 def check_in_the_way(folder: Path) -> None:
-    """Refuse a folder with files of other origin that have names of a project's.
+    """Refuse a folder with files that have the names of a project's but are not ours.
 
     Raises:
         UserError: names them.
@@ -75,7 +75,7 @@ def check_in_the_way(folder: Path) -> None:
     if found:
         raise UserError(
             f"{', '.join(found)}: in the way of what is to be written, and not written by `unetpp init`; nothing was "
-            "done: give another folder, or move them away"
+            "done: choose another folder, or move them away"
         )
 
 
@@ -101,15 +101,17 @@ def _read_settings(settings: Sequence[str]) -> dict[str, Any]:
         try:
             found[key] = yaml.safe_load(value)
         except yaml.YAMLError:
-            raise UserError(f"--set: found {one!r}, whose value is no YAML; expected such as {key}=3") from None
+            raise UserError(
+                f"--set: found {one!r}, whose value is not YAML; expected a value such as {key}=3"
+            ) from None
     override(load_params(template.SOURCE / "params.yaml"), found)  # unknown keys and values that are not legal
     return found
 
 
 def _first_text(where: Data, name: str, minutes: float, own: dict[str, Any]) -> str:
     first = (
-        f"{template.SIGN}: every value of the project. A value that the plan chose has its reason above it, behind\n"
-        f"# `# plan`. Change values here, or for one run with `dvc exp run -S section.key=value`; then `dvc repro`.\n"
+        f"{template.SIGN}: every value of the project. A value chosen by the plan has its reason above it, after\n"
+        f"# `# plan`. Change values here and run `dvc repro`, or for one run `dvc exp run -S section.key=value`.\n"
         f"# minutes of training that the plan counted on: {minutes:g}\n\n"
     )
     text = params_text.sign(template.shipped("params.yaml"), first)
@@ -125,14 +127,14 @@ def minutes_of(text: str) -> float:
 
 
 def plan_for(folder: Path, where: Data, name: str, minutes: float, base: Params, keep: dict | None = None) -> Plan:
-    """The plan for data that are here, or are brought here first by what stage ingest does."""
+    """The plan for data that are here, or are fetched first as by stage ingest."""
     path = where.folder
     if path is None:
         path, cache = folder / "data/raw", folder / "data/cache"
         check_outputs([path], within=True)
-        print(f"the data are fetched first, into {path}", flush=True)
+        print(f"fetching the data into {path}", flush=True)
         ingest(base.ingest.model_copy(update={"location": _from_here(where, folder)}), path, cache)
-    print(f"looking at {path}, and trying a few steps of training", flush=True)
+    print(f"looking at {path}, and timing a few training steps", flush=True)
     plan = make_plan(str(path), name, minutes, base=base, keep=keep)
     plan.found = [line for line in plan.found if "manifest.json" not in line]  # which stage ingest has written
     for key in ("ingest.kind", "ingest.location", *NAMED):  # which are as the user said
@@ -141,7 +143,7 @@ def plan_for(folder: Path, where: Data, name: str, minutes: float, base: Params,
 
 
 def _from_here(where: Data, folder: Path) -> str:
-    """The location as this process finds it."""
+    """The location, seen from this process."""
     if where.kind in ("s3", "http"):
         return where.location
     return os.path.realpath(folder / Path(where.location).expanduser())
@@ -169,7 +171,7 @@ def checked(text: str) -> Params:
 
 
 def _same(folder: Path, where: Data, name: str | None, minutes: float | None, own: dict[str, Any]) -> str:
-    """The text of params.yaml of a project that is there, for the same data."""
+    """The text of params.yaml of an existing project for the same data."""
     text = (folder / "params.yaml").read_text(encoding="utf-8")
     values = yaml.safe_load(text)
     there, named = Data(values["ingest"]["kind"], values["ingest"]["location"], None), values["register"]["model_name"]
@@ -181,8 +183,8 @@ def _same(folder: Path, where: Data, name: str | None, minutes: float | None, ow
     found += "".join(f" --set {key}={reduce(getitem, key.split('.'), values)}" for key in own)
     if wanted != found:
         raise UserError(
-            f"{folder} is a project already, with {found}; found {wanted}: change params.yaml there and run "
-            "`unetpp plan`, or give another folder"
+            f"{folder} is already a project, with {found}; found {wanted}: change params.yaml there and run "
+            "`unetpp plan`, or choose another folder"
         )
     return text
 
@@ -207,7 +209,7 @@ def write(folder: Path, params: str) -> list[str]:
 
 
 def _add_lines(path: Path, text: str) -> bool:
-    """Add the lines that a file of patterns lacks; whether there were any."""
+    """Add the lines that a file of patterns lacks; return whether there were any."""
     there = path.read_text(encoding="utf-8") if path.exists() else ""
     missing = [line for line in text.splitlines() if line not in there.splitlines()]
     if not missing:

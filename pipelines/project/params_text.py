@@ -1,7 +1,7 @@
-"""params.yaml as text: values and keys are changed in place, and all else, comments among it, stays as it stands.
+"""params.yaml as text: values and keys are changed in place; everything else, comments included, is kept.
 
-A value that a plan chose has its reason above it, in lines that begin with `# plan` and the value itself: by that
-one sees later whether a person has changed it since.
+A value chosen by a plan has its reason above it, in lines that begin with `# plan` and the value itself, which shows
+later whether the user has changed it.
 """
 
 import re
@@ -16,18 +16,18 @@ from unetpp.errors import UserError
 
 PLAN = "# plan "
 WIDTH = 96
-FOLDED = 78  # from where DVC folds a list in one line when it changes another value
-CONTINUED = " " * 9  # how a line begins in which the comment behind a value goes on
+FOLDED = 78  # longest line in which DVC keeps a list when it changes another value
+CONTINUED = " " * 9  # how a line begins that continues the comment of a value
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the former is libyaml's, ten times as fast
 
 
 class Entry(NamedTuple):
-    """Where a key stands: lines count from 0, `last` is the last of its value; `block` if that is a block of keys."""
+    """Where a key is: lines count from 0, `last` is the last line of its value; `block` if that is a block of keys."""
 
     first: int
     last: int
     indent: int
-    column: int  # behind the value where that ends on its line, else behind the colon
+    column: int  # after the value if that ends on its line, else after the colon
     value: Any
     block: bool
 
@@ -42,7 +42,7 @@ def entries(text: str) -> dict[str, Entry]:
     try:
         root = yaml.compose(text, LOADER)
     except yaml.YAMLError as error:
-        raise UserError(f"params.yaml: not YAML ({' '.join(str(error).split())}); mend it by hand") from None
+        raise UserError(f"params.yaml: not YAML ({' '.join(str(error).split())}); correct it by hand") from None
     if not isinstance(root, yaml.MappingNode) or root.flow_style:
         raise UserError("params.yaml: expected sections, such as train, with keys below them")
     found: dict[str, Entry] = {}
@@ -87,7 +87,7 @@ def written(value: Any) -> str:
 
 
 def set_value(text: str, key: str, value: Any, reason: str) -> str:
-    """The text with another value of a key that is there, and the reason above it."""
+    """The text with a new value for an existing key, and the reason above it."""
     lines, entry = text.split("\n"), entries(text)[key]
     spaces = " " * entry.indent
     # Behind a block there is no comment but the one behind its key.
@@ -121,7 +121,7 @@ def _reason(spaces: str, value: Any, reason: str) -> list[str]:
 
 
 def _reason_lines(lines: list[str], entry: Entry) -> list[str]:
-    """The lines above a key in which a plan gave its reason."""
+    """The lines above a key with a plan's reason."""
     start = entry.first
     while start and lines[start - 1].strip().startswith("#      "):
         start -= 1
@@ -131,7 +131,7 @@ def _reason_lines(lines: list[str], entry: Entry) -> list[str]:
 
 
 def is_planned(text: str, key: str) -> bool:
-    """Whether a value stands as a plan wrote it."""
+    """Whether a value is still as a plan wrote it."""
     lines, entry = text.split("\n"), entries(text)[key]
     above = _reason_lines(lines, entry)
     said = " ".join(line.strip().removeprefix(PLAN).removeprefix("#").strip() for line in above)
@@ -139,7 +139,7 @@ def is_planned(text: str, key: str) -> bool:
 
 
 def add_missing(text: str, template: str) -> tuple[str, list[str]]:
-    """The text with the keys that it lacks, as the template has them, each in its place; and their dotted paths."""
+    """The text with its missing keys added from the template, each in its place; and their dotted paths."""
     added, known = [], entries(template)
     for key, entry in known.items():
         there = entries(text)
@@ -169,7 +169,7 @@ def add_missing(text: str, template: str) -> tuple[str, list[str]]:
 
 
 def unknown(text: str, template: str) -> list[str]:
-    """Keys that no section has, of sections that the template has as blocks."""
+    """Keys that do not exist in the template's sections."""
     known = entries(template)
     return [
         key
@@ -179,14 +179,16 @@ def unknown(text: str, template: str) -> list[str]:
 
 
 def _checked(text: str, key: str, value: Any) -> str:
-    """The text, if it says what it ought to: a file may be written in ways that lines do not tell."""
+    """The text, if the key has the value: a file may be laid out in ways that editing lines cannot handle."""
     found = entries(text).get(key)
     same = found is not None and found.value == yaml.safe_load(written(value) or "null")
     if not same:
-        raise UserError(f"params.yaml: {key} cannot be set to {written(value)} as the file is laid out: do it by hand")
+        raise UserError(
+            f"params.yaml: {key} cannot be set to {written(value)} because of how the file is laid out: set it by hand"
+        )
     return text
 
 
 def sign(text: str, first: str) -> str:
-    """The text with another first comment: what stood above the first section of the template goes."""
+    """The text with a new first comment in place of the template's."""
     return first + text[re.search(r"^\w", text, re.MULTILINE).start() :]  # pyright: ignore[reportOptionalMemberAccess]

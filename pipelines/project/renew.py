@@ -1,7 +1,7 @@
-"""`unetpp plan`: what a plan of today would change in a project, and what a newer version brings; `--accept` writes it.
+"""`unetpp plan`: what a new plan would change in a project, and what a newer version adds; `--accept` writes it.
 
-A value that a person has set, which is one that no plan wrote and that is not the package's own, is kept; the plan
-works with it. Naming its key takes the plan's.
+A value that the user has set (neither a plan's nor the default) is kept, and the plan works with it. Naming its key
+takes the plan's.
 """
 
 import difflib
@@ -18,18 +18,18 @@ from pipelines.project.sources import Data
 from unetpp.errors import UserError
 from unetpp.files import read_text
 
-FIX = "run from a project's folder, or name it; `unetpp init` makes one"
+FIX = "run this in a project's folder, or name one; `unetpp init` makes one"
 
 
 def renew(folder: Path, minutes: float | None = None, accept: list[str] | None = None) -> None:
     """Print what a new plan would change; write it where it is accepted.
 
     Args:
-        minutes: that training may take; None is what the plan counted on before.
-        accept: keys or sections to take over; none of them is all, None writes nothing.
+        minutes: time limit of training; None is that of the last plan.
+        accept: keys or sections to write; an empty list is all, None writes nothing.
 
     Raises:
-        UserError: no project, data that no layout fits, a key that does not change, or one that nobody knows.
+        UserError: no project, data that no layout fits, a key that does not change, or an unknown one.
     """
     old, shipped = read_text(folder / "params.yaml", FIX), template.shipped("params.yaml")
     text, added = params_text.add_missing(old, shipped)
@@ -64,17 +64,17 @@ def renew(folder: Path, minutes: float | None = None, accept: list[str] | None =
             write(folder, text)
         print(f"\nwritten: {len(changed)} value(s) changed, {len(added)} key(s) added")
     elif changed or added or pipeline:
-        print("\nnothing was written: `unetpp plan --accept` takes all of it, `--accept KEY ...` some")
+        print("\nnothing was written: `unetpp plan --accept` accepts all changes, `--accept KEY ...` some")
     else:
-        print("\nparams.yaml is as the plan would have it")
+        print("\nparams.yaml already matches the plan")
     if strange:
         near = {key: difflib.get_close_matches(key, params_text.entries(shipped), n=1) for key in strange}
         named = ", ".join(f"{key}{f' (did you mean {like[0]}?)' if like else ''}" for key, like in near.items())
-        raise UserError(f"params.yaml: unknown to this version: {named}; remove or rename by hand")
+        raise UserError(f"params.yaml: keys unknown to this version: {named}; remove or rename them")
 
 
 def set_by_hand(text: str, shipped: str) -> dict:
-    """The values, by key, that neither a plan nor the package has written."""
+    """The values, by key, that the user has set: neither a plan's nor the defaults."""
     known = params_text.entries(shipped)
     return {
         key: entry.value
@@ -92,7 +92,7 @@ def _named(key: str, names: list[str]) -> bool:
 
 
 def _data_of(params: Params, folder: Path) -> Data:
-    """The data of a project; what is no folder lies in data/raw, once stage ingest has run."""
+    """The data of a project; anything but a folder is in data/raw once stage ingest has run."""
     kind, location = params.ingest.kind, str(params.ingest.location)
     raw = folder / "data/raw"
     if kind == "folder":
@@ -118,15 +118,14 @@ def _print(plan: Plan, changed: dict[str, tuple[object, Choice]], added: list[st
         said.entry(key, f"{said.shown(value)} -> {said.shown(choice.value)}", choice.reason)
         for key, (value, choice) in changed.items()
     ]
-    said.lines("changes of params.yaml", changes)
-    said.lines("new keys of this version, with the package's values", [", ".join(added)] if added else [])
-    said.lines("kept, since set by hand", [f"{key}: {said.shown(value)}" for key, value in kept.items()])
+    said.lines("changes to params.yaml", changes)
+    said.lines("new keys of this version, with their defaults", [", ".join(added)] if added else [])
+    said.lines("kept, because you set them", [f"{key}: {said.shown(value)}" for key, value in kept.items()])
     said.last(plan)
 
 
 def _renewed(folder: Path) -> str | None:
-    """The text of dvc.yaml as this version has it, where that is to be written; "" where it stays, None where it is
-    none of `unetpp init`."""
+    """The new text of dvc.yaml; "" if it stays, None if `unetpp init` did not write it."""
     path = folder / "dvc.yaml"
     there = path.read_text(encoding="utf-8") if path.exists() else ""
     wanted = template.pipeline()
@@ -136,7 +135,7 @@ def _renewed(folder: Path) -> str | None:
         return ""
     lines = [*difflib.unified_diff(there.splitlines()[1:], wanted.splitlines()[1:], lineterm="", n=0)][2:]
     if not there or template.is_unchanged(there):
-        said.lines("dvc.yaml, as this version has it", [line for line in lines if line[0] != "@"] if there else ["new"])
+        said.lines("dvc.yaml of this version", [line for line in lines if line[0] != "@"] if there else ["new"])
         return wanted
-    said.lines("dvc.yaml was changed here and stays; this version's differs", lines)
+    said.lines("dvc.yaml has your changes and is kept; this version's differs by", lines)
     return ""

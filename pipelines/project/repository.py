@@ -1,4 +1,4 @@
-"""Git and DVC of a project: made where they are missing, left as they are where they are there."""
+"""Git and DVC of a project: initialised if missing, else left alone."""
 
 import os
 import subprocess
@@ -20,12 +20,12 @@ def set_up(folder: Path) -> list[str]:
     config = folder / ".dvc/config"
     if not config.is_file():
         subdir = [] if _top(folder) == folder.resolve() else ["--subdir"]
-        rest = ["--force"] if config.parent.exists() else []  # of one that was cut
+        rest = ["--force"] if config.parent.exists() else []  # left by an interrupted one
         _done(_dvc(folder, "init", "--quiet", *subdir, *rest))
         made.append("a DVC repository")
     if "[core]" not in config.read_text(encoding="utf-8"):
         with config.open("a", encoding="utf-8") as file:
-            file.write(shipped(".dvc/config"))
+            file.write(shipped(".dvc/config").replace("[core]\n", "[core]\n    autostage = true\n"))
     local = folder / ".dvc/config.local"
     if not local.exists() and "DVC_SITE_CACHE_DIR" not in os.environ:
         _done(_dvc(folder, "config", "--local", "core.site_cache_dir", dvc_environment()["DVC_SITE_CACHE_DIR"]))
@@ -33,7 +33,7 @@ def set_up(folder: Path) -> list[str]:
 
 
 def commit(folder: Path, names: Iterable[str]) -> None:
-    """The first commit of a repository that has none, where git knows who makes it."""
+    """Make the first commit of a repository that has none, if git knows the user."""
     if _top(folder) == folder.resolve() and not _has_commit(folder) and _knows_user(folder):
         paths = [name for name in names if (folder / name).exists()]
         _done(_git(folder, "add", "--", *paths))
@@ -41,7 +41,7 @@ def commit(folder: Path, names: Iterable[str]) -> None:
 
 
 def lacking(folder: Path) -> list[str]:
-    """The commands without which `dvc exp run` refuses to run: it keeps experiments as commits beside one of yours."""
+    """The commands that `dvc exp run` needs first: it keeps experiments as commits on top of one of yours."""
     user = [] if _knows_user(folder) else ["git config user.name NAME", "git config user.email ADDRESS"]
     committed = _has_commit(folder) and not _git(folder, "cat-file", "-e", "HEAD:./dvc.yaml").returncode
     return user + ([] if committed else ["git add .", "git commit -m project"])
@@ -63,7 +63,7 @@ def _git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        raise UserError("git is not installed, and DVC keeps a project's history by it: install git") from None
+        raise UserError("git is not installed, and DVC needs it for a project's history: install git") from None
 
 
 def _dvc(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

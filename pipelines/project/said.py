@@ -15,16 +15,16 @@ WIDTH = 79
 
 
 def plan(found: Plan, shipped: dict[str, Any]) -> None:
-    """What was found, what was chosen and why, what to confirm, and what a run will take."""
+    """Print what was found, what was chosen and why, what to check, and what a run will take."""
     lines("found", found.found)
     chosen = {key: one for key, one in found.params.items() if written(one.value) != written(shipped[key])}
     lines("chosen", [entry(key, shown(one.value), one.reason) for key, one in chosen.items()])
-    print(f"  and {len(found.params) - len(chosen)} values as the package has them; params.yaml has the reason of each")
+    print(f"  and {len(found.params) - len(chosen)} values at their defaults; params.yaml has the reason for each")
     last(found)
 
 
 def last(found: Plan) -> None:
-    lines("please look at", found.asked)
+    lines("please check", found.asked)
     lines("a run will take", [found.cost] if found.cost else [])
 
 
@@ -44,7 +44,7 @@ def lines(title: str, what: list[str]) -> None:
 
 
 def next_commands(folder: Path, lacking: list[str]) -> None:
-    """The commands that follow, as this shell finds them."""
+    """Print the next commands, as this shell finds them."""
     bin = Path(sys.executable).parent
     beside = "" if shutil.which("dvc") == str(bin / "dvc") else f"{shlex.quote(str(bin))}/"
     enter = "" if folder.resolve() == Path.cwd() else f"cd {shlex.quote(str(folder))} && "

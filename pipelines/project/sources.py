@@ -12,7 +12,7 @@ OUTPUTS = ("data", "models", "reports", "runs")  # folders of a project into whi
 
 @dataclass(frozen=True)
 class Data:
-    """As params.yaml says it, and the path by which this process finds it; None for what is fetched first."""
+    """As in params.yaml, and the path by which this process finds it; None for data to be fetched first."""
 
     kind: str
     location: str
@@ -20,10 +20,10 @@ class Data:
 
 
 def find_data(data: str, project: Path) -> Data:
-    """What a user calls the data, seen from the project's folder: a relative path stays relative.
+    """The user's name for the data, seen from the project's folder: a relative path stays relative.
 
     Raises:
-        UserError: there is no such thing, or the project would lie in its own data.
+        UserError: nothing is there, or the project would be inside its own data.
     """
     scheme = data.partition("://")[0].lower() if "://" in data else ""
     if scheme in ("s3", "http", "https"):
@@ -37,8 +37,8 @@ def find_data(data: str, project: Path) -> Data:
         held = [name for name in OUTPUTS if (within / name).is_relative_to(path.resolve())]
         if held:
             raise UserError(
-                f"{data}: the project {project} would write its {held[0]}/ into this folder, which it reads: give a "
-                "project's folder beside the data, or move the data"
+                f"{data}: the project {project} would write its {held[0]}/ into this folder, which it reads: choose a "
+                "project folder next to the data, or move the data"
             )
         return Data("folder", location, path)
     for kind, suffixes in SUFFIXES.items():

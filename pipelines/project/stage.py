@@ -1,4 +1,4 @@
-"""`unetpp stage`: a stage of the installed package, run in a project's folder whatever else lies there."""
+"""`unetpp stage`: runs a stage of the installed package in a project's folder, whatever else is in it."""
 
 import importlib
 import os
@@ -10,7 +10,7 @@ from pipelines import end_at_once
 
 def run_stage(stage: str, words: list[str]) -> None:
     """Do what `python -m pipelines.STAGE` does in the source tree."""
-    # A project may have folders called pipelines, unetpp or ray: no process of this one takes them for the packages.
+    # A project may have folders called pipelines, unetpp or ray: no process may import them as packages.
     os.environ["PYTHONSAFEPATH"] = "1"
     at_interrupt = signal.getsignal(signal.SIGINT)
     if at_interrupt is signal.default_int_handler:

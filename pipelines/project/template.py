@@ -16,9 +16,9 @@ HERE = Path(__file__).parent
 SOURCE = HERE / "shipped" if (HERE / "shipped").is_dir() else HERE.parents[1]
 LAUNCHER = "unetpp"
 CODE = "code.yaml"
-SIGN = "# Written by unetpp"  # how the files begin of which `unetpp init` knows that they are its own
-OURS = ("pipelines/", "unetpp/")  # dependencies that are code, in place of which code.yaml stands
-IGNORED = "# what the stages make"  # where in .gitignore that begins which is not of the source tree alone
+SIGN = "# Written by unetpp"  # first words of files by which `unetpp init` knows its own
+OURS = ("pipelines/", "unetpp/")  # dependencies on code, which code.yaml replaces
+IGNORED = "# what the stages make"  # start of the part of .gitignore that is not only for the source tree
 
 
 def shipped(name: str) -> str:
@@ -27,7 +27,7 @@ def shipped(name: str) -> str:
 
 
 def plots() -> dict[str, str]:
-    """The templates of `dvc plots` by their place in a project."""
+    """The templates of `dvc plots`, by path in a project."""
     return {f".dvc/plots/{path.name}": path.read_text() for path in sorted((SOURCE / ".dvc/plots").glob("*.*"))}
 
 
@@ -38,7 +38,7 @@ def gitignore() -> str:
 
 @cache
 def pipeline() -> str:
-    """dvc.yaml of a project: the stages of ours, run by the launcher, and code.yaml in place of files of code."""
+    """dvc.yaml of a project: our stages, run by the launcher, with code.yaml in place of code files."""
     from ruamel.yaml import YAML
     from ruamel.yaml.comments import CommentedMap
 
@@ -64,7 +64,7 @@ def pipeline() -> str:
 
 
 def signature(body: str) -> str:
-    """The first line of a project's dvc.yaml, by which an upgrade tells whether a person has changed it."""
+    """The first line of a project's dvc.yaml, which shows an upgrade whether the user has changed it."""
     return f"{SIGN} {unetpp.__version__}, sum {_sum(body)}: `unetpp plan` renews what is unchanged."
 
 
@@ -99,7 +99,7 @@ def _flow(values: list):
 
 
 def files(params: str) -> Iterator[tuple[str, str]]:
-    """Name and text of every file of a project, those last that make it one."""
+    """Name and text of every file of a project; the ones that make it a project come last."""
     yield ".gitignore", gitignore()
     yield ".dvcignore", shipped(".dvcignore")
     yield LAUNCHER, (HERE / "launcher.sh").read_text(encoding="utf-8")

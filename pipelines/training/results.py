@@ -1,10 +1,10 @@
 """What a finished training leaves: the best weights as a model file, its curves, and the numbers of its best epoch."""
 
-import json
 from pathlib import Path
 
 import torch
 
+from pipelines import detail
 from pipelines.core.files import replacing, write_json
 from pipelines.core.tables import write_rows
 from pipelines.training.spec import TrainSpec
@@ -29,7 +29,8 @@ def write_results(
     network.load_state_dict(state.best.weights)
     best = state.history[state.best.epoch]
     info = {"run": name, "epoch": best["epoch"], "val_iou": best["val_iou"], "params": spec.sections}
-    info["kept"] = f"{best['epoch']} of {len(state.history)}: {WHY}"
+    kept = f"{best['epoch']} of {len(state.history)}"
+    info["kept"] = f"{kept}: {WHY}"
     info["classes"] = manifest.classes
     if manifest.values:
         info["values"] = manifest.values  # by which `unetpp predict --save values` writes masks as the set has them
@@ -43,7 +44,11 @@ def write_results(
         val_split = Split(val or spec.prepared / f"{manifest.full_val}.arrow")
         use_gpu = spec.train.use_gpu and torch.cuda.is_available()
         info["separation"] = choose_separations(trained, val_split, torch.device("cuda" if use_gpu else "cpu"))
-        print(f"objects are parted, as is best on val, by {json.dumps(info['separation'])}")
+        chosen = (
+            f"{depth} seed {one['seed']:g}, smallest {one['smallest_px']} px"
+            for depth, one in info["separation"].items()
+        )
+        detail(f"objects are separated by the values that are best on val: {'; '.join(chosen)}")
     with replacing(out) as folder:
         folder.mkdir()
         trained.save(folder / MODEL)
@@ -57,7 +62,7 @@ def write_results(
     write_rows(reports / "curves.csv", header, rows)
     # Without the speed: it differs from run to run, and these metrics are compared by `dvc metrics diff`.
     ious = {f"L{depth}": round(best[f"val_iou_L{depth}"], 4) for depth in network.depths}
-    kept = {"epochs": len(state.history), "best_epoch": best["epoch"], "val_iou": ious}
-    write_json(reports / "metrics.json", kept)
-    print(f"kept epoch {info['kept']}; val IoU {json.dumps(ious)}")
-    print(f"wrote {out / MODEL}, {reports / 'curves.csv'}, {reports / 'metrics.json'}")
+    numbers = {"epochs": len(state.history), "best_epoch": best["epoch"], "val_iou": ious}
+    write_json(reports / "metrics.json", numbers)
+    print(f"train: kept epoch {kept}, val IoU " + "  ".join(f"{depth} {iou:.3f}" for depth, iou in ious.items()))
+    detail(f"kept: {WHY}\nwrote {out / MODEL}, {reports / 'curves.csv'}, {reports / 'metrics.json'}")

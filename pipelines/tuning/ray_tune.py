@@ -16,6 +16,8 @@ from typing import Any
 from ray import tune
 from ray.tune.search import Searcher
 
+from pipelines import is_verbose
+from pipelines.console.progress import LOGGED_S
 from pipelines.core.files import scratch
 from pipelines.storage.run_store import open_store
 from pipelines.training.epoch_metrics import best_so_far
@@ -143,17 +145,19 @@ class Trials(Searcher):
 
 
 class Ends(tune.Callback):
-    """Keeps what became of each trial, and the time; prints a line whenever one has an epoch done, or fails."""
+    """Keeps what became of each trial, and the time; prints a line for a failure, and each half minute for an epoch."""
 
     def __init__(self, trials: Trials):
         self._trials, self._done = trials, []
         self._began = self._noted = time.monotonic() - trials.spent_s()
+        self._told = time.monotonic()
 
     def __reduce__(self):
         return tune.Callback, ()
 
     def on_trial_result(self, iteration, trials, trial, result, **info):
-        if "dead" not in result:
+        if "dead" not in result and (is_verbose() or time.monotonic() - self._told >= LOGGED_S):
+            self._told = time.monotonic()
             best = next(
                 key[13:] for key in result if key.startswith("best_val_iou_L") and result[key] == result[METRIC]
             )

@@ -308,7 +308,7 @@ def test_a_kind_that_misses_a_split_is_told_with_a_salt_that_does_better(made, t
         assert "0 in test" not in printed
         number += 1
     assert re.search(r"warning: 8 [a-z-]+ images, with those expected .* 0 in (val \(0\.8\)|test \(1\.6\))", printed)
-    salt = re.search(rf"prepare\.salt=({number}-\d+) would give", printed)
+    salt = re.search(rf"prepare\.salt=({number}-\d+) divides the kinds better", printed)
     assert salt
     kinds = prepare(params.model_copy(update={"salt": salt[1]}), made, tmp_path / "out").splits
     assert all(set(kinds[split].kinds) == {"bright-field", "fluorescence", "tissue"} for split in SPLITS)
@@ -520,7 +520,7 @@ def test_folds_divide_what_is_not_test(made, tmp_path):
 def test_the_command_writes_split_csv_twice_the_same_and_nothing_to_the_error_stream(tmp_path):
     done = run_stage(tmp_path, "", "-W", "error")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "prepare: 24 groups, 0 pairs of near-duplicates" in done.stdout
+    assert "prepare: 24 groups; near-duplicate pairs: 0; files set aside: 0\n" in done.stdout
     assert (tmp_path / "split.csv").read_bytes() == (tmp_path / "out/split.csv").read_bytes()
 
 

@@ -99,7 +99,7 @@ def test_a_cluster_that_somebody_starts_ends_no_workers_whose_epochs_reach_mlflo
         assert "images_per_s" in run.data.metrics
         assert not [name for name in run.data.metrics if "best_" in name]
 
-        # What README says, from a folder that holds the code, and on a cluster whose interpreter may lie in a
+        # What docs/cluster.md says, from a folder that holds the code, and on a cluster whose interpreter may lie in a
         # folder with a space in its name.
         project.set({"train": {"epochs": 4}, "register": {"live": False, "tracking_uri": None}})
         for name in ("pipelines", "unetpp"):

@@ -65,7 +65,16 @@ def test_rest_is_counted_from_where_a_training_goes_on(clock, terminal):
     assert "ETA" not in terminal()[-1]
 
 
-def test_log_has_a_line_an_epoch_and_no_other(capsys):
+def test_log_has_the_first_and_last_epoch_and_one_each_half_minute(monkeypatch, clock, capsys):
+    monkeypatch.delenv("UNETPP_VERBOSE")
+    watched = Progress(40)
+    for epoch in range(1, 41):
+        watched.epoch(ROW | {"epoch": epoch})
+        clock[0] += 2
+    assert re.findall(r"^epoch (\d+)/40", capsys.readouterr().out, re.MULTILINE) == ["1", "16", "31", "40"]
+
+
+def test_log_of_a_verbose_run_has_a_line_an_epoch_and_no_other(capsys):
     watched = Progress(3)
     for number in range(1, 4):
         watched.step(0, number, [8] * 3)

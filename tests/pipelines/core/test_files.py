@@ -73,7 +73,7 @@ def test_a_file_is_replaced_where_it_is_as_we_wrote_it(tmp_path):
         with replacing(out) as partial:
             partial.write_text(text)
     out.write_text("by you")
-    with pytest.raises(UserError, match=r"table\.csv: in the way .* or give --overwrite"):
+    with pytest.raises(UserError, match=r"table\.csv: in the way .* or use --overwrite"):
         check_outputs(files=[out], overwrite=False)
     check_outputs(files=[out], overwrite=True)
     with pytest.raises(UserError, match="found a folder; expected the name of a file"):

@@ -60,7 +60,7 @@ def test_what_stood_there_stays_and_the_path_is_named(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_is_needed_is_said_beforehand_and_refused_where_it_is_not_there(tmp_path, capsys):
+def test_what_is_needed_is_told_where_asked_and_refused_where_it_is_not_there(tmp_path, capsys):
     check_space(tmp_path / "not there yet", 3 * 2**20, "ingest")
     assert capsys.readouterr().out.startswith(f"ingest: about 3 MiB are needed in {tmp_path / 'not there yet'}, ")
     with pytest.raises(UserError, match=r"1,073,741,824 MiB are needed and [\d,]+ MiB are free"):

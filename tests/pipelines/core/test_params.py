@@ -79,7 +79,7 @@ NAMES = ("#1", "?", "@L1", "\\", "\n", " ", "/1", "x" * 256)
         ),
         (lambda v: v["prepare"]["groups"].update(pattern="a"), "pattern must have one group in parentheses"),
         (lambda v: v["prepare"]["groups"].update(pattern="(a)(b)"), "found 2 in '(a)(b)'"),
-        (lambda v: v["prepare"]["groups"].update(pattern="(a"), "pattern is no regular expression"),
+        (lambda v: v["prepare"]["groups"].update(pattern="(a"), "pattern is not a regular expression"),
         (
             lambda v: v["prepare"].update(folds=5, fold=5),
             "prepare: fold is 5 and counts from 0, so of 5 folds",
@@ -100,7 +100,7 @@ NAMES = ("#1", "?", "@L1", "\\", "\n", " ", "/1", "x" * 256)
         ),
         (
             lambda v: v["prepare"].update(classes=["a", "b"], num_classes=3, multilabel=True),
-            "names 2: with prepare.multilabel set it to 2, as the background is no label",
+            "names 2: with prepare.multilabel set it to 2, as background is not a label",
         ),
         (lambda v: v["prepare"].update(classes=[".."]), "prepare.classes.0"),
         (
@@ -157,7 +157,7 @@ NAMES = ("#1", "?", "@L1", "\\", "\n", " ", "/1", "x" * 256)
         (lambda v: v["train"].update(loader_workers=-1), "train.loader_workers"),
         (
             lambda v: v["train"].update(compile="default"),
-            "train.compile is for GPUs: on processors a compiled training",
+            "train.compile is for GPUs: on CPUs compiled training",
         ),
         (lambda v: v["train"].update(class_weights="even"), "train.class_weights: expected null, balanced or a list"),
         (lambda v: v["train"].update(class_weights=[1, -1]), "train.class_weights: expected null, balanced or a list"),

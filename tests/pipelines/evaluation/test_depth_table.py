@@ -2,13 +2,14 @@
 
 import json
 import re
+import shlex
 
 import pytest
 
+from pipelines.cli import build_parser
 from pipelines.core.numbers import NOTHING
 from pipelines.evaluation.cautions import find_cautions
-from pipelines.evaluation.depth_table import describe
-from pipelines.summary import summary
+from pipelines.evaluation.depth_table import describe, summary
 from unetpp.errors import UserError
 
 ROW = {
@@ -43,9 +44,9 @@ def test_nothing_is_wider_than_a_terminal(report):
     assert max(map(len, describe(report).splitlines())) <= 100
 
 
-def test_it_opens_with_the_decision_and_marks_the_depth(report):
+def test_it_ends_with_the_decision_and_marks_the_depth(report):
     lines = describe(report).splitlines()
-    assert lines[0].startswith("L2 is recommended")
+    assert describe(report).split("\n\n")[-1].startswith("L2 is recommended")
     assert [line.split()[1] for line in lines if line.startswith("> ")] == ["L2", "L2"]
     assert re.search(r"0\.871 +0\.850 to 0\.890 +-0\.4 +-12\.3 to \+0\.1", describe(report))
     assert not [line for line in describe(report | {"recommended_depth": None}).splitlines() if line[:1] == ">"]
@@ -69,7 +70,7 @@ def test_gates_that_fail_are_named_and_others_are_not(report):
     assert "0.900!" not in text
     assert "beyond its limit" in text
     passing = {name: rows[:1] for name, rows in report["gates"].items()}
-    assert "beyond" not in describe(report | {"gates": passing})
+    assert "\n  gates passed at every depth: flips\n" in describe(report | {"gates": passing})
 
 
 def test_classes_are_named_with_their_scores_and_mean_iou_as_papers_have_it(report):
@@ -103,7 +104,7 @@ def test_what_to_be_careful_about_is_said(report):
         ({"machine": {"spread": 0.02, "others_share": 0.5}}, "The machine was busy: other work took 50% of it."),
     ):
         text = describe(report | changed)
-        assert f"caution: {said}" in text.split("\n\n")[1]  # after the recommendation, before any number
+        assert text.split("\n\n")[-1].startswith(f"caution: {said}")  # after the recommendation
 
 
 def test_what_could_not_be_computed_is_a_dash(report):
@@ -113,19 +114,21 @@ def test_what_could_not_be_computed_is_a_dash(report):
     assert re.search(r"1234\.5 +– +– ", describe(report))  # noqa: RUF001 - of too few rounds
 
 
-def test_the_summary_says_where_to_look_and_what_to_run_before(report, tmp_path):
+def test_the_summary_is_the_table_the_decision_and_three_commands(report, tmp_path):
+    versions = {"model_name": "nuclei", "versions": {"L1": "4", "L2": "5"}, "champion": 5}
     with pytest.raises(UserError, match="dvc repro evaluate"):
-        summary(tmp_path)
-    for stage, name, values in (
-        ("evaluate", "report", report),
-        ("register", "versions", {"model_name": "nuclei", "versions": {"L1": "4", "L2": "5"}}),
-    ):
-        (tmp_path / stage).mkdir()
-        (tmp_path / stage / f"{name}.json").write_text(json.dumps(values))
-    found = summary(tmp_path)
-    assert describe(report) in found
-    assert "nuclei: L1 is version 4, L2 is version 5" in found
-    assert str(tmp_path / "evaluate/report.html") in found
+        summary(tmp_path, tmp_path / "versions.json")
+    for name, values in (("report", report), ("versions", versions)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(values))
+    found = summary(tmp_path, tmp_path / "versions.json")
+    assert found.startswith(describe(report))
+    *_, registered, following = found.split("\n\n")
+    assert registered == "registered as nuclei, versions L1: 4, L2: 5; champion: 5"
+    assert max(map(len, found.splitlines())) <= 100
+    commands = [line.split("  ")[1] for line in following.splitlines()[1:]]
+    for command in commands:
+        build_parser().parse_args(shlex.split(command)[1:])
+    assert len(commands) == 3
 
 
 def test_what_a_given_split_leaks_is_a_caution():

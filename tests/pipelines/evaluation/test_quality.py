@@ -215,7 +215,7 @@ def test_a_class_0_that_is_no_background_counts_as_the_others_do(tmp_path):
 
 
 def test_outlines_that_are_all_ignored_are_not_measured_and_objects_are(tmp_path):
-    """As in a trimap: between the pet and the background lies what nobody annotated."""
+    """As in a trimap: between the pet and the background lie unlabelled pixels."""
     trimap, plain = np.zeros((24, 24), np.uint8), np.zeros((24, 24), np.uint8)
     trimap[4:16, :16], trimap[6:14, :14] = IGNORE, 1  # it touches the image's edge, which is no outline
     plain[6:14, 6:14] = 1

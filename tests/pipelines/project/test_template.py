@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from pipelines import code
-from pipelines.cli import STAGES
+from pipelines.commandline.data import STAGES
 from pipelines.core import code_closure
 from pipelines.project import template
 from tests.conftest import REPOSITORY
