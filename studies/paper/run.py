@@ -108,7 +108,7 @@ def prepare_set(plan: Plan, params: Params, work: Path) -> Path:
                 ingest(params.ingest, folder / "raw")
                 prepare(params.prepare, folder / "raw", out)
     test = Split(out / "test.arrow")
-    rows = ((id, kind, *test.shape(index)[:2]) for index, (id, kind) in enumerate(zip(test.ids, test.kinds)))
+    rows = ((id, test.kinds[index], *test.shape(index)[:2]) for index, id in enumerate(test.ids))
     write_rows(records.test_of(plan.set), records.TEST, rows)
     return out
 
