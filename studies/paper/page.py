@@ -66,9 +66,7 @@ CLAIMS = [
         for depth in ("L1", "L2", "L3")
     ),
     *(
-        Claim(
-            f"{depth} pruned out of UNet++ is better than UNet++ {depth} trained alone", DS, f"unet_pp_{depth}", depth
-        )
+        Claim(f"{depth} pruned out of UNet++ is better than UNet++ {depth} alone", DS, f"unet_pp_{depth}", depth)
         for depth in ("L2", "L3")
     ),
 ]
@@ -78,7 +76,7 @@ BACKBONES = [
     Claim("UNet+ is better than U-Net", "unet_plus", "unet"),
 ]
 PREFIXES = {
-    "our own nodes": "",
+    "our own encoder": "",
     "EfficientNet-Lite0, weights drawn": "lite_",
     "EfficientNet-Lite0, ImageNet": "imagenet_",
 }
