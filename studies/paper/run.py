@@ -177,6 +177,9 @@ def measure(spec: TrainSpec, device: torch.device) -> dict:
     network.load_state_dict(state.ema or state.weights or {})
     trained = Trained(network, spec.manifest.size, fit=spec.manifest.fit)
     counts = count_pixels(Predictor(trained, device), Split(spec.prepared / "test.arrow"), 16)
+    params = spec.sections
+    if weights := params["model"]["encoder_weights"]:
+        params["model"]["encoder_weights"] = Path(weights).name  # its folder is this machine's
     example, depths = torch.rand(1, network.in_channels, 128, 128), {}
     for name, each in counts.items():
         found = metrics.scores(each) | {"miou": metrics.mean_iou(each)}
@@ -192,7 +195,7 @@ def measure(spec: TrainSpec, device: torch.device) -> dict:
         "trained_s": round(trained_s, 1),
         "test_sha256": sha256(spec.prepared / "test.arrow"),
         "machine": describe_machine(device) | {"precision": str(choose_precision(spec.train.precision, device))},
-        "params": spec.sections,
+        "params": params,
         "depths": depths,
     }
 
