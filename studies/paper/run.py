@@ -184,7 +184,7 @@ def measure(spec: TrainSpec, device: torch.device) -> dict:
     for name, each in counts.items():
         found = metrics.scores(each) | {"miou": metrics.mean_iou(each)}
         if name != "mean":
-            pruned = Segmenter(prune(network, int(name[1:]))).eval()
+            pruned = Segmenter(prune(network, int(name[1:]))).cpu().eval()
             found |= {"parameters": count_parameters(pruned), "macs": count_macs(pruned, example)}
         depths[name] = {key: value and round(value, 5) for key, value in found.items()}
         depths[name]["images"] = [round(one, 4) for one in metrics.per_image_iou(each).tolist()]
