@@ -170,6 +170,8 @@ def test_page_is_true_with_whatever_results_there_are(study):
     records.add("dsb", "ours", records.Run("quarter", page.DS, 0), made(BASE, "L1", "L4", "mean"))
     page.main()
     text = (study / "paper.md").read_text()
+    assert f"trained alone: IoU | {', '.join(f'{BASE.mean() + gain:.3f}' for gain in (-0.2, -0.1, -0.05, 0))} |" in text
+    assert f"| Best depths of these | L4 | {tables.NOT_TRAINED} |" in text
     better = "| UNet++ with deep supervision is better than U-Net | **holds** +5.0 (+5.0 to +5.0) |"
     assert f"{better} {tables.NOT_TRAINED} |" in text
     assert "| The mean of its heads is better than the deepest head | **not decided** +0.0 (+0.0 to +0.0) |" in text

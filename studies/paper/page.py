@@ -134,9 +134,17 @@ def markdown(head: list[str], rows: Iterable[list[str]]) -> list[str]:
 def depth_lines(columns: Mapping[str, Results]) -> list[str]:
     """The claims about all sets together, and the table of the others."""
     best = {name: best_depths(results, ALONE) for name, results in columns.items()}
-    row = ["Best depths of a U-Net trained alone", *(", ".join(found) or NOT_TRAINED for found in best.values())]
-    lines = [f"The optimal depth of a U-Net differs by data set: {depths_differ(best)}.", ""]
-    return lines + table("claim", columns, CLAIMS, [row])
+    stars = ["*" * bool(found and columns[name].seed_sd is None) for name, found in best.items()]
+    cells = [(", ".join(found) or NOT_TRAINED) + star for found, star in zip(best.values(), stars, strict=True)]
+    ious = [", ".join(iou(results.row(name)) for name in ALONE) for results in columns.values()]
+    differ = depths_differ(best)
+    rows = [["U-Net L1, L2, L3, L4, each trained alone: IoU", *ious], ["Best depths of these", *cells]]
+    lines = [f"The optimal depth of a U-Net differs by data set: {differ}{max(stars) * (differ != NOT_TRAINED)}.", ""]
+    return lines + table("claim", columns, CLAIMS, rows)
+
+
+def iou(row: Row | None) -> str:
+    return f"{row.scores('iou_image').mean():.3f}" if row else "–"
 
 
 def backbone_lines(results: Results) -> list[str]:
