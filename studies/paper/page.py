@@ -144,7 +144,7 @@ def depth_lines(columns: Mapping[str, Results]) -> list[str]:
 
 
 def iou(row: Row | None) -> str:
-    return f"{row.scores('iou_image').mean():.3f}" if row else "–"
+    return f"{row.scores('iou_image').mean():.3f}" if row else "?"
 
 
 def backbone_lines(results: Results) -> list[str]:
