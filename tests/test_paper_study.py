@@ -1,231 +1,205 @@
-"""The study of the paper's claims: its patches, its results, and what its page says of them."""
+"""The study of the paper's claims: its trainings, its results, and what its page says of them."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
 
+from pipelines.core.files import locked
+from pipelines.core.params import load_params
+from pipelines.core.tables import read_rows
+from pipelines.ingest import ingest
 from studies.paper import page, records, run, tables
 from tests.pipelines.conftest import Project
 
-
-def test_patches_cover_every_pixel_and_stay_with_their_image():
-    rng = np.random.default_rng(0)
-    image, mask = rng.integers(0, 255, (70, 45, 3), np.uint8), rng.integers(0, 2, (70, 45), np.uint8)
-    seen = np.zeros((70, 45), int)
-    for id, part, part_mask in run.patches("x", image, mask, {"size_px": 32, "stride_px": 20}):
-        y, x = map(int, id.split("@")[1].split(","))
-        assert np.array_equal(part, image[y : y + 32, x : x + 32])
-        assert np.array_equal(part_mask, mask[y : y + 32, x : x + 32])
-        seen[y : y + 32, x : x + 32] += 1
-    assert seen.min() >= 1
-    [(_, part, part_mask)] = run.patches("x", image[:20, :20], mask[:20, :20], {"size_px": 32, "stride_px": 20})
-    assert part.shape == (32, 32, 3)
-    assert part_mask[20:].sum() == part_mask[:, 20:].sum() == 0
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def study(tmp_path, monkeypatch):
-    """A study of two networks and two seeds on 20 synthetic images, with its folders under tmp_path."""
+    """A study of small networks on 40 synthetic images, whole and in crops, with its folders under tmp_path."""
     small = run.read_study()
-    small["seeds"] = [0, 1]
-    small["widths"] = {"half": [4, 6, 8]}
-    small["protocols"]["resize"]["size"] = 32
-    small["protocols"] = {"resize": small["protocols"]["resize"] | {"shares": {"train": 0.4, "val": 0.3, "test": 0.3}}}
-    small["recipes"] = {"ours": {"train": {"warmup_epochs": 0}}}
-    small["protocols"]["resize_2"] = small["protocols"]["resize"] | {"salt": "two"}
-    small["runs"] = [{"protocol": "resize", "recipe": "ours", "scale": "half", "epochs": 1, "networks": None}]
-    small["runs"].append(small["runs"][0] | {"protocol": "resize_2", "networks": ["unet"], "seeds": [1]})
-    wanted = ("unet_L1", "unet_L2", "unet_L3", "unet", "unet_pp_ds", "unet_pp")
-    small["networks"] = {name: small["networks"][name] for name in wanted}
-    monkeypatch.setattr(run, "read_study", lambda: small)
-    monkeypatch.setattr(page, "read_study", lambda: small)
+    small["widths"] = {"quarter": [4, 6, 8], "full": [6, 8, 10]}
+    shares = {"folder": "raw", "prepare.shares": {"train": 0.4, "val": 0.3, "test": 0.3}}
+    small["sets"] = {
+        "pets": shares | {"prepare.size": 32},
+        "dsb": shares | {"prepare.size": None, "train.crop_px": 32},
+    }
+    small["recipes"] = {"ours": {"train.warmup_epochs": 0}, "classic": {"init": "torch", "train.learning_rate": 1e-9}}
+    plan = {"set": "pets", "recipe": "ours", "scale": "quarter", "epochs": 1, "seeds": [0], "networks": ["unet_pp_ds"]}
+    small["runs"] = [plan, plan | {"set": "dsb", "networks": ["unet_L1"]}, plan | {"seeds": [1], "recipe": "classic"}]
+    for module in (run, page):
+        monkeypatch.setattr(module, "read_study", lambda: small)
     monkeypatch.setattr(records, "RESULTS", tmp_path / "results")
-    from pipelines.core.params import load_params
-    from pipelines.ingest import ingest
-
+    monkeypatch.setattr(page, "OUT", tmp_path / "paper.md")
+    monkeypatch.setattr(page, "ROOT", tmp_path)
+    monkeypatch.setattr(page, "IMAGES", tmp_path)
     (tmp_path / "project").mkdir()
-    project = Project(tmp_path / "project")
-    ingest(load_params(project.folder / "params.yaml").ingest, tmp_path / "raw")
+    ingest(load_params(Project(tmp_path / "project").folder / "params.yaml").ingest, tmp_path / "raw")
     return tmp_path
 
 
-def start(monkeypatch, study, *more):
-    arguments = ["run", "--data", str(study / "raw"), "--work", str(study / "data"), *more]
-    monkeypatch.setattr("sys.argv", arguments)
+def start(monkeypatch, study: Path, *more: str) -> None:
+    monkeypatch.setattr("sys.argv", ["run", "--data", str(study), "--work", str(study / "data"), *more])
     run.main()
 
 
-def test_what_has_a_result_is_not_computed_again(study, monkeypatch, capsys):
-    start(monkeypatch, study, "--networks", "unet_pp_ds", "--seeds", "0")
-    one = records.Run("half", "unet_pp_ds", 0)
-    found = records.read("resize", "ours")
-    assert list(found) == [one]
-    before = found[one]
-    assert set(before["depths"]) == set(before["images"]) == {"L1", "L2", "mean"}
-    for depth, row in before["depths"].items():
-        assert np.mean(before["images"][depth]) == pytest.approx(row["iou_image"], abs=1e-4)
-    assert 0 < before["rim_share"] < 1
-    assert before["patches"] == [1] * len(before["images"]["L1"])  # whole images
-    assert not list((study / "results").rglob("*.running"))
-    facts = records.read_test("resize")
-    assert facts
-    kinds, best = facts
-    assert len(kinds) == len(best) == len(before["images"]["L1"])
-    capsys.readouterr()
-    # A command that was killed leaves its claim behind; it holds nobody up.
-    (study / "results/resize/ours-half-unet-0.running").write_text("999999999")
-    start(monkeypatch, study, "--networks", "unet_pp_ds", "unet", "--seeds", "0")
+def test_study_is_trained_run_by_run_and_what_has_a_result_is_not_computed_again(study, monkeypatch, capsys):
+    start(monkeypatch, study, "--at-most", "1")
+    assert "2 of 3 trainings left" in capsys.readouterr().out
+    before = records.read("pets", "ours")
+    ((one, found),) = before.items()
+    assert one == records.Run("quarter", "unet_pp_ds", 0)
+    assert list(found["depths"]) == ["L1", "L2", "mean"]
+    for row in found["depths"].values():
+        assert np.mean(row["images"]) == pytest.approx(row["iou_image"], abs=1e-4)
+    tested = read_rows(records.test_of("pets"))
+    assert len(tested) == len(found["depths"]["L1"]["images"])
+    assert tested[0]["height"] == "64"  # its own size, not the 32 at which the network sees it
+
+    plans = list(run.planned(run.read_study()))
+    with locked(study / "data" / f"{plans[1]}.lock"):  # another command is at it
+        start(monkeypatch, study)
+    assert "1 of 3 trainings left" in capsys.readouterr().out
+    start(monkeypatch, study)
     printed = capsys.readouterr().out
-    assert "half unet-0" in printed
-    assert "unet_pp_ds" not in printed
-    again = records.read("resize", "ours")
-    assert set(again) == {one, records.Run("half", "unet", 0)}
-    assert again[one] == before
+    assert "dsb ours quarter unet_L1-0" in printed
+    assert "pets" not in printed
+    assert "0 of 3 trainings left" in printed
+    assert records.read("pets", "ours") == before
+    assert next(iter(records.read("dsb", "ours").values()))["params"]["train"]["crop_px"] == 32
+    # Trained with a rate of almost nothing, classic's weights are as torch drew them.
+    weights = torch.load(study / "data" / f"{plans[2]} init.pt", weights_only=True)
+    limit = 1 / np.sqrt(weights["nodes.1_0.conv2.weight"][0].numel())  # uniform within it; Kaiming's normal goes on
+    assert 0.9 * limit < weights["nodes.1_0.conv2.weight"].abs().max() <= limit
+    start(monkeypatch, study, "--scale", "full", "--sets", "dsb")
+    assert {one.scale for one in records.read("dsb", "ours")} == {"quarter", "full"}
 
-
-def test_classic_begins_with_weights_as_torch_draws_them(study, monkeypatch):
-    small = run.read_study()
-    small["recipes"]["classic"] = {"init": "torch", "train": {"learning_rate": 1e-9, "warmup_epochs": 0}}
-    small["runs"] = [small["runs"][0] | {"recipe": "classic", "networks": ["unet"]}]
-    start(monkeypatch, study)
-    weights = [torch.load(study / f"data/resize/init-half-unet-{seed}.pt", weights_only=True) for seed in (0, 1)]
-    name = "nodes.1_0.conv2.weight"
-    assert not torch.equal(weights[0][name], weights[1][name])
-    limit = 1 / np.sqrt(weights[0][name][0].numel())  # torch draws uniformly within it; Kaiming's normal goes on
-    assert 0.9 * limit < weights[0][name].abs().max() <= limit
-    found = records.read("resize", "classic")
-    small["recipes"]["classic"].pop("init")
-    records.table_of("resize", "classic").unlink()
-    start(monkeypatch, study)
-    for one, row in records.read("resize", "classic").items():
-        assert row["depths"] != found[one]["depths"]
-
-
-def test_another_split_has_other_images_and_the_seeds_that_its_run_names(study):
-    planned = list(run.planned(run.read_study(), [0, 1]))
-    assert [(seed, name) for protocol, *_, seed, name in planned if protocol == "resize_2"] == [(1, "unet")]
-    ids = []
-    for name, protocol in run.read_study()["protocols"].items():
-        run.prepare_protocol(study / "raw", protocol, run.load_params(run.ROOT / "params.yaml").prepare, study / name)
-        ids.append(set(run.Split(study / name / "test.arrow").ids))
-    assert ids[0] != ids[1]
-
-
-def test_patches_of_an_image_are_one_observation(study, monkeypatch):
-    small = run.read_study()
-    small["protocols"]["patches"] = small["protocols"]["resize"] | {
-        "size": None,
-        "tile": {"size_px": 32, "stride_px": 32},
-    }
-    small["runs"] = [small["runs"][0] | {"protocol": "patches", "networks": ["unet_L1"]}]
-    start(monkeypatch, study, "--seeds", "0")
-    (found,) = records.read("patches", "ours").values()
-    ids = [id.split("@")[0] for id in run.Split(study / "data/patches/test.arrow").ids]
-    assert len(found["patches"]) == len(set(ids)) < len(ids) == sum(found["patches"]) == len(found["images"]["L1"])
-
-    # Eight images of which each has one difference, in all of its patches: no more is known than of eight images.
-    rng = np.random.default_rng(0)
-    base, gains = rng.uniform(0.5, 0.8, 8), rng.normal(0.01, 0.02, 8)
-    few = [tables.Row("", [result(each)], "L1") for each in (base + gains, base)]
-    many = [
-        tables.Row("", [result(np.repeat(each, 50)) | {"patches": [50] * 8}], "L1") for each in (base + gains, base)
-    ]
-    assert tables.difference(*many) == pytest.approx(tables.difference(*few))
-
-
-def test_rim_is_the_foreground_beside_background_and_not_the_edge_of_the_image(tmp_path):
-    square, corner = np.zeros((2, 12, 12), np.uint8)
-    square[3:8, 3:8] = 1  # 5 x 5, of which 16 are rim
-    corner[:4, :4] = 1  # 4 x 4 in the corner, of which 7 are rim
-    with run.SplitWriter(tmp_path / "test.arrow") as writer:
-        for id, mask in (("a", square), ("b", corner), ("c", np.zeros_like(square))):
-            writer.add(id, "kind", np.zeros((12, 12, 3), np.uint8), mask)
-    assert run.rim_share(run.Split(tmp_path / "test.arrow")) == pytest.approx((16 / 25 + 7 / 16) / 2)
-
-
-def test_best_threshold_is_of_either_side_and_of_each_image(tmp_path):
-    image, mask = np.full((12, 12, 3), 100, np.uint8), np.zeros((12, 12), np.uint8)
-    mask[2:6, 2:6] = 1
-    bright, dark, blurred = image.copy(), image.copy(), image.copy()
-    bright[2:6, 2:6], dark[2:6, 2:6], blurred[2:6, 2:10] = 200, 20, 200  # the last: half of what is bright is nucleus
-    with run.SplitWriter(tmp_path / "test.arrow") as writer:
-        for id, pixels in (("a", bright), ("b", dark), ("c", blurred)):
-            writer.add(id, f"kind {id}", pixels, mask)
-        writer.add("d", "kind a", image, np.zeros_like(mask))
-    found = run.describe_test(run.Split(tmp_path / "test.arrow"))
-    assert found == (["kind a", "kind b", "kind c", "kind a"], [1.0, 1.0, 0.5, 1.0])
-
-
-def result(iou: np.ndarray, depths=("L1", "L2", "mean")) -> dict:
-    row = {"iou_image": float(iou.mean()), "iou_pixels": 0.5, "iou_paper": 0.6, "parameters": 1000, "macs": 10**6}
-    machine = {"device": "cpu", "processor": "one of ours", "threads": 2, "precision": "fp32"}
-    return {
-        "depths": dict.fromkeys(depths, row),
-        "images": dict.fromkeys(depths, iou.tolist()),
-        "epochs": 3,
-        "train_loss": 0.125,
-        "machine": machine,
-    }
-
-
-def test_page_states_what_holds_what_does_not_and_what_is_missing(study, monkeypatch):
-    rng = np.random.default_rng(0)
-    base = rng.uniform(0.6, 0.9, 60)
-    for seed in (0, 1):
-        noise = rng.normal(0, 0.01, 60)
-        for name, gain in (("unet", 0.0), ("unet_pp_ds", 0.05), ("unet_pp", 0.08)):
-            depths = ("L1", "L2", "mean") if name.endswith("ds") else ("L2",)
-            found = result(base + gain + noise, depths) | {"rim_share": 0.49}
-            records.add("resize", "ours", records.Run("half", name, seed), found)
-    records.add("resize_2", "ours", records.Run("half", "unet", 1), result(base - 0.1, ("L2",)))
-    # A recipe by which one network is trained.
-    records.add("resize", "alone", records.Run("half", "unet_pp_ds", 0), result(base))
-    records.write_test("resize", ["tissue"] * 20 + ["fluorescence"] * 40, [0.7] * 20 + [0.85] * 40)
-    small = run.read_study()
-    small["runs"].append(small["runs"][0] | {"recipe": "alone", "networks": ["unet_pp_ds"]})
-    monkeypatch.setattr(page, "OUT", study / "paper.md")
-    monkeypatch.setattr(page, "ROOT", study)
-    monkeypatch.setattr(page, "IMAGES", study)
     page.main()
     text = (study / "paper.md").read_text()
-    for words in ("U-Net L4 0.125", "49 % of the foreground", "yet: U-Net L1, U-Net L2, U-Net L3", "6 of 12 trainings"):
-        assert words in text
-    assert "Embedded against isolated" not in text  # its networks are not among those to be trained
-    assert f"{base.mean() + 0.05:.2f}" in text  # the table's mean, from the files
-    assert "`resize_2`, recipe" not in text.partition("## Planned and not trained yet")[2]
-    _, _, beside = text.partition("## Recipes and widths beside one another")
-    assert f"| `alone`, half widths | 1 | {base.mean():.4f} |" in beside
-    _, _, by_kind = text.partition("## By kind of image")
-    assert "mask | 0.8000 | 0.850 | 0.700 |" in by_kind
-    of_kinds = f"| {base.mean():.4f} | {base[20:].mean():.3f} | {base[:20].mean():.3f} |"
-    assert f"| UNet++, deep supervision, `alone`, half {of_kinds}" in by_kind
-    _, _, luck = text.partition("## How much the split matters")
-    assert f"| `resize_2` | 1 | 60 | {base.mean() - 0.1:.4f} |" in luck
-    assert "Over 2 splits: " in luck
-    assert "UNet++" not in luck  # which has one split alone
+    assert "`dsb`, full widths: every network" in text
+    assert "Nothing: all of study.yaml was trained." in text
     assert (study / "paper.png").stat().st_size > 1000
-    assert "1.000 to 1.000" in text  # they are made of the same noise
-    rows = {name: tables.Row(name, [result(base + gain)], "L1") for name, gain in (("a", 0.0), ("b", 0.05))}
-    rows["c"] = tables.Row("c", [result(base + rng.normal(0, 0.1, 60))], "L1")
-    holds, opposite, undecided = (tables.Verdict(f"{a} is better", rows[a], rows[b]) for a, b in ("ba", "ab", "ca"))
-    for verdict, words in ((holds, "holds** (+5.00"), (opposite, "the opposite holds"), (undecided, "not decided")):
-        assert words in str(verdict)
-    short = tables.summary({("p", "r", "half"): [opposite], ("p", "r", "full"): [undecided], ("q", "r", "half"): []})
-    assert short[0].count("|") == 4  # a column for what has a verdict
-    assert short[2] == "| a is better | the opposite holds (-5.00) |  |"
-    assert short[3].startswith("| c is better |  | not decided (")
-    assert "the opposite holds (-3.00)" in text.partition("Make it again")[0]
-    assert "{summary}" not in text
 
 
-def test_study_names_only_networks_that_can_be_built():
+def made(iou: np.ndarray, *depths: str) -> dict:
+    """A run's record: an IoU of each image, the same at each depth."""
+    keys = ("iou_image", "dice_image", "iou_pixels", "miou")
+    row = dict.fromkeys(keys, float(iou.mean())) | {"parameters": 1000, "macs": 10**6, "images": iou.tolist()}
+    return {
+        "depths": dict.fromkeys(depths or ("L4",), row),
+        "epochs": 3,
+        "train_loss": 0.125,
+        "machine": {"processor": "one of ours"},
+    }
+
+
+RNG = np.random.default_rng(0)
+BASE, NOISE = RNG.uniform(0.5, 0.8, 60), RNG.normal(0, 0.1, 60)
+
+
+def judged(better: list[np.ndarray], worse: list[np.ndarray], block: int = 1) -> tables.Difference:
+    runs = {"a": dict(enumerate(map(made, better))), "b": dict(enumerate(map(made, worse)))}
+    results = tables.Results(runs, block)
+    found = results.compare(results.row("a"), results.row("b"))
+    assert found
+    return found
+
+
+def test_claim_holds_does_not_or_is_not_decided_by_its_interval():
+    holds, not_so, open_ = (judged([BASE + gain], [BASE]) for gain in (0.05, -0.05, NOISE - NOISE.mean()))
+    assert [one.found for one in (holds, not_so, open_)] == ["holds", "does not", "not decided"]
+    assert str(holds) == "**holds** +5.0 (+5.0 to +5.0)*"  # of one seed
+    results = tables.Results({"a": {0: made(BASE)}, "b": {1: made(BASE)}})
+    assert results.compare(results.row("a"), results.row("b")) is None  # no seed in common
+    assert results.row("a", "L3") is results.row("c") is None
+
+
+def test_seeds_that_differ_widen_the_interval_but_not_between_heads_of_one_training():
+    alike = judged([BASE + 0.05, BASE + 0.05], [BASE, BASE])
+    apart = judged([BASE + 0.05, BASE + 0.25], [BASE, BASE + 0.2])
+    assert (alike.found, apart.found) == ("holds", "not decided")
+    assert apart.mean == pytest.approx(alike.mean)
+    assert not alike.seeds_unknown
+    results = tables.Results({"a": {seed: made(BASE + seed, "L1", "L4") for seed in (0, 1)}})
+    deep, shallow = results.row("a"), results.row("a", "L1")
+    found = results.compare(deep, shallow)
+    assert found
+    assert (found.low, found.high) == (0, 0)
+
+
+def test_images_of_one_block_are_one_observation():
+    gains = RNG.normal(0.01, 0.02, 8)
+    few = judged([BASE[:8] + gains], [BASE[:8]])
+    many = judged([np.repeat(BASE[:8] + gains, 50)], [np.repeat(BASE[:8], 50)], block=50)
+    assert (many.low, many.high) == pytest.approx((few.low, few.high))
+
+
+def test_optimal_depth_differs_where_no_depth_is_among_the_best_of_both_sets():
+    depths = ("L1", "L2", "L3", "L4")
+
+    def best(*gains: float | np.ndarray) -> list[str]:
+        runs = {
+            name: {0: made(BASE + gain, depth)} for name, depth, gain in zip(page.ALONE, depths, gains, strict=False)
+        }
+        return tables.best_depths(tables.Results(runs), page.ALONE)
+
+    level = NOISE - NOISE.mean() - 1e-6
+    deep, shallow, both = best(0, 0.1, 0.2, 0.3), best(0.3, 0.2, 0.1, 0), best(0, 0.1, level + 0.3, 0.3)
+    assert (deep, shallow, both, best(0, 0.1)) == (["L4"], ["L1"], ["L3", "L4"], [])
+    said = [tables.depths_differ({"x": one, "y": deep}) for one in (shallow, both, deep, [])]
+    assert said == ["**holds**", "**not decided**", "**does not**", tables.NOT_TRAINED]
+
+
+def test_page_is_true_with_whatever_results_there_are(study):
+    page.main()
+    text = (study / "paper.md").read_text()
+    assert f"differs by data set: {tables.NOT_TRAINED}." in text
+    assert "**holds**" not in text.partition("A cell says")[0]
+    assert "`pets`, quarter widths: 1 of 1 trainings" in text
+    for name, gain in zip(page.ALONE, (-0.2, -0.1, -0.05), strict=False):
+        records.add("pets", "ours", records.Run("quarter", name, 0), made(BASE + gain, name[-2:]))
+    for seed in (0, 1):
+        for name, gain, *found in (
+            ("unet", 0.0, "L4"),
+            (page.DS, 0.05, "L1", "L4", "mean"),
+            ("unet_pp_sum", 0.1, "L4"),
+        ):
+            records.add("pets", "ours", records.Run("quarter", name, seed), made(BASE + gain, *found))
+    records.test_of("dsb").write_text("id,kind,height,width\n" + 30 * "a,b,256,256\n" + 30 * "a,b,360,360\n")
+    records.add("dsb", "ours", records.Run("quarter", page.DS, 0), made(BASE, "L1", "L4", "mean"))
+    page.main()
+    text = (study / "paper.md").read_text()
+    assert f"trained alone: IoU | {', '.join(f'{BASE.mean() + gain:.3f}' for gain in (-0.2, -0.1, -0.05, 0))} |" in text
+    assert f"| Best depths of these | L4 | {tables.NOT_TRAINED} |" in text
+    better = "| UNet++ with deep supervision is better than U-Net | **holds** +5.0 (+5.0 to +5.0) |"
+    assert f"{better} {tables.NOT_TRAINED} |" in text
+    assert "| The mean of its heads is better than the deepest head | **not decided** +0.0 (+0.0 to +0.0) |" in text
+    assert "`train.head_weights` should become `sum`" in text
+    dice = (2 * BASE[:30] / (1 + BASE[:30])).mean()
+    assert f"a mean Dice of {dice:.4f} on the 30 test images of 256x256" in text
+    assert "UNet++, deep supervision 0.125" in text
+    assert f"| U-Net L4 | L4 | 2 | {BASE.mean():.4f} ± 0.0000 |" in text
+    assert "{" not in text.partition("Run it again")[0]
+
+
+def test_study_names_only_trainings_that_can_be_set_up():
     from unetpp.network.model import NestedUNet
 
     study = run.read_study()
     assert set(study["networks"]) == set(page.NAMES)
-    for name in study["networks"]:
-        for scale in study["widths"]:
-            widths, model = run.network_of(study, name, scale)
-            NestedUNet(widths, **model)
+    plans = list(run.planned(study))
+    assert len(plans) == len(set(plans))
+    for plan in plans:
+        params = run.params_of(study, plan, Path("data"), CPU)
+        NestedUNet(run.widths_of(study, plan.run), **params.model.build | {"encoder": None})
     assert yaml.safe_load((run.FOLDER / "dvc.yaml").read_text())["stages"].keys() == {"run", "page"}
+
+
+def test_imagenet_weights_are_timms_by_name(tmp_path):
+    from unetpp.network.encoders import Pyramid, load_weights, read_weights
+
+    pyramid = Pyramid("tf_efficientnet_lite0", 3, 4)
+    load_weights(pyramid, read_weights(run.imagenet_weights(tmp_path / "imagenet.pth")), "package")

