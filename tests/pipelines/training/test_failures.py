@@ -69,7 +69,7 @@ def disturb(training: Training, case: Case) -> None:
 
         training.batches.loader._dataset.sample = lambda index, epoch: named(training, sample, index, epoch)
     if case.where == "validation":
-        split = training.val_split
+        split = cast(Split, training.val_split)  # without targets
         broken = Broken(split, len(split) - 1 - (len(split) - 1 - training.rank) % WORLD, training.rank)
         training.val_split = cast(Split, broken)
     # The block at the top is the last of the forward pass and the first of the backward pass.
