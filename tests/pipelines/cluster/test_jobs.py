@@ -254,7 +254,7 @@ def test_a_stage_runs_as_a_job_on_two_nodes_with_a_token(project, cluster, monke
     (project / "models" / "train" / "model.safetensors").unlink()
     code, shown = finish(run(project, environment))
     assert code == 0, shown
-    assert "is succeeded already" in shown
+    assert "is already succeeded" in shown
     assert (project / "models" / "train" / "model.safetensors").exists()
 
 

@@ -201,7 +201,7 @@ def test_the_stage_puts_files_there_once_and_a_worker_reads_them_from_its_cache(
     params, manifest = node.params(), read_manifest(prepared)
     shared = share(params, prepared, manifest)
     assert shared is not None
-    assert capsys.readouterr().out.count("put into") == 2
+    assert capsys.readouterr().out.count("uploaded to") == 2
     assert share(params, prepared, manifest) == shared
     assert capsys.readouterr().out == ""
     for split in ("train", "val"):
