@@ -61,7 +61,7 @@ def test_workers_read_their_nodes_cache_and_a_sample_that_one_cannot_use_stops_a
     project.set({"train": {"timeout_s": 3000, "loader_workers": 1}})
     project.set({"cluster": {"storage": str(storage), "cache": str(cache)}})
     printed = project.run("train", "--prepared", str(folder), *ARGUMENTS, expect=2)
-    assert printed.count("put into") == 2
+    assert printed.count("uploaded to") == 2
     assert {path.name for path in cache.glob("*.arrow")} > {f"{digest}.arrow"}
     assert list((storage / "runs").glob("train-*"))  # a shared run is not one in runs/
     assert not list((project.folder / "runs").glob("train-*"))
