@@ -147,19 +147,23 @@ def test_second_run_does_nothing(clone):
 
 def test_masks_are_predicted_by_folder_and_by_registry_alike(clone):
     image = str(sorted((clone.folder / "data/raw/images").iterdir())[0])
-    clone.unetpp("predict", image, "--depth", "1", "--out", "by folder")
-    clone.unetpp("predict", image, "--model", "models:/unetpp-nuclei@L1", "--out", "by registry")
+    clone.unetpp("predict", image, "--engine", "torch", "--depth", "1", "--out", "by folder")
+    clone.unetpp("predict", image, "--engine", "torch", "--model", "models:/unetpp-nuclei@L1", "--out", "by registry")
     assert (
         next((clone.folder / "by folder").glob("*.png")).read_bytes()
         == next((clone.folder / "by registry").glob("*.png")).read_bytes()
     )
     deepest = "models:/unetpp-nuclei@" + max(clone.json("reports/register/versions.json")["versions"])
-    clone.unetpp("predict", image, "--model", deepest, "--depth", "1", "--out", "pruned from registry")
+    clone.unetpp(
+        "predict", image, "--engine", "torch", "--model", deepest, "--depth", "1", "--out", "pruned from registry"
+    )
     assert (
         next((clone.folder / "by folder").glob("*.png")).read_bytes()
         == next((clone.folder / "pruned from registry").glob("*.png")).read_bytes()
     )
-    printed = clone.unetpp("predict", image, "--model", "models:/unetpp-nuclei@L9", "--out", "x", expect=2)
+    printed = clone.unetpp(
+        "predict", image, "--engine", "torch", "--model", "models:/unetpp-nuclei@L9", "--out", "x", expect=2
+    )
     assert "L1" in printed
     assert "Traceback" not in printed
 

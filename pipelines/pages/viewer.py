@@ -54,8 +54,8 @@ def read_samples(path: Path, facts: dict) -> list[Sample]:
     Raises:
         UserError: it is missing, broken, or not of that page.json.
     """
-    names, rows = facts["report"]["depths"], facts["rows"]
     try:
+        names, rows = facts["report"]["depths"], facts["rows"]
         with np.load(path, allow_pickle=False) as shown:
             return [
                 Sample(
