@@ -160,25 +160,36 @@
     draw();
   });
 
-  // Both panes show the same place.
+  // Both panes show the same place. A pane that was put there has a scroll event to come, by which time the other may
+  // have moved on: that event must not call the other back.
+  const put = new Map();
   panes.forEach((pane) => {
+    let grabbed = null; // the point of the content that the pointer holds
     pane.addEventListener("scroll", () => {
+      const { scrollLeft, scrollTop } = pane;
+      if (put.get(pane)?.left === scrollLeft && put.get(pane)?.top === scrollTop) return;
+      put.delete(pane);
       for (const other of panes) {
-        if (other.scrollLeft !== pane.scrollLeft) other.scrollLeft = pane.scrollLeft;
-        if (other.scrollTop !== pane.scrollTop) other.scrollTop = pane.scrollTop;
+        if (other === pane) continue;
+        Object.assign(other, { scrollLeft, scrollTop });
+        put.set(other, { left: other.scrollLeft, top: other.scrollTop });
       }
     });
     pane.addEventListener("pointerdown", (event) => {
       if (event.target === pane) return; // its scroll bars
       pane.setPointerCapture(event.pointerId);
       pane.classList.add("held");
+      grabbed = { x: pane.scrollLeft + event.clientX, y: pane.scrollTop + event.clientY };
     });
     for (const end of ["pointerup", "pointercancel"])
-      pane.addEventListener(end, () => pane.classList.remove("held"));
+      pane.addEventListener(end, () => {
+        pane.classList.remove("held");
+        grabbed = null;
+      });
     pane.addEventListener("pointermove", (event) => {
-      if (!pane.classList.contains("held")) return;
-      pane.scrollLeft -= event.movementX;
-      pane.scrollTop -= event.movementY;
+      if (!grabbed) return;
+      pane.scrollLeft = grabbed.x - event.clientX;
+      pane.scrollTop = grabbed.y - event.clientY;
     });
   });
 
