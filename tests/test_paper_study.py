@@ -153,6 +153,16 @@ def test_optimal_depth_differs_where_no_depth_is_among_the_best_of_both_sets():
     assert said == ["**holds**", "**not decided**", "**does not**", tables.NOT_TRAINED]
 
 
+def test_gains_differ_by_an_interval_that_knows_both_sets():
+    def gain(mean: float) -> tables.Difference:
+        return tables.Difference(mean, mean - 0.03, mean + 0.04, 2, False)
+
+    said = tables.gains_differ({"x": gain(0.01), "y": gain(0.11), "z": None, "w": gain(0.05)})
+    assert said == "**holds** +10.0 (+5.0 to +15.0); +11.0 on y, +1.0 on x"
+    assert tables.gains_differ({"x": gain(0.01), "y": gain(0.05)}).startswith("**not decided** +4.0 (-1.0 to +9.0)")
+    assert tables.gains_differ({"x": gain(0.01), "y": None}) == tables.NOT_TRAINED
+
+
 def test_page_is_true_with_whatever_results_there_are(study):
     page.main()
     text = (study / "paper.md").read_text()

@@ -4,6 +4,7 @@ python -m studies.paper.page
 """
 
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from typing import NamedTuple
 
 import matplotlib
@@ -12,7 +13,7 @@ import numpy as np
 from pipelines.core.tables import read_rows
 from studies.paper import records
 from studies.paper.run import FOLDER, ROOT, planned, read_study
-from studies.paper.tables import MEAN, NOT_TRAINED, Results, Row, best_depths, depths_differ
+from studies.paper.tables import MEAN, NOT_TRAINED, Difference, Results, Row, best_depths, depths_differ, gains_differ
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -54,7 +55,12 @@ class Claim(NamedTuple):
 
 
 DS = "unet_pp_ds"
+LEVELS = [
+    Claim(f"U-Net {depth} is better than {shallower}", network, other)
+    for (shallower, other), (depth, network) in pairwise(zip(("L1", "L2", "L3", "L4"), ALONE, strict=True))
+]
 CLAIMS = [
+    *LEVELS,
     Claim("UNet++ with deep supervision is better than U-Net", DS, "unet"),
     Claim("UNet++ with deep supervision is better than the wide U-Net", DS, "unet_wide"),
     Claim("UNet++ without deep supervision is better than U-Net", "unet_pp", "unet"),
@@ -115,9 +121,12 @@ def _block(study: dict, setting: Setting) -> int:
 
 def judge(results: Results, claim: Claim) -> str:
     """A cell: whether the claim holds, with its interval."""
+    return str(difference(results, claim) or NOT_TRAINED)
+
+
+def difference(results: Results, claim: Claim) -> Difference | None:
     row, other = results.row(claim.network, claim.depth), results.row(claim.other, claim.other_depth)
-    found = results.compare(row, other)
-    return str(found) if found else NOT_TRAINED
+    return results.compare(row, other)
 
 
 def table(first: str, columns: Mapping[str, Results], claims: Iterable[Claim], more: Iterable[list[str]] = ()):
@@ -140,6 +149,14 @@ def depth_lines(columns: Mapping[str, Results]) -> list[str]:
     differ = depths_differ(best)
     rows = [["U-Net L1, L2, L3, L4, each trained alone: IoU", *ious], ["Best depths of these", *cells]]
     lines = [f"The optimal depth of a U-Net differs by data set: {differ}{max(stars) * (differ != NOT_TRAINED)}.", ""]
+    lines += [
+        "The gain of one more level differs by data set (largest minus smallest gain, points of IoU):",
+        "",
+    ]
+    for claim in LEVELS:
+        gains = {name.partition(",")[0]: difference(results, claim) for name, results in columns.items()}
+        lines.append(f"- {claim.text}: {gains_differ(gains)}")
+    lines.append("")
     return lines + table("claim", columns, CLAIMS, rows)
 
 

@@ -1,5 +1,6 @@
 """The study's comparisons: what a paired comparison over the test images, and over seeds, says of two networks."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -113,3 +114,18 @@ def depths_differ(best: dict[str, list[str]]) -> str:
     if any(not one & other for one in known for other in known):
         return "**holds**"
     return "**does not**" if len(set.union(*known)) == 1 else "**not decided**"
+
+
+def gains_differ(gains: Mapping[str, Difference | None]) -> str:
+    """Whether the largest of the gains on independent sets exceeds the smallest, with the 95 % interval."""
+    known = {name: gain for name, gain in gains.items() if gain}
+    if len(known) < 2:
+        return NOT_TRAINED
+    most, least = (chosen(known, key=lambda name: known[name].mean) for chosen in (max, min))
+    more, less = known[most], known[least]
+    mean = more.mean - less.mean
+    low = mean - float(np.hypot(more.mean - more.low, less.high - less.mean))
+    high = mean + float(np.hypot(more.high - more.mean, less.mean - less.low))
+    unknown = more.seeds_unknown or less.seeds_unknown
+    found = Difference(mean, low, high, min(more.num_seeds, less.num_seeds), unknown)
+    return f"{found}; {100 * more.mean:+.1f} on {most}, {100 * less.mean:+.1f} on {least}"
