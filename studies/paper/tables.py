@@ -65,7 +65,7 @@ class Results:
         groups = [f"{index // self.block}" for index in range(len(ours))]
         means = bootstrap({"ours": ours, "theirs": theirs}, groups)
         mean, (low, high) = float((ours - theirs).mean()), interval(means["ours"] - means["theirs"])
-        # Two trainings differ by their seeds, too; two heads of one training do not.
+        # Two training runs differ by their seeds, too; two heads of one run do not.
         trained_apart = row.network != other.network
         sd = 1.96 * (self.seed_sd or 0) * np.sqrt(2 / len(seeds)) * trained_apart
         low, high = mean - np.hypot(mean - low, sd), mean + np.hypot(high - mean, sd)
