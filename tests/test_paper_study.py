@@ -1,4 +1,4 @@
-"""The study of the paper's claims: its trainings, its results, and what its page says of them."""
+"""The study of the paper's claims: its training runs, its results, and what its page says of them."""
 
 from pathlib import Path
 

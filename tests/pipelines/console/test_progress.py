@@ -1,4 +1,4 @@
-"""What a person sees of a training: on a terminal, and in a log."""
+"""What a person sees of a training run: on a terminal, and in a log."""
 
 import io
 import re

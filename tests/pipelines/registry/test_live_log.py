@@ -1,4 +1,4 @@
-"""A training in MLflow while it runs, whatever happens to MLflow or to the training."""
+"""A training run in MLflow, whatever happens to MLflow or to the run."""
 
 import io
 import os

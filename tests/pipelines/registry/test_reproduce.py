@@ -26,7 +26,7 @@ TINY = {
 }
 
 
-@pytest.mark.slow  # its training has one worker and no Ray
+@pytest.mark.slow  # its training run has one worker and no Ray
 def test_a_registered_version_is_traced_back_and_made_again_bit_for_bit(tmp_path):
     folder = tmp_path / "a project"
     folder.mkdir()

@@ -23,7 +23,7 @@ ARGUMENTS += ("--reports", "reports/train")  # of the stage
 
 
 def spec_of(params: Params, prepared: Path, model: dict | None = None, augment: dict | None = None, **train):
-    """A training of the widths 4, 6, 8, with changed values of the sections."""
+    """A training run of the widths 4, 6, 8, with changed values of the sections."""
     small = {"epochs": 2, "batch_size": 8, "warmup_epochs": 1, "num_workers": 1, "precision": "fp32"} | train
     changes = {"train": small, "model": model or {}, "augment": augment or {}}
     sections = {name: getattr(params, name).model_copy(update=values) for name, values in changes.items()}
@@ -88,7 +88,7 @@ def run_processes(world: int, jobs: dict[str, tuple[TrainSpec, Any]], folder: Pa
     """The states that each process yielded, by the name of the job.
 
     Args:
-        jobs: a training, and the state that it begins with; or None; or "cut" for one more state, the last of a
+        jobs: a training run, and the state that it begins with; or None; or "cut" for one more state, the last of a
             training that goes on from one in the middle of the second epoch.
     """
     run_group(world, _train, world, jobs, folder)

@@ -1,4 +1,4 @@
-"""A training that begins with the weights of a trained model (`train.init`)."""
+"""A training run that begins with the weights of a trained model (`train.init`)."""
 
 import shutil
 from dataclasses import replace

@@ -62,7 +62,7 @@ def worlds(log: str) -> list[str]:
 
 
 class Gates:
-    """Holds answers of the store back, so that a training cannot pass an epoch before the test says so."""
+    """Holds answers of the store back, so that a training run cannot pass an epoch before the test says so."""
 
     def __init__(self, *epochs: int):
         self.open = {epoch: threading.Event() for epoch in epochs}

@@ -1,4 +1,4 @@
-"""Trained weights of an encoder: where a training takes them from, what it does with them, what it records."""
+"""Trained weights of an encoder: where a training run takes them from, what it does with them, what it records."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ STEM = "pyramid.model.conv_stem.weight"
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A file of weights as timm names them, drawn by another seed than those of the trainings."""
+    """A file of weights as timm names them, drawn by another seed than those of the training runs."""
     torch.manual_seed(1)
     path = tmp_path_factory.mktemp("weights") / "lite0.safetensors"
     save_file(import_timm().create_model(LITE).state_dict(), path)

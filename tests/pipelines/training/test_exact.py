@@ -1,4 +1,4 @@
-"""A training gives the same bits wherever it was cut, and the same numbers in however many processes."""
+"""A training run gives the same bits wherever it was cut, and the same numbers in however many processes."""
 
 from collections import Counter
 from itertools import chain

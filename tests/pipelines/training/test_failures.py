@@ -101,7 +101,7 @@ class Broken:
 
 
 def work(rank: int, jobs: dict[str, tuple[TrainSpec, Case]], folder: Path) -> None:
-    """Keep the last state of each training, or what it raised."""
+    """Keep the last state of each training run, or what it raised."""
     found: dict[str, TrainState | str] = {}
     for name, (spec, case) in jobs.items():
         training = Training(spec, CPU, None, rank, WORLD)

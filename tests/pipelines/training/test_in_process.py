@@ -1,4 +1,4 @@
-"""A training of one process: no Ray, and every fault ends it cleanly or not at all."""
+"""A training run of one process: no Ray, and every fault ends it cleanly or not at all."""
 
 import csv
 import json

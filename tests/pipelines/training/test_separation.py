@@ -1,4 +1,4 @@
-"""A training for instances ends with how each depth parts objects, in the sealed file."""
+"""A training run for instances ends with how each depth parts objects, in the sealed file."""
 
 import json
 

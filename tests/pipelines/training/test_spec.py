@@ -1,4 +1,4 @@
-"""What decides a training travels to other processes and names its run; a state is what a checkpoint holds."""
+"""What decides a training run travels to other processes and names its run; a state is what a checkpoint holds."""
 
 import json
 import pickle

@@ -36,7 +36,7 @@ def built(name: str, widths=WIDTHS, channels: int = 3, **details) -> NestedUNet:
 
 
 def lived_in(network: NestedUNet) -> NestedUNet:
-    """In eval mode, with statistics as after a training."""
+    """In eval mode, with statistics as after a training run."""
     network(torch.randn(2, network.in_channels, 64, 64))
     return network.eval()
 

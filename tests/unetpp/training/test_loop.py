@@ -53,7 +53,7 @@ def test_schedule_rises_to_its_peak_and_falls_to_nothing():
     assert all(a < b for a, b in pairwise(rates[:10]))
     assert all(a > b for a, b in pairwise(rates[10:]))
     assert rates[-1] < 1e-3 * 0.1 + 1e-4
-    # A training that is shorter than its warm-up still falls to nothing.
+    # A training run that is shorter than its warm-up still falls to nothing.
     short = schedule(peak=0.1, warmup_steps=200, total_steps=100)
     assert max(map(short, range(100))) == pytest.approx(0.1)
     assert short(99) < 1e-3
