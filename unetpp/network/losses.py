@@ -101,6 +101,7 @@ def lovasz(logits: Tensor, truth: Tensor, valid: Tensor, _weight: Tensor, exclus
 
 
 LOSSES = {"ce_dice": ce_dice, "focal_dice": focal_dice, "lovasz": lovasz, "tversky": tversky}
+WEIGHTED = ("ce_dice", "focal_dice")  # by the weights of classes: those with a cross-entropy
 
 
 def segmentation_loss(

@@ -17,7 +17,7 @@ from unetpp.engines.engine import missing
 from unetpp.errors import UserError
 from unetpp.models.model_file import Trained
 from unetpp.models.segmenter import Segmenter
-from unetpp.network.losses import LOSSES
+from unetpp.network.losses import LOSSES, WEIGHTED
 from unetpp.network.masks import MASK
 from unetpp.network.model import NestedUNet
 from unetpp.training.batch_norm import STATISTICS_IMAGES, find_batch_norms, recompute_statistics, reset_statistics
@@ -112,6 +112,7 @@ def fit(
         loss: "ce_dice", "focal_dice", "lovasz", "tversky", or a function of the logits of all heads, each
             (N, num_outputs, H, W), and the mask (N, H, W), to the loss of each image (N,), or to their mean; with
             targets beside the mask `unetpp.network.targets.part` takes it apart.
+        class_weights: max(2, num_classes) weights of the cross-entropy, for losses that have one.
         encoder_lr: share of the learning rate that an encoder gets, after `freeze_encoder_epochs` without any.
         device: such as "cuda"; by default where the network is.
         classes: names of the classes, kept with the result.
@@ -161,7 +162,7 @@ def fit(
     sizes = cut_epoch(num, batch_size)
     dtype = choose_precision(precision, place)
     average = None if ema is None else Ema(network, ema)
-    weights = None if class_weights is None else torch.tensor(class_weights, device=place)
+    weights = None if class_weights is None else _check_weights(class_weights, loss, network).to(place)
     step = TrainStep(
         network,
         make_optimizer(network, optimizer, learning_rate, momentum, weight_decay),
@@ -278,3 +279,18 @@ def _own(loss: Callable[[tuple[Tensor, ...], Tensor], Tensor]) -> Callable[[tupl
         return found.expand(len(mask)) if found.ndim == 0 else found
 
     return each
+
+
+def _check_weights(weights: Sequence[float], loss: object, network: NestedUNet) -> Tensor:
+    """The weights of classes, refused where they would change nothing, or not what they seem to."""
+    if callable(loss) or loss not in WEIGHTED or network.multilabel:
+        found = "your own loss" if callable(loss) else "multilabel" if network.multilabel else loss
+        raise UserError(
+            f"class_weights: not used with {found}; expected loss={' or '.join(WEIGHTED)} and exclusive classes"
+        )
+    if len(weights) != (expected := max(2, network.num_classes)):
+        raise UserError(
+            f"class_weights: found {len(weights)} weights; expected {expected}, one for each class, the background's "
+            "first where there is one"
+        )
+    return torch.tensor(weights, dtype=torch.float32)

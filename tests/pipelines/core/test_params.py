@@ -1,12 +1,15 @@
+import re
 from typing import cast, get_args
 
 import pytest
+import torch
 import yaml
 from pydantic import BaseModel
 
+import unetpp
 from pipelines.core.params import Params, load_params, override
 from unetpp.errors import UserError
-from unetpp.network.losses import LOSSES
+from unetpp.network.losses import LOSSES, WEIGHTED, segmentation_loss
 from unetpp.network.model import NORMS, SKIPS, UPSAMPLINGS
 
 
@@ -187,6 +190,25 @@ def test_params_and_docs_name_every_row_of_a_table_and_no_other_value(repository
     assert set(get_args(legal)) == set(table) - folded
     documented = (repository / "docs/networks.md").read_text()
     assert [name for name in table if name not in folded and f"`{name}`" not in documented] == []
+
+
+def test_every_loss_is_named_where_people_choose_one(repository):
+    line = next(line for line in (repository / "params.yaml").read_text().splitlines() if line.startswith("  loss: "))
+    assert set(re.findall(r"\w+", line)) >= set(LOSSES)
+    assert [name for name in LOSSES if f'"{name}"' not in (unetpp.fit.__doc__ or "")] == []
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_weights_of_classes_are_refused_with_the_losses_that_they_do_not_change(params, name):
+    logits, mask = torch.linspace(-1, 1, 64).view(1, 1, 8, 8), torch.arange(64).view(1, 8, 8) % 2
+    weights = torch.tensor([1.0, 7.0])
+    same = torch.equal(segmentation_loss(logits, mask, weights, name), segmentation_loss(logits, mask, None, name))
+    assert same == (name not in WEIGHTED)
+    if same:
+        with pytest.raises(UserError, match="weigh a cross-entropy"):
+            override(params, {"train.loss": name, "train.class_weights": [1.0, 7.0]})
+    else:
+        override(params, {"train.loss": name, "train.class_weights": [1.0, 7.0]})
 
 
 SECRETS = {
