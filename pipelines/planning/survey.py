@@ -11,8 +11,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from pipelines.core.data_sections import Ingest
-from pipelines.core.files import scratch
 from pipelines.core.params import Params, override
+from pipelines.core.temporary_folders import scratch
 from pipelines.dataset.coco import find_categories, load_annotations
 from pipelines.dataset.data_warnings import MUCH_OVERLAP
 from pipelines.dataset.fingerprint import summarise

@@ -7,8 +7,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.core.files import locked
 from pipelines.core.private import CACHE, make_private
+from pipelines.core.temporary_folders import locked
 from pipelines.core.training_sections import Model
 from unetpp.errors import UserError
 from unetpp.files import check_sha256, sha256

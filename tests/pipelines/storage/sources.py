@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 
 from pipelines.core.data_sections import Ingest
-from pipelines.core.files import MARKER
+from pipelines.core.outputs import MARKER
 from pipelines.core.params import load_params
 from pipelines.storage.sources import fetch
 from tests.conftest import REPOSITORY
