@@ -11,11 +11,11 @@ from typing import NamedTuple
 from pipelines import detail
 from pipelines.console.progress import watched
 from pipelines.core.command import run_command
-from pipelines.core.data_sections import RESERVED, Groups, Prepare
 from pipelines.core.files import replacing, write_json
 from pipelines.core.full_disk import check_space
 from pipelines.core.outputs import check_outputs
 from pipelines.core.params import load_params
+from pipelines.core.sections.prepare import RESERVED, Groups, Prepare
 from pipelines.core.tables import write_rows
 from pipelines.dataset.fingerprint import comparable, read_fingerprint, write_fingerprint
 from pipelines.dataset.given_splits import with_splits

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipelines.core.data_sections import Groups, Prepare
+from pipelines.core.sections.prepare import Groups, Prepare
 from pipelines.core.tables import plain_cell
 from pipelines.dataset.layouts import Sample
 from pipelines.dataset.splits import NEAR, SPLITS, place

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipelines.core.data_sections import Prepare
+from pipelines.core.sections.prepare import Prepare
 from pipelines.dataset.coco import draw
 from pipelines.dataset.layouts import Sample
 from pipelines.dataset.object_sizes import count_numbers

@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from pipelines.core.data_sections import Ingest
 from pipelines.core.params import Params, override
+from pipelines.core.sections.ingest import Ingest
 from pipelines.core.temporary_folders import scratch
 from pipelines.dataset.coco import find_categories, load_annotations
 from pipelines.dataset.data_warnings import MUCH_OVERLAP

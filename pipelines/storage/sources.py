@@ -10,9 +10,9 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from pipelines.core.data_sections import Ingest
 from pipelines.core.full_disk import check_space, disk_errors
 from pipelines.core.redaction import redacted
+from pipelines.core.sections.ingest import Ingest
 from pipelines.storage import http_download, s3_download
 from pipelines.storage.archives import Names, open_archive
 from pipelines.storage.folder_walk import walk

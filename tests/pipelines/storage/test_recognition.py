@@ -4,7 +4,7 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from pipelines.core import data_sections
+from pipelines.core.sections import ingest
 from pipelines.storage.layout_names import choose
 from pipelines.storage.templates import Layout, find_files
 from unetpp.errors import UserError
@@ -277,4 +277,4 @@ def test_templates_that_find_nothing_or_no_pair_are_refused():
 )
 def test_templates_of_params_name_an_id_and_the_split_in_both(images, masks):
     with pytest.raises(ValueError, match=r"must have \{id\}|\} in both"):
-        data_sections.Layout(images=images, masks=masks)
+        ingest.Layout(images=images, masks=masks)
