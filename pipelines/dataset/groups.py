@@ -13,7 +13,7 @@ from pipelines.core.sections.prepare import Groups, Prepare
 from pipelines.core.tables import plain_cell
 from pipelines.dataset.layouts import Sample
 from pipelines.dataset.splits import NEAR, SPLITS, place
-from pipelines.storage.templates import SPLIT_OF, composed
+from pipelines.storage.naming.templates import SPLIT_OF, composed
 from unetpp.errors import UserError
 
 # How often adjacent frames of a sequence are more alike than distant ones, and not by chance (in deviations).

@@ -1,9 +1,9 @@
 """The layouts of images and masks in a folder, and the files that do not fit into them.
 
-pairs      two templates, such as images/{id} and masks/{id} (`pipelines.storage.templates`)
+pairs      two templates, such as images/{id} and masks/{id} (`pipelines.storage.naming.templates`)
 classes    a folder of masks for each class, distinguished from pairs by prepare.classes
 BBBC038    <id>/images/<name>.<ext> and <id>/masks/<one file per object>.<ext>
-COCO       images and the annotation files that name them (`pipelines.storage.layout_names.is_annotations`)
+COCO       images and the annotation files that name them (`pipelines.storage.naming.layout_names.is_annotations`)
 
 In any of them a multi-page TIFF is a volume if prepare.pages is slices: each page is a sample.
 """
@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from pipelines.dataset.coco import Drawing, read_annotations
-from pipelines.storage.layout_names import EXPECTED, check_names, is_annotations, list_names, select
-from pipelines.storage.templates import SPLIT_OF, Found, Layout, composed, find_files
+from pipelines.storage.naming.layout_names import EXPECTED, check_names, is_annotations, list_names, select
+from pipelines.storage.naming.templates import SPLIT_OF, Found, Layout, composed, find_files
 from unetpp.errors import FileError, UserError
 from unetpp.files import read_json
 from unetpp.images.pictures import Limits, count_pages

@@ -29,8 +29,8 @@ from pipelines.planning.mask_facts import add_up
 from pipelines.planning.meaning import read_meaning
 from pipelines.planning.orientation import Orientation, find_orientation, look_at
 from pipelines.storage.folder_walk import walk
-from pipelines.storage.layout_names import choose, is_annotations, list_names
-from pipelines.storage.templates import Layout, find_files
+from pipelines.storage.naming.layout_names import choose, is_annotations, list_names
+from pipelines.storage.naming.templates import Layout, find_files
 from unetpp.data.manifest import Manifest
 from unetpp.errors import FileError
 from unetpp.images.pictures import count_pages, read_picture

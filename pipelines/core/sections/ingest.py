@@ -32,7 +32,7 @@ class S3(Section):
 
 
 class Layout(Section):
-    """Names of images and masks from the root on, without suffixes (`pipelines.storage.templates`)."""
+    """Names of images and masks from the root on, without suffixes (`pipelines.storage.naming.templates`)."""
 
     images: str
     masks: str

@@ -5,8 +5,8 @@ from pathlib import PurePosixPath
 import pytest
 
 from pipelines.core.sections import ingest
-from pipelines.storage.layout_names import choose
-from pipelines.storage.templates import Layout, find_files
+from pipelines.storage.naming.layout_names import choose
+from pipelines.storage.naming.templates import Layout, find_files
 from unetpp.errors import UserError
 
 
