@@ -13,11 +13,12 @@ import numpy as np
 from pipelines.core.params import Params, override
 from pipelines.core.sections.ingest import Ingest
 from pipelines.core.temporary_folders import scratch
+from pipelines.dataset.class_folders import find_class_folders
 from pipelines.dataset.coco import find_categories, load_annotations
 from pipelines.dataset.data_warnings import MUCH_OVERLAP
 from pipelines.dataset.fingerprint import summarise
 from pipelines.dataset.given_splits import with_splits
-from pipelines.dataset.layouts import Problem, Sample, find_class_folders, find_samples
+from pipelines.dataset.layouts import Problem, Sample, find_samples
 from pipelines.dataset.loading import load_sample
 from pipelines.dataset.mask_files import limits_of
 from pipelines.dataset.sample_stats import TEXT, Facts
