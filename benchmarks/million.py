@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipelines.core.data_sections import S3
+from pipelines.core.sections.ingest import S3
 from pipelines.evaluation.depth_costs import describe_machine
 from pipelines.prediction.flow import write_all
 from pipelines.prediction.outputs import Outputs

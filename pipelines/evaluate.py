@@ -15,10 +15,11 @@ import numpy as np
 import torch
 
 from pipelines.core.command import run_command
-from pipelines.core.delivery_sections import Evaluate
-from pipelines.core.files import check_outputs, replacing, write_json
+from pipelines.core.files import replacing, write_json
 from pipelines.core.git import git_commit
+from pipelines.core.outputs import check_outputs
 from pipelines.core.params import load_params
+from pipelines.core.sections.delivery import Evaluate
 from pipelines.core.tables import write_rows
 from pipelines.evaluation.bootstrap import LEVEL, RESAMPLES
 from pipelines.evaluation.cautions import says_objects

@@ -18,9 +18,10 @@ from pipelines import detail
 from pipelines.console.progress import watched
 from pipelines.core.checksums import seal
 from pipelines.core.command import run_command
-from pipelines.core.delivery_sections import Export
-from pipelines.core.files import check_outputs, replacing, write_json
+from pipelines.core.files import replacing, write_json
+from pipelines.core.outputs import check_outputs
 from pipelines.core.params import load_params
+from pipelines.core.sections.delivery import Export
 from unetpp.data.arrow_split import Split
 from unetpp.data.manifest import read_manifest
 from unetpp.data.scaling import scaled

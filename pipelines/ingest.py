@@ -7,10 +7,12 @@ from pathlib import Path
 
 from pipelines import detail
 from pipelines.core.command import run_command
-from pipelines.core.data_sections import Ingest
-from pipelines.core.files import check_outputs, replacing, scratch, write_json
+from pipelines.core.files import replacing, write_json
+from pipelines.core.outputs import check_outputs
 from pipelines.core.params import load_params
 from pipelines.core.redaction import redacted
+from pipelines.core.sections.ingest import Ingest
+from pipelines.core.temporary_folders import scratch
 from pipelines.storage.sources import fetch
 from unetpp.files import sha256
 

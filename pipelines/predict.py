@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipelines.console.progress import watched
-from pipelines.core.files import check_outputs
+from pipelines.core.outputs import check_outputs
 from pipelines.prediction.flow import write_all
 from pipelines.prediction.images import find_images, searched
 from pipelines.prediction.measurements import COUNTS, OBJECTS, write_tables

@@ -4,26 +4,26 @@ import argparse
 import dataclasses
 import shutil
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from pipelines import detail
 from pipelines.console.progress import watched
 from pipelines.core.command import run_command
-from pipelines.core.data_sections import RESERVED, Groups, Prepare
-from pipelines.core.files import check_outputs, replacing, write_json
+from pipelines.core.files import replacing, write_json
 from pipelines.core.full_disk import check_space
+from pipelines.core.outputs import check_outputs
 from pipelines.core.params import load_params
+from pipelines.core.sections.prepare import Prepare
 from pipelines.core.tables import write_rows
 from pipelines.dataset.fingerprint import comparable, read_fingerprint, write_fingerprint
 from pipelines.dataset.given_splits import with_splits
-from pipelines.dataset.groups import Frame, find_groups, find_neighbours, find_sequences, group_frames
+from pipelines.dataset.groups import find_frames, find_groups, find_neighbours, find_pairs, group_frames, same_volume
 from pipelines.dataset.kinds import find_kinds
 from pipelines.dataset.layouts import Problem, Sample, find_samples, read_layout
 from pipelines.dataset.loading import load_all, load_full
-from pipelines.dataset.mask_files import check_meanings, limits_of
-from pipelines.dataset.near_duplicates import Looks, find_duplicates
+from pipelines.dataset.mask_files import check_meanings, class_names, limits_of
+from pipelines.dataset.near_duplicates import Looks
 from pipelines.dataset.sample_buffer import Spool
 from pipelines.dataset.sample_stats import Facts, check_foreground, write_samples
 from pipelines.dataset.split_balance import check_balance, tell_large_groups
@@ -64,7 +64,7 @@ def prepare(params: Prepare, raw: Path, out: Path) -> Manifest:
     )
     samples = with_splits(samples, raw, params.split)
     check_meanings(samples, params)
-    groups, volumes = find_groups(samples, params.groups), _same_volume(samples)
+    groups, volumes = find_groups(samples, params.groups), same_volume(samples)
     kinds = find_kinds(samples, params.kinds)
     with replacing(out) as partial:
         partial.mkdir()
@@ -73,9 +73,9 @@ def prepare(params: Prepare, raw: Path, out: Path) -> Manifest:
             seen = _load(samples, kinds, params, raw, problems, looks, spool, out.parent)
             _check_quarantine(problems, len(seen), params.max_quarantined, raw)
             given = [samples[index].split for index in seen]
-            frames = _find_frames(seen, samples, looks, params.groups)
+            frames = find_frames({index: one.id for index, one in seen.items()}, samples, looks, params.groups)
             drawn = not any(given) or "val" not in given
-            duplicates = _find_duplicates(samples, looks, frames if drawn else {}, params)
+            duplicates = find_pairs(samples, looks, frames if drawn else {}, params.near_duplicates)
             if drawn:
                 groups = group_frames(groups, frames, params)
             same = looks.same_pixels() if params.near_duplicates else []
@@ -104,7 +104,7 @@ def prepare(params: Prepare, raw: Path, out: Path) -> Manifest:
             channels=params.channels,
             num_classes=params.num_classes,
             multilabel=params.multilabel,
-            classes=_class_names(params),
+            classes=class_names(params),
             background=params.background,
             values={str(stored): name for stored, name in params.values.items()} if params.values else None,
             splits={split: _describe(split, partial, seen, places) for split in SPLITS},
@@ -152,24 +152,6 @@ def _load(
     return dict(sorted(seen.items()))  # processes answer in any order
 
 
-def _find_duplicates(
-    samples: list[Sample], looks: Looks, frames: dict[int, Frame], params: Prepare
-) -> list[tuple[int, int, int, float]]:
-    """As `find_duplicates`, without slices of a volume and frames of a sequence: their neighbours are always alike."""
-    near = params.near_duplicates
-    found = find_duplicates(looks, near.distance, near.correlation) if near else []
-    same = {index: frame.sequence for index, frame in frames.items()}
-    same |= {index: sample.group for index, sample in enumerate(samples) if sample.group}
-    return [pair for pair in found if pair[0] not in same or same[pair[0]] != same.get(pair[1])]
-
-
-def _same_volume(samples: Sequence[Sample]) -> list[tuple[int, int]]:
-    """Pairs (first, other) of slices of a volume, which stay together for any prepare.groups."""
-    first: dict[str, int] = {}
-    volumes = [(first.setdefault(sample.group, index), index) for index, sample in enumerate(samples) if sample.group]
-    return [(one, other) for one, other in volumes if one != other]
-
-
 def _place(
     seen: dict[int, Seen], joined: list[list[str]], given: list[str | None], params: Prepare
 ) -> dict[int, Place]:
@@ -179,13 +161,6 @@ def _place(
     tell_large_groups(members)
     check_balance([one.kind for one in seen.values()], members, places, params, any(given))
     return dict(zip(seen, places, strict=True))
-
-
-def _find_frames(seen: dict[int, Seen], samples: list[Sample], looks: Looks, params: Groups) -> dict[int, Frame]:
-    """Frames of sequences, if neither params nor the layout group them."""
-    if params.sequences == "none" or params.pattern is not None or params.table is not None:
-        return {}
-    return find_sequences({index: one.id for index, one in seen.items() if not samples[index].group}, looks.small)
 
 
 def _write_splits(
@@ -222,16 +197,6 @@ def _write_splits(
     if params.size is None:
         write("test", members["test"])
     return train
-
-
-def _class_names(params: Prepare) -> list[str] | None:
-    """The names of the classes; a single class has one if all foreground has the same name."""
-    names = params.classes
-    if params.num_classes == 1:
-        called = names or (params.values or {}).values()
-        names = tuple(dict.fromkeys(name for name in called if name not in RESERVED))
-        names = names if len(names) == 1 else None
-    return list(names) if names else None
 
 
 def _write_tables(

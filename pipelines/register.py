@@ -12,11 +12,13 @@ from pathlib import Path
 from pipelines import detail
 from pipelines.console.progress import watched
 from pipelines.core.checksums import SUMS
-from pipelines.core.delivery_sections import Register
-from pipelines.core.files import check_outputs, read_results, scratch, write_json
+from pipelines.core.files import read_results, write_json
 from pipelines.core.git import git_commit
+from pipelines.core.outputs import check_outputs
 from pipelines.core.params import load_params
 from pipelines.core.redaction import redacted
+from pipelines.core.sections.delivery import Register
+from pipelines.core.temporary_folders import scratch
 from pipelines.evaluation.depth_table import summary
 from pipelines.evaluation.scored import read_depth
 from pipelines.registry import aliases, evidence, mlflow_store, model_versions, read_back, run_log, runs

@@ -18,8 +18,10 @@ from pipelines import detail
 from pipelines.cluster.jobs import address_of, run_remotely
 from pipelines.cluster.ray_cluster import check_fits, cluster, how_many_fit
 from pipelines.core.command import run_command
-from pipelines.core.files import check_outputs, scratch, write_json
+from pipelines.core.files import write_json
+from pipelines.core.outputs import check_outputs
 from pipelines.core.params import Params, load_params, override
+from pipelines.core.temporary_folders import scratch
 from pipelines.storage.node_cache import share
 from pipelines.storage.run_store import open_store, runs_at
 from pipelines.training.begin import begin_with, read_begin, write_begin

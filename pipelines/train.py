@@ -17,7 +17,7 @@ from pipelines.cluster.jobs import address_of, run_remotely
 from pipelines.cluster.ray_cluster import check_fits, cluster
 from pipelines.console.machine_load import sampled
 from pipelines.core.command import run_command
-from pipelines.core.files import check_outputs
+from pipelines.core.outputs import check_outputs
 from pipelines.core.params import Params, check_levels, load_params, override
 from pipelines.registry.live_log import UNLOGGED, logged_live
 from pipelines.storage.node_cache import find_file, share

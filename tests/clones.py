@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from pipelines.cli import main
-from pipelines.core.files import MARKER
+from pipelines.core.outputs import MARKER
 from tests.conftest import REPOSITORY
 from unetpp.files import sha256
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 import yaml
 
-from pipelines.core.files import locked
 from pipelines.core.params import load_params
 from pipelines.core.tables import read_rows
+from pipelines.core.temporary_folders import locked
 from pipelines.ingest import ingest
 from studies.paper import page, records, run, tables
 from tests.pipelines.conftest import Project

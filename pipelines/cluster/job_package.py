@@ -15,9 +15,10 @@ from importlib import metadata
 from pathlib import Path
 
 from pipelines.core.command import run_command
-from pipelines.core.data_sections import S3
-from pipelines.core.files import replacing, scratch, write_json
+from pipelines.core.files import replacing, write_json
 from pipelines.core.params import Params
+from pipelines.core.sections.ingest import S3
+from pipelines.core.temporary_folders import scratch
 from pipelines.storage.places import Place, open_place
 from unetpp.errors import UserError
 from unetpp.files import check_sha256, parse_json, read_json, sha256

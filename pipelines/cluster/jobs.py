@@ -19,8 +19,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pipelines.cluster.job_package import fetch, outputs_of, pack
-from pipelines.core.files import scratch
 from pipelines.core.params import Params
+from pipelines.core.temporary_folders import scratch
 from pipelines.storage.node_cache import share
 from pipelines.storage.places import Place, open_place
 from unetpp.data.manifest import read_manifest

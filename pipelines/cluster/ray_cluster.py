@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import VERBOSE, is_verbose
-from pipelines.core.files import scratch
+from pipelines.core.temporary_folders import scratch
 from unetpp.errors import UserError
 from unetpp.offline import TELEMETRY_OFF
 from unetpp.threads import WAIT

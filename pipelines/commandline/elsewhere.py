@@ -23,8 +23,8 @@ def add(group: Group) -> None:
 
 def _job(arguments: argparse.Namespace) -> None:
     from pipelines.cluster.jobs import fetch_results, send_archive
-    from pipelines.core.files import scratch
     from pipelines.core.params import load_params
+    from pipelines.core.temporary_folders import scratch
     from pipelines.search import fetch_init
     from pipelines.storage.stage_paths import stage_arguments
 

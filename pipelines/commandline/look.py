@@ -59,7 +59,8 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    from pipelines.core.files import check_outputs, replacing
+    from pipelines.core.files import replacing
+    from pipelines.core.outputs import check_outputs
     from pipelines.evaluation.compare import compare
     from pipelines.pages.compare_page import build_page, comparison_text
     from pipelines.registry.find_report import find_evaluation, read_evaluation

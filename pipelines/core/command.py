@@ -11,9 +11,9 @@ from functools import cache
 from pathlib import Path
 
 from pipelines import INTERRUPTED
-from pipelines.core.files import scratch
 from pipelines.core.full_disk import full_disk
 from pipelines.core.redaction import redacted
+from pipelines.core.temporary_folders import scratch
 from unetpp.errors import UserError
 
 

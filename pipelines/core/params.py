@@ -12,12 +12,14 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from pipelines.core.data_sections import Ingest, Prepare
-from pipelines.core.delivery_sections import Cluster, Evaluate, Export, Register
 from pipelines.core.files import read_yaml
 from pipelines.core.redaction import SECRET_KEYS, SECRET_VALUES, redacted
-from pipelines.core.section import Section
-from pipelines.core.training_sections import Augment, Model, Search, Train
+from pipelines.core.sections.delivery import Cluster, Evaluate, Export, Register
+from pipelines.core.sections.ingest import Ingest
+from pipelines.core.sections.prepare import Prepare
+from pipelines.core.sections.search import Search
+from pipelines.core.sections.section import Section
+from pipelines.core.sections.train import Augment, Model, Train
 from unetpp.errors import UserError
 from unetpp.images.frame import as_size, plain
 from unetpp.network.masks import MASK

@@ -189,14 +189,11 @@ def _classes(samples: Samples, within: dict[str, np.ndarray], manifest: Manifest
     """
     names, first = _names(manifest), int(manifest.background)
     pixels = {name: add_up(samples["classes"][where]) for name, where in within.items()}
-    total = int((samples["height"] * samples["width"] - samples["ignored_px"]).sum())
+    images = Counter(value for cell in samples["classes"] for value in add_up([cell]))
+    known = samples["height"] * samples["width"] - samples["ignored_px"]
+    total = int(known.sum())
     if manifest.background:
         pixels["all"][0] = total - int(samples["foreground_px"].sum())
-    images: Counter[int] = Counter()
-    for cell in samples["classes"]:
-        images.update(add_up([cell]).keys())
-    if manifest.background:
-        known = samples["height"] * samples["width"] - samples["ignored_px"]
         images[0] = int((samples["foreground_px"] < known).sum())
     num_present = sum(count > 0 for count in pixels["all"].values())
     rows = []

@@ -7,8 +7,8 @@ from pathlib import Path, PurePosixPath
 
 from pipelines.core.tables import read_rows
 from pipelines.dataset.layouts import Sample
-from pipelines.storage.layout_names import is_list, list_names
-from pipelines.storage.templates import SPLIT_OF, composed, without_suffix
+from pipelines.storage.naming.layout_names import is_list, list_names
+from pipelines.storage.naming.templates import SPLIT_OF, composed, without_suffix
 from unetpp.errors import UserError
 
 EXPECTED = "expected a CSV file with the columns id and split (train, val or test)"

@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipelines.core.data_sections import Groups, Prepare
+from pipelines.core.sections.prepare import Groups, NearDuplicates, Prepare
 from pipelines.core.tables import plain_cell
 from pipelines.dataset.layouts import Sample
+from pipelines.dataset.near_duplicates import Looks, find_duplicates
 from pipelines.dataset.splits import NEAR, SPLITS, place
-from pipelines.storage.templates import SPLIT_OF, composed
+from pipelines.storage.naming.templates import SPLIT_OF, composed
 from unetpp.errors import UserError
 
 # How often adjacent frames of a sequence are more alike than distant ones, and not by chance (in deviations).
@@ -47,6 +48,13 @@ def _match(id: str, pattern: str) -> str:
             + "; expected a group for every id: correct the pattern or the name of the file"
         )
     return found[1]
+
+
+def same_volume(samples: Sequence[Sample]) -> list[tuple[int, int]]:
+    """Pairs (first, other) of slices of a volume, which stay together for any prepare.groups."""
+    first: dict[str, int] = {}
+    volumes = [(first.setdefault(sample.group, index), index) for index, sample in enumerate(samples) if sample.group]
+    return [(one, other) for one, other in volumes if one != other]
 
 
 def look_up(samples: Sequence[Sample], path: Path, column: str, key: str) -> list[str]:
@@ -116,6 +124,13 @@ def read_frame(id: str) -> Frame | None:
     name = "/".join(part for part in id.split("/") if part.lower() not in SPLIT_OF)
     found = re.fullmatch(r"(.*?)(\d{1,18})([^\d/]*)", name, re.DOTALL)
     return Frame(f"{found[1]}*{found[3]}", int(found[2])) if found else None
+
+
+def find_frames(ids: Mapping[int, str], samples: Sequence[Sample], looks: Looks, params: Groups) -> dict[int, Frame]:
+    """Frames of sequences, if neither params nor the layout group them."""
+    if params.sequences == "none" or params.pattern is not None or params.table is not None:
+        return {}
+    return find_sequences({index: id for index, id in ids.items() if not samples[index].group}, looks.small)
 
 
 def find_sequences(ids: Mapping[int, str], small: np.ndarray) -> dict[int, Frame]:
@@ -225,3 +240,13 @@ def find_neighbours(frames: Mapping[int, Frame], splits: Mapping[int, str]) -> d
         if here:
             found[split] = {"frames": len(here), "near": near}
     return found
+
+
+def find_pairs(
+    samples: Sequence[Sample], looks: Looks, frames: Mapping[int, Frame], near: NearDuplicates | None
+) -> list[tuple[int, int, int, float]]:
+    """The near-duplicates, without slices of a volume and frames of a sequence: their neighbours are always alike."""
+    found = find_duplicates(looks, near.distance, near.correlation) if near else []
+    same = {index: frame.sequence for index, frame in frames.items()}
+    same |= {index: sample.group for index, sample in enumerate(samples) if sample.group}
+    return [pair for pair in found if pair[0] not in same or same[pair[0]] != same.get(pair[1])]

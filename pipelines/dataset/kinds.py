@@ -12,7 +12,7 @@ import numpy as np
 
 from pipelines.dataset.groups import look_up
 from pipelines.dataset.layouts import Sample
-from pipelines.storage.templates import SPLIT_OF
+from pipelines.storage.naming.templates import SPLIT_OF
 from unetpp.data.scaling import find_limits
 from unetpp.errors import UserError
 

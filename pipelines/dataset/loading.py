@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipelines.console.progress import watched
-from pipelines.core.data_sections import Prepare
+from pipelines.core.sections.prepare import Prepare
 from pipelines.core.worker_pool import Died, answers
 from pipelines.dataset.kinds import BY_IMAGE, find_kind
 from pipelines.dataset.layouts import Problem, Sample

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipelines.core.data_sections import Prepare
+from pipelines.core.sections.prepare import RESERVED, Prepare
 from pipelines.dataset.coco import draw
 from pipelines.dataset.layouts import Sample
 from pipelines.dataset.object_sizes import count_numbers
@@ -239,3 +239,13 @@ def flatness(image: np.ndarray) -> float:
     equal = [(image[1:] == image[:-1]).all(axis=2), (image[:, 1:] == image[:, :-1]).all(axis=2)]
     num = sum(one.size for one in equal)
     return sum(int(np.count_nonzero(one)) for one in equal) / num if num else 1.0
+
+
+def class_names(params: Prepare) -> list[str] | None:
+    """The names of the classes; a single class has one if all foreground has the same name."""
+    names = params.classes
+    if params.num_classes == 1:
+        called = names or (params.values or {}).values()
+        names = tuple(dict.fromkeys(name for name in called if name not in RESERVED))
+        names = names if len(names) == 1 else None
+    return list(names) if names else None

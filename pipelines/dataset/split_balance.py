@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines import detail
-from pipelines.core.data_sections import Prepare
+from pipelines.core.sections.prepare import Prepare
 from pipelines.dataset.sample_stats import Samples, rounded
 from pipelines.dataset.splits import SPLITS, Place, place
 from unetpp.errors import UserError

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pipelines.core.data_sections import Prepare, Shares
+from pipelines.core.sections.prepare import Prepare, Shares
 from pipelines.core.tables import read_rows
 from unetpp.data.arrow_split import Split
 from unetpp.errors import UserError

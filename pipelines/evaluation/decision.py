@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipelines.core.delivery_sections import Evaluate
+from pipelines.core.sections.delivery import Evaluate
 from pipelines.evaluation.bootstrap import interval
 from pipelines.evaluation.predictor import MEAN
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from pipelines import detail
 from pipelines.console.machine_load import others_share
 from pipelines.console.progress import watched
-from pipelines.core.delivery_sections import Evaluate
-from pipelines.core.files import scratch
+from pipelines.core.sections.delivery import Evaluate
+from pipelines.core.temporary_folders import scratch
 from pipelines.evaluation.cautions import BUSY
 from pipelines.evaluation.cold_start import measure_cold_start
 from pipelines.evaluation.predictor import MEAN

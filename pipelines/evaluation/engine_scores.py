@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from pipelines.console.progress import watched
-from pipelines.core.delivery_sections import Evaluate
+from pipelines.core.sections.delivery import Evaluate
 from pipelines.evaluation.bootstrap import bootstrap, interval
 from pipelines.evaluation.depth_costs import memory_of, of_tensor
 from pipelines.evaluation.predictor import Predictor, batches

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.core.delivery_sections import Gates
+from pipelines.core.sections.delivery import Gates
 from pipelines.evaluation.predictor import Predictor, batches
 from unetpp.data.resized import Resized
 from unetpp.data.scaling import scale

@@ -9,7 +9,8 @@ import argparse
 from pathlib import Path
 
 from pipelines.core.command import run_command
-from pipelines.core.files import check_outputs, read_results, replacing
+from pipelines.core.files import read_results, replacing
+from pipelines.core.outputs import check_outputs
 from pipelines.pages import data_page, depth_page, search_page
 from unetpp.errors import UserError
 

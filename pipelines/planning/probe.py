@@ -6,8 +6,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.core.files import scratch
 from pipelines.core.params import Params, override
+from pipelines.core.temporary_folders import scratch
 from pipelines.dataset.layouts import Sample
 from pipelines.dataset.loading import load_sample
 from pipelines.evaluation.engine_scores import estimate_s

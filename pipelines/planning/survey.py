@@ -10,14 +10,15 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from pipelines.core.data_sections import Ingest
-from pipelines.core.files import scratch
 from pipelines.core.params import Params, override
+from pipelines.core.sections.ingest import Ingest
+from pipelines.core.temporary_folders import scratch
+from pipelines.dataset.class_folders import find_class_folders
 from pipelines.dataset.coco import find_categories, load_annotations
 from pipelines.dataset.data_warnings import MUCH_OVERLAP
 from pipelines.dataset.fingerprint import summarise
 from pipelines.dataset.given_splits import with_splits
-from pipelines.dataset.layouts import Problem, Sample, find_class_folders, find_samples
+from pipelines.dataset.layouts import Problem, Sample, find_samples
 from pipelines.dataset.loading import load_sample
 from pipelines.dataset.mask_files import limits_of
 from pipelines.dataset.sample_stats import TEXT, Facts
@@ -29,8 +30,8 @@ from pipelines.planning.mask_facts import add_up
 from pipelines.planning.meaning import read_meaning
 from pipelines.planning.orientation import Orientation, find_orientation, look_at
 from pipelines.storage.folder_walk import walk
-from pipelines.storage.layout_names import choose, is_annotations, list_names
-from pipelines.storage.templates import Layout, find_files
+from pipelines.storage.naming.layout_names import choose, is_annotations, list_names
+from pipelines.storage.naming.templates import Layout, find_files
 from unetpp.data.manifest import Manifest
 from unetpp.errors import FileError
 from unetpp.images.pictures import count_pages, read_picture

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from pipelines.core.data_sections import S3
 from pipelines.core.full_disk import disk_errors
 from pipelines.core.params import load_params
-from pipelines.storage.layout_names import is_junk
+from pipelines.core.sections.ingest import S3
+from pipelines.storage.naming.layout_names import is_junk
+from pipelines.storage.naming.templates import is_picture
 from pipelines.storage.s3 import Object, ObjectError, Store
-from pipelines.storage.templates import is_picture
 from unetpp.errors import UserError
 from unetpp.images.pictures import SUFFIXES
 

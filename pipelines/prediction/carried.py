@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipelines.core.files import scratch
+from pipelines.core.temporary_folders import scratch
 from pipelines.prediction.opening import Asked, Opened, open_model
 from unetpp.engines.engine import ENGINES
 from unetpp.engines.family import Family, find_family

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from pipelines.storage.folder_walk import PLAIN, walk
-from pipelines.storage.templates import is_picture
+from pipelines.storage.naming.templates import is_picture
 from unetpp.errors import UserError
 from unetpp.images.pictures import SUFFIXES
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from pipelines.cluster.ray_cluster import check_fits, cluster, how_many_fit
-from pipelines.core.files import scratch
+from pipelines.core.temporary_folders import scratch
 from pipelines.prediction.addresses import Item
 from pipelines.prediction.carried import Carried
 from pipelines.prediction.opening import Opened

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.console.progress import watched
-from pipelines.core.data_sections import S3
-from pipelines.core.files import scratch
+from pipelines.core.sections.ingest import S3
+from pipelines.core.temporary_folders import scratch
 from pipelines.prediction.addresses import Item, Stores, check_address, find_objects, is_address, item_of, s3_settings
 from pipelines.prediction.carried import carry, settle
 from pipelines.prediction.images import find_images, searched

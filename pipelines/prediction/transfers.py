@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 
-from pipelines.core.files import scratch
+from pipelines.core.temporary_folders import scratch
 from pipelines.prediction.addresses import CONNECTIONS, Item, Stores
 from pipelines.prediction.flow import write_all
 from pipelines.prediction.opening import Opened

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.core.data_sections import S3
+from pipelines.core.sections.ingest import S3
 from pipelines.prediction.addresses import Item, is_address
 from pipelines.prediction.outputs import Outputs
 from pipelines.storage.places import Place, open_place

@@ -13,8 +13,10 @@ from typing import Any
 
 import yaml
 
-from pipelines.core.files import check_outputs, replacing, scratch
+from pipelines.core.files import replacing
+from pipelines.core.outputs import check_outputs
 from pipelines.core.params import Params, load_params, override
+from pipelines.core.temporary_folders import scratch
 from pipelines.ingest import ingest
 from pipelines.planning.plan import Plan, make_plan
 from pipelines.project import params_text, repository, said, template

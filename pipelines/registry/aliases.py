@@ -10,7 +10,7 @@ import socket
 from contextlib import suppress
 from datetime import UTC, datetime
 
-from pipelines.core.files import scratch
+from pipelines.core.temporary_folders import scratch
 from pipelines.evaluation.scored import read_depth
 from pipelines.registry import mlflow_store
 from pipelines.registry.model_card import Event, Family, with_history

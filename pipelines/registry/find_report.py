@@ -8,8 +8,9 @@ import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.core.files import kept_folder, read_results
+from pipelines.core.files import read_results
 from pipelines.core.redaction import redacted
+from pipelines.core.temporary_folders import kept_folder
 from pipelines.evaluation.compare import Evaluation
 from pipelines.evaluation.scored import read_scored
 from unetpp.errors import UserError

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.core.checksums import SUMS
-from pipelines.core.files import read_results, scratch
+from pipelines.core.files import read_results
 from pipelines.core.numbers import fixed, points
+from pipelines.core.temporary_folders import scratch
 from pipelines.registry import mlflow_store, model_versions
 from pipelines.registry.run_log import read_hashes
 from unetpp.errors import UserError

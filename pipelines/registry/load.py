@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from pipelines.core.files import scratch
+from pipelines.core.temporary_folders import scratch
 from pipelines.registry import mlflow_store, model_versions
 from unetpp.errors import UserError
 from unetpp.models.model_file import Trained

@@ -19,8 +19,8 @@ import cv2
 import numpy as np
 
 from pipelines.core.checksums import SUMS, check_seal, seal, sealed_files
-from pipelines.core.files import scratch
 from pipelines.core.redaction import redacted
+from pipelines.core.temporary_folders import scratch
 from pipelines.registry import evidence
 from unetpp.errors import UserError, said
 from unetpp.files import sha256

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.core.checksums import SUMS, check_seal
-from pipelines.core.files import scratch
+from pipelines.core.temporary_folders import scratch
 from pipelines.registry import mlflow_store, model_versions
 from unetpp.engines.engine import ENGINES, Engine
 from unetpp.engines.family import find_family, open_engine

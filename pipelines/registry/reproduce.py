@@ -18,8 +18,9 @@ from pathlib import Path
 
 import torch
 
-from pipelines.core.files import read_results, read_yaml, scratch
+from pipelines.core.files import read_results, read_yaml
 from pipelines.core.private import dvc_environment
+from pipelines.core.temporary_folders import scratch
 from pipelines.registry.lineage import Lineage, find_lineage
 from pipelines.registry.run_log import read_hashes
 from unetpp.errors import UserError

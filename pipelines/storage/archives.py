@@ -16,8 +16,8 @@ from typing import IO, Any, cast
 
 from pipelines.core.full_disk import disk_errors
 from pipelines.storage.folder_walk import MAX_ENTRIES
-from pipelines.storage.layout_names import is_junk
-from pipelines.storage.templates import composed
+from pipelines.storage.naming.layout_names import is_junk
+from pipelines.storage.naming.templates import composed
 from unetpp.errors import UserError
 
 # The largest public set of this kind (BBBC038) has 30,000 entries and 400 MB.

@@ -7,9 +7,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.core.files import locked
 from pipelines.core.private import CACHE, make_private
-from pipelines.core.training_sections import Model
+from pipelines.core.sections.train import Model
+from pipelines.core.temporary_folders import locked
 from unetpp.errors import UserError
 from unetpp.files import check_sha256, sha256
 from unetpp.network.encoders import fetch_weights, load_weights, read_weights

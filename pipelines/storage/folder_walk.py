@@ -5,7 +5,7 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from pipelines.storage.layout_names import is_junk
+from pipelines.storage.naming.layout_names import is_junk
 from unetpp.errors import FileError, UserError
 
 MAX_ENTRIES = 1_000_000

@@ -8,11 +8,12 @@ and ends with its process, so that after a kill the next process takes over.
 import os
 from pathlib import Path
 
-from pipelines.core.data_sections import S3
-from pipelines.core.files import locked, write_json
+from pipelines.core.files import write_json
 from pipelines.core.full_disk import check_space
 from pipelines.core.params import Params
 from pipelines.core.private import CACHE, make_private
+from pipelines.core.sections.ingest import S3
+from pipelines.core.temporary_folders import locked
 from pipelines.storage.places import Place, open_place
 from unetpp.data.manifest import Manifest
 from unetpp.errors import UserError

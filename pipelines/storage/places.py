@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pipelines.core.data_sections import S3
 from pipelines.core.full_disk import disk_errors
+from pipelines.core.sections.ingest import S3
 from pipelines.storage.s3 import Store
 from unetpp.errors import UserError
 

@@ -9,9 +9,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.core.data_sections import S3
 from pipelines.core.params import Params
 from pipelines.core.private import make_private
+from pipelines.core.sections.ingest import S3
 from pipelines.storage.places import Place, open_place
 from unetpp.errors import UserError
 from unetpp.training.checkpoint import MANIFEST, STATE, DamagedCheckpointError, from_bytes, name_of, to_bytes

@@ -18,7 +18,7 @@ from botocore import UNSIGNED
 from botocore import exceptions as aws
 from botocore.config import Config
 
-from pipelines.core.data_sections import S3
+from pipelines.core.sections.ingest import S3
 from unetpp.errors import UserError
 
 # Of one request; botocore waits up to 1, 2, 4 and 8 seconds in between (mode "standard").

@@ -17,8 +17,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from pipelines.console.progress import watched_bytes
-from pipelines.core.files import locked, replacing
+from pipelines.core.files import replacing
 from pipelines.core.full_disk import check_space, disk_errors
+from pipelines.core.temporary_folders import locked
 from pipelines.storage.s3 import Object, Store
 from unetpp.errors import UserError
 from unetpp.files import sha256

@@ -10,16 +10,16 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from pipelines.core.data_sections import Ingest
 from pipelines.core.full_disk import check_space, disk_errors
 from pipelines.core.redaction import redacted
+from pipelines.core.sections.ingest import Ingest
 from pipelines.storage import http_download, s3_download
 from pipelines.storage.archives import Names, open_archive
 from pipelines.storage.folder_walk import walk
-from pipelines.storage.layout_names import choose, is_junk
+from pipelines.storage.naming.layout_names import choose, is_junk
+from pipelines.storage.naming.templates import Layout
 from pipelines.storage.s3 import Object, Store
 from pipelines.storage.synthetic import write_images
-from pipelines.storage.templates import Layout
 from unetpp.errors import UserError
 from unetpp.files import check_sha256, sha256
 

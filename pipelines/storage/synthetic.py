@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pipelines.core.data_sections import Synthetic
+from pipelines.core.sections.ingest import Synthetic
 from pipelines.core.worker_pool import Died, answers
 from unetpp.threads import num_cores
 

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from pipelines.core.files import read_yaml
 from pipelines.core.params import Params
-from pipelines.core.training_sections import Architecture
+from pipelines.core.sections.search import Architecture
 from pipelines.training.spec import Init
 from unetpp.errors import UserError
 from unetpp.files import check_sha256, sha256

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipelines.core.files import write_json
 from pipelines.core.params import Params
-from pipelines.core.training_sections import Origin
+from pipelines.core.sections.search import Origin
 from pipelines.training.spec import build_network
 from unetpp.data.manifest import Manifest
 from unetpp.errors import UserError

@@ -14,7 +14,7 @@ from torch.utils import deterministic
 from unetpp.training.batch_norm import Statistics
 
 if TYPE_CHECKING:  # else the benchmarks on a GPU would need pydantic
-    from pipelines.core.training_sections import Train
+    from pipelines.core.sections.train import Train
 
 
 def wrap(network: nn.Module, train: Train, device: torch.device, world: int) -> nn.Module:

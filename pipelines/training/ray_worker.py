@@ -16,7 +16,7 @@ from typing import Any
 import torch.distributed as dist
 
 from pipelines.console.progress import Progress
-from pipelines.core.files import scratch
+from pipelines.core.temporary_folders import scratch
 from pipelines.storage.run_store import STOP, RunStore, begin, check_shared
 from pipelines.training.epoch_metrics import best_so_far
 from pipelines.training.epochs import Wish, epochs

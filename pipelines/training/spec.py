@@ -9,7 +9,7 @@ from typing import Any
 
 from pipelines.core.code_closure import code_hash
 from pipelines.core.params import Params
-from pipelines.core.training_sections import Augment, Model, Train
+from pipelines.core.sections.train import Augment, Model, Train
 from pipelines.storage.encoder_weights import EncoderWeights, find_encoder_weights
 from pipelines.storage.node_cache import find_file
 from unetpp.data.arrow_split import Split

@@ -21,7 +21,7 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
-from pipelines.core.files import scratch
+from pipelines.core.temporary_folders import scratch
 from pipelines.trying.subject import Subject
 from pipelines.trying.tried import Tried, answer, describe_answer, describe_image, files
 from unetpp.errors import FileError, UserError, said

@@ -14,7 +14,8 @@ import torch
 
 from pipelines.console.progress import watched
 from pipelines.core.numbers import short
-from pipelines.core.training_sections import Budget, Model
+from pipelines.core.sections.search import Budget
+from pipelines.core.sections.train import Model
 from pipelines.storage.run_store import RunStore
 from pipelines.training.spec import build_network
 from pipelines.tuning.space import Candidate, Space, Widths

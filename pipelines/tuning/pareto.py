@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.core.numbers import say, short
-from pipelines.core.training_sections import Search
+from pipelines.core.sections.search import Search
 from pipelines.tuning.candidate_costs import is_within
 
 Point = dict[str, Any]  # a row of search.csv

@@ -18,7 +18,7 @@ from ray.tune.search import Searcher
 
 from pipelines import is_verbose
 from pipelines.console.progress import LOGGED_S
-from pipelines.core.files import scratch
+from pipelines.core.temporary_folders import scratch
 from pipelines.storage.run_store import open_store
 from pipelines.training.epoch_metrics import best_so_far
 from pipelines.training.spec import TrainSpec

@@ -8,8 +8,8 @@ import yaml
 
 from pipelines.core.files import replacing
 from pipelines.core.numbers import say
+from pipelines.core.sections.search import Origin
 from pipelines.core.tables import write_rows
-from pipelines.core.training_sections import Origin
 from pipelines.tuning.candidate_costs import Costs, key_of
 from pipelines.tuning.pareto import SHOWN, Point, Trial, importance, measured, name
 from pipelines.tuning.space import Space, make_candidate

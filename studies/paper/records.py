@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from pipelines.core.files import locked, replacing
+from pipelines.core.files import replacing
+from pipelines.core.temporary_folders import locked
 
 RESULTS = Path(__file__).parent / "results"
 TEST = ("id", "kind", "height", "width")

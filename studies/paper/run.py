@@ -25,9 +25,9 @@ import torch
 import yaml
 from torch import Tensor
 
-from pipelines.core.files import locked, scratch
 from pipelines.core.params import Params, load_params, override
 from pipelines.core.tables import write_rows
+from pipelines.core.temporary_folders import locked, scratch
 from pipelines.evaluation.depth_costs import describe_machine
 from pipelines.evaluation.predictor import Predictor, batches
 from pipelines.ingest import ingest

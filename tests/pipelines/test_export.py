@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from pipelines import export as stage
-from pipelines.core.delivery_sections import Export
+from pipelines.core.sections.delivery import Export
 from pipelines.predict import predict
 from pipelines.prediction.opening import find_model
 from unetpp.data.arrow_split import SplitWriter

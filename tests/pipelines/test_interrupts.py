@@ -35,7 +35,7 @@ MOMENTS = {
     "train": ("training.results.write_results", "training.in_process.run_alone", "core.files.write_json"),
     "export": ("core.files.replacing", "core.checksums.seal", "core.files.write_json"),
     "evaluate": ("evaluation.quality.measure_quality", "evaluation.gates.check_gates", "core.files.write_json"),
-    "pages": ("core.files.replacing", "pages.html_page.render", "core.files.check_outputs"),
+    "pages": ("core.files.replacing", "pages.html_page.render", "core.outputs.check_outputs"),
     "register": ("registry.model_versions.upload_model", "registry.aliases.deploy", "core.files.write_json"),
 }
 # The stage as a command, which sends itself the signal when it calls that function.

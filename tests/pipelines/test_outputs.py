@@ -73,7 +73,7 @@ def test_every_stage_checks_its_outputs_and_every_temporary_folder_is_cleared_af
     for stage in stages:
         path = REPOSITORY / "pipelines" / ("pages/__main__.py" if stage == "pages" else f"{stage}.py")
         assert "check_outputs(" in path.read_text(), path
-    home = REPOSITORY / "pipelines/core/files.py"
+    home = REPOSITORY / "pipelines/core/temporary_folders.py"
     makes = re.compile(r"mkdtemp|mkstemp|TemporaryDirectory|NamedTemporaryFile")
     using = [path for path in (REPOSITORY / "pipelines").rglob("*.py") if makes.search(path.read_text())]
     assert set(using) <= {home, REPOSITORY / "pipelines/served/images.py"}

@@ -7,7 +7,7 @@ from PIL import Image
 
 import unetpp
 from pipelines.cli import build_parser
-from pipelines.core.files import MARKER
+from pipelines.core.outputs import MARKER
 from pipelines.predict import predict
 from pipelines.prediction import flow
 from pipelines.prediction.images import find_images

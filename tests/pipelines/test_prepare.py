@@ -449,7 +449,7 @@ def test_a_wrong_rule_that_divides_near_duplicates_is_caught_by_the_gate(raw, tm
         copy_as(raw, f"nuclei_{number:05}", f"nuclei_{number:05}b", lambda image: image if blind else image[::-1])
     monkeypatch.setattr("pipelines.prepare.place", by_number)
     if blind:
-        monkeypatch.setattr("pipelines.prepare.find_duplicates", lambda *_: [])
+        monkeypatch.setattr("pipelines.dataset.groups.find_duplicates", lambda *_: [])
     why = "the same pixels" if blind else "near-duplicates, distance 0, correlation 1.000"
     with pytest.raises(UserError, match=rf"(nuclei_\d+) in \w+ and \1b in \w+ are {why}"):
         prepare(PARAMS, raw, tmp_path / "out")

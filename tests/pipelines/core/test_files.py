@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.core import files
-from pipelines.core.files import check_outputs, replacing, scratch
+from pipelines.core import temporary_folders
+from pipelines.core.files import replacing
+from pipelines.core.outputs import MARKER, check_outputs
+from pipelines.core.temporary_folders import kept_folder, scratch
 from unetpp.errors import UserError
 
 
@@ -25,7 +27,7 @@ def contents(folder: Path) -> dict[str, str]:
     return {
         path.relative_to(folder).as_posix(): path.read_text()
         for path in folder.rglob("*")
-        if path.is_file() and path.name != files.MARKER
+        if path.is_file() and path.name != MARKER
     }
 
 
@@ -135,12 +137,13 @@ def test_names_of_250_bytes_are_written(tmp_path):
 
 
 def test_what_killed_processes_left_goes_and_what_a_living_one_writes_stays(tmp_path, monkeypatch):
-    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(temporary_folders.tempfile, "tempdir", str(tmp_path))
     code = (
         "import multiprocessing.util, sys, time\n"
         "from pathlib import Path\n"
         "from pipelines.core.command import run_command\n"
-        "from pipelines.core.files import replacing, scratch\n"
+        "from pipelines.core.files import replacing\n"
+        "from pipelines.core.temporary_folders import scratch\n"
         "def main():\n"
         "    with replacing(Path(sys.argv[1])) as partial, scratch() as folder:\n"
         "        partial.mkdir()\n"
@@ -180,11 +183,11 @@ def test_what_killed_processes_left_goes_and_what_a_living_one_writes_stays(tmp_
 
 
 def test_a_page_outlives_its_command_for_a_day(tmp_path, monkeypatch):
-    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path))
-    first, second = files.kept_folder(), files.kept_folder()
+    monkeypatch.setattr(temporary_folders.tempfile, "tempdir", str(tmp_path))
+    first, second = kept_folder(), kept_folder()
     assert first.is_dir()
     os.utime(first.parent, (0, time.time() - 25 * 3600))
-    files.kept_folder()
+    kept_folder()
     assert not first.exists()
     assert second.is_dir()
 

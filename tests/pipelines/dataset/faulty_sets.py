@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.core.data_sections import Prepare
 from pipelines.core.params import load_params
+from pipelines.core.sections.prepare import Prepare
 from pipelines.dataset.splits import SPLITS
 from pipelines.ingest import ingest
 from pipelines.prepare import prepare

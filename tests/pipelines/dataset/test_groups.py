@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.core.data_sections import Groups
+from pipelines.core.sections.prepare import Groups
 from pipelines.dataset.groups import find_groups
 from pipelines.dataset.layouts import Sample
 from unetpp.errors import UserError

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from pipelines.core.data_sections import Prepare
+from pipelines.core.sections.prepare import Prepare
 from pipelines.dataset.splits import find_split, place, position
 from tests.pipelines.dataset.faulty_sets import PREPARE, SIDE, Faults, FaultySet, block, check, grey, noise, with_params
 from tests.unetpp.images.tiffs import write_tiff

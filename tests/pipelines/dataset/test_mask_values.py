@@ -5,7 +5,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipelines.core.data_sections import Prepare
+from pipelines.core.sections.prepare import Prepare
 from pipelines.dataset.coco import Drawing
 from pipelines.dataset.layouts import Sample
 from pipelines.dataset.mask_files import check_meanings, read_labels

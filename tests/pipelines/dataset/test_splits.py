@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.core.data_sections import Shares
 from pipelines.core.params import load_params
+from pipelines.core.sections.prepare import Shares
 from pipelines.core.tables import write_rows
 from pipelines.dataset.splits import SPLITS, check_apart, find_split, join, place, position
 from tests.conftest import REPOSITORY

@@ -11,8 +11,8 @@ import yaml
 
 from pipelines import register as stage
 from pipelines.core.checksums import seal
-from pipelines.core.delivery_sections import Register
 from pipelines.core.files import write_json
+from pipelines.core.sections.delivery import Register
 from pipelines.registry.run_log import Inputs
 from tests.pipelines.evaluation.exported import write_exports
 from unetpp.data.arrow_split import SplitWriter

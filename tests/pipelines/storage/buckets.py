@@ -5,7 +5,7 @@ from itertools import count
 
 import boto3
 
-from pipelines.core.data_sections import Ingest
+from pipelines.core.sections.ingest import Ingest
 from tests.pipelines.storage.sources import located
 from tests.servers import Answer, Request, Server, pass_on
 

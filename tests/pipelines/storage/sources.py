@@ -15,9 +15,9 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from pipelines.core.data_sections import Ingest
-from pipelines.core.files import MARKER
+from pipelines.core.outputs import MARKER
 from pipelines.core.params import load_params
+from pipelines.core.sections.ingest import Ingest
 from pipelines.storage.sources import fetch
 from tests.conftest import REPOSITORY
 

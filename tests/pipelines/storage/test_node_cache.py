@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipelines.core.data_sections import S3
 from pipelines.core.params import Params, load_params
+from pipelines.core.sections.ingest import S3
 from pipelines.storage.node_cache import fetch, find_file, share
 from pipelines.storage.places import Place
 from tests.conftest import REPOSITORY

@@ -4,9 +4,9 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from pipelines.core import data_sections
-from pipelines.storage.layout_names import choose
-from pipelines.storage.templates import Layout, find_files
+from pipelines.core.sections import ingest
+from pipelines.storage.naming.layout_names import choose
+from pipelines.storage.naming.templates import Layout, find_files
 from unetpp.errors import UserError
 
 
@@ -167,6 +167,8 @@ LAYOUTS = {
         4,
     ),
     "GlaS": ("@.bmp @_anno.bmp", "train_1 testA_1 testB_1", "{split}_{id}", "{split}_{id}_anno", 3),
+    "silhouettes": ("Images/@.jpg Silhouettes/@_s.png", "a b", "Images/{id}", "Silhouettes/{id}_s", 2),
+    "mattes beside": ("@.jpg @_matte.png", "a b~2", "{id}", "{id}_matte", 2),
     "numbers of one split": ("@.bmp @_anno.bmp", "train_1 train_2", "{id}", "{id}_anno", 2),
     "a split without masks": (
         "train/images/@.png train/labels/@.png val/images/@.png val/labels/@.png test/images/@.png",
@@ -277,4 +279,4 @@ def test_templates_that_find_nothing_or_no_pair_are_refused():
 )
 def test_templates_of_params_name_an_id_and_the_split_in_both(images, masks):
     with pytest.raises(ValueError, match=r"must have \{id\}|\} in both"):
-        data_sections.Layout(images=images, masks=masks)
+        ingest.Layout(images=images, masks=masks)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.core.data_sections import Ingest
+from pipelines.core.sections.ingest import Ingest
 from pipelines.ingest import ingest
 from pipelines.storage import archives, http_download, s3, s3_download
 from tests.pipelines.storage.buckets import Bucket

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pipelines.core.data_sections import Synthetic
+from pipelines.core.sections.ingest import Synthetic
 from pipelines.dataset.kinds import find_kind
 from pipelines.storage import synthetic
 from pipelines.storage.synthetic import BORDER_PX, KINDS, LABELS, UNANNOTATED, make_image, make_masks, write_images

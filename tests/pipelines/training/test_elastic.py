@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipelines.core.params import override
-from pipelines.core.training_sections import Train
+from pipelines.core.sections.train import Train
 from tests.pipelines.training.small import ARGUMENTS, last, spec_of
 from tests.ray_cluster import RayCluster
 from tests.servers import Answer, Request

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.core.params import override
-from pipelines.core.training_sections import Search
+from pipelines.core.sections.search import Search
 from pipelines.pages.search_page import build_page
 from pipelines.training.architecture import find_init, read_architecture
 from pipelines.tuning.pareto import Trial, choose, importance, mark_front, measured, name

@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
-from pipelines.storage.recognition import find_coco, read_part, recognise, recognise_suffixes
-from pipelines.storage.templates import SPLIT_OF, Layout, composed, find_files, is_picture
+from pipelines.storage.naming.folder_words import read_part
+from pipelines.storage.naming.recognition import find_coco, recognise, recognise_suffixes
+from pipelines.storage.naming.templates import SPLIT_OF, Layout, composed, find_files, is_picture
 from unetpp.errors import UserError
 from unetpp.images.pictures import SUFFIXES
 

@@ -1,4 +1,4 @@
-"""The sections export, evaluate, register and cluster of params.yaml: every valid key and value."""
+"""The sections export, evaluate, register and cluster of params.yaml."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from pipelines.core.section import PositiveFloat, PositiveInt, Section, Share
+from pipelines.core.sections.section import PositiveFloat, PositiveInt, Section, Share
 
 
 class Export(Section):

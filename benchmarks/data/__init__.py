@@ -1,0 +1,1 @@
+"""Prepared data and the loader: `python -m benchmarks.data`."""

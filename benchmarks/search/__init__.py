@@ -1,0 +1,1 @@
+"""What it costs to know how accurate each depth is: `python -m benchmarks.search`."""
