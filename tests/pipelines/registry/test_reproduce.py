@@ -109,10 +109,12 @@ def test_what_was_not_recorded_is_said_and_not_guessed(tmp_path):
         "environment: pipeline/requirements.lock: not recorded",
     ):
         assert line in text
-    assert "begins with" not in text
-    assert ("begins with", "models:/a/3 sha256 00") in rows(recorded(tmp_path, "none", init="models:/a/3 sha256 00"))
+    assert "initial weights" not in text
+    assert ("initial weights", "models:/a/3 sha256 00") in rows(
+        recorded(tmp_path, "none", init="models:/a/3 sha256 00")
+    )
     gone = Lineage("models:/nuclei/1", [], {}, None, tmp_path, None)
-    assert ("run", "no longer there") in rows(gone)
+    assert ("run", "deleted") in rows(gone)
 
 
 def test_code_that_cannot_be_had_is_refused_before_anything_is_made(tmp_path, repository):
