@@ -249,7 +249,7 @@ def test_versions_say_what_they_are_in_tags(home, client):
     expected = {"seed": "0", "precision": "fp32", "licence": "CC-BY-4.0", "intended_use": "to count nuclei"}
     expected |= {"run_id": home[1]["run_id"], "promotion": "champion"}
     assert {key: client.get_model_version(NAME, "1").tags[key] for key in expected} == expected
-    assert tags["leak_check"] == "passed: of 9 groups and 2 pairs of near-duplicates, none stands in two splits"
+    assert tags["leak_check"] == "passed: of 9 groups and 2 pairs of near-duplicates, none is in two splits"
 
 
 def test_aliases_are_the_depths_and_the_recommended(home, client):
