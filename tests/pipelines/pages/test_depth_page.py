@@ -102,7 +102,10 @@ def test_the_page_says_all_that_was_found_out_in_the_order_of_its_sections(made)
     for words in ("2.0 IoU points below the <best>", "what a <mirror> changes", "Depths differ more for <objects>."):
         assert words in text
     assert ", 2 threads, fp32" in text
-    assert "30 rounds in which the depths take turns, after a warm-up; they ended when 120 s were over" in text
+    assert (
+        "30 rounds in which the depths take turns, after a warm-up; they ended when the limit of 120 s was reached"
+        in text
+    )
     assert "−2.0" in text  # the paired difference in points, with its interval
     assert "−3.0 to −1.0" in text
     assert "at most 100000 (evaluate.max_parameters)" in text
