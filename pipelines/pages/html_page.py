@@ -51,7 +51,7 @@ def render(template: str, script: str | None = None, **values: Any) -> str:
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,  # ids and kinds are names of a stranger's files
+        autoescape=True,  # ids and kinds come from file names, which are not trusted
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -63,7 +63,7 @@ def _environment() -> jinja2.Environment:
 
 
 class Chart:
-    """A chart in the making: draw on `axes`; `svg` is there after the block of `chart`."""
+    """A chart being drawn: draw on `axes`; `svg` is set after the block of `chart`."""
 
     def __init__(self, axes: Axes):
         self.axes = axes
@@ -97,7 +97,7 @@ def chart(caption_id: str, size: tuple[float, float] = (5.4, 3.4)) -> Iterator[C
 
 
 def data_uri(image: np.ndarray, kind: str = "PNG") -> str:
-    """(H, W, 3) uint8 as a picture that the page itself holds: a PNG, or a smaller "JPEG"."""
+    """(H, W, 3) uint8 as a data URI: a PNG, or a smaller "JPEG"."""
     options: dict[str, Any] = {"optimize": True} if kind == "PNG" else {"quality": 88, "subsampling": 0}
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, kind, **options)
@@ -105,7 +105,7 @@ def data_uri(image: np.ndarray, kind: str = "PNG") -> str:
 
 
 def indexed_uri(indices: np.ndarray, colours: tuple[tuple[int, int, int, int], ...]) -> str:
-    """(H, W) uint8 indices into RGBA colours as a PNG that the page itself holds: some hundred bytes for a mask."""
+    """(H, W) uint8 indices into RGBA colours as a data URI of a PNG: some hundred bytes for a mask."""
     picture = Image.fromarray(indices)
     picture.putpalette([level for colour in colours for level in colour[:3]])
     buffer = io.BytesIO()

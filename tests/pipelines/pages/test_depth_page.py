@@ -110,7 +110,7 @@ def test_the_page_says_all_that_was_found_out_in_the_order_of_its_sections(made)
     assert "−3.0 to −1.0" in text
     assert "at most 100000 (evaluate.max_parameters)" in text
     assert "within 1.0 points of the best in IoU, and within 2.0 points in AP" in text
-    assert "parted by a watershed" in text
+    assert "separated by a watershed" in text
 
 
 def test_objects_are_shown_where_they_are_more_than_connected_pixels(made):
@@ -120,7 +120,7 @@ def test_objects_are_shown_where_they_are_more_than_connected_pixels(made):
     for report in (before, {key: value for key, value in whole().items() if key != "objects"}):
         text = page_of(report)
         assert "AP of objects" not in text
-        assert "parted by a watershed" not in text
+        assert "separated by a watershed" not in text
 
 
 def test_what_is_not_to_be_trusted_stands_beside_the_recommendation():
