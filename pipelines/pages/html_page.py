@@ -40,7 +40,7 @@ def render(template: str, script: str | None = None, **values: Any) -> str:
     """A page from one of the templates; each value is escaped unless it is `Markup`.
 
     Args:
-        script: the file beside the templates that the page may run, and no other script; None: none at all.
+        script: the only script that the page may run, a file next to the templates; None: no script.
     """
     code = Markup((TEMPLATES / script).read_text(encoding="utf-8")) if script else None
     allowed = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode() if code else None
@@ -75,8 +75,8 @@ def chart(caption_id: str, size: tuple[float, float] = (5.4, 3.4)) -> Iterator[C
     """One pair of axes, afterwards an inline SVG whose ink is the page's own text colour.
 
     Args:
-        caption_id: id of the element that says what the chart shows, for those who hear the page.
-        size: width and height in inches, which set how large the text is beside it.
+        caption_id: id of the element that describes the chart, for screen readers.
+        size: width and height in inches, which determine the relative size of the text.
     """
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": caption_id}):
         figure = Figure(figsize=size, layout="constrained")

@@ -1,8 +1,8 @@
 """The pictures of the depth report: each image once, and for every depth thin layers that the page lays over it.
 
-A layer is a PNG of a few colours, some hundred bytes, and an outline is a path. So one page holds two dozen images
-with the errors and the masks of every depth, and puts them together itself: the viewer by its script, the rows below
-it, which stand on paper too, by none.
+A layer is a PNG with a few colours, some hundred bytes, and an outline is a path. So one page contains two dozen images
+with the errors and the masks of every depth, and composes them itself: the viewer with its script, and the rows below
+it, which can be printed, without a script.
 """
 
 from dataclasses import dataclass, field
