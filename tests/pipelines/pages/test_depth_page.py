@@ -162,7 +162,7 @@ def test_each_engine_is_a_row_of_its_depth_and_a_report_of_before_shows_its_runt
     assert table.count("<small>auto</small>") == 2
     assert "−0.12" in table
     assert "2 of 9 images" in made
-    assert "L2 by &lt;openvino&gt;: 16 of 200 val images" in made
+    assert "L2 by &lt;openvino&gt;: only 16 of 200 val images" in made
     assert "unetpp predict --tta all" in made
     before = {"depth": "L1", "runtime": "onnxruntime", "format": "onnx-int8", "precision": "int8", "iou_image": 0.7}
     before |= {"difference_iou": -0.1, "offered": False, "why": "it loses more", "latency_ms": 3.0}
