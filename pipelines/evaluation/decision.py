@@ -214,7 +214,7 @@ def _budget(settings: Evaluate) -> str:
 def _costs(row: dict, settings: Evaluate) -> str:
     """What a depth uses of the limits of the budget, in words."""
     items = BUDGET.items()
-    by = "" if settings.engine == "torch" else f" with {settings.engine}"
+    by = "" if settings.engine == "torch" else f" by {settings.engine}"
     return " and ".join(
         text.format(row[key]) + (by if key == "latency_ms" else "")
         for name, (key, text, _) in items
