@@ -335,7 +335,7 @@ def test_one_candidate_needs_no_trial_and_no_ray(project, prepared, capsys):
     assert "no trial" in rows[0]["reason"]
     facts = json.loads((project.folder / "reports/page.json").read_text())
     page = Outline(build_page(facts))
-    assert "params.yaml names one candidate, L2 of 4 6 8, so that nothing was searched" in page.text
+    assert "params.yaml names one candidate, L2 of 4 6 8, so there was no search" in page.text
     assert not {"svg", "table"} & {tag for tag, _ in page.tags}
 
 
