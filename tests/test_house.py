@@ -141,16 +141,12 @@ def test_a_wing_is_a_folder_that_one_takes_in_at_a_glance():
         assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text())), f"{folder} does not say what it is"
 
 
-# Being split elsewhere: delete these rows when both branches are merged.
-LONG = {"pipelines/registry/model_versions.py", "pipelines/training/epochs.py"}
-
-
 def test_no_file_is_longer_than_one_concept():
     code = [
         path for name in ("pipelines", "unetpp", "benchmarks", "studies") for path in (REPOSITORY / name).rglob("*.py")
     ]
     lines = {path.relative_to(REPOSITORY).as_posix(): path.read_text().count("\n") for path in code}
-    assert {name: number for name, number in lines.items() if number > 300 and name not in LONG} == {}
+    assert {name: number for name, number in lines.items() if number > 300} == {}
 
 
 def test_each_outside_system_has_one_home():
