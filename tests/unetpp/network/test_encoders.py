@@ -182,6 +182,23 @@ def test_costs_count_the_encoder():
     assert estimate_training_mib(network, 2, 64) > estimate_training_mib(plain, 2, 64)
 
 
+def test_gradients_that_processors_are_slow_at_in_bf16_are_computed_in_fp32():
+    pyramid, image = built(LITE, WIDTHS[:4]).pyramid, torch.randn(2, 3, 64, 64)
+    assert pyramid is not None
+    convs = [one for one in pyramid.modules() if isinstance(one, encoders._Depthwise) and one.groups > 1]
+    assert {(one.kernel_size, one.stride) for one in convs} == {((k, k), (s, s)) for k in (3, 5) for s in (1, 2)}
+    for conv in convs:
+        given = torch.randn(2, conv.in_channels, 12, 12).bfloat16().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            (theirs := conv(given)).float().sum().backward()
+        found, wanted = conv.weight.grad, torch.autograd.grad(conv(given.float()).sum(), conv.weight)[0]
+        assert theirs.dtype == torch.bfloat16
+        usual = (conv.kernel_size, conv.stride) == ((3, 3), (1, 1))
+        assert torch.equal(found, wanted) != usual  # pyright: ignore[reportArgumentType]
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert {one.dtype for one in pyramid.eval()(image).values()} == {torch.bfloat16}
+
+
 def test_checkpointing_of_levels_leaves_the_encoder_and_changes_no_gradient():
     found = []
     for levels in (0, 2):
