@@ -9,13 +9,11 @@ from pathlib import Path
 
 from pipelines.core.files import locked
 from pipelines.core.private import CACHE, make_private
-from pipelines.core.training_sections import Model
+from pipelines.core.training_sections import HUB, Model
 from unetpp.errors import UserError
 from unetpp.files import check_sha256, sha256
 from unetpp.network.encoders import fetch_weights, load_weights, read_weights
 from unetpp.network.model import NestedUNet
-
-HUB = "hub"
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ def find_encoder_weights(model: Model) -> EncoderWeights | None:
     Raises:
         UserError: no such file, or the hub cannot be reached.
     """
-    asked, encoder = model.encoder_weights, model.encoder
+    asked, encoder = model.initial_weights, model.encoder
     if asked is None or encoder is None:
         return None
     if asked != HUB:

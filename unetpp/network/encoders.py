@@ -209,7 +209,9 @@ def load_weights(pyramid: Pyramid, weights: Mapping[str, Tensor], source: str) -
         return
     wanted = pyramid.model.state_dict()
     first = next(iter(wanted))
-    found = [key.removesuffix(first) for key in weights if key == first or key.endswith(f".{first}")]
+    ends = [key.removesuffix(first) for key in weights if key == first or key.endswith(f".{first}")]
+    known = {prefix: sum(prefix + key in weights for key in wanted) for prefix in ends}  # a name may end another
+    found = [prefix for prefix in known if known[prefix] == max(known.values())]
     if len(found) != 1:
         names = f"{len(found)} tensors named ...{first}" if found else f"tensors such as {next(iter(weights))}"
         raise UserError(f"{source}: found {names}; expected those of the encoder as timm names them, such as {first}")

@@ -232,6 +232,17 @@ def test_weights_of_a_file_are_taken_with_any_prefix_and_any_channels(tmp_path):
         read_weights(tmp_path / "none.pth")
 
 
+@pytest.mark.parametrize("name", ["resnet18", *EVERY[1:]])
+def test_weights_of_every_encoder_are_found_by_their_prefix(name):
+    whole, pyramid = encoders.import_timm().create_model(name).state_dict(), built(name, WIDTHS[:4]).pyramid
+    assert pyramid is not None
+    assert pyramid.model is not None
+    load_weights(pyramid, {f"net.{key}": one for key, one in whole.items()}, "whole")
+    assert all(torch.equal(one, whole[key]) for key, one in pyramid.model.state_dict().items())
+    with pytest.raises(UserError, match="twice: found 2 tensors named"):
+        load_weights(pyramid, {f"{net}.{key}": one for net in ("net", "ema") for key, one in whole.items()}, "twice")
+
+
 def test_imagenet_weights_are_trained_pruned_exported_and_predict(tmp_path):
     network = built(LITE, WIDTHS[:4])
     assert network.pyramid is not None
