@@ -37,9 +37,10 @@ class Model(Section):
     @property
     def initial_weights(self) -> str | None:
         """The file, or HUB, that `encoder_weights` gives for the encoder."""
-        if self.encoder is None or not isinstance(self.encoder_weights, dict):
-            return self.encoder and self.encoder_weights
-        return self.encoder_weights[self.encoder]
+        given = self.encoder_weights
+        if self.encoder is None:
+            return None
+        return given[self.encoder] if isinstance(given, dict) else given
 
     @field_validator("targets")
     @classmethod
