@@ -13,14 +13,14 @@ from pipelines.storage.encoder_weights import find_encoder_weights
 from pipelines.training.results import write_results
 from pipelines.training.spec import run_name
 from pipelines.tuning.space import read_space
-from tests.pipelines.training.small import last, spec_of, states_of
+from tests.pipelines.training.small import assert_same, last, run_processes, spec_of, states_of
+from tests.unetpp.network.imagenet import LITE, OTHERS
 from unetpp.data.manifest import read_manifest
 from unetpp.errors import UserError
 from unetpp.files import sha256
 from unetpp.models.about import read_about
 from unetpp.network.encoders import import_timm
 
-LITE = "tf_efficientnet_lite0"
 STEM = "pyramid.model.conv_stem.weight"
 
 
@@ -58,6 +58,18 @@ def test_share_of_the_rate_is_the_encoders_alone(params, prepared):
         moved[share] = {key: (value - begun[key]).abs().max() for key, value in (state.weights or {}).items()}
     assert moved[1e-9][STEM] < 1e-7 < moved[1.0][STEM]
     assert moved[1e-9]["nodes.0_2.conv1.weight"] > 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_every_encoder_learns_in_several_processes(params, prepared, tmp_path):
+    """Gradients are exchanged, which fails if a parameter has none; processes end with the same weights."""
+    jobs = {
+        name: (spec_of(params, prepared, {"encoder": name}, epochs=1, num_workers=2), None)
+        for name in ("resnet18", *OTHERS[1:])  # as resnet34, in half the time
+    }
+    for states in run_processes(2, jobs, tmp_path).values():
+        assert_same(states[0][-1], states[1][-1])
 
 
 def test_weights_that_are_not_there_are_refused_by_their_key(params, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import torch
 
 from pipelines.evaluation.predictor import Heads
 from tests.unetpp.network.counts import count
-from tests.unetpp.network.imagenet import LITE, imagenet_weights
+from tests.unetpp.network.imagenet import LITE, OTHERS, imagenet_weights
 from unetpp import NestedUNet, Predictor, Trained, UserError, fit, load, prune, transfer
 from unetpp.export.graphs import capture, save_onnx
 from unetpp.export.verification import compare
@@ -22,7 +22,6 @@ from unetpp.network.folding import fold
 from unetpp.network.model import SKIPS
 from unetpp.network.profiling import count_macs, estimate_training_mib
 
-OTHERS = ("resnet34", "convnext_tiny", "densenet121", "vgg19", "mobilenetv3_large_100", "pvt_v2_b0")
 EVERY = (LITE, *(pytest.param(name, marks=pytest.mark.nightly) for name in OTHERS))
 WIDTHS = (4, 6, 8, 10, 12, 14)
 # Strides of the maps of timm, by level; the other levels are our own.
@@ -230,6 +229,9 @@ def test_weights_of_a_file_are_taken_with_any_prefix_and_any_channels(tmp_path):
         load_weights(source, {"conv_stem.weight": theirs["conv_stem.weight"]}, "part.pth")
     with pytest.raises(UserError, match="no such file"):
         read_weights(tmp_path / "none.pth")
+    torch.save(torch.nn.Linear(1, 1), tmp_path / "whole.pth")  # a pickled module
+    with pytest.raises(UserError, match=r"whole\.pth: cannot be read .*expected a \.safetensors or \.pth of weights"):
+        read_weights(tmp_path / "whole.pth")
 
 
 @pytest.mark.parametrize("name", ["resnet18", *EVERY[1:]])
