@@ -268,9 +268,10 @@ def main() -> None:
             train(name, network, learnt, args, seed, device)
             scores.setdefault(name, []).append(score(name, network, test, args, device))
         options = f"--encoder {args.encoder}{' --weights ' + args.weights.name if args.weights else ''}"
-        for key in ("set", "size", "epochs", "rounds", "frozen", "widths", "equal", "seeds"):
+        keys = ("set", "size", "epochs", "learning_rate", "encoder_lr", "rounds", "frozen", "widths", "equal", "seeds")
+        for key in keys:
             value = getattr(args, key)
-            options += f" --{key} {' '.join(map(str, value)) if isinstance(value, list) else value}"
+            options += f" --{key.replace('_', '-')} {' '.join(map(str, value)) if isinstance(value, list) else value}"
         options += " --constants" if args.constants else ""
         lines = [
             *head(

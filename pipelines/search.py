@@ -22,10 +22,11 @@ from pipelines.core.files import write_json
 from pipelines.core.outputs import check_outputs
 from pipelines.core.params import Params, load_params, override
 from pipelines.core.temporary_folders import scratch
+from pipelines.storage.encoder_weights import find_encoder_weights
 from pipelines.storage.node_cache import share
 from pipelines.storage.run_store import open_store, runs_at
 from pipelines.training.begin import begin_with, read_begin, write_begin
-from pipelines.training.spec import make_spec, run_name
+from pipelines.training.spec import build_network, make_spec, run_name
 from pipelines.tuning.candidate_costs import Costs, check_budget, check_memory, count_costs, describe, measure_costs
 from pipelines.tuning.pareto import Trial, choose, mark_front, measured, name
 from pipelines.tuning.probe import announce
@@ -75,6 +76,7 @@ def search(params: Params, prepared: Path, runs: Path, out: Path, reports: Path,
     for one in space.networks if begin else ():
         assert begin is not None
         begin_with(begin, one.params, one.widths, manifest)
+    encoders = load_encoders(space, manifest)
     size = as_size(params.search.size_px) or as_size(manifest.size) or (256, 256)
     costs = count_costs(space, manifest, size)
     fitting = check_budget(space, costs)
@@ -87,7 +89,7 @@ def search(params: Params, prepared: Path, runs: Path, out: Path, reports: Path,
         at = runs_at(params, runs)
         costs = measure_costs(fitting, costs, manifest, size, device, open_store(at, params.ingest.s3))
         fitting = check_budget(fitting, costs)
-        trials, weights_of = run_search(fitting, prepared, manifest, costs, at)
+        trials, weights_of = run_search(fitting, prepared, manifest, costs, at, encoders)
         trials += _left_out(space, fitting, max((one.number for one in trials), default=0))
         points = points_of(trials, space, costs)
         mark_front(points, params.search.cost)
@@ -114,16 +116,37 @@ def search(params: Params, prepared: Path, runs: Path, out: Path, reports: Path,
     detail(f"wrote {out}, {reports}, after {time.monotonic() - began:.0f} s")
 
 
+def load_encoders(space: Space, manifest: Manifest) -> list[str]:
+    """The sha256 of all initial weights of encoders; each has been loaded into the deepest network of the space.
+
+    Raises:
+        UserError: weights that are not there, or are of another encoder.
+    """
+    deepest = max(space.networks, key=lambda one: len(one.widths)).widths
+    models = {(one.params.model.encoder, one.params.model.initial_weights): one.params.model for one in space.networks}
+    found = []
+    for model in models.values():
+        if weights := find_encoder_weights(model):
+            weights.load(build_network(model, deepest, manifest))
+            found.append(weights.sha256)
+    return found
+
+
 def run_search(
-    space: Space, prepared: Path, manifest: Manifest, costs: Costs, runs: str
+    space: Space, prepared: Path, manifest: Manifest, costs: Costs, runs: str, encoders: list[str]
 ) -> tuple[list[Trial], Callable[[int], dict]]:
-    """The trials of the space, kept at `runs`, and a function that returns the weights of one of them by its number."""
+    """The trials of the space, kept at `runs`, and a function that returns the weights of one of them by its number.
+
+    Args:
+        encoders: what `load_encoders` returned.
+    """
     params, search = space.params, space.params.search
     spec = make_spec(params, (), prepared, manifest, share(params, prepared, manifest))
     # Its name depends on what determines the trials and their results: another budget chooses again among the same.
     unused = {"widths", "grow", "space", "budget", "tolerance_iou", "size_px"}
     unused |= {"objective", "cost"} if search.searcher in ("grid", "random") else set()
-    search_name = run_name("search", spec, [space.dimensions, search.model_dump(mode="json", exclude=unused)])
+    facts = [space.dimensions, search.model_dump(mode="json", exclude=unused), *encoders]
+    search_name = run_name("search", spec, facts)
     at_once = min(search.max_concurrent, space.num_trials)
     with cluster():
         from pipelines.tuning.ray_tune import Trials, run_trials  # imports Ray, whose switches `cluster` sets

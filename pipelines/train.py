@@ -97,8 +97,10 @@ def _run(params: Params, spec: TrainSpec, run: RunStore, name: str, log: Callabl
         own_size = {spec.manifest.full_val} - {"val"} if spec.model.targets != MASK else ()
         spec.manifest.check(spec.prepared, "train", "val", *own_size)
         return run_alone(spec, run, log)
+    if spec.encoder_weights:  # as is damage of the data: found before Ray starts
+        spec.encoder_weights.load(spec.build_network())
     init = spec.init and (Path(spec.init.file), spec.init.sha256)
-    spec = replace(spec, shared=share(params, spec.prepared, spec.manifest, init))  # damage is found before Ray starts
+    spec = replace(spec, shared=share(params, spec.prepared, spec.manifest, init))
     with cluster(), reported(log) as callbacks:
         advice = "lower train.num_workers or train.cpus_per_worker"
         check_fits("train.num_workers", train.min_workers, train.cpus_per_worker, train.use_gpu, advice)

@@ -19,7 +19,7 @@ from pipelines.core.sections.ingest import Ingest
 from pipelines.core.sections.prepare import Prepare
 from pipelines.core.sections.search import Search
 from pipelines.core.sections.section import Section
-from pipelines.core.sections.train import Augment, Model, Train
+from pipelines.core.sections.train import HUB, Augment, Model, Train
 from unetpp.errors import UserError
 from unetpp.images.frame import as_size, plain
 from unetpp.network.masks import MASK
@@ -62,6 +62,25 @@ class Params(Section):
                         f"{key} is {value}, and model.encoder is null, so that there is none: set model.encoder, such "
                         f"as to resnet34, or {key} to {'null' if plain_value is None else plain_value}"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_of_each_encoder(self):
+        weights = self.model.encoder_weights
+        searched = list(dict.fromkeys(str(one) for one in self.search.space.get("model.encoder", ()) if one))
+        if isinstance(weights, dict):
+            missing = sorted({*searched, self.model.encoder or ""} - {"", *weights})
+            if missing:
+                raise ValueError(
+                    f"model.encoder_weights has rows for {', '.join(weights) or 'no encoder'}, and none for "
+                    f"{', '.join(missing)}: add `{missing[0]}: FILE`, with {HUB} or null in place of FILE if need be"
+                )
+        elif weights not in (None, HUB) and len(searched) > 1 and "model.encoder_weights" not in self.search.space:
+            raise ValueError(
+                f"model.encoder_weights is {weights}, a file for one encoder, and search.space has "
+                f"{', '.join(searched)}: give each its own by {{{', '.join(f'{one}: FILE' for one in searched)}}}, or "
+                f"{HUB} or null for all"
+            )
         return self
 
     @model_validator(mode="after")

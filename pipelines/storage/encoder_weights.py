@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.core.private import CACHE, make_private
-from pipelines.core.sections.train import Model
+from pipelines.core.sections.train import HUB, Model
 from pipelines.core.temporary_folders import locked
 from unetpp.errors import UserError
 from unetpp.files import check_sha256, sha256
 from unetpp.network.encoders import fetch_weights, load_weights, read_weights
 from unetpp.network.model import NestedUNet
-
-HUB = "hub"
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ def find_encoder_weights(model: Model) -> EncoderWeights | None:
     Raises:
         UserError: no such file, or the hub cannot be reached.
     """
-    asked, encoder = model.encoder_weights, model.encoder
+    asked, encoder = model.initial_weights, model.encoder
     if asked is None or encoder is None:
         return None
     if asked != HUB:

@@ -107,6 +107,8 @@ class Pyramid(nn.Module):
                 module.momentum = None  # plain means, as of `unetpp.network.batch_norm`
             elif type(module).__name__ == "Conv2dSame":
                 module.__class__ = _ConvSame
+            elif type(module) is nn.Conv2d and 1 < module.groups == module.in_channels:
+                module.__class__ = _Depthwise
 
     def forward(self, image: Tensor) -> dict[int, Tensor]:
         """Maps (N, channels[level], H / 2^level, W / 2^level) by level; 2^depth divides H and W."""
@@ -130,7 +132,21 @@ class Pyramid(nn.Module):
         return sum(found) / side**2
 
 
-class _ConvSame(nn.Conv2d):
+class _Depthwise(nn.Conv2d):
+    """A convolution that a processor trains in fp32 if each channel has its own kernel, but for 3x3 without a stride.
+
+    oneDNN computes the gradients of those 1.4 to 18 times as fast in fp32 as in bf16.
+    """
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        usual = self.groups == 1 or (self.kernel_size, self.stride) == ((3, 3), (1, 1))
+        if usual or not (input.is_cpu and torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")):
+            return super()._conv_forward(input, weight, bias)
+        with torch.autocast("cpu", enabled=False):
+            return super()._conv_forward(input.float(), weight, bias).to(torch.get_autocast_dtype("cpu"))
+
+
+class _ConvSame(_Depthwise):
     """timm's convolution padded as by TensorFlow, for sides that its stride divides: the padding depends on no side.
 
     The same numbers; but a graph of it takes images of any size.
@@ -193,7 +209,9 @@ def load_weights(pyramid: Pyramid, weights: Mapping[str, Tensor], source: str) -
         return
     wanted = pyramid.model.state_dict()
     first = next(iter(wanted))
-    found = [key.removesuffix(first) for key in weights if key == first or key.endswith(f".{first}")]
+    ends = [key.removesuffix(first) for key in weights if key == first or key.endswith(f".{first}")]
+    known = {prefix: sum(prefix + key in weights for key in wanted) for prefix in ends}  # a name may end another
+    found = [prefix for prefix in known if known[prefix] == max(known.values())]
     if len(found) != 1:
         names = f"{len(found)} tensors named ...{first}" if found else f"tensors such as {next(iter(weights))}"
         raise UserError(f"{source}: found {names}; expected those of the encoder as timm names them, such as {first}")

@@ -15,6 +15,16 @@ from pipelines.core.sections.section import (
 from unetpp.data.symmetries import Flips
 from unetpp.network.masks import FOR_INSTANCES, MASK
 
+HUB = "hub"  # as initial weights of an encoder, timm's own
+
+
+def _check_encoder_weights(value):
+    """Reject a wrong value in one sentence; pydantic has one for each possible type."""
+    given = value.values() if isinstance(value, dict) else [value]
+    if all(one is None or (isinstance(one, str) and one) for one in given):
+        return value
+    raise ValueError(f"expected null, hub, a path, or one of these for each encoder by its name, found {value!r}")
+
 
 class Model(Section):
     skips: Literal["dense", "short", "encoder", "plain"]
@@ -23,13 +33,21 @@ class Model(Section):
     upsampling: Literal["bilinear_aligned", "bilinear", "transposed"]
     dropout: Annotated[float, Field(ge=0, lt=1)]
     encoder: Annotated[str, Field(pattern=r"^[a-z0-9_]+(\.[a-z0-9_]+)?$")] | None  # a name of timm's
-    encoder_weights: Annotated[str, Field(min_length=1)] | None
+    encoder_weights: Annotated[str | dict[str, str | None] | None, BeforeValidator(_check_encoder_weights)]
     targets: tuple[str, ...]
 
     @property
     def build(self) -> dict[str, Any]:
         """Keywords of NestedUNet."""
         return self.model_dump(exclude={"encoder_weights"})
+
+    @property
+    def initial_weights(self) -> str | None:
+        """The file, or HUB, that `encoder_weights` gives for the encoder."""
+        given = self.encoder_weights
+        if self.encoder is None:
+            return None
+        return given[self.encoder] if isinstance(given, dict) else given
 
     @field_validator("targets")
     @classmethod

@@ -7,17 +7,20 @@ import torch
 from safetensors.torch import save_file
 
 from pipelines.core.params import override
+from pipelines.search import load_encoders
 from pipelines.storage import encoder_weights
 from pipelines.storage.encoder_weights import find_encoder_weights
 from pipelines.training.results import write_results
 from pipelines.training.spec import run_name
-from tests.pipelines.training.small import last, spec_of, states_of
+from pipelines.tuning.space import read_space
+from tests.pipelines.training.small import assert_same, last, run_processes, spec_of, states_of
+from tests.unetpp.network.imagenet import LITE, OTHERS
+from unetpp.data.manifest import read_manifest
 from unetpp.errors import UserError
 from unetpp.files import sha256
 from unetpp.models.about import read_about
 from unetpp.network.encoders import import_timm
 
-LITE = "tf_efficientnet_lite0"
 STEM = "pyramid.model.conv_stem.weight"
 
 
@@ -57,6 +60,18 @@ def test_share_of_the_rate_is_the_encoders_alone(params, prepared):
     assert moved[1e-9]["nodes.0_2.conv1.weight"] > 1e-5
 
 
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_every_encoder_learns_in_several_processes(params, prepared, tmp_path):
+    """Gradients are exchanged, which fails if a parameter has none; processes end with the same weights."""
+    jobs = {
+        name: (spec_of(params, prepared, {"encoder": name}, epochs=1, num_workers=2), None)
+        for name in ("resnet18", *OTHERS[1:])  # as resnet34, in half the time
+    }
+    for states in run_processes(2, jobs, tmp_path).values():
+        assert_same(states[0][-1], states[1][-1])
+
+
 def test_weights_that_are_not_there_are_refused_by_their_key(params, tmp_path, monkeypatch):
     def asked(**model: Any):
         return find_encoder_weights(params.model.model_copy(update=model))
@@ -92,3 +107,40 @@ def test_settings_of_an_encoder_that_there_is_not_are_refused(params, key, value
     assert override(params, {key: value, "model.encoder": LITE}).model.encoder == LITE
     with pytest.raises(UserError, match=r"model\.encoder"):
         override(params, {"model.encoder": "hf-hub:someone/resnet34"})
+
+
+def test_weights_of_several_encoders_are_given_by_name_and_never_as_one_file(params):
+    both = {"model.encoder": [None, LITE, "resnet34"]}
+
+    def asked(weights, encoder=None, space=both):
+        return override(params, {"search.space": space, "model.encoder_weights": weights, "model.encoder": encoder})
+
+    with pytest.raises(UserError, match=rf"lite\.pth, a file for one encoder, .* {LITE}, resnet34: give each"):
+        asked("lite.pth")
+    with pytest.raises(UserError, match=rf"rows for {LITE}, and none for resnet34: add `resnet34: FILE`"):
+        asked({LITE: "lite.pth"})
+    with pytest.raises(UserError, match=r"rows for no encoder, and none for vgg19"):
+        asked({}, "vgg19", {})
+    with pytest.raises(UserError, match=r"expected null, hub, a path, or one of these for each encoder.*found \[1\]"):
+        asked([1])
+    assert asked("lite.pth", space={"model.encoder": [None, LITE]}).model.encoder_weights == "lite.pth"
+    assert [asked(one, LITE).model.initial_weights for one in (None, "hub")] == [None, "hub"]
+    each = {LITE: "lite.pth", "resnet34": None}
+    assert [asked(each, one).model.initial_weights for one in (None, LITE, "resnet34")] == [None, "lite.pth", None]
+
+
+def test_search_loads_the_weights_of_every_encoder_before_any_trial(params, prepared, weights, tmp_path):
+    def load(**changes):
+        search = {"search.widths": [[4, 6], [4, 6, 8]], "search.space": {"model.encoder": [None, LITE, "resnet18"]}}
+        return load_encoders(read_space(override(params, search | changes)), read_manifest(prepared))
+
+    other = tmp_path / "resnet18.pth"
+    torch.save(import_timm().create_model("resnet18").state_dict(), other)
+    each = {LITE: str(weights), "resnet18": str(other)}
+    assert sorted(load(**{"model.encoder_weights": each})) == sorted([sha256(weights), sha256(other)])
+    assert load() == []
+    with pytest.raises(UserError, match=r"lite0\.safetensors: found tensors such as .* such as conv1\.weight"):
+        load(**{"model.encoder_weights": each | {"resnet18": str(weights)}})
+    one = {"search.space": {"model.encoder": [None, LITE]}}
+    with pytest.raises(UserError, match=r"resnet18\.pth: found tensors such as .*such as conv_stem\.weight"):
+        load(**one, **{"model.encoder_weights": str(other)})

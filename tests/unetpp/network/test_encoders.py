@@ -10,7 +10,7 @@ import torch
 
 from pipelines.evaluation.predictor import Heads
 from tests.unetpp.network.counts import count
-from tests.unetpp.network.imagenet import LITE, imagenet_weights
+from tests.unetpp.network.imagenet import LITE, OTHERS, imagenet_weights
 from unetpp import NestedUNet, Predictor, Trained, UserError, fit, load, prune, transfer
 from unetpp.export.graphs import capture, save_onnx
 from unetpp.export.verification import compare
@@ -22,7 +22,6 @@ from unetpp.network.folding import fold
 from unetpp.network.model import SKIPS
 from unetpp.network.profiling import count_macs, estimate_training_mib
 
-OTHERS = ("resnet34", "convnext_tiny", "densenet121", "vgg19", "mobilenetv3_large_100", "pvt_v2_b0")
 EVERY = (LITE, *(pytest.param(name, marks=pytest.mark.nightly) for name in OTHERS))
 WIDTHS = (4, 6, 8, 10, 12, 14)
 # Strides of the maps of timm, by level; the other levels are our own.
@@ -182,6 +181,23 @@ def test_costs_count_the_encoder():
     assert estimate_training_mib(network, 2, 64) > estimate_training_mib(plain, 2, 64)
 
 
+def test_gradients_that_processors_are_slow_at_in_bf16_are_computed_in_fp32():
+    pyramid, image = built(LITE, WIDTHS[:4]).pyramid, torch.randn(2, 3, 64, 64)
+    assert pyramid is not None
+    convs = [one for one in pyramid.modules() if isinstance(one, encoders._Depthwise) and one.groups > 1]
+    assert {(one.kernel_size, one.stride) for one in convs} == {((k, k), (s, s)) for k in (3, 5) for s in (1, 2)}
+    for conv in convs:
+        given = torch.randn(2, conv.in_channels, 12, 12).bfloat16().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            (theirs := conv(given)).float().sum().backward()
+        found, wanted = conv.weight.grad, torch.autograd.grad(conv(given.float()).sum(), conv.weight)[0]
+        assert theirs.dtype == torch.bfloat16
+        usual = (conv.kernel_size, conv.stride) == ((3, 3), (1, 1))
+        assert torch.equal(found, wanted) != usual  # pyright: ignore[reportArgumentType]
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert {one.dtype for one in pyramid.eval()(image).values()} == {torch.bfloat16}
+
+
 def test_checkpointing_of_levels_leaves_the_encoder_and_changes_no_gradient():
     found = []
     for levels in (0, 2):
@@ -213,6 +229,20 @@ def test_weights_of_a_file_are_taken_with_any_prefix_and_any_channels(tmp_path):
         load_weights(source, {"conv_stem.weight": theirs["conv_stem.weight"]}, "part.pth")
     with pytest.raises(UserError, match="no such file"):
         read_weights(tmp_path / "none.pth")
+    torch.save(torch.nn.Linear(1, 1), tmp_path / "whole.pth")  # a pickled module
+    with pytest.raises(UserError, match=r"whole\.pth: cannot be read .*expected a \.safetensors or \.pth of weights"):
+        read_weights(tmp_path / "whole.pth")
+
+
+@pytest.mark.parametrize("name", ["resnet18", *EVERY[1:]])
+def test_weights_of_every_encoder_are_found_by_their_prefix(name):
+    whole, pyramid = encoders.import_timm().create_model(name).state_dict(), built(name, WIDTHS[:4]).pyramid
+    assert pyramid is not None
+    assert pyramid.model is not None
+    load_weights(pyramid, {f"net.{key}": one for key, one in whole.items()}, "whole")
+    assert all(torch.equal(one, whole[key]) for key, one in pyramid.model.state_dict().items())
+    with pytest.raises(UserError, match="twice: found 2 tensors named"):
+        load_weights(pyramid, {f"{net}.{key}": one for net in ("net", "ema") for key, one in whole.items()}, "twice")
 
 
 def test_imagenet_weights_are_trained_pruned_exported_and_predict(tmp_path):
