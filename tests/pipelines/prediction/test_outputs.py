@@ -58,7 +58,7 @@ def test_all_that_can_be_asked_for_is_written_of_an_image(tmp_path, capsys):
     }  # fmt: skip
     counts = [(row["image"], row["num_objects"], row["area_px"]) for row in table(out / "counts.csv")]
     assert counts == [("a", "2", "325"), ("none", "0", "0")]
-    assert "wrote values, probs, probs8, overlay, labels, measurements of 2 images" in capsys.readouterr().out
+    assert "wrote values, probs, probs8, overlay, labels, measurements for 2 images" in capsys.readouterr().out
 
 
 def test_files_of_classes_and_of_labels_have_their_places(tmp_path):
@@ -123,7 +123,7 @@ def test_a_model_that_parts_objects_writes_them_beside_the_mask_unless_something
         "a.png",
         "labels/a.tif",
     ]
-    assert "wrote labels of 1 images" in capsys.readouterr().out
+    assert "wrote labels for 1 images" in capsys.readouterr().out
     assert np.array_equal(read(tmp_path / "out/a.png") > 0, numbers > 0)
     labels = tifffile.imread(tmp_path / "out/labels/a.tif")
     assert (labels.dtype, labels.tolist()) == (np.uint16, numbers.tolist())
