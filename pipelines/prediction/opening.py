@@ -100,7 +100,7 @@ def open_model(family: Family, asked: Asked, size: Size, threads: int) -> Opened
     """
     if family.is_export and (asked.depth, asked.heads, asked.max_latency_ms) != (None, None, None):
         raise UserError(
-            f"{family.model}: an exported file contains a single depth: leave out --depth, --heads and --max-latency-ms"
+            f"{family.model}: an exported file is a single depth: leave out --depth, --heads and --max-latency-ms"
         )
     if asked.max_latency_ms is not None:
         engine, said = _within_budget(family, asked, asked.max_latency_ms, size, threads)

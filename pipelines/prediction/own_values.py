@@ -30,7 +30,7 @@ def own_values(about: About) -> list[int | tuple[int, int, int]]:
 
 
 def to_own_values(mask: np.ndarray, about: About) -> np.ndarray:
-    """Map a mask (H, W) of class indices to the dataset's values, (H, W) uint8 or uint16, or colours, (H, W, 3) uint8."""
+    """Map class indices (H, W) to the dataset's values, (H, W) uint8 or uint16, or to its colours, (H, W, 3) uint8."""
     table = np.array(own_values(about))
     return table.astype(np.uint8 if table.max() < 256 else np.uint16)[mask]
 

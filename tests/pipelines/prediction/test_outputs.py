@@ -74,9 +74,9 @@ def test_files_of_classes_and_of_labels_have_their_places(tmp_path):
     predict([str(tmp_path / "a.png")], str(labels), None, tmp_path / "two", outputs=kinds)
     assert np.array_equal(read(tmp_path / "two/nucleus/a.png"), image)
     assert read(tmp_path / "two/labels/nucleus/a.png").max() == 1
-    with pytest.raises(UserError, match="found labels, which may lie over each other"):
+    with pytest.raises(UserError, match="found a model with labels, which may overlap"):
         predict([str(tmp_path / "a.png")], str(labels), None, tmp_path / "three", outputs=Outputs(("values",)))
-    with pytest.raises(UserError, match="found a model that does not say its values"):
+    with pytest.raises(UserError, match="found a model without values"):
         predict([str(tmp_path / "a.png")], str(classes), None, tmp_path / "three", outputs=Outputs(("values",)))
     assert not (tmp_path / "three").exists()
 
