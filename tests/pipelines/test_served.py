@@ -373,7 +373,7 @@ def test_a_budget_chooses_the_deepest_depth_that_fits(caplog):
     assert not caplog.records
     found = served.ask(max_latency_ms=9)  # where nothing fits, the shallowest, said so
     assert (found["depth"], found["within"]) == (1, False)
-    assert "a budget was missed: L1 by torch answered after 10.0 ms of 9 ms" in caplog.text
+    assert "missed the budget: L1 by torch answered after 10.0 ms of 9 ms" in caplog.text
     assert served.measured == [(40, 56)] * 2  # once a size, for the heads and for their mean
 
 
