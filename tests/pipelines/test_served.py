@@ -182,7 +182,7 @@ def test_classes_are_indices_and_labels_are_bits(tmp_path):
     assert np.array_equal(model.predict(image), probs.argmax(axis=0))
     np.testing.assert_allclose(model.predict([image], {"mode": "probabilities"})[0], probs, atol=1e-5)
     status, answer = ask(model, {"inputs": [text(image)], "params": {"threshold": 0.4}})
-    assert (status, "the likeliest is taken" in answer["message"]) == (400, True)
+    assert (status, "the most probable one is chosen" in answer["message"]) == (400, True)
     model = load_model(str(tmp_path / "labels"))
     probs = Predictor(labels).probs(image)
     bits = (probs[0] >= 0.499) * 1 + (probs[1] >= 0.499) * 2
