@@ -1,10 +1,11 @@
-"""What it costs to know how accurate each depth is: one deeply supervised training a width, or a training a network.
+"""The cost of knowing the accuracy of each depth: a deeply supervised training run per width, or a run per network.
 
     python -m benchmarks.search --data /path/to/dsb2018 --out benchmarks/search.md
 
 Trains on DSB2018 at 96x96: at three widths the deeply supervised network of depth 4, and each of its four depths alone
-with its one head; then more learning rates for ASHA to drop, and trainings that begin with a trial's weights or anew.
-Each training's row is saved when it ends, so that the same command goes on after a cut; a row names its machine.
+with its one head; then more learning rates for ASHA to drop, and runs that begin with a trial's weights or from
+scratch. Each run's row is saved when it ends, so that rerunning the command continues after an interruption; a
+row names its machine.
 Cost is CPU time of one process with one thread, which other programs on the machine hardly change.
 """
 

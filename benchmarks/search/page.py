@@ -1,4 +1,4 @@
-"""The page of the recorded trainings: cost and ranking, ASHA replayed, trial's weights or anew."""
+"""The page of the recorded training runs: cost, ranking, ASHA replayed, and warm starts from a trial's weights."""
 
 import heapq
 import itertools
@@ -98,7 +98,7 @@ def summary(rows: list[dict], seeds: list[int]) -> list[str]:
     across = [agree(one, other) for one, other in zip(*ways.values(), strict=True)]
     again = [agree(one, other) for one, other in itertools.combinations(ways["alone"], 2)]
     return [
-        f"One deeply supervised training a width costs {mean(times):.1f} times less than a training for each depth.",
+        f"One deeply supervised run per width costs {mean(times):.1f} times less than a run for each depth.",
         f"Its ranking of all the networks agrees with theirs by {mean(across):.2f} ({min(across):.2f} to",
         f"{max(across):.2f}); theirs agrees with itself, from one seed to another, by {mean(again):.2f}",
         f"({min(again):.2f} to {max(again):.2f}). Among the four depths of one width, so shortly trained, neither",
@@ -108,7 +108,7 @@ def summary(rows: list[dict], seeds: list[int]) -> list[str]:
 
 
 def replay_asha(rows: list[dict], reduction: int, at_once: int = 2) -> dict:
-    """Which of the recorded trainings Ray's own ASHA would have ended when, had they run `at_once` at a time."""
+    """When Ray's own ASHA would have stopped each of the recorded runs, had they run `at_once` at a time."""
     from ray.tune.schedulers import ASHAScheduler
 
     scheduler = ASHAScheduler("epoch", "best", "max", max_t=EPOCHS, grace_period=1, reduction_factor=reduction)
@@ -151,7 +151,9 @@ def asha(rows: list[dict]) -> list[str]:
         row for row in rows if row["what"] == "supervised" and row["seed"] == 0 and row["depth"] == DEPTH
     ]  # three widths at three learning rates
     if len(trials) < len(BASES) * (1 + len(RATES)):
-        return [f"{len(trials)} of {len(BASES) * (1 + len(RATES))} trainings are there; the same command goes on."]
+        return [
+            f"{len(trials)} of {len(BASES) * (1 + len(RATES))} training runs are done; rerunning the command continues."
+        ]
     lines = ["| reduction | CPU s | of | share | ended early | val IoU lost by the choice |"]
     lines.append("| ---: | ---: | ---: | ---: | ---: | ---: |")
     for reduction in (2, 3):
@@ -186,8 +188,8 @@ def build_page(results: dict) -> str:
         f"DSB2018 at 96x96 (383 images to train on, 54 to validate), base widths {', '.join(map(str, BASES))}, doubled",
         f"by level, depth {DEPTH}, {EPOCHS} epochs of the shipped params at learning rate {RATE:g}. Alone: the network",
         "of a depth with its one head. CPU seconds of one process with one thread, on a machine that others used.",
-        f"{len(rows)} of {len(plan(3))} trainings are there; the same command goes on with the rest, and what is not",
-        "there is not claimed.",
+        f"{len(rows)} of {len(plan(3))} training runs are done; rerunning the command continues with the rest, and",
+        "missing results are not claimed.",
         "",
         *(summary(rows, seeds) if len(seeds) > 1 else []),
         "## To know the accuracy of depths 1 to 4 at three widths",
@@ -196,7 +198,7 @@ def build_page(results: dict) -> str:
         "",
         "## ASHA on top",
         "",
-        "Nine supervised trainings, three widths at three learning rates, replayed from their records through Ray's",
+        "Nine supervised runs, three widths at three learning rates, replayed from their records through Ray's",
         "own ASHA, two at a time, grace of one epoch, the best depth so far compared:",
         "",
         *asha(rows),

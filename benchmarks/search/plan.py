@@ -11,7 +11,7 @@ def widths_of(base: int, depth: int) -> list[int]:
 
 
 def plan(seeds: int) -> list[dict]:
-    """The trainings, in the order in which they tell most if the time is short."""
+    """The training runs, the most informative ones first in case time is short."""
     rows = []
     for seed in range(seeds):
         for base in BASES:

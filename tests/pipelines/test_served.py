@@ -182,7 +182,7 @@ def test_classes_are_indices_and_labels_are_bits(tmp_path):
     assert np.array_equal(model.predict(image), probs.argmax(axis=0))
     np.testing.assert_allclose(model.predict([image], {"mode": "probabilities"})[0], probs, atol=1e-5)
     status, answer = ask(model, {"inputs": [text(image)], "params": {"threshold": 0.4}})
-    assert (status, "the likeliest is taken" in answer["message"]) == (400, True)
+    assert (status, "the most probable one is chosen" in answer["message"]) == (400, True)
     model = load_model(str(tmp_path / "labels"))
     probs = Predictor(labels).probs(image)
     bits = (probs[0] >= 0.499) * 1 + (probs[1] >= 0.499) * 2
@@ -233,7 +233,7 @@ def test_a_network_without_shallow_heads_answers_at_its_own_depth(tmp_path):
         ({"inputs": [[[0.5, 0.2], [0.1, 0.3]]]}, "found float64; expected whole numbers from 0 to 255"),
         ({"inputs": [1, 2, 3]}, "found an array of shape (3,)"),
         ({"inputs": []}, "found no image; expected at least one"),
-        ({"inputs": [{"picture": [[1]]}]}, "found the keys picture; expected image alone"),
+        ({"inputs": [{"picture": [[1]]}]}, "found the keys picture; expected only the key image"),
         ({"inputs": [[[[[1]]]]]}, "expected (H, W), (H, W, C), (N, H, W) or (N, H, W, C)"),
         ({"inputs": [[[1, 2], [3]]]}, "inhomogeneous"),
         ({"images": []}, "exactly one of the input fields"),
@@ -243,17 +243,17 @@ def test_a_network_without_shallow_heads_answers_at_its_own_depth(tmp_path):
         ({"inputs": [[[1, 2], [3, 4]]], "params": {"depth": "two"}}, "depth"),
         ({"inputs": [[[1, 2], [3, 4]]], "params": {"threshold": 2}}, "between 0 and 1"),
         ({"inputs": [[[1, 2], [3, 4]]], "params": {"mode": "best"}}, "expected one of single, mean, probabilities"),
-        ({"inputs": [[[1, 2], [3, 4]]], "params": {"mode": "instances"}}, "this version gives masks alone"),
+        ({"inputs": [[[1, 2], [3, 4]]], "params": {"mode": "instances"}}, "this version only predicts masks"),
         (
             {"inputs": [[[1, 2], [3, 4]]], "params": {"engine": "abacus"}},
             "no such engine; expected auto or one of torch",
         ),
-        ({"inputs": [[[1, 2], [3, 4]]], "params": {"engine": "openvino", "mode": "mean"}}, "is computed by torch"),
+        ({"inputs": [[[1, 2], [3, 4]]], "params": {"engine": "openvino", "mode": "mean"}}, "only torch computes"),
         ({"inputs": [[[1, 2], [3, 4]]], "params": {"max_latency_ms": -1}}, "expected milliseconds, or 0"),
         ({"inputs": [[[1, 2], [3, 4]]], "params": {"degrade": True}}, "found true without max_latency_ms"),
         (
             {"inputs": [[[1, 2], [3, 4]]], "params": {"mode": "probabilities", "encoding": "png"}},
-            "probabilities are no picture",
+            "probabilities, which a PNG cannot hold",
         ),
     ],
     ids=lambda value: None if isinstance(value, str) else str(value)[:40],
@@ -373,7 +373,7 @@ def test_a_budget_chooses_the_deepest_depth_that_fits(caplog):
     assert not caplog.records
     found = served.ask(max_latency_ms=9)  # where nothing fits, the shallowest, said so
     assert (found["depth"], found["within"]) == (1, False)
-    assert "a budget was missed: L1 by torch answered after 10.0 ms of 9 ms" in caplog.text
+    assert "missed the budget: L1 by torch answered after 10.0 ms of 9 ms" in caplog.text
     assert served.measured == [(40, 56)] * 2  # once a size, for the heads and for their mean
 
 
