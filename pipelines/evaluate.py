@@ -44,7 +44,7 @@ from pipelines.evaluation.subject import Subject, read_groups
 from unetpp.data.resized import Resized
 from unetpp.engines.engine import ENGINES
 from unetpp.engines.family import Family
-from unetpp.errors import UserError
+from unetpp.errors import UserError, to_install
 from unetpp.images.frame import as_size, plain
 from unetpp.models.listing import read_exports
 from unetpp.scores.calibration import reliability
@@ -83,7 +83,7 @@ def check_engine(family: Family, settings: Evaluate) -> None:
         if name not in (known := family.engines(depth)):
             raise UserError(
                 f"evaluate.engine: {name} is not installed here, or has no export of L{depth}; found "
-                f"{', '.join(known)}: `pip install 'unetpp[exports]'` installs the runtimes, export.formats with onnx "
+                f"{', '.join(known)}: {to_install('exports')} installs the runtimes, export.formats with onnx "
                 "and onnx-int8 and `dvc repro export` make the files; or set evaluate.engine to torch"
             )
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from unetpp.errors import UserError
+from unetpp.errors import UserError, to_install
 from unetpp.inference.tiles import to_mask
 from unetpp.models.about import Separation
 from unetpp.network.masks import find_classes
@@ -90,7 +90,7 @@ def _grow(probs: np.ndarray, num_classes: int, seed: float, threshold: float, ba
     except ImportError:
         raise UserError(
             "scikit-image or scipy is not installed; expected both for a model with the targets boundary and distance: "
-            "`pip install 'unetpp[instances]'`, or ask for the mask alone"
+            f"{to_install('instances')}, or ask for the mask alone"
         ) from None
     mask = to_mask(probs[None], num_classes, threshold=threshold)[0]
     boundary, distance = probs[num_classes], probs[num_classes + 1]
