@@ -1,8 +1,8 @@
-"""The register stage: a run, a model and a registered version for every depth, and the aliases that deploy them.
+"""The register stage: log a run, register a version for every depth, and move the aliases that deploy them.
 
-The order is: upload, read back, compare hashes, load in a clean process, predict the same; only then aliases move.
-The same model and metrics registered again are the same run and the same versions. A store that goes away in the
-middle leaves the aliases on the former family, and the same command completes what was begun.
+The order: upload, read back, compare hashes, load in a new process, compare predictions; only then move the aliases.
+Registering the same model and metrics again gives the same run and versions. If the store is lost on the way,
+the aliases stay on the previous family, and rerunning the command completes what was started.
 """
 
 import argparse
@@ -32,21 +32,21 @@ from unetpp.models.model_file import load_model
 
 
 def register(inputs: Inputs, params: dict, settings: Register, uri: str) -> dict:
-    """Log and register the family; returns what stands in versions.json.
+    """Log and register the family; returns the contents of versions.json.
 
     Args:
         params: all of params.yaml, to be logged.
 
     Raises:
-        UserError: files that do not belong together, a store that is away, or a version that does not predict
-            what its network does.
+        UserError: files do not belong together, the store is unreachable, or a version does not predict what its
+            network predicts.
     """
     family = read_family(inputs, settings)
     return mlflow_store.persistent(uri, lambda: register_family(family, inputs, params, settings, uri))
 
 
 def register_family(family: Family, inputs: Inputs, params: dict, settings: Register, uri: str) -> dict:
-    """One attempt; another one goes on where it ended."""
+    """One attempt; a further one resumes where it ended."""
     name, client = family.name, mlflow_store.connect(uri)
     where = runs.experiment_id(client, settings.experiment)
     mlflow_store.create_once(client.create_registered_model, name)
@@ -54,7 +54,7 @@ def register_family(family: Family, inputs: Inputs, params: dict, settings: Regi
         run_name = f"{name} {family.fingerprint[:8]}"
         with runs.open_run(client, where, run_name, family.fingerprint, family.trained.info.get("run")) as run:
             if run.info.status != "FINISHED":
-                detail(f"logging run {run.info.run_name}: params, curves, data sets, report")
+                detail(f"logging run {run.info.run_name}: params, curves, datasets, report")
                 with scratch() as folder:
                     run_log.log_run(client, run, family, inputs, params, folder)
             depths = watched(family.trained.depths, "registering, depths")
@@ -63,7 +63,7 @@ def register_family(family: Family, inputs: Inputs, params: dict, settings: Regi
         describe(client, run, family, versions)
         candidate = versions[family.candidate]
         verdict = decide(client, family, inputs, candidate, settings)
-        # Last of all: until here whoever loads by alias gets the former family.
+        # Last: until here, loading by alias gives the previous family.
         check_turn()
         aliases.deploy(client, family, versions, candidate, verdict)
         found = aliases.find_aliases(client, name)
@@ -88,12 +88,12 @@ def read_family(inputs: Inputs, settings: Register) -> Family:
     report, manifest_path = inputs.evaluation / "report.json", inputs.prepared / "manifest.json"
     metrics = read_results(report, "evaluate", ("depths", "recommended_depth", "recommendation", "test"))
     manifest = read_manifest(inputs.prepared)
-    manifest.check(inputs.prepared, "test")  # of which overlays are drawn
+    manifest.check(inputs.prepared, "test")  # overlays are drawn on these images
     assert trained.sha256 is not None
     advice = "it was measured on another model: run `dvc repro evaluate`"
     check_sha256(f"{report}: model_sha256", str(metrics.get("model_sha256")), trained.sha256, advice)
     engines = inputs.evaluation / evidence.ENGINES
-    if engines.is_file():  # no evaluation of before wrote it
+    if engines.is_file():  # evaluations of earlier versions did not write it
         found = str(read_results(engines, "evaluate", ("engines", "model_sha256"))["model_sha256"])
         check_sha256(f"{engines}: model_sha256", found, trained.sha256, advice)
     advice = "it was measured on other test images: run `dvc repro evaluate`"
@@ -119,9 +119,9 @@ def read_family(inputs: Inputs, settings: Register) -> Family:
 
 
 def read_leak_check(prepared: Path, manifest: Manifest) -> str:
-    """Whether something that belongs together stands in two splits, by what stage prepare found in what it wrote.
+    """Whether any group or near-duplicates are in two splits, according to stage prepare.
 
-    Its gate lets no such data pass; data that were prepared by other means have no fingerprint.
+    That stage refuses such data; data prepared by other means have no fingerprint.
     """
     path = prepared / "fingerprint.json"
     if manifest.num_groups is None or not path.is_file():
@@ -129,8 +129,8 @@ def read_leak_check(prepared: Path, manifest: Manifest) -> str:
     found = read_results(path, "prepare", ("duplicates",))["duplicates"]
     what = f"{manifest.num_groups} groups and {found['num_pairs']} pairs of near-duplicates"
     if found["across"]:
-        return f"failed: of {what}, {found['across']} pairs stand in two splits"
-    return f"passed: of {what}, none stands in two splits"
+        return f"failed: of {what}, {found['across']} pairs are in two splits"
+    return f"passed: of {what}, none is in two splits"
 
 
 def register_depth(client, run, family: Family, inputs: Inputs, depth: int) -> str:
@@ -141,7 +141,7 @@ def register_depth(client, run, family: Family, inputs: Inputs, depth: int) -> s
     model = model_versions.find_or_log_model(
         client, run, f"L{depth}", family.trained, depth, config, tags, inputs.exports, measured
     )
-    # The step is the depth, so that the run's charts show each number over the depths.
+    # The depth is the step, so that the run's charts show each number by depth.
     metrics = [(key, value, depth) for key, value in run_log.numbers(family.metrics["depths"][f"L{depth}"])]
     test = ("test", family.manifest.splits["test"].sha256)
     runs.log_metrics(client, run, metrics, model.model_id, test)
@@ -155,10 +155,10 @@ def register_depth(client, run, family: Family, inputs: Inputs, depth: int) -> s
 
 
 def check_versions(client, family: Family, versions: dict[int, str]) -> None:
-    """Read every version back: its files by their hashes, its predictions in a clean process.
+    """Read every version back: verify its files by their hashes, and its predictions in a new process.
 
     Raises:
-        UserError: names the versions that are broken; they are tagged, and never taken again.
+        UserError: names the versions that failed; they are tagged, and never used again.
     """
     models = {depth: client.get_model_version(family.name, version).tags for depth, version in versions.items()}
     models = {depth: client.get_logged_model(tags["model_id"]) for depth, tags in models.items()}
@@ -171,7 +171,7 @@ def check_versions(client, family: Family, versions: dict[int, str]) -> None:
     for depth, version in versions.items():
         model_versions.mark_verified(client, family.name, version, models[depth].model_id, depth not in reasons)
         if depth not in reasons:
-            detail(f"L{depth} is version {version}: read back, predicts the same")
+            detail(f"L{depth} is version {version}: read back and verified")
     if reasons:
         lines = [
             f"version {versions[depth]} of {family.name} (L{depth}), read back from "
@@ -180,17 +180,17 @@ def check_versions(client, family: Family, versions: dict[int, str]) -> None:
         ]
         raise UserError(
             "; ".join(lines)
-            + ". No alias was moved. Each is tagged verified = false; rerun the command to register a new one"
+            + ". No alias was moved. Each is tagged verified = false; rerun the command to register new versions"
         )
 
 
 def decide(client, family: Family, inputs: Inputs, candidate: str, settings: Register) -> Verdict | None:
-    """Whether the candidate becomes champion; None where that was decided before, by this stage or by a person."""
+    """Whether the candidate becomes champion; None if this stage or a person decided that before."""
     champion = aliases.find_aliases(client, family.name).get(aliases.CHAMPION)
     tags = client.get_model_version(family.name, candidate).tags
     if champion is not None and "promotion" in tags:
         return None
-    if champion == candidate:  # an attempt before this one ended between the alias and its tags
+    if champion == candidate:  # an earlier attempt ended after moving the alias, before setting the tags
         return Verdict(True, aliases.read_history(tags)[-1].why)
     test = family.manifest.splits["test"].sha256
     return judge(
@@ -204,7 +204,7 @@ def decide(client, family: Family, inputs: Inputs, candidate: str, settings: Reg
 
 
 def describe(client, run, family: Family, versions: dict[int, str]) -> None:
-    """Write the descriptions: of every version, of the registered model, and of the run; what happened stays."""
+    """Write the descriptions of every version, of the registered model, and of the run; their history is kept."""
     for depth, version in versions.items():
         history = aliases.read_history(client.get_model_version(family.name, version).tags)
         text = with_history(version_description(family, versions, depth), history)

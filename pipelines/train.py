@@ -1,8 +1,8 @@
-"""The train stage: the chosen network, trained; the best checkpoint by validation IoU is its result.
+"""The train stage: train the chosen network, and keep the weights of the epoch with the best validation IoU.
 
-One worker trains in this process, several as processes of Ray Train, and where RAY_ADDRESS names a cluster all do.
-A run that was cut resumes from its last checkpoint when the same command is rerun. SIGTERM stops it with a checkpoint
-and exit code 143.
+A single worker trains in this process; several workers, or any on a cluster that RAY_ADDRESS names, run on Ray Train.
+Rerun the command to resume an interrupted run from its last checkpoint. SIGTERM stops a run with a checkpoint and exit
+code 143.
 """
 
 import argparse
@@ -33,29 +33,29 @@ from unetpp.errors import UserError
 from unetpp.network.masks import MASK
 from unetpp.threads import num_cores
 
-TERMINATED = 128 + signal.SIGTERM  # the exit code of what SIGTERM has stopped, 143
+TERMINATED = 128 + signal.SIGTERM  # 143, the exit code of a process that SIGTERM stopped
 
 
 def train(params: Params, prepared: Path, architecture: Path, runs: Path, out: Path, reports: Path) -> None:
     """Train, then write `out/model.safetensors`, `reports/curves.csv` (a row per epoch and depth) and metrics.json.
 
     Raises:
-        UserError: the data or the architecture are missing, the cluster is too small, or the loss diverged.
+        UserError: the data or the architecture are missing, the cluster is too small, or training diverged.
     """
     chosen = read_architecture(architecture)
-    params = override(params, chosen.params)  # what was searched beside widths
+    params = override(params, chosen.params)  # searched params other than widths
     check_levels(params, [chosen.widths])
     manifest = read_manifest(prepared)
     spec = make_spec(params, chosen.widths, prepared, manifest, init=find_init(architecture, chosen, params))
     _check_images(spec)
-    name = run_name("train", spec)  # whatever storage the data are in
+    name = run_name("train", spec)  # the same for any storage
     run = open_store(f"{runs_at(params, runs)}/{name}", params.ingest.s3)
     state = TrainState.from_dict(run.newest()[0])
     if state.is_finished(params.train.epochs):
-        print(f"{run.name}: this very training is finished already; its result is taken")
+        print(f"{run.name}: this training run is already finished; using its result")
     else:
         if state.weights:
-            print(f"{run.name}: resumes after epoch {state.epoch} of {params.train.epochs}{state.place}")
+            print(f"{run.name}: resuming after epoch {state.epoch} of {params.train.epochs}{state.place}")
         with logged_live(params, name, state.history, reports / UNLOGGED) as log:
             if not _run(params, spec, run, name, log):
                 print(f"{run.name}: stopped by SIGTERM with a checkpoint; rerun the command to resume", file=sys.stderr)
@@ -63,12 +63,12 @@ def train(params: Params, prepared: Path, architecture: Path, runs: Path, out: P
         found, passed_over = run.newest()
         state = TrainState.from_dict(found)
         if not state.is_finished(params.train.epochs):
-            raise RuntimeError(f"{run.name}: no whole checkpoint of the last epoch: {passed_over}")
+            raise RuntimeError(f"{run.name}: found no intact checkpoint of the last epoch: {passed_over}")
     write_results(state, spec, name, out, reports, _find_val(params, spec))
 
 
 def _find_val(params: Params, spec: TrainSpec) -> Path:
-    """Val at the images' own sizes, here or in this node's cache."""
+    """The val split at the images' own sizes, on this machine or in this node's cache."""
     name = spec.manifest.full_val
     file = spec.prepared / f"{name}.arrow"
     if file.is_file() or spec.model.targets == MASK:
@@ -80,19 +80,19 @@ def _check_images(spec: TrainSpec) -> None:
     there, workers = spec.manifest.splits["train"].num_images * spec.train.crops_per_image, spec.train.max_workers
     if there < workers:
         raise UserError(
-            f"{spec.prepared}: {there} training sample(s) for {workers} workers; set train.num_workers to 1, or bring "
-            "more images"
+            f"{spec.prepared}: found {there} training sample(s) for {workers} workers; expected at least one for each: "
+            "set train.num_workers to 1, or add images"
         )
 
 
 def _run(params: Params, spec: TrainSpec, run: RunStore, name: str, log: Callable[[dict], None]) -> bool:
-    """Train to the end, here or on Ray; False where SIGTERM stopped it. `log` gets the row of each epoch."""
+    """Train to the end, here or on Ray; False if SIGTERM stopped it. `log` receives the row of each epoch."""
     train = spec.train
     if train.num_workers == 1 and not os.environ.get("RAY_ADDRESS"):
         cores = num_cores()
         if train.cpus_per_worker > cores:
             raise UserError(
-                f"train.cpus_per_worker: found {train.cpus_per_worker}, and this machine has {cores} for it; lower it"
+                f"train.cpus_per_worker: found {train.cpus_per_worker}; this machine has {cores} core(s): lower it"
             )
         own_size = {spec.manifest.full_val} - {"val"} if spec.model.targets != MASK else ()
         spec.manifest.check(spec.prepared, "train", "val", *own_size)

@@ -272,7 +272,7 @@ def test_an_encoder_with_imagenet_weights_becomes_a_registered_family(tmp_path):
     for told in (page, str(found.description), clone.unetpp("lineage", model)):
         assert sha256(weights) in told
     assert f"encoder {LITE}" in page
-    assert f"encoder {LITE} with the weights {weights}" in str(found.description)
+    assert f"encoder {LITE} initialised from {weights}" in str(found.description)
     assert found.tags["encoder"] == LITE
     image = str(sorted((clone.folder / "data/raw/images").iterdir())[0])
     torch, onnx = ["--engine", "torch"], ["--engine", "onnxruntime"]

@@ -1,7 +1,7 @@
 """The aliases of a registered model: where they point, who moved them, when and why.
 
-`champion` is what production loads. The tag champion.stack lists the versions that were champion, the present one
-last, so that `rollback` finds the former; the tag history of a version and of the model tells every move.
+Production loads `champion`. The tag champion.stack lists all versions that were champion, the current one last, so that
+`rollback` finds the previous one. The tag history, of each version and of the model, records every move.
 """
 
 import getpass
@@ -23,7 +23,7 @@ MAX_CHARS = 4500  # of a tag: PostgreSQL keeps 5000
 
 
 def whoami() -> str:
-    """The user and the machine, as far as they are known."""
+    """USER@MACHINE, as far as they are known."""
     user = "unknown"
     with suppress(OSError, KeyError):  # a container may have a user without a name
         user = getpass.getuser()
@@ -42,7 +42,7 @@ def find_champion(client, name: str) -> Champion | None:
         return None
     tags = client.get_model_version(name, version).tags
     if "depth" not in tags or "test_sha256" not in tags:
-        return Champion(version, None, "was not registered by this stage")
+        return Champion(version, None, "was not registered by this pipeline")
     with scratch() as folder:
         path = mlflow_store.download(name, version, "evidence/images.csv", folder)
         if path is None:
@@ -54,9 +54,9 @@ def find_champion(client, name: str) -> Champion | None:
 
 
 def record(client, name: str, version: str, what: str, why: str) -> None:
-    """Add what happened to a version to its history and to the model's, and to both descriptions.
+    """Add an event to the history of a version and of the model, and to both descriptions.
 
-    What is the last event already, told by an attempt before this one, is not added again.
+    If an earlier attempt already added it as the last event, it is not added again.
     """
     when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     event = Event(when, whoami(), version, what, " ".join(why.split())[:1000])
@@ -75,15 +75,16 @@ def record(client, name: str, version: str, what: str, why: str) -> None:
 
 
 def read_history(tags: dict[str, str]) -> list[Event]:
-    """What happened to a version or a model, the latest last."""
+    """The events of a version or a model, the latest last."""
     return [Event(**one) for one in json.loads(tags.get(HISTORY, "[]"))]
 
 
 def deploy(client, family: Family, versions: dict[int, str], candidate: str, verdict: Verdict | None) -> None:
-    """Move the aliases to a family whose versions were all read back; `champion` and `recommended` last.
+    """Move the aliases to a family whose versions were all read back; `recommended` and `champion` last.
 
     Args:
-        candidate: the version that `verdict` is about; None where it was judged before, and its verdict stands.
+        candidate: the version to be judged.
+        verdict: the decision on it; None if it was judged before, and that verdict stands.
     """
     name = family.name
     for depth, version in versions.items():
@@ -101,10 +102,10 @@ def deploy(client, family: Family, versions: dict[int, str], candidate: str, ver
 
 
 def crown(client, name: str, version: str, what: str, why: str) -> None:
-    """Make a version the champion, and say so; a challenger that it was is one no more."""
+    """Make a version the champion, and record it; the alias `challenger` is removed."""
     aliases, stack = find_aliases(client, name), read_stack(client, name)
     former = aliases.get(CHAMPION)
-    for one in (former, version):  # the former may have been made champion by hand, on the page
+    for one in (former, version):  # the former one may have been made champion by hand, on MLflow's page
         if one is not None and stack[-1:] != [one]:
             stack.append(one)
     record(client, name, version, what, why)
@@ -118,17 +119,17 @@ def crown(client, name: str, version: str, what: str, why: str) -> None:
 
 
 def read_stack(client, name: str) -> list[str]:
-    """The versions that were champion, the latest last; deleted ones are left out."""
+    """The versions that were champion, the latest last, without deleted ones."""
     numbers = client.get_registered_model(name).tags.get(STACK, "").split()
     known = {str(version.version) for version in client.search_model_versions(f"name = '{name}'")}
     return [number for number in numbers if number in known]
 
 
 def roll_back(client, name: str, why: str) -> tuple[str, str]:
-    """Make the former champion the champion again; returns both, the one that goes first.
+    """Make the previous champion the champion again; returns the replaced version and the new champion.
 
     Raises:
-        UserError: there is no champion, or there was none before it.
+        UserError: there is no champion, or no previous one.
     """
     present = find_aliases(client, name).get(CHAMPION)
     if present is None:
@@ -138,11 +139,11 @@ def roll_back(client, name: str, why: str) -> tuple[str, str]:
         stack = stack[: len(stack) - 1 - stack[::-1].index(present)]
     if not stack:
         raise UserError(
-            f"{name}: version {present} is its first champion, there is none before it; "
+            f"{name}: version {present} is its first champion, so there is none to return to; "
             f"`unetpp promote {name}/VERSION --why ...` makes another version the champion"
         )
     former = stack[-1]
-    record(client, name, present, f"no champion any more, rolled back to version {former}", why)
+    record(client, name, present, f"no longer champion, rolled back to version {former}", why)
     record(client, name, former, f"champion again, rolled back from version {present}", why)
     client.set_registered_model_alias(name, CHAMPION, former)
     client.set_registered_model_tag(name, STACK, " ".join(stack))
@@ -152,7 +153,7 @@ def roll_back(client, name: str, why: str) -> tuple[str, str]:
 
 
 def _mark(client, name: str, version: str, promotion: str, why: str) -> None:
-    """Tags to filter by. They come after the alias: a version that has them was judged, and is not judged again."""
+    """Set tags to filter by. They are set after the alias: a version with these tags is not judged again."""
     tags = {"promotion_reason": " ".join(why.split())[:MAX_CHARS], "promotion_by": whoami(), "promotion": promotion}
     for key, value in tags.items():
         client.set_model_version_tag(name, version, key, value)

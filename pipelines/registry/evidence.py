@@ -1,6 +1,6 @@
-"""What goes with each version: in its own folder exports and what was measured of them; beside it its evidence.
+"""What is stored with each version: its exports and their measurements, in its own folder, and its evidence.
 
-Evidence is report, scores of every image, overlays, and SHA256SUMS of them all.
+Evidence consists of the report, the scores of every image, overlays, and SHA256SUMS of all these files.
 `mlflow artifacts download -u models:/NAME@champion/evidence` fetches it; `sha256sum -c SHA256SUMS` checks it.
 """
 
@@ -31,21 +31,22 @@ SIDE_PX = 512  # overlays are enlarged by whole factors up to about this
 
 
 def find_carried(exports: Path | None, depth: int) -> list[dict]:
-    """The entries of exports.json that a version of this depth carries: ONNX of its depth and the shallower ones.
+    """The entries of exports.json that a version of this depth carries: ONNX of this depth and the shallower ones.
 
-    A .pt2 runs code of whoever wrote it, and weights the version has: neither is among them.
+    A .pt2 file could run code of whoever wrote it, and safetensors would repeat the version's own weights: neither is
+    carried.
     """
     listed = [] if exports is None else read_json(exports / LISTING, AGAIN, ("exports",))["exports"]
     return [one for one in listed if one.get("format") in CARRIED and int(one["depth"][1:]) <= depth]
 
 
 def carry(folder: Path, exports: Path | None, measured: Path | None, depth: int) -> None:
-    """Put exports, with exports.json, and engines.json into the folder of a version; both name its own model file.
+    """Add exports, exports.json and engines.json to the folder of a version; both files name its own model file.
 
     Args:
-        folder: with the version's model.safetensors.
+        folder: contains the version's model.safetensors.
         exports: folder of the export stage.
-        measured: engines.json of the evaluate stage, where it wrote one.
+        measured: engines.json of the evaluate stage, if it wrote one.
     """
     own = {"model_sha256": sha256(folder / MODEL)}
     carried = find_carried(exports, depth)
@@ -75,7 +76,7 @@ def gather(folder: Path, evaluation: Path, prepared: Path, trained: Trained, dep
 
 
 def write_overlays(folder: Path, prepared: Path, trained: Trained, depth: int, ious: Mapping[str, float]) -> None:
-    """The best, the median and the worst test image as PNG, and legend.svg, which says what their colours mean."""
+    """Write the best, the median and the worst test image as PNG, and legend.svg, which explains the colours."""
     order = sorted(ious, key=lambda id: (-ious[id], id))
     if not order:
         return
@@ -86,17 +87,19 @@ def write_overlays(folder: Path, prepared: Path, trained: Trained, depth: int, i
     (folder / "legend.svg").write_text(legend(manifest, trained.classes), encoding="utf-8")
     for rank, id in {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}.items():
         if id not in indices:
-            raise UserError(f"{test}: has no image {id!r}, which images.csv names: run `dvc repro evaluate`")
+            raise UserError(f"{test}: found no image {id!r}, which images.csv names: run `dvc repro evaluate`")
         image, mask = split[indices[id]]
         drawn = draw(image, mask, predict(image), manifest)
-        # Of the id alone what every file system takes: the rest of it may be a path.
+        # Only characters that every file system accepts: an id may be a path.
         name = "".join(char if char.isalnum() or char in "-_." else "_" for char in id)[-60:]
         cv2.imwrite(str(folder / f"{rank}-{ious[id]:.3f}-{name}.png"), drawn[..., ::-1])
 
 
 def draw(image: np.ndarray, mask: np.ndarray, mask_hat: np.ndarray, manifest: Manifest) -> np.ndarray:
-    """An image (H, W, C) enlarged, with its errors; of several classes with the true mask and, right of it, the
-    predicted one. Filled, and in the colours of the pages (`legend`)."""
+    """An enlarged image (H, W, C) with its errors; for several classes, the true mask left of the predicted one.
+
+    Areas are filled with the colours of the pages (`legend`).
+    """
     factor = max(1, SIDE_PX // max(mask.shape))
     base, mask, mask_hat = (each.repeat(factor, 0).repeat(factor, 1) for each in (display(image), mask, mask_hat))
     if manifest.num_classes == 1:
@@ -109,12 +112,12 @@ def draw(image: np.ndarray, mask: np.ndarray, mask_hat: np.ndarray, manifest: Ma
 
 
 def legend(manifest: Manifest, classes: list[str]) -> str:
-    """What the colours of the overlays mean, as SVG."""
+    """The legend of the overlays' colours, as SVG."""
     if manifest.num_classes == 1:
-        title = "what became of each pixel"
+        title = "pixels by outcome"
         rows = [(ERRORS[name][:3], what) for name, what in SAID.items() if name != "confused"]
     else:
-        title = "left the true mask, right the predicted one"
+        title = "left: the true mask; right: the predicted mask"
         rows = [(class_colour(number), name) for number, name in enumerate(classes, int(manifest.background))]
     lines = [f'<text x="8" y="20">{title}</text>']
     for place, ((red, green, blue), name) in enumerate(rows, 1):

@@ -1,4 +1,4 @@
-"""Where an evaluation lies that the user names: a folder, a git revision or DVC experiment, an MLflow run or model."""
+"""Find the evaluation that a user names: a folder, a git revision or DVC experiment, an MLflow run or a model."""
 
 import os
 import re
@@ -24,21 +24,21 @@ EXPECTED = (
 
 @dataclass(frozen=True)
 class Found:
-    """A folder that holds FILES."""
+    """A folder that contains FILES."""
 
     folder: Path
-    version_depth: int | None = None  # of the registered version that was named; None for a whole evaluation
+    version_depth: int | None = None  # the depth, if a registered version was named; None for a whole evaluation
 
 
 def find_evaluation(name: str) -> Found:
-    """What `name` says; what lies elsewhere is copied to a temporary folder first.
+    """The evaluation that `name` stands for; one that is not in a folder here is copied to a temporary folder.
 
     Args:
         name: a folder (of the stage, or of the project), one of the stage's files, `models:/NAME@ALIAS` or
             `models:/NAME/VERSION`, the id of an MLflow run (also `runs:/ID`), or a git revision or DVC experiment.
 
     Raises:
-        UserError: there is no such thing; the message says what there is.
+        UserError: it does not exist; the message names what exists.
     """
     path = Path(name)
     if path.is_file():
@@ -47,29 +47,29 @@ def find_evaluation(name: str) -> Found:
         for folder in (path, path / "evaluate", path / IN_REPOSITORY):
             if (folder / "report.json").is_file():
                 return Found(folder)
-        raise UserError(f"{name}: found no report.json in this folder; {EXPECTED}. `dvc repro evaluate` writes one")
+        raise UserError(f"{name}: found no report.json in this folder; {EXPECTED}. `dvc repro evaluate` writes it")
     if name.startswith("models:/") or re.fullmatch(r"(runs:/)?[0-9a-f]{32}", name):
         return _from_mlflow(name)
     return Found(_from_git(name))
 
 
 def read_evaluation(found: Found) -> Evaluation:
-    """report.json and images.csv of a folder.
+    """Read report.json and images.csv of a folder.
 
     Raises:
-        UserError: one of them is missing or broken.
+        UserError: one of them is missing or unreadable.
     """
     report = read_results(found.folder / "report.json", "evaluate")
     if not isinstance(report.get("depths"), dict):
-        raise UserError(f"{found.folder / 'report.json'}: found no depths; run `dvc repro evaluate`, which writes it")
+        raise UserError(f"{found.folder / 'report.json'}: found no key `depths`; run `dvc repro evaluate`")
     return Evaluation(report, read_scored(found.folder / "images.csv"), found.version_depth)
 
 
 def open_page(page: Path, browser: bool) -> None:
-    """Print a page's address, and open it where `browser` and there is one.
+    """Print a page's address; with `browser`, also open it if there is a browser.
 
     Raises:
-        UserError: no such page.
+        UserError: there is no such page.
     """
     if not page.is_file():
         raise UserError(f"{page}: no such file; `dvc repro evaluate` writes it")
@@ -77,21 +77,21 @@ def open_page(page: Path, browser: bool) -> None:
 
 
 def open_address(address: str, browser: bool) -> None:
-    """Print an address, and open it where `browser` and there is one."""
+    """Print an address; with `browser`, also open it if there is a browser."""
     print(address, flush=True)
-    # Without a screen there are browsers of text at most, which would take the terminal.
+    # Without a display there are at most text browsers, which would take over the terminal.
     screen = sys.platform != "linux" or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))
     if browser and screen:
         webbrowser.open(address)
 
 
 def _from_git(name: str) -> Path:
-    import dvc.api  # takes a second, and a folder needs none of it
+    import dvc.api  # takes a second, and is not needed for a folder
     from dvc.exceptions import DvcException
 
     commit = _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
     listed = _git("for-each-ref", "--format=%(objectname) %(refname)", "refs/exps/") or ""
-    # refs/exps/ab/<40 digits of the commit that it began from>/<name>
+    # refs/exps/ab/<the other 38 digits of the commit that it started from>/<name>
     found = re.findall(r"^(\w+) refs/exps/\w\w/\w{38}/(.+)$", listed, re.MULTILINE)
     named = {name: commit for commit, name in found}
     commit = commit or named.get(name)
@@ -100,19 +100,19 @@ def _from_git(name: str) -> Path:
     folder = kept_folder()
     for file in FILES:
         try:
-            # Of git or of DVC's cache or remote, wherever that commit keeps it.
+            # From git, or from DVC's cache or remote, wherever that commit keeps it.
             with dvc.api.open(f"{IN_REPOSITORY}/{file}", rev=commit, mode="rb") as stored:
                 (folder / file).write_bytes(stored.read())
         except (DvcException, FileNotFoundError) as error:
             raise UserError(
                 f"{name}: commit {commit[:12]} has no {IN_REPOSITORY}/{file} ({error}); if it was made on another "
-                "machine, `dvc pull` brings it where `dvc push` sent it; else name its MLflow run or model"
+                "machine, run `dvc push` there and `dvc pull` here, or name its MLflow run or model"
             ) from None
     return folder
 
 
 def _git(*arguments: str) -> str | None:
-    """What git says; None where it refuses, or is not there."""
+    """The output of git; None if it fails or is not installed."""
     try:
         done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
     except OSError:
@@ -121,14 +121,14 @@ def _git(*arguments: str) -> str | None:
 
 
 def _existing(experiments: dict[str, str]) -> str:
-    """What could have been meant, of what costs nothing to find."""
+    """The evaluations that are quick to find, as a hint."""
     here = [f"the folder {IN_REPOSITORY}"] if Path(IN_REPOSITORY, "report.json").is_file() else []
     here += [f"the experiment {name}" for name in sorted(experiments)[:10]]
-    return f"Here there is {', '.join(here)}" if here else "Here there is none: `dvc repro` makes one"
+    return f"Available here: {', '.join(here)}" if here else "There is none here: `dvc repro` makes one"
 
 
 def _from_mlflow(name: str) -> Found:
-    from pipelines.registry import mlflow_store, model_versions  # takes seconds, and a folder needs none of it
+    from pipelines.registry import mlflow_store, model_versions  # takes seconds, and is not needed for a folder
 
     if name.startswith("models:/"):
         model_versions.parse_uri(name)
@@ -143,7 +143,7 @@ def _from_mlflow(name: str) -> Found:
             if isinstance(error, mlflow_store.MlflowException) and error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             raise UserError(
-                f"{name}: {redacted(client.tracking_uri)} has no such run with a folder `report` ({error}); "
+                f"{name}: found no such run with a folder `report` in {redacted(client.tracking_uri)} ({error}); "
                 f"{_runs(client)}"
             ) from None
     return Found(Path(folder), None if depth is None else int(depth))
@@ -154,4 +154,4 @@ def _runs(client) -> str:
     experiments = [one.experiment_id for one in client.search_experiments()]
     runs = client.search_runs(experiments, max_results=5, order_by=["attributes.start_time DESC"])
     listed = ", ".join(f"{run.info.run_id} ({run.info.run_name})" for run in runs)
-    return f"its newest runs are {listed}" if listed else "it holds no run"
+    return f"the newest runs there are {listed}" if listed else "there are no runs"

@@ -1,6 +1,6 @@
 """`unetpp lineage`: what a registered version was made from, as its run in MLflow recorded it.
 
-What was not recorded is said to be so, and never guessed from what lies in this folder.
+What was not recorded is shown as not recorded; it is never guessed from the files in this folder.
 """
 
 from dataclasses import dataclass
@@ -11,35 +11,36 @@ from pipelines.core.checksums import SUMS
 from pipelines.core.files import read_results, scratch
 from pipelines.core.numbers import fixed, points
 from pipelines.registry import mlflow_store, model_versions
+from pipelines.registry.load import download_sums
 from pipelines.registry.run_log import read_hashes
 from unetpp.errors import UserError
 from unetpp.files import sha256
 from unetpp.models.about import MODEL, OLDER
 
 NOT_RECORDED = "not recorded"
-# What `unetpp lineage NAME` means where no alias is given, the first that there is.
+# The alias that `unetpp lineage NAME` means if none is given: the first one that exists.
 USUAL = ("champion", "recommended")
 RECORDED = ("pipeline", "report", "model")  # folders of a run's artifacts
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """A version, its run, and the run's files in a folder of this machine."""
+    """A version, its run, and the run's files in a folder on this machine."""
 
     uri: str  # models:/NAME/VERSION
     aliases: list[str]
     tags: dict[str, str]  # of the version
-    run: Any  # MLflow's, or None where it is gone
-    folder: Path  # with what there is of pipeline/, report/ and model/
+    run: Any  # MLflow's run; None if it was deleted
+    folder: Path  # contains pipeline/, report/ and model/, as far as they were recorded
     weights: str | None  # sha256 of model.safetensors
 
     def file(self, name: str) -> Path | None:
-        """A file of the run, such as pipeline/dvc.lock; None where it was not recorded."""
+        """A file of the run, such as pipeline/dvc.lock; None if it was not recorded."""
         return self.folder / name if (self.folder / name).is_file() else None
 
     @property
     def model(self) -> str:
-        """The run's model file with all heads; runs of before have a model.pt."""
+        """The run's model file with all heads; earlier runs have a model.pt."""
         older = f"model/{OLDER}"
         return older if self.file(older) else f"model/{MODEL}"
 
@@ -61,21 +62,21 @@ class Lineage:
         return self.tag("git_dirty") == "true"
 
     def hashes(self) -> dict[str, str]:
-        """DVC's hash of each output by its path, as dvc.lock has them."""
+        """DVC's hash of each output by path, from dvc.lock."""
         lock = self.file("pipeline/dvc.lock")
         return read_hashes(lock) if lock else {}
 
 
 def find_lineage(model: str, folder: Path, store: str) -> Lineage:
-    """Fetch what is recorded of a version.
+    """Fetch what was recorded about a version.
 
     Args:
         model: NAME, NAME@ALIAS or NAME/VERSION, with or without models:/.
-        folder: an empty one, for the run's files.
+        folder: an empty folder for the run's files.
         store: URI of the registry.
 
     Raises:
-        UserError: no such version, no store, or its files are gone.
+        UserError: no such version, no store, or the run's files are missing.
     """
     uri = "models:/" + model.removeprefix("models:/")
     with mlflow_store.reading(store) as client:
@@ -89,8 +90,8 @@ def find_lineage(model: str, folder: Path, store: str) -> Lineage:
             there = {one.path for one in client.list_artifacts(run.info.run_id)}
             if not there and "fingerprint" in run.data.tags and run.info.status == "FINISHED":
                 raise UserError(
-                    f"{uri}: its run {run.info.run_id} has no files in {run.info.artifact_uri}; expected what the "
-                    "register stage uploads: bring mlruns/ that belongs to mlflow.db, or register it again"
+                    f"{uri}: found no files of its run {run.info.run_id} in {run.info.artifact_uri}; expected those "
+                    "that the register stage uploads: restore the mlruns/ that belongs to mlflow.db, or register again"
                 )
             for part in there & set(RECORDED):
                 client.download_artifacts(run.info.run_id, part, str(folder))
@@ -121,14 +122,14 @@ def _run(client, run_id: str | None):
 def _weights(name: str, version: str) -> str | None:
     with scratch() as folder:
         try:
-            hashes = model_versions.download_sums(name, version, folder)
+            hashes = download_sums(name, version, folder)
         except UserError:
             return None
         return hashes.get("model.safetensors")
 
 
 def rows(lineage: Lineage) -> list[tuple[str, str]]:
-    """What `unetpp lineage` prints, as (what, value)."""
+    """The rows that `unetpp lineage` prints, as (what, value)."""
     run, hashes = lineage.run, lineage.hashes()
 
     def dvc(path: str) -> str:
@@ -142,17 +143,17 @@ def rows(lineage: Lineage) -> list[tuple[str, str]]:
     kind, location = lineage.param("ingest.kind"), lineage.param("ingest.location")
     source = kind if location in (None, "null") else f"{kind} {location}"
     inputs = sorted(run.inputs.dataset_inputs, key=lambda one: one.dataset.name) if run and run.inputs else []
-    dirty = ", with changes that were not committed" if lineage.dirty else ""
+    dirty = ", with uncommitted changes" if lineage.dirty else ""
     return [
         ("model", f"{lineage.uri}, L{lineage.tags.get('depth', '?')}{aliases}"),
-        ("run", f"{run.info.run_id}, {run.info.run_name}, {run.info.status}" if run else "no longer there"),
+        ("run", f"{run.info.run_id}, {run.info.run_name}, {run.info.status}" if run else "deleted"),
         ("data source", source or NOT_RECORDED),
         ("data, raw", dvc("data/raw")),
         ("data, prepared", f"manifest sha256 {lineage.tag('data_sha256') or NOT_RECORDED}"),
         ("", dvc("data/prepared")),
         ("split", dvc("reports/prepare/split.csv")),
         *(("", f"{one.dataset.name}: sha256 {one.dataset.digest}...") for one in inputs),
-        *([("begins with", begun)] if (begun := lineage.tag("init")) else []),
+        *([("initial weights", begun)] if (begun := lineage.tag("init")) else []),
         *([("encoder", begun)] if (begun := lineage.tag("encoder_weights")) else []),
         ("params", file("pipeline/params.yaml")),
         *(("", line) for line in _params(lineage)),
@@ -166,7 +167,7 @@ def rows(lineage: Lineage) -> list[tuple[str, str]]:
 
 
 def _engines(lineage: Lineage) -> list[str]:
-    """The engines of the version's depth, as the evaluation of its run measured them."""
+    """The engines of the version's depth, as measured by the evaluation of its run."""
     report, depth = lineage.file("report/report.json"), f"L{lineage.tags.get('depth')}"
     found = (read_results(report, "evaluate").get("engines") or {}).get("rows", []) if report else []
     lines = [_engine(row) for row in found if row["depth"] == depth]
@@ -176,7 +177,7 @@ def _engines(lineage: Lineage) -> list[str]:
 def _engine(row: dict) -> str:
     val, lost = fixed(row["val_iou_image"]), points(row["val_difference_iou"], 2)
     within = "" if row["within"] else ", beyond the tolerance"
-    auto = "; `auto` took it there" if row["auto"] else ""
+    auto = "; the choice of `auto` there" if row["auto"] else ""
     return f"{row['engine']}: {row['latency_ms']:.1f} ms, IoU on val {val} ({lost} points){within}{auto}"
 
 

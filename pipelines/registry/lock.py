@@ -1,9 +1,9 @@
-"""One registration of a model at a time: MLflow has no compare-and-set, so two would both find nothing and both create.
+"""One registration of a model at a time: MLflow has no compare-and-set, so two would both find nothing and create it.
 
-A store in a local file is locked as a file; the lock goes with its process. On a database or a server the turn is a
-tag of the registered model, taken by Fischer's rule: write your name where none stands, wait longer than any write
-that was begun before yours takes, and go on if your name still stands there. Whoever holds it renews it; where it
-was not renewed for a minute its holder is taken for dead.
+A store in a local file is locked with a file lock, which ends with its process. On a database or a server, the turn is
+a tag of the registered model, taken by Fischer's algorithm: if the tag is free, write your name into it, wait longer
+than any write that began earlier can take, and proceed if it still has your name. The holder renews the tag; if it was
+not renewed for a minute, its holder is considered dead.
 """
 
 import fcntl
@@ -22,30 +22,30 @@ from urllib.parse import urlsplit
 from unetpp.errors import UserError
 
 TAG = "registering"
-SETTLE_S = 2.0  # from reading that the turn is free to having written one's name takes less, or it does not count
+SETTLE_S = 2.0  # from reading that the turn is free to the end of the write; if it took longer, the write is void
 BEAT_S = 5.0
 STALE_S = 60.0
 
 
 class TurnLostError(UserError):
-    """Another has taken the turn, because this process did not renew it for a minute; trying again is safe."""
+    """Another process took the turn because this one did not renew it for a minute; trying again is safe."""
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """The file of a store in a local file; None for a server or a database."""
+    """The path of a store in a local file; None for a server or a database."""
     parts = urlsplit(uri)
     return Path(parts.path.removeprefix("/")) if parts.scheme.startswith("sqlite") else None
 
 
 @contextmanager
 def exclusive(client, name: str) -> Iterator[Callable[[], None]]:
-    """Wait for the turn to change the registered model `name`, which exists; no other has it during the block.
+    """Wait for the turn to change the registered model `name`, which exists; no other process has it during the block.
 
     Yields:
-        a check to make before what must not happen twice: it raises `TurnLostError` where the turn was taken away.
+        a check to call before anything that must not happen twice: it raises `TurnLostError` if the turn was lost.
     """
     if path := sqlite_path(client.tracking_uri):
-        with file_locked(f"{path}.lock", "another registration is at work in this store"):
+        with file_locked(f"{path}.lock", "another registration is running in this store"):
             yield lambda: None
         return
     turn = _Turn(client, name)
@@ -57,24 +57,24 @@ def exclusive(client, name: str) -> Iterator[Callable[[], None]]:
     finally:
         turn.ended.set()
         renewing.join()
-        with suppress(Exception):  # where the store is away the next one waits until the turn is stale
+        with suppress(Exception):  # if the store is unreachable, the next process waits until the turn is stale
             turn.give_back()
 
 
 @contextmanager
 def opening(uri: str) -> Iterator[None]:
-    """One process at a time opens a store in a local file: two that create its tables at once break them."""
+    """One process at a time opens a store in a local file: two that create its tables at once would corrupt them."""
     path = sqlite_path(uri)
     if path and os.access(path.parent, os.W_OK):
         with file_locked(f"{path}.opening"):
             yield
-    else:  # who may not write there creates no tables either
+    else:  # without write access no tables are created
         yield
 
 
 @contextmanager
 def file_locked(path: str, waits_for: str | None = None) -> Iterator[None]:
-    """Hold the lock on a file, which is made; `waits_for` is printed where another process has it."""
+    """Hold the lock on a file, which is created; `waits_for` is printed if another process has the lock."""
     with open(path, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -86,7 +86,7 @@ def file_locked(path: str, waits_for: str | None = None) -> Iterator[None]:
 
 
 class _Turn:
-    """The turn as a tag: who has it, and how often it was renewed."""
+    """The turn as a tag: its holder, and how often it was renewed."""
 
     def __init__(self, client, name: str):
         self._client, self._name = client, name
@@ -111,15 +111,15 @@ class _Turn:
                 seen, since = found, begun
             if found and begun - since < STALE_S:
                 if not told:
-                    print(f"another registration is at work ({found.rsplit(' ', 2)[0]}); waiting for it", flush=True)
+                    print(f"another registration is running ({found.rsplit(' ', 2)[0]}); waiting for it", flush=True)
                 told = True
                 time.sleep(random.uniform(0.5, 1.5))
                 continue
             self._write(0)
             took_s = time.monotonic() - begun
             if took_s > SETTLE_S:
-                print(f"the store took {took_s:.1f} s for a write, too long to keep turns by; trying again", flush=True)
-                self.give_back()  # another may have the turn already; it will see that its name is gone
+                print(f"the store took {took_s:.1f} s for a write, too long for a safe lock; trying again", flush=True)
+                self.give_back()  # if another process already has the turn, it will see that its name is gone
                 continue
             time.sleep(SETTLE_S)
             if self._is_mine():
@@ -129,14 +129,14 @@ class _Turn:
         for beat in itertools.count(1):
             if self.ended.wait(BEAT_S):
                 return
-            with suppress(Exception):  # the store may come back; the holder's own calls say so if not
+            with suppress(Exception):  # the store may come back; if not, the holder's own calls fail
                 if self._is_mine():
                     self._write(beat)
 
     def check(self) -> None:
         if not self._is_mine():
             raise TurnLostError(
-                f"the turn to register {self._name} went to another process, as this one stood still for "
+                f"the turn to register {self._name} went to another process, because this one hung for "
                 f"{STALE_S:.0f} s; rerun the command"
             )
 

@@ -1,4 +1,4 @@
-"""MLflow: where the store is, what its loss means, the page. `runs` has runs, `registry` models and versions."""
+"""MLflow's store: where it is, what happens if it is lost, its page. `runs` logs runs, `model_versions` models."""
 
 import logging
 import os
@@ -20,16 +20,16 @@ from pipelines.storage import artifact_paths
 from unetpp.errors import UserError
 from unetpp.offline import silence
 
-silence()  # mlflow reads its switches while it is imported
-# A server that went away shows after about 15 seconds, not after 4 minutes; the same command goes on later.
+silence()  # mlflow reads these settings on import
+# A lost server is noticed after about 15 seconds instead of 4 minutes; a rerun command resumes later.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-# A model file is a graph and its tensors. One with pickled code inside is refused.
+# A model file is a graph and its tensors. One that contains pickled code is refused.
 os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
 
 with warnings.catch_warnings():
-    # While they are imported, mlflow and sqlalchemy warn of each other (deprecated loaders, type hints).
+    # On import, mlflow and sqlalchemy warn about each other (deprecated loaders, type hints).
     warnings.simplefilter("ignore")
     import mlflow
     import mlflow.artifacts
@@ -42,7 +42,7 @@ with warnings.catch_warnings():
 
 Result = TypeVar("Result")
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
-# What a store answers that may answer otherwise in a moment.
+# Errors of a store that may be gone in a moment.
 LOST = (
     "Max retries exceeded",
     "Connection aborted",
@@ -56,11 +56,11 @@ RETRY_AFTER_S = (2, 10)
 
 
 class StoreLostError(UserError):
-    """The store is away, or went away: the same command completes what was begun when it is back."""
+    """The store is unreachable: once it is back, rerunning the command completes what was started."""
 
 
 def tracking_uri(configured: str | None = None) -> str:
-    """Where runs and models are kept: `configured`, else $MLFLOW_TRACKING_URI, else mlflow.db of this project."""
+    """Where runs and models are stored: `configured`, else $MLFLOW_TRACKING_URI, else mlflow.db of this project."""
     uri = configured or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     path = sqlite_path(uri)
     if path is None or not path.name or path.is_absolute():
@@ -69,7 +69,7 @@ def tracking_uri(configured: str | None = None) -> str:
 
 
 def _own_folder() -> Path:
-    """This folder; where DVC runs an experiment in a copy (--temp, --queue) that it deletes, the project's own."""
+    """This folder; if DVC runs an experiment in a temporary copy (--temp, --queue), the original folder."""
     here = Path.cwd()
     for place in here.parents:
         if place.parts[-3:] == (".dvc", "tmp", "exps"):
@@ -79,23 +79,23 @@ def _own_folder() -> Path:
 
 
 def project_uri() -> str:
-    """`tracking_uri` by the params of the project in this folder, where there are any."""
+    """`tracking_uri` according to the params of the project in this folder, if there are any."""
     return tracking_uri(load_params().registry.tracking_uri if Path("params.yaml").is_file() else None)
 
 
 def is_server(uri: str) -> bool:
-    """Whether a store is an MLflow server, with a page of its own."""
+    """Whether a store is an MLflow server, which has a page of its own."""
     return urlsplit(uri).scheme in ("http", "https")
 
 
 def with_driver(uri: str) -> str:
-    """The URI as sqlalchemy wants it: without a driver's name it takes psycopg, and this project brings psycopg2."""
+    """The URI for sqlalchemy: without a driver's name it would use psycopg, but this project installs psycopg2."""
     return uri.replace("postgresql://", "postgresql+psycopg2://", 1)
 
 
 @contextmanager
 def explained(uri: str) -> Iterator[None]:
-    """Turn the loss of the store, in the block, into a `StoreLostError`; every other error passes."""
+    """Turn the loss of the store in the block into a `StoreLostError`; other errors pass through."""
     try:
         yield
     except UserError:
@@ -119,21 +119,21 @@ def _full(uri: str, error: Exception) -> UserError | None:
 
 def _is_loss(error: BaseException) -> bool:
     if isinstance(error, MlflowException):
-        # A download of several files tells what happened to each in its text alone.
+        # A download of several files reports what happened to each only in its text.
         return error.error_code in PASSING or any(sign in str(error) for sign in LOST)
     if isinstance(error, requests.RequestException | ConnectionError | DBAPIError | TimeoutError):
         return True
-    # Of a bucket that holds the artifacts; storage.py is the home of boto3, and all of its errors come from there.
+    # From a bucket with artifacts; boto3 is imported elsewhere, so only the module of its errors is known here.
     return type(error).__module__.split(".")[0] in ("botocore", "boto3")
 
 
 def persistent(uri: str, attempt: Callable[[], Result]) -> Result:
-    """The result of `attempt`, which is made again after some seconds where the store was lost, and then once more.
+    """The result of `attempt`, which is retried twice, after some seconds each, if the store was lost.
 
-    What it does must be no harm when done twice.
+    It must be safe to repeat.
 
     Raises:
-        StoreLostError: the store is away for longer.
+        StoreLostError: the store is still unreachable.
     """
     for wait_s in (*RETRY_AFTER_S, None):
         try:
@@ -151,29 +151,28 @@ def _unreachable(uri: str, error: BaseException) -> StoreLostError:
     reason = redacted((str(error).splitlines() or [type(error).__name__])[0])[:200]
     return StoreLostError(
         f"the MLflow store {redacted(uri)} cannot be reached ({reason}). Start it, or set register.tracking_uri or "
-        "MLFLOW_TRACKING_URI to one that runs, and rerun the command: it continues from here. "
-        "No alias was moved"
+        "MLFLOW_TRACKING_URI to one that runs, and rerun the command: it resumes. No alias was moved"
     )
 
 
 def connect(uri: str) -> MlflowClient:
-    """A client of the store, the default of this process from now on.
+    """A client of the store, which becomes the default of this process.
 
     Raises:
-        UserError: nobody answers there (within 10 seconds), or it is no store.
+        UserError: there is no response within 10 seconds, or it is not a store.
     """
     parts = urlsplit(uri)
     kind = parts.scheme.split("+")[0]
     try:
         if kind in ("http", "https"):
-            requests.get(uri, timeout=10)  # whatever it answers, it answers
+            requests.get(uri, timeout=10)  # any response will do
         elif parts.hostname and kind in DATABASE_PORTS:
             socket.create_connection((parts.hostname, parts.port or DATABASE_PORTS[kind]), timeout=10).close()
     except OSError as error:
         raise _unreachable(uri, error) from None
-    # One line for each of some fifty migrations of a new database tells a user nothing.
+    # A new database logs a line for each of some fifty migrations, which is of no use to a user.
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # what it logs at length is raised, too
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # its long log messages are also raised
     try:
         mlflow.set_tracking_uri(with_driver(uri))
         with opening(uri):
@@ -186,29 +185,32 @@ def connect(uri: str) -> MlflowClient:
             "UNAUTHENTICATED",
             "PERMISSION_DENIED",
         ):
-            raise UserError(f"the MLflow store {redacted(uri)} refuses this user: {error.message}") from None
+            raise UserError(
+                f"the MLflow store {redacted(uri)} refuses this user: {error.message}; log in with "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or ask its owner for access"
+            ) from None
         raise _full(uri, error) or _unreachable(uri, error) from None
     return client
 
 
 @contextmanager
 def reading(uri: str) -> Iterator[MlflowClient]:
-    """A client of a store that exists; its loss in the block is explained.
+    """A client of an existing store; a loss of the store in the block is explained.
 
     Raises:
-        UserError: there is no such file, or nobody answers there.
+        UserError: there is no such file, or no response.
     """
     path = sqlite_path(uri)
-    if path and not path.is_file():  # connecting would make an empty one
-        raise UserError(f"there is no MLflow store {path}: `dvc repro register` makes it; or set MLFLOW_TRACKING_URI")
+    if path and not path.is_file():  # connecting would create an empty one
+        raise UserError(f"{path}: found no MLflow store; `dvc repro register` creates it, or set MLFLOW_TRACKING_URI")
     with explained(uri):
         yield connect(uri)
 
 
 def _create_file(uri: str) -> None:
-    """Make a store that is a file and is not there yet, whole or not at all.
+    """Create a store in a file that does not exist yet, completely or not at all.
 
-    MLflow makes it by some fifty migrations in 5 seconds, and cannot open one that was killed between two of them.
+    MLflow runs some fifty migrations in 5 seconds, and cannot open a store if it was killed between two of them.
     """
     path = sqlite_path(uri)
     if not path or urlsplit(uri).query or path.exists() or not os.access(path.parent, os.W_OK):
@@ -222,7 +224,7 @@ def _create_file(uri: str) -> None:
 
 
 def create_once(create: Callable, name: str, **fields) -> None:
-    """Create what has a unique name, unless another process was faster."""
+    """Create something with a unique name, unless another process was faster."""
     try:
         create(name, **fields)
     except MlflowException as error:
@@ -231,7 +233,7 @@ def create_once(create: Callable, name: str, **fields) -> None:
 
 
 def download(name: str, version: str, path: str, folder: Path) -> Path | None:
-    """Fetch a file or folder of a registered version into `folder`; None where it has none of this name."""
+    """Download a file or folder of a registered version into `folder`; None if the version does not have it."""
     try:
         fetched = Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{version}/{path}", dst_path=str(folder)))
         return fetched if fetched.exists() else None
@@ -244,15 +246,15 @@ def download(name: str, version: str, path: str, folder: Path) -> Path | None:
 
 
 def serve_page(port: int, store: str, model_name: str | None = None) -> None:
-    """Become MLflow's server for the page of a store; returns only where the store is a server itself.
+    """Replace this process by MLflow's server for the page of a store; returns only if the store is itself a server.
 
     Raises:
-        UserError: the port is taken.
+        UserError: the port is in use.
     """
-    # Without the parameter the page opens as one for language models, which hides the list of models.
+    # Without the parameter the page opens in its mode for language models, which hides the list of models.
     page = f"/#/models{f'/{model_name}' if model_name else ''}?workflowType=machine_learning"
     if is_server(store):
-        print(f"MLflow runs elsewhere: open {redacted(store).rstrip('/')}{page}")
+        print(f"MLflow runs on a server: open {redacted(store).rstrip('/')}{page}")
         return
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -260,12 +262,12 @@ def serve_page(port: int, store: str, model_name: str | None = None) -> None:
             probe.bind(("127.0.0.1", port))
         except OSError:
             raise UserError(
-                f"port {port} is taken by another program: give another, `unetpp mlflow --port {port + 1}`"
+                f"port {port} is in use by another program: choose another, such as `unetpp mlflow --port {port + 1}`"
             ) from None
     if (path := sqlite_path(store)) and os.access(path.parent, os.W_OK):
-        path.touch(mode=0o600)  # else the server makes it, for everybody to read
-    print(f"MLflow opens at http://127.0.0.1:{port}{page} in some seconds; Ctrl-C ends it", flush=True)
-    # By the environment, not as an argument: the URI of a database may hold a password, and `ps` shows arguments.
+        path.touch(mode=0o600)  # otherwise the server creates it, readable by everybody
+    print(f"MLflow will be at http://127.0.0.1:{port}{page} in a few seconds; Ctrl-C stops it", flush=True)
+    # In the environment, not as an argument: the URI of a database may contain a password, and `ps` shows arguments.
     environment = os.environ | {
         "MLFLOW_BACKEND_STORE_URI": with_driver(store),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",

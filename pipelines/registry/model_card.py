@@ -1,4 +1,4 @@
-"""What a registered version says of itself in MLflow: its tags, and the markdown that a person decides from."""
+"""How a registered version describes itself in MLflow: its tags, and the Markdown from which a person decides."""
 
 import json
 import re
@@ -10,41 +10,41 @@ from unetpp.data.manifest import Manifest
 from unetpp.images.frame import plain, say_size
 from unetpp.models.model_file import Trained
 
-# What a latency depends on most, of what report.json says of the machine.
+# Of the machine's facts in report.json, those on which latency depends most.
 MACHINE = ("device", "processor", "engine", "threads", "precision", "size_px")
 HISTORY = "**Champion and challengers, the latest first**"
 
 
 @dataclass(frozen=True)
 class Family:
-    """What is registered: a trained network with what was measured, and where it all comes from."""
+    """What is registered: a trained network, its measurements, and the origin of both."""
 
-    name: str  # of the registered model
+    name: str  # name of the registered model
     trained: Trained
-    metrics: dict  # of reports/evaluate/report.json
-    manifest: Manifest  # of data/prepared/manifest.json
-    data_sha256: str  # of that manifest
+    metrics: dict  # reports/evaluate/report.json
+    manifest: Manifest  # data/prepared/manifest.json
+    data_sha256: str  # sha256 of that manifest
     fingerprint: str
     commit: str
     dirty: bool
     licence: str | None = None
     intended_use: str | None = None
-    leak_check: str = "not known"  # whether what was tested on could have been trained on, in one sentence
-    exports: list[dict] = field(default_factory=list)  # entries of exports.json, of what versions carry
+    leak_check: str = "not known"  # a sentence on whether test images may have been in the training data
+    exports: list[dict] = field(default_factory=list)  # entries of exports.json that versions carry
 
     @property
     def recommended(self) -> int | None:
         return self.metrics["recommended_depth"]
 
     def tags(self, depth: int) -> dict[str, str]:
-        """What a version says of itself, as tags that MLflow can filter by."""
+        """The facts about a version, as tags by which MLflow can filter."""
         return {
             "depth": str(depth),
             "widths": ", ".join(map(str, self.trained.network.widths[: depth + 1])),
             **({"encoder": encoder} if (encoder := self.trained.network.encoder) else {}),
             **({"targets": ", ".join(self.trained.network.targets)} if self.trained.about.separation() else {}),
             "recommended": str(depth == self.recommended).lower(),
-            # What `unetpp predict` has to know of a registered version.
+            # What `unetpp predict` needs to know about a registered version.
             "in_channels": str(self.trained.network.in_channels),
             "size_px": json.dumps(plain(self.trained.size)),
             "fit": self.trained.fit,
@@ -68,13 +68,13 @@ class Family:
 
     @property
     def candidate(self) -> int:
-        """The depth to deploy; where none is recommended, the one that came nearest."""
+        """The depth to deploy: the recommended one, or else the nearest to a recommendation."""
         return self.recommended or self.metrics.get("nearest_depth") or self.trained.depths[-1]
 
 
 @dataclass(frozen=True)
 class Event:
-    """What happened to a version: it became champion or challenger, or was one."""
+    """What happened to a version: for example, it became champion or challenger."""
 
     when: str
     who: str
@@ -83,12 +83,12 @@ class Event:
     why: str
 
     def same_as(self, other: "Event") -> bool:
-        """Whether both say the same, whenever and by whomever."""
+        """Whether both record the same change, regardless of when and by whom."""
         return (self.version, self.what, self.why) == (other.version, other.what, other.why)
 
 
 def version_description(family: Family, versions: dict[int, str], depth: int) -> str:
-    """Markdown of one version: the decision first, then what it rests on, then how to use it."""
+    """The Markdown of one version: first the decision, then its basis, then how to use the version."""
     return "\n\n".join(
         [
             _decision(family, versions, depth),
@@ -103,10 +103,10 @@ def version_description(family: Family, versions: dict[int, str], depth: int) ->
 
 
 def family_description(family: Family, versions: dict[int, str]) -> str:
-    """Markdown of the registered model: the same for the family that its aliases point to."""
+    """The Markdown of the registered model: the same about the family that its aliases point to."""
     best = family.recommended
     title = (
-        f"**Of the run registered last, deploy L{best}, version {versions[best]} (`recommended`).**"
+        f"**Deploy L{best} of the latest registered run: version {versions[best]} (`recommended`).**"
         if best is not None
         else f"**No depth is recommended{_nearest(family)}.**"
     )
@@ -119,8 +119,8 @@ def family_description(family: Family, versions: dict[int, str]) -> str:
             *_engines(family, best or family.candidate),
             f"**Load it**\n\n{_snippet(family, '@recommended' if best is not None else f'@L{max(versions)}')}\n\n"
             f"The aliases {', '.join(f'`L{depth}`' for depth in versions)} "
-            f"are the depths of the family registered last. Production loads `models:/{family.name}@champion`: which "
-            "version that is, since when and why, stands in the history below.",
+            f"are the depths of the latest registered family. Production loads `models:/{family.name}@champion`: the "
+            "history below says which version that is, since when, and why.",
             *_notes(family),
         ]
     )
@@ -135,24 +135,24 @@ def _remarks(family: Family) -> list[str]:
 
 
 def _decision(family: Family, versions: dict[int, str], depth: int) -> str:
-    # Plain text: the page lists the versions with the first words of this, as they are.
+    # Plain text: in its list of versions, the page shows the beginning of this without rendering it.
     best = family.recommended
     if best is None:
         title = f"L{depth}: no depth is recommended{_nearest(family)}."
     elif depth == best:
-        title = f"L{depth}: the depth to deploy of this run."
+        title = f"L{depth}: the depth to deploy from this run."
     else:
-        title = f"L{depth}: of this run deploy L{best}, version {versions[best]}, instead."
+        title = f"L{depth}: deploy L{best} of this run, version {versions[best]}, instead."
     return f"{title} {family.metrics['recommendation']}"
 
 
 def _nearest(family: Family) -> str:
     nearest = family.metrics.get("nearest_depth")
-    return f", L{nearest} comes nearest" if nearest else ""
+    return f"; L{nearest} is the nearest" if nearest else ""
 
 
 def _table(family: Family, versions: dict[int, str], marked: int | None) -> str:
-    objects = family.metrics.get("objects") is not None  # a report of before has no interval of AP
+    objects = family.metrics.get("objects") is not None  # reports of earlier versions have no interval for AP
     head = ["depth", "version", "IoU (95 %)", "Dice", *["AP (95 %)"] * objects, "ms (p95)", "images/s", "parameters"]
     head += ["file", "gates"]
     rows = [_row(head), "|" + " :-- |" * len(head)]
@@ -175,7 +175,7 @@ def _table(family: Family, versions: dict[int, str], marked: int | None) -> str:
 
 
 def _engines(family: Family, depth: int) -> list[str]:
-    """What this depth scores and costs in each runtime that the evaluating machine had."""
+    """The scores and costs of this depth in each engine of the machine that evaluated."""
     engines = family.metrics.get("engines") or {}
     rows = [row for row in engines.get("rows", []) if row["depth"] == f"L{depth}"]
     if not rows:
@@ -197,14 +197,14 @@ def _engines(family: Family, depth: int) -> list[str]:
     size = sum(one["bytes"] for one in carried) / 2**20
     holds = f" The version carries the exports of L1 to L{depth}: {size:.1f} MiB." if carried else ""
     said = (
-        f"**Engines of L{depth}.** `auto` is the fastest on the machine that evaluated whose IoU on val is at most "
-        f"{engines['tolerance_iou'] * 100:.2f} points below that of eager fp32.{holds}"
+        f"**Engines of L{depth}.** `auto` is the fastest engine, on the machine that evaluated, whose IoU on val is at "
+        f"most {engines['tolerance_iou'] * 100:.2f} points below that of eager fp32.{holds}"
     )
     return [f"{said}\n\n" + "\n".join(lines)]
 
 
 def _fixed(values: dict, key: str, digits: int = 3) -> str:
-    """A number of report.json; a dash for one that could not be computed."""
+    """A number from report.json; a dash if it could not be computed."""
     return "-" if values.get(key) is None else f"{values[key]:,.{digits}f}"
 
 
@@ -215,12 +215,12 @@ def _gates(metrics: dict, depth: int) -> str:
 
 
 def _row(cells: list[str]) -> str:
-    # MLflow's page sets tables without any space between columns.
+    # MLflow's page renders tables without space between columns.
     return "| " + " | ".join(f"{cell}&nbsp;&nbsp;&nbsp;" for cell in cells) + " |"
 
 
 def _notes(family: Family) -> list[str]:
-    """What the table was measured on, what goes in and out, and where it comes from."""
+    """What the table was measured on, the model's inputs and outputs, and its origin."""
     network, splits = family.trained.network, family.manifest.splits
     machine = ", ".join(f"{key} {value}" for key, value in family.metrics["machine"].items() if key in MACHINE)
     kinds = ", ".join(f"{count} {kind}" for kind, count in splits["test"].kinds.items())
@@ -232,8 +232,8 @@ def _notes(family: Family) -> list[str]:
     if network.multilabel:
         out = f"a probability for each label, each from 0 to 1 ({names})"
     elif network.num_classes > 1:
-        out = f"a probability for each class, together 1 ({', '.join(family.trained.names)})"
-    counted = "foreground alone" if network.background else "of all classes"
+        out = f"a probability for each class, which add up to 1 ({', '.join(family.trained.names)})"
+    counted = "of the foreground only" if network.background else "of all classes"
     counts = ", ".join(f"{split.num_images} {name}" for name, split in splits.items())
     return [
         f"**Network:** {describe_network(family)}.",
@@ -244,42 +244,42 @@ def _notes(family: Family) -> list[str]:
         '**Out:** masks `(H, W)` uint8; with `{"mode": "probabilities"}` float32 '
         f"`({network.num_classes}, H, W)`, {out}.",
         f"**Data:** {counts} images; manifest `{family.data_sha256[:12]}`. "
-        f"**Code:** commit `{family.commit[:12]}`{', with changes that were not committed' if family.dirty else ''}. "
-        "**Run:** the source run of this version has the report, the curves, `dvc.lock` and `params.yaml`; "
-        "the version's own `evidence` has the report, the IoU of every test image, and overlays.",
+        f"**Code:** commit `{family.commit[:12]}`{', with uncommitted changes' if family.dirty else ''}. "
+        "**Run:** the source run of this version contains the report, the curves, `dvc.lock` and `params.yaml`; "
+        "the version's own folder `evidence` contains the report, the IoU of every test image, and overlays.",
         f"**Leak check:** {family.leak_check}. **Intended use:** {family.intended_use or 'not stated'}. "
         f"**Licence:** {family.licence or 'not stated'}.",
     ]
 
 
 def describe_network(family: Family) -> str:
-    """What was trained, and the weights that an encoder began with."""
+    """The trained network, and the initial weights of its encoder."""
     network, begun = family.trained.network, family.trained.info.get("encoder_weights")
-    began = f" with the weights {begun['uri']}, sha256 `{begun['sha256']}`" if begun else ""
+    began = f" initialised from {begun['uri']}, sha256 `{begun['sha256']}`" if begun else ""
     encoder = f"encoder {network.encoder}{began}; " if network.encoder else ""
     return f"{encoder}widths {', '.join(map(str, network.widths))}; skips {network.skips}"
 
 
 def _objects(family: Family) -> str:
-    """What average precision is of, of a report that says it."""
+    """Which objects average precision compares, if the report says it."""
     about = family.metrics.get("objects")
     if about is None:
         return ""
-    true = {"numbers": "the objects that the data number", "components": "connected pixels of a class"}
-    true["both"] = "the objects that the data number, or connected pixels of a class"
-    hat = "parted by a watershed" if about["predicted"] == "watershed" else "connected pixels"
-    return f"; AP: of predicted objects, {hat}, against {true[about['true']]}, at IoU 0.5 to 0.95"
+    true = {"numbers": "the objects numbered in the data", "components": "connected pixels of a class"}
+    true["both"] = "the objects numbered in the data, or connected pixels of a class"
+    hat = "separated by a watershed" if about["predicted"] == "watershed" else "connected pixels"
+    return f"; AP: of predicted objects ({hat}) against {true[about['true']]}, at IoU 0.5 to 0.95"
 
 
 def with_history(description: str, events: list[Event]) -> str:
-    """A description with what happened to the version, or the model, as its last section."""
+    """A description whose last section is the history of the version, or the model."""
     body = re.sub(r"\n\n\*\*Now:\*\*.*", "", description.partition(f"\n\n{HISTORY}")[0])
     if not events:
         return body
-    # Second, below the decision, what came of it: who looks at a challenger need not read to the end.
+    # The outcome comes second, below the decision, so that a reader need not look for it at the end.
     first, _, rest = body.partition("\n\n")
     body = f"{first}\n\n**Now:** version {events[-1].version} is {events[-1].what}.\n\n{rest}"
-    # A reason is what somebody typed: it stays in its line.
+    # A reason was typed by a person: keep it on one line.
     lines = [
         f"- {one.when}, {one.who}: version {one.version}: **{one.what}**. {' '.join(one.why.split())}"
         for one in reversed(events)

@@ -1,9 +1,8 @@
-"""When a newly registered depth becomes what production loads: the rules, without MLflow.
+"""When a newly registered depth becomes the version that production loads: the rules, without MLflow.
 
-The candidate is the depth that its report recommends. It becomes `champion` where it finds some of the foreground, is
-not worse than the present champion on the same test images (by IoU, and of a model that parts objects by their average
-precision, AP, too) and passes every gate; otherwise it stays `challenger`, with
-the reason.
+The candidate is the depth that its report recommends. It becomes `champion` if it finds some of the foreground, is not
+worse than the current champion on the same test images (by IoU and, if the model separates objects, by their average
+precision, AP), and passes every gate; otherwise it becomes `challenger`, with the reason.
 """
 
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pipelines.evaluation.scored import Scored
 
 @dataclass(frozen=True)
 class Champion:
-    """The version that is champion, and what it scored; or why its scores cannot be read."""
+    """The champion's version and scores, or why its scores cannot be read."""
 
     version: str
     scored: Scored | None
@@ -24,7 +23,7 @@ class Champion:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the candidate becomes champion, and the sentence that says why."""
+    """Whether the candidate becomes champion, and a sentence with the reason."""
 
     promote: bool
     reason: str
@@ -38,17 +37,19 @@ def judge(
     min_images: int,
     tolerance_ap: float = 0.0,
 ) -> Verdict:
-    """Decide by report.json of the candidate, and the scores of both.
+    """Decide from the candidate's report.json and the scores of both.
 
     Args:
-        champion: None where there is none.
+        champion: None if there is none.
         tolerance_iou, tolerance_ap: how far below 0 the interval of the difference may begin.
-        min_images: common images that a comparison needs where the test images are not all the same.
+        min_images: how many common images a comparison needs if the test images are not all the same.
     """
     if report["recommended_depth"] is None:
         return Verdict(False, f"no depth is recommended: {report['recommendation']}")
     row = report.get("depths", {}).get(candidate.depth, {})
-    if "recall" in row and (unknown := knows_nothing([row["recall"]])):  # a report of before recommends all the same
+    if "recall" in row and (
+        unknown := knows_nothing([row["recall"]])
+    ):  # reports of earlier versions recommend a depth all the same
         return Verdict(False, unknown)
     passed, gates = judge_gates(report, candidate.depth)
     if not passed:
@@ -56,21 +57,21 @@ def judge(
     if champion is None:
         return Verdict(True, f"there was no champion; {gates}")
     if champion.scored is None:
-        return Verdict(False, f"it cannot be compared with the champion: version {champion.version} {champion.reason}")
+        return Verdict(False, f"cannot be compared with the champion: version {champion.version} {champion.reason}")
     theirs = champion.scored
     common = candidate.common(theirs)
     if not common and candidate.iou.keys() & theirs.iou.keys():
         return Verdict(
             False,
-            f"it cannot be compared with the champion: version {champion.version} was scored on these images at "
+            f"cannot be compared with the champion: version {champion.version} was scored on these images at "
             "another size; evaluate its network on these data, or promote by hand",
         )
     same = candidate.test_sha256 == theirs.test_sha256
     if not common or (not same and len(common) < min_images):
         return Verdict(
             False,
-            f"it was tested on other images than the champion, version {champion.version}: {len(common)} in common, "
-            f"at least {min_images} needed (register.promotion_min_images)",
+            f"was tested on different images than the champion, version {champion.version}: {len(common)} in common, "
+            f"at least {min_images} are needed (register.promotion_min_images)",
         )
     which = f"the same {len(common)} test images" if same else f"{len(common)} common test images"
     scores = [("IoU", candidate.iou, theirs.iou, tolerance_iou)]
@@ -84,12 +85,12 @@ def judge(
         found.append((name, one, tolerance))
     said = " and ".join(f"{name} {one.mean:+.4f} [{one.low:+.4f}, {one.high:+.4f}]" for name, one, _ in found)
     compared = (
-        f"{said} beside the champion, version {champion.version} ({theirs.depth}){unknown}, on {which} in "
+        f"{said} relative to the champion, version {champion.version} ({theirs.depth}){unknown}, on {which} in "
         f"{found[0][1].num_groups} groups"
     )
     for name, one, tolerance in found:
         if one.low < -tolerance:
-            worse = "worse" if one.high < 0 else "it may be worse"
+            worse = "worse" if one.high < 0 else "possibly worse"
             of = f" of {name}" if len(found) > 1 else ""
             return Verdict(False, f"{worse}: {compared}; the interval{of} begins below the tolerance of -{tolerance:g}")
     if all(one.low > 0 for _, one, _ in found):
@@ -99,7 +100,7 @@ def judge(
 
 
 def judge_gates(report: dict, depth: str) -> tuple[bool, str]:
-    """Whether a depth passes its gates, and the sentence that says so; a report without gates was not judged."""
+    """Whether a depth passes its gates, and a sentence about it; a report without gates was not judged."""
     gates = report.get("gates", {}).get(depth)
     if not gates:
         return True, "its behaviour was not judged: the report has no gates"
@@ -108,7 +109,7 @@ def judge_gates(report: dict, depth: str) -> tuple[bool, str]:
     number = len(gates) - len(off)
     if failed:
         found = "; ".join(f"{gate['name']} {_value(gate['value'])}, limit {_value(gate['limit'])}" for gate in failed)
-        return False, f"it fails {len(failed)} of {number} gates: {found}"
+        return False, f"fails {len(failed)} of {number} gates: {found}"
     return True, f"all {number} gates passed" + (f" ({', '.join(off)} does not apply)" if off else "")
 
 

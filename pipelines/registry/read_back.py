@@ -1,8 +1,8 @@
-"""A registered version as a stranger gets it: loaded by its URI in a process of its own, and compared.
+"""Verify a registered version as any user gets it: load it by its URI in a new process, and compare its predictions.
 
     MLFLOW_TRACKING_URI=... python -m pipelines.registry.read_back --name NAME --expected expected.npz 1=7 2=8
 
-is that process. It prints, as its last line, JSON of the depths that failed, with the reasons.
+is that process. Its last line of output is JSON: the depths that failed, with the reasons.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import numpy as np
 from pipelines.core.checksums import SUMS, check_seal
 from pipelines.core.files import scratch
 from pipelines.registry import mlflow_store, model_versions
+from pipelines.registry.load import fetch_files
 from unetpp.engines.engine import ENGINES, Engine
 from unetpp.engines.family import find_family, open_engine
 from unetpp.errors import UserError
@@ -25,25 +26,25 @@ from unetpp.inference.predictor import Predictor
 from unetpp.models.model_file import Trained, load_model
 
 TOLERANCE = 1e-5
-EXPORTED_TOLERANCE = 1e-3  # of an exported file in fp32, on images of noise
-SIZES = ((33, 57), (64, 48), (130, 71))  # H x W of the images that a version is compared with its network on
+EXPORTED_TOLERANCE = 1e-3  # for an exported file in fp32, on images of noise
+SIZES = ((33, 57), (64, 48), (130, 71))  # H x W of the images on which a version is compared with its network
 
 
 def check_in_clean_process(name: str, versions: dict[int, str], trained: Trained) -> dict[int, str]:
-    """Load versions in one new process, by their URIs, and compare what they predict with the network's own.
+    """Load versions by their URIs in one new process, and compare their predictions with those of the network.
 
-    All ways in are tried: `unetpp.load`, the pyfunc that MLflow serves, which may not unpickle anything, and, where the
-    version carries exports, the first of its engines in fp32 that is installed.
+    Every way to load is tried: `unetpp.load`; the pyfunc that MLflow serves, with unpickling forbidden; and, if the
+    version carries exports, the first of its fp32 engines that is installed.
 
     Args:
         versions: version by depth.
-        trained: the network that they were made from.
+        trained: the network from which they were made.
 
     Returns:
-        for each depth that failed, why.
+        the reason for each depth that failed.
 
     Raises:
-        UserError: the process itself did not end well.
+        UserError: the process itself failed.
     """
     random = np.random.default_rng(0)
     shapes = [(*size, trained.network.in_channels) for size in SIZES]
@@ -55,7 +56,7 @@ def check_in_clean_process(name: str, versions: dict[int, str], trained: Trained
         np.savez(folder / "expected.npz", allow_pickle=False, **images, **answers)
         code = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
         environment = os.environ | {
-            # The address may hold a password, and `ps` shows arguments.
+            # Not an argument: the address may contain a password, and `ps` shows arguments.
             "MLFLOW_TRACKING_URI": mlflow_store.mlflow.get_tracking_uri(),
             "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
             "PYTHONPATH": os.pathsep.join(filter(None, code)),
@@ -66,7 +67,7 @@ def check_in_clean_process(name: str, versions: dict[int, str], trained: Trained
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         said = "\n".join(done.stderr.strip().splitlines()[-5:])
-        # As `tracking.explained` words it: the stage tries again what may pass.
+        # The wording of `mlflow_store.explained`: the stage retries errors that may be gone next time.
         kind = mlflow_store.StoreLostError if "cannot be reached" in said else UserError
         raise kind(
             f"{name}: a new process could not load the versions {', '.join(versions.values())} "
@@ -76,17 +77,17 @@ def check_in_clean_process(name: str, versions: dict[int, str], trained: Trained
 
 
 def check_evidence(name: str, version: str, expected: str) -> str | None:
-    """What is wrong with the evidence of a version, read back from the store; None where it is whole.
+    """What is wrong with the evidence of a version, read back from the store; None if it is intact.
 
     Args:
-        expected: sha256 of its SHA256SUMS, from what was uploaded.
+        expected: sha256 of the SHA256SUMS that was uploaded.
     """
     with scratch() as parent:
         folder = mlflow_store.download(name, version, "evidence", parent)
         if folder is None or not (folder / SUMS).is_file():
             return f"lacks evidence/{SUMS}"
         if sha256(folder / SUMS) != expected:
-            return f"is damaged: the bytes of evidence/{SUMS} are not those that were uploaded"
+            return f"is damaged: evidence/{SUMS} is not the file that was uploaded"
         try:
             check_seal(folder, needed=())
         except UserError as error:
@@ -95,7 +96,7 @@ def check_evidence(name: str, version: str, expected: str) -> str | None:
 
 
 def open_exported(folder: Path, depth: int) -> Engine | None:
-    """An engine of a version's exports in fp32; None where it has none that is installed."""
+    """An fp32 engine of a version's exports; None if none is installed."""
     family = find_family(folder)
     names = [name for name in family.engines(depth) if ENGINES[name].format and ENGINES[name].precision == "fp32"]
     return open_engine(family, depth, names[0], device="cpu") if names else None
@@ -104,7 +105,7 @@ def open_exported(folder: Path, depth: int) -> Engine | None:
 def differing(
     loaded: Trained, served, expected: dict[str, np.ndarray], depth: int, exported: Engine | None = None
 ) -> str:
-    """Why a version is not the network that answered `expected` (see `check_in_clean_process`); "" where it is."""
+    """How a version differs from the network that predicted `expected` (see `check_in_clean_process`); "" if equal."""
     predictor = Predictor(loaded)
     for key in (key for key in expected if key.startswith("image")):
         answer = expected[f"L{depth}/{key}"]
@@ -116,7 +117,7 @@ def differing(
             ways[exported.name] = Predictor(exported).probs(expected[key])
         for way, found in ways.items():
             if found.shape != answer.shape:
-                return f"by {way} gives shape {found.shape} where its network gives {answer.shape}"
+                return f"by {way} predicts shape {found.shape}; its network predicts {answer.shape}"
             tolerance = EXPORTED_TOLERANCE if exported is not None and way == exported.name else TOLERANCE
             if not np.allclose(found, answer, atol=tolerance, rtol=0):
                 return f"by {way} differs from its network by up to {np.abs(found - answer).max():.2g}"
@@ -125,8 +126,8 @@ def differing(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Load registered versions and compare their predictions.")
-    parser.add_argument("--name", required=True, help="of the registered model")
-    parser.add_argument("--expected", type=Path, required=True, help="images, and what the network makes of them")
+    parser.add_argument("--name", required=True, help="name of the registered model")
+    parser.add_argument("--expected", type=Path, required=True, help="images, and the network's predictions of them")
     parser.add_argument("versions", nargs="+", metavar="DEPTH=VERSION")
     arguments = parser.parse_args()
     uri = os.environ["MLFLOW_TRACKING_URI"]
@@ -138,7 +139,7 @@ def main() -> None:
             depth, version = text.split("=")
             try:
                 with scratch() as folder:
-                    model_versions.fetch_files(arguments.name, version, folder)
+                    fetch_files(arguments.name, version, folder)
                     loaded, exported = load_model(folder), open_exported(folder, int(depth))
                     served = model_versions.load_served(arguments.name, version)
                     reason = differing(loaded, served, expected, int(depth), exported)

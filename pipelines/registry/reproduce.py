@@ -1,8 +1,8 @@
-"""`unetpp reproduce`: the state that a registered version was made from, in a new folder, run again and compared.
+"""`unetpp reproduce`: check out in a new folder what a registered version was made from, run it again, and compare.
 
 The folder is a clone at the recorded commit, with params.yaml, dvc.yaml and dvc.lock as the run recorded them. Raw data
-come out of DVC's cache or remote where they are there, else out of their source again. Everything up to `evaluate` is
-run, by force and without DVC's memory of former runs; `register` is not, so that nothing moves in the registry.
+come from DVC's cache or remote if they are there, or else from their source. All stages up to `evaluate` are run with
+--force and without DVC's run cache; `register` is not run, so nothing changes in the registry.
 """
 
 import os
@@ -29,7 +29,7 @@ RAW = "data/raw"
 RECORDED = ("params.yaml", "dvc.yaml", "dvc.lock")
 REPORT, MODEL = "reports/evaluate/report.json", "models/train"
 SPLIT = ("data/prepared", "reports/prepare/split.csv", "models/search")
-# What the machine decides. All other numbers of a report are a function of data and weights.
+# Numbers that depend on the machine. All others in a report are a function of data and weights.
 MEASURED = ("latency", "images_per_s", "best_batch", "peak_memory", "cold_start")
 
 
@@ -38,25 +38,25 @@ class Compared:
     """One line of the comparison."""
 
     what: str
-    equal: bool | None  # None: it cannot be told
+    equal: bool | None  # None: unknown
     detail: str
 
 
 def check_out(lineage: Lineage, repository: Path, out: Path) -> list[str]:
-    """Make the folder; returns what a reader should know before anything runs, a line each.
+    """Make the folder; returns notes for the reader before anything runs.
 
     Args:
         repository: a folder in a clone that has the commit.
 
     Raises:
-        UserError: the folder exists, the commit was not recorded or is not in the repository, or there is no git.
+        UserError: the folder exists, the commit was not recorded or is not in the repository, or git is missing.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out}: found a file, or a folder that is not empty; expected a new one: give another --out")
+        raise UserError(f"{out}: found a file, or a folder that is not empty; expected a new one: set another --out")
     if lineage.commit is None:
         raise UserError(
-            f"{lineage.uri}: no commit was recorded (the folder of its run was no git repository), so its code cannot "
-            "be checked out"
+            f"{lineage.uri}: no commit was recorded, because its run was not in a git repository; its code cannot be "
+            "checked out"
         )
     try:
         root = Path(_git(repository, "rev-parse", "--show-toplevel"))
@@ -64,14 +64,12 @@ def check_out(lineage: Lineage, repository: Path, out: Path) -> list[str]:
         _git(repository, "cat-file", "-e", f"{lineage.commit}^{{commit}}")
     except (OSError, subprocess.CalledProcessError):
         raise UserError(
-            f"{repository}: no git repository that has the commit {lineage.commit}; run from a clone of the project "
-            "that has it (git fetch)"
+            f"{repository}: found no git repository with the commit {lineage.commit}; run the command in a clone of "
+            "the project that has it (git fetch)"
         ) from None
     notes = []
     if lineage.dirty:
-        notes.append(
-            f"the run's code had changes that were not committed: commit {lineage.commit[:12]} may not be all of it"
-        )
+        notes.append(f"the run's code had uncommitted changes: commit {lineage.commit[:12]} may not contain all of it")
     _git(repository, "clone", "--quiet", "--no-checkout", str(root), str(out))
     _git(out, "checkout", "--quiet", "--detach", lineage.commit)
     project = out / prefix
@@ -80,31 +78,31 @@ def check_out(lineage: Lineage, repository: Path, out: Path) -> list[str]:
         if recorded:
             shutil.copyfile(recorded, project / name)
         else:
-            notes.append(f"{name} was not recorded with the run: that of the commit is taken")
+            notes.append(f"{name} was not recorded with the run: using the one in the commit")
     return notes + _data_notes(lineage, repository, project) + _package_notes(lineage)
 
 
 def _data_notes(lineage: Lineage, repository: Path, project: Path) -> list[str]:
-    """Take the raw data out of DVC's cache or remote; what to know where that is not possible."""
+    """Restore the raw data from DVC's cache or remote; returns a note if that is not possible."""
     expected = lineage.hashes().get(RAW)
     if expected is None:
-        return [f"no hash of {RAW} was recorded: the data are fetched again, and cannot be compared"]
+        return [f"no hash of {RAW} was recorded: the data will be fetched again, and cannot be compared"]
     cache = _dvc(repository, "cache", "dir").stdout.strip()
     local = project / ".dvc/config.local"
     local.write_text(f"[cache]\n    dir = {cache}\n", encoding="utf-8")
     try:
         if _dvc(project, "checkout", "ingest").returncode and _dvc(project, "pull", "ingest").returncode:
             source = f"{lineage.param('ingest.kind')} {lineage.param('ingest.location') or ''}".replace(" null", "")
-            return [f"{RAW} ({expected}) is in no cache or remote: it is fetched again from its source, {source}"]
+            return [f"{RAW} ({expected}) is in no cache or remote: it will be fetched from its source, {source}"]
     finally:
-        local.unlink()  # what runs here writes into a cache of its own
+        local.unlink()  # the stages run here with a cache of their own
     return []
 
 
 def _package_notes(lineage: Lineage) -> list[str]:
     lock = lineage.file("pipeline/requirements.lock")
     if lock is None:
-        return ["the packages of the run were not recorded: other versions may give other numbers"]
+        return ["the packages of the run were not recorded: other versions may give different numbers"]
     others = []
     for word in lock.read_text(encoding="utf-8", errors="replace").split():
         package, is_pin, wanted = word.partition("==")
@@ -113,14 +111,14 @@ def _package_notes(lineage: Lineage) -> list[str]:
         try:
             found = installed(package.split("[")[0]).split("+")[0]
         except PackageNotFoundError:
-            continue  # of an extra that is not installed here
+            continue  # from an extra that is not installed here
         if found != wanted:
             others.append(f"{package} {found} (then {wanted})")
-    return [f"packages of other versions than then: {', '.join(others)}"] if others else []
+    return [f"packages whose versions differ from those of the run: {', '.join(others)}"] if others else []
 
 
 def stages_to_run(project: Path) -> list[str]:
-    """The stages that `evaluate` needs, and itself, each after those it needs; `ingest` only where its data lack."""
+    """`evaluate` and the stages it needs, in order; `ingest` only if the raw data are missing."""
     stages = read_yaml(project / "dvc.yaml", "the run recorded another file", ("stages",))["stages"]
     makers = {path: name for name, stage in stages.items() for path in _outputs(stage)}
     needs = {name: {makers[one] for one in _inputs(stage) if one in makers} for name, stage in stages.items()}
@@ -135,7 +133,7 @@ def stages_to_run(project: Path) -> list[str]:
 
 
 def _inputs(stage: dict) -> Iterable[str]:
-    """What a stage depends on; a project's code.yaml stands among its params."""
+    """The dependencies of a stage; a project's code.yaml is listed among its params."""
     yield from stage.get("deps", [])
     for param in stage.get("params", []):
         yield from param if isinstance(param, dict) else ()
@@ -148,7 +146,7 @@ def _outputs(stage: dict) -> Iterable[str]:
 
 
 def run_again(project: Path, store: str) -> None:
-    """Run the stages, one after the other; what train.init names is in the registry `store`.
+    """Run the stages, one after the other; the model that train.init names is read from the registry `store`.
 
     Raises:
         UserError: one of them failed.
@@ -158,11 +156,11 @@ def run_again(project: Path, store: str) -> None:
             project, "repro", "--force", "--no-run-cache", "--single-item", stage, capture=False, init_store=store
         )
         if done.returncode:
-            raise UserError(f"{project}: the stage {stage} failed there, see above; the folder is kept")
+            raise UserError(f"{project}: stage {stage} failed there, see above; the folder is kept")
 
 
 def compare(lineage: Lineage, project: Path) -> list[Compared]:
-    """What came out, beside what the run recorded."""
+    """Compare the results with what the run recorded."""
     then, now = lineage.hashes(), read_hashes(project / "dvc.lock")
     found = [_compare_hash(path, then.get(path), now.get(path)) for path in (RAW, *SPLIT)]
     found.append(_compare_weights(lineage.file(lineage.model), project / MODEL))
@@ -172,7 +170,7 @@ def compare(lineage: Lineage, project: Path) -> list[Compared]:
 
 def _compare_hash(path: str, then: str | None, now: str | None) -> Compared:
     if then is None or now is None:
-        return Compared(path, None, "no hash of it was recorded" if then is None else "it was not made")
+        return Compared(path, None, "its hash was not recorded" if then is None else "it was not made")
     return Compared(path, then == now, f"md5 {now}" if then == now else f"md5 {now}, then {then}")
 
 
@@ -181,7 +179,7 @@ def _compare_weights(then: Path | None, now: Path) -> Compared:
         return Compared("weights", None, "the model was not recorded with the run")
     old, new = (load_model(path).network.state_dict() for path in (then, now))
     if {key: value.shape for key, value in old.items()} != {key: value.shape for key, value in new.items()}:
-        return Compared("weights", False, "of another network")
+        return Compared("weights", False, "the network has another structure")
     if all(torch.equal(old[key], new[key]) for key in old):
         return Compared("weights", True, f"{len(old)} tensors, bit for bit")
     differ = [key for key in old if not torch.equal(old[key], new[key])]
@@ -204,7 +202,7 @@ def _compare_metrics(then: Path | None, now: Path) -> list[Compared]:
 
 
 def reproduce(model: str, out: Path, run: bool, store: str) -> bool:
-    """Check a version's state out into `out`, and with `run` run it again; prints, and returns whether all is equal.
+    """Check out a version's state into `out` and, with `run`, run it again; prints and returns whether all is equal.
 
     Raises:
         UserError: see `find_lineage`, `check_out` and `run_again`.
@@ -214,12 +212,12 @@ def reproduce(model: str, out: Path, run: bool, store: str) -> bool:
         lineage = find_lineage(model, folder, store)
         notes = check_out(lineage, Path.cwd(), out)
         project = out / _git(Path.cwd(), "rev-parse", "--show-prefix")
-        print(f"{lineage.uri}, commit {lineage.commit}, is checked out in {project}", flush=True)
+        print(f"checked out {lineage.uri}, commit {lineage.commit}, in {project}", flush=True)
         for note in notes:
             print(f"note: {note}", flush=True)
         stages = stages_to_run(project)
         if not run:
-            print(f"`unetpp reproduce` with --run runs {', '.join(stages)} there and compares")
+            print(f"with --run, `unetpp reproduce` also runs {', '.join(stages)} there and compares the results")
             return True
         print(f"running {', '.join(stages)}", flush=True)
         run_again(project, store)
@@ -227,9 +225,9 @@ def reproduce(model: str, out: Path, run: bool, store: str) -> bool:
     words = {True: "equal", False: "DIFFERS", None: "unknown"}
     for one in compared:
         print(f"{words[one.equal]:<8}  {one.what}: {one.detail}")
-    print("times and memory are not compared: they are the machine's")
+    print("times and memory are not compared: they depend on the machine")
     equal = all(one.equal for one in compared)
-    print("reproduced: all that can be compared is equal" if equal else "not reproduced in every respect, see above")
+    print("reproduced: everything that can be compared is equal" if equal else "not fully reproduced, see above")
     return equal
 
 
@@ -239,16 +237,16 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 def _dvc(folder: Path, *arguments: str, capture: bool = True, init_store: str = "") -> subprocess.CompletedProcess:
-    """A command of DVC, with the code of `folder` and the packages of this environment."""
+    """Run a DVC command with the code of `folder` and the packages of this environment."""
     environment = (
         os.environ
         | dvc_environment()
         | {
             "PATH": str(Path(sys.executable).parent) + os.pathsep + os.environ.get("PATH", ""),
-            # Of a project that the installed package runs, no folder of the user's own is taken for a package.
+            # Not in a project that the installed package runs: a folder of the user's could be taken for a package.
             **({"PYTHONPATH": str(folder)} if (folder / "unetpp/__init__.py").exists() else {}),
             "UNETPP_INIT_STORE": init_store,
-            "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",  # nothing that runs there writes elsewhere
+            "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",  # nothing there writes to another store
         }
     )
     command = [sys.executable, "-P", "-m", "dvc", *arguments]

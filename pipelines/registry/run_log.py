@@ -1,4 +1,4 @@
-"""What the MLflow run of a pipeline run holds: params, curves, data sets, system metrics, files, and search trials."""
+"""What the MLflow run of a pipeline run contains: params, curves, datasets, system metrics, files, search trials."""
 
 import itertools
 import json
@@ -18,11 +18,11 @@ from unetpp.data.manifest import Manifest
 from unetpp.errors import UserError
 from unetpp.models.model_file import MODEL
 
-# What says where the numbers come from, beside the commit; those that are there are kept.
+# The origin of the numbers, besides the commit; those that exist are logged.
 PIPELINE_FILES = ("code.yaml", "dvc.lock", "dvc.yaml", "params.yaml", "requirements.lock")
-# Of the params those that decide what a model is: a run's page shows and compares these. pipeline/params.yaml has all.
+# The params that determine a model: a run's page shows and compares these. pipeline/params.yaml has all.
 LOGGED = ("ingest.kind", "ingest.location", "prepare.", "model.", "search.widths", "train.", "augment.")
-# But for limits, patience, and what changes how fast a training is.
+# Except limits, patience, and what only affects the speed of training.
 LEFT_OUT = re.compile(
     r"prepare\.(max_|num_workers|no_foreground)|train\.(cpus_per_worker|max_failures|timeout_s|loader_workers|on_oom|"
     r"nonfinite|checkpoint_|compile|static_graph|compress_gradients|deterministic)"
@@ -32,7 +32,7 @@ REPORT_FILES = ("report.html", "report.json", "depths.csv", "images.csv")
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the earlier stages wrote."""
+    """The outputs of the earlier stages."""
 
     prepared: Path
     model: Path
@@ -43,20 +43,20 @@ class Inputs:
 
     @property
     def system(self) -> Path:
-        """How busy the machine was while it trained: beside the curves, which training wrote as well."""
+        """System metrics during training: stage train wrote them next to the curves."""
         return self.curves.with_name("system.csv")
 
     @property
     def unlogged(self) -> Path:
-        """The epochs that MLflow did not take while the training ran."""
+        """The epochs that could not be logged to MLflow during training."""
         return self.curves.with_name(live_log.UNLOGGED)
 
 
 def log_run(client, run, family: Family, inputs: Inputs, params: dict, folder: Path) -> None:
-    """Log what belongs to the whole family.
+    """Log everything that belongs to the whole family.
 
     Args:
-        folder: an empty one, to gather the files in.
+        folder: an empty folder in which to collect the files.
     """
     tags = {
         "data_sha256": family.data_sha256,
@@ -85,7 +85,7 @@ def log_run(client, run, family: Family, inputs: Inputs, params: dict, folder: P
 
 
 def log_curves(client, run, inputs: Inputs, training: str | None) -> None:
-    """Log what the run has not got of the curves: all of them, or the end that MLflow did not take while it trained."""
+    """Log what the run lacks of the curves: all of them, or the epochs that could not be logged during training."""
     curves, kept = read_curves(inputs.curves), live_log.read_unlogged(inputs.unlogged, training)
     names = sorted({key for key, _, _ in curves} | {"images_per_s"})
     known = runs.known_steps(client, run, *names) if "training" in run.data.tags else set()
@@ -96,21 +96,21 @@ def log_curves(client, run, inputs: Inputs, training: str | None) -> None:
 
 
 def gather(inputs: Inputs, folder: Path) -> None:
-    """Link the run's files into `folder` as they will lie in the run, with SHA256SUMS of them all."""
+    """Link the run's files into `folder`, laid out as in the run, with SHA256SUMS of all of them."""
     files = {"report": [inputs.evaluation / name for name in REPORT_FILES] + [inputs.curves, inputs.system]}
-    files["pipeline"] = [Path(name) for name in PIPELINE_FILES]  # of the folder in which the pipeline runs
+    files["pipeline"] = [Path(name) for name in PIPELINE_FILES]  # in the folder in which the pipeline runs
     files["model"] = [inputs.model / MODEL]  # all heads: what further training and pruning start from
     files["search"] = sorted(inputs.search.glob("[!.]*")) if inputs.search else []
     for name, paths in files.items():
         for path in paths:
-            if path.is_file():  # dvc.lock is missing when the stage is run by hand
+            if path.is_file():  # dvc.lock is missing if the stage is run by hand
                 (folder / name).mkdir(parents=True, exist_ok=True)
                 (folder / name / path.name).symlink_to(path.absolute())
     seal(folder)
 
 
 def numbers(values: dict) -> list[tuple[str, float]]:
-    """The entries that are numbers: null is one that could not be computed."""
+    """The entries that are numbers; null is a number that could not be computed."""
     return [(key, float(value)) for key, value in values.items() if isinstance(value, int | float)]
 
 
@@ -120,7 +120,7 @@ def telling(params: dict) -> dict[str, str]:
 
 
 def flatten(values: dict, prefix: str = "") -> dict[str, str]:
-    """Nested sections as dotted keys; lists, null, and what has values or colours for keys, as JSON."""
+    """Nested sections as dotted keys; lists, null, and mappings whose keys are values or colours, as JSON."""
     flat = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
@@ -132,7 +132,7 @@ def flatten(values: dict, prefix: str = "") -> dict[str, str]:
 
 
 def describe_data(prepared: Path, manifest: Manifest, ingest: dict | None) -> dict[str, dict]:
-    """Each split as MLflow's data set: where it came from, its hash, and what DVC calls it."""
+    """Each split as an MLflow dataset: its source, its hash, and its paths in DVC."""
     lock = Path("dvc.lock")
     hashes = read_hashes(lock, ("ingest", "prepare")) if lock.is_file() else {}
     return {
@@ -157,16 +157,16 @@ def _source(ingest: dict | None) -> dict:
         return {"source_type": kind, "source": {"uri": kind, **ingest["synthetic"]}}
     if kind in ("folder", "zip", "tar"):
         return {"source_type": "local", "source": {"uri": str(Path(location or ".").absolute()), "kind": kind}}
-    # MLflow's page knows "uri" of a bucket and "url" of an address.
+    # MLflow's page expects "uri" for a bucket and "url" for a web address.
     key = "url" if kind == "http" else "uri"
     return {"source_type": kind, "source": {key: redacted(location or kind), "kind": kind}}
 
 
 def read_hashes(lock: Path, stages: Sequence[str] | None = None) -> dict[str, str]:
-    """DVC's hash of each output of a dvc.lock by its path, of some stages or of all.
+    """DVC's hash of each output in a dvc.lock by path, for some stages or for all.
 
     Raises:
-        UserError: it is none.
+        UserError: the file is not a dvc.lock.
     """
     found = read_yaml(lock, "`dvc repro` writes one", ("stages",))["stages"]
     try:
@@ -215,15 +215,15 @@ def read_system(path: Path) -> list[tuple[str, float, int, int]]:
 
 
 def read_trials(search: Path | None) -> dict[str, dict]:
-    """The trials of a search by name: params, metrics (key, value, step) and tags; nothing where there was none.
+    """The trials of a search by name: params, metrics (key, value, step) and tags; empty if there was no search.
 
-    The step of an epoch's numbers is the epoch, that of a depth's final numbers the depth.
+    For an epoch's numbers, the step is the epoch; for a depth's final numbers, it is the depth.
     """
     if search is None or not (search / "search.csv").is_file():
         return {}
     trials: dict[str, dict] = defaultdict(lambda: {"params": {}, "metrics": [], "tags": {}})
     measures = ("val_iou", "parameters", "macs", "latency_ms")
-    facts = ("status", "reason", "chosen")  # of the whole trial, in the row of each of its depths
+    facts = ("status", "reason", "chosen")  # about the whole trial, in the row of each of its depths
     known = {"trial", "depth", "on_front", "seconds", "epochs", *measures, *facts}
 
     def add(row: dict[str, str]) -> None:

@@ -1,7 +1,7 @@
-"""Runs in MLflow: params, metrics, data sets, and trials as runs within a run.
+"""Runs in MLflow: params, metrics, datasets, and trials as nested runs.
 
-What is logged twice is the same thing once: a run is found again by its fingerprint, params that are there stay,
-metrics carry the run's own start as their time.
+Logging twice has the effect of logging once: a run is found by its fingerprint, existing params stay, and metrics have
+the run's start as their time.
 """
 
 import json
@@ -9,13 +9,13 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
-from pipelines.registry import mlflow_store  # mlflow reads its switches, which are set there, while it is imported
+from pipelines.registry import mlflow_store  # it sets environment variables that mlflow reads on import
 from pipelines.registry.lock import sqlite_path
 from pipelines.storage import artifact_paths
 from unetpp.errors import UserError
 
 with warnings.catch_warnings():
-    # While they are imported, mlflow and sqlalchemy warn of each other (deprecated loaders, type hints).
+    # On import, mlflow and sqlalchemy warn about each other (deprecated loaders, type hints).
     warnings.simplefilter("ignore")
     from mlflow import MlflowClient
     from mlflow.entities import (
@@ -30,19 +30,19 @@ with warnings.catch_warnings():
 
 
 def experiment_id(client: MlflowClient, name: str) -> str:
-    """The experiment's id; the experiment is made where it is missing."""
+    """The experiment's id; the experiment is created if it is missing."""
     found = client.get_experiment_by_name(name)
     if found is None:
-        # Without this tag the page takes the project for one of language models and hides runs and models.
+        # Without this tag the page opens in its mode for language models, and hides runs and models.
         mlflow_store.create_once(
             client.create_experiment, name, tags={"mlflow.experimentKind": "custom_model_development"}
         )
-        artifact_paths.follow(sqlite_path(client.tracking_uri))  # a command of another folder made it
+        artifact_paths.follow(sqlite_path(client.tracking_uri))  # a command in another folder may have created it
         found = client.get_experiment_by_name(name)
         assert found is not None
     if found.lifecycle_stage == "deleted":
         raise UserError(
-            f"the MLflow experiment {name!r} is deleted: restore it (mlflow experiments restore "
+            f"the MLflow experiment {name!r} was deleted: restore it (mlflow experiments restore "
             f"--experiment-id {found.experiment_id}), or set another register.experiment"
         )
     return found.experiment_id
@@ -51,13 +51,13 @@ def experiment_id(client: MlflowClient, name: str) -> str:
 def find_or_create_run(
     client: MlflowClient, experiment: str, name: str, fingerprint: str, training: str | None = None, **tags: str
 ) -> Run:
-    """The run with this fingerprint, made where it is missing: the one that its training has opened, or a new one."""
+    """The run with this fingerprint, or if it is missing, the one that its training run opened, or a new one."""
     where = f"tags.fingerprint = '{fingerprint}'"
     if not client.search_runs([experiment], where, max_results=1):
         opened = _only(client, _of_training(client, experiment, training)[0]) if training else None
         if opened:
             client.update_run(opened.info.run_id, status="RUNNING", name=name)
-            client.set_tag(opened.info.run_id, "fingerprint", fingerprint)  # last: from here on it is found by it
+            client.set_tag(opened.info.run_id, "fingerprint", fingerprint)  # last: from now on it is found by this tag
         else:
             client.create_run(experiment, run_name=name, tags={"fingerprint": fingerprint} | tags)
     found = _only(client, client.search_runs([experiment], where))
@@ -66,7 +66,7 @@ def find_or_create_run(
 
 
 def _only(client: MlflowClient, found: Iterable[Run]) -> Run | None:
-    """The oldest of several runs, and the others go: an answer may be lost on its way after the run was made."""
+    """Keep the oldest of several runs and delete the others: a response may be lost after the run was created."""
     ordered = sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
     for run in ordered[1:]:
         client.delete_run(run.info.run_id)
@@ -74,7 +74,7 @@ def _only(client: MlflowClient, found: Iterable[Run]) -> Run | None:
 
 
 def _of_training(client: MlflowClient, experiment: str, training: str) -> tuple[list[Run], list[Run]]:
-    """The runs that a training has opened and that no stage has completed yet, and those of them that one has."""
+    """The MLflow runs that a training run opened: those not completed by stage register yet, and the completed ones."""
     opened, completed = [], []
     for run in client.search_runs([experiment], f"tags.training = '{training}'"):
         (completed if "fingerprint" in run.data.tags else opened).append(run)
@@ -84,9 +84,9 @@ def _of_training(client: MlflowClient, experiment: str, training: str) -> tuple[
 def open_training(
     client: MlflowClient, experiment: str, name: str, training: str, description: str, model_name: str
 ) -> Run | None:
-    """The run in which a training appears while it runs, made where it is missing; stage register completes it.
+    """The MLflow run that shows a training run live, created if it is missing; stage register completes it.
 
-    None: it is complete already. The same training has the same curves, and these are in it.
+    None if it is already complete. The same training run has the same curves, so nothing is missing from it.
     """
     opened, completed = _of_training(client, experiment, training)
     if not opened and completed:
@@ -102,7 +102,7 @@ def open_training(
 
 
 def known_steps(client: MlflowClient, run: Run, *keys: str) -> set[tuple[str, int]]:
-    """Which steps of these metrics the run has, as (key, step)."""
+    """The steps of these metrics that the run already has, as (key, step)."""
     return {(key, one.step) for key in keys for one in client.get_metric_history(run.info.run_id, key)}
 
 
@@ -110,9 +110,9 @@ def known_steps(client: MlflowClient, run: Run, *keys: str) -> set[tuple[str, in
 def open_run(
     client: MlflowClient, experiment: str, name: str, fingerprint: str, training: str | None = None
 ) -> Iterator[Run]:
-    """The run with this fingerprint, made where it is missing; or the one that its training has opened.
+    """The run with this fingerprint, created if it is missing, or the one that its training run opened.
 
-    It is finished when the block was left without an error; a finished one is not touched.
+    It is marked finished if the block ends without an error; an already finished run is not changed.
     """
     run = find_or_create_run(client, experiment, name, fingerprint, training)
     run_id = run.info.run_id
@@ -123,14 +123,14 @@ def open_run(
     try:
         yield run
     except BaseException:
-        with suppress(Exception):  # the store may be what failed; the first error is the one to see
+        with suppress(Exception):  # the store itself may have failed; the first error is the one to report
             client.set_terminated(run_id, "FAILED")
         raise
     client.set_terminated(run_id)
 
 
 def log_params(client: MlflowClient, run: Run, params: dict[str, str], tags: dict[str, str]) -> None:
-    """Log params that the run has not got yet, and tags."""
+    """Log params that the run does not have yet, and tags."""
     new = [Param(key, value) for key, value in params.items() if key not in run.data.params]
     for start in range(0, max(1, len(new)), 100):  # a batch holds at most 100
         client.log_batch(run.info.run_id, params=new[start : start + 100])
@@ -167,7 +167,7 @@ def log_metrics(
     model_id: str | None = None,
     dataset: tuple[str, str] | None = None,
 ) -> None:
-    """Log (key, value, step) triples, of a model and on a dataset (name, sha256) if given."""
+    """Log (key, value, step) triples; if given, for a model and on a dataset (name, sha256)."""
     name, sha = dataset or (None, None)
     started = run.info.start_time
     metrics = [
@@ -178,7 +178,7 @@ def log_metrics(
 
 
 def log_series(client: MlflowClient, run: Run, values: Iterable[tuple[str, float, int, int]]) -> None:
-    """Log (key, value, step, milliseconds since 1970): what was measured over time."""
+    """Log measurements over time: (key, value, step, milliseconds since 1970)."""
     _log_batches(client, run, [Metric(key, value, time_ms, step) for key, value, step, time_ms in values])
 
 
@@ -190,7 +190,7 @@ def _log_batches(client: MlflowClient, run: Run, metrics: list[Metric]) -> None:
 def log_trial(
     client: MlflowClient, parent: Run, fingerprint: str, name: str, params: dict, metrics: list, tags: dict
 ) -> None:
-    """Log a trial of the search as a run within the run; one that is finished is left as it is."""
+    """Log a trial of the search as a nested run; a finished one is left unchanged."""
     inside = {"mlflow.parentRunId": parent.info.run_id}
     trial = find_or_create_run(client, parent.info.experiment_id, f"trial {name}", fingerprint, **inside)
     if trial.info.status != "FINISHED":

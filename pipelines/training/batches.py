@@ -1,7 +1,7 @@
-"""The training batches of one process: which samples are its own, what they are made by, and how messages call them.
+"""The training batches of one process: which samples it gets, how they are made, and how messages name them.
 
 The order of an epoch is the same in all processes, and each takes its share of every batch. Like
-`pipelines.training.epochs`, this knows torch.distributed and nothing of Ray.
+`pipelines.training.epochs`, this file uses torch.distributed but not Ray.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ from unetpp.training.step import NonFiniteError
 
 
 def make_loader(spec: TrainSpec, split: Split, device: torch.device) -> Loader:
-    """The training batches of a split, as the sections `train` and `augment` of params want them."""
+    """The loader of a split's training batches, according to the sections `train` and `augment` of params."""
     train, augment = spec.train, spec.augment
     limits: dict[str, Any] = augment.model_dump(include={"flips", "quarter_turns", "brightness", "hue"})
     limits["channels"] = spec.manifest.channels
@@ -43,10 +43,10 @@ def make_loader(spec: TrainSpec, split: Split, device: torch.device) -> Loader:
 
 
 class Batches:
-    """The batches of a training's epochs, as process `rank` of `world` has them.
+    """The batches of every epoch of a training run, for process `rank` of `world`.
 
     Attributes:
-        sizes: the samples of each step of an epoch, over all processes: images, or crops of them.
+        sizes: the number of samples in each step of an epoch, over all processes: images, or crops of them.
     """
 
     def __init__(self, spec: TrainSpec, split: Split, device: torch.device, rank: int, world: int):
@@ -54,13 +54,13 @@ class Batches:
         self._split, self._seed, self._device, self._rank, self._world = split, train.seed, device, rank, world
         self._on_device = spec.augment.on_device
         self.loader = make_loader(spec, split, device)
-        # As for all processes, of which some may be gone: the same batches whoever computes them.
+        # Cut for the maximum number of processes, even if some are gone: the batches are always the same.
         self._num = len(split) * train.crops_per_image
         self.sizes = cut_epoch(self._num, train.batch_size, max(world, train.max_workers))
 
     @property
     def waited_s(self) -> float:
-        """How long the steps of the last epoch waited for their batches, see `Loader`."""
+        """For how long the steps of the last epoch waited for their batches, see `Loader`."""
         return self.loader.waited_s
 
     def shards(self, epoch: int, rank: int | None = None) -> list[list[int]]:
@@ -73,12 +73,12 @@ class Batches:
         return shards
 
     def begin(self, epoch: int, first: int = 0, last: int | None = None) -> Iterator:
-        """The batches of an epoch from `first` to before `last`, the first of them on their way."""
+        """The batches of an epoch from `first` up to `last`, exclusive; the first ones are already being made."""
         batches = self.loader.batches(self.shards(epoch)[first:last], epoch)
         return augment_batches(batches, self._device) if self._on_device else batches
 
     def close(self) -> None:
-        """End the processes that make batches ahead of the step."""
+        """Stop the processes that make batches in advance."""
         self.loader.close()
 
     def ids(self, epoch: int, number: int, rank: int | None = None) -> list[str]:
@@ -92,7 +92,7 @@ class Batches:
         return f"in epoch {epoch + 1}, step {number + 1} of {len(self.sizes)}, of {samples}{who}"
 
     def explain(self, error: NonFiniteError, epoch: int, number: int) -> UserError:
-        """The samples of the batch, and those whose loss is not finite: the same message in all processes."""
+        """Name the samples of the batch, and those with a non-finite loss; all processes get the same message."""
         batch = self.ids(epoch, number)
         found = [(batch, [batch[place] for place in error.images])]
         if self._world > 1:
@@ -100,10 +100,10 @@ class Batches:
             dist.all_gather_object(every, found[0])
             found = every
         bad = [id for _, some in found for id in some]
-        what = f"of the sample(s) {', '.join(bad)}" if bad else "(of no one sample, but of their gradient)"
+        what = f"loss of the sample(s) {', '.join(bad)}" if bad else "gradient (every sample's loss is finite)"
         return UserError(
-            f"the loss is not finite any more {what} in epoch {epoch + 1}, step {number + 1} of {len(self.sizes)}; the "
-            f"batch: {', '.join(id for ids, _ in found for id in ids)}. If these images are sound, a lower "
-            "train.learning_rate, a longer train.warmup_epochs or train.clip_norm may help; train.nonfinite=skip drops "
-            "such steps"
+            f"non-finite {what} in epoch {epoch + 1}, step {number + 1} of {len(self.sizes)}; the batch: "
+            f"{', '.join(id for ids, _ in found for id in ids)}. If these images are correct, try a lower "
+            "train.learning_rate, a longer train.warmup_epochs, or train.clip_norm. train.nonfinite=skip drops such "
+            "steps"
         )

@@ -1,7 +1,7 @@
-"""Weights of a trained model that a training begins with (`train.init`), as stage search hands them to train.
+"""Initial weights from a trained model (`train.init`), as stage search passes them to train.
 
-Search fetches them once, so that a `models:/` address means one version and one sum from then on: they lie beside
-architecture.yaml, which DVC keeps, and go where it goes.
+Search fetches them once, so that from then on a `models:/` address stands for one version with one sha256. They are
+next to architecture.yaml, which DVC tracks, and travel with it.
 """
 
 from pathlib import Path
@@ -23,7 +23,7 @@ RECORD = "init.json"
 
 
 def write_begin(folder: Path, trained: Trained, asked: str, uri: str) -> None:
-    """Put a model and where it is from into a folder, as it travels to a cluster, too."""
+    """Write a model and its origin into a folder, which can also be sent to a cluster."""
     folder.mkdir()
     trained.save(folder / MODEL)
     write_json(folder / RECORD, {"asked": asked, "uri": uri, "sha256": trained.sha256})
@@ -37,13 +37,13 @@ def read_begin(folder: Path) -> tuple[Trained, Origin]:
 def begin_with(
     begin: tuple[Trained, Origin], params: Params, widths: tuple[int, ...], manifest: Manifest
 ) -> tuple[dict[str, Tensor], list[int]]:
-    """The weights of a model in the network of these params, and the depths of the heads that are drawn anew.
+    """The weights of a model in the network of these params, and the depths whose heads are newly initialised.
 
     Args:
         begin: what `read_begin` returned.
 
     Raises:
-        UserError: the networks are built otherwise.
+        UserError: the two networks do not have the same structure.
     """
     trained, origin = begin
     torch.manual_seed(params.train.seed)

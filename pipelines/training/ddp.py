@@ -1,4 +1,4 @@
-"""The network as a training step calls it: compiled, exchanging gradients, by kernels that repeat their bits."""
+"""The network as a training step calls it: compiled, exchanging gradients, with deterministic kernels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # else the benchmarks on a GPU would need pydantic
 
 
 def wrap(network: nn.Module, train: Train, device: torch.device, world: int) -> nn.Module:
-    """The network as a step calls it: compiled if wanted, and with gradients that are the mean over processes."""
+    """The network as a step calls it: compiled if params ask for it, with gradients averaged over processes."""
     called: Any = torch.compile(network, mode=train.compile) if train.compile else network
     if world == 1:
         return called
@@ -27,8 +27,8 @@ def wrap(network: nn.Module, train: Train, device: torch.device, world: int) -> 
         device_ids=[device.index] if device.type == "cuda" else None,
         gradient_as_bucket_view=True,
         static_graph=train.static_graph,
-        # Else rank 0's running statistics would replace those of the others before each step, and their mean
-        # (`average_statistics`) would know rank 0's images alone.
+        # Otherwise rank 0's running statistics would replace those of the others before each step, and their mean
+        # (`average_statistics`) would contain rank 0's images only.
         forward_sync_buffers=False,
     )
     if train.compress_gradients == "bf16":
@@ -38,10 +38,10 @@ def wrap(network: nn.Module, train: Train, device: torch.device, world: int) -> 
 
 
 def _settle_buckets(wrapped: nn.Module, network: nn.Module, device: torch.device, world: int) -> None:
-    """Let DistributedDataParallel put its gradients in their final order before the first step.
+    """Make DistributedDataParallel put its gradients into their final order before the first step.
 
-    It does so after the first pass of a process's life. The order in which more than two addends are added depends on
-    it, so that else the first step after a restart would round otherwise than that of an uninterrupted training.
+    It does so after the first pass of a process. With more than two processes, this order decides how sums are rounded:
+    without this pass, the first step after a restart would differ from that of an uninterrupted training run.
     """
     if world <= 2:
         return
@@ -54,10 +54,10 @@ def _settle_buckets(wrapped: nn.Module, network: nn.Module, device: torch.device
 
 
 def set_determinism(wanted: bool) -> None:
-    """Kernels that give the same bits again, or the fastest ones found by trying."""
+    """Use deterministic kernels, or else the fastest ones, found by trying."""
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(wanted)
-    # Nothing here reads what it did not write.
+    # No code here reads memory that it has not written.
     deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     torch.backends.cudnn.benchmark = not wanted

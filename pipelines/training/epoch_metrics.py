@@ -1,4 +1,4 @@
-"""The numbers of an epoch: as a row, and in one line."""
+"""The numbers of an epoch: as a row, and as curves."""
 
 from typing import Any
 
@@ -6,13 +6,13 @@ from torch import Tensor
 
 
 def make_row(epoch: int, totals: Tensor, depths: tuple[int, ...], learning_rate: float) -> dict[str, Any]:
-    """The numbers of an epoch, from the sums over all processes: (2 + num_heads, 2), see `train_epoch`, `validate`."""
+    """The numbers of an epoch from the sums over all processes, (2 + num_heads, 2): see `train_epoch`, `validate`."""
     train_loss = (totals[0, 0] / totals[0, 1]).item()
     means = (totals[1:-1] / totals[-1]).tolist()
     row: dict[str, Any] = {"epoch": epoch + 1, "train_loss": train_loss, "learning_rate": learning_rate}
     for depth, (loss, iou) in zip(depths, means, strict=True):
         row[f"val_loss_L{depth}"], row[f"val_iou_L{depth}"] = loss, iou
-    row["val_iou"] = sum(iou for _, iou in means) / len(means)  # every depth is to be good
+    row["val_iou"] = sum(iou for _, iou in means) / len(means)  # every depth should be good
     return row
 
 
@@ -27,7 +27,7 @@ def curves_of(row: dict[str, Any]) -> dict[str, float]:
 
 
 def best_so_far(history: list[dict]) -> dict[str, float]:
-    """The best val IoU of each depth over the epochs, and that of the best depth, named "best_val_iou"."""
+    """The best val IoU of each depth over all epochs, and as "best_val_iou" that of the best depth."""
     names = [key for key in history[0] if key.startswith("val_iou_L")]
     best = {f"best_{name}": max(row[name] for row in history) for name in names}
     return best | {"best_val_iou": max(best.values())}

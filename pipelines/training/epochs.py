@@ -1,6 +1,6 @@
-"""A training, for one process or for one of several: which samples are its own, what is yielded, how it goes on.
+"""The epochs of a training run, as one process, or one of several, computes them.
 
-It knows torch.distributed and nothing of Ray: whoever sets the processes up calls `epochs` in each.
+This file uses torch.distributed but not Ray: whatever starts the processes calls `epochs` in each.
 """
 
 import time
@@ -13,36 +13,31 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipelines.training.batches import Batches
-from pipelines.training.ddp import wrap
 from pipelines.training.epoch_metrics import make_row
-from pipelines.training.setup import Setup
+from pipelines.training.setup import Resumable
 from pipelines.training.spec import TrainSpec
 from pipelines.training.state import Best, TrainState
-from unetpp.errors import UserError, said
+from unetpp.errors import UserError
 from unetpp.models.segmenter import Segmenter
-from unetpp.network.model import NestedUNet
 from unetpp.training.batch_norm import (
     STATISTICS_IMAGES,
-    Statistics,
     average_statistics,
     find_batch_norms,
     recompute_statistics,
     reset_statistics,
 )
 from unetpp.training.choice import steady
-from unetpp.training.ema import Ema
 from unetpp.training.failures import FailedError, blank_images, describe, raise_any
-from unetpp.training.loop import encoder_share, make_scaler, plain_batches, schedule, step_seed, train_steps, validate
-from unetpp.training.step import NonFiniteError, TrainStep
+from unetpp.training.loop import plain_batches, step_seed, train_steps, validate
+from unetpp.training.step import NonFiniteError
 
-# Several processes must stop at the same step, and agree on it so often: each time costs an exchange, and makes a GPU
-# wait.
+# Several processes must stop at the same step. They agree on it every so many steps: each time costs an exchange, and
+# makes a GPU wait.
 AGREE_EVERY = {"cpu": 1, "cuda": 8}
 
 
 class Wish(IntEnum):
-    """What is asked of a training between two steps; of several processes' wishes the largest is done."""
+    """What a training run is asked to do between two steps; of the wishes of all processes, the largest wins."""
 
     GO_ON = 0
     KEEP = 1  # yield a state
@@ -58,20 +53,20 @@ def epochs(
     wish: Callable[[], Wish] = lambda: Wish.GO_ON,
     watch: Callable[[int, int, list[int]], None] = lambda *_: None,
 ) -> Iterator[TrainState]:
-    """Train, and yield the state after each epoch; it is all that a later call needs to go on from there.
+    """Train, and yield the state after each epoch: all that a later call needs to resume from there.
 
     Args:
-        state: one that was yielded before; None begins.
-        rank, world: this process's number, and how many there are; torch.distributed is set up if several.
-        wish: asked after steps; whatever any process wants, all do.
-        watch: told after each step: the epoch, the steps done of it, the images in each of its steps.
+        state: one that was yielded before; None starts from scratch.
+        rank, world: this process's number, and how many there are; if several, torch.distributed is already set up.
+        wish: called between steps; what any process wishes, all do.
+        watch: called after each step with the epoch, its steps so far, and the number of images in each of its steps.
 
     Yields:
-        the state after each epoch; and inside of one, after each `train.checkpoint_every_steps` and where it is wished
-        for. Its tensors are those that training goes on to change.
+        the state after each epoch; inside an epoch also every `train.checkpoint_every_steps` steps and on a wish. Its
+        tensors are not copies: further training changes them.
 
     Raises:
-        UserError: the loss is not finite any more, or a batch does not fit.
+        UserError: the loss is no longer finite, or a batch does not fit into memory.
     """
     training = Training(spec, device, state, rank, world, wish, watch)
     try:
@@ -80,7 +75,7 @@ def epochs(
         training.batches.close()
 
 
-class Training(Setup):
+class Training(Resumable):
     """See `epochs`."""
 
     def __init__(
@@ -93,86 +88,9 @@ class Training(Setup):
         wish: Callable[[], Wish] = lambda: Wish.GO_ON,
         watch: Callable[[int, int, list[int]], None] = lambda *_: None,
     ):
-        super().__init__(spec, device, world)
-        self.rank, self.world, self.wish, self.watch = rank, world, wish, watch
-        train, network, state = self.train, self.network, state or TrainState()
-        scaler = make_scaler(device, self.dtype)
-        self.ema = None if train.ema is None else Ema(network, train.ema)
-        self.history, self.best = list(state.history), state.best
-        parts: list[Any] = [network, self.optimizer, self.ema and self.ema.network, scaler]
-        if state.weights is not None:
-            for part, kept in zip(parts, (state.weights, state.optimizer, state.ema, state.scaler), strict=True):
-                if part is not None:
-                    part.load_state_dict(kept)
-        elif file := spec.find_init():
-            try:
-                network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
-            except Exception as error:
-                raise UserError(
-                    f"{file}: not the weights of this network ({said(error)}); run `dvc repro search`, or "
-                    "set train.init=null"
-                ) from None
-        elif spec.encoder_weights:
-            spec.encoder_weights.load(network)
-        if self.ema and state.weights is None:
-            self.ema.network.load_state_dict(network.state_dict())
-        self.statistics = Statistics(network)
-        # More parts than params want came of a lack of memory (train.on_oom).
-        usual = self._parts(state.world or world)
-        accumulate = round(self._parts(world) * (state.accumulate or usual) / usual)
-        self.batches = Batches(spec, self.train_split, device, rank, world)
-        self.sizes = self.batches.sizes
-        self.step = TrainStep(
-            wrap(network, train, device, world),
-            self.optimizer,
-            self.loss,
-            device,
-            self.dtype,
-            world=world,
-            accumulate=accumulate,
-            clip_norm=train.clip_norm,
-            nonfinite=train.nonfinite,
-            on_oom=train.on_oom,
-            ema=self.ema,
-            scaler=scaler,
-            encoder_share=encoder_share(train.encoder_lr, train.freeze_encoder_epochs * len(self.sizes)),
-        )
-        self.step.skipped = state.skipped
-        self.rate = schedule(train.learning_rate, train.warmup_epochs * len(self.sizes), train.epochs * len(self.sizes))
-        self.resumed = state
-        self.failed: Exception | None = None  # in this process, and not known to the others yet
-
-    @property
-    def result(self) -> NestedUNet:
-        """The network that is validated, and that the best epoch keeps."""
-        return self.ema.network if self.ema else self.network  # pyright: ignore[reportReturnType]
-
-    def _parts(self, world: int) -> int:
-        """In how many parts each of so many processes computes its share of a batch, as params want it.
-
-        Of fewer processes each has a larger share: none holds more images at once than it does where all are there, and
-        batch norm sees as many. Only batch norm over the whole batch is left the whole share.
-        """
-        train = self.train
-        return (
-            train.accumulate if train.sync_batchnorm else -(-train.accumulate * max(world, train.max_workers) // world)
-        )
-
-    def _take_over(self) -> Tensor:
-        """The sums of the part of an epoch that is done, which its statistics are put back to.
-
-        Of another number of processes the sums are added up, in process 0, and the statistics are the mean.
-        """
-        sums, rows, accumulate = self.resumed.sums, self.resumed.statistics, self.resumed.accumulate
-        assert sums is not None
-        assert rows is not None
-        assert accumulate is not None
-        rows = rows.to(self.device)
-        if len(sums) == self.world:
-            self.statistics.restore_flat(rows[self.rank])
-            return sums[self.rank]
-        self.statistics.restore_flat(self.statistics.merge(rows, self.step.accumulate / accumulate))
-        return sums.sum(dim=0) if self.rank == 0 else torch.zeros_like(sums[0])
+        super().__init__(spec, device, state, rank, world)
+        self.wish, self.watch = wish, watch
+        self.failed: Exception | None = None  # an error of this process that the others do not know of yet
 
     def run(self) -> Iterator[TrainState]:
         """See `epochs`."""
@@ -186,7 +104,7 @@ class Training(Setup):
             began = time.monotonic()
             sums = torch.zeros(2, dtype=torch.float64, device=self.device)
             if first:
-                sums += self._take_over().to(self.device)
+                sums += self.restore_sums().to(self.device)
             else:
                 reset_statistics(self.network)
             for state in self._steps(epoch, first, batches, sums):
@@ -209,10 +127,10 @@ class Training(Setup):
                 weights = {key: value.detach().cpu().clone() for key, value in self.result.state_dict().items()}
                 self.best = Best(epoch, score, weights)
             first = 0
-            yield self._state()
+            yield self.state()
 
     def _steps(self, epoch: int, first: int, batches: Iterator, sums: Tensor) -> Iterator[TrainState]:
-        """Make the steps of an epoch from `first` on, adding to `sums`; yields the states inside of it."""
+        """Make the steps of an epoch from `first` on, adding to `sums`; yields the states inside the epoch."""
         every, before = self.train.checkpoint_every_steps, epoch * len(self.sizes)
         steps = train_steps(
             self.step,
@@ -229,8 +147,8 @@ class Training(Setup):
                 self.watch(epoch, number, self.sizes)
                 wish = self._agree(number)
                 if wish or (every and (before + number) % every == 0 and number < len(self.sizes)):
-                    self.step.look()  # nothing that is not finite is kept
-                    yield self._state(number, sums, wish == Wish.STOP)
+                    self.step.look()  # a checkpoint must not contain non-finite values
+                    yield self.state(number, sums, wish == Wish.STOP)
         except NonFiniteError as error:
             raise self.batches.explain(error, epoch, error.step - before) from None
         except FailedError as error:
@@ -241,7 +159,7 @@ class Training(Setup):
             raise
 
     def _announced(self, batches: Iterator, num: int) -> Iterator:
-        """The batches; where one cannot be made, blank ones instead: the step tells all processes why."""
+        """The batches; if one cannot be made, blank ones replace it and the rest, and the step tells all why."""
         made = 0
         try:
             if self.failed:
@@ -255,7 +173,7 @@ class Training(Setup):
             yield from [(blank, blank[:, 0])] * (num - made)
 
     def _agree(self, number: int) -> Wish:
-        """What all processes do after this step of the epoch."""
+        """What all processes will do after this step of the epoch."""
         if self.world == 1:
             return self.wish()
         if number % AGREE_EVERY.get(self.device.type, 1) and number < len(self.sizes):
@@ -264,36 +182,9 @@ class Training(Setup):
         dist.all_reduce(wanted, dist.ReduceOp.MAX)
         return Wish(int(wanted.item()))
 
-    def _state(self, step: int = 0, sums: Tensor | None = None, stopped: bool = False) -> TrainState:
-        """What `epochs` yields; with the sums of a part of an epoch also what each process knows of it alone."""
-        found = None
-        if sums is not None:
-            own = torch.cat([sums, self.statistics.flat().to(self.device)])
-            rows = [own]
-            if self.world > 1:
-                rows = [torch.empty_like(own) for _ in range(self.world)]
-                dist.all_gather(rows, own)
-            found = torch.stack(rows).cpu()
-        return TrainState(
-            epoch=len(self.history),
-            step=step,
-            history=list(self.history),
-            best=self.best,
-            weights=self.network.state_dict(),
-            optimizer=self.optimizer.state_dict(),
-            scaler=self.step.scaler.state_dict() if self.step.scaler else None,
-            ema=self.ema.network.state_dict() if self.ema else None,
-            accumulate=self.step.accumulate,
-            skipped=self.step.skipped,
-            world=self.world,
-            sums=None if found is None else found[:, :2],
-            statistics=None if found is None else found[:, 2:],
-            stopped=stopped,
-        )
-
     @contextmanager
     def _told(self) -> Iterator[None]:
-        """An error in the block, where there are several processes, is kept until all learn of it together."""
+        """With several processes, keep an error of the block until all of them learn about it together."""
         try:
             yield
         except Exception as error:
@@ -302,7 +193,7 @@ class Training(Setup):
             self.failed = self.failed or error
 
     def _finish_statistics(self, epoch: int) -> None:
-        """Statistics of batch norm that belong to the weights which are validated, the same in all processes."""
+        """Make the batch-norm statistics match the validated weights, and equal in all processes."""
         if self.ema and find_batch_norms(self.ema.network):
             enough = -(-STATISTICS_IMAGES // self.train.batch_size)
             with self._told():
@@ -311,32 +202,32 @@ class Training(Setup):
             average_statistics(self.result, self.world)
 
     def _validate(self, epoch: int, sums: Tensor) -> dict[str, Any]:
-        """The row of an epoch."""
+        """Validate; returns the row of the epoch."""
         shard = range(self.rank, len(self.val_split), self.world)
         found = torch.full((len(self.network.depths) + 1, 2), torch.nan, dtype=torch.float64, device=self.device)
         with self._told():
-            if self.canvas:  # images of one shape make a batch
+            if self.canvas:  # a batch contains images of one shape
                 shard = sorted(shard, key=self.val_split.shape)
             whole = plain_batches(self.val_split, shard, self.train.batch_size)
             segmenter = Segmenter(self.result, canvas=self.canvas)
             found = validate(segmenter, whole, self.dtype, self.class_weights, self.train.loss)
         if self.failed:
-            found.fill_(torch.nan)  # which shows in all processes
+            found.fill_(torch.nan)  # all processes will see it
         totals = torch.cat([sums.view(1, 2), found])
-        if self.world > 1:  # Counts are added over the processes first and divided after.
+        if self.world > 1:  # sums and counts are added over the processes before they are divided
             dist.all_reduce(totals)
             if not torch.isfinite(totals).all():
                 self._raise_any(epoch)
         row = make_row(epoch, totals, self.network.depths, self.rate((epoch + 1) * len(self.sizes) - 1))
-        if not torch.isfinite(totals).all() or not totals[0, 1]:  # the same everywhere: all processes stop together
+        if not torch.isfinite(totals).all() or not totals[0, 1]:  # true in all processes or in none: all stop together
             raise UserError(
-                f"the loss is not finite any more in epoch {epoch + 1}: {row}; a lower train.learning_rate or a "
-                "longer train.warmup_epochs may help"
+                f"non-finite loss in epoch {epoch + 1}: {row}; try a lower train.learning_rate or a longer "
+                "train.warmup_epochs"
             )
         return row
 
     def _raise_any(self, epoch: int) -> None:
-        """Raise what went wrong in any process since the last step, in all of them."""
+        """In all processes, raise what went wrong in any of them since the last step."""
         try:
             raise_any(describe(self.failed) if self.failed else None, self.world)
         except FailedError as error:

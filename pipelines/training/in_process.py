@@ -1,6 +1,6 @@
-"""A training of one process, in this very process: no cluster, no group of processes, the same checkpoints.
+"""A training run of one process, in this process: no cluster, no process group, the same checkpoints.
 
-It is the training that Ray would run, so that a run may begin here and go on there, and the other way round.
+It is the same training that Ray would run, so a run may start here and resume there, or the other way round.
 """
 
 import signal
@@ -18,20 +18,22 @@ from unetpp.errors import UserError
 
 
 def run_alone(spec: TrainSpec, run: RunStore, log: Callable[[dict], None] = lambda _row: None) -> bool:
-    """Train, with the newest two checkpoints in `run`; one that was cut goes on.
+    """Train, keeping the newest two checkpoints in `run`; an interrupted run resumes.
 
     Args:
-        log: gets the row of each epoch that was done.
+        log: receives the row of each completed epoch.
 
     Returns:
-        False where SIGTERM stopped it, with a checkpoint of the step that it was in.
+        False if SIGTERM stopped it; a checkpoint of the current step is kept.
 
     Raises:
-        UserError: no such GPU, the disk is full, or what `epochs` raises.
-        KeyboardInterrupt: after Ctrl-C, with a checkpoint as well; after a second one, at once.
+        UserError: there is no GPU, the disk is full, or `epochs` raised it.
+        KeyboardInterrupt: after Ctrl-C, also with a checkpoint; after a second one, at once.
     """
     if spec.train.use_gpu and not torch.cuda.is_available():
-        raise UserError("train.use_gpu is true, and torch finds no GPU here; set it to false, or run `unetpp doctor`")
+        raise UserError(
+            "train.use_gpu: found true, but torch finds no GPU here; set it to false, or run `unetpp doctor`"
+        )
     device = torch.device("cuda" if spec.train.use_gpu else "cpu")
     found, passed_over = run.newest()
     state = TrainState.from_dict(found)

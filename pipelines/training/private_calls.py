@@ -1,5 +1,6 @@
-"""What is asked of Ray and torch by names that they do not promise to keep: in this one file, for the versions that
-pyproject.toml allows. Its test names them; after an upgrade see that the same is still answered.
+"""All uses of private names of Ray and torch, for the versions that pyproject.toml allows.
+
+Its test pins these versions; after an upgrade, check that each call still behaves the same.
 """
 
 import importlib
@@ -10,7 +11,7 @@ import torch.distributed as dist
 
 
 def threatened_ranks() -> list[int]:
-    """In a worker of Ray Train, the processes whose machine Ray was told will be taken away.
+    """In a worker of Ray Train: the ranks whose machine, as Ray was told, will be preempted.
 
     `ray.train.get_preemption_info()` is an exchange between all processes at each call; this is what it would send.
     """
@@ -21,14 +22,14 @@ def threatened_ranks() -> list[int]:
 
 
 def group_store() -> Any:
-    """The store by which the processes of this group found one another; process 0 keeps it."""
+    """The store through which the processes of this group found each other; process 0 keeps it."""
     return dist.distributed_c10d._get_default_store()
 
 
 def torch_config(**settings: Any) -> Any:
-    """Ray Train's TorchConfig, with a store that listens on the address of process 0 alone.
+    """Ray Train's TorchConfig, with a store that listens only on the address of process 0.
 
-    torch's own listens on every address of the machine, and asks nobody who he is.
+    torch's own listens on every address of the machine, without authentication.
     """
     from ray.train.torch import TorchConfig
     from ray.train.torch.config import _TorchBackend

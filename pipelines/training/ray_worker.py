@@ -1,6 +1,6 @@
-"""The training as Ray Train runs it: one process of several, and the run of them all.
+"""A training run on Ray Train: each of its processes, and the driver that starts them.
 
-The training itself is `pipelines.training.epochs`, which knows nothing of Ray.
+The training itself is in `pipelines.training.epochs`, which does not use Ray.
 """
 
 import json
@@ -29,26 +29,26 @@ from pipelines.training.stop_requests import Wishes
 from unetpp.errors import UserError
 from unetpp.training.memory import is_out_of_memory
 
-RESIZE_EVERY_S = 10  # where the number of workers may change, Ray looks so often whether there are others
-STOPPED = "stopped"  # what a training returns that was asked to stop
+RESIZE_EVERY_S = 10  # if the number of workers may change: how often Ray checks for available ones
+STOPPED = "stopped"  # the result of a training run that was asked to stop
 
 
 def train_worker(spec: TrainSpec, run: RunStore) -> str | None:
-    """One process of a Ray Train run: resumes from the run's newest whole checkpoint, reports after each epoch.
+    """One process of a Ray Train run: resumes from the run's newest intact checkpoint, reports after each epoch.
 
     Returns:
-        None, or why the training stopped for good; an exception would be tried again by Ray.
+        None, or why training stopped for good; after an exception Ray would try again.
     """
     import ray.train
     from ray.exceptions import RayError
 
-    logging.getLogger().setLevel("WARNING")  # else every report is printed whole, by every rank
+    logging.getLogger().setLevel("WARNING")  # otherwise every rank prints every report in full
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     peers = Peers(rank, world)
     if problem := _any_problem(spec, run, world):
         return problem
-    # Not Ray's idea of the newest checkpoint: should it be torn, the one before is taken.
+    # Not the checkpoint that Ray considers newest: if the newest is damaged, the one before it is used.
     found, passed_over = run.newest()
     state = TrainState.from_dict(found)
     _agree(run, state, world)
@@ -56,10 +56,10 @@ def train_worker(spec: TrainSpec, run: RunStore) -> str | None:
         for line in passed_over:
             print(f"skipped damaged checkpoint: {line}", flush=True)
         if found:
-            print(f"resumes after epoch {state.epoch}{state.place}", flush=True)
+            print(f"resuming after epoch {state.epoch}{state.place}", flush=True)
         if spec.train.max_workers > spec.train.min_workers:
             print(
-                f"{world} of at most {spec.train.max_workers} workers (first of them: process {os.getpid()})",
+                f"training on {world} of at most {spec.train.max_workers} workers (the first has pid {os.getpid()})",
                 flush=True,
             )
     try:
@@ -68,7 +68,7 @@ def train_worker(spec: TrainSpec, run: RunStore) -> str | None:
         if isinstance(error, RayError):
             raise
         if _may_pass(error):
-            # Another process's end shows as an error here: should it have left a note, that is the cause.
+            # When another process ends, this one gets an error; if the other left a note, the note is the cause.
             note, silent = peers.ask()
             if note:
                 return note
@@ -92,11 +92,11 @@ def _train(spec: TrainSpec, state: TrainState, run: RunStore, rank: int, world: 
     for after in epochs(spec, ray.train.torch.get_device(), state, rank, world, wish, watch):
         row = {"epoch": after.epoch, "step": after.step} if after.step else after.history[-1]
         if after.history:
-            row = row | best_so_far(after.history)  # what a search compares
+            row = row | best_so_far(after.history)  # search compares these
         if rank == 0:
             progress.say(f"checkpoint{after.place}") if after.step else progress.epoch(row)
         problem = _save(run, after) if rank == 0 else None
-        if problem := _first(problem, world):  # all stop: the others would wait for this one's report
+        if problem := _first(problem, world):  # all stop: otherwise the others would wait for this one's report
             return problem
         ray.train.report(row)
         if after.stopped:
@@ -105,7 +105,7 @@ def _train(spec: TrainSpec, state: TrainState, run: RunStore, rank: int, world: 
 
 
 def _save(run: RunStore, state: TrainState) -> str | None:
-    """Add a checkpoint to the run; the answer is why that cannot be."""
+    """Add a checkpoint to the run; returns why that failed, or None."""
     try:
         run.add(state.to_dict())
     except UserError as error:
@@ -114,7 +114,7 @@ def _save(run: RunStore, state: TrainState) -> str | None:
 
 
 def _agree(run: RunStore, state: TrainState, world: int) -> None:
-    """Whether all processes go on from the same checkpoint: on shared storage one may see a file later than another.
+    """Check that all processes resume from the same checkpoint: on shared storage, some may see a file later.
 
     Raises:
         ConnectionError: they do not; Ray tries again.
@@ -125,18 +125,16 @@ def _agree(run: RunStore, state: TrainState, world: int) -> None:
     every: list[Any] = [None] * world
     dist.all_gather_object(every, own)
     if len(set(every)) > 1:
-        raise ConnectionError(
-            f"{run.name}: the processes see different checkpoints as the newest one, (epoch, step) {every}"
-        )
+        raise ConnectionError(f"{run.name}: the processes found different newest checkpoints, (epoch, step): {every}")
 
 
 def _may_pass(error: Exception) -> bool:
-    """Whether an error may not come again: a process or a machine that is gone, and no bug, sample or memory."""
+    """Whether an error may be gone next time: a lost process or machine, but no bug, bad sample or lack of memory."""
     if isinstance(error, UserError) or is_out_of_memory(error):
         return False
     if isinstance(error, dist.DistError | ConnectionError | EOFError):
         return True
-    # gloo's errors have no type of their own; nor have those of a loader whose process was killed.
+    # gloo's errors have no type of their own; neither do those of a loader whose process was killed.
     text = str(error).casefold()
     return isinstance(error, RuntimeError) and any(
         sign in text for sign in ("gloo", "nccl", "connection", "timed out", "ended unexpectedly")
@@ -144,7 +142,7 @@ def _may_pass(error: Exception) -> bool:
 
 
 def _any_problem(spec: TrainSpec, run: RunStore, world: int) -> str | None:
-    """What keeps any process from its data or the run's place, the same in all: none waits for one that gave up."""
+    """Why any process cannot access its data or the run's storage; all get the same answer, so that none waits."""
     problem = None
     try:
         check_shared(run)
@@ -155,7 +153,7 @@ def _any_problem(spec: TrainSpec, run: RunStore, world: int) -> str | None:
 
 
 def _first(problem: str | None, world: int) -> str | None:
-    """The first problem that any process has, for all of them."""
+    """The first problem of any process, known to all of them."""
     problems = [problem]
     if world > 1:
         problems = [None] * world
@@ -165,14 +163,14 @@ def _first(problem: str | None, world: int) -> str | None:
 
 @contextmanager
 def reported(log: Callable[[dict], None]) -> Iterator[list]:
-    """Callbacks for `run_on_ray`, by which `log` gets, in this process, the row of each epoch that was kept."""
+    """Callbacks for `run_on_ray` that call `log`, in this process, with the row of each saved epoch."""
     from ray.train import UserCallback
 
     with scratch() as folder:
         path = folder / "rows"
         os.mkfifo(path)
 
-        class Rows(UserCallback):  # runs in Ray's controller, a process on the machine of this one
+        class Rows(UserCallback):  # runs in Ray's controller, another process on this machine
             def after_report(self, run_context, metrics, checkpoint):  # noqa: ARG002 - Ray passes them by name
                 if "step" not in metrics[0]:
                     path.write_text(json.dumps(metrics[0]) + "\n", encoding="utf-8")
@@ -182,7 +180,7 @@ def reported(log: Callable[[dict], None]) -> Iterator[list]:
                 log(json.loads(line))
 
         thread = threading.Thread(target=read, daemon=True)
-        # For reading and writing: else the pipe would end between two rows, since nobody holds it open to write.
+        # For reading and writing: otherwise the pipe would end between two rows, when no writer has it open.
         with open(os.open(path, os.O_RDWR), encoding="utf-8") as pipe:
             thread.start()
             try:
@@ -193,7 +191,7 @@ def reported(log: Callable[[dict], None]) -> Iterator[list]:
 
 
 def _announcer() -> Any:
-    """Says why workers are replaced, in Ray's controller: it hears also of those that can say nothing any more."""
+    """A callback in Ray's controller that prints why workers are replaced, even if they died without a word."""
     from ray.train import UserCallback
 
     class Announce(UserCallback):
@@ -206,27 +204,27 @@ def _announcer() -> Any:
 
 
 def describe_loss(rank: int, error: Exception) -> str | None:
-    """What is to be said of a process that Ray has lost; nothing of one that only saw that another was gone."""
+    """A line about a process that Ray lost; None for one that failed only because another was gone."""
     if isinstance(error, SilentError):
         return str(error)
     if type(error).__name__ == "WorkerHealthCheckTimeoutError":
-        return f"process {rank} does not answer Ray"
+        return f"process {rank} does not respond to Ray"
     if type(error).__name__ == "WorkerHealthCheckFailedError":
         return f"process {rank} is gone"
     return None if _may_pass(error) else f"process {rank}: {type(error).__name__}: {error}"
 
 
 def run_on_ray(spec: TrainSpec, name: str, run: RunStore, callbacks: list | None = None) -> str | None:
-    """Train with Ray Train by params alone: processes, threads, GPUs, restarts. A run of the same place goes on.
+    """Train with Ray Train; processes, threads, GPUs and restarts follow from params. An interrupted run resumes.
 
-    The processes write checkpoints themselves and Ray is told numbers alone: it would keep what a run has in a file
-    without a checksum that is written in place, and could not go on once that was torn.
+    The processes write checkpoints themselves and report only numbers to Ray: Ray would track checkpoints in a file
+    without a checksum, overwritten in place, and could not resume once that file is damaged.
 
     Returns:
         what `train_worker` returned.
 
     Raises:
-        UserError: the run's place cannot be written, or processes ended once more than `train.max_failures`.
+        UserError: the run's storage is not writable, or processes ended more often than `train.max_failures` allows.
         KeyboardInterrupt: Ctrl-C; a checkpoint was kept.
     """
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, WorkerGroupError
@@ -234,12 +232,12 @@ def run_on_ray(spec: TrainSpec, name: str, run: RunStore, callbacks: list | None
 
     begin(run)
     train, stack = spec.train, ExitStack()
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # every report waits for one; Ray's own is 2
-    # A process that stands still outside of an exchange, where no other one waits for it by gloo or NCCL.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # every report waits for one; Ray's default is 2
+    # For a process that hangs outside an exchange, where no other process waits for it in gloo or NCCL.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(train.timeout_s + 3 * ANSWER_S)
     failures = 3
     if train.max_workers > train.min_workers:
-        # Until Ray knows that a node is gone it tries to place workers there, which counts as a failure of its own.
+        # Until Ray notices that a node is gone, it tries to place workers there; each try counts as another failure.
         failures += train.max_failures
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
     trainer = TorchTrainer(
@@ -267,10 +265,10 @@ def run_on_ray(spec: TrainSpec, name: str, run: RunStore, callbacks: list | None
 
 
 def used_up(name: str, max_failures: int, failures: dict[int, Exception]) -> str:
-    """What to say where processes ended once more than params allow."""
+    """The message for processes that ended more often than params allow."""
     told = {describe_loss(rank, error) or f"process {rank} lost the others" for rank, error in failures.items()}
     return (
-        f"{name}: the workers were replaced {max_failures} time(s), and that is train.max_failures, when they ended "
-        f"again: {'; '.join(sorted(told))}. See to the machine or the cluster, or raise train.max_failures; the same "
-        "command goes on from the last checkpoint"
+        f"{name}: the workers ended again after {max_failures} replacement(s), the limit of train.max_failures: "
+        f"{'; '.join(sorted(told))}. Check the machine or the cluster, or raise train.max_failures, and rerun the "
+        "command: it resumes from the last checkpoint"
     )

@@ -1,4 +1,4 @@
-"""What a finished training leaves: the best weights as a model file, its curves, and the numbers of its best epoch."""
+"""The results of a finished training run: the best weights as a model file, curves, and metrics of the best epoch."""
 
 from pathlib import Path
 
@@ -22,8 +22,9 @@ def write_results(
     """Write `out/model.safetensors`, `reports/curves.csv` (a row per epoch and depth) and `reports/metrics.json`.
 
     Args:
-        name: of the run.
-        val: the split by which objects are parted, where the network has the targets for it; by default the spec's.
+        name: name of the run.
+        val: the split on which the separation of objects is tuned, if the network has targets for it; by default that
+            of the spec.
     """
     network, manifest = spec.build_network(), spec.manifest
     network.load_state_dict(state.best.weights)
@@ -33,7 +34,7 @@ def write_results(
     info["kept"] = f"{kept}: {WHY}"
     info["classes"] = manifest.classes
     if manifest.values:
-        info["values"] = manifest.values  # by which `unetpp predict --save values` writes masks as the set has them
+        info["values"] = manifest.values  # `unetpp predict --save values` writes masks with the values of the dataset
     info["data"] = {split: facts.sha256 for split, facts in manifest.splits.items()}
     if spec.init and spec.init.origin:
         info["init"] = spec.init.origin
@@ -48,7 +49,7 @@ def write_results(
             f"{depth} seed {one['seed']:g}, smallest {one['smallest_px']} px"
             for depth, one in info["separation"].items()
         )
-        detail(f"objects are separated by the values that are best on val: {'; '.join(chosen)}")
+        detail(f"objects are separated with the parameters that score best on val: {'; '.join(chosen)}")
     with replacing(out) as folder:
         folder.mkdir()
         trained.save(folder / MODEL)
@@ -60,7 +61,7 @@ def write_results(
             rows.append([row["epoch"], depth, *own, *shared, int(row is best)])
     header = ("epoch", "depth", "val_iou", "val_loss", "train_loss", "learning_rate", "kept")
     write_rows(reports / "curves.csv", header, rows)
-    # Without the speed: it differs from run to run, and these metrics are compared by `dvc metrics diff`.
+    # Without speed: it differs from run to run, and `dvc metrics diff` compares these metrics.
     ious = {f"L{depth}": round(best[f"val_iou_L{depth}"], 4) for depth in network.depths}
     numbers = {"epochs": len(state.history), "best_epoch": best["epoch"], "val_iou": ious}
     write_json(reports / "metrics.json", numbers)

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C while a training runs: it is asked to stop by itself, with a checkpoint, and then it ends."""
+"""SIGTERM and Ctrl-C during a training run: it is asked to save a checkpoint and stop."""
 
 import os
 import signal
@@ -12,15 +12,15 @@ T = TypeVar("T")
 
 @contextmanager
 def heard_signals() -> Iterator[list[int]]:
-    """The signals SIGTERM and SIGINT that came while the block lasts; a second one raises KeyboardInterrupt at once."""
+    """The signals SIGTERM and SIGINT received during the block; a second one raises KeyboardInterrupt at once."""
     signals: list[int] = []
 
     def heard(number: int, _: Any) -> None:
         signals.append(number)
         if len(signals) > 1:
             raise KeyboardInterrupt
-        # Not by print: the handler may have interrupted one.
-        os.write(2, b"stops with a checkpoint; a second Ctrl-C ends it without\n")
+        # Not print: the handler may have interrupted a print.
+        os.write(2, b"stopping after a checkpoint; press Ctrl-C again to stop without one\n")
 
     before = {number: signal.signal(number, heard) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -31,11 +31,11 @@ def heard_signals() -> Iterator[list[int]]:
 
 
 def run_stoppable(work: Callable[[], T], ask: Callable[[], None]) -> T:
-    """Do `work` in a thread, while this one minds the signals; where it is no main thread, just do it.
+    """Run `work` in another thread while this one handles signals; outside the main thread, just run it.
 
     Args:
-        work: returns, sooner than else, after it was asked to stop.
-        ask: asks it; called once, by the first signal.
+        work: returns early once it was asked to stop.
+        ask: asks it to stop; called once, on the first signal.
 
     Returns:
         what `work` returned, also after SIGTERM.

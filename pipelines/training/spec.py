@@ -1,4 +1,4 @@
-"""All that decides a training, as one record that travels to every process, and the name that it gives a run."""
+"""Everything that determines a training run, as one record that is sent to every process, and the run's name."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ from unetpp.network.model import NestedUNet
 
 @dataclass(frozen=True)
 class Init:
-    """A file with the weights that a training begins with; `origin`: "uri" and "sha256" of the model they are from."""
+    """A file with the initial weights of a training run; `origin`: "uri" and "sha256" of the model they come from."""
 
     file: str
     sha256: str
@@ -30,15 +30,15 @@ class Init:
 
 @dataclass(frozen=True)
 class TrainSpec:
-    """A training: the sections of params that it reads, its network's widths, and its data.
+    """A training run: the sections of params that it reads, the widths of its network, and its data.
 
     Attributes:
         prepared: folder of the prepared data.
-        manifest: of these data.
+        manifest: manifest of these data.
         class_weights: max(2, num_classes) weights, or None.
-        shared: where other machines find the data (`node_cache.share`); None reads them in `prepared`.
-        init: the weights to begin with; None draws them.
-        encoder_weights: those of the encoder, where there is no `init`.
+        shared: where other machines find the data (`node_cache.share`); if None, they are read from `prepared`.
+        init: the initial weights; if None, they are drawn at random.
+        encoder_weights: initial weights of the encoder, if there is no `init`.
     """
 
     model: Model
@@ -61,13 +61,13 @@ class TrainSpec:
         return build_network(self.model, self.widths, self.manifest)
 
     def find_init(self) -> Path | None:
-        """The weights to begin with: here, or in this node's cache."""
+        """The initial weights: on this machine, or in this node's cache."""
         if self.init is None:
             return None
         return Path(self.init.file) if self.shared is None else find_file(self.shared, "init")
 
     def open_splits(self) -> tuple[Split, Split]:
-        """The splits train and val: of the prepared folder, or of this node's cache."""
+        """The splits train and val, from the prepared folder or this node's cache."""
         if self.shared is None:
             return Split(self.prepared / "train.arrow"), Split(self.prepared / "val.arrow")
         return Split(find_file(self.shared, "train")), Split(find_file(self.shared, "val"))
@@ -81,13 +81,13 @@ def make_spec(
     shared: dict | None = None,
     init: Init | None = None,
 ) -> TrainSpec:
-    """The training of these params.
+    """The training run that these params describe.
 
     Args:
-        manifest: of the prepared data, where it was read before; None reads it.
+        manifest: manifest of the prepared data; if None, it is read.
 
     Raises:
-        UserError: no prepared data, or ones whose class weights are asked for and not known.
+        UserError: there are no prepared data, or params ask for class weights that these data do not tell.
     """
     manifest = manifest or read_manifest(prepared)
     weights = find_class_weights(params.train.class_weights, manifest, prepared)
@@ -106,16 +106,16 @@ def make_spec(
 
 
 def build_network(model: Model, widths: tuple[int, ...], manifest: Manifest) -> NestedUNet:
-    """The network of section `model`, with these widths, for the prepared data of a manifest."""
+    """The network of section `model` with these widths, for the prepared data that a manifest describes."""
     meaning = {"multilabel": manifest.multilabel, "background": manifest.background}
     return NestedUNet(widths, manifest.channels, manifest.num_classes, **meaning, **model.build)
 
 
 def find_class_weights(wanted: str | Sequence[float] | None, manifest: Manifest, prepared: Path) -> list[float] | None:
-    """What `train.class_weights` asks for: max(2, num_classes) weights, or None.
+    """The weights that `train.class_weights` asks for: max(2, num_classes) of them, or None.
 
     Raises:
-        UserError: the manifest of the prepared data does not say how many pixels each class has.
+        UserError: the manifest of the prepared data does not contain the number of pixels of each class.
     """
     if wanted is None:
         return None
@@ -123,18 +123,18 @@ def find_class_weights(wanted: str | Sequence[float] | None, manifest: Manifest,
         return [float(one) for one in wanted]
     if manifest.class_pixels is None:
         raise UserError(
-            f"{prepared}/manifest.json: found no class_pixels, by which train.class_weights=balanced weighs; run "
-            "`dvc repro prepare` with this version, or give the weights themselves"
+            f"{prepared}/manifest.json: found no class_pixels; expected them for train.class_weights=balanced: run "
+            "`dvc repro prepare` with this version, or set the weights as numbers"
         )
     pixels = manifest.class_pixels
     return balanced_weights(pixels + [0] * (max(2, manifest.num_classes) - len(pixels)))
 
 
 def run_name(stage: str, spec: TrainSpec, space: Any = None) -> str:
-    """A run's name: a hash of params, widths, data and code, so that only the very same training is ever resumed.
+    """A run's name: a hash of params, widths, data and code, so that only the very same training run is resumed.
 
     Args:
-        space: of a search, in place of the widths: what decides which trials there are, as plain values.
+        space: for a search, in place of the widths: everything that determines its trials, as plain values.
     """
     code = code_hash("pipelines.search" if stage == "search" else "pipelines.train")
     splits = {name: asdict(split) for name, split in spec.manifest.splits.items()}

@@ -1,4 +1,4 @@
-"""How far a training is: what it yields, what a checkpoint holds, and all that it needs to go on from there."""
+"""The state of a training run: what it yields, what a checkpoint contains, and all that is needed to resume."""
 
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Best:
-    """The epoch that is kept, counted from 0; its val IoU, as `unetpp.training.choice.steady` sees it; its weights."""
+    """The kept epoch, counted from 0; its val IoU as smoothed by `unetpp.training.choice.steady`; its weights."""
 
     epoch: int = 0
     val_iou: float = -1.0
@@ -17,20 +17,20 @@ class Best:
 
 @dataclass(frozen=True)
 class TrainState:
-    """A training after an epoch, or inside of one; without arguments, one that has not begun.
+    """A training run after an epoch, or inside one; without arguments, one that has not begun.
 
     Attributes:
-        epoch: epochs done.
-        step: steps done of the next epoch; 0 between two epochs.
-        history: a row an epoch.
-        weights, optimizer, scaler: state_dicts; the last of fp16 alone.
-        ema: state_dict of the averaged weights, where `train.ema` asks for them: these are validated and kept as best.
-        accumulate: parts of a process's batch, which may have grown for want of memory.
-        skipped: steps that were dropped.
-        world: how many processes there were.
-        sums, statistics: inside of an epoch, what each process knows of it alone: (world, 2) sums of losses and images,
-            and (world, values) running statistics.
-        stopped: the training was asked to stop here.
+        epoch: completed epochs.
+        step: completed steps of the next epoch; 0 between two epochs.
+        history: one row per epoch.
+        weights, optimizer, scaler: state_dicts; the scaler is for fp16 only.
+        ema: state_dict of the averaged weights, if `train.ema` is set: these are validated, and kept as the best.
+        accumulate: parts into which a process splits its batch; may have grown when memory ran out.
+        skipped: number of dropped steps.
+        world: number of processes.
+        sums, statistics: inside an epoch, the values of each process: (world, 2) sums of losses and images, and
+            (world, values) running statistics.
+        stopped: whether the training run was asked to stop here.
     """
 
     epoch: int = 0
@@ -50,17 +50,17 @@ class TrainState:
 
     @property
     def place(self) -> str:
-        """Where it is inside of an epoch, in words; nothing between two."""
+        """The place inside an epoch, in words; empty between two epochs."""
         return f" in epoch {self.epoch + 1}, step {self.step}" if self.step else ""
 
     def to_dict(self) -> dict[str, Any]:
-        """What a checkpoint's file holds: plain values and tensors."""
+        """The contents of a checkpoint file: plain values and tensors."""
         found = {one.name: getattr(self, one.name) for one in fields(self)}
         return {key: value for key, value in found.items() if value is not None} | {"best": dict(vars(self.best))}
 
     @classmethod
     def from_dict(cls, found: dict[str, Any]) -> "TrainState":
-        """A state of a checkpoint's file, also of one that holds fewer values or others beside them."""
+        """The state in a checkpoint file; missing values and unknown ones are tolerated."""
         known = {one.name: found[one.name] for one in fields(cls) if one.name in found}
         return cls(**known | {"best": Best(**found.get("best", {}))})
 

@@ -1,4 +1,4 @@
-"""What process 0 asks of a training that runs on a cluster: to stop, or to keep what it has while a machine is left."""
+"""What process 0 asks of a training run on a cluster: to stop, or to save checkpoints before a machine is preempted."""
 
 import time
 from collections.abc import Callable
@@ -6,15 +6,15 @@ from collections.abc import Callable
 from pipelines.storage.run_store import RunStore, StopFile
 from pipelines.training.epochs import Wish
 
-KEEP_EVERY_S = 10  # between the checkpoints of a training that is about to lose a machine
+KEEP_EVERY_S = 10  # between the checkpoints of a training run that is about to lose a machine
 
 
 class Wishes:
-    """Asked by `epochs` between two steps.
+    """Called by `epochs` between two steps.
 
     Args:
-        run: a file beside its checkpoints asks to stop.
-        threatened: the processes whose machine is going to be taken away, as the cluster was told.
+        run: a file `stop` next to its checkpoints asks it to stop.
+        threatened: the ranks whose machine will be preempted, as the cluster was told.
         say: prints a line.
     """
 
@@ -33,6 +33,6 @@ class Wishes:
             return Wish.GO_ON
         if self._kept == float("-inf"):
             which = ", ".join(map(str, ranks))
-            self._say(f"the machine of process {which} will be taken away: checkpoints now and every {KEEP_EVERY_S} s")
+            self._say(f"the machine of process {which} will be preempted: saving a checkpoint every {KEEP_EVERY_S} s")
         self._keeps = True
         return Wish.KEEP

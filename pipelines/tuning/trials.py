@@ -78,7 +78,7 @@ def trial(config: dict[str, Any], search: TrainSpec, params: Params, place: str)
     for line in passed_over:
         print(f"skipped damaged checkpoint: {line}", flush=True)
     if found:
-        print(f"resumes after epoch {found['epoch']}", flush=True)
+        print(f"resuming after epoch {found['epoch']}", flush=True)
     elif one.begin:
         found, _ = store_of(place, one.begin, params).newest()
     for row, kept in trial_rows(spec, TrainState.from_dict(found), one.until):

@@ -214,7 +214,7 @@ def test_a_version_carries_exports_up_to_its_depth_and_what_was_measured_of_them
     assert f"The version carries the exports of L1 to L{depth}: " in description
     assert "| **onnxruntime (auto)**" in description
     shown = show_lineage(uri, f"sqlite:///{home[0]}/mlflow.db")
-    assert "onnxruntime: 2.5 ms, IoU on val 0.800 (−0.11 points); `auto` took it there" in shown  # noqa: RUF001
+    assert "onnxruntime: 2.5 ms, IoU on val 0.800 (−0.11 points); the choice of `auto` there" in shown  # noqa: RUF001
 
 
 def test_a_version_whose_export_answers_something_else_is_refused(home):
@@ -231,13 +231,13 @@ def test_description_opens_with_the_decision(home, client):
     _, result = home
     first, second = (client.get_model_version(NAME, str(result["versions"][depth])) for depth in ("L1", "L2"))
     assert first.description.startswith(
-        f"L1: the depth to deploy of this run. {SENTENCE}\n\n**Now:** version 1 is champion."
+        f"L1: the depth to deploy from this run. {SENTENCE}\n\n**Now:** version 1 is champion."
     )
-    assert second.description.startswith("L2: of this run deploy L1, version 1, instead. ")
+    assert second.description.startswith("L2: deploy L1 of this run, version 1, instead. ")
     assert "| **L2**&nbsp;&nbsp;&nbsp; | **2**" in second.description
     assert f"models:/{NAME}/2" in second.description
     assert client.get_registered_model(NAME).description.startswith(
-        "**Of the run registered last, deploy L1, version 1"
+        "**Deploy L1 of the latest registered run: version 1 "
     )
 
 
@@ -249,7 +249,7 @@ def test_versions_say_what_they_are_in_tags(home, client):
     expected = {"seed": "0", "precision": "fp32", "licence": "CC-BY-4.0", "intended_use": "to count nuclei"}
     expected |= {"run_id": home[1]["run_id"], "promotion": "champion"}
     assert {key: client.get_model_version(NAME, "1").tags[key] for key in expected} == expected
-    assert tags["leak_check"] == "passed: of 9 groups and 2 pairs of near-duplicates, none stands in two splits"
+    assert tags["leak_check"] == "passed: of 9 groups and 2 pairs of near-duplicates, none is in two splits"
 
 
 def test_aliases_are_the_depths_and_the_recommended(home, client):

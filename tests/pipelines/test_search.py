@@ -85,7 +85,7 @@ def test_a_trial_whose_loss_is_not_finite_ends_with_the_reason_and_raises_nothin
     space = {"train.learning_rate": [1e30], "train.optimizer": ["sgd"]}
     rows = list(trial_rows(first_of(prepared, space=space, epochs=3), TrainState(), 3))
     row, _ = rows[-1]
-    assert "not finite any more" in row["dead"]
+    assert "non-finite loss" in row["dead"]
     assert row["best_val_iou"] >= 0
 
 
@@ -124,7 +124,7 @@ def test_train_begins_with_the_weights_of_the_search_where_it_is_told_to(prepare
     canary = Canary(tmp_path)
     for _, content in canary.forms():
         (tmp_path / "init.pt").write_bytes(content)
-        with pytest.raises(UserError, match=r"init\.pt: not the weights of this network"):
+        with pytest.raises(UserError, match=r"init\.pt: the weights do not fit this network"):
             last(replace(spec, init=Init(str(tmp_path / "init.pt"), "0" * 64)))
         assert canary.alive
 

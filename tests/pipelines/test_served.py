@@ -568,4 +568,4 @@ def test_a_version_of_another_network_is_told_by_how_much_it_differs(folder, mon
     other = load_model(str(folder))
     monkeypatch.setattr(other, "predict", lambda *_: right * np.nan)
     assert "by the pyfunc differs" in differing(loaded, other, {"image0": image, "L2/image0": right}, 2)
-    assert "gives shape" in differing(loaded, served, {"image0": image, "L2/image0": right[..., 1:]}, 2)
+    assert "predicts shape" in differing(loaded, served, {"image0": image, "L2/image0": right[..., 1:]}, 2)

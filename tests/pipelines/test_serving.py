@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.serving import as_request, ask_from_many, images_of, load, post, serving
 from pipelines.registry import mlflow_store, model_versions, read_back
+from pipelines.registry.load import fetch_version
 from unetpp import NestedUNet, UserError
 from unetpp.inference.predictor import Predictor
 from unetpp.models.model_file import Trained
@@ -136,7 +137,7 @@ def test_a_process_of_its_own_passes_a_right_version_and_names_the_file_that_som
     try:
         reasons = read_back.check_in_clean_process(NAME, {1: "1", 2: "2"}, trained)
         with pytest.raises(UserError, match=r"models:/unetpp-nuclei/2: model\.safetensors: found sha256"):
-            model_versions.fetch_version(NAME, "2")
+            fetch_version(NAME, "2")
     finally:
         weights.write_bytes(content)
     assert set(reasons) == {2}
@@ -149,11 +150,11 @@ def test_sums_that_were_replaced_together_with_the_weights_are_refused(store):
     content = sums.read_text()
     sums.write_text(content.replace("0", "1"))
     try:
-        with pytest.raises(UserError, match=r"models:/unetpp-nuclei/1: SHA256SUMS: its bytes are not those"):
-            model_versions.fetch_version(NAME, "1")
+        with pytest.raises(UserError, match=r"models:/unetpp-nuclei/1: SHA256SUMS: its sha256 is not that"):
+            fetch_version(NAME, "1")
     finally:
         sums.write_text(content)
-    assert model_versions.fetch_version(NAME, "1").network.depths == (1,)
+    assert fetch_version(NAME, "1").network.depths == (1,)
 
 
 def test_a_version_without_its_files_is_refused_by_their_name(store, tmp_path):
@@ -162,6 +163,6 @@ def test_a_version_without_its_files_is_refused_by_their_name(store, tmp_path):
     weights.rename(tmp_path / "weights")
     try:
         with pytest.raises(UserError, match=r"model\.safetensors: no such file in .*artifacts"):
-            model_versions.fetch_version(NAME, "1")
+            fetch_version(NAME, "1")
     finally:
         (tmp_path / "weights").rename(weights)

@@ -69,5 +69,5 @@ def test_workers_read_their_nodes_cache_and_a_sample_that_one_cannot_use_stops_a
     assert f"'{split.id(2)}'" in printed
     assert "in epoch 1: RuntimeError" in printed  # the cause
     assert "of 2)" in printed  # which process
-    assert "resumes after" not in printed
+    assert "resuming after" not in printed
     assert "Traceback" not in printed.rpartition("error: training stopped:")[0]

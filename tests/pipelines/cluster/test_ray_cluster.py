@@ -90,7 +90,7 @@ def test_a_cluster_that_somebody_starts_ends_no_workers_whose_epochs_reach_mlflo
         assert training.wait(60) == 130
         printed = project.log("train")
         assert "replaced" not in printed
-        assert "resumes after" not in printed
+        assert "resuming after" not in printed
         assert "Traceback" not in printed
         steps = logged()
         assert steps == list(range(1, len(steps) + 1))

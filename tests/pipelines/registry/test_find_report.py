@@ -49,16 +49,16 @@ def test_a_wrong_name_is_told_what_was_expected_and_what_there_is(elsewhere):
         UserError, match=r"empty: found no report.json in this folder; expected .* `dvc repro evaluate`"
     ):
         find_evaluation("empty")
-    with pytest.raises(UserError, match=r"nothing: no such folder, git revision or DVC experiment.*Here there is none"):
+    with pytest.raises(UserError, match=r"nothing: no such folder, git revision or DVC experiment.*There is none here"):
         find_evaluation("nothing")
     write_files(elsewhere / "reports/evaluate")
-    with pytest.raises(UserError, match=r"Here there is the folder reports/evaluate"):
+    with pytest.raises(UserError, match=r"Available here: the folder reports/evaluate"):
         find_evaluation("--upload-pack=touch x")
 
 
 @pytest.mark.parametrize("name", ["models:/a@b", "0" * 32, f"runs:/{'0' * 32}"])
 def test_where_there_is_no_store_none_is_made(elsewhere, name):
-    with pytest.raises(UserError, match=r"no MLflow store .*mlflow.db: `dvc repro register` makes it"):
+    with pytest.raises(UserError, match=r"mlflow.db: found no MLflow store; `dvc repro register` creates it"):
         find_evaluation(name)
     assert not list(elsewhere.iterdir())
 
@@ -128,7 +128,7 @@ def test_a_run_a_version_and_an_alias_name_what_was_logged_with_them(registry):
         assert (found.folder / "report.html").read_text() == "<h1>report</h1>"
         assert found.version_depth == depth
     for name, answer in (
-        ("0" * 32, rf"no such run with a folder `report`.*its newest runs are .*{run_id} \({NAME} "),
+        ("0" * 32, rf"no such run with a folder `report`.*the newest runs there are .*{run_id} \({NAME} "),
         (f"models:/{NAME}@L7", f"{NAME} has the aliases L1, L2, champion, recommended and the versions 1, 2"),
         ("models:/cells/1", f"it holds .*models:/{NAME}"),
         (f"models:/{NAME}", re.escape("expected models:/NAME@ALIAS")),

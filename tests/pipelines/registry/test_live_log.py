@@ -55,8 +55,8 @@ def test_every_row_is_sent_once_and_in_order_or_given_back(away, capfd):
     assert bool(left) == (away == 2)
     assert store.status == (None if left else "FINISHED")
     said = capfd.readouterr().err
-    assert said.count("not in MLflow for now: ConnectionError: away") == (away is not None)
-    assert said.count("in MLflow again") == (away in (0, 1))
+    assert said.count("cannot log to MLflow, retrying: ConnectionError: away") == (away is not None)
+    assert said.count("logging to MLflow again") == (away in (0, 1))
 
 
 def test_training_never_waits_for_a_store_that_hangs():
@@ -173,9 +173,9 @@ def test_server_that_is_down_at_start_middle_and_end_has_every_epoch_once_after_
         for part, epochs in enumerate(([1, 2], [4])):
             for number in epochs:
                 log(row_of(number))
-            wait_for(lambda part=part: said.getvalue().count("not in MLflow for now") == part + 1)
+            wait_for(lambda part=part: said.getvalue().count("cannot log to MLflow, retrying") == part + 1)
             server = serve()
-            wait_for(lambda part=part: said.getvalue().count("in MLflow again") == part + 1)
+            wait_for(lambda part=part: said.getvalue().count("logging to MLflow again") == part + 1)
             if part == 0:
                 log(row_of(3))
             wait_for(lambda part=part: has([1, 2, 3, 4][: part + 3]))

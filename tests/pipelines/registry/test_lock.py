@@ -103,7 +103,7 @@ def test_write_that_took_too_long_gives_no_turn_and_is_told(capsys):
     registry.set_registered_model_tag = faster
     with exclusive(registry, "nuclei"):
         assert len(tries) >= 2
-    assert "too long to keep turns by; trying again" in capsys.readouterr().out
+    assert "too long for a safe lock; trying again" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -129,7 +129,7 @@ def test_file_store_is_locked_across_processes_and_freed_by_a_kill(tmp_path):
         thread = threading.Thread(target=enter)
         with redirect_stdout(io.StringIO()) as said:  # what capfd reads while a thread prints is lost at times
             thread.start()
-            wait_for(lambda: "another registration is at work in this store" in said.getvalue())
+            wait_for(lambda: "another registration is running in this store" in said.getvalue())
             assert not entered.is_set()
             other.kill()
             thread.join()

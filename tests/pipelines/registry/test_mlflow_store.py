@@ -84,11 +84,11 @@ def test_malformed_model_uri_is_a_user_error(uri):
 
 
 def test_empty_registry_says_how_to_fill_it(store):
-    with pytest.raises(UserError, match=r"no MLflow store .*mlflow\.db: `dvc repro register` makes it"):
+    with pytest.raises(UserError, match=r"mlflow\.db: found no MLflow store; `dvc repro register` creates it"):
         load_registered("models:/nuclei@L1")
     assert not list(Path.cwd().iterdir())  # nor is an empty one made
     mlflow_store.connect(store)
-    with pytest.raises(UserError, match="holds no registered model: `dvc repro register` makes one"):
+    with pytest.raises(UserError, match="which has no models; `dvc repro register` registers one"):
         load_registered("models:/nuclei@L1")
 
 

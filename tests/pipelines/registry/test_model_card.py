@@ -33,7 +33,7 @@ def test_a_model_that_parts_objects_tells_ap_with_its_interval_and_of_what_it_is
     assert parted.tags(1)["targets"] == "mask, boundary, distance"
     for text in (version_description(parted, {1: "3", 2: "4"}, 2), family_description(parted, {1: "3", 2: "4"})):
         assert "0.551 (0.520 to 0.580)" in text
-        assert "AP: of predicted objects, parted by a watershed, against the objects that the data number" in text
+        assert "AP: of predicted objects (separated by a watershed) against the objects numbered in the data" in text
         assert f"\n\n{OBJECTS['remark']}\n\n" in text
         rows = [line for line in text.splitlines() if line.startswith("|")]
         assert len({row.count("|") for row in rows[:4]}) == 1
@@ -51,7 +51,7 @@ def test_card_names_the_encoder_and_the_sha256_of_its_weights():
 
     begun = {"encoder_weights": {"uri": "lite0.pth", "sha256": "0" * 64}}
     assert told(LITE, begun) == (
-        f"encoder {LITE} with the weights lite0.pth, sha256 `{'0' * 64}`; widths 4, 6; skips dense"
+        f"encoder {LITE} initialised from lite0.pth, sha256 `{'0' * 64}`; widths 4, 6; skips dense"
     )
     assert told(LITE, {}) == f"encoder {LITE}; widths 4, 6; skips dense"
     assert told(None, {}) == "widths 4, 6; skips dense"

@@ -40,7 +40,9 @@ def test_worse_run_does_not_become_champion_and_a_better_one_does(home):
     # L1 ... and `recommended` go to the newest run that was read back whole, champion does not.
     assert worse["aliases"] == {"L1": 3, "L2": 4, "recommended": 3, "champion": 1, "challenger": 3}
     assert worse["promotion"] == "challenger"
-    assert worse["promotion_reason"].startswith("worse: IoU -0.2000 [-0.2000, -0.2000] beside the champion, version 1")
+    assert worse["promotion_reason"].startswith(
+        "worse: IoU -0.2000 [-0.2000, -0.2000] relative to the champion, version  1"
+    )
     assert "in 4 groups" in worse["promotion_reason"]
     assert better["aliases"] == {"L1": 5, "L2": 6, "recommended": 5, "champion": 5}
     assert better["promotion"] == "champion"
@@ -66,26 +68,26 @@ def test_promote_and_rollback_leave_a_trace(home, monkeypatch):
         promote(uri, f"{NAME}/3", " ")
     with pytest.raises(UserError, match=r"nuclei/77: no such version .* L1, L2, .* and the versions 1, 2, 3, 4, 5, 6"):
         promote(uri, f"{NAME}/77", "x")
-    with pytest.raises(UserError, match="nuclei/5 is the champion already"):
+    with pytest.raises(UserError, match="nuclei/5 is already the champion"):
         promote(uri, f"{NAME}@champion", "x")
     with pytest.raises(UserError, match=r"models:/other: no such model .* it holds models:/nuclei"):
         rollback(uri, "other", "x")
     assert promote(uri, f"models:/{NAME}/3", "slides\nof the new scanner") == (
-        "nuclei: version 3 is champion, version 5 was it"
+        "nuclei: version 3 is now champion, replacing version 5"
     )
     client = mlflow_store.connect(uri)
     assert client.get_model_version(NAME, "3").tags["promotion_by"] == "ana@desk"
     assert client.get_model_version(NAME, "5").tags["promotion"] == "former champion"
     assert "ana@desk: version 3: **champion, promoted by hand**. slides of the new scanner" in description(uri, 3)
-    assert rollback(uri, NAME, "worse on frozen sections") == "nuclei: version 5 is champion again, version 3 was it"
+    assert rollback(uri, NAME, "worse on frozen sections") == "nuclei: version 5 is champion again, replacing version 3"
     assert current(uri)["champion"] == 5
     assert client.get_model_version(NAME, "3").tags["promotion"] == "rolled back"
-    assert "**no champion any more, rolled back to version 5**. worse on frozen sections" in description(uri, 3)
+    assert "**no longer champion, rolled back to version 5**. worse on frozen sections" in description(uri, 3)
     assert "worse on frozen sections" in (client.get_registered_model(NAME).description or "")
     register(folder / "run 1", uri=uri)  # what a person rolled back does not come again by itself
     assert current(uri)["champion"] == 5
     assert "worse on frozen sections" in description(uri, 3)
-    assert rollback(uri, NAME, "further") == "nuclei: version 1 is champion again, version 5 was it"
+    assert rollback(uri, NAME, "further") == "nuclei: version 1 is champion again, replacing version 5"
     with pytest.raises(UserError, match="version 1 is its first champion"):
         rollback(uri, NAME, "further still")
     promote(uri, f"{NAME}/5", "back")
@@ -95,7 +97,7 @@ def test_version_that_was_not_read_back_is_never_promoted(home):
     _, uri, _ = home
     client = mlflow_store.connect(uri)
     client.set_model_version_tag(NAME, "4", "verified", "false")
-    with pytest.raises(UserError, match="not read back whole"):
+    with pytest.raises(UserError, match="not verified after registration"):
         promote(uri, f"{NAME}/4", "x")
     client.set_model_version_tag(NAME, "4", "verified", "true")
 
@@ -111,4 +113,4 @@ def test_no_recommended_depth_is_challenger_by_the_nearest_depth_and_keeps_what_
     assert (after["champion"], after["recommended"]) == (before["champion"], before["recommended"])
     assert after["challenger"] == found["versions"]["L2"]
     assert "No depth meets 1 ms." in found["promotion_reason"]
-    assert description(uri, found["versions"]["L1"]).startswith("L1: no depth is recommended, L2 comes nearest.")
+    assert description(uri, found["versions"]["L1"]).startswith("L1: no depth is recommended; L2 is the nearest.")

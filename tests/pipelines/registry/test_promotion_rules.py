@@ -27,7 +27,7 @@ def test_better_candidate_becomes_champion_and_a_worse_one_does_not():
     assert decide(scored(0.85)).promote
     verdict = decide(scored(0.75))
     assert not verdict.promote
-    assert verdict.reason.startswith("worse: IoU -0.0500 [-0.0500, -0.0500] beside the champion, version 3 (L2)")
+    assert verdict.reason.startswith("worse: IoU -0.0500 [-0.0500, -0.0500] relative to the champion, version  3 (L2)")
 
 
 def test_candidate_that_is_worse_by_less_than_the_tolerance_becomes_champion():
@@ -38,7 +38,7 @@ def test_candidate_that_is_worse_by_less_than_the_tolerance_becomes_champion():
 def test_candidate_that_may_be_worse_stays_challenger_though_its_mean_is_higher():
     verdict = decide(scored(0.805, spread=0.3))
     assert not verdict.promote
-    assert "it may be worse" in verdict.reason
+    assert "possibly worse" in verdict.reason
 
 
 def test_a_gate_that_is_off_is_neither_passed_nor_failed():
@@ -47,7 +47,7 @@ def test_a_gate_that_is_off_is_neither_passed_nor_failed():
     assert verdict.promote
     assert verdict.reason.endswith("all 1 gates passed (empty does not apply)")
     verdict = decide(scored(0.85), report=REPORT | {"gates": {"L2": [GATE | {"passed": False}, off]}})
-    assert "it fails 1 of 1 gates: flips 0.02" in verdict.reason
+    assert "fails 1 of 1 gates: flips 0.02" in verdict.reason
 
 
 def test_groups_count_once_however_many_images_they_have():
@@ -64,7 +64,7 @@ def test_gates_decide_first(champion):
     failed = REPORT | {"gates": {"L2": [GATE, GATE | {"value": 0.2, "passed": False}], "L1": [GATE]}}
     verdict = decide(scored(0.9), champion, failed)
     assert not verdict.promote
-    assert verdict.reason == "it fails 1 of 2 gates: flips 0.2, limit 0.05"
+    assert verdict.reason == "fails 1 of 2 gates: flips 0.2, limit 0.05"
     passed = decide(scored(0.9), champion, REPORT | {"gates": {"L2": [GATE]}})
     assert passed.promote
     assert "all 1 gates passed" in passed.reason

@@ -109,17 +109,19 @@ def test_what_was_not_recorded_is_said_and_not_guessed(tmp_path):
         "environment: pipeline/requirements.lock: not recorded",
     ):
         assert line in text
-    assert "begins with" not in text
-    assert ("begins with", "models:/a/3 sha256 00") in rows(recorded(tmp_path, "none", init="models:/a/3 sha256 00"))
+    assert "initial weights" not in text
+    assert ("initial weights", "models:/a/3 sha256 00") in rows(
+        recorded(tmp_path, "none", init="models:/a/3 sha256 00")
+    )
     gone = Lineage("models:/nuclei/1", [], {}, None, tmp_path, None)
-    assert ("run", "no longer there") in rows(gone)
+    assert ("run", "deleted") in rows(gone)
 
 
 def test_code_that_cannot_be_had_is_refused_before_anything_is_made(tmp_path, repository):
     for commit, message in (("none", "no commit was recorded"), ("0" * 40, "git fetch")):
         with pytest.raises(UserError, match=message):
             check_out(recorded(tmp_path, commit), repository, tmp_path / "out")
-    with pytest.raises(UserError, match="no git repository that has the commit"):
+    with pytest.raises(UserError, match="found no git repository with the commit"):
         check_out(recorded(tmp_path, git(repository, "rev-parse", "HEAD")), tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -132,10 +134,10 @@ def test_what_may_make_it_another_result_is_said_before_anything_runs(tmp_path, 
     (lineage.folder / "pipeline/dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", **lock}))
     (lineage.folder / "pipeline/requirements.lock").write_text("numpy==1.0\nno-such-package==2\n")
     notes = "\n".join(check_out(lineage, repository, tmp_path / "out"))
-    assert f"changes that were not committed: commit {commit[:12]} may not be all of it" in notes
-    assert "dvc.yaml was not recorded with the run: that of the commit is taken" in notes
-    assert "is in no cache or remote: it is fetched again from its source, folder /scans" in notes
-    assert "packages of other versions than then: numpy" in notes
+    assert f"uncommitted changes: commit {commit[:12]} may not contain all of it" in notes
+    assert "dvc.yaml was not recorded with the run: using the one in the commit" in notes
+    assert "is in no cache or remote: it will be fetched from its source, folder /scans" in notes
+    assert "packages whose versions differ from those of the run: numpy" in notes
     assert "no-such-package" not in notes
     assert (tmp_path / "out/params.yaml").read_text() == "as: recorded\n"
     assert not (tmp_path / "out/.dvc/config.local").exists()
@@ -169,7 +171,7 @@ def test_a_comparison_names_what_differs_and_by_how_much(tmp_path):
     found = {one.what: (one.equal, one.detail) for one in compare(lineage, project)}
     assert found["data/raw"] == (True, "md5 same")
     assert found["data/prepared"] == (False, "md5 b, then a")
-    assert found["reports/prepare/split.csv"] == (None, "no hash of it was recorded")
+    assert found["reports/prepare/split.csv"] == (None, "its hash was not recorded")
     assert found["weights"] == (False, "1 of 44 tensors differ, by up to 0.25")
     assert found["metrics of L1"] == (False, "iou_image 0.7, then 0.8")
 

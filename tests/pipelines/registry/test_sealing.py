@@ -40,7 +40,7 @@ def store(tmp_path_factory, trained) -> str:
 
 
 def folder_of(version: str) -> Path:
-    return Path(model_versions._location(NAME, version))
+    return Path(model_versions.location(NAME, version))
 
 
 def forget_the_tag(store: str, version: str) -> None:
@@ -69,7 +69,7 @@ def test_a_version_without_sums_is_refused_with_the_command_that_seals_it(store,
     with torch.inference_mode():
         found = load_registered(f"models:/{NAME}/2", store).segmenter()(image)
         torch.testing.assert_close(found, trained.segmenter(2)(image), atol=1e-5, rtol=0)
-    assert seal_registered(NAME, store).splitlines() == [f"cells/{n} is sealed already, and whole" for n in (1, 2, 3)]
+    assert seal_registered(NAME, store).splitlines() == [f"cells/{n} is already sealed, and intact" for n in (1, 2, 3)]
 
 
 def test_damage_is_not_sealed(store):
@@ -82,7 +82,7 @@ def test_damage_is_not_sealed(store):
     (folder_of("1") / "SHA256SUMS").unlink()
     with pytest.raises(UserError, match=r"model\.safetensors: found the sha256 .*damaged") as refused:
         seal_registered(f"models:/{NAME}", store)
-    assert str(refused.value).splitlines()[1:] == [f"cells/{n} is sealed already, and whole" for n in (2, 3)]
+    assert str(refused.value).splitlines()[1:] == [f"cells/{n} is already sealed, and intact" for n in (2, 3)]
 
 
 def test_what_somebody_put_into_the_store_is_not_run(store, tmp_path):

@@ -145,7 +145,7 @@ def test_server_with_log_in_over_postgresql_and_s3_needs_its_address_alone(
                 register(folder, uri=server.url)
             monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
             found = register(folder, uri=server.url)
-            assert "read back, predicts the same" in capsys.readouterr().out
+            assert "read back and verified" in capsys.readouterr().out
             assert found["champion"] == 1
             assert PASSWORD not in str(found)
             keys = [one["Key"] for one in s3.list_objects_v2(Bucket="mlflow")["Contents"]]

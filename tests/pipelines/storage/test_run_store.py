@@ -165,8 +165,8 @@ def test_workers_on_a_bucket_go_on_from_it_after_each_fault_and_end_as_on_a_fold
     project.wait_for(training, "train", "epoch 3/16")
     family = psutil.Process(training.pid).children(recursive=True)
     next(one for one in family if "RayTrainWorker" in one.name() + " ".join(one.cmdline())).kill()
-    project.wait_for(training, "train", "resumes after epoch")
-    after = project.log("train").rpartition("resumes after epoch")[2].split()[0]
+    project.wait_for(training, "train", "resuming after epoch")
+    after = project.log("train").rpartition("resuming after epoch")[2].split()[0]
     project.wait_for(training, "train", f"epoch {int(after) + 2}/16")
     listed = bucket.client.list_objects_v2(Bucket=bucket.name, Prefix="shared/runs/")["Contents"]
     run = listed[0]["Key"].split("/")[2]
@@ -189,7 +189,7 @@ def test_workers_on_a_bucket_go_on_from_it_after_each_fault_and_end_as_on_a_fold
     whole = spec_of(params, prepared, **short)
     on_folder = run_processes(2, {"whole": (whole, None)}, tmp_path)["whole"][0][-1]
     assert all(torch.equal(value, trained[key]) for key, value in on_folder.best.weights.items())
-    assert "finished already" in project.run("train", *arguments)
+    assert "already finished" in project.run("train", *arguments)
 
 
 @pytest.mark.ray

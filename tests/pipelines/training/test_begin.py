@@ -82,7 +82,9 @@ def test_search_and_train_must_agree_on_what_a_training_begins_with(project, pre
     path = search_here(project, prepared, fetch_init(folder, tmp_path))
     assert (init_of(spec_of(project, prepared, path)).origin or {})["uri"] == folder
     project.set({"train": {"init": "models:/nuclei@champion"}})
-    with pytest.raises(UserError, match=r"found .*/model to begin with; expected train.init=models:/nuclei@champion"):
+    with pytest.raises(
+        UserError, match=r"found .*/model as initial weights; expected those of train.init=models:/nuclei@champion"
+    ):
         spec_of(project, prepared, path)
     project.set({"train": {"init": "search"}})
     with pytest.raises(UserError, match=r"expected train\.init=search: run `dvc repro search`"):

@@ -57,7 +57,7 @@ def test_workers_that_cannot_be_are_refused_with_what_to_do(params, changes, mes
 
 def worlds(log: str) -> list[str]:
     """How many workers there were, one time after the other; nodes on one machine print each other's lines again."""
-    found = dict.fromkeys(re.findall(r"(\d) of at most 2 workers \(first of them: process (\d+)\)", log))
+    found = dict.fromkeys(re.findall(r"(\d) of at most 2 workers \(the first has pid (\d+)\)", log))
     return [world for world, _ in found]
 
 
@@ -97,7 +97,7 @@ def test_training_goes_on_without_a_node_that_is_taken_away_and_with_one_that_co
         project.wait_until(training, "train", lambda log: "epoch 3/14" in log)
         cluster.drain_node(1, NOTICE_S)
         gates.open[5].set()
-        project.wait_until(training, "train", lambda log: re.search("process [01] will be taken away", log))
+        project.wait_until(training, "train", lambda log: re.search("process [01] will be preempted", log))
         cluster.kill_node(1)  # as whoever gave the notice does, in the end
         project.wait_until(training, "train", lambda log: worlds(log) == ["2", "1"])
         cluster.add_node(cpus=1)

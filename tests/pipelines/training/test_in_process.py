@@ -75,7 +75,7 @@ def with_an_image_of_nan(prepared: Path, folder: Path) -> str:
 def test_image_that_is_no_number_stops_the_training_by_its_name_or_is_skipped(params, prepared, tmp_path):
     id = with_an_image_of_nan(prepared, tmp_path / "prepared")
     spec = spec_of(params, tmp_path / "prepared", {"norm": "group"})
-    with pytest.raises(UserError, match=rf"not finite any more of the sample\(s\) {id} in epoch 1, step \d of \d; the"):
+    with pytest.raises(UserError, match=rf"non-finite loss of the sample\(s\) {id} in epoch 1, step \d of \d; the"):
         last(spec)
     spec = spec_of(params, tmp_path / "prepared", {"norm": "group"}, nonfinite="skip")
     rows = last(spec).history
@@ -124,10 +124,10 @@ def test_training_that_was_terminated_interrupted_and_killed_ends_as_an_uninterr
     assert stop(2, signal.SIGTERM) == 143
     assert "stopped by SIGTERM with a checkpoint; rerun the command to resume" in project.log("train")
     assert stop(5, signal.SIGINT) == 130
-    assert "stops with a checkpoint" in project.log("train")
+    assert "stopping after a checkpoint" in project.log("train")
     stop(8, signal.SIGKILL)
     printed = project.run("train", *arguments)
-    assert "resumes after epoch" in printed
+    assert "resuming after epoch" in printed
     assert "epoch 1/16" not in printed
     with open(project.folder / "reports/train/curves.csv") as file:
         rows = [(int(row["epoch"]), row["depth"]) for row in csv.DictReader(file)]
@@ -137,7 +137,7 @@ def test_training_that_was_terminated_interrupted_and_killed_ends_as_an_uninterr
     assert all(torch.equal(value, weights[key]) for key, value in whole.best.weights.items())
     metrics = json.loads((project.folder / "reports/train/metrics.json").read_text())
     assert (metrics["best_epoch"], metrics["epochs"]) == (whole.best.epoch + 1, 16)
-    assert "finished already" in project.run("train", *arguments)
+    assert "already finished" in project.run("train", *arguments)
 
 
 @pytest.mark.slow

@@ -51,7 +51,7 @@ def test_signal_asks_the_work_to_stop_and_a_second_one_does_not_wait_for_it(sign
         check=True,
     )
     assert done.stdout.split() == printed.split()
-    assert ("stops with a checkpoint" in done.stderr) == bool(signals)
+    assert ("stopping after a checkpoint" in done.stderr) == bool(signals)
 
 
 def test_error_of_the_work_and_work_of_another_thread_pass_through():

@@ -36,7 +36,7 @@ def test_checkpoints_are_wished_for_at_the_notice_and_every_ten_seconds_after(tm
     assert wishes() == Wish.GO_ON
     clock[0] = 40.0
     assert wishes() == Wish.KEEP
-    assert said == ["the machine of process 1 will be taken away: checkpoints now and every 10 s"]
+    assert said == ["the machine of process 1 will be preempted: saving a checkpoint every 10 s"]
     run.write(STOP, b"")
     assert wishes() == Wish.STOP
 
@@ -58,7 +58,7 @@ def test_training_outlives_a_node_that_is_preempted_and_one_that_dies(project, p
         project.wait_until(training, "train", lambda log: f"epoch 2/{EPOCHS}" in log)
         cluster.drain_node(1, NOTICE_S)
         project.wait_until(training, "train", lambda log: "checkpoint in epoch" in log)
-        assert re.search("the machine of process [01] will be taken away", project.log("train"))
+        assert re.search("the machine of process [01] will be preempted", project.log("train"))
         cluster.add_node(cpus=1)
         project.wait_until(training, "train", lambda log: starts(log) == 1)
         cluster.kill_node(1)  # as whoever gave the notice does, in the end
@@ -78,7 +78,7 @@ def test_training_outlives_a_node_that_is_preempted_and_one_that_dies(project, p
 
 def starts(log: str) -> int:
     """How often the workers went on from a checkpoint."""
-    return len(set(re.findall(r"resumes after epoch \d+.*", log)))
+    return len(set(re.findall(r"resuming after epoch \d+.*", log)))
 
 
 def last_epoch(log: str) -> int:
