@@ -93,7 +93,8 @@ def _stems(images: Sequence[Path]) -> dict[Path, str]:
     if len(set(names)) < len(names):
         twice = sorted(str(image) for image in images if names.count(image.stem) > 1)
         raise UserError(
-            f"images of the same name would overwrite each other's mask: {', '.join(twice[:6])}; predict them apart"
+            f"images of the same name would overwrite each other's mask: {', '.join(twice[:6])}; predict "
+            "them into different folders"
         )
     return dict(zip(images, names, strict=True))
 
@@ -124,7 +125,7 @@ def _tell(num: int, num_before: int, about: About, outputs: Outputs, out: Path) 
     before = f", {num_before} of them before" if num_before else ""
     others = [kind for kind in outputs.save if kind != "mask"]
     if others:
-        print(f"wrote {', '.join(others)} of {num} images to {out}{before}")
+        print(f"wrote {', '.join(others)} for {num} images to {out}{before}")
     if "mask" not in outputs.save:
         return
     if about.multilabel:

@@ -1,1 +1,1 @@
-"""Prediction of folders: which images, what is written of each, in which order, and what is done already."""
+"""Prediction of folders: which images, what is written for each, in which order, and what is already done."""

@@ -1,4 +1,4 @@
-"""Images that lie in files or under s3://bucket/prefix: found by listing, and brought here one by one."""
+"""Images in files or under s3://bucket/prefix: found by listing, and fetched one by one."""
 
 import hashlib
 import os
@@ -17,12 +17,12 @@ from unetpp.errors import UserError
 from unetpp.images.pictures import SUFFIXES
 
 SCHEME = "s3://"
-CONNECTIONS = 16  # of a process to a store at once
+CONNECTIONS = 16  # at once, from one process to one store
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """An image to be predicted, as it was listed; an object has an ETag, a file has none."""
+    """An image to be predicted, as it was listed. Objects have an ETag, files have none."""
 
     address: str
     size: int
@@ -35,17 +35,17 @@ class Item:
 
     @property
     def bucket(self) -> str:
-        """Of an object."""
+        """The bucket of an object."""
         return _split(self.address)[0]
 
     def fetch(self, folder: Path, store: Store | None) -> Path:
-        """The image as a file: itself, or a copy of the object in the new folder `folder`.
+        """The image as a file: the file itself, or a copy of the object in the new folder `folder`.
 
         Args:
-            store: that of its bucket, for an object.
+            store: for an object, the store of its bucket.
 
         Raises:
-            ObjectError: it changed since it was listed, is gone, damaged or may not be read.
+            ObjectError: the object changed since it was listed, is gone or damaged, or may not be read.
             UserError: the store does not answer.
         """
         if store is None:
@@ -62,7 +62,7 @@ class Item:
         if facts.md5 and facts.md5 != found.hexdigest():
             raise ObjectError(
                 f"{self.address}: the bytes do not match the ETag {self.etag} (their MD5 differs); rerun the "
-                "command, and if it stays (the store's ETags are no MD5), set ingest.s3.checksums=when_required"
+                "command; if this recurs (the store's ETags are not MD5 sums), set ingest.s3.checksums=when_required"
             )
         return path
 
@@ -74,7 +74,7 @@ class Stores:
         self._s3, self._opened = s3, dict[str, Store]()
 
     def of(self, item: Item) -> Store | None:
-        """Where an object lies; None for a file. To be asked by one thread, used by several."""
+        """The store of an object; None for a file. Call this from one thread; several may use the store."""
         if not item.etag:
             return None
         if item.bucket not in self._opened:
@@ -87,43 +87,43 @@ def open_store(address: str, s3: S3) -> Store:
 
 
 def _split(address: str) -> tuple[str, str]:
-    """Bucket and key, or prefix."""
+    """Bucket, and key or prefix."""
     bucket, _, key = address.removeprefix(SCHEME).partition("/")
     return bucket, key
 
 
 def is_address(text: str | Path) -> bool:
-    """Whether a place is one in a bucket."""
+    """Whether a place is in a bucket."""
     return str(text).startswith(SCHEME)
 
 
 def s3_settings() -> S3:
-    """How stores are reached: `ingest.s3` of a params.yaml in this folder, and what the environment says."""
+    """How stores are accessed: `ingest.s3` of a params.yaml in this folder, then the environment."""
     if Path("params.yaml").is_file():
         s3 = load_params().ingest.s3
     else:
         plain = {"region": None, "profile": None, "anonymous": False, "requester_pays": False}
         s3 = S3(endpoint=None, checksums="when_supported", **plain)
-    # boto3 would read these by itself, but not on another machine.
+    # boto3 reads these itself, but on another machine they are not set.
     endpoint = s3.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     return s3.model_copy(update={"endpoint": endpoint or None})
 
 
 def check_address(address: str) -> None:
-    """Refuse what names no bucket.
+    """Refuse an address without a bucket.
 
     Raises:
-        UserError: names it.
+        UserError: the address names no bucket.
     """
     if not re.fullmatch(r"s3://[^/]+(/.*)?", address):
-        raise UserError(f"{address}: found no bucket in it; expected s3://bucket/prefix")
+        raise UserError(f"{address}: found no bucket in this address; expected s3://bucket/prefix")
 
 
 def find_objects(address: str, s3: S3) -> list[Item]:
-    """The images under a prefix, or the one that an address names.
+    """The images under a prefix, or the single image that an address names.
 
     Raises:
-        UserError: none there, or a store that cannot be listed.
+        UserError: no image there, or a store that cannot be listed.
     """
     check_address(address)
     store, key = open_store(address, s3), _split(address)[1]
@@ -132,7 +132,8 @@ def find_objects(address: str, s3: S3) -> list[Item]:
         found = [_item(store, one)]
     if not found:
         raise UserError(
-            f"{address}: no image there; expected objects under this prefix that end in {', '.join(sorted(SUFFIXES))}"
+            f"{address}: found no image there; expected objects under this prefix that end in "
+            f"{', '.join(sorted(SUFFIXES))}"
         )
     return found
 
@@ -149,6 +150,6 @@ def _item(store: Store, one: Object) -> Item:
 
 
 def item_of(file: Path) -> Item:
-    """A file as it is now."""
+    """The item for a file, as the file is now."""
     facts = file.stat()
     return Item(str(file), facts.st_size, facts.st_mtime)

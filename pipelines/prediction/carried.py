@@ -1,4 +1,4 @@
-"""A model as it travels to other processes: its files, and how exactly each of them opens it."""
+"""A model as it is sent to other processes: its files, and exactly how each process opens it."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,11 +14,12 @@ from unetpp.models.listing import LISTING
 
 @dataclass(frozen=True)
 class Carried:
-    """What every process opens alike, whatever machine it is on.
+    """A model that every process opens in the same way, on any machine.
 
     Attributes:
-        files: bytes by their place in a folder; the first one is what is opened.
-        asked: with depth and engine by name, so that nobody else chooses.
+        files: contents by path within a folder; the first file is the one that is opened.
+        asked: with depth and engine named, so that no other process chooses.
+        size: (height, width) of an image as the network sees it.
     """
 
     files: dict[str, bytes]
@@ -26,7 +27,7 @@ class Carried:
     size: Size
 
     def open(self, folder: Path, threads: int) -> Opened:
-        """The very same, in this process; `folder` keeps its files."""
+        """Open the model in this process; its files are written to `folder`."""
         for name, content in self.files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
@@ -34,12 +35,12 @@ class Carried:
 
 
 def carry(family: Family, asked: Asked, opened: Opened, size: Size) -> Carried:
-    """What was opened here, to be opened elsewhere."""
+    """A model that is open here, to be opened elsewhere."""
     return Carried(_files(family, opened), settle(family, asked, opened.how), size)
 
 
 def settle(family: Family, asked: Asked, how: dict) -> Asked:
-    """What was asked for, with the engine and the depth that were chosen."""
+    """The request, with the engine and depth that were chosen filled in."""
     depth = None if family.is_export or asked.heads is not None else how["depth"]
     return replace(asked, depth=depth, engine=how["engine"], max_latency_ms=None)
 

@@ -1,4 +1,4 @@
-"""Decoding, computing and writing at the same time: images of one size in batches, bounded in pixels."""
+"""Decode, compute and write at the same time: batches of images of one size, bounded in pixels."""
 
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -17,17 +17,17 @@ from unetpp.inference.predictor import Predictor
 from unetpp.inference.tiles import TILE_PX, as_batch, predict_tiled, to_own_size
 from unetpp.models.about import About
 
-BATCH_PX = 2**16  # a batch is full with so many pixels
+BATCH_PX = 2**16  # a batch of this many pixels is full
 HELD_PX = 2**25  # pixels that are decoded and wait to be computed
-AHEAD = 32  # images that are decoded beforehand, where they are small
-Done = tuple[Path, list[Path] | UserError]  # an image, and its files or why it has none
+AHEAD = 32  # images that are decoded in advance, if they are small
+Done = tuple[Path, list[Path] | UserError]  # an image, and its files or the reason why there are none
 
 
 @dataclass(frozen=True)
 class _Decoded:
     path: Path
     pixels: np.ndarray  # (H, W, C)
-    seen: np.ndarray  # (1, C, h, w) float32, as the network gets it
+    seen: np.ndarray  # (1, C, h, w) float32, as the network sees it
 
     @property
     def px(self) -> int:
@@ -37,14 +37,15 @@ class _Decoded:
 def write_all(
     predictor: Predictor, images: Mapping[Path, str], folder: Path, outputs: Outputs, streams: int = 1, helpers: int = 1
 ) -> Iterator[Done]:
-    """`write_outputs` of images, by their names in the folder; each as it is done.
+    """`write_outputs` for many images, yielding each image when it is done.
 
     Args:
+        images: the stem of the output files, by image.
         streams: batches that are computed at once.
-        helpers: threads that decode, and as many that write.
+        helpers: threads that decode; as many others write.
 
     Raises:
-        UserError: outputs that cannot be written; others would fail alike.
+        UserError: outputs that cannot be written; those of other images would fail in the same way.
     """
     todo, waiting = iter(images), _Waiting()
     reading: deque[tuple[Path, Future[_Decoded | None]]] = deque()
@@ -77,7 +78,7 @@ def write_all(
 
 
 def _decode(path: Path, about: About, outputs: Outputs) -> _Decoded | None:
-    """An image as it is and as the network gets it; None of one that is cut into tiles, or too large to be held."""
+    """An image as it is and as the network sees it; None if it is cut into tiles, or too large to hold as a whole."""
     try:
         if is_large(path, outputs.limits):
             return None
@@ -85,7 +86,7 @@ def _decode(path: Path, about: About, outputs: Outputs) -> _Decoded | None:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); expected a readable file") from None
     if max(about.frame.sides(pixels.shape) if about.frame else pixels.shape[:2]) > TILE_PX:
-        return None  # it is scaled tile by tile, in the one way that has the same bits everywhere
+        return None  # scaled tile by tile, which is the only way that gives the same bits everywhere
     return _Decoded(path, pixels, as_batch([pixels], about.frame))
 
 
@@ -96,7 +97,7 @@ class _Waiting:
         self._batches: dict[tuple[int, ...], list[_Decoded]] = {}
 
     def add(self, one: _Decoded) -> list[list[_Decoded]]:
-        """The batches that are to be computed now."""
+        """Add an image; returns the batches that are to be computed now."""
         batch = self._batches.setdefault(one.seen.shape, [])
         batch.append(one)
         if len(batch) * one.px >= BATCH_PX:
@@ -105,7 +106,7 @@ class _Waiting:
         return self.rest() if is_much else []
 
     def rest(self) -> list[list[_Decoded]]:
-        """All of them."""
+        """All images that still wait."""
         batches, self._batches = list(self._batches.values()), {}
         return batches
 
@@ -129,22 +130,22 @@ class _Work:
         self._running: deque[tuple[list[Path], Future[list[Future[list[Path]]]]]] = deque()
 
     def begin(self, batch: list[_Decoded]) -> Iterator[Done]:
-        """Have a batch computed; where enough are in the making, after the oldest of them is done."""
+        """Start computing a batch, then wait for the oldest ones if too many are running."""
         self._running.append(([one.path for one in batch], self._computers.submit(self._compute, batch)))
         yield from self.end(self._most)
 
     def begin_large(self, path: Path) -> Iterator[Done]:
-        """Have an image computed and written that is not held as a whole."""
+        """Start computing and writing an image that is not held as a whole."""
         self._running.append(([path], self._computers.submit(self._write_large, path)))
         yield from self.end(self._most)
 
     def end(self, most: int = 0) -> Iterator[Done]:
-        """Wait until so many batches are left."""
+        """Wait until at most this many batches are running."""
         while len(self._running) > most:
             paths, computed = self._running.popleft()
             try:
                 each = computed.result()
-            except UserError as error:  # of the engine, about images of this size
+            except UserError as error:  # the engine refuses images of this size
                 yield from ((path, error) for path in paths)
                 continue
             for path, written in zip(paths, each, strict=True):
@@ -154,8 +155,8 @@ class _Work:
                     yield path, error
 
     def _compute(self, batch: list[_Decoded]) -> list[Future[list[Path]]]:
-        # A small image that stands alone, as others do in the next call, is computed twice: torch rounds a batch of one
-        # differently from all others; the other runtimes do not.
+        # torch rounds a batch of one image differently from larger batches; the other runtimes do not. A small image
+        # that is alone is therefore computed in a batch with itself.
         is_alone = len(batch) == 1 and batch[0].px < BATCH_PX and self._predictor.engine.name.startswith("torch")
         doubled = batch * 2 if is_alone else batch
         probs = predict_tiled(self._predictor.engine, np.concatenate([one.seen for one in doubled]))
@@ -174,7 +175,7 @@ class _Work:
 
 @contextmanager
 def _pool(size: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that end with the block, after what they are in the middle of: files are whole or absent."""
+    """Threads that end with the block, after they finish their current task: files are complete or absent."""
     with ThreadPoolExecutor(size) as pool:
         try:
             yield pool

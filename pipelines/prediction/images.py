@@ -1,4 +1,4 @@
-"""The images that a command names: files, folders that are searched through, and patterns."""
+"""The images that a command names: files, folders (searched recursively) and patterns."""
 
 import fnmatch
 import glob
@@ -12,15 +12,18 @@ from unetpp.images.pictures import SUFFIXES
 
 
 def named(pattern: str) -> list[Path]:
-    """The files and folders of this name, or else those that it matches as a pattern."""
+    """The file or folder of this name, or else those that match it as a pattern."""
     return [Path(name) for name in ([pattern] if os.path.exists(pattern) else glob.glob(pattern, recursive=True))]
 
 
 def find_images(patterns: list[str]) -> tuple[list[Path], list[str]]:
-    """The image files that files, folders (searched through) and glob patterns name, sorted, and what is no such file.
+    """The image files that files, folders (searched recursively) and glob patterns name.
+
+    Returns:
+        the images, sorted, and a message for each path that is not a readable file or folder.
 
     Raises:
-        UserError: a pattern that names nothing, or no image among what they name.
+        UserError: a pattern that matches nothing, or no image among the matches.
     """
     found: set[Path] = set()
     problems: list[str] = []
@@ -38,19 +41,19 @@ def find_images(patterns: list[str]) -> tuple[list[Path], list[str]]:
             elif path.is_file():
                 found.add(path)
             else:
-                problems.append(f"{path}: found a link to nothing, or {PLAIN}: leave it out")
+                problems.append(f"{path}: found a broken link, or {PLAIN}: leave it out")
         if not matched:
             raise UserError(
                 "\n".join([f"{pattern}: no such file or folder, and no file matches it as a pattern", *problems])
             )
     if not found:
         expected = f"expected files ending in {', '.join(sorted(SUFFIXES))}"
-        raise UserError("\n".join([f"{', '.join(patterns)}: no image there; {expected}", *problems]))
+        raise UserError("\n".join([f"{', '.join(patterns)}: found no image there; {expected}", *problems]))
     return sorted(found), problems
 
 
 def _split(pattern: str) -> tuple[str, tuple[str, ...]]:
-    """What a pattern names down to `**`, and the rest: folders are walked in one way, whoever asks for it."""
+    """A pattern up to `**`, and the rest of it, so that every folder is walked by the same code."""
     parts = Path(pattern).parts
     if "**" not in parts or os.path.exists(pattern):
         return pattern, ()
@@ -59,7 +62,7 @@ def _split(pattern: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _fits(name: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
-    """Whether the parts of a name are those of a pattern, in which `**` stands for any number of them."""
+    """Whether the parts of a name match those of a pattern, in which `**` matches any number of parts."""
     if not pattern or not name:
         return not name and set(pattern) <= {"**"}
     if pattern[0] == "**":
@@ -68,5 +71,5 @@ def _fits(name: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
 
 
 def searched(patterns: list[str]) -> list[Path]:
-    """The folders that are searched through for them."""
+    """The folders that these patterns search recursively."""
     return [path for pattern in patterns for path in named(_split(pattern)[0]) if path.is_dir()]

@@ -1,4 +1,4 @@
-"""Images that are not held as a whole: read by windows, predicted in strips, written as rows."""
+"""Images that are not held as a whole: read in windows, predicted in strips, written in rows."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +23,7 @@ from unetpp.inference.tiles import to_mask
 from unetpp.inference.windows import BLOCK_PX, predict_strips
 from unetpp.models.about import About
 
-MAX_OBJECTS = 65535  # that 16 bits can number
+MAX_OBJECTS = 65535  # the most that 16 bits can number
 
 
 def write_strips(
@@ -34,16 +34,16 @@ def write_strips(
     paths: Sequence[Path],
     limits: Limits,
 ) -> None:
-    """Predict an image and write its files strip by strip, all of them whole, or none.
+    """Predict an image and write its files strip by strip: all of them complete, or none.
 
-    Objects are known once the last strip is: masks wait for it in a file.
+    Objects are known only after the last strip, so masks wait in a temporary file.
 
     Args:
-        stem: its name in the table of its objects.
-        places, paths: each file, as `Outputs` has it: TIFF, PNG, .npy of probabilities, or the table.
+        stem: name of the image in the table of objects.
+        places, paths: the files of `Outputs.places` and `Outputs.paths`: TIFF, PNG, .npy of probabilities, or CSV.
 
     Raises:
-        FileError: an image that cannot be read, or is too large for what has to hold it.
+        FileError: the image cannot be read, or has more pixels or objects than an output can hold.
     """
     about, kinds = predictor.about, {kind for kind, _ in places}
     with ExitStack() as files:
@@ -83,20 +83,23 @@ def write_strips(
 
 
 def check_numbers(image: Path, most: int) -> None:
-    """
+    """Refuse more objects than 16 bits can number.
+
     Raises:
         FileError: more objects than a PNG can number.
     """
     if most > MAX_OBJECTS:
         raise FileError(
-            image, f"found more than {MAX_OBJECTS} objects; expected as many as 16 bits can number", "cut it into tiles"
+            image,
+            f"found more than {MAX_OBJECTS} objects; expected at most as many as a 16-bit PNG can number",
+            "cut it into tiles",
         )
 
 
 def _write_labels(
     finder: ObjectFinder, masks: IO[bytes], heights: Sequence[int], files: Sequence[Path], image: WindowedImage
 ) -> None:
-    """Number the objects in the strips of a mask, once more from the first row on."""
+    """Write the numbers of the objects, in a second pass over the strips of the mask."""
     if files[0].suffix != ".tif":
         check_numbers(image.path, finder.most)
     dtype, width, top = np.uint16 if finder.most <= MAX_OBJECTS else np.uint32, image.shape[1], 0
@@ -112,7 +115,7 @@ def _write_labels(
 
 
 def _parts(image: WindowedImage) -> Iterator[np.ndarray]:
-    """All rows, some at a time."""
+    """All rows, a block at a time."""
     height, width, _ = image.shape
     step = max(1, BLOCK_PX // width)
     for top in range(0, height, step):
@@ -128,7 +131,7 @@ def _rows(
     about: About,
     middle: tuple[float, float] | None,
 ) -> np.ndarray:
-    """The rows (n, W) or (n, W, K) of one file from `top` on, of probabilities (K, n, W)."""
+    """The rows (n, W) or (n, W, K) of one file, from row `top` on, made from probabilities (K, n, W)."""
     if kind == "probs":
         return np.moveaxis(probs, 0, 2).astype(np.float16)
     if kind == "probs8":
@@ -154,7 +157,7 @@ def _open(file: Path, rows: np.ndarray, image: WindowedImage) -> AbstractContext
 
 @contextmanager
 def _npy_rows(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> Iterator[Callable[[np.ndarray], None]]:
-    """Rows (n, W, K) of an array (K, H, W)."""
+    """A writer of rows (n, W, K) into the file of an array (K, H, W)."""
     height, width, num = shape
     with file.open("wb") as opened:
         header = {"descr": dtype.str, "fortran_order": False, "shape": (num, height, width)}

@@ -1,4 +1,4 @@
-"""The measures of all images in two tables: a row for each object, and the number of objects for each class."""
+"""Measurements of all images in two tables: one row per object, and the number of objects per image and class."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ OBJECTS, COUNTS = "measurements.csv", "counts.csv"
 
 
 def write_tables(folder: Path, stems: Iterable[str], about: About) -> None:
-    """Write both from the tables of the images, `measurements/<stem>.csv`."""
+    """Write both tables from those of the single images, `measurements/<stem>.csv`."""
     counts: list[tuple[str, str, int, int]] = []
 
     def rows() -> Iterator[dict[str, str]]:

@@ -1,7 +1,7 @@
-"""The objects of a mask: what hangs together over edges or corners, numbered and measured, strip by strip.
+"""The objects of a mask, numbered and measured strip by strip: pixels connected over edges or corners.
 
-A strip's pieces are joined with those of the strip above where they touch. Numbers follow the first pixel of an object
-from top to bottom, and from left to right, as they do in a mask that is held as a whole.
+Pieces of a strip are joined with the pieces of the strip above that they touch. Objects are numbered in the reading
+order of their first pixels, as in a mask that is held as a whole.
 """
 
 from collections.abc import Iterator
@@ -14,9 +14,9 @@ from unetpp.network.masks import find_classes
 
 
 class Measured(NamedTuple):
-    """An object of a mask, as a row of measurements.csv. The middle of the top left pixel is 0, 0."""
+    """An object of a mask: a row of measurements.csv, in pixels. The centre of the top left pixel is (0, 0)."""
 
-    object: int  # its number, from 1 on; in each label by itself
+    object: int  # its number, from 1 on; each label is numbered separately
     cls: str
     area_px: int
     centroid_x: float
@@ -31,22 +31,22 @@ COLUMNS = tuple("class" if name == "cls" else name for name in Measured._fields)
 
 
 class ObjectFinder:
-    """The connected components (8 neighbours) of each class or label that counts.
+    """The connected components (8 neighbours) of each class or label, except the background.
 
-    Strips of a mask are given from top to bottom by `add`; after `close` the objects are known, and `number` takes the
-    same strips once more. Memory grows with the width and the number of objects.
+    Pass the strips of a mask to `add`, from top to bottom. After `close` the objects are known, and `number` takes the
+    same strips again. Memory grows with the width of the image and the number of objects.
     """
 
     def __init__(self, about: About):
         self._about, self._places = about, {}
 
     def add(self, mask: np.ndarray, top: int = 0) -> None:
-        """A strip (h, W) as `Predictor.mask` gives it, and its first row."""
+        """Add a strip (h, W) of a mask as `Predictor.mask` returns it, whose first row is row `top` of the image."""
         for number, place in self._classes(mask):
             self._places.setdefault(number, _Place()).add(place, top)
 
     def close(self) -> None:
-        """All strips were given."""
+        """Join the pieces to objects, after the last strip."""
         before = 0
         for _, place in sorted(self._places.items()):
             place.close(before)
@@ -54,17 +54,17 @@ class ObjectFinder:
 
     @property
     def most(self) -> int:
-        """The largest number of an object."""
+        """The largest number of any object, or 0."""
         return max((place.before + place.count for place in self._places.values()), default=0)
 
     def objects(self) -> Iterator[Measured]:
-        """All of them, class after class."""
+        """All objects, class by class."""
         about = self._about
         for number, place in sorted(self._places.items()):
             yield from place.objects(about.classes[number - 1] if about.multilabel else about.names[number])
 
     def number(self, mask: np.ndarray, top: int = 0) -> list[np.ndarray]:
-        """The objects' numbers in a strip that was given: planes (h, W), one for all classes, or one for each label."""
+        """The objects' numbers in a strip that was added: (h, W) int32 planes, one for all classes or one per label."""
         planes = [
             np.zeros(mask.shape, np.int32) for _ in range(self._about.num_classes if self._about.multilabel else 1)
         ]
@@ -78,15 +78,15 @@ class ObjectFinder:
 
 
 class _Place:
-    """Where a class or label is: its pieces in each strip, then its objects."""
+    """The pixels of a class or label: its pieces in each strip, then its objects."""
 
     def __init__(self):
-        self.count = self.before = 0  # of pieces, then of objects; objects of earlier classes
-        self._starts: dict[int, int] = {}  # by a strip's first row, the pieces above
-        self._pieces: list[np.ndarray] = []  # of each strip (n, 7): area, sums of x and y, left, top, right, bottom
-        self._touching: list[np.ndarray] = []  # of each border (n, 2): pieces that are one object
-        self._border: tuple[int, np.ndarray] = (-1, np.zeros(0, int))  # the row below a strip, and its last row
-        self._objects = np.zeros(0, int)  # of each piece, from 0 on
+        self.count = self.before = 0  # number of pieces, after `close` of objects; number of objects of earlier classes
+        self._starts: dict[int, int] = {}  # number of pieces above, by a strip's first row
+        self._pieces: list[np.ndarray] = []  # per strip (n, 7): area, sums of x and y, left, top, right, bottom
+        self._touching: list[np.ndarray] = []  # per border (n, 2): pieces of the same object
+        self._border: tuple[int, np.ndarray] = (-1, np.zeros(0, int))  # index of the row below a strip, its last row
+        self._objects = np.zeros(0, int)  # the object of each piece, from 0 on
 
     def add(self, place: np.ndarray, top: int) -> None:
         pieces, start = _label(place), self.count
@@ -136,7 +136,7 @@ def _shift(row: np.ndarray, start: int) -> np.ndarray:
 
 
 def _touching(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """Pairs (n, 2) of numbers in two rows (W,) that touch over an edge or a corner."""
+    """Pairs (n, 2) of the numbers in two adjacent rows (W,) that touch over an edge or a corner."""
     width, found = len(above), []
     for shift in (-1, 0, 1):
         upper, lower = above[max(0, shift) : width + min(0, shift)], below[max(0, -shift) : width - max(0, shift)]
@@ -146,9 +146,9 @@ def _touching(above: np.ndarray, below: np.ndarray) -> np.ndarray:
 
 
 def _measure(pieces: np.ndarray, above: int) -> np.ndarray:
-    """Area, sums of x and y, left, top, right and bottom of each piece of a strip (h, W) with `above` rows above it."""
+    """(n, 7) area, sums of x and y, left, top, right, bottom of each piece of a strip (h, W) below `above` rows."""
     rows, columns = np.nonzero(pieces)
-    which = pieces[rows, columns] - 1  # (n,) of each pixel
+    which = pieces[rows, columns] - 1  # (n,) the piece of each pixel
     rows += above
     areas = np.bincount(which)
     found = np.zeros((len(areas), 7), np.int64)

@@ -1,4 +1,4 @@
-"""What is written of an image: masks, probabilities, overlays, objects and their measures, all files or none."""
+"""The output files of an image: masks, probabilities, overlays, objects and their measurements, all files or none."""
 
 import io
 import math
@@ -30,55 +30,56 @@ from unetpp.models.about import About
 
 Kind = Literal["mask", "values", "probs", "probs8", "overlay", "labels", "measurements"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-SUFFIXES: dict[str, str] = {"probs": ".npy", "measurements": ".csv"}  # of the others .png
-# Of what is decoded at once. A file of any size is read: a TIFF by its parts.
+SUFFIXES: dict[str, str] = {"probs": ".npy", "measurements": ".csv"}  # the others: .png
+# Limits of what is decoded at once. Files may have any size: a TIFF is read in parts.
 LIMITS = Limits(max_file_mib=2**40, name="--max-pixels")
-WHOLE_PX = 2**25  # so many pixels are held as a whole
-PARTED_PX = 2**27  # so many with their objects, which takes some 10 GB
-SMALL_BYTES = 2**16  # a file of less is not looked into beforehand: at worst it is held as a whole
+WHOLE_PX = 2**25  # images of at most this many pixels are held as a whole
+PARTED_PX = 2**27  # the same if touching objects are separated, which takes some 10 GB
+SMALL_BYTES = 2**16  # the header of a smaller file is not read in advance: at worst the image is held as a whole
 NOTHING_HELD: Mapping[Path, Path] = {}
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What is asked for of each image. Masks lie in the folder itself, others in one of their name.
+    """The outputs requested for each image. Masks are in the output folder itself, others in a subfolder of their name.
 
-    - mask: PNG of 0 and 255, or of class indices; of labels 0 and 255, a folder for each.
-    - values: PNG of the values or colours that the masks of the set have (`prepare.values`).
-    - probs: .npy (K, H, W) float16; probs8: PNG of 8 bits, of several classes or labels a folder for each.
-    - overlay: PNG, the mask over the image; labels: PNG of 16 bits, the objects numbered; of labels a folder for each;
-      of a model that parts objects TIFF of 16 bits, or of 32 where there are more.
-    - measurements: CSV, a row for each object.
+    - mask: PNG of 0 and 255, or of class indices; for labels a PNG of 0 and 255 in a folder per label.
+    - values: PNG of the values or colours of the dataset's own masks (`prepare.values`).
+    - probs: .npy (K, H, W) float16; probs8: 8-bit PNG, with several classes or labels in a folder for each.
+    - overlay: PNG, the mask drawn over the image.
+    - labels: 16-bit PNG of object numbers, for labels in a folder for each; a TIFF of 16 bits, or 32 if there are more
+      objects, for a model that separates touching objects.
+    - measurements: CSV, one row per object.
     """
 
     save: tuple[Kind, ...] = ("mask",)
     limits: Limits = LIMITS
 
     def of(self, about: About) -> "Outputs":
-        """Where nothing is asked for what is usual: the mask, and the objects of a model that parts them."""
+        """With the defaults if nothing was requested: the mask, and objects if the model separates them."""
         return self if self.save else replace(self, save=("mask", "labels") if about.separation() else ("mask",))
 
     def parts(self, about: About) -> bool:
-        """Whether objects are parted, for which an image is held as a whole."""
+        """Whether touching objects are separated, for which an image is held as a whole."""
         return about.separation() is not None and bool({"labels", "measurements"} & set(self.save))
 
     def check(self, about: About) -> None:
-        """Refuse what this model cannot give, before any work is done.
+        """Refuse outputs that this model cannot produce, before any work is done.
 
         Raises:
-            UserError: values that it does not know, or names of classes that no folder can have.
+            UserError: mask values that the model does not know, or names of classes that cannot be folder names.
         """
         if "values" in self.save:
             own_values(about)
         wrong = [name for _, name in self.places(about) if not re.fullmatch(r"([^/\\.][^/\\]*)?", name)]
         if wrong or (about.multilabel and "" in about.classes):
             raise UserError(
-                f"found a label named {(wrong or [''])[0]!r}; expected names that folders of masks can have: a name "
-                "without slashes that does not begin with a dot"
+                f"found a label named {(wrong or [''])[0]!r}; expected labels that can be folder names: not empty, "
+                "without slashes, and not beginning with a dot"
             )
 
     def places(self, about: About) -> list[tuple[Kind, str]]:
-        """Each file of an image: what it is, and the class or label that it is of, or "" for all."""
+        """Each output file of an image: its kind, and the class or label that it shows, or "" for all."""
         found: list[tuple[Kind, str]] = []
         for kind in self.save:
             several = (about.multilabel and kind in ("mask", "labels")) or (about.num_classes > 1 and kind == "probs8")
@@ -87,10 +88,10 @@ class Outputs:
         return found
 
     def paths(self, about: About, folder: Path, stem: str, as_tiff: bool = False) -> list[Path]:
-        """The files of an image, in the order of `places`.
+        """The output files of an image, in the order of `places`.
 
         Args:
-            as_tiff: pictures are TIFF (`is_tiff_of_rows`).
+            as_tiff: write pictures as TIFF (see `is_tiff_of_rows`).
         """
         parts = self.parts(about)
         as_tiff = as_tiff and not parts
@@ -102,21 +103,21 @@ class Outputs:
         ]
 
     def is_tiff_of_rows(self, image: Path) -> bool:
-        """Whether an image is a large TIFF, whose files are TIFF as well and lie where it lies on the earth."""
+        """Whether an image is a large TIFF, whose outputs are TIFFs with the same georeference."""
         try:
             return is_tiff(image) and is_large(image, self.limits)
-        except (UserError, OSError):  # who reads it will say so
+        except (UserError, OSError):  # reported when the image is read
             return False
 
 
 def write_outputs(predictor: Predictor, image: Path, folder: Path, stem: str, outputs: Outputs) -> list[Path]:
-    """Predict an image and write its files, all of them whole, or none.
+    """Predict an image and write its output files: all of them complete, or none.
 
     Returns:
-        what was written.
+        the paths of the files.
 
     Raises:
-        UserError: an image that cannot be read, or an output that cannot hold what was found.
+        UserError: the image cannot be read, or has more objects than an output can number.
     """
     if is_large(image, outputs.limits):
         return write_large(predictor, image, folder, stem, outputs)
@@ -129,22 +130,23 @@ def _write_whole(predictor: Predictor, image: Path, folder: Path, stem: str, out
 
 
 def is_large(image: Path, limits: Limits) -> bool:
-    """Whether an image has more pixels than are held as a whole with their probabilities, as its header says.
+    """Whether an image, by its header, has too many pixels to be held as a whole with its probabilities.
 
     Raises:
-        FileError: no picture, or one beyond the limits.
+        FileError: not a picture, or a picture beyond the limits.
     """
     return image.stat().st_size >= SMALL_BYTES and math.prod(picture_size(image, limits)) > WHOLE_PX
 
 
 def write_large(predictor: Predictor, image: Path, folder: Path, stem: str, outputs: Outputs) -> list[Path]:
-    """`write_outputs` of a large image, strip by strip, but for objects that a model parts: these need the whole."""
+    """`write_outputs` of a large image, strip by strip; separating touching objects needs the whole image."""
     if outputs.parts(predictor.about):
         if (num_px := math.prod(picture_size(image, outputs.limits))) > PARTED_PX:
             raise FileError(
                 image,
-                f"found {num_px:,} pixels; expected at most {PARTED_PX:,}, since objects are parted in the whole image",
-                "cut it into tiles, or write the mask alone (--save mask)",
+                f"found {num_px:,} pixels; expected at most {PARTED_PX:,} to separate objects, which needs the whole "
+                "image in memory",
+                "cut it into tiles, or write only the mask (--save mask)",
             )
         return _write_whole(predictor, image, folder, stem, outputs)
     paths = outputs.paths(predictor.about, folder, stem, outputs.is_tiff_of_rows(image))
@@ -162,10 +164,10 @@ def write_files(
     image: Path,
     held: Mapping[Path, Path] = NOTHING_HELD,
 ) -> list[Path]:
-    """Write the files of an image (H, W, C) whose probabilities (K, H, W) are known, all of them whole, or none.
+    """Write the output files of an image (H, W, C) from its probabilities (K, H, W): all of them complete, or none.
 
     Args:
-        held: by folder, what is kept for many files (`holding`).
+        held: by folder, the scratch folder that many files share (`holding`).
     """
     paths = outputs.paths(about, folder, stem)
     with ExitStack() as stack:
@@ -177,7 +179,7 @@ def write_files(
 def _writers(
     about: About, pixels: np.ndarray, probs: np.ndarray, stem: str, save: Sequence[Kind], image: Path
 ) -> Iterator[Callable[[Path], object]]:
-    """What writes each file of an image, in the order of `Outputs.places`."""
+    """A function that writes each file of an image, in the order of `Outputs.places`."""
     mask = to_mask(probs[None], about.num_classes, about.multilabel)[0]
     asks, numbers, parted, finder = bool({"labels", "measurements"} & set(save)), None, None, ObjectFinder(about)
     if asks and about.separation():

@@ -1,4 +1,4 @@
-"""Class indices back to the values or colours that the masks of the set have, as `prepare.values` names them."""
+"""Class indices back to the values or colours of the dataset's own masks, as `prepare.values` names them."""
 
 import numpy as np
 
@@ -7,17 +7,17 @@ from unetpp.models.about import About
 
 
 def own_values(about: About) -> list[int | tuple[int, int, int]]:
-    """The value, or the colour, of each number that a mask can hold.
+    """The value or RGB colour of each class index, from 0 on.
 
     Raises:
-        UserError: the model does not say them, or its labels lie over each other.
+        UserError: the model does not know the values, or has labels, which may overlap.
     """
     values = about.info.get("values")
     if not values or about.multilabel:
-        found = "labels, which may lie over each other" if about.multilabel else "a model that does not say its values"
+        found = "a model with labels, which may overlap" if about.multilabel else "a model without values"
         raise UserError(
-            f"--save values: found {found}; expected one that was trained with prepare.values by this version: train "
-            "it again, or take --save mask"
+            f"--save values: found {found}; expected a model that this version trained with prepare.values: retrain "
+            "it, or use --save mask"
         )
     stored: dict[str, int | str] = {}
     for value, name in values.items():
@@ -30,13 +30,13 @@ def own_values(about: About) -> list[int | tuple[int, int, int]]:
 
 
 def to_own_values(mask: np.ndarray, about: About) -> np.ndarray:
-    """A mask (H, W) of class indices as the set has it: (H, W) uint8 or uint16, or (H, W, 3) uint8 of colours."""
+    """Map class indices (H, W) to the dataset's values, (H, W) uint8 or uint16, or to its colours, (H, W, 3) uint8."""
     table = np.array(own_values(about))
     return table.astype(np.uint8 if table.max() < 256 else np.uint16)[mask]
 
 
 def _parse(value: int | str) -> int | tuple[int, int, int]:
-    if str(value).isdecimal():  # JSON has no other keys than text
+    if str(value).isdecimal():  # keys of JSON are always text
         return int(value)
     red, green, blue = bytes.fromhex(str(value)[1:])
     return red, green, blue

@@ -1,4 +1,4 @@
-"""The objects that a model parts, measured: of an image that is held as a whole."""
+"""The objects that a model separates, measured in an image that is held as a whole."""
 
 import numpy as np
 
@@ -8,7 +8,14 @@ from unetpp.models.about import About
 
 
 def find_parted(mask: np.ndarray, probs: np.ndarray, about: About) -> tuple[np.ndarray, list[Measured]]:
-    """Numbers (H, W) int32 of the objects of a mask (H, W) of these probabilities (num_outputs, H, W), and the objects.
+    """Separate and measure the objects of a mask.
+
+    Args:
+        mask: (H, W) class indices.
+        probs: (num_outputs, H, W) probabilities of the same image.
+
+    Returns:
+        the object numbers (H, W) int32, 0 where there is none, and the measurements, in the order of the numbers.
 
     Raises:
         UserError: scikit-image is not installed.
@@ -17,7 +24,7 @@ def find_parted(mask: np.ndarray, probs: np.ndarray, about: About) -> tuple[np.n
     assert separation is not None
     numbers = separate(probs, about.num_classes, separation, background=about.background)
     rows, columns = np.nonzero(numbers)  # in reading order
-    which = numbers[rows, columns] - 1  # (n,) of each pixel
+    which = numbers[rows, columns] - 1  # (n,) the object of each pixel
     areas = np.bincount(which)
     first = np.unique(which, return_index=True)[1]
     x, y = (np.bincount(which, places) / areas for places in (columns, rows))

@@ -1,4 +1,4 @@
-"""Prediction as tasks of Ray: parts of the images, each by whichever process is free, and again where one is lost."""
+"""Prediction as Ray tasks: each predicts a part of the images in any free process, and is retried if that is lost."""
 
 import atexit
 import socket
@@ -16,26 +16,26 @@ from pipelines.prediction.transfers import Done, predicted
 from pipelines.prediction.work import Work
 from unetpp.errors import UserError, said
 
-PART_IMAGES, PART_BYTES = 256, 2**26  # of a task at most
+PART_IMAGES, PART_BYTES = 256, 2**26  # at most, per task
 RETRIES = 3  # of a task whose process or node was lost
-_opened: dict[str, Opened] = {}  # in a process of Ray, by the object that it was opened from
+_opened: dict[str, Opened] = {}  # in a Ray process: the open model, by the id of the Ray object that holds it
 
 
 def predict_on_ray(items: Sequence[Item], carried: Carried, work: Work, threads: int = 1) -> Iterator[Done]:
-    """Predict images on the cluster that RAY_ADDRESS names, or on all cores of this machine, as they come.
+    """Predict images on the cluster that RAY_ADDRESS names, or on all cores of this machine; yields in any order.
 
     Args:
-        threads: cores of a task.
+        threads: cores per task.
 
     Raises:
-        UserError: no such cluster, or a node of it cannot do it.
+        UserError: no such cluster, or a node of it cannot open the model or the files.
     """
-    with cluster():  # before Ray is imported: it reads settings as it is
+    with cluster():  # before Ray is imported: Ray reads settings at its import
         import ray
         from ray.exceptions import RayError, RayTaskError
 
         check_fits("--ray", 1, threads, False, "lower --threads")
-        # A task on a GPU where there are any, and no other: masks do not depend on the node.
+        # If there are GPUs, every task uses one, so that masks do not depend on the node.
         use_gpu = carried.asked.engine.startswith("torch") and how_many_fit(threads, True) > 0
         model = ray.put(carried)  # once to each node
         task = ray.remote(num_cpus=threads, num_gpus=int(use_gpu), max_retries=RETRIES)(_predict_part)
@@ -51,10 +51,10 @@ def predict_on_ray(items: Sequence[Item], carried: Carried, work: Work, threads:
                 found = ray.get(ready)
             except RayTaskError:  # a bug of ours
                 raise
-            except RayError as error:  # its process or node was lost, more often than it is tried again
+            except RayError as error:  # its process or node was lost more often than it is retried
                 if len(part) == 1:
-                    yield part[0], f"{part[0].address}: its process ended {RETRIES + 1} times ({said(error)})"
-                waiting.extendleft([one] for one in part if len(part) > 1)  # only one of them may be what ends it
+                    yield part[0], f"{part[0].address}: the process died {RETRIES + 1} times ({said(error)})"
+                waiting.extendleft([one] for one in part if len(part) > 1)  # perhaps only one image causes it
                 continue
             if isinstance(found, UserError):
                 raise found
@@ -62,7 +62,7 @@ def predict_on_ray(items: Sequence[Item], carried: Carried, work: Work, threads:
 
 
 def _parts(items: Sequence[Item], slots: int) -> Iterator[list[Item]]:
-    """Items by parts of a few seconds: several for each process that works at once, so that all end together."""
+    """Items in parts of a few seconds: several per process, so that all processes end at about the same time."""
     most = max(1, min(PART_IMAGES, len(items) // (4 * max(1, slots))))
     part, size = [], 0
     for item in items:
@@ -76,7 +76,7 @@ def _parts(items: Sequence[Item], slots: int) -> Iterator[list[Item]]:
 
 
 def _predict_part(model: list[Any], work: Work, part: list[Item], threads: int) -> list[str | None] | UserError:
-    """In a process of Ray: for each image None, or why it could not be predicted; an error that is one of all."""
+    """Runs in a Ray process. Returns None or the reason of failure per image, or an error that concerns all images."""
     import ray
 
     try:
@@ -90,7 +90,7 @@ def _predict_part(model: list[Any], work: Work, part: list[Item], threads: int) 
             try:
                 _opened[name] = carried.open(stack.enter_context(scratch()), threads)
             except UserError as error:
-                raise UserError(f"{socket.gethostname()}, a node of the cluster: {error}") from None
+                raise UserError(f"{socket.gethostname()} (a node of the cluster): {error}") from None
         why = dict(predicted(part, _opened[name], work, max(1, threads // 4)))
     except UserError as error:
         return error

@@ -1,4 +1,4 @@
-"""Which images of a folder of outputs are done: a hidden file with a line of JSON for each."""
+"""Which images of an output folder are done: a hidden file with one line of JSON per image."""
 
 import hashlib
 import json
@@ -8,24 +8,24 @@ from pathlib import Path
 from typing import Any
 
 RECORD = ".unetpp-predicted"
-Facts = tuple[str, int, int]  # of an image: its path, when it was changed (ns), bytes
+Facts = tuple[str, int, int]  # of an image: path, modification time (ns), size in bytes
 
 
 def facts_of(image: Path) -> Facts:
-    """By what an image is known again.
+    """The facts by which an unchanged image is recognised.
 
     Raises:
-        OSError: it is not there.
+        OSError: the image does not exist.
     """
     found = image.stat()
     return os.path.abspath(image), found.st_mtime_ns, found.st_size
 
 
 class Record:
-    """What was written into a folder, by which model and options.
+    """Which images were written into a folder, with which model and options.
 
     Args:
-        how: the model, its depth and engine and the options: only what was written in the very same way is done.
+        how: the model, its depth and engine, and the options; an image counts as done only if these are the same.
     """
 
     def __init__(self, folder: Path, how: Mapping[str, Any]):
@@ -42,20 +42,20 @@ class Record:
         for line in text.splitlines():
             try:
                 how, stem, facts, files = json.loads(line)
-            except ValueError:  # the last one, of a process that was killed
+            except ValueError:  # an incomplete line of a process that was killed
                 continue
             if how == self.how:
                 self._lines[stem] = facts, files
-            elif set(files) & set(self._lines.get(stem, ([], []))[1]):  # written over since in another way
+            elif set(files) & set(self._lines.get(stem, ([], []))[1]):  # since overwritten with other options
                 del self._lines[stem]
 
     def is_done(self, stem: str, facts: Facts) -> bool:
-        """Whether all files of an image are there, and it is as it was."""
+        """Whether the image is unchanged and all of its output files exist."""
         former, files = self._lines.get(stem, (None, []))
         return former == list(facts) and all((self.folder / file).is_file() for file in files)
 
     def add(self, stem: str, facts: Facts, files: Iterable[Path]) -> None:
-        """The files of an image are written."""
+        """Record that the output files of an image are written."""
         names = [file.relative_to(self.folder).as_posix() for file in files]
-        with self.file.open("a", encoding="utf-8") as record:  # a line break first: the last line may be torn
+        with self.file.open("a", encoding="utf-8") as record:  # a line break first: the last line may be incomplete
             record.write("\n" + json.dumps([self.how, stem, facts, names]))

@@ -1,4 +1,4 @@
-"""`unetpp predict` where images or masks lie in buckets, or a cluster predicts: what is refused, done and told."""
+"""`unetpp predict` with images or outputs in buckets, or on a cluster: checks, prediction and messages."""
 
 import os
 import re
@@ -26,7 +26,7 @@ from unetpp.images.pictures import picture_size
 from unetpp.inference.tiles import TILE_PX
 from unetpp.threads import chosen_threads
 
-TOLD = 100  # images that failed, by name
+TOLD = 100  # failed images that are named
 
 
 def predict_remotely(
@@ -39,17 +39,17 @@ def predict_remotely(
     threads: int | None = None,
     ray: str | None = None,
 ) -> None:
-    """Predict images of buckets and of this machine, here or on a cluster, into a folder or a bucket.
+    """Predict images from buckets and from this machine, here or on a cluster, into a folder or a bucket.
 
     Args:
-        patterns: s3://bucket/prefix, which is searched through, or of a single object; others as of `find_images`.
-        threads: that compute; on a cluster those of a task, by default one.
-        ray: None: this process predicts. "": tasks of Ray, on the cluster that RAY_ADDRESS names or on all cores of
-            this machine. host:port: on the cluster there.
+        patterns: s3://bucket/prefix (searched recursively) or the address of an object; others as for `find_images`.
+        threads: number of threads that compute; on a cluster per task, one by default.
+        ray: None: this process predicts. "": Ray tasks, on the cluster that RAY_ADDRESS names or on all cores of this
+            machine. host:port: Ray tasks on that cluster.
 
     Raises:
-        UserError: no images, images of one name, something in the way, no store or cluster that answers, or images that
-            could not be predicted, after all others were.
+        UserError: no images, two images of the same name, existing files in the way, a store or cluster that does not
+            answer; or images that could not be predicted, after all others were.
     """
     asked.check()
     if ray is not None and (address := ray or os.environ.get("RAY_ADDRESS")):
@@ -58,7 +58,7 @@ def predict_remotely(
     if is_address(out):
         check_address(out)
     else:
-        out = os.path.abspath(out)  # as every process finds it, wherever it runs
+        out = os.path.abspath(out)  # valid in every process, whatever its working folder
     items, problems = _find(patterns, out, s3)
     family = find_model(model)
     outputs = outputs.of(family.about)
@@ -74,7 +74,7 @@ def predict_remotely(
         work = replace(work, record={"format": 1, **opened.how, "save": list(outputs.save)})
         todo = plan(items, family.about, work, overwrite)
         if len(todo) < len(items):
-            print(f"{len(items) - len(todo)} of {len(items)} images are done already", flush=True)
+            print(f"{len(items) - len(todo)} of {len(items)} images are already done", flush=True)
         if ray is None or not todo:
             results = predicted(todo, opened, work, max(1, threads // 4))
         else:
@@ -86,7 +86,7 @@ def predict_remotely(
         failed = {item.stem: why for item, why in results if why}
     if "measurements" in outputs.save and not is_address(out):
         write_tables(Path(out), sorted({item.stem for item in items} - failed.keys()), family.about)
-    print(f"wrote {', '.join(outputs.save)} of {len(todo) - len(failed)} images to {out}")
+    print(f"wrote {', '.join(outputs.save)} for {len(todo) - len(failed)} images to {out}")
     if broken := problems + sorted(failed.values()):
         more = f"\nand {len(broken) - TOLD} more" if len(broken) > TOLD else ""
         raise UserError(
@@ -97,7 +97,7 @@ def predict_remotely(
 
 
 def _as_before(asked: Asked, family: Family, record: dict[str, Any] | None) -> Asked:
-    """What was chosen by measurement when a place was begun is not chosen anew, maybe on another machine."""
+    """The engine and depth of the first run, so that a rerun, perhaps on another machine, does not choose again."""
     if record is None or record.get("model") != family.about.sha256:
         return asked
     if asked.max_latency_ms is not None:
@@ -106,29 +106,29 @@ def _as_before(asked: Asked, family: Family, record: dict[str, Any] | None) -> A
 
 
 def _first_size(items: Sequence[Item], family: Family, work: Work) -> Size:
-    """Of the first image, as the network sees it: by it the engine and the depth are chosen."""
+    """(height, width) of the first image as the network sees it; engine and depth are chosen for this size."""
     try:
         with scratch() as folder:
             image = items[0].fetch(folder / "first", Stores(work.s3).of(items[0]))
             size = picture_size(image, work.outputs.limits)
-    except (UserError, OSError):  # who reads it will say so
+    except (UserError, OSError):  # reported when the image is read
         return TILE_PX, TILE_PX
     return as_seen(items[0].address, size, family.about)
 
 
 def _find(patterns: Sequence[str], out: str, s3: S3) -> tuple[list[Item], list[str]]:
-    """All images that are named, and what is no such file."""
+    """All images that the patterns name, and a message for each path that is not a readable file or folder."""
     items: dict[str, Item] = {}
     problems: list[str] = []
     for address in filter(is_address, patterns):
         if f"{out.rstrip('/')}/".startswith(f"{address.rstrip('/')}/"):
-            raise UserError(f"{out}: this output lies in {address}, which is read: give a place outside of it")
+            raise UserError(f"{out}: this output lies in {address}, which is read: choose a place outside it")
         items |= {item.address: item for item in find_objects(address, s3)}
     if local := [pattern for pattern in patterns if not is_address(pattern)]:
         files, problems = find_images(local)
         for folder in map(os.path.abspath, searched(local)):
             if f"{out}/".startswith(f"{folder}/"):
-                raise UserError(f"{out}: this output lies in {folder}, which is read: give a place outside of it")
+                raise UserError(f"{out}: this output lies in {folder}, which is read: choose a place outside it")
         items |= {str(file): item_of(Path(os.path.abspath(file))) for file in files}
     first: dict[str, Item] = {}
     for item in items.values():
@@ -136,25 +136,26 @@ def _find(patterns: Sequence[str], out: str, s3: S3) -> tuple[list[Item], list[s
         if other is not item:
             raise UserError(
                 f"images of the same name would overwrite each other's mask: {other.address}, {item.address}; predict "
-                "them apart"
+                "them into different places"
             )
     return list(items.values()), problems
 
 
 def check_ray(address: str) -> str:
-    """Where a cluster is, as Ray takes it.
+    """Check the address of a Ray cluster, and return it.
 
     Raises:
-        UserError: not such an address.
+        UserError: not an address that Ray takes.
     """
     if re.match("https?://", address):
         raise UserError(
-            f"--ray {address}: found where jobs are sent; expected the host:port of a cluster's head (port 6379). From "
-            f"elsewhere, send a job: ray job submit --address {address} -- unetpp predict s3://... --out s3://... --ray"
+            f"--ray {address}: found the address for jobs; expected the host:port of the cluster's head (port 6379). "
+            f"From outside the cluster, submit a job: ray job submit --address {address} -- unetpp predict s3://... "
+            "--out s3://... --ray"
         )
     if not re.fullmatch(r"[\w.-]+:\d+|auto", address):
         raise UserError(
-            f"--ray {address}: expected the host:port of a cluster's head (port 6379), or nothing after --ray: the "
-            "cluster of RAY_ADDRESS, or else all cores of this machine; --ray is written after the images"
+            f"--ray {address}: expected the host:port of the cluster's head (port 6379), or --ray without a value for "
+            "the cluster of RAY_ADDRESS, or else all cores of this machine; put --ray after the images"
         )
     return address

@@ -1,4 +1,4 @@
-"""Images predicted as everywhere, while the next ones are fetched from a bucket and what was written is sent to one."""
+"""Predict images while the next ones are fetched from a bucket and finished outputs are sent to one."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,17 +16,17 @@ from pipelines.storage.s3 import ObjectError
 from unetpp.errors import UserError
 
 AHEAD = 2 * CONNECTIONS  # images that are fetched before they are needed, or sent while the next ones are predicted
-Done = tuple[Item, str | None]  # an image, and why it could not be predicted
+Done = tuple[Item, str | None]  # an image, and the reason if it could not be predicted
 
 
 def predicted(items: Iterable[Item], opened: Opened, work: Work, helpers: int = 1) -> Iterator[Done]:
-    """Predict images and write what is asked for, each as it is done.
+    """Predict images and write the requested outputs, yielding each image when it is done.
 
     Args:
-        helpers: as of `write_all`.
+        helpers: as for `write_all`.
 
     Raises:
-        UserError: a store that does not answer, or outputs that cannot be written; others would fail alike.
+        UserError: a store that does not answer, or outputs that cannot be written; other images would fail as well.
     """
     place = work.place()
     going: deque[tuple[Item, Future[None]]] = deque()
@@ -49,7 +49,7 @@ def predicted(items: Iterable[Item], opened: Opened, work: Work, helpers: int = 
 
 
 class _Coming(Mapping[Path, str]):
-    """The files of images by their names, fetched ahead of who takes them."""
+    """Image files and the stems of their outputs, fetched before they are needed."""
 
     def __init__(self, items: Iterable[Item], folder: Path, pool: ThreadPoolExecutor, stores: Stores):
         self._todo, self._folder, self._pool, self._stores = iter(items), folder, pool, stores
@@ -81,7 +81,7 @@ class _Coming(Mapping[Path, str]):
 
 
 def _sent(going: deque[tuple[Item, Future[None]]], most: int) -> Iterator[Done]:
-    """What is sent, in order, until so many are left."""
+    """The images that are sent, in order, until at most this many are left."""
     while going and (len(going) > most or going[0][1].done()):
         item, sent = going.popleft()
         sent.result()
@@ -96,7 +96,7 @@ def _send(place: Place, folder: Path, written: list[Path], item: Item, path: Pat
 
 
 def _forget(item: Item, path: Path) -> None:
-    """Remove a copy, and never a file of the user's."""
+    """Remove the local copy of an object, never a file of the user's."""
     if item.etag:
         path.unlink(missing_ok=True)
         path.parent.rmdir()

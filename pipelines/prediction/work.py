@@ -1,7 +1,8 @@
-"""What is to be done of images that lie in buckets or are predicted by a cluster, and what is done already.
+"""Which images in buckets or on a cluster are still to be predicted.
 
-Done is what was written under the same place by the same model and options, after the image was last changed: a record
-there says which they are, and the listing says when. So whatever was killed, the same command continues.
+An image is done if all of its outputs are at the place, were written with the same model and options, and are newer
+than the image. A record at the place names model and options; the listing gives the times. So after an interruption
+the same command continues.
 """
 
 import json
@@ -25,7 +26,7 @@ NEVER = float("-inf")
 
 @dataclass(frozen=True)
 class Work:
-    """What everybody who predicts a part of the images is told."""
+    """What every process that predicts a part of the images needs to know."""
 
     out: str
     s3: S3
@@ -36,13 +37,13 @@ class Work:
         return open_place(self.out, self.s3, "--out")
 
     def check_sees(self, items: Sequence[Item]) -> None:
-        """Refuse to work on a machine that sees other folders than the one that the command was given on.
+        """Refuse to work on a node that does not see the folders of the machine on which the command runs.
 
         Raises:
-            UserError: names the folder, and what to do.
+            UserError: the node does not see the images or the output folder.
         """
         files = [Path(item.address) for item in items if not item.etag]
-        if files and not any(file.is_file() for file in files):  # one that is gone meanwhile is named by who reads it
+        if files and not any(file.is_file() for file in files):  # a single missing file is reported when it is read
             self._blind(str(files[0].parent))
         if not is_address(self.out) and read_record(self.place()) != self.record:
             self._blind(self.out)
@@ -50,28 +51,32 @@ class Work:
     def _blind(self, folder: str) -> None:
         raise UserError(
             f"{folder}: {socket.gethostname()}, a node of the cluster, does not see there what this machine sees; "
-            "expected a folder that all nodes share under the same path: give one, or s3://bucket/prefix"
+            "expected a folder that all nodes share under the same path: use such a folder, or s3://bucket/prefix"
         )
 
 
 def read_record(place: Place) -> dict[str, Any] | None:
-    """Which model and options wrote what lies at a place, as far as this project wrote it."""
+    """The model and options that wrote the outputs at a place, or None if it has no record.
+
+    Raises:
+        UserError: a damaged record.
+    """
     content = place.read(RECORD)
-    advice = "give another place, or remove it with what lies beside it"
+    advice = "choose another place, or remove this file and the outputs next to it"
     return None if content is None else parse_json(content, place.name(RECORD), advice)
 
 
 def plan(items: Sequence[Item], about: About, work: Work, overwrite: bool) -> list[Item]:
-    """The images that are still to be predicted, after what is in the way was refused; the record then lies there.
+    """The images that are still to be predicted; writes the record if it is not there yet.
 
     Raises:
-        UserError: names what is in the way, or what wrote it.
+        UserError: existing files in the way, outputs of another model or other options, or an output that is an input.
     """
     place, former = work.place(), read_record(work.place())
     if former not in (None, work.record) and not overwrite:
         raise UserError(
-            f"{place.location}: {_difference(former, work.record)}; expected what the same command wrote, which "
-            "would be continued: give another place, or --overwrite, which replaces files of the same names"
+            f"{place.location}: {_difference(former, work.record)}; expected outputs of the same command, which would "
+            "then continue: choose another place, or use --overwrite, which replaces files of the same names"
         )
     there, read = dict(place.times()), {item.address for item in items}
     begun = there[RECORD] if former == work.record and not overwrite else None
@@ -82,7 +87,7 @@ def plan(items: Sequence[Item], about: About, work: Work, overwrite: bool) -> li
         each = [[one.as_posix() for one in work.outputs.paths(about, Path(), item.stem, way)] for way in ways]
         names = list(dict.fromkeys(name for some in each for name in some))
         if same := [place.name(one) for one in names if place.name(one) in read]:
-            raise UserError(f"{same[0]}: this output is read: give another place")
+            raise UserError(f"{same[0]}: this output is also an input image: choose another place")
         if begun is None:
             in_the_way += [place.name(one) for one in names if one in there]
         elif any(all(there.get(one, NEVER) >= max(begun, item.modified) for one in some) for some in each):
@@ -102,6 +107,6 @@ def plan(items: Sequence[Item], about: About, work: Work, overwrite: bool) -> li
 def _difference(former: dict[str, Any] | None, record: dict[str, Any]) -> str:
     found = former or {}
     keys = [key for key in record if found.get(key) != record[key]] or ["format"]
-    return "found what another model or other options wrote, " + ", ".join(
-        f"{key} {found.get(key)} and not {record.get(key)}" for key in keys
+    return "found outputs of another model or other options: " + ", ".join(
+        f"{key} {found.get(key)} instead of {record.get(key)}" for key in keys
     )

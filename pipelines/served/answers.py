@@ -1,4 +1,4 @@
-"""A trained network as MLflow asks it: images in any form, masks or probabilities out, within a budget if asked."""
+"""A trained network behind MLflow's interface: images in, masks or probabilities out, optionally within a budget."""
 
 import base64
 import logging
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from unetpp.models.model_file import Trained
 
 LOG = logging.getLogger(__name__)
-MAX_NUMBER = 2**16 - 1  # of an object in a PNG
+MAX_NUMBER = 2**16 - 1  # the largest object number in a PNG
 
 
 def now_ms() -> float:
@@ -36,11 +36,11 @@ def now_ms() -> float:
 
 
 class Served:
-    """What answers requests.
+    """Answers requests.
 
     Args:
-        model: what computes, of a version's folder or in memory.
-        clock: in milliseconds.
+        model: the network, from a version's folder or in memory.
+        clock: the present time in milliseconds.
     """
 
     def __init__(self, model: "Family | Trained", clock: Callable[[], float] = now_ms):
@@ -49,13 +49,13 @@ class Served:
         self._chosen: dict[int, str] = {}  # by depth, for "auto"
         self._engines: dict[tuple[int, str, bool], Engine] = {}
         self._times: dict[tuple[str, bool], TimesBySize] = {}
-        self._slower: deque[float] = deque([1.0], maxlen=9)  # how many times what was measured the last answers took
+        self._slower: deque[float] = deque([1.0], maxlen=9)  # time of the last answers divided by their measured time
 
     def predict(self, data: Any, params: dict[str, Any] | None = None) -> Any:
-        """Answer a request.
+        """Answer a request; docs/serving.md lists the forms of `data` and the params.
 
         Raises:
-            RequestError: with status 400 and the reason, or 500 for a fault of ours, which the log explains.
+            RequestError: status 400 with the reason, or 500 for an error of the server, which is in its log.
         """
         arrival_ms = self._clock()
         try:
@@ -98,13 +98,13 @@ class Served:
         return np.stack(arrays) if len({one.shape for one in arrays}) == 1 else answers
 
     def engine(self, depth: int, name: str = AUTO, mean: bool = False, size: Size = (256, 256)) -> Engine:
-        """What computes a depth, or the mean of the heads up to it, made at its first use.
+        """The engine for a depth, or for the mean of the heads up to it; opened at its first use.
 
         Args:
-            size: of the images for which the fastest is chosen, at its first use, too.
+            size: (height, width) of the images for which "auto" chooses the fastest engine, at its first use.
 
         Raises:
-            UserError: an engine that is not here.
+            UserError: an engine that is not available here.
         """
         if mean:
             name = "torch"
@@ -119,7 +119,7 @@ class Served:
         return self._engines[depth, name, mean]
 
     def measure(self, engines: Mapping[int, Engine], size: tuple[int, int]) -> dict[int, float]:
-        """Milliseconds by depth from a PNG file of an image of this size to one of its mask."""
+        """Milliseconds by depth to answer a PNG of this size with a PNG of its mask."""
         plain = check_params({"encoding": "png"}, self.about)
 
         def work_on(image: np.ndarray) -> Callable[[Engine], object]:
@@ -130,14 +130,14 @@ class Served:
         return measure_times(engines, size, work_on=work_on)
 
     def _choose_depth(self, request: Request, size: tuple[int, int], num_images: int) -> tuple[int, float | None]:
-        """The depth that answers, and its measured time where there is a budget.
+        """The depth that answers, and its measured time in ms if there is a budget.
 
-        It is the deepest up to that asked for that fits, or else the shallowest. A budget is shared by the images of a
-        request. Load counts where the request is content with less (`degrade`): what waiting took, how much slower than
-        measured the machine is at present, and those who wait behind.
+        The depth is the deepest one, up to the requested one, that fits the budget, or else the shallowest. The images
+        of a request share its budget. With `degrade` the load counts too: the time spent waiting, how much slower than
+        measured the machine is at present, and the requests that wait behind this one.
         """
         name, mean = request.engine, request.mode == "mean"
-        self.engine(request.depth, name, mean, size)  # refuses one that is not here
+        self.engine(request.depth, name, mean, size)  # refuses an engine that is not available
         if not request.max_latency_ms:
             return request.depth, None
         known = self._times.get((name, mean))
@@ -165,26 +165,29 @@ class Served:
         if request.encoding == "array":
             return mask
         binary = self.about.num_classes == 1 and not self.about.multilabel
-        # 0 and 255, class indices, or bits of labels.
+        # 0 and 255, class indices, or one bit per label.
         return base64.b64encode(images.as_png(mask * np.uint8(255) if binary else mask)).decode()
 
     def _instances(self, engine: Engine, probs: np.ndarray, request: Request) -> np.ndarray | str:
-        """The numbers of the objects (H, W) int32, or a PNG of 16 bits."""
+        """The object numbers, (H, W) int32, or a 16-bit PNG as base64."""
         separation, about = engine.about.separation(), self.about
         assert separation is not None
         numbers = separate(probs, about.num_classes, separation, request.threshold, about.background)
         if request.encoding == "array":
             return numbers
         if (count := int(numbers.max(initial=0))) > MAX_NUMBER:
-            raise UserError(f"found {count} objects; expected at most {MAX_NUMBER} in a PNG: set encoding to array")
+            raise UserError(
+                f"found {count} objects; expected at most {MAX_NUMBER}, as many as a PNG can number: set "
+                "encoding to array"
+            )
         return base64.b64encode(images.as_png(numbers.astype(np.uint16))).decode()
 
     def _described(self, answer: np.ndarray | str, request: Request, depth: int, engine: Engine, ms: float) -> Any:
-        """An answer with what made it, where that was asked for; a budget that was missed stands in the log, too."""
+        """The answer, with depth, engine and time if `details` is set. A missed budget is also logged."""
         budget_ms = request.max_latency_ms
         if budget_ms:
             said = f"L{depth} by {engine.name} answered after {ms:.1f} ms of {budget_ms:g} ms"
-            LOG.log(logging.INFO, said) if ms <= budget_ms else LOG.warning("a budget was missed: %s", said)
+            LOG.log(logging.INFO, said) if ms <= budget_ms else LOG.warning("missed the budget: %s", said)
         if not request.details:
             return answer
         kind = request.mode if request.mode in ("probabilities", "instances") else "mask"

@@ -1,4 +1,4 @@
-"""Inference params of a registered version: what MLflow lets through, checked."""
+"""Inference params of a registered version: their MLflow schema, and checks."""
 
 import json
 import math
@@ -17,7 +17,7 @@ AUTO = "auto"
 
 
 def params_schema(depth: int) -> ParamSchema:
-    """The inference params of a version of that depth. Types never change: clients and old versions hold them."""
+    """The inference params of a version of this depth. Types never change: clients and old versions rely on them."""
     return ParamSchema(
         [
             ParamSpec("depth", "long", depth),
@@ -35,7 +35,7 @@ def params_schema(depth: int) -> ParamSchema:
 class Request(NamedTuple):
     """Inference params, checked."""
 
-    depth: int  # that answers, or with a budget the deepest that may
+    depth: int  # the depth that answers; with a budget, the deepest one that may
     threshold: float
     mode: str
     encoding: str
@@ -46,7 +46,7 @@ class Request(NamedTuple):
 
 
 class RequestError(MlflowException):
-    """A refused request. MLflow writes the whole input before a message, megabytes of base64; this has its own."""
+    """A refused request. MLflow would put the whole input, megabytes of base64, before the message; this does not."""
 
     def __init__(self, reason: str, code: int = BAD_REQUEST):
         super().__init__(reason, error_code=code)
@@ -57,10 +57,10 @@ class RequestError(MlflowException):
 
 
 def check_params(params: dict[str, Any], about: About) -> Request:
-    """What is asked of a network; what a version of before does not know, or null, has its default.
+    """Check the params of a request; unknown ones are ignored, and missing or null ones have their default.
 
     Raises:
-        UserError: a value that it cannot have, or that another one contradicts.
+        UserError: an illegal value, or values that contradict each other.
     """
     known = {spec.name: spec.default for spec in params_schema(about.depth).params}
     given = {key: value for key, value in params.items() if key in known and value is not None}
@@ -75,24 +75,27 @@ def check_params(params: dict[str, Any], about: About) -> Request:
         raise UserError(f"mode: found {request.mode!r}; expected one of {', '.join(MODES)}")
     if request.mode == "instances" and about.separation() is None:
         raise UserError(
-            "mode: found 'instances', and this version gives masks alone; expected one that parts objects: ask for "
-            "mode single"
+            "mode: found 'instances', but this version only predicts masks; expected a version that separates "
+            "objects: use mode single"
         )
     if request.encoding not in ENCODINGS:
         raise UserError(f"encoding: found {request.encoding!r}; expected one of {', '.join(ENCODINGS)}")
     if request.encoding == "png" and request.mode == "probabilities":
-        raise UserError("encoding: found png, and probabilities are no picture: set it to array, or mode to single")
+        raise UserError(
+            "encoding: found png with mode probabilities, which a PNG cannot hold: set encoding to array, "
+            "or mode to single"
+        )
     if request.threshold != 0.5 and about.num_classes > 1 and not about.multilabel:
         raise UserError(
-            f"threshold: found {request.threshold:g}; of several classes the likeliest is taken, without a "
-            "threshold: leave it out, or ask for mode probabilities"
+            f"threshold: found {request.threshold:g}; with several classes the most probable one is chosen, without a "
+            "threshold: leave it out, or use mode probabilities"
         )
     if request.mode == "mean" and request.engine not in (AUTO, "torch"):
         raise UserError(
-            f"engine: found {request.engine!r}; the mean of several heads is computed by torch: leave it out"
+            f"engine: found {request.engine!r}; only torch computes the mean of several heads: leave out engine"
         )
     if not 0 <= request.max_latency_ms < math.inf:
         raise UserError(f"max_latency_ms: found {request.max_latency_ms:g}; expected milliseconds, or 0 for no budget")
     if request.degrade and not request.max_latency_ms:
-        raise UserError("degrade: found true without max_latency_ms; set max_latency_ms, the budget to be kept")
+        raise UserError("degrade: found true without max_latency_ms; set max_latency_ms, the budget in ms")
     return request

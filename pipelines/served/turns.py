@@ -1,4 +1,4 @@
-"""Whose turn it is: one image at a time is in memory and at work, in order of arrival."""
+"""The queue of requests: one image at a time is in memory and computed, in order of arrival."""
 
 import threading
 from collections.abc import Callable
@@ -11,17 +11,17 @@ Result = TypeVar("Result")
 
 @dataclass(eq=False)
 class Ticket:
-    """Of a request in the queue."""
+    """A request in the queue."""
 
     deadline_ms: float  # by the clock of `Served`; infinite without a budget
-    images: int  # that it has left
+    images: int  # how many are not answered yet
 
 
 class Turns:
-    """One thread that does all work, and a queue before it that the work may look at.
+    """One thread that does all the work, and its queue, which the work can inspect.
 
-    Threads of many requests would only share the processors, and the memory of the machine bounds one image, and what a
-    runtime keeps for one thread, and not as many as there are images and clients.
+    More threads would only compete for the same cores. With a single one, memory is bounded by one image and one
+    thread's runtime buffers, whatever the number of clients and images.
     """
 
     def __init__(self):
@@ -29,7 +29,7 @@ class Turns:
         self._queue: list[Ticket] = []
 
     def take(self, ticket: Ticket, work: Callable[[], Result]) -> Result:
-        """Wait for the turn, and what `work` returns in it."""
+        """Wait for this request's turn, then run `work` and return its result."""
 
         def turn() -> Result:
             try:
@@ -44,6 +44,6 @@ class Turns:
         return found.result()
 
     def queue(self) -> list[Ticket]:
-        """All that are in it, first who has the turn."""
+        """All waiting requests, beginning with the one that is being answered."""
         with self._lock:
             return list(self._queue)

@@ -1,1 +1,1 @@
-"""`unetpp try`: a page on this machine on which a model is tried with one's own images."""
+"""`unetpp try`: a page on this machine for trying a model with your own images."""

@@ -1,4 +1,4 @@
-"""The page of `unetpp try`: what stands on it before any image does."""
+"""The page of `unetpp try`, before an image is dropped on it."""
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ CHANNELS = {1: "grey or RGB", 3: "RGB or grey"}
 
 
 def build_page(subject: Subject, limits: Limits) -> str:
-    """The page, which asks its own server for all else."""
+    """The HTML page, which requests everything else from its own server."""
     about = subject.about
     kinds = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
     machines = [describe_machine(torch.device(kind)) for kind in kinds]
@@ -31,7 +31,7 @@ def build_page(subject: Subject, limits: Limits) -> str:
         examples=[{"name": one.name, "rank": one.rank, "picture": _thumbnail(one)} for one in subject.examples],
         first=next((index for index, one in enumerate(subject.examples) if one.rank == "median"), 0),
         suffixes=SUFFIXES,
-        channels=CHANNELS.get(about.in_channels, f"of {about.in_channels} channels"),
+        channels=CHANNELS.get(about.in_channels, f"{about.in_channels} channels"),
         limits=limits,
         machine=", ".join(str(one["processor" if one["device"] == "cpu" else "device"]) for one in machines),
         threads=machines[0]["threads"],

@@ -1,7 +1,7 @@
-"""The server of `unetpp try`: on this machine alone, for whoever knows the address, one prediction at a time.
+"""The server of `unetpp try`: only on this machine, only for those who know the address, one prediction at a time.
 
-Threads take requests; what computes is handed to one that works (`Server.work`), so that times are of a machine that
-does one thing, and Ctrl-C ends it.
+Several threads take requests, but a single one computes (`Server.work`), so that measured times are not disturbed by
+other predictions and Ctrl-C ends the server.
 """
 
 import hmac
@@ -29,15 +29,15 @@ from unetpp.images.decode import decode_image
 from unetpp.images.pictures import Limits
 
 HOST = "127.0.0.1"
-MAX_MIB = 256  # of a file
-MAX_VALUES = 2**28  # of probabilities, which take four bytes each
+MAX_MIB = 256  # per file
+MAX_VALUES = 2**28  # probabilities of an image, four bytes each
 MAX_PIXELS = 50_000_000
-HELD = 3  # images, the newest
+HELD = 3  # the newest images stay in memory
 HEADERS = {
     "Cache-Control": "no-store",
-    "Content-Security-Policy": "frame-ancestors 'none'",  # the page itself says the rest
+    "Content-Security-Policy": "frame-ancestors 'none'",  # the page itself sets the rest
     "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",  # the address holds the token
+    "Referrer-Policy": "no-referrer",  # the address contains the token
     "X-Content-Type-Options": "nosniff",
 }
 
@@ -45,7 +45,7 @@ T = TypeVar("T")
 
 
 class RefusedError(UserError):
-    """A request that gets one line in place of an answer."""
+    """A refused request: it is answered with one line."""
 
     def __init__(self, status: HTTPStatus, why: str):
         super().__init__(why)
@@ -58,12 +58,12 @@ class Reply(NamedTuple):
 
 
 def limits(subject: Subject) -> Limits:
-    """What may be dropped on the page: as much as is predicted in memory."""
+    """The largest image that may be dropped on the page: it is predicted in memory."""
     return Limits(min(MAX_PIXELS, MAX_VALUES // subject.about.num_outputs), MAX_MIB)
 
 
 class Server(socketserver.ThreadingTCPServer):  # not HTTPServer, which asks a name server for this machine's name
-    """The page of a subject on a port of 127.0.0.1; 0 is any that is free.
+    """Serves the page of a subject on a port of 127.0.0.1; port 0 selects any free one.
 
     Raises:
         UserError: the port is taken.
@@ -79,8 +79,8 @@ class Server(socketserver.ThreadingTCPServer):  # not HTTPServer, which asks a n
         try:
             super().__init__((HOST, port), Handler)
         except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or "it is no port"
-            raise UserError(f"--port {port}: {reason}; give another, or none for any that is free") from None
+            reason = getattr(error, "strerror", None) or "not a port number"
+            raise UserError(f"--port {port}: {reason}; use another port, or leave out --port for a free one") from None
         self.port = self.server_address[1]
 
     @property
@@ -88,7 +88,7 @@ class Server(socketserver.ThreadingTCPServer):  # not HTTPServer, which asks a n
         return f"http://{HOST}:{self.port}/{self.token}/"
 
     def work(self) -> None:
-        """Do what requests ask for, in this thread, until `end`."""
+        """Run the tasks of requests in this thread, until `end`."""
         while (asked := self._tasks.get()) is not None:
             task, future = asked
             try:
@@ -100,13 +100,13 @@ class Server(socketserver.ThreadingTCPServer):  # not HTTPServer, which asks a n
         self._tasks.put(None)
 
     def do(self, task: Callable[[], T]) -> T:
-        """What `task` gives, from the thread that works."""
+        """Run `task` in the thread that computes, and return its result."""
         future: Future[T] = Future()
         self._tasks.put((task, future))
         return future.result()
 
     def hold(self, tried: Tried) -> dict:
-        """Keep an image, the newest of a few; returns what the page shows of it."""
+        """Keep an image, dropping the oldest if there are too many; returns what the page shows of it."""
         described = describe_image(tried)
         number = str(next(self._numbers))
         self.held[number] = tried
@@ -115,7 +115,7 @@ class Server(socketserver.ThreadingTCPServer):  # not HTTPServer, which asks a n
         return described | {"id": number}
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), OSError):  # a browser that went away
+        if not isinstance(sys.exception(), OSError):  # the browser closed the connection
             super().handle_error(request, client_address)
 
 
@@ -127,7 +127,7 @@ class Handler(BaseHTTPRequestHandler):
     timeout = 60  # seconds without a byte
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing: what is wrong is said on the page."""
+        """Log nothing: errors are shown on the page."""
 
     def do_GET(self) -> None:
         self._reply("GET")
@@ -146,11 +146,11 @@ class Handler(BaseHTTPRequestHandler):
         except UserError as error:
             status, reply = getattr(error, "status", HTTPStatus.BAD_REQUEST), _json({"error": str(error)})
         except MemoryError:
-            status, reply = HTTPStatus.INSUFFICIENT_STORAGE, _json({"error": "too little memory for this image"})
-        except Exception as error:  # a bug: shown where it can be read, and the page goes on
+            status, reply = HTTPStatus.INSUFFICIENT_STORAGE, _json({"error": "not enough memory for this image"})
+        except Exception as error:  # a bug: shown in the terminal and on the page, which stays usable
             traceback.print_exc()
             status, reply = HTTPStatus.INTERNAL_SERVER_ERROR, _json({"error": said(error)})
-        # What was not read of a refused request would be taken for the next one.
+        # The unread rest of a refused request would be taken for the next request.
         self.close_connection = self.close_connection or status != HTTPStatus.OK
         self.send_response(status)
         sent = {"Content-Type": reply.kind, "Content-Length": str(len(reply.content))}
@@ -172,31 +172,31 @@ class Handler(BaseHTTPRequestHandler):
         if method == "GET" and (found := re.fullmatch(r"images/(\d+)/(L\d+)(?:/(\d+)\.png)?", path)):
             tried = self.server.held.get(found[1])
             if tried is None or found[2] not in self.server.subject.names:
-                raise RefusedError(HTTPStatus.NOT_FOUND, "this image is held no more: drop it again")
+                raise RefusedError(HTTPStatus.NOT_FOUND, "this image is no longer in memory: drop it again")
             if found[3] is None:
                 return _json(self.server.do(lambda: self._predict(tried, found[2])))
             return Reply("image/png", self.server.do(lambda: self._file(tried, found[2], int(found[3]))))
         raise RefusedError(HTTPStatus.NOT_FOUND, "no such page")
 
     def _check(self) -> None:
-        """Refuse who does not come from the page: by the name of the host, the token, and the origin.
+        """Refuse requests that do not come from the page, by host name, origin and token.
 
-        The host, since a name of somebody else's may lead here (DNS rebinding).
+        The host name is checked because a foreign name may resolve to this machine (DNS rebinding).
         """
         host = f"{HOST}:{self.server.port}", f"localhost:{self.server.port}"
         if self.headers.get("Host") not in host:
-            raise RefusedError(HTTPStatus.MISDIRECTED_REQUEST, f"this page is at {HOST} alone")
+            raise RefusedError(HTTPStatus.MISDIRECTED_REQUEST, f"this page answers only at {HOST}")
         if self.headers.get("Origin", f"http://{self.headers['Host']}") != f"http://{self.headers['Host']}":
-            raise RefusedError(HTTPStatus.FORBIDDEN, "this page answers no other page")
+            raise RefusedError(HTTPStatus.FORBIDDEN, "this page does not answer requests from other pages")
         given = self.path[: len(self.server.token) + 2].encode()
         if not hmac.compare_digest(given, f"/{self.server.token}/".encode()):
             raise RefusedError(HTTPStatus.FORBIDDEN, "open the address that `unetpp try` printed: it ends with a token")
 
     def _take(self, name: str) -> dict:
-        """An image that was dropped on the page, decoded as all that are predicted."""
+        """Receive an image that was dropped on the page, and decode it as `unetpp predict` does."""
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal():
-            raise RefusedError(HTTPStatus.LENGTH_REQUIRED, "expected the length of the file")
+            raise RefusedError(HTTPStatus.LENGTH_REQUIRED, "expected the header Content-Length, the size of the file")
         if int(length) > self.server.limits.max_file_mib * 2**20:
             raise RefusedError(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -211,7 +211,7 @@ class Handler(BaseHTTPRequestHandler):
                     target.write(content)
                     left -= len(content)
             if left:
-                raise RefusedError(HTTPStatus.BAD_REQUEST, f"{name}: it came in part only: drop it again")
+                raise RefusedError(HTTPStatus.BAD_REQUEST, f"{name}: the upload is incomplete: drop it again")
             return self.server.do(lambda: self._decode(file, name))
 
     def _decode(self, file: Path, name: str) -> dict:
@@ -219,7 +219,7 @@ class Handler(BaseHTTPRequestHandler):
             image = decode_image(file, self.server.subject.about.in_channels, limits=self.server.limits)
         except FileError as error:
             reason, fix = error.reason, error.fix
-            if "too many pixels" in reason:  # whose limit is this page's
+            if "too many pixels" in reason:  # the limit is this page's
                 reason, fix = reason.replace("prepare.max_pixels = ", ""), "`unetpp predict` takes larger images"
             raise UserError(f"{name}: {reason}: {fix}") from None
         return self.server.hold(Tried(name, image))

@@ -1,4 +1,4 @@
-"""What is tried: a model at each of its depths, the one that is recommended, and images to begin with."""
+"""The subject of `unetpp try`: a model with its depths, the recommended depth, and example images."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -33,11 +33,11 @@ class Example:
 class Subject:
     """A model that is tried."""
 
-    model: str  # as its user names it
+    model: str  # the name that the user gave
     family: Family
-    beside: str  # the depth that all others are shown beside
-    role: str  # what that depth is: recommended, nearest, deepest, only
-    why: str  # a sentence
+    beside: str  # the reference depth, next to which all others are shown
+    role: str  # of the reference depth: recommended, nearest, deepest, only
+    why: str  # the reason for this depth, as a sentence
     examples: list[Example]
     _opened: dict[str, Predictor] = field(default_factory=dict)
 
@@ -51,14 +51,14 @@ class Subject:
         return _names(self.family)
 
     def predictor(self, name: str) -> Predictor:
-        """A depth by the fastest engine here that is exact enough, chosen when it is first asked for."""
+        """A depth on the fastest engine here that is exact enough, chosen when the depth is first requested."""
         if name not in self._opened:
             self._opened[name] = Predictor(self.family, int(name[1:]), engine="auto")
         return self._opened[name]
 
 
 def find_subject(model: str) -> Subject:
-    """A model with what is known of it: which depth is recommended, and the test images of its depth report.
+    """A model with its recommended depth and the test images of its depth report.
 
     Raises:
         UserError: no such model, or a damaged one.
@@ -73,12 +73,12 @@ def _names(family: Family) -> list[str]:
 
 
 def recommend(names: list[str], report: dict | None) -> tuple[str, str, str]:
-    """The depth that all are shown beside, what it is, and why, by the report of an evaluation where there is one."""
+    """The reference depth, its role and the reason, from the report of an evaluation if there is one."""
     deepest = names[-1]
     if report is None:
         if len(names) == 1:
             return deepest, "only", f"This model has one depth, {deepest}."
-        return deepest, "deepest", f"{UNKNOWN}: the deepest, {deepest}, stands beside the others."
+        return deepest, "deepest", f"{UNKNOWN}: the others are shown next to the deepest, {deepest}."
     for role in ("recommended", "nearest"):
         name = f"L{report.get(f'{role}_depth')}"
         if name in names:
@@ -87,7 +87,7 @@ def recommend(names: list[str], report: dict | None) -> tuple[str, str, str]:
 
 
 def _folders(model: str) -> Iterator[Path]:
-    """Where an evaluation of the model may lie: in the projects around it, and in this one."""
+    """Folders that may contain an evaluation of the model: in the projects around it, and in this one."""
     if ":/" not in model:
         for parent in Path(model).absolute().parents[:4]:
             yield parent / IN_REPOSITORY
@@ -105,12 +105,12 @@ def _reports(model: str) -> Iterator[dict]:
 
 
 def _is_of(report: dict, model: str, digest: str | None) -> bool:
-    """Whether a report is of this very model; that of a registered version's run is by its place."""
+    """Whether a report is about exactly this model; the report of a registered version's run always is."""
     return ":/" in model or (digest is not None and report.get("model_sha256") == digest)
 
 
 def _examples(model: str, channels: int) -> list[Example]:
-    """The images of the nearest depth report whose images have as many channels; [] where there is none."""
+    """The images of the nearest depth report whose images have this many channels; [] if there is none."""
     for folder in _folders(model):
         with suppress(UserError):
             _, samples = read_page(folder / "page")

@@ -1,4 +1,4 @@
-"""An image that is tried: what each depth makes of it, in which time, as a page shows it and as files."""
+"""An image on the page of `unetpp try`: the answer and time of each depth, for display and as files."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -17,20 +17,20 @@ from unetpp.inference.overlay import overlay
 from unetpp.inference.predictor import Predictor
 from unetpp.models.about import About
 
-SHOWN_PX = 1536  # the longest side of what a page shows; files have the image's own size
+SHOWN_PX = 1536  # the longest side that the page shows; files have the image's own size
 PASSES, ENOUGH_S, SLOW_S = 5, 1.0, 10.0
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a depth made of an image."""
+    """The answer of a depth to an image."""
 
-    mask: np.ndarray  # (H, W) uint8, as `Predictor.mask` gives it
+    mask: np.ndarray  # (H, W) uint8, as `Predictor.mask` returns it
     ms: float  # the median of `passes`, from the decoded image to its mask
     passes: int
     engine: str
-    why: str  # that engine, in a line
-    num_objects: int | None = None  # of a model that parts them
+    why: str  # the reason for this engine, in a line
+    num_objects: int | None = None  # for a model that separates objects
 
 
 @dataclass
@@ -44,14 +44,14 @@ class Tried:
 
     @property
     def step(self) -> int:
-        """Every how many pixels are shown of masks."""
+        """The page shows every `step`-th pixel of masks."""
         return -(-max(self.image.shape[:2]) // SHOWN_PX)
 
 
 def answer(predictor: Predictor, image: np.ndarray) -> Answer:
-    """Predict an image (H, W, C), again and again for a second at most, after a pass that warms up.
+    """Predict an image (H, W, C): a warm-up pass, then up to five timed passes within about a second.
 
-    Where that pass took more than ten seconds, its own time is what is known.
+    If the warm-up pass takes more than ten seconds, its own time is reported.
     """
     mask, first_s = _timed(lambda: predictor.mask(image))
     times: list[float] = []
@@ -68,7 +68,7 @@ def _timed(predict: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
 
 
 def describe_image(tried: Tried) -> dict:
-    """The image as a page shows it."""
+    """The image in the form that the page shows."""
     height, width = tried.image.shape[:2]
     step = tried.step
     shown = tried.image if step == 1 else resize(tried.image, (-(-height // step), -(-width // step)))
@@ -84,7 +84,7 @@ def describe_image(tried: Tried) -> dict:
 
 
 def describe_answer(tried: Tried, name: str, about: About, beside: str) -> dict:
-    """What a depth made of it, as a page shows it, and how much of that is other than what `beside` made of it."""
+    """The answer of a depth in the form that the page shows, with the share of pixels that differ from `beside`."""
     found, other = tried.answers[name], tried.answers.get(beside)
     mask = found.mask[:: tried.step, :: tried.step]
     filled, lines = mask_layers(mask, about.multilabel, about.background, opacity=1)
@@ -102,9 +102,9 @@ def describe_answer(tried: Tried, name: str, about: About, beside: str) -> dict:
 
 
 def files(tried: Tried, name: str, about: About) -> Iterator[tuple[dict, Callable[[], bytes]]]:
-    """What can be saved of a depth's answer: what it is and is called, and what makes its bytes.
+    """The files that can be saved of a depth's answer: label and name, and a function that makes the bytes.
 
-    Masks are those that `unetpp predict` writes, byte for byte.
+    Masks are byte for byte those that `unetpp predict` writes.
     """
     stem, mask = f"{Path(tried.name).stem}-{name}", tried.answers[name].mask
     if about.multilabel:

@@ -179,7 +179,7 @@ def test_exported_models_predict_the_masks_of_the_network(made, tmp_path):
         assert (found != expected).mean() < (0.2 if "int8" in name else 0.01)
     with pytest.raises(UserError, match="may run its author's code: give its folder"):
         mask(made.exports / "L1/model.pt2")
-    with pytest.raises(UserError, match="an exported file is one depth and its head"):
+    with pytest.raises(UserError, match="an exported file is a single depth"):
         predict([str(tmp_path / "a.png")], str(made.exports / "L1/model.onnx"), 1, tmp_path / "out")
 
 

@@ -68,7 +68,7 @@ def test_heads_are_averaged_as_the_text_says(tmp_path, model):
             read_heads(wrong)
     with pytest.raises(UserError, match="expected weights above 0 for some of the depths"):
         predict([str(tmp_path / "a.png")], str(model), None, tmp_path / "out", "3")
-    with pytest.raises(UserError, match="give one of the two"):
+    with pytest.raises(UserError, match="pass only one of them"):
         predict([str(tmp_path / "a.png")], str(model), 1, tmp_path / "out", "mean")
 
 

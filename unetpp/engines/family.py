@@ -198,7 +198,7 @@ def open_engine(
         UserError: no such engine, one that is not installed, that has no file for this depth or no such heads.
     """
     if depth is not None and heads is not None:
-        raise UserError(f"depth {depth} is one head and heads {heads} are several: give one of the two")
+        raise UserError(f"depth {depth} is one head and heads {heads} are several: pass only one of them")
     depth = family.about.depth if depth is None else depth
     here = family.engines(depth)
     if name not in here:

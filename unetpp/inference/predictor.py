@@ -61,7 +61,7 @@ class Predictor:
         engine: str | None = None,
     ):
         if depth is not None and heads is not None:
-            raise UserError(f"depth {depth} is one head and heads {heads} are several: give one of the two")
+            raise UserError(f"depth {depth} is one head and heads {heads} are several: pass only one of them")
         self.why = ""  # one line, where the engine was chosen here
         if hasattr(model, "takes_parts"):
             self.engine = cast(Engine, model)

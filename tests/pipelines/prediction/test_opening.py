@@ -30,8 +30,8 @@ def test_the_deepest_depth_that_fits_the_budget_is_taken_and_said(tmp_path, deep
         predict([str(tmp_path / "a.png")], str(deep), "auto", tmp_path / f"{budget}", max_latency_ms=budget)
         said = capsys.readouterr().out
         assert f"predicting with L{depth}, engine torch: the deepest within {budget} ms at 30 x 45 px" in said
-        assert "L1 2.0 ms by torch, L2 5.0 ms by torch" in said
-    with pytest.raises(UserError, match=r"found L1 2\.0 ms by torch, L2 5\.0 ms .*expected a depth that fits"):
+        assert "L1 2.0 ms with torch, L2 5.0 ms with torch" in said
+    with pytest.raises(UserError, match=r"found L1 2\.0 ms with torch, L2 5\.0 ms .*expected a depth within"):
         predict([str(tmp_path / "a.png")], str(deep), None, tmp_path / "out", max_latency_ms=1)
     for wrong in (
         Asked(1, max_latency_ms=1),
@@ -39,7 +39,7 @@ def test_the_deepest_depth_that_fits_the_budget_is_taken_and_said(tmp_path, deep
         Asked(1, heads="mean"),
         Asked(None, "2", max_latency_ms=1),
     ):
-        with pytest.raises(UserError, match=r"give one of the two|expected --max-latency-ms"):
+        with pytest.raises(UserError, match=r"pass only one of them|expected --max-latency-ms"):
             wrong.check()
     with pytest.raises(UserError, match="engine quick: no such engine; expected auto or one of torch"):
         predict([str(tmp_path / "a.png")], str(deep), None, tmp_path / "out", engine="quick")

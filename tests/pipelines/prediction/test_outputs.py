@@ -58,7 +58,7 @@ def test_all_that_can_be_asked_for_is_written_of_an_image(tmp_path, capsys):
     }  # fmt: skip
     counts = [(row["image"], row["num_objects"], row["area_px"]) for row in table(out / "counts.csv")]
     assert counts == [("a", "2", "325"), ("none", "0", "0")]
-    assert "wrote values, probs, probs8, overlay, labels, measurements of 2 images" in capsys.readouterr().out
+    assert "wrote values, probs, probs8, overlay, labels, measurements for 2 images" in capsys.readouterr().out
 
 
 def test_files_of_classes_and_of_labels_have_their_places(tmp_path):
@@ -74,9 +74,9 @@ def test_files_of_classes_and_of_labels_have_their_places(tmp_path):
     predict([str(tmp_path / "a.png")], str(labels), None, tmp_path / "two", outputs=kinds)
     assert np.array_equal(read(tmp_path / "two/nucleus/a.png"), image)
     assert read(tmp_path / "two/labels/nucleus/a.png").max() == 1
-    with pytest.raises(UserError, match="found labels, which may lie over each other"):
+    with pytest.raises(UserError, match="found a model with labels, which may overlap"):
         predict([str(tmp_path / "a.png")], str(labels), None, tmp_path / "three", outputs=Outputs(("values",)))
-    with pytest.raises(UserError, match="found a model that does not say its values"):
+    with pytest.raises(UserError, match="found a model without values"):
         predict([str(tmp_path / "a.png")], str(classes), None, tmp_path / "three", outputs=Outputs(("values",)))
     assert not (tmp_path / "three").exists()
 
@@ -123,7 +123,7 @@ def test_a_model_that_parts_objects_writes_them_beside_the_mask_unless_something
         "a.png",
         "labels/a.tif",
     ]
-    assert "wrote labels of 1 images" in capsys.readouterr().out
+    assert "wrote labels for 1 images" in capsys.readouterr().out
     assert np.array_equal(read(tmp_path / "out/a.png") > 0, numbers > 0)
     labels = tifffile.imread(tmp_path / "out/labels/a.tif")
     assert (labels.dtype, labels.tolist()) == (np.uint16, numbers.tolist())

@@ -76,7 +76,7 @@ def test_masks_are_the_local_ones_though_the_driver_and_a_node_are_killed_in_the
             one.released.set()
         cluster.close()
     assert masks_in(bucket) == expected
-    assert re.search(rf"\d+ of {NUMBER} images are done already", log.read_text())
+    assert re.search(rf"\d+ of {NUMBER} images are already done", log.read_text())
     sent = puts(bucket)
     assert len(sent) <= NUMBER + 12, "what a killed one had not sent, and no more, is done again"
 

@@ -92,7 +92,7 @@ def test_a_second_run_continues_and_takes_what_was_changed(far, bucket, images, 
     far(out)
     assert {path.rpartition("/")[2].partition("?")[0] for path in puts(bucket)} == {first[2:], second[2:]}
     assert masks_in(bucket) == expected
-    assert "34 of 36 images are done already" in capsys.readouterr().out
+    assert "34 of 36 images are already done" in capsys.readouterr().out
 
 
 def test_what_others_or_another_model_wrote_is_in_the_way(far, bucket, expected, tmp_path):
@@ -106,7 +106,9 @@ def test_what_others_or_another_model_wrote_is_in_the_way(far, bucket, expected,
     far(out, overwrite=True)
     assert masks_in(bucket) == expected | {"other.png": b"mine"}
     wider = make_model(tmp_path / "other", 7)
-    with pytest.raises(UserError, match=r"out: found what another model .*, model \w+ and not \w+; expected what"):
+    with pytest.raises(
+        UserError, match=r"out: found outputs of another model .*, model \w+ instead of \w+; expected outputs"
+    ):
         far(out, model=str(wider))
     far(out, model=str(wider), overwrite=True)
     assert masks_in(bucket).keys() == {*expected, "other.png"}
@@ -116,13 +118,13 @@ def test_what_others_or_another_model_wrote_is_in_the_way(far, bucket, expected,
 def test_what_cannot_be_is_refused_before_anything_is_predicted(far, bucket, tmp_path):
     here = f"s3://{bucket.name}"
     bucket.put({"c/000.tif": b""})
-    with pytest.raises(UserError, match=r"same name .*set/a/000.png, .*set/c/000.tif; predict them apart"):
+    with pytest.raises(UserError, match=r"same name .*set/a/000.png, .*set/c/000.tif; predict them into"):
         far(f"{here}/out")
     for patterns, out, said in (
         ([f"{here}/set/a"], f"{here}/set/a/masks", "lies in .*which is read"),
         ([f"{here}/set/a/000.png"], f"{here}/set/a", "set/a/000.png: this output is read"),
         ([f"{here}/nothing"], f"{here}/out", "no image there"),
-        (["s3:///set"], f"{here}/out", "found no bucket in it"),
+        (["s3:///set"], f"{here}/out", "found no bucket in this address"),
         ([f"{here}/set/a"], "s3://no-such-bucket/out", "no bucket 'no-such-bucket'.*correct --out"),
     ):
         with pytest.raises(UserError, match=said):

@@ -210,7 +210,7 @@ def test_the_depth_beside_is_the_recommended_one_of_this_very_model(tmp_path):
 
 
 def test_a_port_that_is_taken_is_said(server):
-    with pytest.raises(UserError, match=rf"--port {server.port}: .*; give another"):
+    with pytest.raises(UserError, match=rf"--port {server.port}: .*; use another"):
         stage.Server(server.subject, "", server.port)
 
 

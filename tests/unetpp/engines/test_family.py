@@ -140,7 +140,7 @@ def test_what_is_not_there_is_refused_with_what_is(project):
     ):
         with pytest.raises(UserError, match=message):
             open_engine(family, depth, name)
-    with pytest.raises(UserError, match="give one of the two"):
+    with pytest.raises(UserError, match="pass only one of them"):
         open_engine(family, 1, heads="mean")
     with pytest.raises(UserError, match=r"heads: found \{3: 1\}"):
         open_engine(family, heads={3: 1})

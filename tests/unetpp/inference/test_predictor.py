@@ -135,7 +135,7 @@ def test_what_is_no_image_is_refused_with_what_to_do(images, message):
 def test_what_is_no_model_or_no_choice_of_heads_is_refused():
     with pytest.raises(UserError, match=r"type str; expected what unetpp\.load"):
         Predictor("models/train")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(UserError, match="give one of the two"):
+    with pytest.raises(UserError, match="pass only one of them"):
         Predictor(make(), 1, heads="mean")
     with pytest.raises(UserError, match="cannot prune to depth 3"):
         Predictor(make(), 3)
