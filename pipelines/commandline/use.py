@@ -21,7 +21,7 @@ def add(group: Group) -> None:
     one.add_argument("--out", required=True, help="folder or s3://bucket/prefix for the masks, <image name>.png")
     what = "what to write (default: mask, and labels of a model that separates objects)"
     one.add_argument("--save", nargs="+", choices=KINDS, help=what)
-    one.add_argument("--engine", default="auto", help="such as torch or openvino-int8 (default: the fastest accurate one)")
+    one.add_argument("--engine", default="auto", help="such as torch or openvino-int8 (default: auto, the fastest)")
     what = "test-time augmentation: average over mirrored (and turned) copies"
     one.add_argument("--tta", choices=["none", "flips", "all"], default="none", help=what)
     what = "threads that compute (default: OMP_NUM_THREADS, or one per physical core)"
