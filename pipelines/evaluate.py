@@ -1,9 +1,9 @@
-"""The evaluate stage: what each depth of the trained network scores on the test split, and what it costs.
+"""The evaluate stage: scores of each depth of the trained network on the test split, and its costs.
 
     python -m pipelines.evaluate --prepared data/prepared --model models/train --out reports/evaluate
 
-The only stage that reads the test split. Quality is a function of data and weights; latency, throughput and
-memory are of this machine, on this day. What each number means: docs/measurements.md.
+It is the only stage that reads the test split. Quality is a function of data and weights; latency, throughput and
+memory depend on the machine and its load. docs/measurements.md explains each number.
 """
 
 import argparse
@@ -55,7 +55,7 @@ COMPARED = ("iou_image", "iou_image_low", "iou_image_high", "miou", "latency_ms"
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of every depth, by name (L1, L2 ..., mean)."""
+    """The measurements of every depth, by name (L1, L2 ..., mean)."""
 
     devices: list[dict]  # the costs on each, the main one first
     quality: dict[str, Quality]
@@ -68,37 +68,37 @@ class Measured:
 
 
 def check_engine(family: Family, settings: Evaluate) -> None:
-    """Refuse an `evaluate.engine` whose costs cannot be measured, before anything long is done.
+    """Refuse an `evaluate.engine` whose costs cannot be measured, before any long work.
 
     Raises:
-        UserError: it is not installed, or has no exports of this model; or its memory is limited and not known.
+        UserError: it is not installed, or has no exports of this model; or its memory is limited but not reported.
     """
     name = settings.engine
     if settings.max_memory_mib is not None and ENGINES[name].runtime != "torch":
         raise UserError(
-            f"evaluate.max_memory_mib is {settings.max_memory_mib:g}, and {name} (evaluate.engine) does not tell the "
-            "memory of a pass: set evaluate.max_memory_mib to null, or evaluate.engine to torch"
+            f"evaluate.max_memory_mib: found {settings.max_memory_mib:g}, but {name} (evaluate.engine) does not report "
+            "its memory: set evaluate.max_memory_mib to null, or evaluate.engine to torch"
         )
     for depth in family.about.depths:
         if name not in (known := family.engines(depth)):
             raise UserError(
-                f"evaluate.engine: {name} is not installed here, or has no export of L{depth}; found "
-                f"{', '.join(known)}: {to_install('exports')} installs the runtimes, export.formats with onnx "
-                "and onnx-int8 and `dvc repro export` make the files; or set evaluate.engine to torch"
+                f"evaluate.engine: found {name}, which is not installed or has no export of L{depth}; expected one of "
+                f"{', '.join(known)}: {to_install('exports')} installs the runtimes, and `dvc repro export` "
+                "with onnx and onnx-int8 in export.formats writes the files; or set evaluate.engine to torch"
             )
 
 
 def measure(
     subject: Subject, predict: Predictor, settings: Evaluate, device: torch.device, exports: Path | None
 ) -> Measured:
-    """Costs, scores with intervals, gates, and what each engine costs and scores."""
+    """Measure costs, scores with intervals, gates, and the costs and scores of each engine."""
     trained, split, batch = subject.trained, subject.split, settings.throughput_batch
     if exports is not None:
         read_exports(exports, trained.sha256)
     family = Family(trained.about, trained, exports)
     check_engine(family, settings)
     size = as_size(settings.latency_size_px) or as_size(subject.manifest.size) or (256, 256)
-    # First, while the process is young: what lies in memory later slows it.
+    # First, in a new process: memory that is allocated later slows it down.
     devices = measure_devices(trained, settings, size, device, exports)
     costs = devices[0]["depths"]
     thresholds = choose_thresholds(predict, subject.open_val(), batch)
@@ -121,7 +121,7 @@ def measure(
 
 
 def _columns(quality: Quality, predict: Predictor) -> np.ndarray:
-    """(N, 2): IoU of each image, and AP of a network that parts objects, else nan."""
+    """(N, 2): IoU of each image, and AP if the network separates objects, else nan."""
     images = quality.per_image()
     unknown = np.full(len(images["iou_image"]), np.nan)
     separated = predict.trained.about.separation() is not None
@@ -131,7 +131,7 @@ def _columns(quality: Quality, predict: Predictor) -> np.ndarray:
 def make_report(
     subject: Subject, measured: Measured, decision: Decision, settings: Evaluate, samples: list[dict]
 ) -> dict:
-    """What report.json holds (`report_schema.Report`)."""
+    """The contents of report.json (`report_schema.Report`)."""
     quality, kinds, classes = measured.quality, subject.split.kinds, subject.trained.classes
     limits = ("tolerance_iou", "tolerance_ap", "max_latency_ms", "max_memory_mib", "max_parameters", "engine")
     result = {
@@ -168,12 +168,12 @@ def make_report(
         "multilabel": subject.trained.network.multilabel,
         "model_sha256": subject.trained.sha256,
     }
-    Report.model_validate(result)  # what others read is what the schema says, or it is not written
+    Report.model_validate(result)  # a report that does not match the schema is not written
     return result
 
 
 def describe_objects(subject: Subject, measured: Measured) -> dict:
-    """What the scores of objects are of, and whether depths differ in them more than in masks (`report_schema`)."""
+    """Which objects are compared, and whether depths differ more for objects than for masks (`report_schema`)."""
     ways, separated = measured.true_objects.ways, subject.trained.about.separation() is not None
     found = {
         "true": "both" if len(ways) > 1 else next(iter(ways)),
@@ -184,8 +184,10 @@ def describe_objects(subject: Subject, measured: Measured) -> dict:
 
 
 def write_results(out: Path, result: dict, rows: list[dict]) -> None:
-    """report.json and the tables; for `dvc metrics` and `dvc exp show`, metrics.json with the few numbers that one
-    compares, of the depth that is recommended, or nearest to it, or the deepest."""
+    """Write report.json, the tables, and metrics.json for `dvc metrics` and `dvc exp show`.
+
+    metrics.json has the few numbers to compare, for the recommended depth, else the nearest or the deepest one.
+    """
     depths = result["depths"]
     write_json(out / "report.json", result)
     depth = result["recommended_depth"] or result["nearest_depth"]
@@ -199,7 +201,7 @@ def write_results(out: Path, result: dict, rows: list[dict]) -> None:
 
 
 def find_provenance(subject: Subject) -> dict[str, object]:
-    """What the numbers come from, by what the page calls it."""
+    """The origin of the numbers, by the names on the page."""
     trained, commit, dirty = subject.trained, *git_commit(Path.cwd())
     begun = trained.info.get("encoder_weights")
     return {
@@ -208,27 +210,26 @@ def find_provenance(subject: Subject) -> dict[str, object]:
         "Model file, sha256": trained.sha256,
         "Training run": trained.info.get("run"),
         "Epoch of the weights": trained.info.get("kept", trained.info.get("epoch")),
-        "Params of the training": json.dumps(trained.info.get("params"), sort_keys=True),
+        "Params of the training run": json.dumps(trained.info.get("params"), sort_keys=True),
         "Network": ", ".join(f"{key} {value}" for key, value in trained.network.config().items()),
-        "Weights of the encoder at the start": begun and f"{begun['uri']}, sha256 {begun['sha256']}",
-        "Commit of the evaluating code": commit + (" with changed files" if dirty else ""),
+        "Initial weights of the encoder": begun and f"{begun['uri']}, sha256 {begun['sha256']}",
+        "Commit of the code that evaluated": commit + (" with uncommitted changes" if dirty else ""),
     }
 
 
 def evaluate(
     prepared: Path, model: Path, out: Path, settings: Evaluate, device: torch.device, exports: Path | None = None
 ) -> dict:
-    """Measure every depth on the test split; write report.json, engines.json, depths.csv, images.csv, reliability.csv,
-    what the page shows (page/) and, for `dvc metrics`, metrics.json with the few numbers that one compares.
+    """Measure every depth on the test split, and write FILES and the contents of the page (page/) into `out`.
 
     Args:
-        exports: folder of the export stage, whose files are measured by the engines that are installed for them.
+        exports: folder of the export stage; its files are measured with the engines installed for them.
 
     Returns:
-        what report.json holds (`report_schema.Report`).
+        the contents of report.json (`report_schema.Report`).
 
     Raises:
-        UserError: a missing or damaged model or data, or ones that do not belong together.
+        UserError: model or data are missing or damaged, or do not belong together.
     """
     subject = Subject.open(prepared, model)
     predict = Predictor(subject.trained, device)
@@ -236,7 +237,7 @@ def evaluate(
     separated = subject.trained.about.separation() is not None
     decision = decide(measured.depths, measured.means, settings, separated)
     rows = image_rows(measured.quality, subject.split, subject.groups)
-    # The images to show are ranked by what is deployed.
+    # Images are ranked by the depth to deploy.
     shown = f"L{decision.depth or subject.trained.depths[-1]}"
     picked = pick(rows, shown, settings.page_images)
     samples = [
@@ -260,7 +261,7 @@ def evaluate(
         manifest = subject.manifest
         val = manifest.val_full_sha256 or manifest.splits["val"].sha256
         write_json(out / "engines.json", engines_json(measured.engines, subject.trained.sha256, val))
-        write_results(out, result, rows)  # last: where the disk has no space for the page, all stays as it was
+        write_results(out, result, rows)  # last: if the disk is too full for the page, nothing changes
     return result
 
 

@@ -1,8 +1,8 @@
-"""The export stage: each depth as files that other programs load, each opened again and compared before it counts.
+"""The export stage: write each depth as files for other programs, each reopened and compared with the network.
 
     python -m pipelines.export --model models/train --prepared data/prepared --out models/export
 
-Formats, and how to load each: docs/exports.md.
+The formats, and how to load each: docs/exports.md.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from unetpp.models.loading import load
 from unetpp.models.model_file import Trained, load_model
 
 SCHEMA = 1
-CALIBRATION_IMAGES = 32  # of `unetpp export`, which has no params.yaml
+CALIBRATION_IMAGES = 32  # for `unetpp export`, which has no params.yaml
 SAFETENSORS = "safetensors"
 FILES = {SAFETENSORS: MODEL, "pt2": "model.pt2", "onnx": "model.onnx", "onnx-int8": "model-int8.onnx"}
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino")
@@ -63,15 +63,15 @@ def calibration_images(prepared: Path, count: int) -> list[np.ndarray]:
     split = Split(prepared / "val.arrow")
     if len(split) == 0:
         raise UserError(
-            f"{prepared}/val.arrow: found no image, and int8 is set by images of val: raise prepare.shares.val, or "
-            "take onnx-int8 out of export.formats"
+            f"{prepared}/val.arrow: found no images; int8 is calibrated on val images: raise prepare.shares.val, or "
+            "remove onnx-int8 from export.formats"
         )
     indices = np.unique(np.linspace(0, len(split) - 1, min(count, len(split))).astype(int))
     return [np.ascontiguousarray(scaled(split[int(index)][0]).transpose(2, 0, 1)) for index in indices]
 
 
 def possible(formats: Iterable[str]) -> tuple[list[str], list[str]]:
-    """The formats that can be written and checked here, safetensors first, and a sentence for each other one."""
+    """The formats that can be written and verified here, safetensors first, and a sentence for each other one."""
     runtimes = [name for name in ("onnxruntime", "openvino") if not missing(name)]
     lacking = {
         "onnx": missing_for_onnx() or ([] if runtimes else ["onnxruntime"]),
@@ -79,7 +79,7 @@ def possible(formats: Iterable[str]) -> tuple[list[str], list[str]]:
     }
     chosen = [SAFETENSORS, *(name for name in FILES if name in set(formats) - {SAFETENSORS})]
     left_out = [
-        f"{name} is left out: {' and '.join(lacking[name])} is not installed: {to_install('exports')}"
+        f"skipped {name}: {' and '.join(lacking[name])} is not installed: {to_install('exports')}"
         for name in chosen
         if lacking.get(name)
     ]
@@ -89,7 +89,7 @@ def possible(formats: Iterable[str]) -> tuple[list[str], list[str]]:
 def write_depth(
     trained: Trained, depth: int, formats: Sequence[str], folder: Path, opset: int, images: Sequence[np.ndarray]
 ) -> None:
-    """Write a depth's files of these formats into `folder`; int8 is set by `images`, (C, H, W) each."""
+    """Write a depth's files of these formats into `folder`; int8 is calibrated on `images`, (C, H, W) each."""
     folder.mkdir()
     trained.folded(depth).save(folder / MODEL)
     if set(formats) == {SAFETENSORS}:
@@ -117,16 +117,16 @@ def export(
     """Write each depth's folder `out/L<depth>`, `out/exports.json` and `out/SHA256SUMS`, all or nothing.
 
     Args:
-        formats: of FILES; safetensors is always written.
-        tolerance: the largest difference of probabilities from the eager network; int8 is judged by its IoU instead.
+        formats: keys of FILES; safetensors is always written.
+        tolerance: the largest allowed difference of probabilities from the eager network; int8 is judged by IoU.
         images: (C, H, W) float32 in [0, 1], of the kind that the model will see; needed for onnx-int8.
         depths: by default all.
 
     Returns:
-        what exports.json holds.
+        the contents of exports.json.
 
     Raises:
-        UserError: a depth that is not there; a file that differs from the eager network, by name and number.
+        UserError: there is no such depth, or a file differs from the eager network; the message says by how much.
     """
     formats, left_out = possible(formats)
     print("".join(f"{line}\n" for line in left_out), end="")
@@ -134,7 +134,7 @@ def export(
         partial.mkdir(parents=True)
         written = [Exported(depth, name) for depth in depths or trained.depths for name in formats]
         with Verification(partial, trained, images) as verification:
-            for depth in watched(  # what is compared last is the quickest
+            for depth in watched(  # the last comparison should be the quickest
                 sorted(depths or trained.depths, reverse=True), "export, depths"
             ):
                 write_depth(trained, depth, formats, partial / f"L{depth}", opset, images)
@@ -169,9 +169,9 @@ def check(written: Iterable[Exported], found: Iterable[Comparison], tolerance: f
     ]
     if wrong:
         raise UserError(
-            f"exports differ from the network that they were made of: {'; '.join(wrong)}; expected at most "
-            f"export.tolerance, {tolerance:g}: nothing was written; raise it if that is good enough, or take the "
-            "format out of export.formats"
+            f"exports differ from the network from which they were made: {'; '.join(wrong)}; expected at most "
+            f"export.tolerance, {tolerance:g}: nothing was written; raise it if that is acceptable, or remove "
+            "the format from export.formats"
         )
 
 
@@ -193,7 +193,7 @@ def describe(one: Exported, folder: Path, found: Iterable[Comparison], opset: in
 
 
 def describe_machine() -> dict[str, str | None]:
-    """What the exports were made with."""
+    """The system and the packages that made the exports."""
     found: dict[str, str | None] = {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -207,7 +207,7 @@ def describe_machine() -> dict[str, str | None]:
 
 
 def summarise(result: dict) -> str:
-    """Which depths and formats there are, and how close fp32 is to the network."""
+    """The depths and formats, and how close fp32 is to the network."""
     exports = result["exports"]
     depths, formats = (list(dict.fromkeys(one[key] for one in exports)) for key in ("depth", "format"))
     furthest = max(one["max_difference"] for one in exports if one["precision"] == "fp32")
@@ -215,7 +215,7 @@ def summarise(result: dict) -> str:
 
 
 def describe_exports(result: dict) -> str:
-    """A line for each file: size, and the largest difference from the eager network in each runtime."""
+    """A line for each file: its size, and the largest difference from the eager network in each runtime."""
     lines = [f"  {'file':20}{'MiB':>8}  largest difference from the network"]
     for one in result["exports"]:
         differences = ", ".join(f"{value:.1e} in {name}" for name, value in one["max_differences"].items())
@@ -233,18 +233,18 @@ def export_model(
     prepared: Path | None,
     overwrite: bool = False,
 ) -> None:
-    """`unetpp export`: of one depth, or of all, with no more than a model; onnx-int8 alone needs prepared data.
+    """`unetpp export`: export one depth, or all, of a model; only onnx-int8 needs prepared data.
 
     Args:
-        overwrite: replace files of the same names; what else is in `out` stays.
+        overwrite: replace files of the same names; other files in `out` stay.
 
     Raises:
         UserError: as `check_outputs`, `unetpp.load` and `export`; onnx-int8 without prepared data.
     """
     if "onnx-int8" in formats and prepared is None:
         raise UserError(
-            "--formats onnx-int8: int8 is scaled by images of the kind that the model will see: give --prepared, the "
-            "folder that the prepare stage wrote, or leave onnx-int8 out"
+            "--formats onnx-int8: int8 is calibrated on images of the kind that the model will see: set --prepared to "
+            "the folder that the prepare stage wrote, or leave out onnx-int8"
         )
     check_outputs([out], inputs=[Path(model), *([prepared] if prepared else [])], overwrite=overwrite)
     images = [] if prepared is None else calibration_images(prepared, CALIBRATION_IMAGES)

@@ -73,7 +73,7 @@ def test_a_page_is_not_made_of_images_of_another(tmp_path):
     (tmp_path / "page.json").write_text(json.dumps({key: {} for key in keys}))
     for content in FOREIGN.values():
         (tmp_path / "shown.npz").write_bytes(content)
-        with pytest.raises(UserError, match=r"^[^\n]*shown\.npz: not the images of page\.json[^\n]*$"):
+        with pytest.raises(UserError, match=r"^[^\n]*shown\.npz: does not match page\.json[^\n]*$"):
             PAGES["depths"](tmp_path)
 
 

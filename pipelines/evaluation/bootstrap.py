@@ -1,8 +1,8 @@
-"""How far a number might move with another test set: intervals by bootstrap over groups, paired between depths.
+"""How much a number might change with another test set: bootstrap intervals over groups, paired between depths.
 
-Images of one group (a patient, a slide, near-duplicates) say the same thing several times, and pixels of one image
-do so even more. So groups are drawn, with replacement, as many as there are; a resample's mean is that over all
-images of the groups drawn (Davison and Hinkley 1997, section 3.8).
+Images of one group (a patient, a slide, near-duplicates) repeat the same information, and pixels of one image even more
+so. Therefore groups are drawn, with replacement, as many as there are; the mean of a resample is over all images of the
+drawn groups (Davison and Hinkley 1997, section 3.8).
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,11 +18,11 @@ def bootstrap(values: Mapping[str, np.ndarray], groups: Sequence[str]) -> dict[s
     """Means over resamples of the groups, the same ones for every name and call: differences are paired.
 
     Args:
-        values: (N,) scores of the images by name; nan counts nowhere.
+        values: (N,) scores of the images by name; nan is ignored.
         groups: the group of each image.
 
     Returns:
-        (RESAMPLES,) means by name; nan of a resample without a score.
+        (RESAMPLES,) means by name; nan for a resample without any score.
     """
     table = np.stack(list(values.values()), axis=1)  # (N, names)
     _, group = np.unique(list(groups), return_inverse=True)
@@ -42,7 +42,7 @@ def bootstrap(values: Mapping[str, np.ndarray], groups: Sequence[str]) -> dict[s
 
 
 def interval(means: np.ndarray) -> tuple[float, float]:
-    """The 95 % percentile interval of resampled means (or of their differences); nan where none is known."""
+    """The 95 % percentile interval of resampled means (or of their differences); nan if there are none."""
     tail, known = 50 * (1 - LEVEL), means[~np.isnan(means)]
     low, high = np.percentile(known, [tail, 100 - tail]) if len(known) else (np.nan, np.nan)
     return float(low), float(high)

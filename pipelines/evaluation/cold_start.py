@@ -1,10 +1,10 @@
-"""How long a fresh process needs from its start to the first prediction of a model file.
+"""How long a new process takes from its start to the first prediction with a model file.
 
     python -m pipelines.evaluation.cold_start SPEC.json
 
-starts, imports what the engine needs, and says when that was done. Then it is copied (`fork`) for each model:
-each copy is a process that has predicted nothing yet, loads the file, and predicts one image. So the imports, which
-are alike for all depths and take seconds, are paid once a measurement, and what differs is measured for each.
+starts, imports what the engine needs, and reports how long that took. Then it forks for each model: each fork has not
+predicted anything yet, loads the file, and predicts one image. So the imports, which are the same for all depths and
+take seconds, are done once per measurement, and only what differs is measured for each.
 """
 
 import importlib
@@ -38,21 +38,21 @@ def measure_cold_start(
 
     Args:
         files: model files by name.
-        ensembles: the names whose heads are all averaged.
-        max_s: seconds after which no further round begins; one is done in any case.
-        engine: by which each depth is run, of `exports` where it is none of torch's; ensembles are torch's.
+        ensembles: the names for which all heads are averaged.
+        max_s: seconds after which no further round starts; one is always done.
+        engine: the engine of each depth, from `exports` unless it is one of torch's; ensembles always run in torch.
 
     Raises:
-        RuntimeError: the process failed; the message has its last words.
+        RuntimeError: the process failed; the message contains its output.
     """
-    from pipelines.console.progress import watched  # late: the process that is measured needs none of it
+    from pipelines.console.progress import watched  # late: the measured process does not need it
 
     models = [[name, str(path), name in ensembles] for name, path in files.items()]
     spec: dict = {"models": models, "size": size, "device": device, "max_s": max_s, "began": time.monotonic()}
     spec |= {"engine": engine, "exports": None if exports is None else str(exports)}
     command = [sys.executable, "-m", "pipelines.evaluation.cold_start", json.dumps(spec)]
     root = str(Path(__file__).parents[2])
-    # An empty part of the path would be the folder that it runs in.
+    # An empty entry of the path would mean the working directory.
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
     load_ms: dict[str, list[float]] = {name: [] for name in files}
     with (
@@ -67,7 +67,7 @@ def measure_cold_start(
         if process.wait():
             said.seek(0)
             raise RuntimeError(
-                f"the process that measures the cold start ended with {process.returncode}: {said.read()}"
+                f"the process that measures the cold start ended with exit code {process.returncode}: {said.read()}"
             )
     return {name: start_ms + median(times) for name, times in load_ms.items()}
 
@@ -85,7 +85,7 @@ def _main(spec: dict) -> None:
 
     def predict_first(file: str, ensemble: bool) -> None:
         family, name = find_family(file), "torch" if ensemble else spec["engine"]
-        family = replace(family, exports=exports)  # they are of the whole network, and this is a depth
+        family = replace(family, exports=exports)  # those of the whole network; `file` contains one depth
         engine = open_engine(family, name=name, heads="mean" if ensemble else None, device=spec["device"])
         engine(np.zeros((1, family.about.in_channels, *spec["size"]), np.float32))
 
@@ -100,7 +100,7 @@ def _main(spec: dict) -> None:
 
 
 def _time_in_a_copy(work: Callable[[], None]) -> float:
-    """Milliseconds of `work` in a fork of this process."""
+    """Milliseconds that `work` takes in a fork of this process."""
     began = time.monotonic()
     pid = os.fork()
     if pid == 0:
@@ -112,10 +112,10 @@ def _time_in_a_copy(work: Callable[[], None]) -> float:
             traceback.print_exc()
         finally:
             sys.stderr.flush()
-            os._exit(code)  # nothing of the parent's is ended twice
+            os._exit(code)  # without the parent's exit handlers
     _, status = os.waitpid(pid, 0)
     if status:
-        raise SystemExit("a copy could not predict")
+        raise SystemExit("a fork failed to predict")
     return (time.monotonic() - began) * 1000
 
 

@@ -1,8 +1,8 @@
 """Two models on the same test images: paired differences and their intervals.
 
-An interval is over groups, not images: what belongs together (tiles of a slide, shots of a patient) is drawn
-together, since its errors are alike. Both models are scored on each drawn group, so that what is hard for both
-does not widen the interval of their difference.
+An interval is over groups, not images: images that belong together (tiles of a slide, shots of a patient) are drawn
+together, because their errors are similar. Both models are scored on each drawn group, so images that are hard for both
+do not widen the interval of their difference.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from unetpp.errors import UserError
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean over the common images of candidate minus other, and its 95 % interval."""
+    """Candidate minus other: the mean over the common images, and its 95 % interval."""
 
     mean: float
     low: float
@@ -30,27 +30,27 @@ class Difference:
 def paired_difference(
     candidate: Mapping[str, float], other: Mapping[str, float], groups: Mapping[str, str]
 ) -> Difference:
-    """The difference of two models' scores on the images that both were scored on.
+    """The difference of two models' scores on the images on which both were scored.
 
     Args:
-        candidate, other: score (IoU, say) by image id; higher is better.
-        groups: group by image id; an image without one is a group of its own.
+        candidate, other: score (such as IoU) by image id; higher is better.
+        groups: group by image id; an image without one is its own group.
 
     Returns:
         candidate minus other: the mean over images, and percentiles of that mean over 2000 resamples of the groups
-        (the same ones at every call). One group alone gives no interval but the mean itself.
+        (the same in every call). With a single group, the interval is just the mean.
 
     Raises:
-        UserError: no image in common.
+        UserError: there is no image in common.
     """
     ids = sorted(candidate.keys() & other.keys())
     if not ids:
         raise UserError(
-            f"found no image in common among the {len(candidate)} of the one and the {len(other)} of the other; "
-            "expected models scored on the same test images: evaluate both on one prepared folder"
+            f"found no image in common among the {len(candidate)} of one model and the {len(other)} of the other; "
+            "expected models scored on the same test images: evaluate both on the same prepared folder"
         )
     differences = np.array([candidate[id_] - other[id_] for id_ in ids])
-    # A tuple, so that an image without a group shares none with a group that is called as it is.
+    # A tuple, so that an image without a group is not mixed up with a group of the same name.
     names = [("group", groups[id_]) if groups.get(id_) else ("image", id_) for id_ in ids]
     numbers = {name: str(number) for number, name in enumerate(dict.fromkeys(names))}
     means = bootstrap({"difference": differences}, [numbers[name] for name in names])["difference"]
@@ -59,21 +59,21 @@ def paired_difference(
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What stage evaluate wrote of a model."""
+    """What stage evaluate wrote about a model."""
 
     report: dict  # report.json
     scored: Mapping[str, Scored]  # images.csv, by depth
-    version_depth: int | None = None  # of the registered version that was named; None for a whole evaluation
+    version_depth: int | None = None  # the depth, if a registered version was named; None for a whole evaluation
 
     @property
     def depth(self) -> str | None:
-        """The depth that is meant: of the version, or the recommended one, if there is one."""
+        """The depth to compare: that of the version, or the recommended one, if any."""
         depth = self.report.get("recommended_depth") if self.version_depth is None else self.version_depth
         return None if depth is None else f"L{depth}"
 
     @property
     def groups(self) -> Mapping[str, str]:
-        """The group of every image that was scored."""
+        """The group of every scored image."""
         return next(iter(self.scored.values())).groups
 
     @property
@@ -82,13 +82,13 @@ class Evaluation:
 
     @property
     def true_objects(self) -> str:
-        """What its scores of objects are against; of reports of before connected pixels, whatever the data number."""
+        """What its true objects are; in reports of earlier versions, always connected pixels."""
         return (self.report.get("objects") or {}).get("true", "components")
 
 
 @dataclass(frozen=True)
 class Row:
-    """Two depths on their common images: the mean score of each, and the second minus the first."""
+    """Two depths on their common images: the mean score of each, and the difference, second minus first."""
 
     names: tuple[str, str]
     means: tuple[float, float]
@@ -103,24 +103,24 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two evaluations side by side: a table for each score, and how well they match."""
+    """Two evaluations side by side: a table for each score, and how comparable they are."""
 
     sides: tuple[Evaluation, Evaluation]  # A and B
     num_images: tuple[int, int]
     common: list[str]  # ids
-    tables: dict[str, list[Row]]  # by score: the two depths that are meant, or all that both have
-    chosen: Row | None  # IoU of the two depths that are meant; None where one of the two recommends none
-    changed: list[tuple[str, float, float]]  # id and both IoUs of that row, from the most lost to the most won
-    chosen_ap: Row | None = None  # the same in average precision, where objects are more than masks say
+    tables: dict[str, list[Row]]  # by score: the two chosen depths, or all that both evaluations have
+    chosen: Row | None  # IoU of the two chosen depths; None if one evaluation recommends no depth
+    changed: list[tuple[str, float, float]]  # id and both IoUs in that row, from the largest loss to the largest gain
+    chosen_ap: Row | None = None  # the same for average precision, if scores of objects add anything
 
     @property
     def remark(self) -> str:
-        """How far the two can be compared."""
+        """To what extent the two are comparable."""
         if self.sides[0].true_objects == self.sides[1].true_objects:
             return self._images
         return (
-            f"{self._images.removesuffix('.')}. Scores of objects are not compared: the one's true objects are "
-            "connected pixels, the other's are numbered by the data; evaluate the older again."
+            f"{self._images.removesuffix('.')}. Scores of objects are not compared: in one, true objects are "
+            "connected pixels, in the other they are numbered in the data; evaluate the older one again."
         )
 
     @property
@@ -129,20 +129,20 @@ class Comparison:
         hashes = [side.test_sha256 for side in self.sides]
         if None not in hashes and hashes[0] == hashes[1] and len(self.common) == ours == theirs:
             return f"Both were scored on the same {ours} test images."
-        these = f"{len(self.common)} test images are in both, of {ours} of A and {theirs} of B; only these are compared"
+        these = f"{len(self.common)} of A's {ours} and B's {theirs} test images are in both; only these are compared"
         if None not in hashes and hashes[0] != hashes[1]:
-            return f"The test splits differ: {these}, and only their ids say that they are the same pictures."
-        return f"{these}, and the reports do not say whether they are the same pictures."
+            return f"The test splits differ: {these}, matched by id alone."
+        return f"{these}, and the reports do not say whether these are the same images."
 
 
 def compare(one: Evaluation, other: Evaluation) -> Comparison:
-    """Compare two evaluations, A and B; every difference is B minus A, on the images that both were scored on.
+    """Compare two evaluations, A and B; every difference is B minus A, on the images on which both were scored.
 
-    A registered version is one depth: where one of the two is a version, only the two depths that are meant are
-    compared; else all that both have, and the recommended ones.
+    A registered version is one depth: if one of the two is a version, only the two chosen depths are compared, else all
+    that both have, and the recommended ones.
 
     Raises:
-        UserError: no image or no depth in common, or no scores of the depth that is meant.
+        UserError: no image or no depth in common, or no scores of the chosen depth.
     """
     sides = (one, other)
     for side, name in zip(sides, "AB", strict=True):

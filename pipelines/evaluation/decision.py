@@ -1,11 +1,11 @@
-"""Which depth to deploy, and a sentence that says why.
+"""Which depth to deploy, and a sentence with the reason.
 
-It is the smallest depth that is surely not much worse than the best, and that meets the budget. "Surely": not its
-mean alone, the whole paired 95 % interval of its difference from the best depth lies inside the tolerance. Depths of a
-model that parts objects are judged so twice: by IoU, and by the average precision (AP) of objects, in each beside the
-depth that is best in it. Where no depth is surely near enough to both, it is that of the best AP: objects are what such
-a model is for. The mean of the heads is no candidate, since it costs more than any depth. Where the test images have
-no foreground, or no depth finds any of it, nothing is known and nothing recommended.
+It is the smallest depth that is surely not much worse than the best, and that meets the budget. "Surely" means that not
+only the mean, but the whole paired 95 % interval of its difference from the best depth is inside the tolerance. If the
+model separates objects, its depths are judged twice in this way: by IoU, and by the average precision (AP) of objects,
+each against the best depth in that score. If no depth is surely close enough to both, the one with the best AP is
+chosen, because such a model is trained for objects. The mean of the heads is not a candidate, because it costs more
+than any depth. If the test images have no foreground, or no depth finds any of it, no depth is recommended.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,7 +18,7 @@ from pipelines.core.delivery_sections import Evaluate
 from pipelines.evaluation.bootstrap import interval
 from pipelines.evaluation.predictor import MEAN
 
-# Limit in section `evaluate`: the number that it limits, and how both are written.
+# Limit in section `evaluate`: the number that it limits, and the format of both.
 BUDGET = {
     "max_latency_ms": ("latency_ms", "{:.1f} ms", "{:g} ms"),
     "max_memory_mib": ("peak_memory_mib", "{:.1f} MiB", "{:g} MiB of memory"),
@@ -28,16 +28,16 @@ ROUNDING = 1e-9  # exactly the tolerance is inside it
 
 
 class Score(NamedTuple):
-    """What depths are judged by."""
+    """A score by which depths are judged."""
 
     key: str  # in report.json
     name: str
-    suffix: str  # of what a candidate holds of it
-    tolerance: float  # at most so far below the best
+    suffix: str  # of its keys in a candidate
+    tolerance: float  # how far below the best a depth may be
 
 
 def scores_of(settings: Evaluate, instances: bool) -> list[Score]:
-    """IoU, and of a model that parts objects AP."""
+    """IoU and, if the model separates objects, AP."""
     found = [Score("iou_image", "IoU", "", settings.tolerance_iou)]
     return found + [Score("dsb_ap", "AP", "_ap", settings.tolerance_ap)] * instances
 
@@ -45,9 +45,9 @@ def scores_of(settings: Evaluate, instances: bool) -> list[Score]:
 @dataclass(frozen=True)
 class Decision:
     depth: int | None
-    nearest: int | None  # where no depth is recommended
+    nearest: int | None  # set if no depth is recommended
     sentence: str
-    candidates: list[dict]  # a row a depth, see docs/measurements.md
+    candidates: list[dict]  # a row per depth, see docs/measurements.md
 
 
 def decide(
@@ -60,19 +60,19 @@ def decide(
 
     Args:
         depths: the measured numbers by name, shallowest first.
-        means: by score resampled means by name, paired (`scores.resample`).
-        instances: the model parts objects.
+        means: by score, the resampled means by name, paired (`scores.resample`).
+        instances: the model separates objects.
     """
     single = {name: row for name, row in depths.items() if name != MEAN}
     scores = scores_of(settings, instances)
     bests = [max(single, key=lambda name, score=score: single[name][score.key]) for score in scores]
-    best = bests[-1]  # in what such a model is for
+    best = bests[-1]  # by AP, if the model separates objects
     candidates = [_judge(name, bests, single, means, settings, scores) for name in single]
     if unknown := knows_nothing(row["recall"] for row in single.values()):
         return Decision(None, int(best[1:]), f"No depth is recommended: {unknown}.", candidates)
     allowed = [one for one in candidates if one["within_budget"]]
     chosen = next((one for one in allowed if one["within_tolerance"]), None)
-    if chosen is None and not any(one["within_tolerance"] for one in candidates):  # the best by AP is not so by IoU
+    if chosen is None and not any(one["within_tolerance"] for one in candidates):  # the best by AP is too far by IoU
         chosen = next((one for one in allowed if one["name"] == best), None)
     if chosen is not None:
         sentence = _recommend(chosen, bests, candidates, single, settings, scores)
@@ -95,18 +95,18 @@ def decide(
 
 
 def knows_nothing(recalls: Iterable[float | None]) -> str:
-    """Why the scores of these recalls say nothing of the depths, or no word."""
+    """Why scores with these recalls mean nothing; empty if they do mean something."""
     known = [recall for recall in recalls if recall is not None]
     if not known:
-        return "the test images have no foreground, so that what finds nothing scores 1"
-    return "" if any(known) else "none of the foreground in the test images is found"
+        return "the test images have no foreground, so a network that finds nothing scores 1"
+    return "" if any(known) else "none of the foreground in the test images was found"
 
 
 def compare_with_masks(depths: Mapping[str, dict], means: Mapping[str, Mapping[str, np.ndarray]]) -> str:
-    """In which sense the depths differ more for objects than for masks, or "" where that is not sure.
+    """A sentence on how depths differ more for objects than for masks, or "" if that is not certain.
 
-    It is the depth whose AP falls behind the best one's by most more than its IoU does: the paired interval of its AP's
-    difference lies above 0, and so does that of how much larger it is than its IoU's.
+    It names the depth with the largest excess of AP lost, relative to the best depth, over IoU lost. The paired
+    intervals of the loss in AP and of that excess must both be above 0.
     """
     single = [name for name in depths if name != MEAN]
     best = max(single, key=lambda name: depths[name]["dsb_ap"])
@@ -170,7 +170,7 @@ def _recommend(
     end = f"; its {_costs(depths[name], settings)} meet the budget" if _budget(settings) else ""
     values = " and ".join(f"{score.name} {depths[name][score.key]:.3f}" for score in scores)
     if len(candidates) == 1:
-        return f"{name} is recommended: it is the only depth of this network that has a head, of {values}{end}."
+        return f"{name} is recommended: it is the only depth of this network with a head, with {values}{end}."
     if not chosen["within_tolerance"]:
         return (
             f"{name} is recommended: it has the best AP of all depths, {depths[name]['dsb_ap']:.3f}, and no depth is "
@@ -200,19 +200,19 @@ def _recommend(
 
 
 def _excess(row: dict, settings: Evaluate) -> float:
-    """The largest share of a limit that a depth needs; above 1 it does not meet the budget. 0 without limits."""
+    """The largest share of a limit that a depth uses; above 1 it does not meet the budget. 0 without limits."""
     shares = [row[key] / limit for name, (key, *_) in BUDGET.items() if (limit := getattr(settings, name)) is not None]
     return max(shares, default=0.0)
 
 
 def _budget(settings: Evaluate) -> str:
-    """The limits that are set, in words."""
+    """The limits of the budget, in words."""
     values = ((getattr(settings, name), text) for name, (_, _, text) in BUDGET.items())
     return " and ".join(text.format(value) for value, text in values if value is not None)
 
 
 def _costs(row: dict, settings: Evaluate) -> str:
-    """What a depth needs of the limits that are set, in words."""
+    """What a depth uses of the limits of the budget, in words."""
     items = BUDGET.items()
     by = "" if settings.engine == "torch" else f" by {settings.engine}"
     return " and ".join(
@@ -228,7 +228,7 @@ def _below(candidate: dict, best: str, score: Score) -> str:
 
 
 def _below_all(candidate: dict, bests: list[str], scores: list[Score]) -> str:
-    """How far below the best, in each score in which it is not the best itself."""
+    """How far a depth is below the best, in each score in which it is not the best itself."""
     pairs = [(best, score) for best, score in zip(bests, scores, strict=True) if best != candidate["name"]]
     said = " and ".join(_below(candidate, best, score) for best, score in pairs)
     best_in = [score.name for best, score in zip(bests, scores, strict=True) if best == candidate["name"]]
@@ -246,5 +246,5 @@ def _range(low: float, high: float) -> str:
 
 
 def _points(iou: float) -> str:
-    """Hundredths: 0.004 is '0.4'; what rounds to nothing has no sign."""
+    """Hundredths: 0.004 is '0.4'; zero has no sign."""
     return f"{iou * 100:.1f}".replace("-0.0", "0.0") if abs(iou) < 0.0005 else f"{iou * 100:.1f}"

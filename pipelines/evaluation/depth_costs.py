@@ -1,4 +1,4 @@
-"""What each depth costs on this machine: pruned and run as in deployment, and each number measured by itself."""
+"""The costs of each depth on this machine: pruned and run as in deployment, with each number measured on its own."""
 
 import platform
 from collections.abc import Callable
@@ -27,32 +27,32 @@ from unetpp.network import profiling
 from unetpp.network.pruning import prune
 from unetpp.threads import num_cores
 
-# Seconds that each measurement takes at most, on a slow or busy machine; what is left out is told.
+# Maximum seconds of each measurement, for slow or busy machines; the report says what was left out.
 LATENCY_S, THROUGHPUT_S, COLD_START_S = 120.0, 60.0, 60.0
 ENDED = {
     "rounds": "evaluate.latency_rounds was reached",
     "precise": f"every median was known to {profiling.PRECISE:.0%}",
-    "time": f"{LATENCY_S:.0f} s were over",
+    "time": f"the limit of {LATENCY_S:.0f} s was reached",
 }
 
 
 def of_tensor(engine: Engine) -> Callable[[Tensor], np.ndarray]:
-    """An engine as what is timed: `unetpp.network.profiling` makes tensors."""
+    """An engine as a function of a tensor, as `unetpp.network.profiling` times it."""
     return lambda images: engine(images.numpy())
 
 
 def memory_of(engine: Engine, example: Tensor, device: torch.device) -> float | None:
-    """MiB that a pass holds at most; None of a runtime that does not tell."""
+    """Peak memory of a pass in MiB; None for a runtime that does not report it."""
     if ENGINES[engine.name].runtime != "torch":
         return None
     return round(profiling.measure_peak_memory_mib(cast(Any, of_tensor(engine)), example, device), 3)
 
 
 def open_depths(trained: Trained, engine: str, device: torch.device, exports: Path | None = None) -> dict[str, Engine]:
-    """The engine of each depth by name, and of the mean of heads, which torch alone has.
+    """The engine of each depth by name, and of the mean of heads, which always runs in torch.
 
     Raises:
-        UserError: it is not installed, or a depth has no export for it.
+        UserError: the engine is not installed, or a depth has no export for it.
     """
     family = Family(trained.about, trained, exports)
     how: dict[str, Any] = {"device": device.type, "threads": torch.get_num_threads()}
@@ -71,9 +71,9 @@ def measure_cost(
     engine: str = "torch",
     exports: Path | None = None,
 ) -> tuple[dict[str, dict[str, float | None]], dict[str, str | int | float]]:
-    """Parameters, MACs, latency, throughput, memory, file size and cold start of each depth; and how it was measured.
+    """Parameters, MACs, latency, throughput, memory, file size and cold start of each depth; how they were measured.
 
-    "mean" is the whole network with all heads. A pass is from an image in [0, 1] to probabilities, by the engine.
+    "mean" is the whole network with all heads. A pass is from an image in [0, 1] to probabilities.
     """
     where = f"costs on {device.type}"
     opened = open_depths(trained, engine, device, exports)
@@ -132,7 +132,7 @@ def _rounded(ms: float | None) -> float | None:
 
 
 def describe_machine(device: torch.device, engine: str = "torch") -> dict[str, str | int]:
-    """What the costs were read on."""
+    """The machine and the settings with which costs were measured."""
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -154,16 +154,16 @@ def describe_machine(device: torch.device, engine: str = "torch") -> dict[str, s
 def measure_devices(
     trained: Trained, settings: Evaluate, size: Size, main: torch.device, exports: Path | None = None
 ) -> list[dict]:
-    """The costs on each device present that the engine runs on, the main one first."""
+    """The costs on each available device on which the engine runs, the main one first."""
     present = [main.type] + [one for one in ("cuda", "cpu") if one != main.type and _is_present(one)]
     if settings.engine.startswith("openvino"):
         present = ["cpu"]
     devices = []
     share, threads = others_share(), torch.get_num_threads()
-    told = f"other work takes {share:.0%} of this machine's processors"
+    told = f"other work uses {share:.0%} of this machine's processors"
     detail(f"evaluate: latency with {threads} threads, at most {LATENCY_S:.0f} s per device; {told}")
     if share > BUSY:
-        print(f"evaluate: {told}: latency and throughput will not be those of an idle machine", flush=True)
+        print(f"evaluate: {told}: latency and throughput will be worse than on an idle machine", flush=True)
     for kind in present:
         device = torch.device(kind)
         rounds, batch, engine = settings.latency_rounds, settings.throughput_batch, settings.engine

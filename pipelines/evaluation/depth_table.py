@@ -1,4 +1,4 @@
-"""The depth report in a terminal: a row a depth, the gates, the decision, and what to do next, within 100 columns."""
+"""The depth report in a terminal: a row per depth, the gates, the decision and next commands, within 100 columns."""
 
 import textwrap
 from pathlib import Path
@@ -11,7 +11,7 @@ COLUMNS = 100
 
 
 def summary(evaluation: Path, versions: Path) -> str:
-    """What a run ends with, and `unetpp summary` shows.
+    """The text at the end of a run, also shown by `unetpp summary`.
 
     Args:
         evaluation: folder of the evaluate stage.
@@ -35,10 +35,10 @@ NEXT = """next
 
 
 def describe(report: dict) -> str:
-    """What report.json holds, as text: tables, then the decision and what to be careful about."""
+    """report.json as text: tables, then the decision and the cautions."""
     depth = report["recommended_depth"]
     deepest = [name for name in report["depths"] if name != "mean"][-1]
-    size = report.get("size_px")  # without it the score itself is the one at the network's size
+    size = report.get("size_px")  # if it is missing, the score itself is at the network's size
     seen = None if size is None else f"at {size} px" if isinstance(size, int) else f"at {size[0]}x{size[1]}"
     several = len(report.get("classes", {}).get(deepest, {})) > 1 and not report.get("multilabel")
     head = ("depth", "iou_image", "95 %", f"to {deepest}", "95 %", *([seen] if seen else []))
@@ -88,7 +88,7 @@ def _quality(name: str, row: dict, seen: bool, several: bool) -> tuple[str, ...]
 
 
 def _objects(report: dict, deepest: str) -> list[str]:
-    """A row a depth, of reports whose objects are more than the connected pixels of masks."""
+    """A row per depth, if scores of objects add anything to those of masks."""
     if not says_objects(report):
         return []
     rows = [("objects", "AP", "95 %", f"to {deepest}", "95 %", "F1", "95 %")]
@@ -109,7 +109,7 @@ def _objects(report: dict, deepest: str) -> list[str]:
 
 
 def _classes(report: dict) -> str:
-    """A row a class: its IoU per image at each depth."""
+    """A row per class: its IoU per image at each depth."""
     ious: dict[str, dict[str, float | None]] = report["classes"]
     rows = [(one, *(fixed(each[one]) for each in ious.values())) for one in next(iter(ious.values()))]
     return _align([("class, IoU", *ious), *rows], None)
@@ -132,7 +132,7 @@ def _cost(name: str, row: dict) -> tuple[str, ...]:
 
 
 def _engines(report: dict) -> list[str]:
-    """For each depth the engine that `--engine auto` takes here; report.json and the page have all of them."""
+    """For each depth, the engine that `--engine auto` chooses here; report.json and the page have all of them."""
     rows = [row for row in (report.get("engines") or {}).get("rows", []) if row["auto"]]
     cells = [
         (row["depth"], row["engine"], f"{row['latency_ms']:.1f}", f"{100 * row['val_difference_iou']:+.2f}")
@@ -142,7 +142,7 @@ def _engines(report: dict) -> list[str]:
 
 
 def _align(rows: list[tuple[str, ...]], depth: int | None) -> str:
-    """Columns aligned, '>' at a depth."""
+    """Aligned columns, with '>' at a depth."""
     chosen = f"L{depth}"
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
@@ -153,7 +153,7 @@ def _align(rows: list[tuple[str, ...]], depth: int | None) -> str:
 
 
 def _gates(report: dict) -> str:
-    """A row a gate: its limit, and what each name has; what fails is marked. A line where all pass."""
+    """A row per gate: its limit and the value of each name, with failures marked. A single line if all pass."""
     gates: dict[str, list[dict]] = report["gates"]
     if all(one["passed"] for each in gates.values() for one in each):
         return f"  gates passed at every depth: {', '.join(one['name'] for one in next(iter(gates.values())))}"
@@ -165,7 +165,7 @@ def _gates(report: dict) -> str:
     off = [f"  {gate['name']}: {gate['what']}" for gate in next(iter(gates.values())) if gate["passed"] is None]
     told = [textwrap.fill(one, COLUMNS, subsequent_indent="  ") for one in off]
     if any(one["passed"] is False for each in gates.values() for one in each):
-        told.append("  ! beyond its limit, or not measured")
+        told.append("  ! beyond the limit, or not measured")
     return "\n".join([_align(rows, None), *told])
 
 

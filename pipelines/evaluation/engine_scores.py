@@ -1,7 +1,7 @@
-"""Every engine that is installed, at every depth: what it costs on this machine, and how near it is to eager fp32.
+"""Every installed engine at every depth: its costs on this machine, and its accuracy relative to eager fp32.
 
-Accuracy is told on val, by which `--engine auto` chooses, and on test, by which a reader compares. It is the mean
-over images of IoU, less that of eager fp32 on the same ones. What this takes is bounded: `VAL_IMAGES`, and seconds.
+Accuracy is measured on val, from which `--engine auto` chooses, and on test, for the reader. It is the mean over images
+of IoU minus that of eager fp32 on the same images. The work is limited by `VAL_IMAGES` and by time.
 """
 
 import time
@@ -32,21 +32,21 @@ from unetpp.models.model_file import Trained
 from unetpp.network import profiling
 
 VAL_IMAGES = 200  # at most, spread evenly over the split
-VAL_S, TEST_S = 10.0, 5.0  # seconds after which an engine gets no further images at a depth
-LATENCY_S, BATCHES_S = 10.0, 5.0  # for the latencies of all engines of a depth, and for their batches, at most
-TTA_S = 30.0  # as VAL_S, of the mean over copies
+VAL_S, TEST_S = 10.0, 5.0  # seconds after which an engine gets no more images at a depth
+LATENCY_S, BATCHES_S = 10.0, 5.0  # at most, for the latencies of all engines of a depth, and for their batches
+TTA_S = 30.0  # like VAL_S, for the mean over copies
 AT_ONCE = 16  # images between two looks at the clock
 ROUNDING = 1e-9  # exactly the tolerance is inside it
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Images that engines are scored on, with what eager fp32 scores on each, by depth ("L1" ...)."""
+    """Images on which engines are scored, with the scores of eager fp32 on each, by depth ("L1" ...)."""
 
     split: Split
-    order: list[int]  # indices; those at the beginning are spread evenly, too
+    order: list[int]  # indices; the first ones are also spread evenly
     ious: Mapping[str, np.ndarray]  # in that order
-    aps: Mapping[str, np.ndarray]  # of a network that parts objects, else of none
+    aps: Mapping[str, np.ndarray]  # empty unless the network separates objects
 
     @classmethod
     def of_val(cls, predict: Predictor, val: Split, batch_size: int) -> "Scored":
@@ -62,7 +62,7 @@ class Scored:
 
     @classmethod
     def of_test(cls, test: Split, scores: Mapping[str, np.ndarray]) -> "Scored":
-        """The test split, whose IoU and AP (N, 2), in the split's order, are known; AP is nan of a network of masks."""
+        """The test split with known IoU and AP, (N, 2) in its order; AP is nan unless the network separates objects."""
         return cls.of(test, spread(len(test), len(test)), scores)
 
     @classmethod
@@ -72,14 +72,14 @@ class Scored:
 
 
 def spread(length: int, number: int) -> list[int]:
-    """Up to `number` of `length` indices, in an order of which every beginning is spread evenly."""
+    """Up to `number` of `length` indices, in an order in which any first few are spread evenly."""
     chosen = np.unique(np.linspace(0, length - 1, min(number, length)).round().astype(int)).tolist()
     bits = max(1, (len(chosen) - 1).bit_length())
     return [chosen[place] for place in sorted(range(len(chosen)), key=lambda one: f"{one:0{bits}b}"[::-1])]
 
 
 def open_engines(family: Family, depth: int, device: torch.device) -> tuple[dict[str, Engine], list[str]]:
-    """Every engine of a depth that is installed and whose file is there, and a sentence for each that does not open."""
+    """All engines of a depth that are installed and have their file, and a sentence for each that fails to open."""
     found, left_out = {}, []
     for name in family.engines(depth):
         try:
@@ -97,13 +97,13 @@ def measure_engines(
     device: torch.device,
     sizes: Mapping[str, float],
 ) -> dict:
-    """What report.json holds of engines (`report_schema.Engines`): a row for each depth and engine.
+    """The section `engines` of report.json (`report_schema.Engines`): a row for each depth and engine.
 
-    Latencies are of one image, in rounds over all engines of a depth.
+    Latencies are for one image, in rounds over all engines of a depth.
 
     Args:
         scored: "val" and "test".
-        size: of the images that are timed.
+        size: size of the timed images.
         sizes: MiB of the model file pruned to each depth, by name.
     """
     rows, left_out = [], []
@@ -131,13 +131,13 @@ def measure_engines(
             row["size_mib"] = round(entry["bytes"] / profiling.MIB, 3) if entry else sizes[f"L{depth}"]
             try:
                 row |= _score(engine, f"L{depth}", scored, settings)
-            except UserError as error:  # an answer of another shape
+            except UserError as error:  # an output of another shape
                 left_out.append(f"L{depth} by {name}: {error}")
                 continue
             cut = [part for part in scored if row[f"{part}_images"] < len(scored[part].order)]
             left_out += [
-                f"L{depth} by {name}: {row[f'{part}_images']} of {len(scored[part].order)} {part} images, as "
-                f"{VAL_S if part == 'val' else TEST_S:.0f} s were over"
+                f"L{depth} by {name}: only {row[f'{part}_images']} of {len(scored[part].order)} {part} images, because "
+                f"of the limit of {VAL_S if part == 'val' else TEST_S:.0f} s"
                 for part in cut
             ]
             of_depth.append(row)
@@ -181,8 +181,9 @@ def _score(engine: Engine, depth: str, scored: Mapping[str, Scored], settings: E
 def image_scores(
     engine: Engine, split: Split, order: Sequence[int], batch_size: int, what: str, max_s: float | None = None
 ) -> np.ndarray:
-    """(n, 2): iou_image of these images of a split at their own sizes, in that order, and AP where the network parts
-    objects, else nan; images of one size go together.
+    """(n, 2): iou_image of these images at their own sizes, in that order, and AP, or nan without separated objects.
+
+    Images of one size are predicted together.
 
     Args:
         max_s: seconds after which the rest is left out.
@@ -209,13 +210,13 @@ def image_scores(
 
 
 def _judge(name: str, difference: float | None, tolerance: float) -> tuple[bool, str]:
-    """Whether a score on val is near enough to that of eager fp32, and this in words."""
+    """Whether a score on val is close enough to that of eager fp32, and the same in words."""
     if difference is None:
-        return False, "val has no image"
+        return False, "val has no images"
     within = -difference <= tolerance + ROUNDING
     verdict = f"{'within' if within else 'more than'} the tolerance of {tolerance * 100:.2f}"
     if abs(difference) < 0.00005:
-        return within, f"the {name} of eager fp32, {verdict}"
+        return within, f"the same {name} as eager fp32, {verdict}"
     side = "below" if difference < 0 else "above"
     return within, f"{abs(difference) * 100:.2f} {name} points {side} eager fp32, {verdict}"
 
@@ -223,11 +224,11 @@ def _judge(name: str, difference: float | None, tolerance: float) -> tuple[bool,
 def estimate_s(
     pass_s: float, num_depths: int, num_val: int, num_test: int, formats: Collection[str], settings
 ) -> float:
-    """Seconds that `measure_engines` and `measure_tta` take here.
+    """An estimate of the seconds that `measure_engines` and `measure_tta` take here.
 
     Args:
-        pass_s: of one image at all depths, by eager torch.
-        formats: of exports.
+        pass_s: seconds for one image at all depths, in eager torch.
+        formats: formats of the exports.
         settings: section evaluate.
     """
     names = [name for name, kind in ENGINES.items() if kind.is_here and kind.format in (None, *formats)]
@@ -239,7 +240,7 @@ def estimate_s(
 
 
 def engines_json(engines: dict, model_sha256: str | None, val_sha256: str) -> dict:
-    """What engines.json holds, by which `--engine auto` chooses: the accuracy of each engine on val."""
+    """The contents of engines.json, from which `--engine auto` chooses: the accuracy of each engine on val."""
     said = ("depth", "engine", "file", "sha256", "within")
     return {
         "format": 1,
@@ -258,11 +259,11 @@ def engines_json(engines: dict, model_sha256: str | None, val_sha256: str) -> di
 def measure_tta(
     trained: Trained, val: Scored, groups: Sequence[str], settings: Evaluate, opened: Mapping[str, Engine], size: Size
 ) -> list[dict]:
-    """A row a depth (`report_schema.Tta`): what the mean over mirrored and turned copies gains on val, and costs.
+    """A row per depth (`report_schema.Tta`): gain on val and cost of the mean over mirrored and turned copies.
 
     Args:
-        groups: of each image of val.
-        opened: the engine whose cost the decision uses, by depth.
+        groups: group of each val image.
+        opened: by depth, the engine whose cost the decision uses.
     """
     if settings.tta == "none" or not val.order:
         return []

@@ -1,4 +1,4 @@
-"""Which test images the report shows: the best, the median, the worst, and others between."""
+"""Which test images the report shows: the best, the median, the worst, and some others."""
 
 from pathlib import Path
 
@@ -10,11 +10,11 @@ from pipelines.evaluation.quality import number_mask
 from unetpp.data.arrow_split import Split
 from unetpp.network.masks import to_mask
 
-BAD = 0.4  # of the others, the share that are the worst ones: errors teach more than successes
+BAD = 0.4  # share of the worst among the others: errors tell more than successes
 
 
 def _order(rows: list[dict], name: str) -> list[int]:
-    """The indices in `rows` from the best image of a name to the worst; ties go by id."""
+    """The indices in `rows` from the best image of a name to the worst; ties are ordered by id."""
     return sorted(range(len(rows)), key=lambda index: (-rows[index][f"iou_{name}"], rows[index]["id"]))
 
 
@@ -27,12 +27,12 @@ def find_extremes(rows: list[dict], name: str) -> dict[str, int]:
 def pick(rows: list[dict], name: str, number: int) -> list[tuple[str | None, int]]:
     """(rank, index in `rows`) of up to `number` images, each once, from the best to the worst of a name.
 
-    Beside the best, the median and the worst (rank None for the others) they are more of the worst, and the rest
-    spread evenly.
+    They include the best, the median and the worst; the others (rank None) are more of the worst, and a rest spread
+    evenly.
     """
     order, extremes = _order(rows, name), find_extremes(rows, name)
     rank_of: dict[int, str | None] = {}
-    for rank in ("best", "worst", "median"):  # of a single image the first
+    for rank in ("best", "worst", "median"):  # a single image gets the first
         rank_of.setdefault(extremes[rank], rank)
     others = [index for index in order if index not in rank_of]
     free = min(number - len(rank_of), len(others))
@@ -44,8 +44,10 @@ def pick(rows: list[dict], name: str, number: int) -> list[tuple[str | None, int
 
 
 def write_examples(path: Path, predict: Predictor, split: Split, indices: list[int]) -> None:
-    """Images of a split with their masks and what each depth made of them, by the names `INDEX/image`, `INDEX/mask`
-    and `INDEX/L1` ...; of a network that parts objects their numbers, too: `INDEX/objects`, `INDEX/L1/objects` ..."""
+    """Write images of a split as `INDEX/image`, `INDEX/mask`, and the predictions of each depth as `INDEX/L1` ...
+
+    If the network separates objects, also their numbers: `INDEX/objects`, `INDEX/L1/objects` ...
+    """
     shown = {}
     for index in watched(indices, "the page, images"):
         image, mask = split[index]

@@ -1,18 +1,18 @@
-"""Gates on a model's behaviour: what must hardly change its masks, each measured against a limit in params.
+"""Gates on a model's behaviour: changes that should hardly affect its masks, each measured against a limit in params.
 
-- flips: the image mirrored sideways, upside down and turned by 90 degrees, each as far as augmentation trained it; its
-  mask, moved back, against the plain one, the worst of them. It is off, neither passed nor failed, where augmentation
-  did none of these.
-- shift: the image without its first few rows and columns; its mask against that part of the plain one.
-- brightness: the image with more light and less, with less contrast and by two gammas, clipped to its range; the
-  mask of the change that the model bears worst against the plain one.
-- empty: images of one grey, from black to white; the largest share of pixels called foreground. It is off, neither
-  passed nor failed, where class 0 is a class as the others are, and where most of the train pixels are foreground: an
-  image of nothing has no right answer there.
+- flips: the image mirrored sideways, upside down, and turned by 90 degrees, each only if augmentation trained it; the
+  mask, moved back, is compared with the plain one, and the worst counts. It is off, neither passed nor failed, if
+  augmentation used none of these.
+- shift: the image without its first few rows and columns; the mask is compared with that part of the plain one.
+- brightness: the image brighter, darker, with less contrast, and with two gammas, clipped to its range; the mask of the
+  worst change is compared with the plain one.
+- empty: images of a uniform grey, from black to white; the largest share of pixels predicted as foreground. It is off,
+  neither passed nor failed, if class 0 is a class like the others, or if most of the train pixels are foreground: then
+  a uniform image has no right answer.
 
-The first three are IoUs of two masks of the model itself (the foreground's, of a mean over images): the truth plays
-no part, so that a weak model passes as well as a strong one if it is steady. One that finds nothing in any image does
-not pass: there was nothing to compare.
+The first three are foreground IoUs, averaged over images, of two masks of the model itself: the true mask is not used,
+so a weak model passes as well as a strong one if it is stable. A model that finds nothing in any image does not pass,
+because there is nothing to compare.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -36,8 +36,8 @@ FLIPS: dict[str, tuple[Symmetry, Callable[[Tensor], Tensor], Callable[[Tensor], 
     "quarter turn": ((1, 1, 0), lambda image: image.rot90(1, (-2, -1)), lambda mask: mask.rot90(-1, (-2, -1))),
 }
 CHANGES: dict[str, Callable[[Tensor], Tensor]] = {  # of images in [0, 1]
-    "a quarter more light": lambda image: image * 1.25,
-    "a fifth less light": lambda image: image * 0.8,
+    "a quarter brighter": lambda image: image * 1.25,
+    "a fifth darker": lambda image: image * 0.8,
     "30 % less contrast": lambda image: (image - _middle(image)) * 0.7 + _middle(image),
     "gamma 0.8": lambda image: image**0.8,
     "gamma 1.25": lambda image: image**1.25,
@@ -49,16 +49,16 @@ def check_gates(
 ) -> dict[str, list[dict]]:
     """Measure every gate for every name on up to `gates.num_images` images, spread evenly over the split.
 
-    At the size that the network sees: what is asked is how steady the network is.
+    Images have the size that the network sees, because gates test how stable the network is.
 
     Args:
-        foreground_share: of the annotated pixels of train.
+        foreground_share: share of foreground in the annotated pixels of train.
 
     Returns:
-        by name a row a gate: name, value, limit, direction ("at least" or "at most" the limit), passed, what.
+        by name, a row per gate: name, value, limit, direction ("at least" or "at most" the limit), passed, what.
     """
     agreed: dict[tuple[str, str], list[Tensor]] = {}  # IoUs by name and change
-    finding: set[str] = set()  # names that call anything foreground
+    finding: set[str] = set()  # names that predict any foreground
     number = min(len(split), gates.num_images)
     trained = group_of((predict.trained.info.get("params") or {}).get("augment") or {})
     flips = [what for what, (symmetry, _, _) in FLIPS.items() if symmetry in trained]
@@ -74,9 +74,9 @@ def check_gates(
     iou = {key: torch.cat(each).mean().item() if key[0] in finding else None for key, each in agreed.items()}
     off = ""
     if not predict.task[2]:
-        off = "off: class 0 is a class as the others are, so that an image of one grey has no right answer"
+        off = "off: class 0 is a class like the others, so a uniform image has no right answer"
     elif foreground_share > 0.5:
-        off = f"off: {foreground_share:.0%} of the train pixels are foreground, so that it may be right on one grey"
+        off = f"off: {foreground_share:.0%} of the train pixels are foreground, so it may be right in a uniform image"
     empty = dict.fromkeys(predict.names) if off else _find_on_nothing(predict, size)
     return {name: _rows(name, iou, empty[name], gates, number, flips, off) for name in predict.names}
 
@@ -88,7 +88,7 @@ def _middle(image: Tensor) -> Tensor:
 def _variants(
     image: Tensor, shift_px: int, flips: Sequence[str]
 ) -> dict[str, tuple[Tensor, Callable[[Tensor, Tensor], tuple]]]:
-    """By change: the changed images, and how their mask and the plain one become comparable."""
+    """By change: the changed images, and how to make their mask and the plain one comparable."""
     variants: dict[str, tuple[Tensor, Callable[[Tensor, Tensor], tuple]]] = {}
     for what in flips:
         _, there, back = FLIPS[what]
@@ -106,7 +106,7 @@ def _agreement(predict: Predictor, mask: Tensor, plain: Tensor) -> Tensor:
 
 
 def _find_on_nothing(predict: Predictor, size: Size) -> dict[str, float]:
-    """The largest share of foreground in an image of one grey, by name."""
+    """The largest share of foreground in a uniform image, by name."""
     channels = predict.heads.network.in_channels
     images = torch.stack([torch.full((channels, *size), grey) for grey in GREYS])
     masks = predict.masks_of(images)
@@ -126,15 +126,15 @@ def _rows(
     if iou[name, "shift"] is None:
         on += ", in none of which it finds anything"
     flip, worst = (min(each, key=lambda one: iou[name, one] or 0, default="") for each in (flips, CHANGES))
-    moved = "off: augmentation neither mirrored nor turned images, so that nothing is asked of such ones"
+    moved = "off: augmentation neither mirrored nor turned images, so nothing is required for such images"
     if flip:
-        moved = f"IoU of the masks of moved images with the plain ones, the worst of {', '.join(flips)}, {on}"
+        moved = f"IoU of the masks of moved images with the plain masks, the worst of {', '.join(flips)}, {on}"
     return [
         _row("flips", iou.get((name, flip)), gates.flips, moved) | ({} if flip else {"passed": None}),
         _row("shift", iou[name, "shift"], gates.shift, f"the same for images moved by {gates.shift_px} px, {on}"),
         _row("brightness", iou[name, worst], gates.brightness, f"the same at the worst change ({worst}), {on}"),
         _row(
-            "empty", empty, gates.empty, off or "share called foreground in an image of one grey, the worst of 5", True
+            "empty", empty, gates.empty, off or "share of foreground predicted in a uniform image, the worst of 5", True
         )
         | ({"passed": None} if off else {}),
     ]

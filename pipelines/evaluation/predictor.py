@@ -1,4 +1,4 @@
-"""Every depth's answer to a batch of images, by the path of prediction, in one pass of the whole network if it can."""
+"""The predictions of every depth for a batch of images, as `unetpp predict` makes them, in one pass if possible."""
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -21,11 +21,11 @@ from unetpp.models.segmenter import Segmenter
 from unetpp.network.masks import to_mask, to_probs
 
 MEAN = "mean"  # the name of the ensemble: the mean of the probabilities of all heads
-BATCH_PIXELS = 2**19  # of the images predicted together; large ones go one by one, and are counted so
+BATCH_PIXELS = 2**19  # at most, of the images predicted together; large ones are predicted one by one
 
 
 class Heads(Segmenter):
-    """A segmenter that gives the probabilities of every head, shallowest first: (N, num_heads * num_outputs, H, W)."""
+    """A segmenter with the probabilities of every head, shallowest first: (N, num_heads * num_outputs, H, W)."""
 
     def probs(self, standardised: Tensor, canvas: Size | None = None) -> Tensor:
         height, width = standardised.shape[-2:]
@@ -35,11 +35,11 @@ class Heads(Segmenter):
 
 
 class Answer(NamedTuple):
-    """What one depth, or the mean, makes of N images of one size; all on the CPU."""
+    """The prediction of one depth, or the mean, for N images of one size; on the CPU."""
 
     name: str
     seen: Tensor  # (N, num_outputs, h, w) probabilities at the size that the network sees
-    probs: Tensor  # (N, num_outputs, H, W) at the images' own size, as prediction delivers them
+    probs: Tensor  # (N, num_outputs, H, W) at the images' own size, as `unetpp predict` delivers them
 
 
 class Predictor:
@@ -53,14 +53,14 @@ class Predictor:
 
     @property
     def task(self) -> tuple[int, bool, bool]:
-        """num_classes, multilabel and background, as unetpp.network.masks takes them."""
+        """num_classes, multilabel and background, as unetpp.network.masks expects them."""
         return self.heads.network.task
 
     def answers(self, images: Sequence[np.ndarray]) -> Iterator[Answer]:
-        """Each name's answer to (H, W, C) images of one size.
+        """The prediction of each name for (H, W, C) images of one size.
 
-        A pruned network pads to a smaller multiple, and cuts other tiles: where the images need either, each depth
-        answers by itself.
+        A pruned network pads to a smaller multiple, and uses other tiles: if the images need either, each depth is run
+        on its own.
         """
         seen = self._named(torch.from_numpy(predict_resized(self._engine, images)))
         sides = self.frame.size if self.frame else images[0].shape[:2]
@@ -71,17 +71,17 @@ class Predictor:
             yield Answer(name, probs, torch.from_numpy(to_own_size(probs.numpy(), images[0].shape[:2])))
 
     def masks_of(self, images: Tensor) -> dict[str, Tensor]:
-        """(N, C, H, W) images in [0, 1], at the size that the network sees, to the (N, H, W) masks of each name."""
+        """The (N, H, W) masks of each name for (N, C, H, W) images in [0, 1], at the size that the network sees."""
         with torch.inference_mode():
             probs = self._named(self.heads(images.to(self.device)))
         return {name: to_mask(each.cpu(), *self.task[:2]) for name, each in probs.items()}
 
     def __call__(self, images: Sequence[np.ndarray]) -> dict[str, Tensor]:
-        """(H, W, C) images of one size to the (N, H, W) uint8 masks of each name, at their own size."""
+        """The (N, H, W) uint8 masks of each name, at their own size, for (H, W, C) images of one size."""
         return {answer.name: to_mask(answer.probs, *self.task[:2]) for answer in self.answers(images)}
 
     def numbers(self, answer: Answer) -> list[np.ndarray | None]:
-        """The objects of each image (H, W) from 1 on; None for a network that parts none: connected pixels are one."""
+        """The numbered objects of each image, (H, W) from 1 on; None if the network does not separate objects."""
         depth = None if answer.name == MEAN else int(answer.name[1:])
         num_classes, _, background = self.task
         if (separation := self.trained.about.separation(depth)) is None:
@@ -97,7 +97,7 @@ class Predictor:
         }
 
     def _named(self, probs: Tensor) -> dict[str, Tensor]:
-        """What `Heads` gives, by name, with the mean."""
+        """The output of `Heads` by name, with the mean."""
         found = list(probs.split(self.heads.network.num_outputs, dim=1))
         return dict(zip(self.names, [*found, torch.stack(found).mean(dim=0)], strict=False))
 
@@ -113,10 +113,10 @@ class Batch(NamedTuple):
 def batches(
     split: Split | Resized, batch_size: int, indices: Sequence[int] | None = None, what: str = "images"
 ) -> Iterator[Batch]:
-    """A split (or some of it) in batches of one size each; a batch never holds many pixels.
+    """A split (or part of it) in batches of images of one size; the pixels of a batch are limited.
 
     Args:
-        what: what is counted, as the progress says it.
+        what: what the progress display counts.
     """
     indices = range(len(split)) if indices is None else indices
     done = iter(watched(range(len(indices)), what))

@@ -1,4 +1,4 @@
-"""What each depth's masks and probabilities are worth, image by image, over one walk through a split."""
+"""The quality of each depth's masks and probabilities, image by image, in one pass over a split."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,29 +18,29 @@ from unetpp.scores.boundaries import Boundary, compare_boundaries, has_outline
 from unetpp.scores.calibration import choose_threshold, count_bins, count_by_threshold
 from unetpp.scores.object_matching import Objects, match_objects
 
-# What an image scores of which no class occurs in mask or prediction: it has nothing, and nothing was found.
+# The scores of an image in which no class occurs in mask or prediction: there is nothing, and nothing was found.
 NOTHING = {"boundary_f1": 1.0, "hd95_px": 0.0, "object_f1": 1.0, "dsb_ap": 1.0}
 OF_OUTLINES = ("boundary_f1", "hd95_px")
 
 
 @dataclass
 class Quality:
-    """The scores of one name (a depth, or the mean) on N images with F classes that count, or labels."""
+    """The scores of one name (a depth, or the mean) on N images with F scored classes, or labels."""
 
     counts: Tensor  # (N, K, 3), see metrics.confusion
     seen_counts: Tensor  # the same at the size that the network sees
-    # Each of NOTHING's names: (N, F), nan for a class in neither mask nor prediction, or without an outline.
+    # For each key of NOTHING: (N, F), nan for a class in neither mask nor prediction, or without an outline.
     shapes: dict[str, np.ndarray]
     bins: Tensor  # (10, 3), see calibration.count_bins
     by_threshold: Tensor | None  # (N, T, F, 3), see calibration.count_by_threshold; None for classes
-    best_iou: list[np.ndarray] = field(default_factory=list)  # of true objects, in the order of `TrueObjects`
+    best_iou: list[np.ndarray] = field(default_factory=list)  # for true objects, in the order of `TrueObjects`
     bordered: bool = True  # some true plane has an outline, or no class occurs at all
 
     def per_image(self) -> dict[str, np.ndarray]:
-        """(N,) iou, dice and the names of NOTHING, each the mean over the classes that occur.
+        """(N,) iou, dice and the scores of NOTHING, each the mean over the classes that occur.
 
-        nan is an image with classes of which none has an outline that could be compared, and every image where that
-        holds for the whole split: then false alarms in empty images would be all that the mean consists of.
+        Scores of outlines are nan for an image whose classes have no outline that could be compared; and for every
+        image if that holds for the whole split, since the mean would contain only false alarms in empty images.
         """
         iou, dice = metrics.per_image_iou(self.counts).numpy(), metrics.per_image_dice(self.counts).numpy()
         bare = np.asarray(np.isnan(self.shapes["object_f1"]).all(axis=1))
@@ -52,25 +52,25 @@ class Quality:
 
 @dataclass
 class TrueObjects:
-    """The true objects: what a split numbers, else the connected components of each class (`find_objects`)."""
+    """The true objects: those numbered in the split, else the connected components of each class (`find_objects`)."""
 
     areas: list[np.ndarray] = field(default_factory=list)  # px
-    ways: set[Literal["numbers", "components"]] = field(default_factory=set)  # in which images of the split tell them
+    ways: set[Literal["numbers", "components"]] = field(default_factory=set)  # how images of the split define them
 
     def diameters_px(self) -> np.ndarray:
-        """(n,) of the discs of the same areas."""
+        """(n,) diameters of the discs of the same areas."""
         return 2 * np.sqrt(np.concatenate([np.zeros(0), *self.areas]) / np.pi)
 
 
 def mean_over_classes(values: np.ndarray, bare: np.ndarray, nothing: float) -> np.ndarray:
-    """(N, F) with nan for what is not known to (N,); `nothing` where `bare` (N,) bool says that no class occurs."""
+    """(N,) means of (N, F) values, ignoring nan; `nothing` if `bare`, (N,) bool, says that no class occurs."""
     known = ~np.isnan(values)
     means = np.nansum(values, axis=1) / np.maximum(1, known.sum(axis=1))
     return np.where(bare, nothing, np.where(known.any(axis=1), means, np.nan))
 
 
 def mean_or_none(values: np.ndarray) -> float | None:
-    """The mean of what is not nan, or None."""
+    """The mean of the values that are not nan, or None."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else None
 
@@ -136,12 +136,12 @@ def _seen(batch: Batch, frame: Frame | None, num_classes: int, multilabel: bool)
 
 
 class _Planes:
-    """The true planes of a batch: their boundaries and objects, found once and compared with every name's."""
+    """The true planes of a batch: their boundaries and objects, found once and compared with those of every name."""
 
     def __init__(
         self, truth: np.ndarray, ignored: np.ndarray, numbers: Sequence[np.ndarray | None], tolerance_px: float
     ):
-        """Of (n, F, H, W) and (n, 1, H, W) bool, and the numbers of the true objects, where there are some."""
+        """From (n, F, H, W) and (n, 1, H, W) bool, and the numbers of the true objects, if any."""
         self.ignored = [each[0] if each.any() else None for each in ignored]
         self.shape, self.tolerance_px = truth.shape[:2], tolerance_px
         self.present = np.asarray(truth.any(axis=(2, 3)))
@@ -153,10 +153,10 @@ class _Planes:
     def compare(
         self, hat: np.ndarray, numbers: Sequence[np.ndarray | None]
     ) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
-        """(n, F) of each score of NOTHING, and the IoU of each true object with its best prediction.
+        """Each score of NOTHING as (n, F), and the IoU of each true object with its best prediction.
 
         Args:
-            numbers: of the predicted objects (H, W), None where its connected components are these.
+            numbers: those of the predicted objects (H, W); None if the objects are connected components.
         """
         scores = {name: np.full(self.shape, np.nan) for name in NOTHING}
         best_iou = []
@@ -175,7 +175,7 @@ class _Planes:
 
 
 def find_objects(plane: np.ndarray, numbers: np.ndarray | None) -> Objects:
-    """The objects of a class (H, W) bool: what is numbered as one (H, W), else its connected components."""
+    """The objects of a class (H, W) bool: those numbered in (H, W), else its connected components."""
     return Objects.of(plane) if numbers is None else Objects.of_numbers(np.where(plane, numbers, 0))
 
 
@@ -186,7 +186,7 @@ def score_batch(
     split: Split,
     task: tuple[int, bool, bool],
 ) -> np.ndarray:
-    """(n, 2): IoU of each image, and AP where objects are numbered, else nan."""
+    """(n, 2): IoU of each image, and AP if objects are numbered, else nan."""
     masks = torch.from_numpy(mask_hat)
     scores = np.full((len(masks), 2), np.nan)
     scores[:, 0] = metrics.per_image_iou(metrics.confusion(masks, batch.mask, *task)).numpy()
@@ -203,7 +203,7 @@ def _image_aps(
     numbers: Sequence[np.ndarray | None],
     task: tuple[int, bool, bool],
 ) -> list[float]:
-    """The average precision of each image of masks (N, H, W), as `measure_quality` has it."""
+    """The average precision of each image of masks (N, H, W), as in `measure_quality`."""
     first, (truth, valid) = first_class(*task), to_planes(mask, *task[:2])
     hat = to_planes(mask_hat, *task[:2])[0] & valid
     found = []
@@ -218,7 +218,7 @@ def _image_aps(
 
 
 def number_mask(mask: np.ndarray, numbers: np.ndarray | None, background: bool) -> np.ndarray:
-    """The objects of a mask (H, W) of classes, each class's for itself, as one plane of numbers (H, W) int32."""
+    """The objects of a mask (H, W) of classes, found for each class, as one plane of numbers (H, W) int32."""
     found, count = np.zeros(mask.shape, np.int32), 0
     for _, place in find_classes(mask, background=background):
         objects = find_objects(place, numbers)
@@ -228,21 +228,18 @@ def number_mask(mask: np.ndarray, numbers: np.ndarray | None, background: bool) 
 
 
 def _own(numbers: np.ndarray | None, plane: int) -> np.ndarray | None:
-    """The numbers of one plane; labels have planes of their own."""
+    """The numbers of one plane; each label has a plane of its own."""
     return numbers[plane] if numbers is not None and numbers.ndim == 3 else numbers
 
 
 def _has_threshold(predict: Predictor) -> bool:
-    """The likeliest of several classes needs none."""
+    """Whether there is a threshold: of several exclusive classes, the most probable one is taken."""
     num_classes, multilabel, _ = predict.task
     return num_classes == 1 or multilabel
 
 
 def choose_thresholds(predict: Predictor, val: Split, batch_size: int) -> dict[str, int | None]:
-    """The index in calibration.THRESHOLDS of the best threshold on val, by name.
-
-    None where there is none to choose.
-    """
+    """The index in calibration.THRESHOLDS of the best threshold on val, by name; None if there is none to choose."""
     num_classes, multilabel, _ = predict.task
     if not _has_threshold(predict):
         return dict.fromkeys(predict.names)

@@ -1,6 +1,6 @@
-"""report.json, schema 2: every key that evaluate writes and others read; docs/measurements.md says what each means.
+"""report.json, schema 2: every key that evaluate writes and others read; docs/measurements.md explains each.
 
-None stands for what cannot be computed; NaN and infinity are refused, since JSON has neither.
+None stands for a value that cannot be computed; NaN and infinity are refused, because JSON has neither.
 """
 
 from typing import Annotated, Any, Literal
@@ -12,29 +12,29 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Part(BaseModel):
-    """A part of the report: no key but these."""
+    """A part of the report, with no other keys than these."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
 
 
 class Cost(Part):
-    """What a depth costs on one device."""
+    """The costs of a depth on one device."""
 
     parameters: int
     macs: int
     latency_ms: float
-    latency_p95_ms: Number  # None: of too few rounds
+    latency_p95_ms: Number  # None: too few rounds
     latency_p99_ms: Number
     latency_spread: float
     images_per_s: float
     best_batch: int
-    peak_memory_mib: Number  # None: of a runtime that does not tell
+    peak_memory_mib: Number  # None: the runtime does not report it
     cold_start_ms: float
     size_mib: float
 
 
 class Depth(Cost):
-    """All numbers of a depth, or of the mean of heads; its costs are those of the main device."""
+    """All numbers of a depth, or of the mean of heads; the costs are those of the main device."""
 
     iou_image: Share
     iou_image_low: Share
@@ -46,14 +46,14 @@ class Depth(Cost):
     dice_image_high: Share
     dice_pixels: Share
     dice_paper: Share
-    miou: Share | None = None  # over all named classes and the pixels of all images; in no report of before
+    miou: Share | None = None  # over all named classes and the pixels of all images; not in earlier reports
     object_f1: Share
     object_f1_low: Share
     object_f1_high: Share
     dsb_ap: Share
     dsb_ap_low: Share
     dsb_ap_high: Share
-    boundary_f1: Share | None  # None, also of hd95_px: no image has an outline that is not ignored
+    boundary_f1: Share | None  # None, like hd95_px: no image has an outline outside ignored pixels
     boundary_f1_low: Share | None
     boundary_f1_high: Share | None
     difference_iou: float
@@ -68,7 +68,7 @@ class Depth(Cost):
     ece: Share | None
     threshold: Share | None
     iou_image_at_threshold: Share | None
-    iou_image_seen: Share | None = None  # at the size that the network sees; unknown in reports of before
+    iou_image_seen: Share | None = None  # at the size that the network sees; not in earlier reports
 
 
 class Candidate(Part):
@@ -76,21 +76,21 @@ class Candidate(Part):
     below_best: float
     below_best_low: float
     below_best_high: float
-    below_best_ap: Number = None  # these three of a model that parts objects, whose depths are judged by them as well
+    below_best_ap: Number = None  # these three if the model separates objects: its depths are also judged by AP
     below_best_ap_low: Number = None
     below_best_ap_high: Number = None
-    within_tolerance: bool  # in all that depths are judged by
+    within_tolerance: bool  # in every score by which depths are judged
     within_budget: bool
     why: str
 
 
 class Decision(Part):
     tolerance_iou: float
-    tolerance_ap: Number = None  # in no report of before
+    tolerance_ap: Number = None  # not in earlier reports
     max_latency_ms: Number
     max_memory_mib: Number
     max_parameters: int | None
-    engine: str = "torch"  # whose latency and memory are compared with the limits
+    engine: str = "torch"  # its latency and memory are compared with the limits
     candidates: list[Candidate]
 
 
@@ -124,7 +124,7 @@ class ByKind(Part):
 
 
 class Size(BaseModel):
-    """Objects of a size; the other keys are names of depths."""
+    """Objects of one size; the other keys are names of depths."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
     __pydantic_extra__: dict[str, BySize]  # pyright: ignore[reportIncompatibleVariableOverride] - as pydantic says
@@ -135,7 +135,7 @@ class Size(BaseModel):
 
 
 class Kind(BaseModel):
-    """Images of a kind; the other keys are names of depths."""
+    """Images of one kind; the other keys are names of depths."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
     __pydantic_extra__: dict[str, ByKind]  # pyright: ignore[reportIncompatibleVariableOverride] - as pydantic says
@@ -157,7 +157,7 @@ class Bin(Part):
 
 class Gate(Part):
     name: Literal["flips", "shift", "brightness", "empty"]
-    value: Share | None  # None: it called nothing foreground, so that there was nothing to compare
+    value: Share | None  # None: no foreground was predicted, so there was nothing to compare
     limit: Share
     direction: Literal["at least", "at most"]
     passed: bool | None  # None: it does not apply to these data, as `what` says
@@ -165,7 +165,7 @@ class Gate(Part):
 
 
 class Device(Part):
-    """The costs on one of the devices present."""
+    """The costs on one of the available devices."""
 
     device: Literal["cpu", "cuda"]
     main: bool
@@ -174,11 +174,11 @@ class Device(Part):
 
 
 class Engine(Part):
-    """A depth in one runtime at one precision; the costs are of the machine that evaluated."""
+    """A depth in one runtime at one precision; the costs are those of the machine that evaluated."""
 
     depth: str
     engine: str
-    file: str | None  # in the folder of exports; None: of torch, which needs none
+    file: str | None  # in the folder of exports; None for torch, which needs none
     sha256: str | None
     latency_ms: float
     latency_p95_ms: Number
@@ -191,7 +191,7 @@ class Engine(Part):
     val_images: int
     val_iou_image: Share | None
     val_difference_iou: Number
-    test_ap: Share | None = None  # these four of a model that parts objects
+    test_ap: Share | None = None  # these four if the model separates objects
     test_difference_ap: Number = None
     val_ap: Share | None = None
     val_difference_ap: Number = None
@@ -202,14 +202,14 @@ class Engine(Part):
 
 class Engines(Part):
     tolerance_iou: float
-    num_val_images: int  # that there are
-    val_images: int  # that were scored, at most
+    num_val_images: int  # in the split
+    val_images: int  # scored, at most
     rows: list[Engine]
     left_out: list[str]
 
 
 class Tta(Part):
-    """What the mean over mirrored and turned copies of each image gains on val at a depth."""
+    """The gain on val, at a depth, from averaging over mirrored and turned copies of each image."""
 
     depth: str
     copies: Literal["flips", "all"]
@@ -222,11 +222,11 @@ class Tta(Part):
 
 
 class Objects(Part):
-    """What the scores of objects are of."""
+    """Which objects the scores of objects compare."""
 
-    true: Literal["numbers", "components", "both"]  # of the data, else connected pixels of a class; both: by image
+    true: Literal["numbers", "components", "both"]  # numbers in the data, or connected pixels; both: by image
     predicted: Literal["watershed", "components"]
-    remark: str  # in which sense depths differ more for objects than for masks; "" where that is not shown
+    remark: str  # how depths differ more for objects than for masks; "" if that is not shown
 
 
 class Sample(Part):
@@ -260,15 +260,15 @@ class Report(Part):
     gates: dict[str, list[Gate]]
     engines: Engines | None = None
     tta: list[Tta] = []
-    runtimes: list[dict[str, Any]] = []  # of reports of before, which have no `engines`
-    objects: Objects | None = None  # None: of before, when all were connected pixels
+    runtimes: list[dict[str, Any]] = []  # in earlier reports, which have no `engines`
+    objects: Objects | None = None  # None in earlier reports, where all objects were connected pixels
     samples: list[Sample]
     machine: dict[str, str | int | float]
     devices: list[Device]
     test: Test
     classes: dict[str, dict[str, Number]]
-    background: bool = True  # the first of `classes` is value 1 of a mask; False: value 0, which is no background
-    leaks: list[str] = []  # what of the test split is not new to who has seen train
-    size_px: int | tuple[int, int] | None = None  # that whole images are resized to for the network, if they are
-    multilabel: bool  # the classes are labels that may lie over each other
-    model_sha256: str  # of the model file that was measured
+    background: bool = True  # the first of `classes` is value 1 of a mask; False: value 0, which is not background
+    leaks: list[str] = []  # what a model may know of the test split from train
+    size_px: int | tuple[int, int] | None = None  # the size to which whole images are resized, if any
+    multilabel: bool  # the classes are labels, which may overlap
+    model_sha256: str  # of the measured model file

@@ -1,4 +1,4 @@
-"""What each test image scored at each depth: images.csv, which stage evaluate writes and the registry keeps."""
+"""The scores of each test image at each depth: images.csv, which stage evaluate writes and the registry keeps."""
 
 import math
 from collections.abc import Mapping
@@ -8,26 +8,26 @@ from pathlib import Path
 from pipelines.core.tables import read_rows
 from unetpp.errors import UserError
 
-# Columns of images.csv, then _L1 ...
+# Columns of images.csv, followed by _L1 ...
 SCORES = {"iou": "IoU", "boundary_f1": "Boundary F1", "object_f1": "Object F1", "ap": "Average precision"}
-OF_OBJECTS = ("object_f1", "ap")  # reports may differ in what an object is (`report_schema.Objects`)
+OF_OBJECTS = ("object_f1", "ap")  # reports may differ in the definition of an object (`report_schema.Objects`)
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What one depth scored, by image id; an image without a score is in none of that score."""
+    """The scores of one depth by image id; an image without a score is missing there."""
 
     depth: str  # "L1", "L2" ... or "mean"
     iou: Mapping[str, float]
     boundary_f1: Mapping[str, float]
     object_f1: Mapping[str, float]
-    groups: Mapping[str, str]  # of every image; "" for one without
-    test_sha256: str | None = None  # of the test images, where it is known
-    sizes: Mapping[str, str] = field(default_factory=dict)  # "HxW" at which each was scored; in no report of before
-    ap: Mapping[str, float] = field(default_factory=dict)  # of true instances, where there are some; as sizes
+    groups: Mapping[str, str]  # of every image; "" without a group
+    test_sha256: str | None = None  # of the test images, if known
+    sizes: Mapping[str, str] = field(default_factory=dict)  # "HxW" at which each was scored; not in earlier reports
+    ap: Mapping[str, float] = field(default_factory=dict)  # of true objects, if any; not in earlier reports
 
     def common(self, other: "Scored") -> list[str]:
-        """The images that both were scored on at the same size, sorted: a score at another one is another measure."""
+        """The images on which both were scored at the same size, sorted; scores at different sizes do not compare."""
         both = self.iou.keys() & other.iou.keys()
         return sorted(id for id in both if self.sizes.get(id) == other.sizes.get(id))
 
@@ -36,7 +36,7 @@ def read_scored(path: Path, test_sha256: str | None = None) -> dict[str, Scored]
     """images.csv by depth, in its order.
 
     Raises:
-        UserError: no such file, or none that evaluate wrote.
+        UserError: no such file, or not one that stage evaluate wrote.
     """
     scores: dict[str, dict[str, dict[str, float]]] = {}  # by depth, by score, by image
     groups: dict[str, str] = {}
@@ -53,9 +53,9 @@ def read_scored(path: Path, test_sha256: str | None = None) -> dict[str, Scored]
                     if text and math.isfinite(value := float(text)):
                         found[row["id"]] = value
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read ({error!r}); expected what `dvc repro evaluate` writes") from None
+        raise UserError(f"{path}: cannot be read ({error!r}); `dvc repro evaluate` writes it") from None
     if not any(found["iou"] for found in scores.values()):
-        raise UserError(f"{path}: found no column iou_L1, iou_L2 ...; expected the images.csv of the evaluate stage")
+        raise UserError(f"{path}: found no columns iou_L1, iou_L2 ...; expected the images.csv of the evaluate stage")
     return {
         depth: Scored(depth, **found, groups=groups, test_sha256=test_sha256, sizes=sizes)
         for depth, found in scores.items()

@@ -1,7 +1,7 @@
-"""The report's numbers out of what was measured image by image: a row a depth, by class, by object size, by kind.
+"""The report's numbers, computed from scores image by image: a row per depth, by class, by object size, by kind.
 
-A number that cannot be computed is None: the precision of what nothing predicts, the score of a class that does not
-occur, the outline's where unlabelled pixels hide all of it.
+A number that cannot be computed is None: the precision if nothing is predicted, the score of a class that does not
+occur, scores of an outline that is hidden by unlabelled pixels.
 """
 
 from collections import Counter
@@ -40,9 +40,9 @@ def summarise(
 
     Args:
         means: what `resample` returned.
-        thresholds: indices in calibration.THRESHOLDS of what was chosen on val.
-        deepest: the name that differences are against.
-        multilabel: the classes are labels, beside which there is no background.
+        thresholds: indices in calibration.THRESHOLDS, chosen on val.
+        deepest: the name relative to which differences are computed.
+        multilabel: the classes are labels, without a background class.
     """
     rows = {}
     reference = metrics.per_image_iou(quality[deepest].counts).mean().item()
@@ -97,12 +97,12 @@ def by_class(quality: Mapping[str, Quality], classes: Sequence[str]) -> dict[str
 
 
 def _or_none(value: float | None) -> float | None:
-    """nan, which JSON has not, as None."""
+    """nan, which JSON does not have, as None."""
     return None if value is None or isnan(value) else value
 
 
 def by_kind(quality: Mapping[str, Quality], kinds: Sequence[str]) -> dict[str, dict]:
-    """Mean scores over the images of each kind, the commonest kind first; nothing where images have none."""
+    """Mean scores over the images of each kind, the most common kind first; empty if images have no kinds."""
     images = {name: each.per_image() for name, each in quality.items()}
     result: dict[str, dict] = {}
     for kind, number in sorted(Counter(filter(None, kinds)).items(), key=lambda item: (-item[1], item[0])):
@@ -117,10 +117,10 @@ def by_kind(quality: Mapping[str, Quality], kinds: Sequence[str]) -> dict[str, d
 def by_size(
     quality: Mapping[str, Quality], true_objects: TrueObjects, limits: tuple[float, float] | None
 ) -> dict[str, dict]:
-    """How many true objects of each size are found (IoU above 0.5), and how well their best prediction covers them.
+    """The share of true objects of each size that are found (IoU above 0.5), and the mean IoU of their best prediction.
 
     Args:
-        limits: diameters in px at which medium and large begin; None divides the objects into thirds.
+        limits: diameters in px from which objects are medium and large; None divides the objects into thirds.
     """
     diameters = true_objects.diameters_px()
     if limits is None and len(diameters):
@@ -141,9 +141,9 @@ def by_size(
 
 
 def image_rows(quality: Mapping[str, Quality], split: Split, groups: Sequence[str]) -> list[dict]:
-    """What images.csv holds: the size at which each image was scored; IoU, boundary F1, object F1 and AP by depth.
+    """The rows of images.csv: the size at which each image was scored; IoU, boundary F1, object F1 and AP by depth.
 
-    Images without a kind have no column of it.
+    If images have no kinds, there is no such column.
     """
     images = {name: each.per_image() for name, each in quality.items()}
     columns = (("iou", "iou_image"), ("boundary_f1", "boundary_f1"), ("object_f1", "object_f1"), ("ap", "dsb_ap"))
@@ -161,14 +161,14 @@ def _rounded(value: float) -> float | None:
 
 
 def reliability_rows(metrics: dict) -> list[dict]:
-    """What `dvc plots` draws: a row for each depth and bin of probabilities; an empty one where there are none."""
+    """The rows for `dvc plots`: one for each depth and bin of probabilities; an empty one if there are no bins."""
     empty = {"confidence": None, "accuracy": None, "share": None}
     bins = metrics.get("reliability") or {name: [empty] for name in metrics["depths"]}
     return [{"depth": name} | empty | one for name, found in bins.items() for one in found]
 
 
 def class_ious(quality: dict[str, Quality], names: list[str]) -> dict[str, dict[str, float | None]]:
-    """IoU of each class by name; None for a class that is in no test image and that no depth finds."""
+    """IoU of each class by name; None for a class that is in no test image and in no prediction."""
     return {
         name: {one: _or_none(iou) for one, iou in zip(names, metrics.per_class_iou(each.counts), strict=True)}
         for name, each in quality.items()

@@ -1,4 +1,4 @@
-"""What is evaluated: a network and the test images, found to belong together."""
+"""What is evaluated: a network and test images, which were checked to belong together."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ def read_groups(prepared: Path, ids: list[str]) -> list[str]:
     """The group of each image, from split.csv of a prepared folder.
 
     Raises:
-        UserError: no such file, or one without these images.
+        UserError: no such file, or these images are not in it.
     """
     path = prepared / "split.csv"
     try:
@@ -33,7 +33,7 @@ def read_groups(prepared: Path, ids: list[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated: a network, and the test images that chose nothing of it."""
+    """What is evaluated: a network, and test images that were not used to train or choose it."""
 
     trained: Trained
     prepared: Path
@@ -45,7 +45,7 @@ class Subject:
     def open(cls, prepared: Path, model: Path) -> "Subject":
         """
         Raises:
-            UserError: a missing or damaged model or data, ones that do not belong together, or no test image.
+            UserError: model or data are missing or damaged, do not belong together, or there is no test image.
         """
         trained, manifest, path = load_model(model), read_manifest(prepared), prepared / "test.arrow"
         network = trained.network
@@ -53,13 +53,13 @@ class Subject:
         for key, value in (found | {"channels": network.in_channels}).items():
             if (expected := getattr(manifest, key)) != value:
                 raise UserError(
-                    f"{model}: found a network of {key} {value}; expected {expected}, "
-                    f"as in {prepared}/manifest.json: train again on these data"
+                    f"{model}: found a network with {key} {value}; expected {expected}, as in "
+                    f"{prepared}/manifest.json: train again on these data"
                 )
         manifest.check(prepared, manifest.full_val, "test")  # val chooses thresholds
         split = Split(path)
         if len(split) == 0:
-            raise UserError(f"{path}: found no image; raise prepare.shares.test, or bring more images")
+            raise UserError(f"{path}: found no images; raise prepare.shares.test, or add images")
         return cls(trained, prepared, manifest, split, read_groups(prepared, split.ids))
 
     def open_val(self) -> Split:

@@ -1,8 +1,8 @@
-"""The stage pages: one HTML page, from what a measuring stage wrote.
+"""The stage pages: make one HTML page from the output of a measuring stage.
 
     python -m pipelines.pages depths --of reports/evaluate/page --out reports/evaluate/report.html
 
-A stage of its own, so that a word or a colour in a page makes nothing be measured again.
+It is a stage of its own, so that a change of a word or a colour in a page does not cause new measurements.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pipelines.core.files import check_outputs, read_results, replacing
 from pipelines.pages import data_page, depth_page, search_page
 from unetpp.errors import UserError
 
-# What the pages cannot do without.
+# The keys that the pages require.
 DATA = ("classes", "duplicates", "advice", "findings", "masks", "objects", "prepared")
 SEARCH = ("search", "points", "trials", "chosen", "importance")
 PAGES = {
@@ -28,7 +28,7 @@ PAGES = {
 def main() -> None:
     parser = argparse.ArgumentParser(prog="unetpp stage pages", description="Make one of the HTML pages.")
     parser.add_argument("page", choices=PAGES)
-    parser.add_argument("--of", type=Path, required=True, help="what the measuring stage wrote for it")
+    parser.add_argument("--of", type=Path, required=True, help="output of the measuring stage for this page")
     parser.add_argument("--out", type=Path, required=True, help="the page to write")
     arguments = parser.parse_args()
     if not arguments.of.exists():

@@ -6,11 +6,11 @@ from pipelines.evaluation.scored import SCORES
 from pipelines.pages.depth_charts import differences
 from pipelines.pages.html_page import render
 
-MOST_CHANGED = 5  # images that won, and as many that lost
+MOST_CHANGED = 5  # images that gained, and as many that lost
 
 
 def comparison_text(found: Comparison, names: tuple[str, str]) -> str:
-    """What `unetpp compare` prints: IoU by depth, the differences with their intervals, and what they say."""
+    """The output of `unetpp compare`: IoU by depth, the differences with their intervals, and the conclusion."""
     head = ("  depth", "IoU of A", "of B", "B - A, points", "95 % interval", "ms of A", "of B", "")
     rows = [head, *(_cells(found, row) for row in _rows(found))]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
@@ -22,7 +22,7 @@ def comparison_text(found: Comparison, names: tuple[str, str]) -> str:
 
 
 def _rows(found: Comparison) -> list[Row]:
-    """The depths of the table, and those that are meant where it lacks them."""
+    """The depths of the table, plus the chosen ones if it lacks them."""
     rows, chosen = found.tables["iou"], found.chosen
     return rows if chosen is None or chosen in rows else [*rows, chosen]
 
@@ -42,7 +42,7 @@ def _cells(found: Comparison, row: Row) -> tuple[str, ...]:
 
 
 def signed(iou: float) -> str:
-    """A difference in points: 0.004 is '+0.4', and what rounds to nothing has no sign."""
+    """A difference in points: 0.004 is '+0.4', and zero has no sign."""
     text = f"{100 * iou:+.1f}"
     return "0.0" if text[1:] == "0.0" else text
 
@@ -53,7 +53,7 @@ def latency(found: Comparison, row: Row, side: int) -> float | None:
 
 
 def conclusion(found: Comparison) -> str:
-    """What the two depths that are meant say, in a sentence."""
+    """The result for the two chosen depths, in a sentence."""
     row = found.chosen
     if row is None:
         lacking = [name for name, side in zip("AB", found.sides, strict=True) if side.depth is None]
@@ -70,7 +70,7 @@ def _said(row: Row, score: str) -> str:
 
 
 def why(found: Comparison, side: int) -> str:
-    """Why a side's depth is the one that is compared."""
+    """Why a side's depth was chosen for the comparison."""
     return "recommended" if found.sides[side].version_depth is None else "registered"
 
 

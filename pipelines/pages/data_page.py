@@ -1,4 +1,4 @@
-"""The data report: the fingerprint of the prepared images as one page, to be looked at before training."""
+"""The data report: the fingerprint of the prepared images as one page, to look at before training."""
 
 import hashlib
 from itertools import chain
@@ -19,7 +19,7 @@ from unetpp.network.masks import IGNORE, find_classes
 THUMBNAIL_PX = 160
 PER_CELL = 2  # pictures of each kind in each split
 MOST_KINDS = 4
-PATH_BYTES = 24_000  # of the outlines of a picture; where they are finer, its mask is shown filled
+PATH_BYTES = 24_000  # of the outlines of a picture; if they need more, its mask is shown filled
 
 
 def build_page(fingerprint: dict, prepared: Path) -> str:
@@ -136,7 +136,7 @@ def _legend(names: list[str], background: bool) -> list[tuple[str, tuple[int, in
 
 
 def _overlays(splits: dict[str, Split], meaning: tuple[bool, bool]) -> list[dict]:
-    """Some pictures of each kind in each split: those whose hashed id is smallest, so that data alone decide."""
+    """Some pictures of each kind in each split: those with the smallest hashed ids, so only the data decide."""
     totals: dict[str, int] = {}
     for kind in chain.from_iterable(split.kinds for split in splits.values()):
         totals[kind] = totals.get(kind, 0) + 1
@@ -157,7 +157,7 @@ def _picture(id: str, split: Split, index: int, meaning: tuple[bool, bool] | Non
     """A sample as the template needs it: a small picture, outlines of its classes as paths over it, and both filled.
 
     Args:
-        meaning: multilabel and background (unetpp.network.masks); None: the picture alone.
+        meaning: multilabel and background (unetpp.network.masks); None: only the picture.
     """
     image, mask = split[index]
     height, width = mask.shape
@@ -174,7 +174,7 @@ def _picture(id: str, split: Split, index: int, meaning: tuple[bool, bool] | Non
     if meaning is None:
         return found
     paths = []
-    # What is unknown first, and the classes in their order, so that a label over another is drawn over it.
+    # Unlabelled pixels first, then the classes in order, so that overlapping labels are drawn on top.
     places = [(ERRORS["ignored"][:3], mask == IGNORE)]
     places += [(class_colour(number), inside) for number, inside in find_classes(mask, *meaning)]
     for colour, inside in places:

@@ -12,7 +12,7 @@ MARKS = "osD^vPX"
 def accuracy_against_latency(
     depths: dict[str, dict], chosen: str | None, tolerance_iou: float | None, max_latency_ms: float | None
 ) -> Markup | None:
-    """A point and an interval for each name; None where no depth has a latency."""
+    """A point and an interval for each name; None if no depth has a latency."""
     shown = {name: row for name, row in depths.items() if None not in (row.get("latency_ms"), row.get("iou_image"))}
     single = {name: row for name, row in shown.items() if name != "mean"}
     if not single:
@@ -99,7 +99,7 @@ def _above(axes, text: str, x: float) -> None:
 
 
 def reliability(bins: dict[str, list[dict]], chosen: str | None) -> Markup | None:
-    """How often pixels are foreground, by the probability that the network gives them; None without bins."""
+    """How often pixels are foreground, by their predicted probability; None without bins."""
     filled = {
         name: [one for one in found if None not in (one.get("confidence"), one.get("accuracy"))]
         for name, found in bins.items()

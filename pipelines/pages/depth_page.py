@@ -13,25 +13,25 @@ from pipelines.pages.viewer import Sample, picture, read_samples
 from unetpp.images.display import SAID, class_colour
 from unetpp.network.masks import IGNORE
 
-# The scores of a depth, in the order of the page: key, what it is called, what it says. Each may be missing.
+# The scores of a depth in the order of the page: key, label, explanation. Each may be missing.
 SCORES = (
     ("iou_image", "IoU per image", "foreground IoU, mean over images"),
     ("iou_image_seen", "IoU at the network's size", "the same at the size that the network sees"),
     ("iou_pixels", "IoU of all pixels", "of the pixels of all images together"),
-    ("iou_paper", "IoU as in the paper", "mean of background and foreground, as the paper's released code has it"),
-    ("miou", "mIoU", "all named classes, background included, over the pixels of all images, as papers report it"),
+    ("iou_paper", "IoU as in the paper", "mean of background and foreground, as in the paper's released code"),
+    ("miou", "mIoU", "all named classes, including background, over the pixels of all images, as papers report it"),
     ("dice_image", "Dice per image", "foreground Dice, mean over images"),
     ("dice_pixels", "Dice of all pixels", "of the pixels of all images together"),
     ("dice_paper", "Dice as in the paper", "mean of background and foreground"),
-    ("precision", "Precision", "share of what was predicted that is there"),
-    ("recall", "Recall", "share of what is there that was predicted"),
-    ("boundary_f1", "Boundary F1", "outlines that lie on each other, within some pixels"),
-    ("hd95_px", "Hausdorff distance, px", "95 % of both outlines lie nearer than this to the other; lower is better"),
-    ("object_f1", "Object F1", "objects found one to one, at an IoU of at least 0.5"),
+    ("precision", "Precision", "share of the predicted pixels that are right"),
+    ("recall", "Recall", "share of the true pixels that were predicted"),
+    ("boundary_f1", "Boundary F1", "agreement of the outlines, within some pixels"),
+    ("hd95_px", "Hausdorff distance, px", "95 % of each outline is nearer than this to the other; lower is better"),
+    ("object_f1", "Object F1", "objects matched one to one, at an IoU above 0.5"),
     ("dsb_ap", "Average precision (AP)", "of the Data Science Bowl 2018: objects at IoU 0.5 to 0.95, the mean"),
 )
 LOWER_IS_BETTER = {"hd95_px"}
-# What a group of images, a class or a size of objects was scored by, in this order, and how many of it there are.
+# The scores of a group of images, a class or an object size, in this order; below, the keys of their counts.
 GROUP_SCORES = {
     "iou_image": "IoU per image",
     "object_recall": "Recall of objects",
@@ -41,7 +41,7 @@ GROUP_SCORES = {
 }
 BUDGET = ("max_latency_ms", "max_memory_mib", "max_parameters")
 GROUP_COUNTS = ("num_images", "num_objects")
-OTHERS = ("extremes", "shown", "rule", "provenance")  # in page.json, as `build_report` takes them
+OTHERS = ("extremes", "shown", "rule", "provenance")  # keys of page.json, as arguments of `build_report`
 GROUPS = {"class": "class", "size": "size", "kind": "kind of image"}
 
 
@@ -58,10 +58,10 @@ def build_page(folder: Path) -> str:
 
 
 def read_page(folder: Path) -> tuple[dict, list[Sample]]:
-    """What stage evaluate wrote for the page: page.json, and the images of shown.npz.
+    """Read what stage evaluate wrote for the page: page.json, and the images in shown.npz.
 
     Raises:
-        UserError: one of them is missing, broken, or not of the other.
+        UserError: one of them is missing, unreadable, or does not belong to the other.
     """
     facts = read_results(folder / "page.json", "evaluate", ("report", "rows", "samples", *OTHERS))
     return facts, read_samples(folder / "shown.npz", facts)
@@ -79,13 +79,13 @@ def build_report(
     """The page, self-contained.
 
     Args:
-        metrics: what report.json holds (docs/measurements.md); what it lacks, the page leaves out.
-        rows: what images.csv holds.
+        metrics: the contents of report.json (docs/measurements.md); the page omits what is missing.
+        rows: the rows of images.csv.
         samples: the images to show.
         extremes: for each name, the index in `rows` of its best, median and worst image.
-        shown: the name that `samples` were ranked by.
+        shown: the name by which `samples` were ranked.
         rule: tolerance_iou and max_latency_ms of the recommendation, and the number of resamples.
-        provenance: what the numbers come from, by what it is called.
+        provenance: the origin of the numbers, by label.
     """
     names = list(metrics["depths"])
     chosen = recommended(metrics)
@@ -130,9 +130,9 @@ def build_report(
 
 
 def _compare_depths(metrics: dict, candidates: dict[str, dict]) -> tuple[str, dict[str, tuple[float, float, float]]]:
-    """What the depths are compared with, and each one's paired difference from it: mean, low, high.
+    """The depth with which the others are compared, and the paired difference of each: mean, low, high.
 
-    It is the best depth, which the decision compares with; the deepest where only those differences are known.
+    It is the best depth, as in the decision, or the deepest if the report has only those differences.
     """
     below = ("below_best", "below_best_low", "below_best_high")
     if candidates and all(one.get(key) is not None for one in candidates.values() for key in below):
@@ -147,7 +147,7 @@ def _compare_depths(metrics: dict, candidates: dict[str, dict]) -> tuple[str, di
 
 
 def _headline(metrics: dict, other: str, compared: dict) -> list[dict[str, str]]:
-    """The few numbers that one decides by, of the depth that is recommended or nearest."""
+    """The main numbers for a decision, for the recommended or the nearest depth."""
     depth = metrics["recommended_depth"] or metrics.get("nearest_depth")
     if depth is None or f"L{depth}" not in metrics["depths"]:
         return []
@@ -164,7 +164,7 @@ def _headline(metrics: dict, other: str, compared: dict) -> list[dict[str, str]]
         facts.append({"what": f"average precision of {name}", "value": fixed(row.get("dsb_ap"))})
         facts[-1]["note"] = f"{fixed(row['dsb_ap_low'])} to {fixed(row.get('dsb_ap_high'))}"
     if row.get("latency_ms") is not None:
-        facts.append({"what": "an image, median", "value": f"{fixed(row['latency_ms'], 1)} ms"})
+        facts.append({"what": "median latency per image", "value": f"{fixed(row['latency_ms'], 1)} ms"})
         slower = metrics["depths"][against].get("latency_ms") if against != name else None
         if slower and slower / row["latency_ms"] >= 1.05:
             facts[-1]["note"] = f"{against} takes {slower / row['latency_ms']:.1f} times as long"
@@ -185,7 +185,7 @@ def _class_colours(metrics: dict, names: list[str], background: bool) -> list[tu
 
 
 def _errors(samples: list[Sample], background: bool) -> dict[str, str]:
-    """What the colours of errors mean that may occur, by the name of each."""
+    """The meanings of the error colours that may occur, by name."""
     confused = any(((sample.mask > 1) & (sample.mask != IGNORE)).any() for sample in samples)
     shown = {"extra": background, "missed": background, "confused": confused or not background}
     shown["ignored"] = any((sample.mask == IGNORE).any() for sample in samples)
@@ -193,7 +193,7 @@ def _errors(samples: list[Sample], background: bool) -> dict[str, str]:
 
 
 def _in_order(pictures: list[dict], shown: str) -> list[dict]:
-    """From the best to the worst image of the name that is shown."""
+    """From the best to the worst image at the shown depth."""
     return sorted(pictures, key=lambda one: (-(one["row"].get(f"iou_{shown}") or 0), one["row"]["id"]))
 
 
@@ -222,7 +222,7 @@ def _scores(depths: dict[str, dict]) -> list[dict]:
 
 
 def _groups(metrics: dict, images: list[dict], names: list[str]) -> list[dict]:
-    """A table for each way to divide the test split: its parts, how many there are of each, their scores by name."""
+    """A table for each way to divide the test split: the parts, the size of each, and their scores by name."""
     groups = metrics.get("groups") or {}
     if not groups.get("kind"):
         groups = groups | {"kind": _by_kind(images, names)}
@@ -234,7 +234,7 @@ def _groups(metrics: dict, images: list[dict], names: list[str]) -> list[dict]:
     for way, title in GROUPS.items():
         parts = groups.get(way) or {}
         if len(parts) < 2 and way != "size":
-            continue  # one class or one kind is what the other tables say already
+            continue  # for a single class or kind, the other tables show the same
         rows = [part.get(name) or {} for part in parts.values() for name in names]
         scored = [score for score in GROUP_SCORES if any(score in row for row in rows)]
         counts = next((key for key in GROUP_COUNTS if any(key in part for part in parts.values())), None)
@@ -245,7 +245,7 @@ def _groups(metrics: dict, images: list[dict], names: list[str]) -> list[dict]:
 
 
 def _by_kind(rows: list[dict], names: list[str]) -> dict[str, dict]:
-    """Number of images and mean IoU by kind of image, the commonest first."""
+    """Number of images and mean IoU by kind of image, the most common kind first."""
     kinds: dict[str, list[dict]] = {}
     for row in rows:
         kinds.setdefault(row.get("kind", ""), []).append(row)
@@ -258,7 +258,7 @@ def _by_kind(rows: list[dict], names: list[str]) -> dict[str, dict]:
 
 
 def _engines(metrics: dict) -> dict[str, list[dict]]:
-    """By depth a row for each engine; of a report of before the runtimes, which were scored on test alone."""
+    """By depth, a row for each engine; for earlier reports the runtimes, which were scored on test only."""
     rows = (metrics.get("engines") or {}).get("rows") or [
         row
         | {"engine": row["runtime"] + ("-int8" if row.get("precision") == "int8" else "")}
@@ -273,7 +273,7 @@ def _engines(metrics: dict) -> dict[str, list[dict]]:
 
 
 def _gates(gates: dict[str, list[dict]], chosen: str | None) -> list[dict]:
-    """A row for each gate: what it asks, its limit, and what each depth gave."""
+    """A row for each gate: its explanation, its limit, and the value of each depth."""
     found: dict[str, dict] = {}
     for name, each in gates.items():
         for gate in each:

@@ -40,7 +40,7 @@ def render(template: str, script: str | None = None, **values: Any) -> str:
     """A page from one of the templates; each value is escaped unless it is `Markup`.
 
     Args:
-        script: the file beside the templates that the page may run, and no other script; None: none at all.
+        script: the only script that the page may run, a file next to the templates; None: no script.
     """
     code = Markup((TEMPLATES / script).read_text(encoding="utf-8")) if script else None
     allowed = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode() if code else None
@@ -51,7 +51,7 @@ def render(template: str, script: str | None = None, **values: Any) -> str:
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,  # ids and kinds are names of a stranger's files
+        autoescape=True,  # ids and kinds come from file names, which are not trusted
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -63,7 +63,7 @@ def _environment() -> jinja2.Environment:
 
 
 class Chart:
-    """A chart in the making: draw on `axes`; `svg` is there after the block of `chart`."""
+    """A chart being drawn: draw on `axes`; `svg` is set after the block of `chart`."""
 
     def __init__(self, axes: Axes):
         self.axes = axes
@@ -75,8 +75,8 @@ def chart(caption_id: str, size: tuple[float, float] = (5.4, 3.4)) -> Iterator[C
     """One pair of axes, afterwards an inline SVG whose ink is the page's own text colour.
 
     Args:
-        caption_id: id of the element that says what the chart shows, for those who hear the page.
-        size: width and height in inches, which set how large the text is beside it.
+        caption_id: id of the element that describes the chart, for screen readers.
+        size: width and height in inches, which determine the relative size of the text.
     """
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": caption_id}):
         figure = Figure(figsize=size, layout="constrained")
@@ -97,7 +97,7 @@ def chart(caption_id: str, size: tuple[float, float] = (5.4, 3.4)) -> Iterator[C
 
 
 def data_uri(image: np.ndarray, kind: str = "PNG") -> str:
-    """(H, W, 3) uint8 as a picture that the page itself holds: a PNG, or a smaller "JPEG"."""
+    """(H, W, 3) uint8 as a data URI: a PNG, or a smaller "JPEG"."""
     options: dict[str, Any] = {"optimize": True} if kind == "PNG" else {"quality": 88, "subsampling": 0}
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, kind, **options)
@@ -105,7 +105,7 @@ def data_uri(image: np.ndarray, kind: str = "PNG") -> str:
 
 
 def indexed_uri(indices: np.ndarray, colours: tuple[tuple[int, int, int, int], ...]) -> str:
-    """(H, W) uint8 indices into RGBA colours as a PNG that the page itself holds: some hundred bytes for a mask."""
+    """(H, W) uint8 indices into RGBA colours as a data URI of a PNG: some hundred bytes for a mask."""
     picture = Image.fromarray(indices)
     picture.putpalette([level for colour in colours for level in colour[:3]])
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""The search as one page: the front, what each value did, how the trials learned, and what became of each."""
+"""The search as one page: the front, the effect of each value, the curves of the trials, and their outcomes."""
 
 from typing import Any
 
@@ -142,7 +142,7 @@ def _axis(values: list) -> tuple[list[float], list[tuple[float, str]]]:
 
 
 def curves_chart(trials: list[dict[str, Any]], chosen: Point) -> Markup:
-    """Each trial's best depth by epoch; of the chosen trial every depth, in colours."""
+    """Each trial's best depth by epoch; for the chosen trial every depth, in colours."""
     with chart("curves-caption", (6.4, 4.0)) as made:
         axes = made.axes
         labelled = sum(bool(trial["curve"]) for trial in trials) <= MOST_LABELLED

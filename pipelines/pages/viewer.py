@@ -1,8 +1,8 @@
 """The pictures of the depth report: each image once, and for every depth thin layers that the page lays over it.
 
-A layer is a PNG of a few colours, some hundred bytes, and an outline is a path. So one page holds two dozen images
-with the errors and the masks of every depth, and puts them together itself: the viewer by its script, the rows below
-it, which stand on paper too, by none.
+A layer is a PNG with a few colours, some hundred bytes, and an outline is a path. So one page contains two dozen images
+with the errors and the masks of every depth, and composes them itself: the viewer with its script, and the rows below
+it, which can be printed, without a script.
 """
 
 from dataclasses import dataclass, field
@@ -27,9 +27,9 @@ from unetpp.images.display import (
 from unetpp.network.masks import IGNORE, find_classes
 
 SIDE_PX = 320  # larger images are shown in fewer pixels
-JPEG_PX = 160  # beyond this side a photograph as PNG is too many bytes for a page of many
+JPEG_PX = 160  # beyond this side, a photograph as PNG is too large for a page of many
 NUM_COLOURS = 127  # of objects, next ones far apart (`display.class_colour`); twice as many fit a PNG of bytes
-PATH_BYTES = 16_000  # of an outline; where it is finer, the mask is shown filled
+PATH_BYTES = 16_000  # of an outline; if it needs more, the mask is shown filled
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Sample:
     image: np.ndarray  # (H, W, C) uint8, uint16 or float32
     mask: np.ndarray  # (H, W)
     masks_hat: dict[str, np.ndarray]  # (H, W) by name
-    objects: np.ndarray | None = None  # (H, W) numbers of the true ones, of a network that parts objects
+    objects: np.ndarray | None = None  # (H, W) numbers of the true objects, if the network separates objects
     objects_hat: dict[str, np.ndarray] = field(default_factory=dict)  # (H, W) by name
 
 
@@ -52,7 +52,7 @@ def read_samples(path: Path, facts: dict) -> list[Sample]:
         facts: what page.json holds.
 
     Raises:
-        UserError: it is missing, broken, or not of that page.json.
+        UserError: it is missing, unreadable, or does not belong to that page.json.
     """
     try:
         names, rows = facts["report"]["depths"], facts["rows"]
@@ -71,11 +71,11 @@ def read_samples(path: Path, facts: dict) -> list[Sample]:
                 for index in (one["row"],)
             ]
     except (OSError, ValueError, LookupError, TypeError, EOFError, BadZipFile) as error:
-        raise UserError(f"{path}: not the images of page.json ({said(error)}); run `dvc repro evaluate`") from None
+        raise UserError(f"{path}: does not match page.json ({said(error)}); run `dvc repro evaluate`") from None
 
 
 def picture(sample: Sample, names: list[str], multilabel: bool = False, background: bool = True) -> dict:
-    """A sample as the template needs it: what is drawn once, and the layers and counts of each name."""
+    """A sample as the template needs it: the parts drawn once, and the layers and counts of each name."""
     step = -(-max(sample.mask.shape) // SIDE_PX)
     mask = sample.mask[::step, ::step]
     base = display(sample.image[::step, ::step])  # (H, W, 3)
@@ -105,7 +105,7 @@ def picture(sample: Sample, names: list[str], multilabel: bool = False, backgrou
 
 
 def mask_layers(mask: np.ndarray, multilabel: bool, background: bool, opacity: float = FILL) -> tuple[str, str]:
-    """A mask in the colours of its classes, those of labels that lie over each other mixed: filled, and as outlines."""
+    """A mask in the colours of its classes, mixed where labels overlap: filled, and as outlines."""
     values, indices = np.unique(mask, return_inverse=True)
     colours: list[RGBA] = []
     for value in values.astype(np.uint8):
@@ -132,9 +132,9 @@ def _objects(numbers: np.ndarray | None, step: int) -> dict | None:
 
 
 def truth_outline(mask: np.ndarray) -> str | None:
-    """The edges of a true mask and of the classes in it as the `d` of an SVG path; None where they are too fine."""
+    """The edges of a true mask and of its classes as the `d` of an SVG path; None if they are too fine."""
     values = [value for value in np.unique(mask) if value not in (0, IGNORE)]
     path = outline_path((mask > 0) & (mask != IGNORE))
-    if len(values) > 1:  # where one class touches another
+    if len(values) > 1:  # edges between classes
         path += "".join(outline_path(mask == value) for value in values)
     return path if len(path) <= PATH_BYTES else None

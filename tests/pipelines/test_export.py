@@ -141,11 +141,11 @@ def test_formats_whose_packages_are_missing_are_left_out_and_said(monkeypatch):
     monkeypatch.setattr(stage, "missing", lambda runtime: runtime == "onnxruntime")
     formats, left_out = stage.possible(["pt2", "onnx", "onnx-int8"])
     assert formats == ["safetensors", "pt2", "onnx"]
-    assert [line.partition(";")[0] for line in left_out] == ["onnx-int8 is left out: onnxruntime is not installed"]
+    assert [line.partition(";")[0] for line in left_out] == ["skipped onnx-int8: onnxruntime is not installed"]
     monkeypatch.setattr(stage, "missing_for_onnx", lambda: ["onnx", "onnxscript"])
     formats, left_out = stage.possible(["pt2", "onnx", "onnx-int8"])
     assert formats == ["safetensors", "pt2"]
-    assert left_out[0].startswith("onnx is left out: onnx and onnxscript is not installed")
+    assert left_out[0].startswith("skipped onnx: onnx and onnxscript is not installed")
 
 
 def test_int8_needs_images_of_val(made, tmp_path):

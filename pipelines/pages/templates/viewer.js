@@ -1,11 +1,11 @@
-// The viewer of the depth report. All pictures stand in the page; this chooses which ones lie on the stage.
+// The viewer of the depth report. All pictures are in the page; this script chooses which ones are shown.
 "use strict";
 (() => {
   const at = (id) => document.getElementById(id);
   const viewer = at("viewer");
   if (!viewer) return;
   const samples = [...document.querySelectorAll(".sample")];
-  const slider = at("depth"); // null where there is one depth
+  const slider = at("depth"); // null if there is only one depth
   const bars = [...at("bars").children];
   const modes = [...viewer.querySelectorAll('input[name="mode"]')];
   const strip = [...viewer.querySelectorAll('input[name="picked"]')];
@@ -22,7 +22,7 @@
     at("stage").setAttribute("viewBox", `0 0 ${sample.dataset.width} ${sample.dataset.height}`);
     at("stage-base").setAttribute("href", `#b${picked}`);
     at("stage-base").classList.toggle("grey", mode === "e");
-    // An outline that is too fine to draw is shown by what it encloses, where nothing else lies there.
+    // If an outline is too fine to draw, its area is shown instead, unless another layer is shown.
     const fine = Boolean(sample.querySelector(".fine")), outlined = at("outlined").checked;
     const shown = mode || (fine && outlined ? "y" : ""), lines = at("filled").checked || fine ? "" : "l";
     const layers = { e: `e${picked}-${depth}`, m: `m${lines}${picked}-${depth}`, y: `y${lines}${picked}` };

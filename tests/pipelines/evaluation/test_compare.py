@@ -51,7 +51,7 @@ def test_the_interval_is_the_bootstraps_over_the_groups():
 
 
 def test_models_without_a_common_image_are_refused():
-    with pytest.raises(UserError, match="no image in common among the 1 of the one and the 0 of the other"):
+    with pytest.raises(UserError, match="no image in common among the 1 of one model and the 0 of the other"):
         paired_difference({"a": 0.5}, {}, {})
 
 
@@ -118,7 +118,7 @@ def test_scores_of_other_objects_are_not_compared(two):
     found = compare(one, replace(other, report=other.report | {"objects": known | {"true": "numbers"}}))
     assert list(found.tables) == ["iou"]
     assert found.remark.startswith("Both were scored on the same 40 test images. Scores of objects are not compared: ")
-    assert "evaluate the older again." in comparison_text(found, ("first", "second"))
+    assert "evaluate the older one again." in comparison_text(found, ("first", "second"))
 
 
 def test_models_that_part_objects_are_compared_by_ap_too(two):
@@ -165,9 +165,9 @@ def test_only_common_images_count_and_other_data_are_pointed_out(two):
     other = evaluation(two[1], ids=IDS[10:], sha="1" * 64)
     found = compare(one, other)
     assert found.tables["iou"][0].difference.num_images == len(found.common) == 20
-    assert "The test splits differ: 20 test images are in both, of 30 of A and 30 of B" in found.remark
+    assert "The test splits differ: 20 of A's 30 and B's 30 test images are in both" in found.remark
     del other.report["test"]
-    assert "the reports do not say whether they are the same pictures" in compare(one, other).remark
+    assert "the reports do not say whether these are the same images" in compare(one, other).remark
 
 
 def test_an_image_without_a_score_is_left_out_of_that_score_alone(two):
@@ -184,7 +184,7 @@ def test_models_of_other_depths_are_compared_by_what_they_share(two):
         compare(one, evaluation(two[1], names=("L3",), depth=3))
 
 
-@pytest.mark.parametrize(("text", "why"), [("", "no column iou_L1"), ("id,iou_L1\na,much\n", "cannot be read")])
+@pytest.mark.parametrize(("text", "why"), [("", "no columns iou_L1"), ("id,iou_L1\na,much\n", "cannot be read")])
 def test_a_table_that_is_none_is_refused_by_name(tmp_path, text, why):
     (tmp_path / "images.csv").write_text(text)
     with pytest.raises(UserError, match=rf"images\.csv: .*{why}"):

@@ -127,8 +127,8 @@ def test_the_only_depth_is_recommended(settings):
 @pytest.mark.parametrize(
     ("iou", "recall", "sentence"),
     [
-        (1.0, None, "the test images have no foreground, so that what finds nothing scores 1"),
-        (0.4, 0.0, "none of the foreground in the test images is found"),  # images without any score 1
+        (1.0, None, "the test images have no foreground, so a network that finds nothing scores 1"),
+        (0.4, 0.0, "none of the foreground in the test images was found"),  # images without any score 1
     ],
 )
 def test_nothing_is_recommended_where_nothing_is_known(settings, iou, recall, sentence):

@@ -68,7 +68,7 @@ def test_gates_that_fail_are_named_and_others_are_not(report):
     text = describe(report)
     assert text.count("0.500!") == 7
     assert "0.900!" not in text
-    assert "beyond its limit" in text
+    assert "beyond the limit" in text
     passing = {name: rows[:1] for name, rows in report["gates"].items()}
     assert "\n  gates passed at every depth: flips\n" in describe(report | {"gates": passing})
 
@@ -101,7 +101,7 @@ def test_what_to_be_careful_about_is_said(report):
     for changed, said in (
         ({"num_groups": 1}, "1 group of test images"),
         ({"machine": {"spread": 0.6}}, "The machine was busy"),
-        ({"machine": {"spread": 0.02, "others_share": 0.5}}, "The machine was busy: other work took 50% of it."),
+        ({"machine": {"spread": 0.02, "others_share": 0.5}}, "The machine was busy: other work used 50% of it."),
     ):
         text = describe(report | changed)
         assert text.split("\n\n")[-1].startswith(f"caution: {said}")  # after the recommendation

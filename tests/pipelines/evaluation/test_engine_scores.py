@@ -99,7 +99,7 @@ def test_an_engine_that_is_not_there_is_refused_before_anything_is_measured(proj
     monkeypatch.setattr(stage, "measure_devices", None)
     with pytest.raises(UserError, match=r"evaluate\.engine: onnxruntime .*no export of L1; found torch.*dvc repro"):
         run(project, tmp_path / "out", None, engine="onnxruntime")
-    with pytest.raises(UserError, match=r"max_memory_mib is 5, and openvino .*does not tell"):
+    with pytest.raises(UserError, match=r"max_memory_mib: found 5, but openvino .*does not report"):
         run(project, tmp_path / "out", engine="openvino", max_memory_mib=5.0)
     with pytest.raises(UserError, match=r"exports\.json: no such file.* `dvc repro export`"):
         run(project, tmp_path / "out", "prepared")
@@ -135,7 +135,7 @@ def test_what_does_not_open_or_takes_too_long_is_left_out_and_said(project, scor
     first, second = found["left_out"]
     assert first.startswith("L1 by onnxruntime: ")
     assert "it is damaged" in first
-    assert second == "L1 by torch: 2 of 6 val images, as 0 s were over"
+    assert second == "L1 by torch: only 2 of 6 val images, because of the limit of 0 s"
 
 
 def test_scores_are_in_the_order_that_is_asked_for(project):

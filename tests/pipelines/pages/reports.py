@@ -35,7 +35,7 @@ def whole(names=("L1", "L2", "mean"), depth: int | None = 1) -> dict:
     single = [name for name in names if name != "mean"]
     machine = {"device": "cpu", "processor": "a <b>processor</b>", "cores": 2, "threads": 2}
     machine |= {"precision": "fp32", "size_px": 96, "latency_rounds": 30, "throughput_batch": 8}
-    machine |= {"latency_ended": "120 s were over"}
+    machine |= {"latency_ended": "the limit of 120 s was reached"}
     below = {"below_best": 0.02, "below_best_low": 0.01, "below_best_high": 0.03}
     candidate = {"within_tolerance": False, "within_budget": True, "why": "2.0 IoU points below the <best>"}
     engine = {"file": "L1/<model>.onnx", "sha256": "0" * 64, "latency_ms": 3.0, "latency_p95_ms": 4.0}
@@ -97,7 +97,7 @@ def whole(names=("L1", "L2", "mean"), depth: int | None = 1) -> dict:
                     "openvino-int8",
                 )
             ],
-            "left_out": ["L2 by <openvino>: 16 of 200 val images, as 10 s were over"],
+            "left_out": ["L2 by <openvino>: only 16 of 200 val images, because of the limit of 10 s"],
         },
         "tta": [{"depth": name} | gain for name in single],
     }

@@ -102,12 +102,15 @@ def test_the_page_says_all_that_was_found_out_in_the_order_of_its_sections(made)
     for words in ("2.0 IoU points below the <best>", "what a <mirror> changes", "Depths differ more for <objects>."):
         assert words in text
     assert ", 2 threads, fp32" in text
-    assert "30 rounds in which the depths take turns, after a warm-up; they ended when 120 s were over" in text
+    assert (
+        "30 rounds in which the depths take turns, after a warm-up; they ended when the limit of 120 s was reached"
+        in text
+    )
     assert "−2.0" in text  # the paired difference in points, with its interval
     assert "−3.0 to −1.0" in text
     assert "at most 100000 (evaluate.max_parameters)" in text
     assert "within 1.0 points of the best in IoU, and within 2.0 points in AP" in text
-    assert "parted by a watershed" in text
+    assert "separated by a watershed" in text
 
 
 def test_objects_are_shown_where_they_are_more_than_connected_pixels(made):
@@ -117,7 +120,7 @@ def test_objects_are_shown_where_they_are_more_than_connected_pixels(made):
     for report in (before, {key: value for key, value in whole().items() if key != "objects"}):
         text = page_of(report)
         assert "AP of objects" not in text
-        assert "parted by a watershed" not in text
+        assert "separated by a watershed" not in text
 
 
 def test_what_is_not_to_be_trusted_stands_beside_the_recommendation():
@@ -159,7 +162,7 @@ def test_each_engine_is_a_row_of_its_depth_and_a_report_of_before_shows_its_runt
     assert table.count("<small>auto</small>") == 2
     assert "−0.12" in table
     assert "2 of 9 images" in made
-    assert "L2 by &lt;openvino&gt;: 16 of 200 val images" in made
+    assert "L2 by &lt;openvino&gt;: only 16 of 200 val images" in made
     assert "unetpp predict --tta all" in made
     before = {"depth": "L1", "runtime": "onnxruntime", "format": "onnx-int8", "precision": "int8", "iou_image": 0.7}
     before |= {"difference_iou": -0.1, "offered": False, "why": "it loses more", "latency_ms": 3.0}

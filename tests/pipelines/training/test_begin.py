@@ -87,7 +87,7 @@ def test_search_and_train_must_agree_on_what_a_training_begins_with(project, pre
     ):
         spec_of(project, prepared, path)
     project.set({"train": {"init": "search"}})
-    with pytest.raises(UserError, match=r"expected train\.init=search: run `dvc repro search`"):
+    with pytest.raises(UserError, match=r"expected those of train\.init=search: run `dvc repro search`"):
         spec_of(project, prepared, path)
     project.set({"train": {"init": None}})
     assert spec_of(project, prepared, path).init is None
