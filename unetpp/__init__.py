@@ -3,8 +3,8 @@
     predictor = unetpp.Predictor(unetpp.load("models/train"), depth=2)
     mask = predictor.mask(image)
 
-`import unetpp` is cheap and changes nothing for its host: each name is imported from its file when it is first used.
-`Segmenter`, the module below `Predictor`, leaves the public names with the next release.
+`import unetpp` is cheap and has no side effects: each name is imported from its module when it is first used.
+`Segmenter`, the module that `Predictor` wraps, will no longer be public in the next release.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""The errors for what a user can put right."""
+"""Errors that the user can correct."""
 
 from pathlib import Path
 
@@ -11,12 +11,12 @@ class UserError(ValueError):
 
 
 class FileError(UserError):
-    """A file of the user's that cannot be used. Here, and nowhere else, its reason and its fix are told apart.
+    """A user's file that cannot be used. Only this error keeps the reason and the fix separately.
 
     Args:
         path: the file.
         reason: "found ...; expected ...".
-        fix: what to do, in words that need nothing else of the message.
+        fix: what to do, understandable without the rest of the message.
     """
 
     def __init__(self, path: str | Path, reason: str, fix: str):
@@ -24,7 +24,7 @@ class FileError(UserError):
         self.path, self.reason, self.fix = Path(path), reason, fix
 
     def __reduce__(self):
-        # By its parts, not by the message: it comes back whole from another process.
+        # By its parts, not by the message, so that it can be pickled to another process.
         return FileError, (self.path, self.reason, self.fix)
 
 
@@ -34,5 +34,5 @@ def to_install(extra: str) -> str:
 
 
 def said(error: Exception) -> str:
-    """What a library raised, in one line for a message of ours."""
+    """An exception of a library, in one line for our messages."""
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"

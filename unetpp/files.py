@@ -1,4 +1,4 @@
-"""Files that anybody may have changed: text, JSON and sums; read whole, or refused in one line that names the file."""
+"""Read files that may have been changed: text, JSON and checksums; refused in one line that names the file."""
 
 import hashlib
 import json
@@ -10,26 +10,29 @@ from unetpp.errors import UserError
 
 
 def sha256(path: str | Path) -> str:
-    """Hex digest of a file's bytes, read in pieces."""
+    """The SHA-256 hex digest of a file's bytes, read in pieces."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_sha256(name: str | Path, found: str, expected: str, advice: str) -> None:
-    """Compare the digest of what the user knows as `name` with the expected one.
+    """Compare a digest with the expected one.
+
+    Args:
+        name: how messages refer to the file.
 
     Raises:
-        UserError: they differ; it ends with `advice`.
+        UserError: they differ; the message ends with `advice`.
     """
     if found != expected:
         raise UserError(f"{name}: found the sha256 {found}; expected {expected}: {advice}")
 
 
 def read_text(path: str | Path, fix: str) -> str:
-    """A file's text.
+    """The text of a UTF-8 file.
 
     Raises:
-        UserError: no such file, one that cannot be read, or no UTF-8; it ends with `fix`.
+        UserError: no such file, an unreadable file, or not UTF-8; the message ends with `fix`.
     """
     try:
         return _decoded(Path(path).read_bytes(), path, fix)
@@ -39,15 +42,15 @@ def read_text(path: str | Path, fix: str) -> str:
 
 
 def read_json(path: str | Path, fix: str, needed: Collection[str] = ()) -> dict[str, Any]:
-    """What a file holds as one JSON object; see `parse_json`."""
+    """The JSON object in a file; see `parse_json`."""
     return parse_json(read_text(path, fix), path, fix, needed)
 
 
 def parse_json(content: str | bytes, name: str | Path, fix: str, needed: Collection[str] = ()) -> dict[str, Any]:
-    """The JSON object of a file that is read already.
+    """The JSON object in the content of a file.
 
     Raises:
-        UserError: it is no JSON object in UTF-8, or lacks one of the keys `needed`; it ends with `fix`.
+        UserError: not a JSON object in UTF-8, or one of the keys `needed` is missing; the message ends with `fix`.
     """
     try:
         found = json.loads(content if isinstance(content, str) else _decoded(content, name, fix))
@@ -59,10 +62,10 @@ def parse_json(content: str | bytes, name: str | Path, fix: str, needed: Collect
 
 
 def check_keys(found: Any, name: str | Path, fix: str, needed: Collection[str] = ()) -> dict[str, Any]:
-    """What was read, if it is one of names and values, with the keys `needed`.
+    """Return `found` if it is a dictionary with the keys `needed`.
 
     Raises:
-        UserError: it is not; it ends with `fix`.
+        UserError: it is not; the message ends with `fix`.
     """
     if not isinstance(found, dict):
         raise UserError(f"{name}: found {type(found).__name__}; expected names with values: {fix}")

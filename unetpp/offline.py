@@ -1,7 +1,7 @@
-"""Nothing here calls home: the one place that turns off telemetry and version checks of dependencies.
+"""Nothing calls home: this module turns off telemetry and version checks of dependencies.
 
-Our own commands and their workers call `silence`; in a host's process `silenced` is around what would call home, and
-nothing else changes. DVC's own commands never import this; `.dvc/config` says the same to them.
+Our own commands and their workers call `silence`. In a host's process, `silenced` wraps only the code that would call
+home. DVC's own commands never import this module; `.dvc/config` does the same for them.
 """
 
 import os
@@ -16,23 +16,23 @@ TELEMETRY_OFF = {
     "HF_HUB_DISABLE_TELEMETRY": "1",  # the hub of timm's weights
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "NO_ALBUMENTATIONS_UPDATE": "1",
-    "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime sends events by HTTPS, and keeps an identifier in the home
+    "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime sends events by HTTPS, and keeps an identifier in the home folder
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 
 
 def silence() -> None:
-    """Set the switches, before any of the libraries is imported. A value that the user has set stands."""
+    """Set the switches before any of the libraries is imported. Values that the user has set are kept."""
     for name, value in TELEMETRY_OFF.items():
         os.environ.setdefault(name, value)
 
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """For the import and first use of a library within a host's process: afterwards the host's settings are as before.
+    """Silence the import and first use of a library in a host's process, then restore the host's settings.
 
-    `import openvino` sends an event unless a file in the home declines. Without the package that sends it, openvino
-    falls back to a stub of its own for good; None in the table of modules makes that package's import fail as if it
+    `import openvino` sends an event unless a file in the home folder declines. If the package that sends it cannot be
+    imported, openvino uses its own stub permanently; None in `sys.modules` makes the import fail as if the package
     were not installed.
     """
     missing = [name for name in TELEMETRY_OFF if name not in os.environ]

@@ -1,7 +1,8 @@
-"""How many threads compute here, and how they wait: one rule for every stage and command.
+"""How many threads compute, and how they wait: one rule for every stage and command.
 
-Set before torch is imported, whose OpenMP reads it once. What the user has set stands. Processes that are started
-inherit it; a training's own number is `train.cpus_per_worker`, a trial's `search.cpus_per_worker`.
+Set this before torch is imported, because its OpenMP reads it only once. Values that the user has set are kept, and
+child processes inherit them. Training runs have their own setting, `train.cpus_per_worker`, and trials
+`search.cpus_per_worker`.
 """
 
 import math
@@ -13,28 +14,28 @@ NUMBER, WAIT = "OMP_NUM_THREADS", "OMP_WAIT_POLICY"
 
 
 def num_cores() -> int:
-    """The logical cores that this process may use: by its affinity and by the quota of its container."""
+    """The number of logical cores that this process may use, given its affinity and its container's quota."""
     cores = len(_allowed())
     quota = _quota()
     return min(cores, max(1, math.ceil(quota))) if quota else cores
 
 
 def num_threads() -> int:
-    """Threads that compute: one for each physical core, since two on one share what convolutions need."""
+    """The number of computing threads: one per physical core, because convolutions gain nothing from a second one."""
     topology = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
     siblings = {_read(Path(topology.format(core))) or str(core) for core in _allowed()}
     return min(len(siblings), num_cores())
 
 
 def set_threads() -> None:
-    """Settle the number for this process and those that it starts."""
+    """Set the number of threads for this process and its child processes."""
     os.environ.setdefault(NUMBER, str(num_threads()))
-    # Threads that spin for their next part take the cores from whoever else computes (benchmarks/threads.md).
+    # Threads that spin while they wait take the cores from other computations (benchmarks/threads.md).
     os.environ.setdefault(WAIT, "PASSIVE")
 
 
 def chosen_threads() -> int:
-    """Those of this process, for runtimes that do not read OMP_NUM_THREADS themselves."""
+    """The number of threads of this process, for runtimes that do not read OMP_NUM_THREADS themselves."""
     first = os.environ.get(NUMBER, "").split(",")[0].strip()
     return int(first) if first.isdecimal() and int(first) > 0 else num_threads()
 
@@ -44,7 +45,7 @@ def _allowed() -> set[int]:
 
 
 def _quota() -> float | None:
-    """Cores that the container may fill, by version 2 or 1 of cgroups; None without a limit."""
+    """The number of cores that the container may use, from cgroups version 2 or 1; None without a limit."""
     found = _read(CGROUP / "cpu.max").split()
     if not found:
         found = [_read(CGROUP / f"cpu/cpu.cfs_{name}_us") for name in ("quota", "period")]

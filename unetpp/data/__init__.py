@@ -1,1 +1,1 @@
-"""Prepared splits, crops, augmentation, batches ahead of the step."""
+"""Prepared splits, crops, augmentation, and batches that are ready before the step needs them."""

@@ -24,15 +24,15 @@ SCHEMA = pa.schema(
         ("width", pa.int32()),
         ("channels", pa.int32()),
         ("image_dtype", pa.string()),
-        ("limits", pa.list_(pa.float32(), 2)),  # what is 0 and 1 of the scaled image, see `find_limits`
-        ("mean", pa.list_(pa.float32())),  # of each channel of the image scaled to [0, 1]
+        ("limits", pa.list_(pa.float32(), 2)),  # the values that become 0 and 1, see `find_limits`
+        ("mean", pa.list_(pa.float32())),  # per channel of the image scaled to [0, 1]
         ("std", pa.list_(pa.float32())),
-        ("spots", pa.list_(pa.list_(pa.int32()))),  # where each class of foreground lies, see `find_spots`
+        ("spots", pa.list_(pa.list_(pa.int32()))),  # pixels of each foreground class, see `find_spots`
     ]
 )
-INSTANCES = pa.field("instances", pa.binary())  # where masks number objects, see unetpp.data.instances
-# Rows are kept in memory until a batch is this large. To open a file reads a page of each batch, and waits for the
-# disk once each where that is not in the page cache.
+INSTANCES = pa.field("instances", pa.binary())  # if masks number objects, see unetpp.data.instances
+# Rows are kept in memory until a batch is this large. Opening a file reads a page of each batch, and waits for the disk
+# each time the page is not in the page cache.
 BATCH_BYTES = 128 * 2**20
 
 
@@ -42,13 +42,13 @@ class SplitWriter:
     The same rows in the same order give the same bytes.
 
     Args:
-        multilabel, background: what masks hold (unetpp.network.masks).
-        instances: some samples have numbers of their objects.
+        multilabel, background: the meaning of masks (unetpp.network.masks).
+        instances: some samples have object numbers.
 
     Attributes:
-        class_pixels: how many pixels of each class were added, by class index; of labels first the pixels that have
-            none, then those of each, which may overlap.
-        known_pixels, ignored_pixels: how many were annotated, and how many are IGNORE.
+        class_pixels: number of pixels of each class added so far, by class index; with labels, first the pixels without
+            a label, then those of each label, which may overlap.
+        known_pixels, ignored_pixels: number of labelled pixels, and of IGNORE pixels.
     """
 
     def __init__(self, path: str | Path, multilabel: bool = False, background: bool = True, instances: bool = False):
@@ -73,10 +73,10 @@ class SplitWriter:
         """Append image (H, W, C) uint8, uint16 or float32 with mask (H, W) uint8 (unetpp.network.masks).
 
         Args:
-            instances: numbers of its objects as `unetpp.data.instances.pack` packs them; empty where it has none.
+            instances: object numbers, packed by `unetpp.data.instances.pack`; empty if there are none.
 
         Raises:
-            ValueError: another type, or shapes that do not belong together.
+            ValueError: another type, or shapes that do not match.
         """
         if image.dtype not in (np.uint8, np.uint16, np.float32) or mask.dtype != np.uint8:
             raise ValueError(
@@ -139,8 +139,8 @@ class SplitWriter:
 def _moments(image: np.ndarray, limits: tuple[float, float]) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel of an image (H, W, C), scaled to [0, 1], in float64.
 
-    Channel by channel: over the first two axes at once numpy takes forty times as long. No BLAS, whose sums
-    depend on the number of threads.
+    Channel by channel, because over the first two axes at once numpy takes forty times as long. Without BLAS, whose
+    sums depend on the number of threads.
     """
     low, high = limits
     mean, std = [], []
@@ -155,13 +155,13 @@ def _moments(image: np.ndarray, limits: tuple[float, float]) -> tuple[list[float
 
 
 class Split:
-    """A prepared split, read without a copy. Pickles as its path and opens again where it lands.
+    """A prepared split, read without a copy. It is pickled as its path, and opened again when unpickled.
 
-    To open it reads the place of each record batch; a sample's pages are read when it is asked for, and are the
-    page cache's, which the processes of a machine share and the system takes back when memory is short.
+    Opening reads the position of each record batch. A sample is read when it is requested, through the page cache,
+    which the processes of a machine share and the system reclaims when memory is short.
 
     Raises:
-        UserError: no such file, or not a whole Arrow file.
+        UserError: no such file, or not a complete Arrow file.
     """
 
     def __init__(self, path: str | Path):
@@ -173,7 +173,7 @@ class Split:
             self._batches = [reader.get_batch(n) for n in range(reader.num_record_batches)]
         except (pa.ArrowInvalid, OSError) as error:
             raise UserError(
-                f"{self.path}: found no whole Arrow file ({error}); remove it and run `dvc repro prepare`"
+                f"{self.path}: found an incomplete Arrow file ({error}); remove it and run `dvc repro prepare`"
             ) from None
         if reader.schema not in (SCHEMA, SCHEMA.append(INSTANCES)):
             raise UserError(
@@ -190,7 +190,7 @@ class Split:
 
     @cached_property
     def ids(self) -> list[str]:
-        """The ids of all samples, read at the first use; `id(index)` reads one."""
+        """The ids of all samples, read at the first use; `id(index)` reads a single one."""
         return self._strings("id")
 
     @cached_property
@@ -212,12 +212,12 @@ class Split:
         return batch, index - (self._ends[number] - len(batch))
 
     def _value(self, index: int, column: str) -> pa.Scalar:
-        """What a column of small values holds of a sample."""
+        """The value of a sample in a column of small values."""
         batch, row = self._find(index)
         return batch.column(column)[row]
 
     def _pixels(self, index: int, column: str, dtype: str) -> np.ndarray:
-        """A sample's bytes where they lie in the file; Arrow's own access would copy all of a large image."""
+        """A view of a sample's bytes in the file; Arrow's own access would copy a large image."""
         batch, row = self._find(index)
         array = batch.column(column)
         _, offsets, data = array.buffers()
@@ -233,7 +233,7 @@ class Split:
         return image.reshape(shape), self._pixels(index, "mask", "uint8").reshape(shape[:2])
 
     def shape(self, index: int) -> tuple[int, int, int]:
-        """(H, W, C) of a sample's image, known without a look at it."""
+        """(H, W, C) of a sample's image, without reading the image."""
         height, width, channels = (self._value(index, name).as_py() for name in ("height", "width", "channels"))
         return height, width, channels
 
@@ -242,7 +242,7 @@ class Split:
         return self._value(index, "id").as_py()
 
     def limits(self, index: int) -> tuple[float, float]:
-        """What is 0 and 1 of a sample's scaled image (`find_limits`)."""
+        """The values that become 0 and 1 in a sample's scaled image (`find_limits`)."""
         low, high = self._value(index, "limits").as_py()
         return low, high
 
@@ -252,14 +252,14 @@ class Split:
         return mean, std
 
     def instances(self, index: int) -> np.ndarray | None:
-        """Which object each pixel of a sample's mask belongs to, (H, W) from 1 to 2^24 - 1, of labels (K, H, W).
+        """The object of each pixel of a sample's mask, (H, W) from 1 to 2^24 - 1, 0 for none; for labels (K, H, W).
 
-        None where the masks do not number objects: connected pixels of a class are all that is known then.
+        None if the masks do not number objects; then only connected pixels of a class are known.
         """
         batch, row = self._find(index)
         packed = batch.column("instances")[row].as_py() if INSTANCES.name in batch.schema.names else None
         return None if packed is None else renumber(unpack(packed))
 
     def spots(self, index: int) -> list[np.ndarray]:
-        """Where the foreground of a sample lies, a class each (`find_spots`): known without a look at the mask."""
+        """Foreground pixels of a sample, by class (`find_spots`), without reading the mask."""
         return [places.values.to_numpy() for places in self._value(index, "spots")]

@@ -1,9 +1,9 @@
-"""Augmentation by albumentations, drawn from (seed, epoch, sample id) and from nothing else.
+"""Augmentation with albumentations, which depends only on (seed, epoch, sample id).
 
 albumentations 2.0.8, the last MIT release, gives every loader process the same random stream, and
 `Compose.set_random_seed` gives every step of a pipeline the same one: hue would change exactly when brightness
-does. Here each step of each sample has a seed of its own from the sample's key, so that the draw is the same
-whatever the number of processes, the order, or a restart in between. This is the one file that imports it.
+does. Here each step of each sample has its own seed, derived from the sample's key, so that the draw does not depend on
+the number of processes, the order, or a restart. Only this file imports albumentations.
 """
 
 from collections.abc import Sequence
@@ -21,11 +21,11 @@ from unetpp.offline import silenced
 with silenced():
     import albumentations as A
 
-cv2.setNumThreads(0)  # one image at a time is too little work for threads, and they fight torch's
+cv2.setNumThreads(0)  # a single image is too little work for threads, and they compete with torch's
 
 
 class Hue(A.HueSaturationValue):
-    """The library's hue shift without its detour over 8 bits, which leaves a dim image of 16 bits a few grey levels."""
+    """albumentations' hue shift without the conversion to 8 bits, which would leave few grey levels in dim images."""
 
     # The library passes all of them by name.
     def apply(
@@ -37,7 +37,7 @@ class Hue(A.HueSaturationValue):
         **params,  # noqa: ARG002
     ) -> np.ndarray:
         """Image (H, W, 3) float32 in [0, 1]; `hue_shift` in degrees / 2."""
-        hsv = cv2.cvtColor(img, cv2.COLOR_RGB2HSV)  # of floats the hue is in degrees
+        hsv = cv2.cvtColor(img, cv2.COLOR_RGB2HSV)  # for floats, hue is in degrees
         hue = hsv[..., 0] + np.float32(2 * hue_shift)
         hsv[..., 0] = np.mod(hue, np.float32(360), out=hue)
         shifted = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB, dst=hsv)
@@ -48,10 +48,10 @@ class Augment:
     """Random crop, flips and quarter turns, brightness, contrast and hue; image and mask move together.
 
     Args:
-        crops: the random crop, perhaps turned and zoomed.
-        flips, quarter_turns: one of the symmetries that they generate (`find_group`).
+        crops: the random crop, optionally rotated and zoomed.
+        flips, quarter_turns: draws one of the symmetries that they generate (`find_group`).
         brightness: limit of brightness and contrast changes (`draw_exposure`); 0 for none.
-        hue: limit of the hue shift in OpenCV's units (degrees / 2); 0 for none. RGB images alone.
+        hue: limit of the hue shift in OpenCV's units (degrees / 2); 0 for none. Only for RGB images.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Augment:
         channels: int,
     ):
         self.crops, self._group, self._brightness = crops, find_group(flips, quarter_turns), brightness
-        # Saturation stays: to add it to a grey pixel would paint it red.
+        # Saturation is not changed: increasing it would paint grey pixels red.
         self._hue = Hue(hue, 0, 0, p=0.5) if hue > 0 and channels == 3 else None
 
     def __call__(
@@ -76,29 +76,29 @@ class Augment:
         limits: tuple[float, float] | None = None,
         moments: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """One draw.
+        """Augment a sample.
 
         Args:
             image: (H, W, C) uint8, uint16 or float32.
-            mask: (H, W) of any type; labels are moved and never computed with.
+            mask: (H, W) of any type; its values are moved, never interpolated.
             key: (seed, epoch, sample id).
-            spots: where the mask has foreground (`find_spots`).
-            limits: what becomes 0 and 1 (`find_limits`, the default).
-            moments: mean and standard deviation (C,) of the whole scaled image; by default those of this one.
+            spots: foreground pixels of the mask (`find_spots`).
+            limits: the values that become 0 and 1; by default `find_limits`.
+            moments: mean and standard deviation (C,) of the whole scaled image; by default those of `image`.
 
         Returns:
-            image (H', W', C) float32, in [0, 1] but for a change of brightness, and mask (H', W') of its own type.
+            image (H', W', C) float32, in [0, 1] apart from changes of brightness, and mask (H', W') of its own type.
         """
         limits = limits or find_limits(image)
         image, mask = self.crops(image, mask, key, spots)
-        seeds = draw_seeds(key)  # one for each step, so that one that is switched off changes no other
+        seeds = draw_seeds(key)  # one per step, so that switching a step off does not change the others
         symmetry = draw_symmetry(self._group, seeds[2])
         image, mask = (np.ascontiguousarray(move(one, symmetry)) for one in (image, mask))
-        # float32: colour transforms refuse uint16, and on uint8 each of them would round. After the crop, which may
-        # be a hundredth of the image.
+        # float32, because colour transforms refuse uint16, and would each round uint8. After the crop, which may be a
+        # hundredth of the image.
         image = scaled(image, limits)
         if self._hue:
-            # No Compose: a third of its time goes to checks for boxes, keypoints and volumes.
+            # Without Compose, which spends a third of its time on checks for boxes, keypoints and volumes.
             self._hue.set_random_seed(seeds[4])
             image = self._hue(image=image)["image"]
         contrast, brightness = draw_exposure(key, self._brightness)

@@ -1,4 +1,4 @@
-"""Where a training crop is cut, and the seeds of every draw: functions of seed, epoch, sample id and crop alone."""
+"""The position of training crops and the seeds of all draws, which depend only on seed, epoch, sample id and crop."""
 
 import hashlib
 import random
@@ -12,21 +12,21 @@ from unetpp.images.frame import Size
 from unetpp.network.masks import IGNORE, find_classes
 
 Key = tuple[int, int, str] | tuple[int, int, int, str]  # seed, epoch, number of the crop above 0, sample id
-NUM_SPOTS = 256  # places kept of each class of an image
+NUM_SPOTS = 256  # pixels that are kept per class of an image
 
 
 def draw_seeds(key: Key) -> tuple[int, ...]:
-    """Eight seeds of 32 bits that have nothing to do with each other, one for each thing that is drawn."""
+    """Eight independent 32-bit seeds, one for each quantity that is drawn."""
     digest = hashlib.sha256(":".join(map(str, key)).encode()).digest()
     return tuple(int.from_bytes(digest[start : start + 4], "big") for start in range(0, 32, 4))
 
 
 def draw_exposure(key: Key, limit: float) -> tuple[float, float]:
-    """Contrast and brightness of a sample, for half of all; (1, 0), which change nothing, for the others.
+    """Contrast and brightness of a sample, drawn for half of the samples; (1, 0), no change, for the others.
 
-    Both are measured by the image itself: contrast about its mean, brightness in standard deviations. Images are
-    standardised, so that in shares of full scale or of the mean a change that a dim image hardly shows would move a
-    bright one by more than its whole contrast, and train on what prediction never sees.
+    Both are relative to the image: contrast about its mean, brightness in standard deviations. Images are standardised,
+    so changes in shares of full scale or of the mean, hardly visible in a dim image, could exceed the whole contrast of
+    a bright one, and training would see images that prediction never sees.
     """
     stream = random.Random(draw_seeds(key)[3])
     if limit == 0 or stream.random() >= 0.5:
@@ -35,9 +35,9 @@ def draw_exposure(key: Key, limit: float) -> tuple[float, float]:
 
 
 def find_spots(mask: np.ndarray, multilabel: bool = False, background: bool = True) -> list[np.ndarray]:
-    """Where the foreground of a mask (H, W) uint8 lies: of each class in it, flat indices int32 of at most 256 pixels.
+    """Foreground pixels of a mask (H, W) uint8: for each class in it, int32 flat indices of at most 256 pixels.
 
-    Of more they are evenly spaced in reading order, so that a large object has more of them than a small one.
+    If there are more, they are evenly spaced in reading order, so that large objects have more of them than small ones.
     """
     spots = []
     for _, inside in find_classes(mask, multilabel, background):
@@ -52,14 +52,15 @@ def find_spots(mask: np.ndarray, multilabel: bool = False, background: bool = Tr
 class Crops:
     """Random square crops of image and mask, or whole images.
 
-    Where an image is smaller than the crop, it is mirrored at its edges, and that part of the mask is IGNORE.
+    If an image is smaller than the crop, it is mirrored at its edges, and that part of the mask is IGNORE.
 
     Args:
         size_px: side of a crop, or None for whole images.
-        foreground: share of the crops that must contain foreground where their image has any: of a class drawn
-            among those present, a pixel drawn among its spots (Isensee et al. 2021, nnU-Net, takes a third). The
-            other crops are those of a share of 0.
-        canvas: what whole images are padded to at the bottom and on the right by their edges, IGNORE in the mask.
+        foreground: share of the crops that must contain foreground if their image has any: first a class is drawn
+            among those present, then one of its spots (Isensee et al. 2021, nnU-Net, uses a third). The other crops
+            are the same as for a share of 0.
+        canvas: (height, width) to which whole images are padded at the bottom and right by repeating their edges, with
+            IGNORE in the mask.
     """
 
     size_px: int | None
@@ -69,10 +70,10 @@ class Crops:
     def __call__(
         self, image: np.ndarray, mask: np.ndarray, key: Key, spots: Sequence[np.ndarray] = ()
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Cut image (H, W, C) and mask (H, W) of any type; views of what was given unless padded.
+        """Cut image (H, W, C) and mask (H, W) of any type; returns views unless they are padded.
 
         Args:
-            spots: what `find_spots` found in the whole mask.
+            spots: `find_spots` of the whole mask.
         """
         if self.size_px is None:
             if self.canvas in (None, mask.shape):
@@ -81,7 +82,7 @@ class Crops:
             around = [(0, most - side) for most, side in zip(self.canvas, mask.shape, strict=True)]
             return _pad(image, mask, around, "edge")
         size = self.size_px
-        # Half of what is missing goes before, the odd pixel after.
+        # Pad half before and half after; an odd pixel goes after.
         before = tuple(max(0, size - side) // 2 for side in mask.shape)
         top, left = (place - pad for place, pad in zip(self._place(mask.shape, key, spots), before, strict=True))
         rows, columns = (slice(max(0, at), max(0, at) + size) for at in (top, left))
@@ -98,7 +99,7 @@ class Crops:
         assert self.size_px is not None
         seeds = draw_seeds(key)
         draw = random.Random(seeds[0])
-        # Always drawn, so that a crop that need not contain foreground is the one of a share of 0.
+        # Always drawn, so that crops without required foreground are the same as for a share of 0.
         top, left = (int((max(side, self.size_px) - self.size_px + 1) * draw.random()) for side in shape)
         if self.foreground == 0 or not spots:
             return top, left
@@ -107,7 +108,7 @@ class Crops:
             return top, left
         places = spots[draw.randrange(len(spots))]
         spot = divmod(int(places[draw.randrange(len(places))]), shape[1])
-        # All windows that contain the spot are alike, so that an object is seen in every place of a crop.
+        # All windows that contain the spot are equally likely, so that objects occur everywhere in a crop.
         return tuple(  # pyright: ignore[reportReturnType]
             draw.randint(max(0, at - self.size_px + 1), max(0, min(at, side - self.size_px)))
             for at, side in zip(spot, shape, strict=True)

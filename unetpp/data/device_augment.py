@@ -1,8 +1,8 @@
-"""Augmentation in batch on the device that trains, for where the processor cannot keep up with it.
+"""Augmentation of batches on the training device, for cases in which the CPU cannot keep up with it.
 
-The processor reads, crops (a view of the mapped file) and draws; the device scales, moves, colours and standardises.
-The draws are those of `unetpp.data.augment`, so that to switch between the two changes a training by rounding alone;
-and each image is computed from its own pixels in one order, so that it is the same alone and in any batch.
+The CPU reads, crops (a view of the mapped file) and draws; the device scales, moves, colours and standardises. The
+draws are those of `unetpp.data.augment`, so both give the same training except for rounding. The order of operations on
+an image is fixed, so that an image is the same alone and in any batch.
 """
 
 import random
@@ -22,7 +22,7 @@ from unetpp.data.warp import Warp
 
 
 class Draw(NamedTuple):
-    """What is done to a sample: three flags, then contrast and brightness (`draw_exposure`), and hue in degrees."""
+    """The changes of a sample: three flags, then contrast and brightness (`draw_exposure`), and hue in degrees."""
 
     transposed: float = 0
     flipped_rows: float = 0
@@ -33,7 +33,7 @@ class Draw(NamedTuple):
 
 
 def draw(key: Key, flips: Flips, quarter_turns: bool, brightness: float, hue: int, channels: int) -> Draw:
-    """The draws that `Augment` makes for a key, of arguments of the same name."""
+    """The draws that `Augment` makes for a key, with arguments of the same names."""
     seeds = draw_seeds(key)
     result = Draw(*draw_symmetry(find_group(flips, quarter_turns), seeds[2]), *draw_exposure(key, brightness))
     if hue > 0 and channels == 3 and (stream := random.Random(seeds[4])).random() < 0.5:
@@ -42,23 +42,23 @@ def draw(key: Key, flips: Flips, quarter_turns: bool, brightness: float, hue: in
 
 
 class RawSamples:
-    """Samples of a split for `Loader`: crops as they lie in the file, and what is drawn for them.
+    """Samples of a split for `Loader`: unchanged crops, and the draws for them.
 
     Args:
-        limits: flips, quarter_turns, brightness, hue and channels, as of `unetpp.data.augment.Augment`.
+        limits: flips, quarter_turns, brightness, hue and channels, as in `unetpp.data.augment.Augment`.
     """
 
     def __init__(self, split, crops: Crops | Warp | CropsWithTargets, seed: int, **limits):
         self.split, self.crops, self.seed, self._limits = split, crops, seed, limits
 
     def make(self, number: int, epoch: int) -> tuple[np.ndarray, ...]:
-        """Image (H, W, C), mask (H, W), draw (6,), what scales to 0 and 1 (2,), mean and std (2, C)."""
+        """Image (H, W, C), mask (H, W), draw (6,), the values that become 0 and 1 (2,), mean and std (2, C)."""
         split = self.split
         index, key = find_sample(split, number, epoch, self.seed)
         image, mask = split[index]
         image, mask = self.crops(image, mask, key, split.spots(index))
         if image.dtype == np.uint16:
-            image = image.astype(np.int32)  # torch computes little in uint16
+            image = image.astype(np.int32)  # torch has few operations for uint16
         drawn = np.array(draw(key, **self._limits), np.float32)
         return image, mask, drawn, np.array(split.limits(index), np.float32), np.stack(split.moments(index))
 
@@ -67,26 +67,26 @@ class RawSamples:
 
 
 def augment_batches(batches: Iterable[tuple[Tensor, ...]], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of `RawSamples` as the network wants them: image (N, C, H, W) float and mask (N, H, W) on the device."""
+    """Batches of `RawSamples` for the network: image (N, C, H, W) float and mask (N, H, W) on the device."""
     for batch in batches:
         yield augment_batch(*(tensor.to(device, non_blocking=True) for tensor in batch))
 
 
 def augment_batch(image: Tensor, mask: Tensor, draws: Tensor, limits: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
-    """One batch, where it lies.
+    """Augment one batch on its own device.
 
     Args:
         image: (N, H, W, C) uint8, int32 or float32.
         mask: (N, H, W).
         draws: (N, 6), see `Draw`.
         limits: (N, 2), see `find_limits`.
-        moments: (N, 2, C): mean and standard deviation of the whole scaled image.
+        moments: (N, 2, C), mean and standard deviation of the whole scaled image.
 
     Returns:
         image (N, C, H, W) float32, standardised, and mask (N, H, W).
 
     Raises:
-        ValueError: images that are not square, which a quarter turn would give another shape.
+        ValueError: images that are not square, whose shape a quarter turn would change.
     """
     transposed, flipped_rows, flipped_columns, contrast, brightness, hue = draws.unbind(1)
     if image.shape[1] == image.shape[2]:
@@ -98,7 +98,7 @@ def augment_batch(image: Tensor, mask: Tensor, draws: Tensor, limits: Tensor, mo
 
     low, high = limits.double().unbind(1)
     extent = torch.where(high > low, high - low, 1.0)
-    # A channel in one piece: a processor is slow where three values alternate.
+    # Each channel contiguous: CPUs are slow with three interleaved values.
     scaled = image.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)  # (N, C, H, W)
     scaled.sub_(_column(low)).div_(_column(extent))
     if scaled.shape[1] == 3:
@@ -114,12 +114,12 @@ def _column(values: Tensor) -> Tensor:
 
 
 def _where(flags: Tensor, changed: Tensor, kept: Tensor) -> Tensor:
-    """Of each image what was changed where its flag is not zero."""
+    """The changed images where the flag is not zero, else the unchanged ones."""
     return torch.where((flags != 0).view(-1, *[1] * (kept.ndim - 1)), changed, kept)
 
 
 def _turn_hue(image: Tensor, degrees: Tensor) -> Tensor:
-    """Images (N, 3, H, W) in [0, 1] with another hue, and saturation and value as they were: grey stays grey."""
+    """Shift the hue of images (N, 3, H, W) in [0, 1]; saturation and value are kept, so grey stays grey."""
     red, green, blue = image.unbind(1)
     value = image.amax(dim=1)
     chroma = value - image.amin(dim=1)

@@ -1,8 +1,7 @@
-"""Training batches that are ready before the step asks for them.
+"""Training batches that are ready before the step needs them.
 
-The order and the draws are decided before anything is made (the batches of an epoch are lists of indices, a draw
-is a function of seed, epoch and sample id), so that the batches are the same, bit for bit, in line with the step
-or made by any number of processes.
+Order and draws are fixed in advance (the batches of an epoch are lists of indices; a draw depends only on seed, epoch
+and sample id), so that batches are bit for bit the same whether this process or any number of others make them.
 """
 
 import multiprocessing
@@ -24,19 +23,19 @@ from unetpp.data.crops import Key
 from unetpp.data.scaling import STD_FLOOR
 from unetpp.errors import UserError
 
-AHEAD = 2  # batches that each process makes before they are asked for
-SHARED_MEMORY = Path("/dev/shm")  # the way of tensors from process to process
+AHEAD = 2  # batches that each process makes in advance
+SHARED_MEMORY = Path("/dev/shm")  # through which tensors pass from process to process
 Task = tuple[int, Sequence[int]]  # epoch, numbers of the samples of a batch, see `find_sample`
 
 
 class SampleError(RuntimeError):
-    """A sample of which no part of a batch could be made; names it."""
+    """A sample that could not be read or augmented; the message names it."""
 
 
 def find_sample(split, number: int, epoch: int, seed: int) -> tuple[int, Key]:
-    """Which image the sample of this number is of, and what it is drawn from.
+    """The image index of a sample, and the key of its draws.
 
-    With several crops of each image, one of each is counted first, then the second of each, and so on.
+    With several crops per image, the first crops of all images are counted first, then the second crops, and so on.
     """
     crop, index = divmod(number, len(split))
     id = split.id(index)
@@ -44,10 +43,10 @@ def find_sample(split, number: int, epoch: int, seed: int) -> tuple[int, Key]:
 
 
 class AugmentedSamples:
-    """Samples of a split as the network wants them: augmented, then standardised.
+    """Samples of a split for the network: augmented, then standardised.
 
-    An image is standardised by what it was before augmentation, and whole: a crop as the image that it is
-    cut from, and a change of brightness stays one.
+    An image is standardised with the statistics of the whole image before augmentation: so a crop looks as it does in
+    the image, and changes of brightness are kept.
     """
 
     def __init__(self, split, augment, seed: int):
@@ -59,20 +58,20 @@ class AugmentedSamples:
         index, key = find_sample(split, number, epoch, self.seed)
         mean, std = split.moments(index)
         image, mask = self.augment(*split[index], key, split.spots(index), split.limits(index), (mean, std))
-        # In place, and by rows of W * C: numpy is slow where the innermost axis has 3 values.
+        # In place, and by rows of W * C: numpy is slow if the innermost axis has only 3 values.
         rows = image.reshape(len(image), -1)
         rows -= np.tile(mean, image.shape[1])
         rows /= np.tile(std + STD_FLOOR, image.shape[1])
         return image, mask
 
     def stack(self, samples: list[tuple[np.ndarray, ...]]) -> tuple[Tensor, ...]:
-        """A batch: image (N, C, H, W), channels_last as it lies, and mask (N, H, W)."""
+        """A batch: image (N, C, H, W) in channels_last, and mask (N, H, W)."""
         image, mask = stack(samples)
         return image.permute(0, 3, 1, 2), mask
 
 
 def stack(samples: list[tuple[np.ndarray, ...]]) -> list[Tensor]:
-    """The arrays of each place as one tensor; in a process of a loader right in the memory that it shares."""
+    """Stack the arrays at each position into a tensor; in a loader process, directly in shared memory."""
 
     def tensor(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array if array.flags.writeable else array.copy())
@@ -81,21 +80,21 @@ def stack(samples: list[tuple[np.ndarray, ...]]) -> list[Tensor]:
 
 
 class Loader:
-    """Batches of `samples`, in line with the step or by processes that live as long as the loader.
+    """Batches of `samples`, made by this process, or by processes that live as long as the loader.
 
-    Processes and no threads: most of an augmentation is Python, of which one thread runs at a time, also while
-    the step wants it (benchmarks/data.md). They come from a server process that has imported what they need and
-    runs no thread: a fork of this process, which has torch's and Ray's, may hang. They end with this process,
-    however that ends.
+    Processes instead of threads, because augmentation is mostly Python, which runs one thread at a time and would block
+    the step (benchmarks/data.md). They are forked from a server process that has imported what they need and has no
+    threads: a fork of this process, with torch's and Ray's threads, may hang. They end with this process, however it
+    ends.
 
     Args:
-        samples: `make(number, epoch)` gives the arrays of a sample, `stack` a batch of them; can be pickled.
-        num_workers: processes; 0 makes each batch when it is asked for.
-        pin_memory: for a CUDA device: copies to it then run beside its computing.
+        samples: `make(number, epoch)` returns the arrays of a sample, `stack` a batch of them; must be picklable.
+        num_workers: number of processes; 0 makes each batch in this process when it is needed.
+        pin_memory: for a CUDA device: copies to it then run in parallel with its computation.
 
     Attributes:
-        waited_s: how long this process has waited for the last epoch's batches, in seconds. A GPU works on meanwhile,
-            and stands still for less.
+        waited_s: seconds that this process waited for the batches of the last epoch. A GPU is idle for less, because
+            it works asynchronously.
     """
 
     def __init__(self, samples, num_workers: int = 0, pin_memory: bool = False):
@@ -126,12 +125,12 @@ class Loader:
         )
 
     def batches(self, shards: Sequence[Sequence[int]], epoch: int) -> Iterator[Any]:
-        """The batches of an epoch, one for each list of indices; the first ones are on their way when this returns.
+        """The batches of an epoch, one for each list of indices; the first ones are being made when this returns.
 
-        One epoch at a time: what is left of the one before is dropped.
+        One epoch at a time: the rest of a previous epoch is dropped.
 
         Raises:
-            SampleError, UserError: with the sample's id; while iterating.
+            SampleError, UserError: a sample failed, with its id; raised while iterating.
             UserError: the processes' batches do not fit into shared memory.
         """
         tasks: list[Task] = [(epoch, list(shard)) for shard in shards]
@@ -141,14 +140,14 @@ class Loader:
         if tasks and self._running is None:
             self._check_shared_memory(tasks[0], self._loader.num_workers)
         self._tasks[:] = tasks
-        self._running = iter(self._loader)  # of all epochs, as the processes are
+        self._running = iter(self._loader)  # one iterator, with its processes, for all epochs
         return self._timed(self._running)
 
     def close(self) -> None:
         """End the processes."""
         if self._running is not None:
-            # torch ends them when its iterator is collected, and here a traceback may keep that alive. Its one
-            # private call that is made here.
+            # torch ends them when its iterator is garbage-collected, but a traceback may keep it alive. This is the
+            # only private call of torch here.
             self._running._shutdown_workers()
         self._loader = self._running = None
 
@@ -164,11 +163,11 @@ class Loader:
             began = time.perf_counter()
             try:
                 batch = next(made, None)
-            # torch's own, or a connection that broke: what samples raise comes as a batch.
+            # torch's own error, or a broken connection: exceptions of samples arrive as batches.
             except (RuntimeError, OSError, EOFError) as error:
                 raise RuntimeError(
-                    f"a process that makes batches ended unexpectedly ({error}): killed, or out of memory? "
-                    "Fewer train.loader_workers need less"
+                    f"a process that makes batches ended unexpectedly ({error}): killed, or out of memory? Fewer "
+                    "train.loader_workers need less memory"
                 ) from error
             self.waited_s += time.perf_counter() - began
             if batch is None:
@@ -178,7 +177,7 @@ class Loader:
             yield batch
 
     def _check_shared_memory(self, task: Task, num_workers: int) -> None:
-        """A batch that does not fit would end a process by a bus error, without a word."""
+        """Refuse batches that do not fit: they would kill a process with a bus error, without a message."""
         if not SHARED_MEMORY.is_dir():
             return
         epoch, indices = task
@@ -196,7 +195,7 @@ class Loader:
 
 
 class _Dataset(Dataset):
-    """What torch asks for batches, in this process or in another: an error is an answer, and names its sample."""
+    """The dataset that torch requests batches from, in any process; errors are returned, and name their sample."""
 
     def __init__(self, samples):
         self._samples = samples
@@ -227,7 +226,7 @@ class _Dataset(Dataset):
         if isinstance(error, UserError):
             return UserError(f"{where}: {error}")
         named = SampleError(f"{where}: {type(error).__name__}: {error}")
-        named.add_note("".join(traceback.format_exception(error)))  # which does not travel otherwise
+        named.add_note("".join(traceback.format_exception(error)))  # otherwise lost on the way to the parent process
         return named
 
 
@@ -236,10 +235,10 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _end_with_parent(_: int) -> None:
-    """In a process of a loader: end when the one that uses it ends, be it killed.
+    """In a loader process: exit when the process that uses it ends, even if that is killed.
 
-    torch looks whether its parent is another one than before, and never sees that here: the parent of a process
-    from the server is the server, which lives as long as these processes do.
+    torch checks whether the parent process has changed, which does not work here: the parent is the server process,
+    which lives as long as its children.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -1,4 +1,4 @@
-"""The manifest of prepared data: what size and how many classes they have, and what each split holds."""
+"""The manifest of prepared data: their size, their classes, and the contents of each split."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -13,7 +13,7 @@ AGAIN = "run `dvc repro prepare`"
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """What a prepared split holds."""
+    """The contents of a prepared split."""
 
     num_images: int
     sha256: str  # of its Arrow file
@@ -22,16 +22,18 @@ class SplitFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """manifest.json of a prepared folder. Data that stage prepare did not make may lack what has a default."""
+    """manifest.json of a prepared folder. Keys with a default may be missing if stage prepare did not make the data."""
 
-    size: int | Size | None  # px of what the network sees, as a pair once it is made; None: the images' own sizes
-    fit: Fit = "stretch"  # how they come to that size
+    size: int | Size | None  # px that the network sees, stored as a pair; None: the images' own sizes
+    fit: Fit = "stretch"  # how images are brought to that size
     channels: int
     num_classes: int
     multilabel: bool = False
     classes: list[str] | None = None  # names of the values 1, 2 ... of a mask, or of 0, 1 ... without background
-    background: bool = True  # class 0 is the background, and no class that counts
-    values: dict[str, str] | None = None  # what the values or colours of the set's masks mean (`prepare.values`)
+    background: bool = True  # class 0 is the background, not a class
+    values: dict[str, str] | None = (
+        None  # the meaning of the values or colours of the dataset's masks (`prepare.values`)
+    )
     splits: dict[str, SplitFacts]
     val_full_sha256: str | None = None  # of val_full.arrow: val at the images' own sizes, where `size` changes them
     num_groups: int | None = None
@@ -40,10 +42,10 @@ class Manifest:
     raw_sha256: str | None = None  # of the manifest of the raw data
     foreground_share: float = 0.0  # of the annotated pixels of train
     ignored_share: float = 0.0  # of the pixels of train
-    given_split: bool = False  # whether the set's own split was taken; else by hash
-    sequences: dict | None = None  # of numbered frames: how many, and the test frames near to train ones
-    leaks: list[str] = field(default_factory=list)  # sentences: what stands in two splits that the set itself made
-    class_pixels: list[int] | None = None  # of train; of labels first the pixels without one
+    given_split: bool = False  # whether the dataset's own split is used; else split by hash
+    sequences: dict | None = None  # numbered frames: how many, and which test frames are close to train ones
+    leaks: list[str] = field(default_factory=list)  # sentences: what is in two of the dataset's own splits
+    class_pixels: list[int] | None = None  # of train; with labels, first the pixels without a label
 
     def __post_init__(self):
         object.__setattr__(self, "size", as_size(self.size))
@@ -65,7 +67,7 @@ class Manifest:
         )
 
     def check(self, prepared: Path, *splits: str) -> None:
-        """Compare the Arrow files of these splits, or "val_full", with their sums; a file is read once for it.
+        """Compare the Arrow files of these splits, or "val_full", with their sums, which reads each file once.
 
         Raises:
             UserError: a file is missing or has other bytes.
@@ -73,15 +75,15 @@ class Manifest:
         sums = {name: facts.sha256 for name, facts in self.splits.items()} | {"val_full": self.val_full_sha256}
         for path, expected in ((prepared / f"{split}.arrow", sums[split]) for split in splits):
             if not path.is_file():
-                raise UserError(f"{path}: no such file, and manifest.json names it: {AGAIN}")
+                raise UserError(f"{path}: no such file, but manifest.json names it: {AGAIN}")
             check_sha256(path, sha256(path), str(expected), f"it is damaged, or not that of manifest.json: {AGAIN}")
 
 
 def read_manifest(prepared: str | Path) -> Manifest:
-    """The manifest of a prepared folder.
+    """Read the manifest of a prepared folder.
 
     Raises:
-        UserError: missing, not JSON, or with other keys than those of this version.
+        UserError: the manifest is missing, not JSON, or has other keys than in this version.
     """
     path = Path(prepared) / "manifest.json"
     found = read_json(path, f"expected a prepared folder: {AGAIN}", ("splits",))

@@ -1,4 +1,4 @@
-"""Samples at the size that a network is trained at: an image and its mask by one geometry."""
+"""Samples at the size that a network is trained at: image and mask are resized with the same geometry."""
 
 from typing import TYPE_CHECKING
 
@@ -9,19 +9,19 @@ from unetpp.images.pixels import resize
 from unetpp.network.masks import IGNORE, find_classes, find_values
 
 if TYPE_CHECKING:
-    from unetpp.data.arrow_split import Split  # pyarrow, which `unetpp.fit` does without
+    from unetpp.data.arrow_split import Split  # needs pyarrow, which `unetpp.fit` does not
     from unetpp.data.manifest import Manifest
 
 
 class Resized:
-    """A split at the images' own sizes, seen as the network sees it, without padding; as it is for None."""
+    """A split at the images' own sizes, resized to what the network sees, without padding; unchanged for frame None."""
 
     def __init__(self, split: "Split", frame: Frame | None, num_classes: int, multilabel: bool = False):
         self.split, self.frame, self.task = split, frame, (num_classes, multilabel)
 
     @classmethod
     def of(cls, split: "Split", manifest: "Manifest") -> "Resized":
-        """As the data of this manifest are trained on."""
+        """A split resized as in training with this manifest."""
         return cls(split, manifest.frame, manifest.num_classes, manifest.multilabel)
 
     def __len__(self) -> int:
@@ -41,7 +41,7 @@ class Resized:
 def resize_sample(
     image: np.ndarray, mask: np.ndarray, frame: Frame, num_classes: int, multilabel: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Image (H, W, C) and mask (H, W) uint8 to the size of a frame by one geometry (`resize_mask`)."""
+    """Resize image (H, W, C) and mask (H, W) uint8 to a frame, with the same geometry (`resize_mask`)."""
     size = frame.sides(mask.shape)
     if mask.shape == size:
         return image, mask
@@ -49,12 +49,12 @@ def resize_sample(
 
 
 def resize_mask(mask: np.ndarray, size: Size, num_classes: int, multilabel: bool = False) -> np.ndarray:
-    """A mask (H, W) uint8 (unetpp.network.masks) to (height, width), by the geometry in which images are resized.
+    """Resize a mask (H, W) uint8 (unetpp.network.masks) to (height, width), with the geometry of images.
 
-    OpenCV's nearest neighbour samples the corner of a pixel, and would lay a smaller mask up to half a pixel
-    beside its image. So each class is resized as its image is, as a share of each pixel, and then decided: a pixel of
-    which half or more is IGNORE stays that; else the foreground, and each label, takes half of what is known of the
-    pixel, and of several classes the largest share wins.
+    OpenCV's nearest neighbour samples the corner of a pixel, and would shift a smaller mask by up to half a pixel
+    against its image. So each class is resized like its image, as a share of each pixel. Then a pixel is IGNORE if half
+    or more of it is IGNORE. Otherwise foreground, and each label, needs half of the known part of the pixel, and of
+    several classes the largest share wins.
     """
     present = find_values(mask)
 

@@ -1,4 +1,4 @@
-"""Pixels of any type to numbers of one scale: what training and prediction feed to a network."""
+"""Scale pixels of any type to the values that training and prediction feed to a network."""
 
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
@@ -10,11 +10,11 @@ from unetpp.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-STD_FLOOR = 1e-3  # below it, contrast is noise: an eighth of a grey level of 8 bits
+STD_FLOOR = 1e-3  # contrast below this is noise: a quarter of an 8-bit grey level
 
 
 def find_limits(image: np.ndarray) -> tuple[float, float]:
-    """What `scaled` maps to 0 and 1: the range of the type for uint8 and uint16, of the image's own values for float32.
+    """The values that `scaled` maps to 0 and 1: the range of the type for uint8 and uint16, of the values for float32.
 
     Raises:
         UserError: another shape or type.
@@ -30,10 +30,10 @@ def find_limits(image: np.ndarray) -> tuple[float, float]:
 
 
 def scaled(image: np.ndarray, limits: tuple[float, float] | None = None) -> np.ndarray:
-    """(H, W, C) uint8, uint16 or float32 to float32 in [0, 1]; an image of one float value becomes 0.
+    """Scale (H, W, C) uint8, uint16 or float32 to float32 in [0, 1]; a constant float image becomes 0.
 
     Args:
-        limits: those of the whole image where `image` is a part of it; by default its own (`find_limits`).
+        limits: those of the whole image if `image` is a part of it; by default its own (`find_limits`).
 
     Raises:
         UserError: another shape or type.
@@ -46,7 +46,7 @@ def scaled(image: np.ndarray, limits: tuple[float, float] | None = None) -> np.n
     return pixels
 
 
-# torch is imported where it is used: prediction by other runtimes needs none.
+# torch is imported where it is used: prediction with other runtimes does not need it.
 def scale(image: np.ndarray, limits: tuple[float, float] | None = None) -> "Tensor":
     """`scaled` as a tensor (C, H, W)."""
     import torch
@@ -60,13 +60,13 @@ def channels_first(image: np.ndarray) -> np.ndarray:
 
 
 def standardise(image: "Tensor", statistics: "Tensor | None" = None) -> "Tensor":
-    """Each image and channel of (N, C, H, W) to mean 0 and standard deviation 1 over its own pixels.
+    """Standardise each image and channel of (N, C, H, W) to mean 0 and standard deviation 1 over its own pixels.
 
-    By its own and not by the data set's: exposure, staining and the bits of the camera differ from image to
-    image (Isensee et al. 2021, nnU-Net, does so for all but CT). Without contrast an image becomes zeros.
+    With the image's own statistics and not the dataset's, because exposure, staining and camera bit depth differ from
+    image to image (Isensee et al. 2021, nnU-Net, does so except for CT). An image without contrast becomes zeros.
 
     Args:
-        statistics: mean and standard deviation (N, C, 2) to take in place of its own.
+        statistics: mean and standard deviation (N, C, 2) to use instead of the image's own.
     """
     if statistics is None:
         mean = image.mean(dim=(-2, -1), keepdim=True)
@@ -79,13 +79,13 @@ def standardise(image: "Tensor", statistics: "Tensor | None" = None) -> "Tensor"
 def measure_parts(
     parts: Iterable[np.ndarray], limits: tuple[float, float] | None = None
 ) -> tuple[tuple[float, float], np.ndarray]:
-    """Limits (`find_limits`) of an image, and mean and standard deviation (1, C, 2) float32 of it once it is scaled.
+    """Limits (`find_limits`) of an image, and mean and standard deviation (1, C, 2) float32 of the scaled image.
 
-    Whole numbers are summed exactly, floats in float64 about the first of them; both a few rows at a time.
+    Integers are summed exactly, floats in float64 relative to the first of them; both a few rows at a time.
 
     Args:
-        parts: (h, w, C) uint8, uint16 or float32, which together are the image.
-        limits: what is scaled to 0 and 1, by default `find_limits` of the whole.
+        parts: (h, w, C) uint8, uint16 or float32, which together make up the image.
+        limits: the values that become 0 and 1; by default `find_limits` of the whole image.
     """
     num, total, squares, least, greatest, shift, exact = 0, 0, 0, [], [], 0.0, False
     for rows in (rows for part in parts for rows in _blocks(part)):
@@ -115,7 +115,7 @@ def measure_statistics(images: np.ndarray) -> np.ndarray:
 
 
 def _blocks(part: np.ndarray) -> Iterator[np.ndarray]:
-    """The rows of a part, as many at a time as make a million pixels."""
+    """The rows of a part, about a million pixels at a time."""
     step = max(1, 2**20 // part.shape[1])
     for top in range(0, len(part), step):
         yield part[top : top + step]

@@ -1,4 +1,4 @@
-"""Mirrorings and quarter turns: which of the eight symmetries of the square augmentation draws from."""
+"""Flips and quarter turns: the symmetries of the square that augmentation draws from."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -7,7 +7,7 @@ import numpy as np
 
 Flips = Literal["none", "horizontal", "vertical", "all"]
 Symmetry = tuple[int, int, int]  # whether to transpose, then to flip the rows, then the columns
-# In albumentations' order, whose draws these were.
+# In the order of albumentations, so that draws stay those of earlier versions.
 SYMMETRIES: tuple[Symmetry, ...] = (
     (0, 0, 0),
     (1, 1, 0),
@@ -21,7 +21,7 @@ SYMMETRIES: tuple[Symmetry, ...] = (
 
 
 def find_group(flips: Flips, quarter_turns: bool) -> tuple[Symmetry, ...]:
-    """The group that these generate, the identity first: quarter turns with any flip make all eight."""
+    """The group that these generate, identity first: quarter turns with any flip generate all eight."""
     if quarter_turns:
         return tuple(one for one in SYMMETRIES if flips != "none" or sum(one) % 2 == 0)
     rows, columns = flips in ("vertical", "all"), flips in ("horizontal", "all")
@@ -29,7 +29,7 @@ def find_group(flips: Flips, quarter_turns: bool) -> tuple[Symmetry, ...]:
 
 
 def group_of(augment: Mapping[str, Any]) -> tuple[Symmetry, ...]:
-    """`find_group` of section augment as a model file has it; one of before says only whether there were all eight."""
+    """`find_group` for the section augment in a model file; older files only say whether all eight were used."""
     flips = augment.get("flips", True)
     if isinstance(flips, bool):
         return find_group("all" if flips else "none", flips)
@@ -37,7 +37,7 @@ def group_of(augment: Mapping[str, Any]) -> tuple[Symmetry, ...]:
 
 
 def draw_symmetry(group: tuple[Symmetry, ...], seed: int) -> Symmetry:
-    """One of a group, each as likely as the others."""
+    """Draw a symmetry of a group, all with the same probability."""
     return group[int(np.random.default_rng(seed).integers(len(group)))]
 
 

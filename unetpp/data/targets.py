@@ -1,7 +1,7 @@
-"""Boundary and distance of the objects of a sample, made after crops, turns and zooms: at the size that a network sees.
+"""Boundary and distance of the objects of a sample, computed after crop, rotation and zoom, at the network's size.
 
-Until then the numbers of the objects travel in the bits above the mask's eight, and are moved as the mask is. Flips and
-quarter turns change neither boundary nor distance, and come after.
+Until then the object numbers are stored in the bits above the mask's eight, and are moved with the mask. Flips and
+quarter turns come later, because they change neither boundary nor distance.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from unetpp.network.targets import join
 
 
 class Numbered:
-    """A split whose masks number their objects: (H, W) uint32; without numbers a sample has its mask of uint8."""
+    """A split whose masks include object numbers, (H, W) uint32; a sample without numbers has its uint8 mask."""
 
     def __init__(self, split):
         self.split = split
@@ -27,7 +27,7 @@ class Numbered:
         return len(self.split)
 
     def __getattr__(self, name: str):
-        if name == "split":  # while it is unpickled
+        if name == "split":  # during unpickling
             raise AttributeError(name)
         return getattr(self.split, name)
 
@@ -39,7 +39,7 @@ class Numbered:
 
 
 class WithTargets(Numbered):
-    """A split whose masks are `make_targets` of whole images."""
+    """A split whose masks are the `make_targets` of whole images."""
 
     def __init__(self, split, background: bool = True):
         super().__init__(split)
@@ -52,7 +52,7 @@ class WithTargets(Numbered):
 
 @dataclass(frozen=True)
 class CropsWithTargets:
-    """Crops (`unetpp.data.crops`, `unetpp.data.warp`) whose masks are `make_targets` of what was cut."""
+    """Crops (`unetpp.data.crops`, `unetpp.data.warp`) whose masks are the `make_targets` of the crop."""
 
     crops: Crops | Warp
     background: bool = True
@@ -65,7 +65,7 @@ class CropsWithTargets:
 
 
 def number_objects(mask: np.ndarray, background: bool = True) -> np.ndarray:
-    """Numbers (H, W) int32 from 1 on of the connected pixels (8 neighbours) of each class in a mask, 0 elsewhere."""
+    """Number the connected pixels (8 neighbours) of each class in a mask: (H, W) int32 from 1 on, 0 elsewhere."""
     cv2 = _opencv()
     numbers, count = np.zeros(mask.shape, np.int32), 0
     for _, inside in find_classes(mask, background=background):
@@ -76,15 +76,16 @@ def number_objects(mask: np.ndarray, background: bool = True) -> np.ndarray:
 
 
 def make_targets(numbered: np.ndarray, background: bool = True) -> np.ndarray:
-    """What a network for instances is to learn of a mask, as `unetpp.network.targets.join` joins it: (H, W) int32.
+    """The targets of a network for instances, packed by `unetpp.network.targets.join`: (H, W) int32.
 
-    - Boundary: pixels of an object that have a pixel of another object or of the background among their 8 neighbours.
-    - Distance: from such a pixel, and one more, as a share of the object's largest; 0 outside of objects.
-    - Neither is known where the mask is IGNORE, nor on foreground that no number names. What lies beyond the image, or
-      is not known, ends no object.
+    - Boundary: pixels of an object with another object or the background among their 8 neighbours.
+    - Distance: the distance from the nearest such pixel, plus one, as a share of the object's maximum; 0 outside of
+      objects.
+    - Both are unknown where the mask is IGNORE, and on foreground without a number. The edge of the image and unknown
+      pixels are not boundaries.
 
     Args:
-        numbered: (H, W) uint32, the numbers of the objects above the mask's 8 bits; or a mask uint8 alone, of which
+        numbered: (H, W) uint32 with the object numbers above the mask's 8 bits; or only a mask uint8, in which
             connected pixels of a class are an object.
     """
     cv2 = _opencv()
@@ -93,14 +94,14 @@ def make_targets(numbered: np.ndarray, background: bool = True) -> np.ndarray:
     ignored = mask == IGNORE
     numbers[ignored] = 0
     inside = numbers > 0
-    places = numbers.astype(np.float32)  # of which OpenCV finds the greatest and the least around; exact to 24 bits
+    places = numbers.astype(np.float32)  # for OpenCV's local maximum and minimum; exact up to 24 bits
     square = np.ones((3, 3), np.uint8)
     greatest = cv2.dilate(np.where(ignored, np.float32(-1), places), square)
     least = cv2.erode(np.where(ignored, np.float32(MOST), places), square)
     boundary = inside & ((greatest != places) | (least != places))
     distance = np.zeros(mask.shape, np.float32)
     if boundary.any():
-        # Whoever leaves an object steps on its boundary first, so that no other object's is nearer.
+        # A path out of an object crosses its own boundary first, so no other object's boundary is nearer.
         away = cv2.distanceTransform((~boundary).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[inside] + 1
         of = numbers[inside]
         largest = np.zeros(int(of.max()) + 1, np.float32)
@@ -114,10 +115,10 @@ def make_targets(numbered: np.ndarray, background: bool = True) -> np.ndarray:
 
 def _opencv():
     try:
-        import cv2  # late: masks are learnt without
+        import cv2  # late: networks of masks do not need it
     except ImportError:
         raise UserError(
-            "opencv-python-headless is not installed; expected it to train a network with the targets boundary and "
-            f"distance: {to_install('instances')}"
+            "opencv-python-headless is not installed; training with the targets boundary and distance needs it: "
+            f"{to_install('instances')}"
         ) from None
     return cv2

@@ -1,4 +1,4 @@
-"""Rotation by any angle and zoom of a training crop, drawn from (seed, epoch, sample id) alone."""
+"""Rotation and zoom of a training crop, which depend only on (seed, epoch, sample id)."""
 
 import math
 import random
@@ -13,15 +13,15 @@ from unetpp.images.pixels import by_channels
 
 @dataclass(frozen=True)
 class Warp:
-    """A crop, half of the time turned about its middle and made larger or smaller; image and mask move together.
+    """A crop that is rotated about its centre and zoomed in half of the cases; image and mask move together.
 
-    What comes into the picture from outside is mirrored at its edges. Pixels keep their type: labels are moved and
-    never computed with.
+    Areas from outside the crop are filled by mirroring at its edges. Pixels keep their type; mask values are moved,
+    never interpolated.
 
     Args:
         crops: cuts the crop first.
         rotate: limit of the angle, in degrees; 0 for none.
-        zoom: limit of the factor, drawn evenly in its logarithm between 1 / zoom and zoom; 1 for none.
+        zoom: limit of the factor, drawn log-uniformly between 1 / zoom and zoom; 1 for none.
     """
 
     crops: Crops
@@ -42,8 +42,8 @@ class Warp:
 
 
 def warp(image: np.ndarray, mask: np.ndarray, angle: float, factor: float) -> tuple[np.ndarray, np.ndarray]:
-    """Image (H, W, C) and mask (H, W), turned counter-clockwise by `angle` in radians and `factor` times as large."""
-    import cv2  # here: who neither turns nor zooms needs torch and numpy alone
+    """Image (H, W, C) and mask (H, W), rotated counter-clockwise by `angle` radians and enlarged `factor` times."""
+    import cv2  # late: training without rotation and zoom only needs torch and numpy
 
     height, width = mask.shape
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), math.degrees(angle), factor)
@@ -52,9 +52,9 @@ def warp(image: np.ndarray, mask: np.ndarray, angle: float, factor: float) -> tu
         moved = cv2.warpAffine(
             np.ascontiguousarray(pixels), matrix, (width, height), flags=how, borderMode=cv2.BORDER_REFLECT_101
         )
-        return moved.reshape(pixels.shape)  # the library drops a channel that is alone
+        return moved.reshape(pixels.shape)  # OpenCV drops the axis of a single channel
 
-    # Byte by byte: the library knows few types, and the nearest pixel's bytes are its label in any.
+    # Byte by byte: OpenCV supports few types, and nearest neighbour works on the bytes of any type.
     packed = np.ascontiguousarray(mask).view(np.uint8).reshape(*mask.shape, mask.itemsize)
     planes = [move(packed[..., byte], cv2.INTER_NEAREST) for byte in range(mask.itemsize)]
     moved = by_channels(lambda part: move(part, cv2.INTER_LINEAR), image)

@@ -1,1 +1,1 @@
-"""The nested network, its pruning, its losses, what masks mean, what a depth costs."""
+"""The nested network, its pruning, its losses, the meaning of masks, the cost of a depth."""

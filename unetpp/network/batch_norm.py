@@ -6,11 +6,11 @@ from torch import Tensor, nn
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """torch's own without a momentum, but that no GPU waits for the number of batches.
+    """torch's batch norm without momentum, but without waiting for the GPU.
 
-    torch reads `float(num_batches_tracked)` to weigh a batch: at each norm the processor waits for the GPU, and
-    torch.compile ends its graph. There the share stays a tensor. On processors, where the number lies in memory, the
-    computation is torch's, bit for bit.
+    torch reads `float(num_batches_tracked)` to weight a batch: at each norm the CPU waits for the GPU, and
+    torch.compile breaks the graph. Here the weight stays a tensor on GPUs. On CPUs the computation is torch's, bit for
+    bit.
     """
 
     def __init__(self, width: int):
@@ -20,7 +20,7 @@ class BatchNorm(nn.BatchNorm2d):
         if not self.training or not (input.is_cuda or torch.compiler.is_compiling()):
             return super().forward(input)
         means = [self.get_buffer("running_mean"), self.get_buffer("running_var")]
-        # With a momentum of 1 what was before is forgotten: these become the statistics of the batch.
+        # With a momentum of 1 these become the statistics of this batch alone.
         found = [torch.zeros_like(one) for one in means]
         output = F.batch_norm(input, found[0], found[1], self.weight, self.bias, True, 1.0, self.eps)
         with torch.no_grad():

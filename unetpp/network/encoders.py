@@ -1,7 +1,7 @@
-"""Encoders of timm: the one place that knows it.
+"""Encoders from timm. This is the only module that uses timm.
 
-timm's pyramid gives feature maps of stride 1, 2, 4 ...; of most networks those of 2 to 32. What no map needs is
-dropped, so that a network of depth d holds the stages down to stride 2^d and no more.
+timm's pyramid returns feature maps of stride 1, 2, 4 ...; most networks have those of stride 2 to 32. Stages that no
+map needs are dropped, so a network of depth d only contains the stages down to stride 2^d.
 """
 
 import copy
@@ -19,16 +19,16 @@ from torch import Tensor, nn
 from unetpp.errors import UserError, said, to_install
 from unetpp.offline import silenced
 
-NAME = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)?")  # perhaps with the tag of its weights; never an address or a path
+NAME = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)?")  # optionally with the tag of its weights; never an address or a path
 SHAPES = "torchvision._meta_registrations"
 WRAPPED = ("state_dict", "model_state_dict", "model")  # keys under which exports keep their weights
 
 
 def import_timm() -> Any:
-    """timm, beside whatever torchvision it finds.
+    """Import timm, with whatever torchvision is installed.
 
-    A build of torchvision holds operators for one build of torch. Beside another one, such as a torch for processors,
-    they do not load, and `import torchvision` ends where it tells torch of their shapes. No encoder computes them.
+    A build of torchvision contains operators for one build of torch. With another build, such as torch for CPUs, they
+    do not load, and `import torchvision` fails when it registers their shapes. No encoder needs these operators.
 
     Raises:
         UserError: timm is not installed, or cannot be imported.
@@ -47,14 +47,14 @@ def import_timm() -> Any:
     except ModuleNotFoundError as error:
         raise UserError(f"encoder: {error.name} is not installed: {to_install('encoders')}") from None
     except Exception as error:
-        raise UserError(f"encoder: timm cannot be imported ({said(error)}); install it and torchvision anew") from None
+        raise UserError(f"encoder: timm cannot be imported ({said(error)}); reinstall timm and torchvision") from None
 
 
 def check_name(name: str) -> None:
-    """Refuse what is no network of timm.
+    """Refuse the name of a network that timm does not have.
 
     Raises:
-        UserError: with the nearest that are.
+        UserError: no such network; the message suggests similar names.
     """
     timm = import_timm()
     if not NAME.fullmatch(name) or not timm.is_model(name):
@@ -62,24 +62,24 @@ def check_name(name: str) -> None:
 
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
         raise UserError(
-            f"encoder: found {name!r}, which is no network of timm {timm.__version__}; did you mean "
+            f"encoder: found {name!r}, which is not a network of timm {timm.__version__}; did you mean "
             f"{', '.join(near) or 'resnet34, convnext_tiny or tf_efficientnet_lite0'}?"
         )
 
 
 class Pyramid(nn.Module):
-    """The feature maps of a network of timm, by level: of stride 2^level.
+    """The feature maps of a timm network by level, which have the stride 2^level.
 
     Args:
-        name: such as "resnet34".
-        in_channels: of the image.
-        depth: the deepest level that is wanted.
+        name: name of the network, such as "resnet34".
+        in_channels: channels of the image.
+        depth: the deepest level that is needed.
 
     Attributes:
-        channels: of the map of each level that there is, from 0 to `depth`; perhaps of none.
+        channels: channels of the map by level, for the levels from 0 to `depth` that the network has.
 
     Raises:
-        UserError: timm is not installed, or has no such network, or none that gives maps of several strides.
+        UserError: timm is not installed, has no such network, or the network has no maps of several strides.
     """
 
     def __init__(self, name: str, in_channels: int, depth: int):
@@ -89,13 +89,13 @@ class Pyramid(nn.Module):
             whole = import_timm().create_model(name, features_only=True, feature_cls="getter", in_chans=in_channels)
             strides, channels = whole.feature_info.reduction(), whole.feature_info.channels()
         except Exception as error:
-            raise UserError(f"encoder: {name} gives no feature maps ({said(error)}); take another one") from None
-        # Of several maps of one stride the last has seen most.
+            raise UserError(f"encoder: {name} has no feature maps ({said(error)}); use another network") from None
+        # If several maps have the same stride, the last one is used.
         places = {stride.bit_length() - 1: place for place, stride in enumerate(strides) if stride.bit_count() == 1}
         if len(places) < 2:
             raise UserError(
-                f"encoder: {name} has maps of the stride {', '.join(map(str, sorted(set(strides))))}; expected several "
-                "powers of two, as of resnet34, convnext_tiny or pvt_v2_b0"
+                f"encoder: {name} has maps of the strides {', '.join(map(str, sorted(set(strides))))}; expected "
+                "several powers of two, as in resnet34, convnext_tiny or pvt_v2_b0"
             )
         self.channels = {level: channels[places[level]] for level in sorted(places) if level <= depth}
         self.places = [places[level] for level in self.channels]
@@ -109,7 +109,7 @@ class Pyramid(nn.Module):
                 module.__class__ = _ConvSame
 
     def forward(self, image: Tensor) -> dict[int, Tensor]:
-        """Maps (N, channels[level], H / 2^level, W / 2^level) by level; 2^depth divides H and W."""
+        """Maps (N, channels[level], H / 2^level, W / 2^level) by level; H and W must be divisible by 2^depth."""
         if self.model is None:
             return {}
         maps: Any = self.model.forward_intermediates(
@@ -118,7 +118,7 @@ class Pyramid(nn.Module):
         return dict(zip(self.channels, maps, strict=True))
 
     def count_outputs(self, in_channels: int) -> float:
-        """What all layers give, in numbers a pixel of the image: about what a training step keeps of them."""
+        """The size of all layers' outputs, in values per image pixel: about what a training step keeps in memory."""
         found: list[int] = []
         copied = copy.deepcopy(self).to("meta")
         for module in copied.modules():
@@ -131,9 +131,9 @@ class Pyramid(nn.Module):
 
 
 class _ConvSame(nn.Conv2d):
-    """timm's convolution padded as by TensorFlow, for sides that its stride divides: the padding depends on no side.
+    """timm's TensorFlow-padded convolution for sides that are divisible by its stride: the padding is constant.
 
-    The same numbers; but a graph of it takes images of any size.
+    It computes the same values, but a graph of it accepts images of any size.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -147,22 +147,22 @@ class _ConvSame(nn.Conv2d):
 
 
 def synchronise(network: nn.Module) -> None:
-    """Batch norm over the batch of all processes, also where timm's norms hold their activation."""
+    """Use batch norm over the batches of all processes, including timm's norms with a built-in activation."""
     import_timm().layers.convert_sync_batchnorm(network)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors, or of a .pth in which they may lie one key deeper; nothing is unpickled.
+    """The tensors of a .safetensors, or of a .pth, possibly one key deeper; nothing is unpickled.
 
     Raises:
-        UserError: no such file, or none that holds tensors by name.
+        UserError: no such file, or a file without tensors by name.
     """
     wanted = "expected a .safetensors or .pth of weights by name"
     if not path.is_file():
         raise UserError(f"{path}: no such file; {wanted}, of the network that model.encoder names")
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file  # late: a network is used without files, too
+            from safetensors.torch import load_file  # late: networks can be used without files
 
             found: Any = load_file(path)
         else:
@@ -178,16 +178,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def load_weights(pyramid: Pyramid, weights: Mapping[str, Tensor], source: str) -> None:
-    """Put trained weights of the encoder's network into it.
+    """Load trained weights into the encoder.
 
     Args:
-        weights: by timm's names, all with one and the same prefix, such as "module." or "encoder."; what else they
-            hold, such as the classifier, is left. Their first convolution may be of another number of channels, which
-            is adapted as timm does it.
-        source: what they are called in messages.
+        weights: tensors by timm's names, all with the same prefix, such as "module." or "encoder."; others, such as
+            the classifier, are ignored. If the first convolution has another number of channels, it is adapted in
+            timm's way.
+        source: how messages refer to the weights.
 
     Raises:
-        UserError: weights of another network, or ones that are not finite.
+        UserError: weights of another network, or non-finite weights.
     """
     if pyramid.model is None:
         return
@@ -210,18 +210,18 @@ def load_weights(pyramid: Pyramid, weights: Mapping[str, Tensor], source: str) -
             what = "no such tensor" if one is None else f"shape {tuple(one.shape)}"
             what = "values that are not finite" if one is not None and one.shape == value.shape else what
             raise UserError(
-                f"{source}: {found[0]}{key}: found {what}; expected {tuple(value.shape)}, as the encoder has it: take "
-                "weights of the very network that model.encoder names"
+                f"{source}: {found[0]}{key}: found {what}; expected {tuple(value.shape)}, as in the encoder: use "
+                "weights of the network that model.encoder names"
             )
         chosen[key] = one
     pyramid.model.load_state_dict(chosen)
 
 
 def fetch_weights(name: str, path: Path) -> None:
-    """Write timm's weights of a network, from its hub, as a .safetensors.
+    """Download timm's weights of a network from its hub, and write them as a .safetensors.
 
     Raises:
-        UserError: timm has none, or they cannot be fetched.
+        UserError: timm has no weights for it, or they cannot be downloaded.
     """
     from safetensors.torch import save_file
 
@@ -232,7 +232,7 @@ def fetch_weights(name: str, path: Path) -> None:
             whole = timm.create_model(name, pretrained=True)
     except Exception as error:
         raise UserError(
-            f"model.encoder_weights=hub: those of {name} could not be fetched ({said(error)}); without network give a "
-            "file of weights instead, or null for random ones"
+            f"model.encoder_weights=hub: the weights of {name} could not be downloaded ({said(error)}); without a "
+            "network connection set it to a file of weights, or to null for random weights"
         ) from None
     save_file({key: value.contiguous() for key, value in whole.state_dict().items()}, path)

@@ -1,8 +1,8 @@
-"""Batch norm folded into the convolutions: the same numbers in eval mode from a network without norms.
+"""Fold batch norm into the convolutions: a network without norms that computes the same in eval mode.
 
-In eval mode batch norm is one scale and one shift a channel, both constants, and so is a part of the convolution
-before it: norm(conv(x)) = conv'(x) with weight' = weight * s and bias' = (bias - mean) * s + shift, where
-s = gain / sqrt(variance + eps). Group and instance norm look at each image, and stay.
+In eval mode batch norm is a constant scale and shift per channel, so the convolution before it can include it:
+norm(conv(x)) = conv'(x) with weight' = weight * s and bias' = (bias - mean) * s + shift, where
+s = gain / sqrt(variance + eps). Group and instance norm depend on the image, and are kept.
 """
 
 import torch
@@ -12,10 +12,10 @@ from unetpp.network.model import NestedUNet
 
 
 def fold(network: NestedUNet) -> NestedUNet:
-    """A copy in eval mode whose batch norms are folded; a plain copy where the network has others, or none.
+    """A copy in eval mode with folded batch norms; a plain copy if the network has other norms or none.
 
-    It is a NestedUNet of `norm="none"`, so it is pruned, saved and run as any other; it is not to be trained further.
-    Its logits equal `network.eval()`'s up to rounding.
+    It is a NestedUNet with `norm="none"`, so it can be pruned, saved and run like any other, but should not be trained
+    further. Its logits equal those of `network.eval()` up to rounding.
     """
     config = network.config() | {"norm": "none" if network.norm == "batch" else network.norm}
     weights = network.state_dict()
@@ -31,7 +31,7 @@ def fold(network: NestedUNet) -> NestedUNet:
 
 
 def _folded(conv: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the convolution that does both; computed in double, so that only the last step rounds."""
+    """Weight and bias of the combined convolution; computed in float64, so that only the last step rounds."""
     assert isinstance(conv, nn.Conv2d)
     assert isinstance(norm, nn.BatchNorm2d)
     assert conv.bias is not None

@@ -1,8 +1,8 @@
-"""What training minimises, for each head and image.
+"""Training losses, per head and image.
 
-A loss is one function in LOSSES: from logits, truth and valid pixels to a number for each image. It serves one class,
-several, and several labels alike (`unetpp.network.masks`). Each image weighs the same, so that the loss of a batch is
-the mean over its shards of equal size.
+A loss is one function in LOSSES, from logits, truth and valid pixels to one number per image. It handles one class,
+several classes, and labels (`unetpp.network.masks`). All images have the same weight, so the loss of a batch is the
+mean over its equally large shards.
 """
 
 from collections.abc import Sequence
@@ -20,21 +20,21 @@ MISSED, EXTRA = 0.7, 0.3  # weights of false negatives and false positives (Sale
 
 
 def balanced_weights(class_pixels: Sequence[int]) -> list[float]:
-    """Weights of classes, inverse to how many pixels they have, and 1 on average over all these pixels.
+    """Weights of classes, inversely proportional to their numbers of pixels, with mean 1 over all pixels.
 
-    A class without a pixel has the weight 1 and no say.
+    A class without pixels has the weight 1, and does not affect the mean.
     """
     present = [count for count in class_pixels if count]
     return [sum(present) / (len(present) * count) if count else 1.0 for count in class_pixels]
 
 
 def _mean(values: Tensor, valid: Tensor) -> Tensor:
-    """(N, K, H, W) and (N, 1, H, W) to the (N, K) means over the valid pixels; 0 where there is none."""
+    """The means (N, K) of (N, K, H, W) over the valid pixels (N, 1, H, W); 0 if there are none."""
     return (values * valid).sum(dim=(2, 3)) / valid.sum(dim=(2, 3)).clamp(min=1)
 
 
 def _entropy(logits: Tensor, truth: Tensor, exclusive: bool) -> Tensor:
-    """Cross-entropy of each pixel: (N, 1, H, W) for classes of which one holds, else (N, K, H, W)."""
+    """Cross-entropy of each pixel: (N, 1, H, W) for exclusive classes, else (N, K, H, W)."""
     if exclusive:
         return -(truth * logits.log_softmax(dim=1)).sum(dim=1, keepdim=True)
     return F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
@@ -52,25 +52,25 @@ def _overlap(
 def _dice(logits: Tensor, truth: Tensor, valid: Tensor, exclusive: bool, first: int) -> Tensor:
     """(N,): one minus the soft Dice, mean over the classes."""
     tp, fp, fn = _overlap(logits, truth, valid, exclusive, first)
-    # The ones: an image without foreground, rightly predicted, scores 1.
+    # The ones: an image without foreground, if predicted correctly, scores 1.
     return 1 - ((2 * tp + 1) / (2 * tp + fp + fn + 1)).mean(dim=1)
 
 
 def ce_dice(logits: Tensor, truth: Tensor, valid: Tensor, weight: Tensor, exclusive: bool, first: int) -> Tensor:
-    """Half the cross-entropy plus one minus Dice, as in the UNet++ paper's line of code (BCE-Dice with one class)."""
+    """Half the cross-entropy plus one minus Dice, as in the code of the UNet++ paper (BCE-Dice for one class)."""
     entropy = _mean(weight * _entropy(logits, truth, exclusive), valid).mean(dim=1)
     return 0.5 * entropy + _dice(logits, truth, valid, exclusive, first)
 
 
 def focal_dice(logits: Tensor, truth: Tensor, valid: Tensor, weight: Tensor, exclusive: bool, first: int) -> Tensor:
-    """As `ce_dice`, with pixels that are right already weighing less: (1 - p of the truth) ** 2."""
+    """As `ce_dice`, but pixels that are already correct have less weight: (1 - p of the truth) ** 2."""
     entropy = _entropy(logits, truth, exclusive)
     entropy = (1 - torch.exp(-entropy)) ** FOCUS * entropy
     return 0.5 * _mean(weight * entropy, valid).mean(dim=1) + _dice(logits, truth, valid, exclusive, first)
 
 
 def tversky(logits: Tensor, truth: Tensor, valid: Tensor, _weight: Tensor, exclusive: bool, first: int) -> Tensor:
-    """One minus Tversky's index, in which a missed pixel weighs more than an extra one."""
+    """One minus the Tversky index, in which a missed pixel has more weight than an extra one (Salehi et al. 2017)."""
     tp, fp, fn = _overlap(logits, truth, valid, exclusive, first)
     return 1 - ((tp + 1) / (tp + EXTRA * fp + MISSED * fn + 1)).mean(dim=1)
 
@@ -78,14 +78,14 @@ def tversky(logits: Tensor, truth: Tensor, valid: Tensor, _weight: Tensor, exclu
 def lovasz(logits: Tensor, truth: Tensor, valid: Tensor, _weight: Tensor, exclusive: bool, _first: int) -> Tensor:
     """The Lovász extension of one minus IoU (Berman et al. 2018), per image.
 
-    Of hinge errors for one class or for labels; of softmax errors for classes, mean over the classes (the background
-    too) that occur in the image.
+    Applied to hinge errors for one class or labels; to softmax errors for several classes, as the mean over the classes
+    (including the background) that occur in the image.
     """
     if exclusive:
         errors = (truth - logits.softmax(dim=1)).abs()
     else:
         errors = 1 - logits * (2 * truth - 1)
-    # An ignored pixel goes to the end of the order with truth 0 and error 0: it changes no sum before it.
+    # Ignored pixels are sorted to the end with truth 0 and error 0, so they change no sum before them.
     errors = torch.where(valid > 0, errors, torch.full_like(errors, -torch.inf)).flatten(2)  # (N, K, P)
     errors, order = errors.sort(dim=2, descending=True)
     truth = (truth * valid).flatten(2).gather(2, order)  # (N, K, P)
@@ -115,16 +115,17 @@ def segmentation_loss(
 
     Args:
         logits: (N, num_classes, H, W) float.
-        mask: (N, H, W) integers, as unetpp.network.masks says; IGNORE counts nowhere.
-        class_weights: (max(2, num_classes),) float: what the cross-entropy of a pixel is multiplied by, by its class
-            in the mask; the background's first. The mean stays one over pixels: it is not divided by the weights of an
-            image, or one of background alone would weigh as much as one of a rare class. Dice has its own balance.
-            Of labels, and in losses without a cross-entropy, there is none.
+        mask: (N, H, W) integers (unetpp.network.masks); IGNORE pixels have no effect.
+        class_weights: (max(2, num_classes),) float: factors of the cross-entropy of a pixel by its class in the mask,
+            beginning with the background. The mean remains over pixels and is not divided by the weights of the image;
+            otherwise an image of only background would count as much as one with a rare class. Dice is balanced by
+            itself. Not used for labels, nor by losses without a cross-entropy.
         loss: a name in LOSSES.
-        background: class 0 of several is the background, and no class whose overlap counts.
+        multilabel: the channels are labels, which may overlap, not exclusive classes.
+        background: of several classes, class 0 is the background and is left out of the overlap terms.
 
     Returns:
-        (N,)
+        (N,) float32.
     """
     logits = logits.float()  # bf16 sums over a whole image lose digits
     num_classes = logits.shape[1]
@@ -146,9 +147,9 @@ def deep_supervision_loss(
     background: bool = True,
     targets: tuple[str, ...] = MASK,
 ) -> Tensor:
-    """(num_heads, N): `segmentation_loss` of each head and image; training minimises their sum by `head_weights`.
+    """(num_heads, N): `segmentation_loss` of each head and image; training minimises their sum with `head_weights`.
 
-    With `targets` beside the mask `mask` is what `unetpp.network.targets.join` made, and `targets_loss` is added.
+    With further `targets`, `mask` is the result of `unetpp.network.targets.join`, and `targets_loss` is added.
     """
     task = class_weights, loss, multilabel, background
     if targets == MASK:
@@ -160,16 +161,16 @@ def deep_supervision_loss(
 
 
 def head_weights(weights: str | Sequence[float], depths: Sequence[int]) -> Tensor:
-    """How much each head counts in training: (num_heads,).
+    """The weight of each head in training: (num_heads,) float.
 
     Args:
-        weights: "mean" (as the paper), "sum", or a number for each depth, shallowest first; a network that is
-            shallower, or has one head alone, takes those of its own depths.
-        depths: of the heads.
+        weights: "mean" (as in the paper), "sum", or one number per depth, shallowest first; a shallower network, or one
+            with a single head, uses the numbers of its own depths.
+        depths: the depths of the heads.
 
     Raises:
-        UserError: fewer numbers than the deepest head asks for, or one that is not above zero: that head would
-            never learn.
+        UserError: fewer numbers than the deepest head needs, or a number that is not above zero: that head would
+            never be trained.
     """
     if isinstance(weights, str):
         return torch.full((len(depths),), {"mean": 1 / len(depths), "sum": 1.0}[weights])

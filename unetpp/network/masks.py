@@ -1,15 +1,15 @@
-"""What the numbers in a mask say, for each of the three tasks, and how logits answer them.
+"""The meaning of the values in a mask, for each of the three tasks, and of the logits.
 
-- binary (one class): 0 background, 1 foreground; the logit's sigmoid is the foreground's probability.
-- classes (several, one at a pixel): 0 background, 1 ... K-1; a softmax over K channels. Without `background` class 0 is
-  one as the others are, and counts wherever they do.
-- labels (several, any of them at a pixel; `multilabel`): bit k is label k + 1 of K, so that a mask of all labels is
-  one plane that flips and crops as any other; a sigmoid for each of K channels.
+- binary (one class): 0 background, 1 foreground; the sigmoid of the logit is the probability of the foreground.
+- classes (several, exactly one per pixel): 0 background, 1 ... K-1; a softmax over K channels. Without `background`
+  class 0 is a class like the others.
+- labels (several, any number per pixel; `multilabel`): bit k is label k + 1 of K, so that the mask of all labels is a
+  single plane that can be flipped and cropped like any other; a sigmoid for each of K channels.
 
-IGNORE, in all three, is an unlabelled pixel: it counts in no loss and in no metric.
+In all three, IGNORE is an unlabelled pixel: it is left out of losses and metrics.
 
-A network for instances gives two channels more, after those of the mask, whatever the classes: how likely a pixel lies
-on an object's boundary, and how far from it (`unetpp.data.instances.make_targets`), each by a sigmoid.
+A network for instances has two more channels after those of the mask, each with a sigmoid: the probability that a pixel
+lies on the boundary of an object, and its distance from the boundary (`unetpp.data.targets.make_targets`).
 """
 
 from collections.abc import Iterator
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 IGNORE = 255
-MASK, FOR_INSTANCES = ("mask",), ("mask", "boundary", "distance")  # what a head gives (`NestedUNet`): one of the two
-MAX_LABELS = 7  # all of them at a pixel are 127; with an eighth they could be IGNORE
+MASK, FOR_INSTANCES = ("mask",), ("mask", "boundary", "distance")  # the two possible `targets` of a `NestedUNet`
+MAX_LABELS = 7  # all labels at a pixel give 127; with an eighth label they would give 255, which is IGNORE
 
 
 def first_class(num_classes: int, multilabel: bool = False, background: bool = True) -> int:
@@ -42,12 +42,12 @@ def find_values(mask: np.ndarray) -> np.ndarray:
 def find_classes(
     mask: np.ndarray, multilabel: bool = False, background: bool = True
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """What a mask (H, W) uint8 holds: each foreground class or label that occurs in it, with its place.
+    """Each foreground class or label that occurs in a mask (H, W) uint8, with its pixels.
 
-    They are counted from 1; without `background` class 0 is one of them.
+    Numbers begin with 1; without `background`, with class 0.
 
     Yields:
-        number, and (H, W) bool. Places of labels may overlap; IGNORE is in none.
+        the number, and the pixels (H, W) bool. Pixels of labels may overlap; IGNORE pixels belong to none.
     """
     present = find_values(mask)
     present = present[(present >= int(background)) & (present != IGNORE)]
@@ -60,9 +60,9 @@ def find_classes(
             yield bit + 1, (mask >> bit & 1 == 1) & (mask != IGNORE)
 
 
-# torch is imported where it is used: params are checked against MAX_LABELS in processes that need no torch.
+# torch is imported where it is used: params are checked against MAX_LABELS in processes that do not need torch.
 def to_planes(mask: "Tensor", num_classes: int, multilabel: bool = False) -> "tuple[Tensor, Tensor]":
-    """A mask as one plane a channel of the logits.
+    """A mask as one plane per channel of the logits.
 
     Args:
         mask: (N, H, W) integers.
@@ -94,9 +94,9 @@ def to_probs(logits: "Tensor", num_classes: int, multilabel: bool = False) -> "T
 
 
 def to_mask(probs: "Tensor", num_classes: int, multilabel: bool = False) -> "Tensor":
-    """(N, K, H, W) probabilities, of which the first `num_classes` are the mask's, to the (N, H, W) uint8 mask.
+    """The mask (N, H, W) uint8 of probabilities (N, K, H, W), of which the first `num_classes` are the mask's.
 
-    At least one half is foreground, or a label; of several classes it is the likeliest.
+    A probability of at least one half is foreground, or a label; of several classes the most probable one is chosen.
     """
     import torch
 

@@ -1,8 +1,8 @@
 """NestedUNet: the UNet++ family, built and run by diagonals.
 
-Node X[i, j] stands at level i (resolution H / 2^i, width widths[i]) and position j of its skip pathway.
-The diagonal i + j = k is exactly what depth k adds to depth k - 1, so that a network of depth D holds
-those of every smaller depth (UNet++, arXiv 1807.10165 and 1912.05074).
+Node X[i, j] is at level i (resolution H / 2^i, width widths[i]) and position j of its skip pathway.
+The diagonal i + j = k is exactly what depth k adds to depth k - 1, so a network of depth D contains
+the networks of every smaller depth (UNet++, arXiv 1807.10165 and 1912.05074).
 """
 
 import math
@@ -19,26 +19,26 @@ from unetpp.network.encoders import Pyramid
 from unetpp.network.masks import FOR_INSTANCES, MASK, MAX_LABELS
 from unetpp.network.upsampling import UPSAMPLINGS, DenseGradient, draw_weights
 
-# Which earlier nodes of its own level node X[i, j] sees, as their positions. The family is this table.
+# The positions of the earlier nodes of its level that node X[i, j] reads. This table defines the family.
 SKIPS = {
     "dense": lambda j: range(j),  # UNet++: all of them
     "short": lambda j: (j - 1,),  # UNet+: the nearest
     "encoder": lambda _j: (0,),  # UNet^e: the encoder's
-    "plain": lambda _j: (0,),  # U-Net: the encoder's, and no nodes but the encoder and the last diagonal
+    "plain": lambda _j: (0,),  # U-Net: the encoder's; the only nodes are the encoder and the last diagonal
 }
 MAX_DEPTH = 6
 
-# Norm layers of a width. Batch norm needs batches of some size; the others know each image alone.
+# Norm layers by width. Batch norm needs batches of some size; the others treat each image separately.
 NORMS = {
     "batch": BatchNorm,
     "instance": lambda width: nn.InstanceNorm2d(width, affine=True),
     "group": lambda width: nn.GroupNorm(math.gcd(width, 8), width),  # 8 groups, or as many as divide the width
-    "none": lambda _width: nn.Identity(),  # of an exported network: the convolutions hold it (`unetpp.network.folding`)
+    "none": lambda _width: nn.Identity(),  # of an exported network: folded into convolutions (`unetpp.network.folding`)
 }
 
 
 class Block(nn.Module):
-    """Twice: 3x3 convolution, norm, ReLU, dropout. Keeps the spatial size."""
+    """Two times 3x3 convolution, norm, ReLU, dropout. Keeps the spatial size."""
 
     def __init__(self, in_channels: int, width: int, norm: str = "batch", dropout: float = 0.0):
         super().__init__()
@@ -62,26 +62,26 @@ class NestedUNet(nn.Module):
     """UNet++ and its relatives.
 
     Args:
-        widths: channels by level, at least two; the depth is `len(widths) - 1`, 1 to 6. With an encoder those of our
-            own nodes, which are all but the encoder's.
+        widths: channels by level, at least two; the depth is `len(widths) - 1`, 1 to 6. With an encoder, the channels
+            of all nodes that are not the encoder's.
         in_channels: channels of the image.
-        num_classes: channels of the mask's logits: 1 for foreground or not, else one a class.
+        num_classes: channels of the mask's logits: 1 for foreground and background, else one per class or label.
         skips: "dense" (UNet++), "short" (UNet+), "encoder" (UNet^e) or "plain" (U-Net).
-        deep_supervision: a head at each depth, else at the deepest alone.
+        deep_supervision: a head at each depth; if False, only at the deepest.
         norm: "batch", "instance" or "group"; "none" for a network whose batch norm was folded away.
-        upsampling: "bilinear_aligned" (as the classic code), "bilinear" or "transposed".
-        dropout: share of channels that each convolution loses in training.
-        multilabel: what the channels mean to the losses and to `Segmenter`: several classes may hold at one pixel
-            (sigmoid), not one alone (softmax). The network itself applies neither.
-        background: of several classes the first channel is the background's, which counts in no loss of overlap and in
-            no score; else it is a class as the others are.
-        encoder: a network of timm, such as "resnet34", whose feature maps are the nodes X[i, 0]; those of levels that
-            it lacks, mostly level 0, stay our own.
-        targets: what each head gives: ("mask",), or ("mask", "boundary", "distance") to part instances, of a channel
-            more for each of the two.
+        upsampling: "bilinear_aligned" (as in the classic code), "bilinear" or "transposed".
+        dropout: share of channels that are dropped after each convolution in training, from 0 to below 1.
+        multilabel: what the channels mean to the losses and to `Segmenter`: labels, several of which may apply to a
+            pixel (sigmoid), instead of exclusive classes (softmax). The network itself applies neither.
+        background: of several classes, the first is the background and is left out of overlap losses and scores;
+            if False, it is a class like the others.
+        encoder: a timm network, such as "resnet34", whose feature maps replace the nodes X[i, 0]; at levels that it
+            does not have, mostly level 0, the nodes stay our own.
+        targets: the outputs of each head: ("mask",), or ("mask", "boundary", "distance") to separate objects, with one
+            more channel for each of the two.
 
     Raises:
-        UserError: values that make no network, or one of which not every parameter learns.
+        UserError: illegal values, or a network with parameters that would not be trained.
     """
 
     def __init__(
@@ -115,13 +115,13 @@ class NestedUNet(nn.Module):
         self._check()
         self.depths = tuple(range(1, self.depth + 1)) if deep_supervision else (self.depth,)
 
-        # With each node, those that no later node or head reads: without gradients their memory is free from there on.
+        # By node, the nodes that no later node or head reads: without gradients their memory is then released.
         last = {read: node for node in self._order() for read in self._reads(*node)}
         kept = {(0, depth) for depth in self.depths}
         self._done = {node: [one for one in last if last[one] == node and one not in kept] for node in self._order()}
 
-        # Training alone: nodes of so many top levels, which hold most of the memory, keep their inputs and are
-        # computed again for the gradient.
+        # Activation checkpointing, in training only: nodes of this many top levels, which use most of the memory, keep
+        # only their inputs and are recomputed for the gradient.
         self.checkpoint_levels = 0
 
         self.pyramid = None if encoder is None else Pyramid(encoder, in_channels, self.depth)
@@ -146,7 +146,7 @@ class NestedUNet(nn.Module):
 
     @property
     def num_outputs(self) -> int:
-        """Channels of a head: the mask's, which come first, and one for each further target."""
+        """Channels of a head: first those of the mask, then one for each further target."""
         return self.num_classes + len(self.targets) - 1
 
     def _check(self) -> None:
@@ -160,13 +160,13 @@ class NestedUNet(nn.Module):
                 f"in_channels is {self.in_channels} and num_classes is {self.num_classes}; both must be at least 1"
             )
         if not self.background and (self.multilabel or self.num_classes == 1):
-            raise UserError("background is False, and one class or labels have no class 0: set it to True")
+            raise UserError("background is False, but one class or labels have no class 0: set it to True")
         if self.multilabel and self.num_classes > MAX_LABELS:
             raise UserError(f"num_classes: found {self.num_classes} labels; expected at most {MAX_LABELS}")
         if self.targets not in (MASK, FOR_INSTANCES):
             raise UserError(f"targets: found {list(self.targets)}; expected {list(MASK)} or {list(FOR_INSTANCES)}")
         if self.targets != MASK and self.multilabel:
-            raise UserError("targets part objects of classes, and labels may lie over each other: set targets to mask")
+            raise UserError("targets separate objects of classes, but labels may overlap: set targets to mask")
         for name, table in (("skips", SKIPS), ("norm", NORMS), ("upsampling", UPSAMPLINGS)):
             if getattr(self, name) not in table:
                 raise UserError(f"{name}: found {getattr(self, name)!r}; expected one of {', '.join(table)}")
@@ -181,20 +181,20 @@ class NestedUNet(nn.Module):
             )
 
     def _order(self) -> list[tuple[int, int]]:
-        """The nodes (i, j), diagonal after diagonal, each from the encoder up to level 0."""
+        """The nodes (i, j), diagonal by diagonal, each from the encoder up to level 0."""
         plain = self.skips == "plain"
         return [
             (k - j, j) for k in range(self.depth + 1) for j in range(k + 1) if not plain or j == 0 or k == self.depth
         ]
 
     def _reads(self, i: int, j: int) -> list[tuple[int, int]]:
-        """The nodes that X[i, j] is made of: its skips, then the one below; for j = 0 the one above."""
+        """The nodes that X[i, j] reads: its skips, then the node below; for j = 0 the node above."""
         if j == 0:
             return [(i - 1, 0)] if i > 0 else []
         return [*((i, s) for s in SKIPS[self.skips](j)), (i + 1, j - 1)]
 
     def config(self) -> dict:
-        """The keywords that build this network again."""
+        """The keyword arguments that build this network again."""
         return {
             "widths": list(self.widths),
             "in_channels": self.in_channels,
@@ -207,7 +207,7 @@ class NestedUNet(nn.Module):
             "multilabel": self.multilabel,
             "background": self.background,
         } | (
-            # What older files lack stands where it is needed alone.
+            # Keys that older files do not have are only written if needed.
             ({} if self.encoder is None else {"encoder": self.encoder})
             | ({} if self.targets == MASK else {"targets": list(self.targets)})
         )
@@ -216,19 +216,19 @@ class NestedUNet(nn.Module):
         """Logits of each head, shallowest first.
 
         Args:
-            image: (N, in_channels, H, W) float; H and W divisible by 2^depth.
+            image: (N, in_channels, H, W) float, standardised; H and W divisible by 2^depth.
 
         Returns:
-            a logits tensor (N, num_outputs, H, W) for each of `self.depths`.
+            a logits tensor (N, num_outputs, H, W) for each depth in `self.depths`.
 
         Raises:
-            UserError: sides that 2^depth does not divide; the message names the size to pad to.
+            UserError: sides that are not divisible by 2^depth; the message names the size to pad to.
         """
         height, width = image.shape[-2:]
         step = 2**self.depth
         if height % step != 0 or width % step != 0:
             raise UserError(
-                f"the image is {height}x{width}, and a network of depth {self.depth} needs sides divisible by {step}: "
+                f"the image is {height}x{width}, but a network of depth {self.depth} needs sides divisible by {step}: "
                 f"pad it to {-(-height // step) * step}x{-(-width // step) * step}, as unetpp.Segmenter does"
             )
         maps = self.pyramid(image) if self.pyramid else {}
@@ -251,26 +251,26 @@ class NestedUNet(nn.Module):
         return tuple(self.heads[str(d)](x[0, d]) for d in self.depths)
 
     def _node(self, i: int, j: int, *inputs: Tensor) -> Tensor:
-        """X[i, j] of its skips and the node below; of one input for j = 0."""
+        """X[i, j], from its skips and the node below, or from one input for j = 0."""
         return self.nodes[f"{i}_{j}"](self._join(i, j, [*inputs]))
 
     def _join(self, i: int, j: int, inputs: list[Tensor]) -> Tensor:
-        """Skips and the node below, brought to their size, as one; of one input itself. The list is empty then."""
+        """Concatenate the skips and the upsampled node below; returns a single input unchanged. Empties the list."""
         if j > 0:
             above = self.ups[f"{i}_{j}"](inputs.pop(), inputs[0].shape[-2:])
             if self.training and not above.is_cuda:  # on which sums of slices are fast
                 inputs[:] = [DenseGradient.apply(one) for one in inputs]
             inputs.append(above)
         joined = torch.cat(inputs, dim=1) if j > 0 else inputs[0]
-        inputs.clear()  # or they would be held until the node is there
+        inputs.clear()  # otherwise they would stay in memory until the node is computed
         return joined
 
     def _contexts(self, i: int, j: int) -> tuple[AbstractContextManager, AbstractContextManager]:
-        """Of a node's two computations: in the second its batch is not counted into the running statistics again."""
+        """Contexts of a node's two computations: the second must not update the running statistics again."""
 
         @contextmanager
         def counted_already():
-            # Copies take in the batch again, and are forgotten. The buffers of a node are those of its norms.
+            # Only copies are updated, and then discarded. The buffers of a node are those of its norms.
             node = self.nodes[f"{i}_{j}"]
             kept = [(one, name, buffer) for one in node.modules() for name, buffer in one.named_buffers(recurse=False)]
             for owner, name, buffer in kept:

@@ -1,6 +1,6 @@
-"""What a network costs to run: parameters, multiply-accumulates, latency, throughput, memory of a pass.
+"""The cost of running a network: parameters, multiply-accumulates, latency, throughput, memory of a pass.
 
-The module is run as it is given: eval mode, device and number of threads are the caller's.
+The caller sets eval mode, device and number of threads.
 """
 
 import math
@@ -18,29 +18,29 @@ from torch.utils.flop_counter import FlopCounterMode
 from unetpp.network.model import Block, NestedUNet
 
 MIB = 2**20
-WARMUP_S = 5.0  # after which no further round warms up
-QUICK_S = 5.0  # so long rounds are measured whatever they say: they cost little
-PRECISE = 0.03  # half-width of the interval of a median, from which on more rounds tell little
+WARMUP_S = 5.0  # after this time, warm-up ends
+QUICK_S = 5.0  # for this time rounds are always measured, because they cost little
+PRECISE = 0.03  # half-width of the interval of a median, at which measuring ends
 LEAST_ROUNDS = 3
-NEEDED = {95: 20, 99: 100}  # rounds without which there is no value beyond a percentile
+NEEDED = {95: 20, 99: 100}  # by percentile, the number of rounds that it needs
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds of one forward pass over the measured rounds; None for a percentile that needs more of them."""
+    """Milliseconds of one forward pass over the measured rounds; None for a percentile that needs more rounds."""
 
     median_ms: float
     p95_ms: float | None
     p99_ms: float | None
-    spread: float  # the middle half of the rounds, as a share of the median: how noisy the machine was
-    half_width: float  # of the 95 % interval of the median, as a share of it
+    spread: float  # interquartile range as a share of the median: how noisy the machine was
+    half_width: float  # of the 95 % interval of the median, as a share of the median
     rounds: int
-    ended: str  # why there are no more of them: "rounds", "precise" or "time"
+    ended: str  # why measuring ended: "rounds", "precise" or "time"
 
 
 @dataclass(frozen=True, order=True)
 class Throughput:
-    """The most images a second, the batch size that gave them, and the largest that was tried."""
+    """The highest number of images per second, its batch size, and the largest batch size that was tried."""
 
     images_per_s: float
     batch: int
@@ -48,15 +48,15 @@ class Throughput:
 
 
 def count_parameters(module: nn.Module) -> int:
-    """The numbers that training learns; buffers such as batch norm's running statistics are not counted."""
+    """The number of trainable parameters; buffers such as batch norm's running statistics are not counted."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def count_macs(module: nn.Module, example: Tensor) -> int:
-    """Multiply-accumulates of one forward pass on `example` (N, C, H, W): of convolutions and matrix products.
+    """Multiply-accumulates of the convolutions and matrix products in one forward pass on `example` (N, C, H, W).
 
     They are nearly all of the arithmetic of these networks; norms, activations, pooling and upsampling are
-    not counted. torch counts 2 floating-point operations a multiply-accumulate, hence the half.
+    not counted. torch counts 2 floating-point operations per multiply-accumulate, hence the half.
     """
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         module(example)
@@ -73,13 +73,13 @@ def measure_latency(
 ) -> dict[str, Latency]:
     """Time one forward pass of each module on `example` (N, C, H, W).
 
-    A round runs every module once, so that what slows the machine for a while slows all of them, and
-    their ratios stay true. The first `warmup` rounds are not counted. `watch` may show the rounds as they pass.
+    A round runs every module once, so that a temporary slowdown of the machine affects all of them, and their ratios
+    stay valid. The first `warmup` rounds are not counted. `watch` may show progress.
 
     Args:
-        rounds: at most.
-        max_s: there are fewer where these seconds would be exceeded, and from `QUICK_S` on where every median is known
-            to `PRECISE`; None: all are measured.
+        rounds: the maximum number of rounds.
+        max_s: measuring ends earlier if it would exceed this many seconds, or after `QUICK_S` seconds if every median
+            is known to `PRECISE`; None measures all rounds.
     """
     seconds: dict[str, list[float]] = {name: [] for name in modules}
 
@@ -115,7 +115,7 @@ def measure_latency(
 
 
 def _half_width(times: Sequence[float] | np.ndarray) -> float:
-    """Of the 95 % interval of a median by ranks, which holds for times of any distribution, as a share of it."""
+    """Half-width of the 95 % interval of a median, as a share of it; from ranks, so valid for any distribution."""
     ordered, reach = np.sort(times), 1.96 * len(times) ** 0.5 / 2
     low, high = int(len(times) / 2 - reach), int(np.ceil(len(times) / 2 + reach))
     return float((ordered[min(high, len(times) - 1)] - ordered[max(0, low - 1)]) / 2 / np.median(ordered))
@@ -137,8 +137,9 @@ def find_best_batch(
 ) -> dict[str, Throughput]:
     """The best throughput of each module over batches of 1, 2, 4 ... `max_batch` copies of `example` (1, C, H, W).
 
-    Images a second are the batch size by the median time of a pass, with the modules interleaved. The search ends
-    where a batch is faster for none of them, does not fit into a GPU's memory, or would exceed `max_s` seconds in all.
+    Images per second are the batch size divided by the median time of a pass, with the modules interleaved. The search
+    ends when a batch is not faster for any module, does not fit into a GPU's memory, or would exceed `max_s` seconds in
+    total.
     """
     best: dict[str, Throughput] = {}
     size, largest, spent = 1, 1, 0.0
@@ -162,17 +163,17 @@ def find_best_batch(
 
 
 def measure_peak_memory_mib(module: nn.Module, example: Tensor, device: torch.device | None = None) -> float:
-    """The most memory that one forward pass holds at once beyond the weights and `example`, in MiB.
+    """Peak memory of one forward pass beyond the weights and `example`, in MiB.
 
-    Measured, with the output and the workspaces of the operators in it: on a CPU from what torch's allocator
-    reports to the profiler (a library that allocates past torch is not seen), on CUDA from its own high mark.
+    Measured, including the output and the operators' workspaces: on a CPU from what torch's allocator reports to the
+    profiler (libraries that allocate without torch are not seen), on CUDA from its own peak counter.
 
     Args:
-        device: where it is computed, by default where the example lies.
+        device: where the pass is computed; by default the device of the example.
     """
     device = device or example.device
     with torch.inference_mode():
-        module(example)  # what is made once, such as cuDNN's plans, is no part of a pass
+        module(example)  # allocates what is made only once, such as cuDNN's plans
         if device.type == "cuda":
             torch.cuda.synchronize(device)
             before = torch.cuda.memory_allocated(device)
@@ -180,7 +181,7 @@ def measure_peak_memory_mib(module: nn.Module, example: Tensor, device: torch.de
             module(example)
             torch.cuda.synchronize(device)
             return (torch.cuda.max_memory_allocated(device) - before) / MIB
-        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it greets on stderr
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise it prints a greeting on stderr
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
             module(example)
     assert prof.profiler is not None
@@ -193,12 +194,12 @@ def measure_peak_memory_mib(module: nn.Module, example: Tensor, device: torch.de
 
 
 def estimate_training_mib(network: NestedUNet, batch_size: int, size: int | tuple[int, int]) -> float:
-    """Memory of a training step in fp32 with Adam, in MiB: a model, checked against torch's own count in the tests.
+    """Memory of a training step in fp32 with Adam, in MiB: an estimate that tests compare with torch's own count.
 
-    Each node keeps for the backward pass what goes in, what was upsampled for it, and two convolutions and two
-    norms, each as large as what comes out; an encoder what each of its layers gives. All depends on batch and pixels in
-    proportion. Weights, their gradients and Adam's two moments are four numbers a parameter. Libraries and the
-    processor's or GPU's own share (some hundred MiB on CUDA) come on top; bf16 keeps nearly half of it.
+    For the backward pass each node keeps its input, the upsampled map, and two convolutions and two norms, each as
+    large as its output; an encoder keeps the output of each layer. All of this is proportional to batch size and
+    pixels. Weights, gradients and Adam's two moments are four values per parameter. Libraries and the device (some
+    hundred MiB on CUDA) need more; with bf16 nearly half remains.
     """
     pixels = size**2 if isinstance(size, int) else math.prod(size)
     numbers = network.pyramid.count_outputs(network.in_channels) if network.pyramid else 0.0  # a pixel of the image
@@ -212,7 +213,7 @@ def estimate_training_mib(network: NestedUNet, batch_size: int, size: int | tupl
 
 
 def _time(module: nn.Module, example: Tensor) -> float:
-    """Seconds of one forward pass; a GPU runs behind the call, so it is waited for on both sides."""
+    """Seconds of one forward pass; a GPU computes asynchronously, so it is synchronised before and after."""
     if example.is_cuda:
         torch.cuda.synchronize(example.device)
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Shallower networks out of a trained one, and trained ones out of classic checkpoints: filters on state-dict keys."""
+"""Shallower networks from a trained one, and networks from classic checkpoints: filters on state-dict keys."""
 
 import re
 
@@ -9,12 +9,17 @@ from unetpp.network.model import NestedUNet
 
 
 def prune(model: NestedUNet, depth: int, keep_heads: bool = False) -> NestedUNet:
-    """The embedded network of a depth: the nodes with i + j <= depth and that depth's head.
+    """The embedded network of a depth: the nodes with i + j <= depth, and the head of that depth.
 
-    In eval mode its logits equal `model`'s own of that depth, bit for bit. The weights are copied.
+    In eval mode its logits equal those of `model` at that depth, bit for bit. The weights are copied.
 
     Args:
+        model: the network to prune; it is not changed.
+        depth: the new depth, at which the network must have a head.
         keep_heads: keep the heads of the shallower depths too, to average them (`Trained.ensemble`).
+
+    Returns:
+        a new network of this depth.
 
     Raises:
         UserError: the network has no head at that depth.
@@ -24,7 +29,7 @@ def prune(model: NestedUNet, depth: int, keep_heads: bool = False) -> NestedUNet
             (
                 True,
                 False,
-            ): "a plain U-Net holds no shallower network: its decoder is one path, from the deepest level up",
+            ): "a plain U-Net contains no shallower network: its decoder is one path, from the deepest level up",
             (False, False): "it was built without deep supervision, so its shallow depths have no head",
         }.get((model.skips == "plain", model.deep_supervision), "")
         found = ", ".join(str(d) for d in model.depths)
@@ -34,12 +39,11 @@ def prune(model: NestedUNet, depth: int, keep_heads: bool = False) -> NestedUNet
     config = model.config() | {
         "widths": list(model.widths[: depth + 1]),
         "deep_supervision": keep_heads,
-        # Below its deepest diagonal an encoder-skip network is a chain, whose nodes off the last diagonal
-        # reach no head any more: what remains of UNet^e at one depth is the plain U-Net.
+        # After pruning UNet^e, nodes off the last diagonal no longer reach a head: what remains is the plain U-Net.
         "skips": "plain" if model.skips == "encoder" and not keep_heads else model.skips,
     }
     if model.pyramid and min(model.pyramid.channels, default=depth + 1) > depth:
-        del config["encoder"]  # none of its maps is left
+        del config["encoder"]  # the pruned network uses none of its maps
     pruned = NestedUNet(**config)
     weights = model.state_dict()
     pruned.load_state_dict({key: weights[key] for key in pruned.state_dict()})
@@ -48,28 +52,32 @@ def prune(model: NestedUNet, depth: int, keep_heads: bool = False) -> NestedUNet
 
 
 def transfer(source: NestedUNet, target: NestedUNet) -> list[int]:
-    """Put the weights of a trained network into another one of the same build, or a shallower one, to fine-tune it.
+    """Copy the weights of a trained network into one of the same architecture, or a shallower one, to fine-tune it.
 
-    Heads that the source has not, or has for other classes, stay as they were drawn.
+    Heads that the source does not have, or has for other classes, keep their random weights.
+
+    Args:
+        source: the trained network.
+        target: the new network; it is changed in place.
 
     Returns:
-        the depths of these heads.
+        the depths of the heads that keep their random weights.
 
     Raises:
-        UserError: another build: widths, channels, encoder, skips, norm or upsampling.
+        UserError: another architecture: widths, channels, encoder, skips, norm or upsampling.
     """
     weights, wanted = source.state_dict(), target.state_dict()
     anew = {key for key in wanted if key not in weights or weights[key].shape != wanted[key].shape}
     theirs, ours = (one.config() | {"encoder": one.encoder} for one in (source, target))
     for key in ("in_channels", "encoder", "skips", "norm", "upsampling", "widths"):
         same = theirs[key] == ours[key]
-        if key == "widths":  # the first levels of a nested network are one
+        if key == "widths":  # the first levels of a nested network are a network
             same = theirs[key][: len(ours[key])] == ours[key] and all(one.startswith("heads.") for one in anew)
         if not same:
-            folded = "; batch norm was folded away for export: take the model as it was trained"
+            folded = "; batch norm was folded away for export: use the model of the training run"
             raise UserError(
-                f"{key}: found {theirs[key]} of the trained network and {ours[key]} of the one that is to begin with "
-                f"its weights; expected the same: build it with {key}={theirs[key]}"
+                f"{key}: found {theirs[key]} in the trained network and {ours[key]} in the network that receives its "
+                f"weights; expected the same: build the new network with {key}={theirs[key]}"
                 + (folded if theirs[key] == "none" else "")
             )
     target.load_state_dict(wanted | {key: weights[key] for key in wanted if key not in anew})
@@ -84,11 +92,14 @@ _CLASSIC = re.compile(
 def from_classic(weights: dict[str, Tensor]) -> NestedUNet:
     """A network from a state dict with the classic names (`conv0_0.conv1.weight` ... `final4.bias`).
 
-    Those are the names of the widely copied public PyTorch code of UNet++ and, with the nodes of the last
-    diagonal alone, of its U-Net. Widths, channels and heads are read from the shapes.
+    The widely copied public PyTorch code of UNet++ uses these names and, with only the nodes of the last diagonal, so
+    does its U-Net. Widths, channels and heads are derived from the shapes.
+
+    Args:
+        weights: tensors by name.
 
     Raises:
-        UserError: a key that is none of these names, or one that is missing.
+        UserError: an unknown or missing key.
     """
     names = {key: _CLASSIC.fullmatch(key.removeprefix("module.")) for key in weights}
     strange = [key for key, match in names.items() if match is None]
@@ -116,5 +127,5 @@ def from_classic(weights: dict[str, Tensor]) -> NestedUNet:
         )
         model.load_state_dict(renamed)
     except (KeyError, RuntimeError) as error:
-        raise UserError(f"not a whole classic UNet++ checkpoint: {error}") from None
+        raise UserError(f"not a complete classic UNet++ checkpoint: {error}") from None
     return model.eval()

@@ -1,4 +1,4 @@
-"""What batch norm knows of the data: its running statistics."""
+"""The running statistics of batch norm."""
 
 from collections.abc import Iterable
 
@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-# As many images as tell the statistics to a per cent (Wu and Johnson 2021, section 3).
+# Enough images to estimate the statistics within about one per cent (Wu and Johnson 2021, section 3).
 STATISTICS_IMAGES = 1024
 
 
@@ -16,7 +16,7 @@ def find_batch_norms(network: nn.Module) -> list[nn.BatchNorm2d | nn.SyncBatchNo
 
 
 def reset_statistics(network: nn.Module) -> None:
-    """Forget all batches: what comes next are the first ones of a new mean."""
+    """Forget all batches: the next batch begins a new mean."""
     for norm in find_batch_norms(network):
         norm.reset_running_stats()
 
@@ -25,9 +25,9 @@ def reset_statistics(network: nn.Module) -> None:
 def recompute_statistics(
     network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device, dtype: torch.dtype
 ) -> None:
-    """Make the running statistics the means over these batches, under the weights as they are.
+    """Set the running statistics to the means over these batches, with the present weights.
 
-    Dropout rests, as when the network is used. A function of weights and batches alone: nothing to save or lose.
+    Dropout is off, as in prediction. The result depends only on weights and batches, so there is no state to save.
     """
     network.eval()
     reset_statistics(network)
@@ -41,10 +41,10 @@ def recompute_statistics(
 
 
 class Statistics:
-    """The running statistics of a network and their counts, to be kept and put back, bit for bit.
+    """Save and restore the running statistics of a network and their counts, bit for bit.
 
     Args:
-        network: its buffers are found once, so that to keep them costs little.
+        network: its buffers are looked up only once, so that saving is cheap.
     """
 
     def __init__(self, network: nn.Module):
@@ -58,7 +58,7 @@ class Statistics:
             buffer.copy_(value)
 
     def flat(self) -> Tensor:
-        """All of them as one row of float64, which holds float32 and counts exactly."""
+        """All statistics as one row (n,) of float64, which represents float32 and the counts exactly."""
         if not self._buffers:
             return torch.zeros(0, dtype=torch.float64)
         return torch.cat([buffer.double().flatten() for buffer in self._buffers])
@@ -69,11 +69,11 @@ class Statistics:
             buffer.copy_(part.view(buffer.shape))
 
     def merge(self, rows: Tensor, share: float) -> Tensor:
-        """One row for each of another number of processes, from the rows (processes, ...) of those that there were.
+        """The row for every process after their number has changed, from the rows (processes, n) before.
 
         Args:
-            share: how many batches one of the new ones counts in a step for each that one of the old ones counted: the
-                mean over the whole epoch weighs what was before by it.
+            share: batches that a process now counts per step, divided by those that it counted before: the weight of
+                the earlier steps in the mean over the whole epoch.
         """
         row = rows.mean(dim=0)
         is_count = [not buffer.is_floating_point() for buffer in self._buffers for _ in range(buffer.numel())]
@@ -83,7 +83,7 @@ class Statistics:
 
 
 def average_statistics(network: nn.Module, world: int) -> None:
-    """Make the running statistics, of which each process has its own, the mean over all processes."""
+    """Replace the running statistics, which differ by process, by their mean over all processes."""
     for norm in find_batch_norms(network):
         for buffer in (norm.running_mean, norm.running_var):
             assert buffer is not None

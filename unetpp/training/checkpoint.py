@@ -1,4 +1,4 @@
-"""Checkpoints of a training that are whole or refused: a state file beside a manifest of its size and hash."""
+"""Checkpoints of a training run, complete or refused: a state file, and a manifest of its size and hash."""
 
 import hashlib
 import io
@@ -15,7 +15,7 @@ STATE, MANIFEST = "state.pt", "manifest.json"
 
 
 class DamagedCheckpointError(ValueError):
-    """A checkpoint whose bytes are not those that were written."""
+    """A checkpoint that is incomplete or has other bytes than were written."""
 
 
 def _seal(content: bytes | memoryview) -> dict:
@@ -23,7 +23,7 @@ def _seal(content: bytes | memoryview) -> dict:
 
 
 def to_bytes(state: dict) -> tuple[memoryview, bytes]:
-    """A state (tensors and plain values) as what its two files hold: itself, and its manifest."""
+    """The contents of the two files of a state (tensors and plain values): the state and its manifest."""
     file = io.BytesIO()
     torch.save(state, file)
     content = file.getbuffer()
@@ -32,11 +32,14 @@ def to_bytes(state: dict) -> tuple[memoryview, bytes]:
 
 
 def from_bytes(content: bytes | None, manifest: bytes | None, name: str) -> dict:
-    """The state of two files, None where one is missing; runs no code of their author.
+    """The state in the contents of the two files (None if a file is missing); runs no code of their author.
+
+    Args:
+        name: how messages refer to the checkpoint.
 
     Raises:
-        DamagedCheckpointError: a file is missing, shorter, has other bytes, or holds more than tensors and plain
-            values. `name` is what it calls the checkpoint.
+        DamagedCheckpointError: a file is missing, is shorter, has other bytes, or contains more than tensors and plain
+            values.
     """
     try:
         expected = parse_json(manifest or b"", MANIFEST, "it is skipped", ("epoch", "step"))
@@ -50,11 +53,11 @@ def from_bytes(content: bytes | None, manifest: bytes | None, name: str) -> dict
     try:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:
-        raise DamagedCheckpointError(f"{name}: no checkpoint of ours ({said(error)})") from None
+        raise DamagedCheckpointError(f"{name}: not a checkpoint of this project ({said(error)})") from None
 
 
 def name_of(state: dict) -> str:
-    """The folder of a state's checkpoint. By such names they stand in the order in which they were made."""
+    """The name of the folder for a state's checkpoint. Sorted by name, checkpoints are in order of time."""
     return f"checkpoint_{state['epoch']:06}_{state.get('step', 0):08}"
 
 
@@ -69,13 +72,13 @@ def save_checkpoint(folder: Path, state: dict) -> None:
     """Write `state` (tensors and plain values) and its manifest into an existing folder, the manifest last.
 
     Raises:
-        OSError: the disk is full, as its own error and not as one of torch's.
+        OSError: the disk is full; torch's own writer would raise another error.
     """
     content, manifest = to_bytes(state)
     with open(folder / STATE, "wb") as file:
         file.write(content)
         file.flush()
-        os.fsync(file.fileno())  # a manifest never stands beside bytes that a power cut takes
+        os.fsync(file.fileno())  # so that after a power cut no manifest describes bytes that were lost
     (folder / MANIFEST).write_bytes(manifest)
 
 
@@ -83,6 +86,6 @@ def load_checkpoint(folder: Path) -> dict:
     """Verify and read what `save_checkpoint` wrote; runs no code of the file's author.
 
     Raises:
-        DamagedCheckpointError: a file is missing, shorter, or has other bytes.
+        DamagedCheckpointError: a file is missing, is shorter, or has other bytes.
     """
     return from_bytes(_read(folder / STATE), _read(folder / MANIFEST), str(folder))

@@ -9,14 +9,14 @@ from unetpp.network.model import NestedUNet
 
 
 class Ema:
-    """The exponential moving average of a network's weights over optimizer steps, as a network of its own.
+    """The exponential moving average of a network's weights over optimizer steps, as a separate network.
 
-    Its decay grows from 0.1 to the one asked for, so that a short training does not remember its first weights.
-    The statistics of batch norm are not averaged: those of averaged weights are others than the average of those of
-    the weights, as a network is not linear. `unetpp.training.batch_norm.recompute_statistics` finds them.
+    The decay grows from 0.1 to `decay`, so that a short training run does not remember its first weights. Batch norm
+    statistics are not averaged: a network is not linear, so averaged weights need their own statistics, which
+    `unetpp.training.batch_norm.recompute_statistics` computes.
 
     Args:
-        network: averaged from how it is now on.
+        network: the network to average, beginning with its present weights.
         decay: the share of the old average that a step keeps, below 1.
 
     Attributes:
@@ -31,7 +31,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights that optimizer step `step` (counted from 0) has left in the network."""
+        """Add the weights after optimizer step `step` (counted from 0) to the average."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for own, other in zip(self._own, self._others, strict=True):
             own.lerp_(other, 1 - decay)

@@ -1,8 +1,8 @@
-"""What goes wrong in one of several processes, made known to all of them in the very step.
+"""Tell all processes about the failure of one of them, in the same step.
 
-A process that gives up would leave the others waiting for its gradients until a time-out. So it takes part in the
-exchange once more, with gradients that are no numbers: all see in the same step that something is wrong, ask one
-another what, and do the same. A step without a failure costs nothing.
+If a process just stopped, the others would wait for its gradients until a time-out. So it takes part in the exchange
+once more, with NaN gradients: in the same step all processes see that something failed, ask each other what, and react
+in the same way. A step without a failure costs nothing.
 """
 
 import traceback
@@ -20,14 +20,14 @@ from unetpp.errors import UserError
 
 @dataclass(frozen=True)
 class Failure:
-    """What went wrong in a process; `parts`: memory was short, and it would try the step again in so many."""
+    """What went wrong in a process; `parts`: out of memory, and it would retry the step in this many parts."""
 
     text: str
     parts: int | None = None
 
 
 class FailedError(UserError):
-    """A failure of one process, raised by all. `rank`: whose; `step`: its number, -1 where it was in none."""
+    """A failure of the process `rank`, raised by all processes; `step` is -1 if it happened outside of a step."""
 
     def __init__(self, failure: Failure, rank: int, step: int = -1):
         super().__init__(failure.text)
@@ -35,12 +35,12 @@ class FailedError(UserError):
 
 
 def describe(error: Exception) -> Failure:
-    """A user's mistake in its own words, a bug with its traceback."""
+    """The failure for an exception: a user's mistake with its message, a bug with its traceback."""
     return Failure(str(error) if isinstance(error, UserError) else "".join(traceback.format_exception(error)).strip())
 
 
 def gather_failures(own: Failure | None, world: int) -> list[Failure | None]:
-    """The failures of all processes, by rank; each must call this."""
+    """The failures of all processes, by rank; every process must call this."""
     if world == 1:
         return [own]
     found: list[Any] = [None] * world
@@ -49,10 +49,10 @@ def gather_failures(own: Failure | None, world: int) -> list[Failure | None]:
 
 
 def raise_any(own: Failure | None, world: int) -> None:
-    """Raise the first failure of any process in each of them.
+    """Raise the first failure of any process in all processes; every process must call this.
 
     Raises:
-        FailedError
+        FailedError: a process failed.
     """
     for rank, failure in enumerate(gather_failures(own, world)):
         if failure:
@@ -60,13 +60,13 @@ def raise_any(own: Failure | None, world: int) -> None:
 
 
 class Exchange:
-    """The exchange of gradients in a step of several processes, in which also a process takes part that failed.
+    """The exchange of gradients between processes, in which a failed process takes part as well.
 
     Args:
-        network: its last backward pass of a step exchanges the gradients.
+        network: it exchanges gradients in the last backward pass of a step.
 
     Attributes:
-        in_passes: whether its layers exchange sums in every pass, so that one which was begun cannot be made good.
+        in_passes: whether its layers exchange sums in every pass; a pass that was begun can then not be repeated.
     """
 
     def __init__(self, network: DistributedDataParallel):
@@ -78,12 +78,12 @@ class Exchange:
         self.begin()
 
     def begin(self) -> None:
-        """To be called before the first part of a batch."""
+        """Call this before the first part of a batch."""
         self._passes, self._is_last = 0, False
-        self._given: set[Tensor] = set()  # parameters whose gradient the last pass has made
+        self._given: set[Tensor] = set()  # parameters whose gradient the last pass has computed
 
     def begin_part(self, last: bool) -> None:
-        """To be called before each pass; gradients are exchanged in the last one."""
+        """Call this before each pass; gradients are exchanged in the last one."""
         self._passes, self._is_last = self._passes + 1, last
 
     def _note(self, parameter: Tensor) -> None:
@@ -91,18 +91,18 @@ class Exchange:
             self._given.add(parameter)
 
     def give_nothing(self, parts: int) -> None:
-        """Give the others gradients that are no numbers, instead of those that are missing.
+        """Exchange NaN gradients instead of the missing ones.
 
         Args:
-            parts: passes of each process in this step.
+            parts: number of passes of each process in this step.
 
         Raises:
-            RuntimeError: it is too late for that.
+            RuntimeError: too late, the exchange of this pass has already begun.
         """
         rest = [one for one in self._parameters if one not in self._given]
         some = len(rest) < len(self._parameters)
         if not rest or (self._passes and self.in_passes) or (some and self._network.static_graph):
-            raise RuntimeError("too late: the others know of this pass already")
+            raise RuntimeError("too late: this pass already exchanges gradients with the other processes")
         if some:
             (torch.stack([one.sum() for one in rest]).sum() * torch.nan).backward()
             return
@@ -114,7 +114,7 @@ class Exchange:
 
 
 def blank_images(network: nn.Module) -> Tensor:
-    """Small black images (2, C, H, W) that a NestedUNet, or what wraps one, takes."""
+    """Small black images (2, C, H, W) for a NestedUNet or a wrapper of one."""
     bare: Any = network.module if isinstance(network, DistributedDataParallel) else network
     side = 2 ** len(bare.widths)
     device = next(network.parameters()).device

@@ -1,4 +1,4 @@
-"""Train on one's own images in a notebook, by the steps of the pipeline's training, with torch and numpy alone."""
+"""Train on your own images in a notebook: the training of the pipeline, with only torch and numpy."""
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -47,13 +47,21 @@ from unetpp.training.step import NonFiniteError, TrainStep
 
 @dataclass(frozen=True)
 class Epoch:
-    """What `fit` tells after each epoch."""
+    """What `fit` reports after each epoch.
 
-    epoch: int  # counted from 1
-    epochs: int  # that there are to be
-    loss: float  # mean over the training images, while they were learnt from
-    val_iou: Mapping[int, float] = field(default_factory=dict)  # by depth; empty without `val`
-    network: NestedUNet = field(repr=False, kw_only=True)  # as it is now; training goes on with it
+    Attributes:
+        epoch: the number of the epoch, counted from 1.
+        epochs: how many epochs are planned.
+        loss: mean over the training images of the epoch, measured during its steps.
+        val_iou: foreground IoU on `val` by depth, from 0 to 1; empty without `val`.
+        network: the network in its present state; training continues with this object.
+    """
+
+    epoch: int
+    epochs: int
+    loss: float
+    val_iou: Mapping[int, float] = field(default_factory=dict)
+    network: NestedUNet = field(repr=False, kw_only=True)
 
     def __str__(self) -> str:
         ious = ", ".join(f"L{depth} {iou:.3f}" for depth, iou in self.val_iou.items())
@@ -93,32 +101,44 @@ def fit(
     classes: Sequence[str] | None = None,
     after_epoch: Callable[[Epoch], Any] | None = print,
 ) -> Trained:
-    """Train a network, and return the best epoch by `val`, or the last one where there is none.
+    """Train a network, and return it as of the best epoch on `val`, or of the last epoch without `val`.
 
         trained = unetpp.fit(unetpp.NestedUNet((8, 16, 32, 64)), (images, masks), (val_images, val_masks))
         mask = unetpp.Predictor(trained, depth=2).mask(image)
         trained.save("model.safetensors")
 
-    It is the training of `dvc repro train`, value for value of the sections train and augment in params.yaml: with the
-    same data and network it gives the same weights. The same call gives the same bits again on a processor.
+    This is the training of `dvc repro train`, with the same settings as the sections train and augment of params.yaml:
+    the same data and network give the same weights. On a CPU, repeating a call gives the same bits.
 
     Args:
-        network: where to begin; it is copied and stays as it is. A trained one is fine-tuned
+        network: the network to begin with; it is copied and not changed. A trained network is fine-tuned
             (`unetpp.transfer` first, for other classes).
-        dataset: a sequence of (image, mask), such as a torch Dataset, or (images, masks); see
-            `unetpp.training.pairs.Pairs` for shapes and types. A prepared `unetpp.data.arrow_split.Split` serves, too.
-        val: the same, of images that are not learnt from.
+        dataset: a sequence of (image, mask) pairs, such as a torch Dataset, or a tuple (images, masks); see
+            `unetpp.training.pairs.Pairs` for shapes and types. Or a prepared `unetpp.data.arrow_split.Split`.
+        val: the same, with images that are not trained on.
+        crop_px: side of random square crops; None trains on whole images.
+        foreground_crops: share of the crops that must contain foreground, from 0 to 1.
         flips: "none", "horizontal", "vertical" or "all"; quarter turns need square images, or crops.
-        loss: "ce_dice", "focal_dice", "lovasz", "tversky", or a function of the logits of all heads, each
-            (N, num_outputs, H, W), and the mask (N, H, W), to the loss of each image (N,), or to their mean; with
-            targets beside the mask `unetpp.network.targets.part` takes it apart.
-        encoder_lr: share of the learning rate that an encoder gets, after `freeze_encoder_epochs` without any.
-        device: such as "cuda"; by default where the network is.
-        classes: names of the classes, kept with the result.
-        after_epoch: called with each `Epoch`; True ends the training there. By default it is printed; None: silence.
+        brightness: limit of brightness and contrast changes, in standard deviations of the image; 0 for none.
+        hue: limit of the hue shift in units of 2 degrees; 0 for none.
+        loss: "ce_dice", "focal_dice", "lovasz", "tversky", or a function that takes the logits of all heads, each
+            (N, num_outputs, H, W), and the mask (N, H, W), and returns the loss of each image (N,), or the mean. For a
+            network with further targets `unetpp.network.targets.part` splits the mask into its parts.
+        encoder_lr: the learning rate of an encoder as a share of `learning_rate`; in the first `freeze_encoder_epochs`
+            epochs an encoder is not trained.
+        ema: decay of the moving average of the weights; None for none.
+        clip_norm: maximum gradient norm; None for no limit.
+        accumulate: number of parts in which a batch is computed, to use less memory.
+        device: such as "cuda"; by default the device of the network.
+        classes: names of the classes, stored with the result.
+        after_epoch: called with each `Epoch`; if it returns True, training ends. Prints by default; None prints
+            nothing.
+
+    Returns:
+        the trained network; `info` has the epoch and its val IoU.
 
     Raises:
-        UserError: images and masks that do not fit the network, or a loss that is not finite.
+        UserError: illegal settings, images and masks that do not fit the network, or a non-finite loss.
     """
     for name, value, legal in (
         ("loss", loss, LOSSES),
@@ -143,8 +163,8 @@ def fit(
         )
     if source.network.norm == "none":
         raise UserError(
-            "fit: found a network whose batch norm was folded away, as of exported and registered models; expected one "
-            "as it was trained: unetpp.load('models/train')"
+            "fit: found a network whose batch norm was folded away, as in exported and registered models; expected the "
+            "network of a training run: unetpp.load('models/train')"
         )
     place = torch.device(device or next(source.network.parameters()).device)
     network = copy.deepcopy(source.network).requires_grad_().to(place)
@@ -197,7 +217,7 @@ def fit(
     info: dict[str, Any] = {"classes": list(classes) if classes else source.info.get("classes")}
     if source.sha256:
         info["init"] = {"sha256": source.sha256}
-    with torch.random.fork_rng([place] if place.type == "cuda" else []):  # the host's draws stay its own
+    with torch.random.fork_rng([place] if place.type == "cuda" else []):  # leaves the host's random state unchanged
         for epoch in range(epochs):
             shards = [part.tolist() for part in torch.tensor(epoch_order(num, seed, epoch)).split(sizes)]
             reset_statistics(network)
@@ -238,7 +258,7 @@ def _train(
     shards: list[list[int]],
     num: int,
 ) -> Tensor:
-    """One epoch of `num` images: (2,) float64, the sum of the losses of its samples, and their number."""
+    """Train one epoch of `num` images; returns (2,) float64: the sum of the losses of its samples, and their number."""
     first = epoch * len(shards)
     sums = torch.zeros(2, dtype=torch.float64, device=step.device)
     try:
@@ -265,15 +285,15 @@ def _validate(segmenter: Segmenter, pairs: Any, batch_size: int, dtype: torch.dt
 
 
 def _own(loss: Callable[[tuple[Tensor, ...], Tensor], Tensor]) -> Callable[[tuple[Tensor, ...], Tensor], Tensor]:
-    """A user's loss as `TrainStep` wants it: one number an image."""
+    """A user's loss in the form that `TrainStep` needs: one number per image."""
 
     def each(logits: tuple[Tensor, ...], mask: Tensor) -> Tensor:
         found = loss(tuple(one.float() for one in logits), mask)
         if not isinstance(found, Tensor) or found.shape not in ((), (len(mask),)):
             what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
             raise UserError(
-                f"loss: found {what}; expected a tensor, the mean over the batch () or a number for each image "
-                f"({len(mask)},): .mean(), or .mean(dim=(1, 2)) of (N, H, W)"
+                f"loss: found {what}; expected a tensor: the mean over the batch (), or one number per image "
+                f"({len(mask)},): use .mean(), or .mean(dim=(1, 2)) for (N, H, W)"
             )
         return found.expand(len(mask)) if found.ndim == 0 else found
 

@@ -1,4 +1,4 @@
-"""The training loop in plain torch. It knows batches, not where they come from nor how many processes there are."""
+"""The training loop in plain torch. It does not depend on the source of the batches or the number of processes."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,10 +22,10 @@ PRECISIONS, OPTIMIZERS = ("auto", "bf16", "fp16", "fp32"), ("adamw", "adam", "sg
 
 
 def choose_precision(precision: str, device: torch.device) -> torch.dtype:
-    """The type in which convolutions run: "fp32", "bf16", "fp16", or for "auto" bf16 where the hardware computes in it.
+    """The type of convolutions: "fp32", "bf16", "fp16", or "auto", which is bf16 if the hardware supports it.
 
-    Where it does not, a GPU takes fp16, with a scaled loss (`make_scaler`), and a processor fp32: there bf16 is
-    emulated, ten times slower than fp32 without AVX-512 BF16 or AMX (benchmarks/train.py).
+    Otherwise "auto" is fp16 with a scaled loss (`make_scaler`) on a GPU, and fp32 on a CPU: without AVX-512 BF16 or
+    AMX, bf16 is emulated there, ten times slower than fp32 (benchmarks/train.py).
     """
     if precision == "auto":
         if device.type == "cuda":
@@ -37,16 +37,16 @@ def choose_precision(precision: str, device: torch.device) -> torch.dtype:
 
 
 def make_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler | None:
-    """What keeps small gradients from vanishing in fp16; the other types need none."""
+    """The loss scaler that keeps small fp16 gradients from vanishing; None for the other types."""
     return torch.amp.GradScaler(device.type) if dtype == torch.float16 else None
 
 
 def make_optimizer(
     network: nn.Module, name: str, learning_rate: float, momentum: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum ("sgd"), "adam" or "adamw", in one kernel where the device has one.
+    """SGD with Nesterov momentum ("sgd"), "adam" or "adamw", as a fused kernel if the device has one.
 
-    An encoder's parameters are a group of their own, the last (`encoder_share`).
+    An encoder's parameters form a separate group, the last (`encoder_share`).
     """
     parameters: list[Any] = list(network.parameters())
     fused = all(one.device.type in ("cpu", "cuda") for one in parameters)
@@ -63,9 +63,9 @@ def make_optimizer(
 
 
 def schedule(peak: float, warmup_steps: int, total_steps: int) -> Callable[[int], float]:
-    """Learning rate of a step: a linear warm-up, then a cosine to zero. It has no state to save or lose.
+    """The learning rate by step: a linear warm-up, then a cosine to zero. It has no state to save.
 
-    The warm-up takes half of the steps at most: a training that ends at its peak has weights that have not settled.
+    The warm-up takes at most half of the steps, because a run that ended at the peak rate would not have converged.
     """
     warmup_steps = min(warmup_steps, total_steps // 2)
 
@@ -79,34 +79,34 @@ def schedule(peak: float, warmup_steps: int, total_steps: int) -> Callable[[int]
 
 
 def encoder_share(share: float, frozen_steps: int) -> Callable[[int], float]:
-    """Of the learning rate, what an encoder gets in a step: nothing in the first steps, which leaves its weights as
-    they are, while every parameter has its gradient as ever."""
+    """An encoder's share of the learning rate by step: 0 in the first steps, which keeps its weights unchanged; the
+    gradients of all parameters are still computed."""
     return lambda step: share if step >= frozen_steps else 0.0
 
 
 def epoch_order(num: int, seed: int, epoch: int) -> list[int]:
-    """The order of `num` samples in an epoch, from (seed, epoch) alone."""
+    """The order of `num` samples in an epoch; depends only on seed and epoch."""
     return np.random.default_rng((seed, epoch)).permutation(num).tolist()
 
 
 def cut_epoch(num: int, batch_size: int, world: int = 1) -> list[int]:
-    """How many samples each batch of an epoch has: every sample counts once, and sizes differ by one at most.
+    """The size of each batch of an epoch: every sample is used once, and sizes differ by at most one.
 
-    A rest of a few samples would be a step of its own with a noisy gradient, and leave processes without any. So the
-    samples are dealt out evenly over as many batches as `batch_size` asks for. Every process has a sample in every
-    batch; where `batch_size` is one a process and `world` does not divide `num`, some batches hold more than that.
+    A last batch of a few samples would be a step with a noisy gradient, and leave some processes without samples. So
+    the samples are spread evenly over as many batches as `batch_size` requires, and every process has a sample in every
+    batch. If `batch_size` is one per process and `world` does not divide `num`, some batches are larger.
     """
     batches = max(1, min(-(-num // batch_size), num // world))
     return [num // batches + (number < num % batches) for number in range(batches)]
 
 
 def step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
-    """What dropout draws from, so that a training draws the same wherever it was cut."""
+    """The seed of dropout in a step, so that a resumed run draws the same values as an uninterrupted one."""
     return int(np.random.SeedSequence((seed, epoch, step, rank)).generate_state(1)[0])
 
 
 def plain_batches(split, indices: Iterable[int], batch_size: int) -> Iterator[Batch]:
-    """Batches in [0, 1], as they are, in order; an image of another size begins a new batch."""
+    """Batches of unaugmented images in [0, 1], in order; an image of another size begins a new batch."""
     images: list[Tensor] = []
     masks: list[Tensor] = []
     for i in indices:
@@ -130,11 +130,11 @@ def make_loss(
     background: bool = True,
     targets: tuple[str, ...] = MASK,
 ) -> Callable[[tuple[Tensor, ...], Tensor], Tensor]:
-    """What training minimises: logits of the heads (N, num_outputs, H, W) and mask (N, H, W) to (N,).
+    """The training loss: a function from the logits of the heads (N, num_outputs, H, W) and mask (N, H, W) to (N,).
 
     Args:
         name, weights: see `unetpp.network.losses.LOSSES` and `head_weights`.
-        depths: of the heads.
+        depths: the depths of the heads.
         class_weights, multilabel, background: see `segmentation_loss`.
         targets: see `deep_supervision_loss`.
     """
@@ -143,7 +143,7 @@ def make_loss(
     def loss(logits: tuple[Tensor, ...], mask: Tensor) -> Tensor:
         nonlocal each
         losses = deep_supervision_loss(logits, mask, class_weights, name, multilabel, background, targets)
-        each = each.to(losses.device)  # once: a GPU is waited for
+        each = each.to(losses.device)  # only once, because it waits for the GPU
         return (each * losses).sum(dim=0)
 
     return loss
@@ -157,14 +157,14 @@ def train_steps(
     sizes: Iterable[int] | None = None,
     seeds: Callable[[int], int] = lambda number: number,
 ) -> Iterator[Tensor]:
-    """Step after step over the batches.
+    """Train on the batches, one step for each.
 
     Args:
         batches: standardised (`unetpp.data.loader`), this process's part of each.
-        rate: learning rate of a step (`schedule`).
-        first_step: number of steps made before.
-        sizes: images in each batch of all processes; None where this process has them all.
-        seeds: of what dropout draws in a step.
+        rate: learning rate by step (`schedule`).
+        first_step: number of steps done before.
+        sizes: number of images in each batch over all processes; None if this process has all images.
+        seeds: the seed of dropout by step.
 
     Yields:
         after each step (2,) float64: the sum of the losses of its images, and their number.
@@ -186,10 +186,10 @@ def train_epoch(
     dtype: torch.dtype,
     loss: Callable[[tuple[Tensor, ...], Tensor], Tensor],
 ) -> Tensor:
-    """One pass over the batches in one process, for who needs no checkpoints: see `train_steps` and `TrainStep`.
+    """One pass over the batches in one process, without checkpoints: see `train_steps` and `TrainStep`.
 
-    The running statistics of batch norm are the mean over the batches of this pass: the usual moving average knows
-    the last few dozen images alone, of whatever kind these were (Wu and Johnson 2021).
+    The running statistics of batch norm are the mean over the batches of this pass: the usual moving average only
+    reflects the last few dozen images (Wu and Johnson 2021).
 
     Returns:
         (2,) float64: the sum of the losses of the images, and the number of images.
@@ -210,11 +210,11 @@ def validate(
     class_weights: Tensor | None = None,
     loss: str = "ce_dice",
 ) -> Tensor:
-    """Sums over the images of the batches, to be added over shards and divided after.
+    """Sums over the images of the batches, to be added over shards and then divided.
 
     Returns:
-        (num_heads + 1, 2) float64: of each head the sums of the loss and of the foreground IoU per image;
-        in the last row the number of images, twice.
+        (num_heads + 1, 2) float64: for each head the sums over the images of loss and foreground IoU; the last row is
+        the number of images, twice.
     """
     segmenter.eval()
     network = segmenter.network
@@ -237,6 +237,6 @@ def validate(
 
 
 def _to_device(image: Tensor, mask: Tensor, device: torch.device) -> Batch:
-    """Channels last: the layout in which convolutions are fastest on processors and GPUs alike."""
+    """Move a batch to the device in channels_last, the fastest layout for convolutions on both CPUs and GPUs."""
     image = image.to(device, non_blocking=True, memory_format=torch.channels_last)
     return image, mask.to(device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""Anyone's images and masks as training reads a split: arrays, tensors, or any sequence of pairs."""
+"""Your own images and masks in the form of a split: arrays, tensors, or any sequence of pairs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ MANY = (list, np.ndarray, Tensor)
 
 @dataclass(frozen=True)
 class Whole:
-    """How whole images are trained on."""
+    """How training uses whole images."""
 
     batch_size: int
     quarter_turns: bool
@@ -36,27 +36,26 @@ def read_dataset(
     frame: Frame | None = None,
     whole: Whole | None = None,
 ) -> Any:
-    """A prepared split as it is, anything else as `Pairs`, of these arguments."""
+    """Return a prepared split unchanged, and wrap anything else in `Pairs`, with these arguments."""
     return dataset if hasattr(dataset, "moments") else Pairs(dataset, network, name, frame, whole)
 
 
 class Pairs:
     """A sequence of pairs with the methods of `unetpp.data.arrow_split.Split` that training uses.
 
-    A pair is read when it is asked for, and once for each batch that holds it, so that a dataset may draw.
+    A pair is read when it is needed, and once per batch that contains it, so that a dataset may augment at random.
 
     Args:
-        dataset: `len` and `dataset[i]` give (image, mask); or a tuple of two arrays (N, ...), or two lists: (images,
-            masks).
-            Images are (H, W, C), (C, H, W) or (H, W), as `unetpp.Predictor` takes them; masks (H, W) as
-            `unetpp.network.masks` says.
-        network: whose channels and classes they must have.
-        name: what messages call the dataset.
-        frame: what whole images are brought to, if to anything.
-        whole: how they are trained on as they are, without crops: what that cannot take is refused here.
+        dataset: a sequence whose items are (image, mask); or a tuple (images, masks) of two arrays (N, ...) or lists.
+            Images are (H, W, C), (C, H, W) or (H, W), as for `unetpp.Predictor`; masks are (H, W), with the values of
+            `unetpp.network.masks`.
+        network: images and masks must have its channels and classes.
+        name: how messages refer to the dataset.
+        frame: the frame that whole images are brought to; None leaves their size.
+        whole: how whole images are used if there are no crops; images that do not fit are refused.
 
     Raises:
-        UserError: no such dataset; at an item: shapes, types or values that do not belong together.
+        UserError: not such a dataset; when an item is read: shapes, types or values that do not fit.
     """
 
     def __init__(
@@ -70,18 +69,20 @@ class Pairs:
         if isinstance(dataset, tuple) and len(dataset) == 2 and all(isinstance(one, MANY) for one in dataset):
             images, masks = dataset
             if len(images) != len(masks):
-                raise UserError(f"{name}: found {len(images)} images and {len(masks)} masks; expected a mask for each")
+                raise UserError(
+                    f"{name}: found {len(images)} images and {len(masks)} masks; expected one mask per image"
+                )
             dataset = list(zip(images, masks, strict=True))
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
             raise UserError(
                 f"{name}: found {type(dataset).__name__}; expected a sequence of (image, mask), or (images, masks) as "
-                "arrays: list(...) makes one of a generator"
+                "arrays: list(...) turns a generator into a sequence"
             )
         if not len(dataset):
             raise UserError(f"{name}: found no image; expected (image, mask) pairs")
         self.path, self._dataset, self._network = name, dataset, network
         self._frame, self._whole = frame, whole
-        self._shape: tuple[int, ...] | None = None  # of the images before, where they must be alike
+        self._shape: tuple[int, ...] | None = None  # of the previous images, if all must have one shape
         self._last: tuple[int, tuple[np.ndarray, np.ndarray, tuple[float, float]]] | None = None
 
     def __len__(self) -> int:
@@ -92,7 +93,7 @@ class Pairs:
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Image (H, W, C) uint8, uint16 or float32 and mask (H, W) uint8."""
-        self._last = None  # a dataset that draws gives another pair each time
+        self._last = None  # a dataset that augments at random returns another pair each time
         return self._read(index)[:2]
 
     def limits(self, index: int) -> tuple[float, float]:
@@ -105,7 +106,7 @@ class Pairs:
         return mean.astype(np.float32), std.astype(np.float32)
 
     def instances(self, index: int) -> None:
-        """Pairs have none: connected pixels of a class are an object."""
+        """None: pairs have no object numbers, so connected pixels of a class are an object."""
 
     def spots(self, index: int) -> list[np.ndarray]:
         return find_spots(self._read(index)[1], self._network.multilabel, self._network.background)
@@ -128,7 +129,7 @@ class Pairs:
         return image, mask, limits
 
     def _check_whole(self, whole: Whole, shape: tuple[int, ...], where: str) -> None:
-        """What a batch of whole images, and the network's pools, can take."""
+        """Check that whole images fit into one batch, and their sides into the network's pooling."""
         step = 2**self._network.depth
         if whole.batch_size != 1 and self._shape not in (None, shape):
             raise UserError(
@@ -143,7 +144,7 @@ class Pairs:
             )
         if whole.quarter_turns and shape[0] != shape[1]:
             raise UserError(
-                f"{where}: found an image of {_px(shape)} px, which a quarter turn would give another shape: set "
+                f"{where}: found an image of {_px(shape)} px, whose shape a quarter turn would change: set "
                 "quarter_turns=False, or crop_px"
             )
         self._shape = shape
@@ -154,26 +155,26 @@ def _px(shape: tuple[int, ...]) -> str:
 
 
 def _read_mask(mask: Any, network: NestedUNet, where: str) -> np.ndarray:
-    """(H, W) uint8, of values that the network has classes for."""
+    """(H, W) uint8, whose values are classes of the network."""
     found = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
     if found.ndim == 3 and 1 in (found.shape[0], found.shape[2]):
         found = found.squeeze(0 if found.shape[0] == 1 else 2)
     if found.ndim != 2 or 0 in found.shape or found.dtype.kind not in "biu":
         raise UserError(
             f"{where}: found a mask of shape {found.shape} and type {found.dtype}; expected (H, W) whole numbers or "
-            "bool: classes as indices, not as a plane each (mask.argmax), and probabilities as mask > 0.5"
+            "bool: for one plane per class use mask.argmax, for probabilities mask > 0.5"
         )
     classes = 2**network.num_classes if network.multilabel else max(2, network.num_classes)
     low, high = int(found.min()), int(found.max())
     if low < 0 or high > IGNORE or any(value >= classes and value != IGNORE for value in find_values(_bytes(found))):
-        fix = "mask > 0 makes one of any values" if classes == 2 else "or a network of more classes (num_classes)"
+        fix = "use mask > 0" if classes == 2 else "correct it, or use a network with more classes (num_classes)"
         raise UserError(
-            f"{where}: found mask values from {low} to {high}; expected 0 to {classes - 1}, and {IGNORE} where nobody "
-            f"labelled: {fix}"
+            f"{where}: found mask values from {low} to {high}; expected 0 to {classes - 1}; {IGNORE} means "
+            f"unlabelled: {fix}"
         )
     if classes == 2 and high == IGNORE and not (found == 1).any():
         raise UserError(
-            f"{where}: found a mask of 0 and {IGNORE}, and {IGNORE} means unlabelled; expected 0 and 1: mask > 0"
+            f"{where}: found a mask of 0 and {IGNORE}, where {IGNORE} means unlabelled; expected 0 and 1: use mask > 0"
         )
     return _bytes(found)
 
@@ -185,7 +186,7 @@ def _bytes(mask: np.ndarray) -> np.ndarray:
 def _read_image(
     image: Any, shape: tuple[int, ...], channels: int, where: str
 ) -> tuple[np.ndarray, tuple[float, float]]:
-    """(H, W, channels) uint8, uint16 or float32 of the mask's (H, W), and what is scaled to 0 and 1."""
+    """(H, W, channels) uint8, uint16 or float32 of the mask's (H, W), and the values that are scaled to 0 and 1."""
     is_tensor = isinstance(image, Tensor)
     found = image.detach().cpu().numpy() if is_tensor else np.asarray(image)
     placed = found[..., None] if found.ndim == 2 else found
@@ -198,8 +199,8 @@ def _read_image(
         )
     if placed.shape[2] != channels and {placed.shape[2], channels} != {1, 3}:
         raise UserError(
-            f"{where}: found an image of {placed.shape[2]} channels; expected {channels}: image[:, :, :3] drops alpha, "
-            "or build the network with other in_channels"
+            f"{where}: found an image with {placed.shape[2]} channels; expected {channels}: image[:, :, :3] drops "
+            "alpha, or build the network with other in_channels"
         )
     kept = convert(as_trained(placed), channels)
     if is_tensor and kept.dtype == np.float32 and kept.min() >= 0 and kept.max() <= 1:

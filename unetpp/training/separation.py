@@ -1,4 +1,4 @@
-"""How a trained network parts the objects of each depth: chosen on val when its training has ended."""
+"""The settings with which each depth of a trained network separates objects, chosen on val at the end of training."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -14,14 +14,14 @@ from unetpp.inference.tiles import predict_image
 from unetpp.models.model_file import Trained
 from unetpp.network.masks import IGNORE
 
-MOST_IMAGES, MOST_PX = 64, 2**26  # of val, evenly spread
+MOST_IMAGES, MOST_PX = 64, 2**26  # at most, spread evenly over val
 
 
 def choose_separations(trained: Trained, val, device: torch.device | None = None) -> Mapping[str, dict[str, Any]]:
-    """What `About.separation` reads, by the name of the depth.
+    """The settings that `About.separation` reads, by the name of the depth.
 
     Args:
-        val: a split; best at the images' own sizes, at which prediction parts objects.
+        val: a split, preferably at the images' own sizes, at which prediction separates objects.
     """
     area = int(np.median([np.prod(val[index][1].shape) for index in _spread(len(val), MOST_IMAGES)] or [1]))
     chosen = _spread(len(val), min(MOST_IMAGES, max(1, MOST_PX // area)))
@@ -42,5 +42,5 @@ def choose_separations(trained: Trained, val, device: torch.device | None = None
 
 
 def _spread(num: int, most: int) -> list[int]:
-    """At most so many of `num` places, evenly spread."""
+    """At most `most` of `num` indices, evenly spread."""
     return [place * num // min(num, most) for place in range(min(num, most))]

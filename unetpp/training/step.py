@@ -1,4 +1,4 @@
-"""One step of the optimizer: micro-batches, clipping, and what is done when numbers or memory run out."""
+"""One optimizer step: micro-batches, gradient clipping, and the handling of non-finite values and lack of memory."""
 
 import traceback
 from collections.abc import Callable
@@ -15,16 +15,16 @@ from unetpp.training.ema import Ema
 from unetpp.training.failures import Exchange, FailedError, Failure, describe, gather_failures
 from unetpp.training.memory import free_memory, is_out_of_memory, peak_memory_mib
 
-# A look at the norms of gradients makes a GPU wait, so that there several steps are looked at together.
+# Reading gradient norms waits for the GPU, so on a GPU several steps are checked together.
 LOOK_EVERY = {"cpu": 1, "cuda": 8}
 
 
 class NonFiniteError(UserError):
-    """A loss or a gradient that is no finite number.
+    """A non-finite loss or gradient.
 
     Args:
         step: the number that the step was called with.
-        images: which of its images (their places in the batch of this process) have a loss that is none.
+        images: indices, in this process's batch, of the images with a non-finite loss.
     """
 
     def __init__(self, step: int, images: list[int]):
@@ -33,26 +33,26 @@ class NonFiniteError(UserError):
 
 
 class TrainStep:
-    """Steps of an optimizer, each on this process's part of a batch.
+    """Optimizer steps, each on this process's part of a batch.
 
     Args:
-        network: a NestedUNet, or what wraps one.
-        optimizer: of its parameters.
+        network: a NestedUNet or a wrapper of one.
+        optimizer: for the network's parameters.
         loss: from the logits of the heads and the mask to the loss of each image (`unetpp.training.loop.make_loss`).
-        device, dtype: where the network lies, and in which type convolutions run.
-        world: processes that share each batch; the network is then a DistributedDataParallel.
-        accumulate: parts that a batch is computed in, one after another, to hold less memory.
-        clip_norm: longer gradients are shortened to this norm; None: none is.
+        device, dtype: the device of the network, and the type of convolutions.
+        world: number of processes that share each batch; with several the network is a DistributedDataParallel.
+        accumulate: number of parts in which a batch is computed, one after another, to use less memory.
+        clip_norm: maximum gradient norm; None for no limit.
         nonfinite: "stop" raises `NonFiniteError`, "skip" drops the step and counts it.
-        on_oom: what out of memory leads to: "stop" finds what fits and says it, "halve" doubles `accumulate`.
-        ema: takes in the weights after each step.
-        scaler: of the loss, for fp16.
-        encoder_share: of the learning rate in a step, for the optimizer's second group, if it has one.
+        on_oom: on out of memory, "stop" reports the batch that fits, "halve" doubles `accumulate`.
+        ema: moving average of the weights, updated after each step.
+        scaler: loss scaler for fp16.
+        encoder_share: share of the learning rate by step for the optimizer's second group, if it has one.
 
     Attributes:
-        accumulate: as it is now.
-        skipped: steps that were dropped.
-        absent: why this process has no batch for the steps to come, if so; the others learn it in the step.
+        accumulate: the present number of parts.
+        skipped: number of steps that were dropped.
+        absent: the reason why this process has no batch for the next steps, or None; the others learn it in the step.
     """
 
     def __init__(
@@ -80,29 +80,29 @@ class TrainStep:
         self.skipped = 0
         self.absent: Exception | None = None
         self._exchange = Exchange(network) if isinstance(network, DistributedDataParallel) else None
-        # What leads to another step than the next one is looked at before anything is changed.
+        # Anything that can change the course of training is checked before weights are changed.
         self._looks_first = nonfinite == "skip" or (world > 1 and (on_oom == "halve" or scaler is not None))
         self._parameters = [one for group in optimizer.param_groups for one in group["params"]]
         self._statistics = Statistics(network)
-        # Steps, norms, losses and failures that were not looked at yet.
+        # Steps, norms, losses and failures that are not checked yet.
         self._seen: list[tuple[int, Tensor, Tensor, Failure | None]] = []
 
     def __call__(self, image: Tensor, mask: Tensor, size: int, rate: float, number: int, seed: int) -> Tensor:
-        """One step.
+        """Do one step.
 
         Args:
             image, mask: this process's part of the batch (`unetpp.training.loop.Batch`).
-            size: images in the batch of all processes.
+            size: number of images in the batch over all processes.
             rate: the learning rate.
-            number: of the step, counted from 0 over all epochs.
-            seed: of what dropout draws.
+            number: number of the step, counted from 0 over all epochs.
+            seed: the seed of dropout.
 
         Returns:
-            (2,) float64: the sum of the losses of this process's images, and their number; zeros of a dropped step.
+            (2,) float64: the sum of the losses of this process's images, and their number; zeros for a dropped step.
         """
         for place, group in enumerate(self.optimizer.param_groups):
             group["lr"] = rate * self.encoder_share(number) if place else rate
-        # Channels last: the layout in which convolutions are fastest on processors and GPUs alike.
+        # Channels last: the fastest layout for convolutions on both CPUs and GPUs.
         image = image.to(self.device, non_blocking=True, memory_format=torch.channels_last)
         mask = mask.to(self.device, non_blocking=True)
         kept = self._statistics.keep() if self.nonfinite == "skip" or self.on_oom == "halve" else []
@@ -113,13 +113,13 @@ class TrainStep:
             if not looks or torch.isfinite(norm) or not self._repeats(failure, number):
                 break
             self._statistics.restore(kept)
-            if self.scaler and self._exchange:  # it has seen that no gradient is finite
+            if self.scaler and self._exchange:  # the scaler has seen the non-finite gradients
                 self.scaler.update()
         if self.nonfinite == "skip" and not self.scaler and not torch.isfinite(norm):
             self.skipped += 1
             self._statistics.restore(kept)
             return torch.zeros(2, dtype=torch.float64, device=self.device)
-        if self.scaler:  # which drops steps itself, as a matter of course
+        if self.scaler:  # the scaler itself drops steps now and then, which is normal
             self.scaler.step(self.optimizer)
             self.scaler.update()
         else:
@@ -132,11 +132,11 @@ class TrainStep:
         return torch.stack([losses.sum(), losses.new_full((), len(mask))]).double()
 
     def look(self) -> None:
-        """See to the steps since the last look; the same happens in all processes.
+        """Check the steps since the last check; the outcome is the same in all processes.
 
         Raises:
-            NonFiniteError: one had no finite gradient.
-            FailedError: that was because a process could not compute its own.
+            NonFiniteError: a step had a non-finite gradient.
+            FailedError: a process could not compute its gradient.
         """
         seen, self._seen = self._seen, []
         for number, norm, losses, failure in seen:
@@ -145,10 +145,10 @@ class TrainStep:
                 raise NonFiniteError(number, (~losses.isfinite()).nonzero()[:, 0].tolist())
 
     def _repeats(self, own: Failure | None, number: int) -> bool:
-        """Whether a gradient that is not finite comes of a lack of memory, after which smaller parts are tried.
+        """Whether a non-finite gradient is due to a lack of memory, after which smaller parts are tried.
 
         Raises:
-            FailedError: it comes of another failure, in any process.
+            FailedError: it is due to another failure, in any process.
         """
         failures = gather_failures(own, self.world)
         for rank, failure in enumerate(failures):
@@ -159,10 +159,10 @@ class TrainStep:
         return bool(parts)
 
     def _try(self, image: Tensor, mask: Tensor, size: int, seed: int) -> tuple[Tensor, Failure | None]:
-        """The losses of the images, with the gradients left in the parameters.
+        """The losses of the images, with the gradients left in the parameters; or a failure.
 
-        Or why there are none: memory is short. One of several processes answers with any error, and leaves gradients
-        that are not finite in all.
+        A single process only returns a lack of memory as a failure. With several processes every error is a failure,
+        and leaves non-finite gradients in all of them.
         """
         if self._exchange:
             self._exchange.begin()
@@ -182,7 +182,7 @@ class TrainStep:
                     with self._autocast():
                         self._exchange.give_nothing(self._parts(size))
                 except RuntimeError as late:
-                    error.add_note(f"the other processes see it by a time-out: {late}")
+                    error.add_note(f"the other processes only notice this after a time-out: {late}")
                     raise error from None
         if short:
             failure = self._answer_to_lack(image, mask, size, seed)
@@ -192,7 +192,7 @@ class TrainStep:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def _parts(self, size: int) -> int:
-        """In how many parts a batch is computed: the same number in every process."""
+        """The number of parts of a batch, which is the same in every process."""
         return min(self.accumulate, max(1, size // self.world))
 
     def _compute_gradients(self, image: Tensor, mask: Tensor, size: int, seed: int, exchange: bool = True) -> Tensor:
@@ -216,7 +216,7 @@ class TrainStep:
         return torch.cat(losses)
 
     def _clip(self) -> Tensor:
-        """The norm of the gradient before it was shortened; not finite where there is none."""
+        """Clip the gradient to the maximum norm; returns its norm before, which may be non-finite."""
         gradients = [one.grad for one in self._parameters if one.grad is not None]
         if not gradients:
             return torch.full((), torch.nan)
@@ -227,31 +227,31 @@ class TrainStep:
         return nn.utils.get_total_norm(gradients)
 
     def _answer_to_lack(self, image: Tensor, mask: Tensor, size: int, seed: int) -> Failure:
-        """After a batch that did not fit: in how many parts to try again, or what is to be said."""
-        if self._exchange is None:  # else these are what tells the others
+        """The failure after a batch that did not fit: with the number of parts to retry in, or with advice."""
+        if self._exchange is None:  # else the gradients tell the other processes
             self.optimizer.zero_grad(set_to_none=True)
         free_memory(self.device)
         own, peak = len(image), peak_memory_mib(self.device)
         tried = min(self.accumulate, own)
         found = (
-            f"out of memory at a batch of {-(-own // tried)} image(s) of {image.shape[-2]}x{image.shape[-1]} px in a "
-            f"process, of {size} over all; the peak was {peak:.0f} MiB"
+            f"out of memory at a batch of {-(-own // tried)} image(s) of {image.shape[-2]}x{image.shape[-1]} px per "
+            f"process, {size} in all processes; the peak was {peak:.0f} MiB"
         )
-        smaller = "nothing smaller is left: lower train.crop_px, prepare.size or the widths"
+        smaller = "batches cannot be smaller: lower train.crop_px, prepare.size or the widths"
         if tried >= own:
             return Failure(f"{found}; {smaller}")
         if self.on_oom == "halve":
-            print(f"{found}; goes on in {2 * tried} parts (train.on_oom=halve)", flush=True)
+            print(f"{found}; continuing in {2 * tried} parts (train.on_oom=halve)", flush=True)
             return Failure(found, parts=2 * tried)
         if self._exchange and self._exchange.in_passes:  # nothing can be tried without the others
             how = f"train.accumulate={2 * tried}, train.batch_size={size // 2}"
-            return Failure(f"{found}; half of it may fit: set {how} or train.checkpoint_levels")
+            return Failure(f"{found}; half of the batch may fit: set {how} or train.checkpoint_levels")
         parts = self._find_parts(image, mask, size, seed, 2 * tried)
         if parts is None:
-            return Failure(f"{found}, and one image alone did not fit either; {smaller}")
+            return Failure(f"{found}, and a single image did not fit either; {smaller}")
         fits = -(-own // min(parts, own))
         return Failure(
-            f"{found}; {fits} image(s) at once fit: set train.accumulate={parts}, train.batch_size="
+            f"{found}; {fits} image(s) at a time fit: set train.accumulate={parts}, train.batch_size="
             f"{fits * self.world}, train.checkpoint_levels, or train.on_oom=halve"
         )
 

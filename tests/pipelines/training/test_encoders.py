@@ -71,7 +71,7 @@ def test_weights_that_are_not_there_are_refused_by_their_key(params, tmp_path, m
         raise OSError(f"no route to the hub of {name}")
 
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(UserError, match=r"encoder_weights=hub: .*OSError: no route to the hub.*without network give a"):
+    with pytest.raises(UserError, match=r"encoder_weights=hub: .*OSError: no route to the hub.*without a network"):
         asked(encoder=LITE, encoder_weights="hub")
     torch.manual_seed(0)
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: torch.nn.Linear(2, 2))  # there is network

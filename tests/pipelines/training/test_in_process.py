@@ -170,6 +170,6 @@ def test_memory_of_this_machine_that_runs_out_is_refused_with_what_fits_or_halve
     done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=True)
     refused, _, halved = done.stdout.partition("\n")
     assert "out of memory at a batch of 8 image(s) of 256x256 px" in refused
-    assert "image(s) at once fit: set train.accumulate=" in refused
-    assert "goes on in 2 parts" in halved
+    assert "image(s) at a time fit: set train.accumulate=" in refused
+    assert "continuing in 2 parts" in halved
     assert halved.strip().endswith("8.0")

@@ -141,7 +141,7 @@ def test_a_missing_a_truncated_and_a_foreign_split_are_refused_by_name(tmp_path)
     whole = path.read_bytes()
     for content in (whole[: len(whole) // 2], b"", b"no arrow"):
         path.write_bytes(content)
-        with pytest.raises(UserError, match=r"train\.arrow: found no whole Arrow file"):
+        with pytest.raises(UserError, match=r"train\.arrow: found an incomplete Arrow file"):
             Split(path)
 
 

@@ -133,7 +133,7 @@ def test_network_without_encoder_never_imports_timm(monkeypatch):
 def test_encoder_that_is_none_is_refused(monkeypatch, tmp_path):
     with pytest.raises(UserError, match=r"'resnet43'.*resnet"):
         NestedUNet((2, 3), encoder="resnet43")
-    with pytest.raises(UserError, match="no network of timm"):  # nothing of a stranger's file is fetched
+    with pytest.raises(UserError, match="not a network of timm"):  # nothing of a stranger's file is fetched
         NestedUNet((2, 3), encoder="hf-hub:someone/resnet34")
     with pytest.raises(UserError, match="maps of the stride 16"):
         NestedUNet((2, 3), encoder="vit_tiny_patch16_224")

@@ -75,5 +75,5 @@ def test_other_lists_and_labels_are_refused():
     for targets in ((), ("boundary",), ("mask", "distance"), ("mask", "distance", "boundary")):
         with pytest.raises(UserError, match=r"targets: found \[.*; expected \['mask'\] or \['mask', 'boundary'"):
             NestedUNet((4, 6), targets=targets)
-    with pytest.raises(UserError, match="labels may lie over each other: set targets to mask"):
+    with pytest.raises(UserError, match="labels may overlap: set targets to mask"):
         NestedUNet((4, 6), num_classes=2, multilabel=True, targets=FOR_INSTANCES)

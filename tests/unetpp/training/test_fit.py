@@ -168,7 +168,7 @@ def test_what_is_no_dataset_network_or_choice_is_refused():
         (unetpp.Trained(network().eval(), None).folded(), pairs, {}, "batch norm was folded away"),
         (network(), pairs, {"loss": "dice"}, "loss: found 'dice'; expected one of ce_dice"),
         (network(), pairs, {"flips": "both"}, "flips: found 'both'; expected one of none, horizontal, vertical, all"),
-        (network(), wide, {}, "32x40 px, which a quarter turn would give another shape: set quarter_turns=False"),
+        (network(), wide, {}, "32x40 px, whose shape a quarter turn would change: set quarter_turns=False"),
         (network(), pairs, {"epochs": 0}, "epochs: found 0; expected at least 1"),
         (network(), pairs, {"crop_px": 18}, "crop_px: found 18; .* divisible by 4: 20"),
     ):

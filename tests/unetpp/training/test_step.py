@@ -139,12 +139,12 @@ def test_batch_that_does_not_fit_is_refused_with_the_peak_and_what_fits(error):
     step = make_step(loss=Short(2, error))
     before = copy.deepcopy(step.network.state_dict())
     words = (
-        r"batch of 5 image\(s\) of 16x16 px .*the peak was \d+ MiB; 2 image\(s\) at once fit: set train.accumulate=4"
+        r"batch of 5 image\(s\) of 16x16 px .*the peak was \d+ MiB; 2 image\(s\) at a time fit: set train.accumulate=4"
     )
     with pytest.raises(FailedError, match=words):
         weights_after(step)
     assert all(torch.equal(value, before[key]) for key, value in step.network.state_dict().items())
-    with pytest.raises(FailedError, match="one image alone did not fit either"):
+    with pytest.raises(FailedError, match="a single image did not fit either"):
         weights_after(make_step(loss=Short(0)))
 
 
@@ -155,7 +155,7 @@ def test_batch_that_does_not_fit_is_halved_until_it_does(norm):
     assert step.accumulate == 4
     for key, value in weights_after(make_step(norm, dropout=0.2, accumulate=4)).items():
         assert torch.equal(value, halved[key]), key
-    with pytest.raises(FailedError, match="nothing smaller is left"):
+    with pytest.raises(FailedError, match="batches cannot be smaller"):
         weights_after(make_step(loss=Short(0), on_oom="halve"))
 
 
