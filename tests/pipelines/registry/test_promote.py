@@ -41,7 +41,7 @@ def test_worse_run_does_not_become_champion_and_a_better_one_does(home):
     assert worse["aliases"] == {"L1": 3, "L2": 4, "recommended": 3, "champion": 1, "challenger": 3}
     assert worse["promotion"] == "challenger"
     assert worse["promotion_reason"].startswith(
-        "worse: IoU -0.2000 [-0.2000, -0.2000] relative to the champion, version  1"
+        "worse: IoU -0.2000 [-0.2000, -0.2000] relative to the champion, version 1"
     )
     assert "in 4 groups" in worse["promotion_reason"]
     assert better["aliases"] == {"L1": 5, "L2": 6, "recommended": 5, "champion": 5}

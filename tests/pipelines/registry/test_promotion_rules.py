@@ -27,7 +27,7 @@ def test_better_candidate_becomes_champion_and_a_worse_one_does_not():
     assert decide(scored(0.85)).promote
     verdict = decide(scored(0.75))
     assert not verdict.promote
-    assert verdict.reason.startswith("worse: IoU -0.0500 [-0.0500, -0.0500] relative to the champion, version  3 (L2)")
+    assert verdict.reason.startswith("worse: IoU -0.0500 [-0.0500, -0.0500] relative to the champion, version 3 (L2)")
 
 
 def test_candidate_that_is_worse_by_less_than_the_tolerance_becomes_champion():
@@ -86,7 +86,7 @@ def test_no_recommended_depth_is_no_champion_even_where_there_is_none():
     assert "No depth meets the budget." in verdict.reason
 
 
-@pytest.mark.parametrize(("recall", "reason"), [(None, "the test images have no foreground"), (0.0, "is found")])
+@pytest.mark.parametrize(("recall", "reason"), [(None, "the test images have no foreground"), (0.0, "was found")])
 def test_report_of_before_that_recommends_on_no_evidence_is_no_champion(recall, reason):
     verdict = decide(scored(1.0), None, REPORT | {"depths": {"L2": {"recall": recall}}})
     assert not verdict.promote
@@ -104,7 +104,7 @@ def test_other_test_images_are_compared_where_enough_are_common():
     assert "6 common test images" in decide(other).reason
     verdict = decide(other, min_images=7)
     assert not verdict.promote
-    assert "6 in common, at least 7 needed" in verdict.reason
+    assert "6 in common, at least 7 are needed" in verdict.reason
     assert not decide(scored(0.9, ids=["else"], test="other"), min_images=1).promote
 
 
@@ -136,7 +136,7 @@ def with_ap(one: Scored, ap: float) -> Scored:
 @pytest.mark.parametrize(
     ("iou", "ap", "promote", "words"),
     [
-        (0.85, 0.60, True, "better: IoU +0.0500 [+0.0500, +0.0500] and AP +0.1000 [+0.1000, +0.1000] beside"),
+        (0.85, 0.60, True, "better: IoU +0.0500 [+0.0500, +0.0500] and AP +0.1000 [+0.1000, +0.1000] relative"),
         (0.85, 0.495, True, "not worse: IoU +0.0500"),
         (0.85, 0.45, False, "the interval of AP begins below the tolerance of -0.02"),
         (0.75, 0.60, False, "the interval of IoU begins below the tolerance of -0.01"),
