@@ -1,9 +1,9 @@
-"""Ways to make a training step: the classic implementation, the peers' networks, and ours.
+"""Implementations of a training step: the classic implementation, the peers' networks, and ours.
 
 The classic one is the same network written from the definition, as it is commonly run: eager, fp32, NCHW. The peers
-are segmentation_models.pytorch's UnetPlusPlus and MONAI's BasicUNetPlusPlus, where they can be imported; they are
-other networks of that name, so that their multiply-accumulates stand beside their speed, and ours is there once more
-with as many as each of them.
+are segmentation_models.pytorch's UnetPlusPlus and MONAI's BasicUNetPlusPlus, if they can be imported. They are other
+networks of that name, so their multiply-accumulates are given next to their speed, and ours is also measured with as
+many operations as each of them.
 """
 
 import gc

@@ -1,4 +1,4 @@
-"""Prepared data and the loader: opening, memory, images a second, and how long a training step waits.
+"""Prepared data and the loader: opening, memory, images per second, and how long a training step waits.
 
     python -m benchmarks.data --out benchmarks/data.md
 
@@ -279,7 +279,7 @@ def main() -> None:
         "",
         "## Opening and memory",
         "",
-        "A process of its own opens the file, which is not in the page cache, and reads every page of every image in "
+        "A separate process opens the file, which is not in the page cache, and reads every page of every image in "
         "random order. Anonymous memory is the process's own; mapped pages are the page cache's, and the system takes "
         "them back when memory is short.",
         "",
@@ -290,7 +290,7 @@ def main() -> None:
         "",
         "## The loader alone",
         "",
-        "Flips, brightness, hue, standardisation. The peer decodes PNG, and does about the same to it.",
+        "Flips, brightness, hue, standardisation. The peer decodes PNG, and then does about the same.",
         "",
         *loading,
         "## What a step waits",

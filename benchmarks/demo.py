@@ -1,8 +1,8 @@
-"""Time and memory of `make demo` as a new user has it: a fresh clone, then the same command again.
+"""Time and memory of `make demo` as a new user runs it: in a fresh clone, then the same command again.
 
     python -m benchmarks.demo --out benchmarks/demo.md
 
-The set-up (`make setup`) is timed apart, since it is the network's and the disk's. Memory is the sum over all
+The set-up (`make setup`) is timed separately, because it depends on network and disk. Memory is the sum over all
 processes that the command has started of their proportional share (PSS), read every second.
 """
 

@@ -1,7 +1,7 @@
-"""The machine that a page was read on, for the head of the page: processor, instruction sets, matrix peak, load.
+"""The machine on which a page was measured, for the head of the page: processor, instruction sets, matrix peak, load.
 
 A ratio holds for a kind of machine: a step that is 2.7 times as fast where a processor has AMX is 2.1 times as fast
-where it has AVX-512 bf16 alone. So a claim of speed names its machine, and every page begins with `head`.
+where it only has AVX-512 bf16. So a claim of speed names its machine, and every page begins with `head`.
 """
 
 import os

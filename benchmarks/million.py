@@ -3,8 +3,8 @@
     python -m benchmarks.million --out docs/scaling.md        (writes the section "A million images, in numbers")
 
 Measured: CPU-seconds of one thread for an image, with decoding and writing; the same without a network, which is what a
-GPU needs of its host; and what a read and a write cost a client of an S3 store (moto on loopback, in a process of its
-own: none of its time is counted). CPU-seconds and not time: others may work on the machine.
+GPU needs of its host; and what a read and a write cost a client of an S3 store (moto on loopback, in a separate
+process whose time is not counted). CPU seconds instead of elapsed time, because others may use the machine.
 """
 
 import argparse

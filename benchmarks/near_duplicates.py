@@ -1,4 +1,4 @@
-"""Time and memory of the search for near-duplicates on pictures of noise, a hundred of them twice, flipped and turned.
+"""Time and memory of the search for near-duplicates on noise images, of which a hundred occur twice, transformed.
 
 python -m benchmarks.near_duplicates 100000
 """

@@ -1,8 +1,8 @@
-"""What the pipeline adds to a training: Ray Train in the steady state, the start, memory, and a second process.
+"""What the pipeline adds to a training run: Ray Train in the steady state, the start, memory, and a second process.
 
     python -m benchmarks.overheads --out benchmarks/overheads.md
 
-Four readings, each beside the command that makes it alone (`--only loop|start|processes`):
+Four measurements, each with the command that makes only this one (`--only loop|start|processes`):
 
 - loop: epochs of a plain torch loop, written here, and of `pipelines.training.epochs`, alternately in one process; then
   the same inside of a worker of Ray Train, which reports and checkpoints after each epoch. The ratio is of images a
@@ -382,7 +382,7 @@ def main() -> None:
     args = parser.parse_args()
     command = f"python -m benchmarks.overheads --rounds {args.rounds} --epochs {args.epochs} --images {args.images}"
     machine = describe(CPU, [torch.float32, choose_precision("auto", CPU)])
-    lines = [*head("What the pipeline adds to a training", command, machine), "`--only` measures one part.", ""]
+    lines = [*head("What the pipeline adds to a training run", command, machine), "`--only` measures one part.", ""]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         params = load_params(ROOT / "params.yaml")

@@ -1,4 +1,4 @@
-"""What a plan sees in a set, how long it looks, and what its choices are worth (benchmarks/plan.md).
+"""What a plan finds in a dataset, how long that takes, and what its choices are worth (benchmarks/plan.md).
 
     python -m benchmarks.plan see FOLDER ...
     python -m benchmarks.plan score FOLDER --minutes 4 --work /tmp/scores

@@ -1,17 +1,17 @@
-"""Whole processes that predict folders of images on one core: ours by each engine, what it was before, and the peers.
+"""Whole processes that predict folders of images on one core: ours with each engine, an earlier version, and the peers.
 
     git worktree add ../before 5d38d26
     python -m benchmarks.predict --before ../before --work /tmp/predict --out benchmarks/predict.md
     python -m benchmarks.predict --profile --work /tmp/predict --engines onnxruntime-int8 openvino-int8 --depths 1 4
 
 The network has the classic widths; its weights are random, with norms that have seen images, which changes no speed.
-Each process runs on one core with one thread. What counts is the time of the processor that it and its children took,
-start and files included, so that others on the machine disturb little. Contestants alternate.
+Each process runs on one core with one thread. The result is the CPU time of the process and its children,
+including start and files, so that other work on the machine has little effect. Contestants alternate.
 
 `--profile` prints where the CPU-seconds of our processes for the small images go (`benchmarks.where_time_goes`).
 
-The peers are loops as one writes them: decode by Pillow, one image at a time, eager fp32, mask as PNG. They are run
-where they can be imported.
+The peers are typical loops: decode by Pillow, one image at a time, eager fp32, mask as PNG. They only run
+if they can be imported.
 """
 
 import argparse

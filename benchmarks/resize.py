@@ -1,4 +1,4 @@
-"""How well objects can be told at a small size, by the geometry of resizing: no network, only thresholds.
+"""How well objects can be distinguished at a small size, by the geometry of resizing: no network, only thresholds.
 
     python -m benchmarks.resize --data /path/to/dsb2018 --out benchmarks/resize.md
 

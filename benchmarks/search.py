@@ -1,10 +1,11 @@
-"""What it costs to know how accurate each depth is: one deeply supervised training a width, or a training a network.
+"""The cost of knowing the accuracy of each depth: a deeply supervised training run per width, or a run per network.
 
     python -m benchmarks.search --data /path/to/dsb2018 --out benchmarks/search.md
 
 Trains on DSB2018 at 96x96: at three widths the deeply supervised network of depth 4, and each of its four depths alone
-with its one head; then more learning rates for ASHA to drop, and trainings that begin with a trial's weights or anew.
-Each training's row is saved when it ends, so that the same command goes on after a cut; a row names its machine.
+with its one head; then more learning rates for ASHA to drop, and runs that begin with a trial's weights or from
+scratch. Each run's row is saved when it ends, so that rerunning the command continues after an interruption; a
+row names its machine.
 Cost is CPU time of one process with one thread, which other programs on the machine hardly change.
 """
 
@@ -39,7 +40,7 @@ def widths_of(base: int, depth: int) -> list[int]:
 
 
 def plan(seeds: int) -> list[dict]:
-    """The trainings, in the order in which they tell most if the time is short."""
+    """The training runs, the most informative ones first in case time is short."""
     rows = []
     for seed in range(seeds):
         for base in BASES:
@@ -177,7 +178,7 @@ def summary(rows: list[dict], seeds: list[int]) -> list[str]:
     across = [agree(one, other) for one, other in zip(*ways.values(), strict=True)]
     again = [agree(one, other) for one, other in itertools.combinations(ways["alone"], 2)]
     return [
-        f"One deeply supervised training a width costs {mean(times):.1f} times less than a training for each depth.",
+        f"One deeply supervised run per width costs {mean(times):.1f} times less than a run for each depth.",
         f"Its ranking of all the networks agrees with theirs by {mean(across):.2f} ({min(across):.2f} to",
         f"{max(across):.2f}); theirs agrees with itself, from one seed to another, by {mean(again):.2f}",
         f"({min(again):.2f} to {max(again):.2f}). Among the four depths of one width, so shortly trained, neither",
@@ -187,7 +188,7 @@ def summary(rows: list[dict], seeds: list[int]) -> list[str]:
 
 
 def replay_asha(rows: list[dict], reduction: int, at_once: int = 2) -> dict:
-    """Which of the recorded trainings Ray's own ASHA would have ended when, had they run `at_once` at a time."""
+    """When Ray's own ASHA would have stopped each of the recorded runs, had they run `at_once` at a time."""
     from ray.tune.schedulers import ASHAScheduler
 
     scheduler = ASHAScheduler("epoch", "best", "max", max_t=EPOCHS, grace_period=1, reduction_factor=reduction)
@@ -230,7 +231,9 @@ def asha(rows: list[dict]) -> list[str]:
         row for row in rows if row["what"] == "supervised" and row["seed"] == 0 and row["depth"] == DEPTH
     ]  # three widths at three learning rates
     if len(trials) < len(BASES) * (1 + len(RATES)):
-        return [f"{len(trials)} of {len(BASES) * (1 + len(RATES))} trainings are there; the same command goes on."]
+        return [
+            f"{len(trials)} of {len(BASES) * (1 + len(RATES))} training runs are done; rerunning the command continues."
+        ]
     lines = ["| reduction | CPU s | of | share | ended early | val IoU lost by the choice |"]
     lines.append("| ---: | ---: | ---: | ---: | ---: | ---: |")
     for reduction in (2, 3):
@@ -265,8 +268,8 @@ def build_page(results: dict) -> str:
         f"DSB2018 at 96x96 (383 images to train on, 54 to validate), base widths {', '.join(map(str, BASES))}, doubled",
         f"by level, depth {DEPTH}, {EPOCHS} epochs of the shipped params at learning rate {RATE:g}. Alone: the network",
         "of a depth with its one head. CPU seconds of one process with one thread, on a machine that others used.",
-        f"{len(rows)} of {len(plan(3))} trainings are there; the same command goes on with the rest, and what is not",
-        "there is not claimed.",
+        f"{len(rows)} of {len(plan(3))} training runs are done; rerunning the command continues with the rest, and",
+        "missing results are not claimed.",
         "",
         *(summary(rows, seeds) if len(seeds) > 1 else []),
         "## To know the accuracy of depths 1 to 4 at three widths",
@@ -275,7 +278,7 @@ def build_page(results: dict) -> str:
         "",
         "## ASHA on top",
         "",
-        "Nine supervised trainings, three widths at three learning rates, replayed from their records through Ray's",
+        "Nine supervised runs, three widths at three learning rates, replayed from their records through Ray's",
         "own ASHA, two at a time, grace of one epoch, the best depth so far compared:",
         "",
         *asha(rows),

@@ -40,7 +40,7 @@ file in base64, the answer a mask as PNG.
 
 ## Engines
 
-At the version's own depth, from the client's side. `auto` says what it chose on this machine. `lost` counts requests
+At the version's own depth, from the client's side. `auto` shows the engine that it chose. `lost` counts requests
 without the answer that the same request gets alone.
 
 | image | engine | clients | median ms | p95 ms | p99 ms | requests/s | lost |
@@ -51,8 +51,8 @@ without the answer that the same request gets alone.
 
 By the engine that `auto` chooses, from arrival in the model to the answer (HTTP, JSON and MLflow's own queue are not in
 it). The budgets are 2, 0.5 and 3 times what the deepest depth takes alone.
-With `degrade` a request that finds nobody waiting takes what it may; who comes meanwhile has less left, and may be
-late.
+With `degrade` a request that finds an empty queue uses its whole budget; requests that arrive meanwhile have less time
+left, and may be late.
 
 | image | clients | budget ms | degrade | answered at | in time | median ms | p95 ms | answers/s |
 | --- | ---: | ---: | --- | --- | ---: | ---: | ---: | ---: |

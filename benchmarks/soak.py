@@ -1,10 +1,10 @@
-"""A training run of several workers in which something is killed at random all the time, and what is left of its speed.
+"""A training run of several workers in which something is killed at random all the time, and the speed that remains.
 
     python -m benchmarks.soak --minutes 15 --out soak.log     # its log of a run: docs/faults.md
 
 Every `--every` seconds one of these happens to it: SIGKILL of a worker, of all workers, of the command itself, SIGSTOP
 of a worker, SIGTERM of the command. Whenever the command ends it is rerun. At the end its weights must
-be, bit for bit, those of the same training run that nothing happened to, which runs first and whose time is compared.
+be, bit for bit, those of the same training run without interruptions, which runs first and whose time is the reference.
 """
 
 import argparse

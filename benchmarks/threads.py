@@ -3,7 +3,7 @@
     python -m benchmarks.threads [--rounds 15] [--minutes 5] [--passive]
 
 A process for each setting stays alive; the settings take turns, so that what else the machine does meets all of them.
-"Beside another" is two processes of one setting at the same time, as a server beside a training.
+"Beside another" is two processes of one setting at the same time, such as a server beside a training run.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
     python -m benchmarks.train --out benchmarks/train.md
 
-Ratios are of medians over interleaved rounds. On a processor one thread computes, and its own seconds count. Peak
-memory is what torch holds at once in a step beside the weights. The share of the peak counts 3 forward passes of
+Ratios are of medians over interleaved rounds. On a CPU one thread computes, and its CPU seconds count. Peak
+memory is the most that torch holds in a step besides the weights. The share of the peak counts 3 forward passes of
 multiply-accumulates a step, against the fastest matrix product measured here in the same type.
 """
 

@@ -1,4 +1,4 @@
-"""Where the CPU-seconds of a whole `unetpp predict` go, by part: a process of its own, counted by its threads' clocks.
+"""Where the CPU-seconds of a whole `unetpp predict` go, by part: a separate process, by the clocks of its threads.
 
     python -m benchmarks.where_time_goes predict IMAGES --model MODEL ...      (as `unetpp`; a line for each part)
 

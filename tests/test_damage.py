@@ -166,7 +166,7 @@ def test_what_was_measured_or_exported_of_another_model_is_not_registered(stages
 
 
 def test_exports_of_another_model_are_not_measured(stages):
-    with pytest.raises(UserError, match=r"exports\.json: model_sha256: .*it was exported of another model"):
+    with pytest.raises(UserError, match=r"exports\.json: model_sha256: .*it was exported from another model"):
         read_exports(stages.exports, "0" * 64)
 
 

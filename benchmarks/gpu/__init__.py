@@ -1,1 +1,1 @@
-"""What there is to know of a GPU on the first day that one is there: `python -m benchmarks.gpu`."""
+"""Measurements for the first day on which a GPU is available: `python -m benchmarks.gpu`."""

@@ -1,4 +1,4 @@
-"""Parts about prediction: each depth's pass, alone and in batches, by the ways in which torch can run it."""
+"""Parts about prediction: each depth's pass, alone and in batches, in the ways in which torch can run it."""
 
 from collections.abc import Iterator
 

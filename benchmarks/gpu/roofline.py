@@ -1,4 +1,4 @@
-"""How far a training step is from what the hardware allows its convolutions, and where its time goes instead.
+"""How far a training step is from the limit that the hardware sets for its convolutions, and where the other time goes.
 
 A convolution can take no less than its arithmetic by the measured matrix peak, nor than its bytes (inputs and weights
 read once, output written once) by the measured bandwidth. The sum of the larger of the two, over the passes forward

@@ -1,4 +1,4 @@
-"""At which sizes the parts measure."""
+"""The sizes at which the parts measure."""
 
 from dataclasses import dataclass
 

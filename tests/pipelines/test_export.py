@@ -177,7 +177,7 @@ def test_exported_models_predict_the_masks_of_the_network(made, tmp_path):
     for name in ("", "model.safetensors", "model.onnx", "model-int8.onnx"):
         found = mask(made.exports / "L1" / name)
         assert (found != expected).mean() < (0.2 if "int8" in name else 0.01)
-    with pytest.raises(UserError, match="may run its author's code: give its folder"):
+    with pytest.raises(UserError, match="may run its author's code: use its folder"):
         mask(made.exports / "L1/model.pt2")
     with pytest.raises(UserError, match="an exported file is a single depth"):
         predict([str(tmp_path / "a.png")], str(made.exports / "L1/model.onnx"), 1, tmp_path / "out")
@@ -205,7 +205,7 @@ def test_an_exported_file_is_predicted_by_after_its_sum_was_compared(made, tmp_p
     file = tmp_path / "exports/L1/model.onnx"
     find_model(str(file))
     shutil.copytree(file.parent, tmp_path / "alone/L1")
-    with pytest.raises(UserError, match=r"exports\.json: no such file; by it model\.onnx is checked"):
+    with pytest.raises(UserError, match=r"exports\.json: no such file; model\.onnx is checked against"):
         find_model(str(tmp_path / "alone/L1/model.onnx"))
     content = bytearray(file.read_bytes())
     content[-20] ^= 4

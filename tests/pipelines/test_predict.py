@@ -180,9 +180,7 @@ def test_what_links_lead_to_is_predicted_and_what_cannot_be_entered_is_named(tmp
     assert find_images([f"{tmp_path}/in/**/*.png"]) == find_images([str(tmp_path / "in")])
     wanted = {"a.png", "b.png", "linked.png", "caf\udce9.png", f"{'x' * 246}.png"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == wanted | {MARKER, RECORD}
-    with pytest.raises(
-        UserError, match=r"(?s)1 of 2 .*pipe\.png: found a link to nothing, or a device, pipe or socket"
-    ):
+    with pytest.raises(UserError, match=r"(?s)1 of 2 .*pipe\.png: found a broken link, or a device, pipe or socket"):
         predict([str(tmp_path / f"in/{name}.png") for name in ("pipe", "a")], str(model), None, tmp_path / "out")
 
 

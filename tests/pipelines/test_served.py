@@ -182,7 +182,7 @@ def test_classes_are_indices_and_labels_are_bits(tmp_path):
     assert np.array_equal(model.predict(image), probs.argmax(axis=0))
     np.testing.assert_allclose(model.predict([image], {"mode": "probabilities"})[0], probs, atol=1e-5)
     status, answer = ask(model, {"inputs": [text(image)], "params": {"threshold": 0.4}})
-    assert (status, "the likeliest is taken" in answer["message"]) == (400, True)
+    assert (status, "the most probable one is chosen" in answer["message"]) == (400, True)
     model = load_model(str(tmp_path / "labels"))
     probs = Predictor(labels).probs(image)
     bits = (probs[0] >= 0.499) * 1 + (probs[1] >= 0.499) * 2
@@ -373,7 +373,7 @@ def test_a_budget_chooses_the_deepest_depth_that_fits(caplog):
     assert not caplog.records
     found = served.ask(max_latency_ms=9)  # where nothing fits, the shallowest, said so
     assert (found["depth"], found["within"]) == (1, False)
-    assert "a budget was missed: L1 by torch answered after 10.0 ms of 9 ms" in caplog.text
+    assert "missed the budget: L1 by torch answered after 10.0 ms of 9 ms" in caplog.text
     assert served.measured == [(40, 56)] * 2  # once a size, for the heads and for their mean
 
 

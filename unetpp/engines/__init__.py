@@ -1,1 +1,1 @@
-"""What computes: one kind of function from images to probabilities, over torch and the runtimes of exported files."""
+"""Engines: one interface from images to probabilities, for torch and the runtimes of exported files."""

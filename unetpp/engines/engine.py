@@ -1,4 +1,4 @@
-"""What every engine is: a network of one depth, somewhere, that makes probabilities of images; numpy in and out."""
+"""The interface of engines: a network of one depth that computes probabilities of images, with numpy in and out."""
 
 import importlib.util
 from typing import NamedTuple, Protocol
@@ -8,38 +8,38 @@ import numpy as np
 from unetpp.engines.processor import computes_in, has_gpu
 from unetpp.models.about import About
 
-INPUT, OUTPUT = "image", "probs"  # of an exported graph
-STATISTICS = "statistics"  # its input that may be left out: a standard deviation below 0 is the image's own
+INPUT, OUTPUT = "image", "probs"  # names in an exported graph
+STATISTICS = "statistics"  # its optional input; a standard deviation below 0 means the image's own
 
 
 class Engine(Protocol):
     """A network of one depth (or some of its heads) in one runtime, at one precision, on one device."""
 
-    name: str  # one of ENGINES, as `--engine` and the reports say it
-    about: About  # of that depth
-    takes_parts: bool  # whether it takes `statistics`; else it gets every image as a whole
+    name: str  # one of ENGINES, as in `--engine` and the reports
+    about: About  # about the network of this depth
+    takes_parts: bool  # whether it accepts `statistics`; if not, it only predicts whole images
 
     def __call__(self, images: np.ndarray, statistics: np.ndarray | None = None) -> np.ndarray:
         """Probabilities (N, num_outputs, H, W) float32 of images; several threads may call it at once.
 
         Args:
             images: (N, C, H, W) float32 in [0, 1], of any height and width.
-            statistics: (N, C, 2) float32, mean and standard deviation by which they are standardised where they are
-                parts of larger images (`unetpp.data.scaling.measure_statistics`); by default their own.
+            statistics: (N, C, 2) float32, mean and standard deviation for standardising images that are parts of
+                larger ones (`unetpp.data.scaling.measure_statistics`); by default the image's own.
         """
         ...
 
 
 class Kind(NamedTuple):
-    """What an engine computes with."""
+    """The runtime, file format and precision of an engine."""
 
     runtime: str  # the package
     precision: str
-    format: str | None  # of the file that it opens, as exports.json says it; None: the model's own weights
+    format: str | None  # format of the file that it opens, as in exports.json; None: the model's own weights
 
     @property
     def is_here(self) -> bool:
-        """Whether its package is installed and the hardware computes in its precision."""
+        """Whether its package is installed and the hardware supports its precision."""
         on_gpu = self.runtime == "torch" and has_gpu()
         return not missing(self.runtime) and (on_gpu or computes_in(self.precision))
 

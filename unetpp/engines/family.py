@@ -1,4 +1,4 @@
-"""A trained network with all that computes it here: its own weights, its exported files, and how exact each is."""
+"""A trained network in all its forms: its own weights and its exported files, and how exact each of them is."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from unetpp.models.model_file import Trained
 
 Heads = Mapping[int, float] | Literal["mean"]
-MEASURED = "engines.json"  # written by stage evaluate: how much IoU on val each engine loses (docs/engines.md)
-PROBED_PX = 1024  # larger images are predicted by tiles
+MEASURED = "engines.json"  # written by stage evaluate: the IoU on val that each engine loses (docs/engines.md)
+PROBED_PX = 1024  # larger images are predicted in tiles
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class Family:
     """A trained network in all of its forms.
 
     Args:
-        about: what it takes and gives.
-        model: its weights; or an .onnx, which is one depth in one format, and has none.
-        exports: folder with exports.json, of this very model.
-        measured: what an engines.json of this very model holds.
+        about: its inputs and outputs.
+        model: its weights; or an .onnx, which is one depth in one format, without weights for torch.
+        exports: folder with exports.json, made from exactly this model.
+        measured: the content of engines.json, measured on exactly this model.
     """
 
     about: About
@@ -43,7 +43,7 @@ class Family:
 
     @cached_property
     def files(self) -> dict[tuple[int, str], dict]:
-        """The entries of exports.json, by depth and format; of an .onnx, its own."""
+        """The entries of exports.json by depth and format; for an .onnx, only its own."""
         entries = read_listing(self.exports)["exports"] if self.exports else []
         if self.is_export:
             entries = [one for one in entries if one["file"] == "/".join(Path(str(self.model)).absolute().parts[-2:])]
@@ -54,10 +54,10 @@ class Family:
         return isinstance(self.model, Path) and self.model.suffix == ".onnx"
 
     def engines(self, depth: int) -> list[str]:
-        """The engines that are installed here and have what they open for a depth.
+        """The engines that are installed here and have a file or weights for a depth.
 
         Raises:
-            UserError: it has no such depth.
+            UserError: the model has no such depth.
         """
         self.check_depth(depth)
         return [
@@ -67,22 +67,22 @@ class Family:
         ]
 
     def usual(self, depth: int) -> str:
-        """What computes a depth where nobody asks: torch, or else the first runtime that is here.
+        """The default engine of a depth: torch, or else the first runtime that is installed.
 
         Raises:
-            UserError: nothing that is installed here computes it.
+            UserError: no installed engine can compute it.
         """
         here = self.engines(depth)
         if not here:
-            raise UserError(f"{self.model}: nothing installed here computes it: {to_install('exports')}")
+            raise UserError(f"{self.model}: no installed engine can compute this model: {to_install('exports')}")
         return here[0]
 
     def exact(self, depth: int) -> list[str]:
-        """Those of `engines` whose IoU on val was measured, and is within the tolerance; torch is the measure."""
+        """The `engines` whose measured IoU on val is within the tolerance; torch, the reference, always is."""
         return [name for name in self.engines(depth) if name == "torch" or self._is_within(depth, name)]
 
     def difference(self, depth: int, name: str) -> float | None:
-        """IoU on val of an engine less that of the network in eager mode; None: not measured of this very file."""
+        """IoU on val of an engine minus that of the network in eager mode; None: not measured for exactly this file."""
         row = self._row(depth, name)
         return None if row is None else row["difference_iou"]
 
@@ -111,23 +111,23 @@ class Family:
 def find_family(
     path: str | Path, exports: str | Path | None = None, measured: str | Path | Mapping[str, Any] | None = None
 ) -> Family:
-    """A model from a file or a folder, without torch unless an earlier version wrote it.
+    """A model from a file or folder, without torch unless an earlier version wrote it.
 
-    A folder that holds `exports/` and engines.json, such as that of a registered version, brings both; the folder of an
-    exported depth brings the files beside it.
+    If the folder contains `exports/` and engines.json, like that of a registered version, both are used; the folder of
+    an exported depth provides its own files.
 
     Args:
-        path: a model.safetensors, its folder, or an .onnx in the folder of an export, after its sum was compared; or
-            `models:/NAME@ALIAS`, of a registered version.
-        exports: folder with exports.json; it counts where it is there and of this very model.
-        measured: an engines.json or what it holds; it counts where it is there and of this very model.
+        path: a model.safetensors, its folder, or an .onnx in the folder of an export, whose sum is checked; or
+            `models:/NAME@ALIAS`, a registered version.
+        exports: folder with exports.json; ignored if it does not exist or belongs to another model.
+        measured: an engines.json or its content; ignored if it does not exist or belongs to another model.
 
     Raises:
         UserError: no such model, a damaged one, or a damaged exports.json or engines.json.
     """
     path = Path(resolve(str(path), FOLDERS) if is_address(str(path)) else path)
     if path.suffix == ".pt2":
-        raise UserError(f"{path}: a .pt2 may run its author's code: give its folder, {path.parent}")
+        raise UserError(f"{path}: a .pt2 may run its author's code: use its folder, {path.parent}")
     is_export = path.suffix == ".onnx"
     if is_export:
         check_export(path)
@@ -158,7 +158,7 @@ def find_family(
 
 
 def as_family(trained: "Trained") -> Family:
-    """Of a model in memory, which torch alone computes."""
+    """The family of a model in memory, which only torch computes."""
     return Family(trained.about, trained)
 
 
@@ -171,7 +171,7 @@ def _read_measured(path: Path) -> dict[str, Any]:
 
 
 def _lists(folder: Path, file: Path, about: About) -> bool:
-    """Whether an exports.json lists this very model file: that of an exported depth."""
+    """Whether an exports.json lists exactly this model file, which is then that of an exported depth."""
     name = "/".join(file.absolute().parts[-2:])
     return any(one["file"] == name and one["sha256"] == about.sha256 for one in read_listing(folder)["exports"])
 
@@ -185,17 +185,17 @@ def open_engine(
     device: "str | torch.device | None" = None,
     threads: int | None = None,
 ) -> Engine:
-    """An engine of a depth, by default the deepest.
+    """Open an engine for a depth, by default the deepest.
 
     Args:
-        name: of ENGINES.
-        heads: average these heads instead, as of `Predictor`; torch alone can.
-        device: of torch, by default a GPU where there is one (a model that is in memory stays where it is); "cpu"
-            keeps ONNX Runtime on the processor, too.
-        threads: of ONNX Runtime and OpenVINO, by default those of this process; torch takes its own.
+        name: one of ENGINES.
+        heads: average these heads instead, as in `Predictor`; only with torch.
+        device: for torch, by default a GPU if there is one (a model in memory stays on its device); "cpu" keeps ONNX
+            Runtime on the CPU, too.
+        threads: for ONNX Runtime and OpenVINO, by default those of this process; torch uses its own setting.
 
     Raises:
-        UserError: no such engine, one that is not installed, that has no file for this depth or no such heads.
+        UserError: no such engine, an engine that is not installed or has no file for this depth, or no such heads.
     """
     if depth is not None and heads is not None:
         raise UserError(f"depth {depth} is one head and heads {heads} are several: pass only one of them")
@@ -205,7 +205,7 @@ def open_engine(
         raise UserError(f"engine {name}: {_why_not(depth, name)}; here are {', '.join(here) or 'none'}")
     kind = ENGINES[name]
     if kind.format is None:
-        import torch  # late: others need none
+        import torch  # late: other engines do not need it
 
         from unetpp.engines.torch_engine import deploy
         from unetpp.models.model_file import load_model
@@ -217,7 +217,7 @@ def open_engine(
         chosen = dict.fromkeys(model.depths, 1.0) if heads == "mean" else heads
         return deploy(model, depth, chosen, name, device)
     if heads is not None:
-        raise UserError(f"engine {name}: an exported file has one head; heads are averaged by torch")
+        raise UserError(f"engine {name}: an exported file has one head; only torch averages heads: use engine torch")
     assert family.exports is not None
     file = check_entry(family.exports, family.files[depth, kind.format])
     where = None if device is None else str(device)
@@ -229,31 +229,31 @@ def _why_not(depth: int, name: str) -> str:
     if kind is None:
         return f"no such engine; expected auto or one of {', '.join(ENGINES)}"
     if not kind.is_here:
-        return f"{kind.runtime} is not installed, or this machine does not compute in {kind.precision}"
+        return f"{kind.runtime} is not installed, or this machine does not support {kind.precision}"
     if kind.format is None:
-        return "an exported file has no weights for torch: give its folder"
+        return "an exported file has no weights for torch: use its folder"
     return f"L{depth} has no export in {kind.format}: `unetpp export --formats {kind.format}` writes it"
 
 
 def choose(family: Family, depth: int, size: tuple[int, int], batch: int = 1) -> tuple[str, str]:
     """The engine for `--engine auto`, and one line that says why.
 
-    It is the fastest on this machine of those whose IoU on val is within the tolerance. They are timed within seconds,
-    once; `~/.cache/unetpp/engines.json` keeps what was found.
+    This is the fastest engine on this machine whose IoU on val is within the tolerance. Engines are timed once, within
+    seconds; the times are stored in `~/.cache/unetpp/engines.json`.
 
     Args:
         size: height and width of the images.
 
     Raises:
-        UserError: nothing that is installed here computes the model.
+        UserError: no installed engine can compute the model.
     """
     name, exact = family.usual(depth), family.exact(depth)
-    if family.is_export and not exact:  # whoever names a file has chosen how exact it is
+    if family.is_export and not exact:  # naming a file is a choice of its exactness
         exact = [one for one in family.engines(depth) if ENGINES[one].precision != "bf16"]
     if not exact or (exact == ["torch"] and not family.measured):
-        return name, f"engine {name}: the accuracy of others was not measured for this model (docs/engines.md)"
+        return name, f"engine {name}: the accuracy of other engines is not measured for this model (docs/engines.md)"
     if len(exact) == 1:
-        return exact[0], f"engine {exact[0]}: no other that is installed here is within the tolerance"
+        return exact[0], f"engine {exact[0]}: no other engine installed here is within the tolerance"
     height, width = family.about.frame.sides(size) if family.about.frame else size
     height, width = min(height, PROBED_PX), min(width, PROBED_PX)
     key = (str(family.about.sha256), depth, height, width, batch, tuple(exact))

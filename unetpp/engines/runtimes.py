@@ -1,4 +1,4 @@
-"""Exported files, ONNX in fp32 or int8, as engines of ONNX Runtime and OpenVINO. Nothing here needs torch."""
+"""Exported ONNX files in fp32 or int8 as engines, with ONNX Runtime and OpenVINO. Nothing here needs torch."""
 
 import threading
 from collections.abc import Callable
@@ -15,20 +15,20 @@ from unetpp.offline import silenced
 from unetpp.threads import chosen_threads
 
 Compute = Callable[[dict[str, np.ndarray]], np.ndarray]
-RUNTIMES = ("onnxruntime", "openvino")  # in the order in which they are taken
+RUNTIMES = ("onnxruntime", "openvino")  # in order of preference
 
 
 class ExportEngine:
     """An exported file in a runtime.
 
-    Parts of images are taken by files that have the input `statistics`: all but those of earlier versions. A network
-    that pads whole images to a canvas does so inside, and takes none: its images are small.
+    Files with the input `statistics` accept parts of images; those of earlier versions do not have it. A network that
+    pads whole images to a canvas pads inside the graph and accepts no parts: its images are small.
     """
 
     def __init__(self, file: Path, name: str, about: About, compute: Compute, takes_statistics: bool):
         self.file, self.name, self.about, self._compute = file, name, about, compute
         self.takes_parts = takes_statistics and about.canvas is None
-        whole = np.array([0, -1], np.float32)  # by their own mean and standard deviation
+        whole = np.array([0, -1], np.float32)  # use the image's own mean and standard deviation
         self._default = {STATISTICS: np.tile(whole, (1, about.in_channels, 1))} if takes_statistics else {}
 
     def __call__(self, images: np.ndarray, statistics: np.ndarray | None = None) -> np.ndarray:
@@ -37,8 +37,8 @@ class ExportEngine:
         probs = self._compute({INPUT: images} | given)
         if probs.shape[:1] + probs.shape[2:] != images.shape[:1] + images.shape[2:]:
             raise UserError(
-                f"{self.file}: {self.name} answers images {images.shape} with shape {probs.shape}; use another engine "
-                "for such images"
+                f"{self.file}: {self.name} returned shape {probs.shape} for images of shape {images.shape}; use "
+                "another engine for such images"
             )
         return probs
 
@@ -51,7 +51,7 @@ def _onnxruntime(file: Path, name: str, threads: int, device: str | None) -> tup
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors
-    # Its threads wait by spinning for the next pass, and would slow another runtime that is measured in between.
+    # Its threads would spin while waiting for the next pass, and slow other runtimes that are measured in between.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     providers: list = ["CPUExecutionProvider"]
     if device != "cpu" and ENGINES[name].precision != "int8":  # GPUs compute such int8 in float
@@ -60,7 +60,7 @@ def _onnxruntime(file: Path, name: str, threads: int, device: str | None) -> tup
             providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": 0}))
         elif "DmlExecutionProvider" in known:
             providers.insert(0, "DmlExecutionProvider")
-            options.enable_mem_pattern = False  # which DirectML cannot
+            options.enable_mem_pattern = False  # not supported by DirectML
     session = onnxruntime.InferenceSession(str(file), options, providers=providers)
     takes = any(one.name == STATISTICS for one in session.get_overridable_initializers())
     return lambda given: np.asarray(session.run(None, given)[0]), takes
@@ -74,11 +74,11 @@ def _openvino(file: Path, name: str, threads: int, _device: str | None) -> tuple
     settings = {
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
-        # Left to itself it takes bf16 where the processor has it.
+        # By default OpenVINO uses bf16 if the processor supports it.
         "INFERENCE_PRECISION_HINT": "bf16" if ENGINES[name].precision == "bf16" else "f32",
     }
     model = core.read_model(str(file))
-    # An input that may be left out has become a constant.
+    # OpenVINO turns an optional input into a constant.
     for constant in (one for one in model.get_ops() if one.get_friendly_name() == STATISTICS):
         shape = openvino.PartialShape([-1, *list(constant.shape)[1:]])
         given = openvino.opset13.parameter(shape, openvino.Type.f32, name=STATISTICS)
@@ -91,7 +91,7 @@ def _openvino(file: Path, name: str, threads: int, _device: str | None) -> tuple
         compiled = core.compile_model(model, "CPU", settings)
 
     def compute(given: dict[str, np.ndarray]) -> np.ndarray:
-        if not hasattr(local, "request"):  # one serves one thread
+        if not hasattr(local, "request"):  # each thread needs its own
             local.request = compiled.create_infer_request()
         return np.array(local.request.infer(given)[0])  # a copy: the next pass writes into the same memory
 
@@ -109,20 +109,20 @@ def open_export(
     threads: int | None = None,
     device: str | None = None,
 ) -> ExportEngine:
-    """An exported .onnx as an engine.
+    """Open an exported .onnx as an engine.
 
     Args:
-        name: of the engine, such as "openvino"; by default the first runtime that is installed.
-        about: of the network; by default as the model.safetensors beside the file says.
+        name: name of the engine, such as "openvino"; by default the first runtime that is installed.
+        about: about the network; by default read from the model.safetensors next to the file.
         threads: by default those of this process (`unetpp.threads`).
-        device: "cpu" keeps ONNX Runtime from a GPU that it is installed for.
+        device: "cpu" keeps ONNX Runtime from using a GPU.
 
     Raises:
-        UserError: no such file, no .onnx, a runtime that is not installed or cannot read it.
+        UserError: no such file, not an .onnx, or a runtime that is not installed or cannot read the file.
     """
     file = Path(file)
     if file.suffix == ".pt2":
-        raise UserError(f"{file}: opening a .pt2 can run its author's code; give its folder, {file.parent}, instead")
+        raise UserError(f"{file}: opening a .pt2 can run its author's code; use its folder, {file.parent}, instead")
     if not file.is_file() or file.suffix != ".onnx":
         found = "no such file" if not file.is_file() else f"no runtime reads {file.suffix or 'such files'}"
         raise UserError(f"{file}: {found}; expected an export, such as models/export/L1/model.onnx")
@@ -142,6 +142,6 @@ def open_export(
         compute, takes_statistics = OPENERS[runtime](file, name, threads or chosen_threads(), device)
     except Exception as error:
         raise UserError(
-            f"{file}: {runtime} cannot read it ({said(error)}); export again, or copy the file again"
+            f"{file}: {runtime} cannot read this file ({said(error)}); copy it again, or export again"
         ) from None
     return ExportEngine(file, name, about, compute, takes_statistics)

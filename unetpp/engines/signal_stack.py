@@ -1,11 +1,11 @@
-"""The stack on which a thread's signals are handled, kept as it was by whom it is lent to."""
+"""Preserve the alternative signal stack of a thread."""
 
 import ctypes
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-ON_STACK = 1  # a flag that the system reports and does not take
+ON_STACK = 1  # a flag that the system reports but does not accept
 
 
 class _Stack(ctypes.Structure):
@@ -16,11 +16,10 @@ class _Stack(ctypes.Structure):
 
 @contextmanager
 def kept_signal_stack() -> Iterator[None]:
-    """Put this thread's alternative signal stack back after the block.
+    """Restore this thread's alternative signal stack after the block.
 
-    OpenVINO 2026.4 sets one when it compiles a model, and frees its memory some time later. The next signal that is
-    handled there then ends the process by SIGSEGV: the end of a child is enough, once torch's loader has set its
-    handler.
+    OpenVINO 2026.4 sets one when it compiles a model, and later frees its memory. The next signal that is handled on it
+    kills the process with SIGSEGV; the exit of a child process is enough, once torch's loader has set its handler.
     """
     if sys.platform != "linux":
         yield

@@ -1,4 +1,4 @@
-"""How fast engines are on this machine: timed side by side, and kept for the next process."""
+"""The speed of engines on this machine: timed side by side, and stored for the next process."""
 
 import hashlib
 import json
@@ -17,17 +17,17 @@ from unetpp.engines.processor import has_gpu, processor
 from unetpp.errors import UserError
 from unetpp.threads import chosen_threads
 
-SECONDS = 3.0  # for all engines of a choice
+SECONDS = 3.0  # in total, for all engines of a choice
 LEAST, MOST = 1, 30  # rounds
 SMALL_PX = 64
-KEPT = 500  # choices; older ones are forgotten
+KEPT = 500  # choices that are stored; older ones are dropped
 Key = tuple[str, int, int, int, int, tuple[str, ...]]  # sha256 of the model, depth, height, width, batch, engines
 
 
 def time_engines(
     engines: Mapping[str, Engine], size: tuple[int, int], batch: int = 1, seconds: float = SECONDS
 ) -> dict[str, float]:
-    """Milliseconds an image of each engine: the least over rounds in which each of them runs once."""
+    """Milliseconds per image of each engine: the minimum over rounds in which each engine runs once."""
     channels = next(iter(engines.values())).about.in_channels
     images = np.random.default_rng(0).random((batch, channels, *size), np.float32)
     for engine in engines.values():
@@ -45,7 +45,7 @@ def time_engines(
 
 
 def recall(key: Key) -> dict[str, float] | None:
-    """What `probe` found earlier on a machine and with packages as they are now."""
+    """The stored result of `probe` on this machine with the present packages, or None."""
     times = _read().get(_name(key))
     if not isinstance(times, dict) or not times or not set(times) <= set(key[-1]):
         return None
@@ -53,10 +53,10 @@ def recall(key: Key) -> dict[str, float] | None:
 
 
 def probe(key: Key, openers: Mapping[str, Callable[[], Engine]], size: tuple[int, int], batch: int) -> dict[str, float]:
-    """`time_engines` of all that can be opened here, kept where that is possible.
+    """`time_engines` for all engines that can be opened here; the result is stored if possible.
 
     Raises:
-        UserError: none of them can be opened; why the last cannot.
+        UserError: no engine can be opened; the reason is that of the last one.
     """
     engines, refused = {}, None
     for name, open_one in openers.items():
@@ -72,7 +72,7 @@ def probe(key: Key, openers: Mapping[str, Callable[[], Engine]], size: tuple[int
 
 
 def _affordable(engine: Engine, count: int, size: tuple[int, int], batch: int) -> tuple[tuple[int, int], int]:
-    """The size and batch, halved until two passes of so many engines as this one take no longer than a choice may."""
+    """Size and batch, halved until two passes of `count` engines like this one fit into the time of a choice."""
     (height, width), number = size, batch
     taken = time_engines({engine.name: engine}, (SMALL_PX, SMALL_PX), seconds=0)[engine.name] / 1000 / SMALL_PX**2
     while 2 * count * taken * number * height * width > SECONDS:
@@ -91,7 +91,7 @@ def _place() -> Path:
 
 
 def _name(key: Key) -> str:
-    """A key with all else on which times depend, in a few characters."""
+    """A short hash of the key and of everything else on which times depend."""
     versions = {}
     for runtime in sorted({ENGINES[name].runtime for name in key[-1]}):
         with suppress(PackageNotFoundError):
@@ -101,7 +101,7 @@ def _name(key: Key) -> str:
 
 
 def _read() -> dict:
-    """What is kept; a file that is missing, or is none of ours, holds nothing."""
+    """The stored times; empty if the file is missing or cannot be read as ours."""
     try:
         found = json.loads(_place().read_text(encoding="utf-8"))
         return dict(found["times_ms"]) if found["format"] == 1 else {}
@@ -110,7 +110,7 @@ def _read() -> dict:
 
 
 def _keep(key: Key, times: Mapping[str, float]) -> None:
-    """Write it whole or not at all; where the home cannot be written, the next process probes again."""
+    """Store times atomically; if the home folder is not writable, the next process measures again."""
     kept = list((_read() | {_name(key): dict(times)}).items())[-KEPT:]
     with suppress(OSError, RuntimeError):
         place = _place()

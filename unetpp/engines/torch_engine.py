@@ -1,4 +1,4 @@
-"""torch as an engine, on a processor or a GPU: eager as the network is, or as it is deployed."""
+"""torch as an engine, on a CPU or GPU: the unchanged network in eager mode, or optimised for deployment."""
 
 from collections.abc import Mapping
 
@@ -13,17 +13,17 @@ from unetpp.models.model_file import Trained
 from unetpp.models.segmenter import Segmenter
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-CAPABILITY = {"fp32": (0, 0), "bf16": (8, 0), "fp16": (7, 0)}  # of a GPU that computes in it
+CAPABILITY = {"fp32": (0, 0), "bf16": (8, 0), "fp16": (7, 0)}  # CUDA compute capability that supports it
 
 
 class TorchEngine:
-    """A `Segmenter` in eager mode, in fp32: what all other engines are compared with.
+    """A `Segmenter` in eager mode and fp32: the reference for all other engines.
 
     Args:
         segmenter: used in eval mode.
-        about: of the network that it holds.
-        device: by default where the segmenter is.
-        name: of ENGINES.
+        about: about its network.
+        device: by default the device of the segmenter.
+        name: one of ENGINES.
     """
 
     takes_parts = True
@@ -48,12 +48,12 @@ def deploy(
     name: str = "torch",
     device: str | torch.device | None = None,
 ) -> TorchEngine:
-    """A depth, or the mean of heads, as it is quickest: batch norm folded, channels last, in the precision of its name.
+    """The fastest form of a depth or mean of heads: batch norm folded, channels last, in the precision of its name.
 
-    Standardising and the probabilities stay in fp32.
+    Standardising and probabilities stay in fp32.
 
     Raises:
-        UserError: a precision in which the device does not compute, or no set of its heads.
+        UserError: a precision that the device does not support, or heads that the network does not have.
     """
     Segmenter(trained.network, heads)
     folded = trained.folded(max(heads) if heads else depth, keep_heads=bool(heads))
@@ -61,7 +61,7 @@ def deploy(
     where, precision = torch.device(device or trained.device), ENGINES[name].precision
     is_gpu = where.type == "cuda"
     if (torch.cuda.get_device_capability(where) < CAPABILITY[precision]) if is_gpu else not computes_in(precision):
-        raise UserError(f"engine {name}: {where.type} does not compute in {precision} here: take torch")
+        raise UserError(f"engine {name}: {where.type} does not support {precision} here: use engine torch")
     dtype, last = DTYPES[precision], torch.channels_last
     network = segmenter.network.to(where, dtype)
     network.to(memory_format=last)  # pyright: ignore[reportCallIssue] - torch's overloads lack it

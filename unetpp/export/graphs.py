@@ -1,8 +1,8 @@
 """A depth as one graph, from an image of any size in [0, 1] to probabilities: torch.export's .pt2 and ONNX.
 
-Standardising, padding and cropping are in the graph (`unetpp.Segmenter`); batch, height and width stay free. An ONNX
-graph has a second input, which may be left out: the statistics by which parts of a larger image are standardised. Names
-of files and lines of the machine that exported are taken out.
+Standardising, padding and cropping are part of the graph (`unetpp.Segmenter`); batch, height and width stay dynamic. An
+ONNX graph has a second, optional input: the statistics for standardising parts of a larger image. File names and line
+numbers of the exporting machine are removed.
 """
 
 import importlib.util
@@ -26,26 +26,26 @@ OLDEST_OPSET, NEWEST_OPSET = 18, 23
 
 
 def missing_for_onnx() -> list[str]:
-    """The packages that writing ONNX lacks here."""
+    """The packages for writing ONNX that are not installed here."""
     return [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
 
 
 def capture(segmenter: Segmenter) -> ExportedProgram:
     """The graph of a segmenter in eval mode."""
     step = 2**segmenter.network.depth
-    # Sizes that differ from each other and from 1, or the export takes one for the other.
+    # Sizes that differ from each other and from 1, otherwise the export would identify them.
     example = torch.rand(2, segmenter.network.in_channels, 3 * step + 1, 4 * step + 3)
     with torch.no_grad():
         program = torch.export.export(segmenter, (example,), dynamic_shapes=(dict.fromkeys(AXES, Dim.DYNAMIC),))
-    program.example_inputs = None  # would be kept in the file, pickled
+    program.example_inputs = None  # they would be pickled into the file
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
     return program
 
 
 def save_pt2(program: ExportedProgram, path: str | Path) -> None:
-    """Write what `torch.export.load(path).module()` makes a module of again."""
-    content = io.BytesIO()  # on a full disk torch's own writer would end the process by SIGABRT
+    """Write a .pt2, which `torch.export.load(path).module()` turns into a module again."""
+    content = io.BytesIO()  # on a full disk torch's own writer would kill the process with SIGABRT
     torch.export.save(program, content)
     Path(path).write_bytes(content.getbuffer())
 
@@ -53,8 +53,8 @@ def save_pt2(program: ExportedProgram, path: str | Path) -> None:
 def save_onnx(program: ExportedProgram, path: str | Path, opset: int) -> None:
     """Write ONNX: `image` (batch, C, height, width) in, `probs` (batch, num_outputs, height, width) out.
 
-    `statistics` (batch or 1, C, 2), mean and standard deviation of the larger image that `image` is a part of, may be
-    left out: by default each image is standardised by its own.
+    `statistics` (batch or 1, C, 2), mean and standard deviation of the larger image that `image` is a part of, is
+    optional: by default each image is standardised with its own.
     """
     with torch.no_grad(), _quiet():
         exported = torch.onnx.export(
@@ -90,7 +90,7 @@ def save_onnx(program: ExportedProgram, path: str | Path, opset: int) -> None:
 def _take_statistics(graph) -> None:
     """Standardise by the input `statistics` where its standard deviation is not below 0, as it is by default.
 
-    An input that has an initializer may be left out. OpenVINO reads it as a constant.
+    An input with an initializer is optional. OpenVINO reads it as a constant.
     """
     from onnx import TensorProto, helper, numpy_helper
 
@@ -127,8 +127,8 @@ def _take_statistics(graph) -> None:
 def _crop_by_slice(graph) -> None:
     """Replace the last node, the crop that torch wrote as a negative Pad, by a Slice to the sides of the image.
 
-    OpenVINO 2026.4 answers such a Pad with an empty array where more than half is cut off (images smaller than a step
-    of the deepest level, with transposed upsampling). What computed the pads is taken out.
+    OpenVINO 2026.4 returns an empty array for such a Pad if more than half is cut off (images smaller than a step of
+    the deepest level, with transposed upsampling). The nodes that computed the pads are removed.
     """
     from onnx import helper, numpy_helper
 
@@ -154,7 +154,7 @@ def _crop_by_slice(graph) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """torch warns of its own deprecated calls while it exports, and that torchvision, which nobody needs, is absent."""
+    """Suppress torch's warnings about its own deprecated calls during export, and about missing torchvision."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

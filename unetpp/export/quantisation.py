@@ -1,6 +1,6 @@
-"""int8 of an ONNX file by static quantisation: what the network does to images of its kind sets every scale.
+"""Static int8 quantisation of an ONNX file: all scales are set by running the network on calibration images.
 
-Weights are int8 with a scale a channel, activations uint8 with a scale a tensor, written as QuantizeLinear and
+Weights are int8 with a scale per channel, activations uint8 with a scale per tensor, written as QuantizeLinear and
 DequantizeLinear around the operators (QDQ), which ONNX Runtime and OpenVINO both turn into integer arithmetic. The
 head, standardising and the sigmoid or softmax stay in float.
 """
@@ -14,7 +14,7 @@ import numpy as np
 from unetpp.engines.engine import INPUT
 from unetpp.offline import silenced
 
-# What lies between two convolutions is quantised too, or each would begin and end in float.
+# Operators between two convolutions are quantised too, otherwise each convolution would begin and end in float.
 OPERATORS = ["Conv", "Relu", "MaxPool", "Concat", "Resize"]
 
 
@@ -22,7 +22,7 @@ def quantise(source: str | Path, target: str | Path, images: Iterable[np.ndarray
     """Write the int8 model of an ONNX file of `unetpp.export.graphs.save_onnx`.
 
     Args:
-        images: float32 (N, C, H, W) in [0, 1], of the kind that the model will see, of any sizes.
+        images: calibration images, float32 (N, C, H, W) in [0, 1], similar to those of deployment, of any sizes.
     """
     import onnx
 
@@ -44,7 +44,9 @@ def quantise(source: str | Path, target: str | Path, images: Iterable[np.ndarray
             image = next(self.images, None)
             return None if image is None else {INPUT: image}
 
-    onnxruntime.set_default_logger_severity(3)  # or it warns that `statistics`, which has a default, is no constant
+    onnxruntime.set_default_logger_severity(
+        3
+    )  # otherwise it warns that `statistics`, which has a default, is not constant
     with tempfile.TemporaryDirectory(dir=Path(target).parent) as folder:
         prepared = Path(folder, "prepared.onnx")
         quant_pre_process(Path(source), prepared, skip_symbolic_shape=True)
@@ -58,7 +60,7 @@ def quantise(source: str | Path, target: str | Path, images: Iterable[np.ndarray
             op_types_to_quantize=OPERATORS,
             nodes_to_exclude=[head],
             per_channel=True,
-            # Seven bits of a weight: older x86 processors add two products in 16 bits, which eight would overflow.
+            # 7-bit weights: older x86 processors add two products in 16 bits, which 8-bit weights would overflow.
             reduce_range=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,

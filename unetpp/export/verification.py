@@ -1,6 +1,6 @@
-"""Exported files, opened again in a process that knows nothing but them, against the eager network they were made of.
+"""Compare exported files, opened in a separate process, with the eager network that they were made from.
 
-One process opens all files, since importing torch takes longer than comparing, and does so while the next are written:
+A single process opens all files, because importing torch takes longer than comparing, while the next are written:
 
     with Verification(folder, trained) as verification:
         ...                                          # write L1/model.onnx
@@ -29,7 +29,7 @@ from unetpp.engines.torch_engine import TorchEngine
 from unetpp.models.about import MODEL, About
 from unetpp.models.model_file import Trained, load_model
 
-Predict = Callable[..., np.ndarray]  # of images, and of an engine's statistics
+Predict = Callable[..., np.ndarray]  # takes images, and for an engine statistics
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,14 @@ class Comparison:
 
     file: str
     runtime: str
-    max_difference: float  # infinite where the runtime gives another shape, or no numbers
+    max_difference: float  # infinite if the runtime returns another shape, or NaN
 
 
 def make_examples(channels: int, depth: int, images: Sequence[np.ndarray] = ()) -> list[np.ndarray]:
-    """Three batches (N, C, H, W), of 2, 3 and 5 images; sides are odd, or no multiples of 2^depth, and differ.
+    """Three batches (N, C, H, W), of 2, 3 and 5 images, with different sides that are odd or not multiples of 2^depth.
 
     Args:
-        images: (C, H, W) in [0, 1], of which they are cut, repeated where they are too small; without any, noise.
+        images: (C, H, W) in [0, 1], from which they are cut, repeated if they are too small; by default noise.
     """
     step = 2**depth
     rng = np.random.default_rng(0)
@@ -74,7 +74,7 @@ def compare(
             for runtime, predict in opened(folder / file, about).items():
                 pairs = zip(examples, expected, strict=True)
                 differences = [_difference(predict, *pair) for pair in pairs]
-                if getattr(predict, "takes_parts", False):  # by the brightness of other images
+                if getattr(predict, "takes_parts", False):  # with the statistics of other images
                     parts, given = examples[-1], measure_statistics(examples[-1])[::-1].copy()
                     as_part = partial(predict, statistics=given)
                     differences.append(_difference(as_part, parts, eager(parts, given)))
@@ -83,11 +83,11 @@ def compare(
 
 
 def opened(file: Path, about: About) -> dict[str, Predict]:
-    """A file that was written here, in each runtime that is installed and reads it."""
+    """Open a file that was written here in each installed runtime that reads it."""
     if file.suffix == ".safetensors":
         trained = load_model(file)
         return {"torch": TorchEngine(trained.segmenter(), trained.about)}
-    if file.suffix == ".pt2":  # our own: opening a stranger's can run its author's code
+    if file.suffix == ".pt2":  # our own: opening a foreign .pt2 can run its author's code
         module = torch.export.load(file).module()
         return {"torch": lambda image: module(torch.from_numpy(image)).detach().numpy()}
     return {name: open_export(file, name, about) for name in RUNTIMES if not missing(name)}
@@ -96,7 +96,7 @@ def opened(file: Path, about: About) -> dict[str, Predict]:
 def _difference(predict: Predict, example: np.ndarray, expected: np.ndarray) -> float:
     try:
         found = predict(example)
-    except Exception:  # an answer of another shape, or a size that the runtime refuses
+    except Exception:  # a result of another shape, or a size that the runtime refuses
         return float("inf")
     if found.shape != expected.shape or not np.isfinite(found).all():
         return float("inf")
@@ -104,11 +104,11 @@ def _difference(predict: Predict, example: np.ndarray, expected: np.ndarray) -> 
 
 
 class Verification:
-    """`compare` in a clean process, of files that are named as they are written.
+    """`compare` in a separate process, for files that are added as they are written.
 
     Args:
         folder: where the files are written.
-        trained: the network that they are made of.
+        trained: the network that they are made from.
         images: see `make_examples`.
     """
 
@@ -116,11 +116,13 @@ class Verification:
         self.folder, self.trained, self.images = folder, trained, images
 
     def __enter__(self) -> "Verification":
-        self._place = tempfile.TemporaryDirectory(dir=self.folder.parent)  # where a killed stage is cleaned up after
+        self._place = tempfile.TemporaryDirectory(
+            dir=self.folder.parent
+        )  # in a place that is cleaned up after a killed stage
         place = Path(self._place.name)
         self.trained.save(place / MODEL)
         np.savez(place / "images.npz", *self.images)
-        # The package is found where this one lies, also where it is not installed.
+        # The child process finds this package even if it is not installed.
         path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.getenv("PYTHONPATH")])])
         with open(place / "stderr", "wb") as errors:
             self._process = subprocess.Popen(
@@ -133,17 +135,17 @@ class Verification:
         return self
 
     def add(self, files: Mapping[str, int]) -> None:
-        """Files that are whole now: name in the folder, and depth."""
+        """Add complete files: name in the folder, and depth."""
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # it has ended; `results` says why
+        with suppress(BrokenPipeError):  # the process has ended; `results` says why
             self._process.stdin.write(json.dumps(dict(files)) + "\n")
             self._process.stdin.flush()
 
     def results(self) -> list[Comparison]:
-        """Every file that was added, in every runtime that is installed; waits for the last.
+        """The comparisons of all added files in all installed runtimes; waits until they are complete.
 
         Raises:
-            RuntimeError: the process ended with an error; the message holds what it wrote.
+            RuntimeError: the process failed; the message contains its output.
         """
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
@@ -151,13 +153,13 @@ class Verification:
         place = Path(self._place.name)
         if self._process.wait() != 0:
             raise RuntimeError(
-                f"the process that opens the exports again ended with {self._process.returncode}:\n"
+                f"the process that verifies the exports failed with exit code {self._process.returncode}:\n"
                 + (place / "stderr").read_text(errors="replace")[-4000:]
             )
         return [Comparison(**one) for one in json.loads((place / "comparisons.json").read_text())]
 
     def __exit__(self, *_) -> None:
-        self._process.kill()  # nothing where it has ended
+        self._process.kill()  # has no effect if it has ended
         self._process.wait()
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):

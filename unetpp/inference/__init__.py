@@ -1,1 +1,1 @@
-"""From images as one has them to masks: scaling, tiles, masks, overlays; numpy, over any engine."""
+"""From arbitrary images to masks: scaling, tiles, masks, overlays; in numpy, with any engine."""

@@ -1,4 +1,4 @@
-"""The deepest depth whose measured time on this machine fits a budget, and what a queue leaves of one."""
+"""The deepest depth whose measured time on this machine fits a budget, and the share of a budget in a queue."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,9 +11,9 @@ from unetpp.engines.engine import Engine
 from unetpp.inference.tiles import TILE_PX, predict_image, spans, tile_sides, to_mask
 
 ROUNDS = 5
-MAX_S = 2.0  # of all rounds after the first pair; larger networks are measured in fewer
-MEASURED_PX = 512  # larger images take as much a pixel as one of this side: no cache holds either
-NEAR = 1.25  # what was measured counts for images of up to so many times, and parts, of its pixels
+MAX_S = 2.0  # for all rounds after the first pair; larger networks get fewer rounds
+MEASURED_PX = 512  # the time per pixel no longer changes above this side: caches are too small for either
+NEAR = 1.25  # a measurement also applies to images with up to this factor more or fewer pixels
 
 
 WorkOn = Callable[[np.ndarray], Callable[[Engine], object]]
@@ -22,10 +22,10 @@ WorkOn = Callable[[np.ndarray], Callable[[Engine], object]]
 def measure_times(
     engines: Mapping[int, Engine], size: tuple[int, int], rounds: int = ROUNDS, *, work_on: WorkOn | None = None
 ) -> dict[int, float]:
-    """Milliseconds from an image of this height and width to its mask, by an engine of each depth.
+    """Milliseconds from an image of this height and width to its mask, by depth.
 
     Args:
-        work_on: makes of an image (H, W, C) uint8 what is timed instead.
+        work_on: turns an image (H, W, C) uint8 into a function of the engine that is timed instead.
     """
     about = next(iter(engines.values())).about
     image = example(measured_size(about.frame is not None, size), about.in_channels)
@@ -39,27 +39,27 @@ def measure_times(
 
 
 def deepest_within(times: Mapping[int, float], max_ms: float) -> int | None:
-    """The deepest depth that takes at most `max_ms`; None where none does."""
+    """The deepest depth that takes at most `max_ms`; None if there is none."""
     return max((depth for depth, taken in times.items() if taken <= max_ms), default=None)
 
 
 def share_of_queue(queue: Sequence[tuple[float, int]], least_ms: float) -> float:
-    """Milliseconds that an image may take so that all who wait are in time, where each takes as much.
+    """Milliseconds that each image may take if all requests in the queue are to be in time, the same for every image.
 
     Args:
-        queue: of each request in its order, the first being answered: milliseconds that it has left, and images.
-        least_ms: of the shallowest depth. For whom even that is too late, nobody hurries.
+        queue: for each request in order, beginning with the one being answered: remaining milliseconds, and images.
+        least_ms: time of the shallowest depth. A request that is too late even with this is not hurried for.
     """
     first, *behind = (left / (place + images) for place, (left, images) in enumerate(queue))
     return min([first, *(share for share in behind if share >= least_ms)])
 
 
 class TimesBySize:
-    """Times by depth of images of any size: measured once for a size, then kept for those that are near it.
+    """Times by depth for images of any size: measured once, then reused for similar sizes.
 
     Args:
-        measure: milliseconds by depth for a height and width.
-        resized: whether all images are brought to one size, so that time hardly grows with their own.
+        measure: returns milliseconds by depth for a height and width.
+        resized: whether all images are resized to one size, so that time hardly depends on their own size.
     """
 
     def __init__(self, measure: Callable[[tuple[int, int]], dict[int, float]], resized: bool):
@@ -67,7 +67,7 @@ class TimesBySize:
         self._known: dict[int, dict[int, float]] = {}  # by number of pixels
 
     def __call__(self, size: tuple[int, int]) -> dict[int, float]:
-        """Milliseconds by depth. Call it where nothing else computes: it may measure."""
+        """Milliseconds by depth. This may measure, so call it while nothing else computes."""
         pixels = size[0] * size[1]
         nearest = min(self._known, key=lambda known: max(known / pixels, pixels / known), default=None)
         if nearest is None or max(nearest / pixels, pixels / nearest) > NEAR:
@@ -77,7 +77,7 @@ class TimesBySize:
 
 
 def median_times(works: Mapping[int, Callable[[], object]], rounds: int = ROUNDS) -> dict[int, float]:
-    """Milliseconds of each, in turns; the first pass warms it up, and after `MAX_S` the rounds end."""
+    """Median milliseconds of each function, run in turns after a warm-up pass; rounds end after `MAX_S`."""
     found: dict[int, list[float]] = {depth: [] for depth in works}
     end = None
     for _ in range(rounds + 1):
@@ -92,13 +92,13 @@ def median_times(works: Mapping[int, Callable[[], object]], rounds: int = ROUNDS
 
 
 def measured_size(resized: bool, size: tuple[int, int]) -> tuple[int, int]:
-    """The size at which times of images of this size are measured: their own up to `MEASURED_PX` squared."""
+    """The size at which images of this size are timed: their own, up to `MEASURED_PX` squared."""
     side = MEASURED_PX * 2 if resized else MEASURED_PX
     return size if size[0] * size[1] <= side**2 else (side, side)
 
 
 def growth(engine: Engine, size: tuple[int, int]) -> float:
-    """How many times as long an image of a size takes as one of its `measured_size`; tiles overlap."""
+    """How many times longer an image of a size takes than one of its `measured_size`, including overlaps of tiles."""
     if engine.about.frame is not None or size[0] * size[1] <= MEASURED_PX**2:
         return 1.0
     tile, halo, fade = tile_sides(engine.about)

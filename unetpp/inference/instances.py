@@ -1,9 +1,9 @@
-"""Objects of a network that has learnt their boundaries and distances: touching ones are told apart by a watershed.
+"""Separate touching objects with a watershed, for networks that predict boundaries and distances.
 
-The energy of a pixel is distance * (1 - boundary), a little smoothed: high in the middle of an object and low at its
-edge. Where it reaches `seed` an object begins; from there it grows downhill until it meets another one or the edge of
-the mask (the watershed of Vincent and Soille 1991, by scikit-image). A connected part of the mask in which no pixel
-reaches `seed` is one object.
+The energy of a pixel is distance * (1 - boundary), slightly smoothed: high in the middle of an object and low at its
+edge. Each region where it reaches `seed` starts an object, which grows downhill until it meets another object or the
+edge of the mask (the watershed of Vincent and Soille 1991, by scikit-image). A connected part of the mask in which no
+pixel reaches `seed` is one object.
 """
 
 from collections.abc import Iterable
@@ -15,9 +15,9 @@ from unetpp.inference.tiles import to_mask
 from unetpp.models.about import Separation
 from unetpp.network.masks import find_classes
 
-# That are tried; of equals the first is taken. A step of 0.1 misses up to two points of AP (DSB2018, val).
+# The values to try; of equally good ones the first wins. A step of 0.1 misses up to two points of AP (DSB2018, val).
 SEEDS = (0.35, 0.4, 0.3, 0.45, 0.25, 0.5, 0.2, 0.6)
-SMOOTH_PX = 1.0  # deviation. Without it seeds fall into pieces: a step of 0.05 in `seed` costs 4 points of AP, not 2
+SMOOTH_PX = 1.0  # sigma. Without smoothing, seeds break up: a step of 0.05 in `seed` costs 4 points of AP, not 2
 SMALLEST_PX = (12, 1, 40, 120)
 
 
@@ -30,11 +30,13 @@ def separate(
 ) -> np.ndarray:
     """The objects of an image, numbered from 1 on in reading order of their first pixels: (H, W) int32, 0 for none.
 
-    Each lies within one class; labels that may overlap have no such objects.
+    Each object lies within one class. Labels, which may overlap, cannot be separated.
 
     Args:
-        probs: (num_classes + 2, H, W): of the classes, of boundary, of distance.
-        threshold, background: as of `tiles.to_mask` and `find_classes`.
+        probs: (num_classes + 2, H, W): probabilities of the classes, of boundary, and distance.
+        num_classes: channels of the mask.
+        separation: the settings of the watershed.
+        threshold, background: as in `tiles.to_mask` and `find_classes`.
 
     Raises:
         UserError: scikit-image is not installed.
@@ -43,7 +45,7 @@ def separate(
     areas = np.bincount(numbers.ravel())
     places = np.arange(numbers.size)[::-1]
     first = np.zeros(len(areas), int)
-    first[numbers.ravel()[::-1]] = places  # of the same number the last that is written: its first pixel
+    first[numbers.ravel()[::-1]] = places  # of equal numbers the last write wins: the first pixel
     kept = np.flatnonzero(areas >= separation.smallest_px)
     kept = kept[kept > 0]
     names = np.zeros(len(areas), np.int32)
@@ -54,13 +56,13 @@ def separate(
 def choose_separation(
     images: Iterable[tuple[np.ndarray, np.ndarray]], num_classes: int, threshold: float = 0.5, background: bool = True
 ) -> Separation:
-    """Of SEEDS and SMALLEST_PX what gives the highest mean average precision over images (`Matches`).
+    """The values of SEEDS and SMALLEST_PX with the highest mean average precision over images (`Matches`).
 
-    All classes count as one.
+    Classes are not distinguished.
 
     Args:
-        images: probs as of `separate`, and which object each pixel truly belongs to, (H, W) from 1 on, 0 for none, and
-            below 0 where nobody knows: these pixels count nowhere.
+        images: probs as for `separate`, and the true object of each pixel, (H, W) from 1 on, 0 for none, below 0 if
+            unknown: these pixels are left out.
     """
     from unetpp.scores.object_matching import Objects, find_pairs  # late: scipy
 
@@ -75,13 +77,13 @@ def choose_separation(
         found.append(row)
     if not found:
         return Separation(SEEDS[0], SMALLEST_PX[0])
-    means = np.mean(found, axis=0).round(9)  # (seeds, sizes); what differs by rounding alone is equal
+    means = np.mean(found, axis=0).round(9)  # (seeds, sizes); rounded, so that rounding errors decide nothing
     seed, smallest_px = np.unravel_index(means.argmax(), means.shape)
     return Separation(SEEDS[seed], SMALLEST_PX[smallest_px])
 
 
 def _grow(probs: np.ndarray, num_classes: int, seed: float, threshold: float, background: bool) -> np.ndarray:
-    """All objects, however small, (H, W) int32, in no order."""
+    """All objects, however small, (H, W) int32, in any order."""
     try:
         from skimage.filters import gaussian
         from skimage.segmentation import watershed  # late: masks need neither it nor scipy
@@ -89,8 +91,8 @@ def _grow(probs: np.ndarray, num_classes: int, seed: float, threshold: float, ba
         from unetpp.scores.object_matching import Objects
     except ImportError:
         raise UserError(
-            "scikit-image or scipy is not installed; expected both for a model with the targets boundary and distance: "
-            f"{to_install('instances')}, or ask for the mask alone"
+            "scikit-image or scipy is not installed; a model with the targets boundary and distance needs both: "
+            f"{to_install('instances')}, or request only the mask"
         ) from None
     mask = to_mask(probs[None], num_classes, threshold=threshold)[0]
     boundary, distance = probs[num_classes], probs[num_classes + 1]

@@ -1,4 +1,4 @@
-"""Arrays in, probabilities and masks out: a trained network as a function of images as one has them."""
+"""Arrays in, probabilities and masks out: a trained network as a function of arbitrary images."""
 
 import math
 from typing import TYPE_CHECKING, cast
@@ -20,35 +20,38 @@ if TYPE_CHECKING:
     from unetpp.network.model import NestedUNet
 
 
-BATCH_PIXELS = 2**19  # of the images that an engine gets together; large ones go one by one
-USUAL_PX = 256  # side of the images for which "auto" chooses, where training resized none
+BATCH_PIXELS = 2**19  # per batch; large images are computed one by one
+USUAL_PX = 256  # side of the images for which "auto" chooses, if training did not resize images
 
 
 class Predictor:
-    """A trained network, ready for images of any size; by it `unetpp predict` predicts, too.
+    """A trained network, ready for images of any size. `unetpp predict` uses it, too.
 
         predictor = unetpp.Predictor(unetpp.load("models/train"), depth=2)
         mask = predictor.mask(image)
 
     Images are numpy arrays (H, W, C), (H, W) or (N, H, W, C), or tensors (C, H, W) or (N, C, H, W) with floats in
-    [0, 1]. Arrays are scaled as training scales them: uint8 and uint16 by the range of the type, all other numbers as
-    float32 by the range of the image itself; bool is 0 and 255. Grey images are repeated for a network of three
-    channels, and RGB is weighted for a network of one; any other number must be the network's. Where training resized
-    whole images, or padded them, so does this, and the answer has the image's own size. Large images are predicted by
-    tiles (`unetpp.inference.tiles`).
+    [0, 1]. Arrays are scaled as in training: uint8 and uint16 by the range of the type, all other numbers as float32
+    by the range of the image itself; bool becomes 0 and 255. For a network with three channels, grey images are
+    repeated; for a network with one channel, RGB is converted to grey. Otherwise the number of channels must be the
+    network's. If training resized or padded whole images, so does this class, and results have the image's own size.
+    Large images are predicted in tiles (`unetpp.inference.tiles`).
 
     Args:
-        model: what `load` returns, or a network, whose weights are copied; what `find_family` returns, which needs no
-            torch; or an engine that is open already.
+        model: the result of `load`, or a network, whose weights are copied; the result of `find_family`, which does not
+            need torch; or an open engine.
         depth: the depth to prune to, by default the deepest.
-        heads: average these heads instead: weights by depth, such as {2: 1, 4: 3}, or "mean" for all alike.
-        device: where torch runs it, such as "cuda"; by default where the model is.
-        engine: what computes it: "torch" and the others of docs/engines.md, or "auto" for the fastest here of those
-            that are exact enough; by default torch in eager mode and fp32, what others are compared with, and of a
-            family torch, or the first runtime that is here.
+        heads: average these heads instead: weights by depth, such as {2: 1, 4: 3}, or "mean" for equal weights.
+        device: the device for torch, such as "cuda"; by default the device of the model.
+        engine: "torch", another engine of docs/engines.md, or "auto" for the fastest engine here that is exact enough.
+            By default torch in eager mode and fp32, the reference for all other engines; for a family torch, or else
+            the first runtime that is installed.
+
+    Attributes:
+        why: the reason for the engine, in one line, if "auto" chose it.
 
     Raises:
-        UserError: a depth or heads that the model does not have, or both; an engine that is not here.
+        UserError: a depth or heads that the model does not have, or both; an engine that is not available.
     """
 
     def __init__(
@@ -62,7 +65,7 @@ class Predictor:
     ):
         if depth is not None and heads is not None:
             raise UserError(f"depth {depth} is one head and heads {heads} are several: pass only one of them")
-        self.why = ""  # one line, where the engine was chosen here
+        self.why = ""  # one line, if the engine was chosen here
         if hasattr(model, "takes_parts"):
             self.engine = cast(Engine, model)
         elif engine is None and not isinstance(model, Family):
@@ -88,10 +91,10 @@ class Predictor:
         return self.probs(images)
 
     def probs(self, images: "np.ndarray | Tensor") -> np.ndarray:
-        """Probabilities (num_outputs, H, W) float32 of an image, (N, num_outputs, H, W) of a batch.
+        """Probabilities (num_outputs, H, W) float32 of an image, or (N, num_outputs, H, W) of a batch.
 
-        One channel is the foreground's probability, several are those of the classes (`names`), or one of each label;
-        a network for instances adds boundary and distance.
+        With one class, the channel is the probability of the foreground; otherwise there is a channel per class
+        (`names`) or label. A network for instances adds boundary and distance, all from 0 to 1.
 
         Raises:
             UserError: images of another shape, type or range.
@@ -105,26 +108,26 @@ class Predictor:
         return probs if whole else probs[0]
 
     def mask(self, images: "np.ndarray | Tensor") -> np.ndarray:
-        """Masks (H, W) uint8 of an image, (N, H, W) of a batch: 0 and 1, class indices, or of labels their bits.
+        """The mask (H, W) uint8 of an image, or (N, H, W) of a batch: 0 and 1, class indices, or one bit per label.
 
         Raises:
-            UserError: as `probs`.
+            UserError: as in `probs`.
         """
         probs = self.probs(images)
         masks = to_mask(probs if probs.ndim == 4 else probs[None], self.num_classes, self.multilabel)
         return masks if probs.ndim == 4 else masks[0]
 
     def instances(self, images: "np.ndarray | Tensor") -> np.ndarray:
-        """Objects of a network that parts them, numbered from 1 on: (H, W) int32 of an image, (N, H, W) of a batch.
+        """Separated objects, numbered from 1 on, 0 for none: (H, W) int32 of an image, or (N, H, W) of a batch.
 
         Raises:
-            UserError: as `probs`; a network of masks alone; scikit-image is not installed.
+            UserError: as in `probs`; a network without boundary and distance; scikit-image is not installed.
         """
         separation = self.about.separation()
         if separation is None:
             raise UserError(
-                "found a network with the target mask alone; expected one with mask, boundary and distance: train with "
-                "model.targets=[mask,boundary,distance], or take the connected pixels of its mask"
+                "found a network with only the target mask; expected mask, boundary and distance: train with "
+                "model.targets=[mask,boundary,distance], or use the connected components of its mask"
             )
         probs = self.probs(images)
         each = probs if probs.ndim == 4 else probs[None]
@@ -132,8 +135,8 @@ class Predictor:
         return np.stack(numbers) if probs.ndim == 4 else numbers[0]
 
     def _read(self, images: "np.ndarray | Tensor") -> tuple[list[np.ndarray], tuple[float, float] | None, bool]:
-        """Each image (H, W, C), what is scaled to 0 and 1 (None: its own limits), and whether it was a batch."""
-        if hasattr(images, "is_floating_point"):  # torch's, which need not be installed
+        """The images (H, W, C), the values that become 0 and 1 (None: each image's own), and whether it was a batch."""
+        if hasattr(images, "is_floating_point"):  # a tensor; torch need not be installed
             return self._read_tensor(images)  # pyright: ignore[reportArgumentType]
         if not isinstance(images, np.ndarray):
             raise UserError(
@@ -142,7 +145,8 @@ class Predictor:
             )
         if images.ndim not in (2, 3, 4) or 0 in images.shape:
             raise UserError(
-                f"found an array of shape {images.shape}; expected (H, W), (H, W, C) or (N, H, W, C), and no side of 0"
+                f"found an array of shape {images.shape}; expected (H, W), (H, W, C) or (N, H, W, C), without sides "
+                "of 0"
             )
         batch = {2: images[None, ..., None], 3: images[None], 4: images}[images.ndim]
         channels = batch.shape[3]
@@ -157,13 +161,13 @@ class Predictor:
         shape = tuple(images.shape)
         if images.ndim not in (3, 4) or 0 in shape or shape[-3] != self.in_channels:
             raise UserError(
-                f"found a tensor of shape {shape}; expected (C, H, W) or (N, C, H, W) of {self.in_channels} channels: "
-                "permute(2, 0, 1) moves the channels of (H, W, C) to the front"
+                f"found a tensor of shape {shape}; expected (C, H, W) or (N, C, H, W) with {self.in_channels} channels"
+                ": permute(2, 0, 1) moves the channels of (H, W, C) to the front"
             )
         if not images.is_floating_point():
             raise UserError(
                 f"found a tensor of {images.dtype}; expected floats in [0, 1]: divide it by the range of its type, or "
-                "give it as a numpy array (H, W, C)"
+                "pass a numpy array (H, W, C)"
             )
         images = images.detach()
         low, high = float(images.min()), float(images.max())
@@ -178,7 +182,7 @@ class Predictor:
 
 
 def _as_trained(model: object) -> "Trained":
-    from unetpp.models.model_file import Trained  # late: families need no torch
+    from unetpp.models.model_file import Trained  # late: families do not need torch
     from unetpp.network.model import NestedUNet
 
     if not isinstance(model, Trained | NestedUNet):
@@ -197,7 +201,7 @@ def _eager(trained: "Trained", depth: int | None, heads: Heads | None, device: "
 
 
 def as_trained(image: np.ndarray) -> np.ndarray:
-    """(H, W, C) of any type to that which a file of such pixels is decoded to: uint8, uint16 or float32."""
+    """Convert (H, W, C) of any type to the type that a file of such pixels is decoded to: uint8, uint16 or float32."""
     if image.dtype in (np.uint8, np.uint16):
         return image
     if image.dtype == np.bool_:
@@ -207,4 +211,4 @@ def as_trained(image: np.ndarray) -> np.ndarray:
     try:
         return as_float32(image)
     except ValueError as error:
-        raise UserError(f"{error}: replace them by a value that the image has") from None
+        raise UserError(f"{error}: replace such values by one that occurs in the image") from None

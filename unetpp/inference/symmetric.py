@@ -1,4 +1,4 @@
-"""Test-time augmentation: the mean of the answers to an image and to its mirrored and turned copies."""
+"""Test-time augmentation: the mean of the probabilities of an image and its mirrored and rotated copies."""
 
 from typing import Literal
 
@@ -7,7 +7,7 @@ import numpy as np
 from unetpp.engines.engine import Engine
 
 Symmetries = Literal["none", "flips", "all"]
-# Quarter turns, and whether it is mirrored left to right before.
+# Number of quarter turns, and whether the image is mirrored left to right first.
 COPIES: dict[Symmetries, tuple[tuple[int, bool], ...]] = {
     "none": ((0, False),),
     "flips": ((0, False), (0, True), (2, False), (2, True)),
@@ -16,10 +16,10 @@ COPIES: dict[Symmetries, tuple[tuple[int, bool], ...]] = {
 
 
 class Symmetric:
-    """An engine whose answer is the mean over copies of each image, each turned back exactly.
+    """An engine that averages over copies of each image, each transformed back exactly.
 
     Args:
-        symmetries: "flips": as it is, mirrored either way and both; "all": these and their quarter turns.
+        symmetries: "flips": unchanged, mirrored in either direction and in both; "all": also their quarter turns.
     """
 
     def __init__(self, engine: Engine, symmetries: Symmetries):

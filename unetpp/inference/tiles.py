@@ -1,14 +1,14 @@
-"""Large images in overlapping tiles: the same probabilities, a row of tiles at a time.
+"""Predict large images in overlapping tiles, a row of tiles at a time, with the same probabilities.
 
-Every tile is standardised by the statistics of the whole image, so that a tile is as bright as it is in its image. A
-pixel of the network's answer depends on input at most `receptive_px` away. So far from a tile's border the tile and the
-whole image give the same numbers, and nearer ones are not used: tiles overlap by twice that distance and a strip more,
-in which one tile fades into the next.
+Every tile is standardised with the statistics of the whole image, so that it looks as it does in its image. An output
+pixel depends on input that is at most `receptive_px` away. At this distance from the border of a tile, the tile and
+the whole image give the same values, and pixels nearer to the border are not used: tiles overlap by twice this distance
+plus a strip in which one tile is blended into the next.
 
 With batch norm and `bilinear` or `transposed` upsampling the result equals that of the whole image up to rounding.
-Three things look at all of their input, and differ a little: group norm and instance norm (their statistics are the
-tile's), and `bilinear_aligned`, which stretches each level by (h - 1) / (2h - 1), a ratio that depends on the size.
-There the fading keeps seams away. docs/serving.md says how much was measured.
+Three operations depend on all of their input and differ slightly: group norm and instance norm (whose statistics are
+the tile's), and `bilinear_aligned`, which scales each level by (h - 1) / (2h - 1), a ratio that depends on the size.
+Blending avoids seams there. docs/serving.md gives measured differences.
 """
 
 import math
@@ -24,14 +24,14 @@ from unetpp.models.about import About
 
 TILE_PX = 1024  # images up to this side are predicted as a whole
 FADE_PX = 32
-# From this halo on, the side of a tile: where a pixel costs least, or nearly so with half the memory
-# (benchmarks/windows.md). Several tiles at once are no faster: what they compute no longer fits the caches.
+# The side of a tile from this halo on: the lowest cost per pixel, or nearly so with half the memory
+# (benchmarks/windows.md). Several tiles at once are not faster, because they no longer fit into the caches.
 CHEAPEST = ((0, 256), (24, 608), (100, 1024))
-TILE_BYTES = 640 * 2**20  # of a tile, so that an image of 20,000 px a side takes less than a gigabyte
+TILE_BYTES = 640 * 2**20  # per tile, so that an image with sides of 20,000 px takes less than a gigabyte
 
 
 def spans(length: int, tile: int, halo: int, fade: int) -> list[tuple[int, np.ndarray]]:
-    """Where tiles start along one side, and the weight of each of their pixels; at every pixel they add up to 1."""
+    """The starts of tiles along one side, with weights of their pixels; the weights of all tiles add up to 1."""
     step = tile - 2 * halo - fade
     starts = range(0, max(1, length - tile + step), step) if length > tile else range(1)
     ramp = ((np.arange(fade) + 0.5) / fade).astype(np.float32)
@@ -52,15 +52,15 @@ def tile_sides(about: About, tile_px: int | None = None) -> tuple[int, int, int]
     """Side, halo and fade of the tiles for a network, in px.
 
     Args:
-        tile_px: by default the side at which a pixel of the answer costs least (benchmarks/windows.md), or less where
-            the last node would take more than `TILE_BYTES`; raised where the network looks so far that it would leave
-            no room in the middle of a tile.
+        tile_px: by default the side with the lowest cost per output pixel (benchmarks/windows.md), or less if the last
+            node would take more than `TILE_BYTES`; it is raised if the receptive field of the network would leave no
+            usable pixels in the middle of a tile.
     """
-    multiple = 2**about.depth  # a tile that starts at a multiple of it is pooled as the whole image is
+    multiple = 2**about.depth  # a tile that starts at a multiple of this is pooled like the whole image
     fade = math.ceil(FADE_PX / multiple) * multiple
     halo = math.ceil(about.receptive_px / multiple) * multiple
     if tile_px is None:
-        # The most is held where X[0, depth] has its skips and what is upsampled, and a copy of all in one, in fp32.
+        # Memory peaks at X[0, depth]: its skips, the upsampled node below, and their concatenation, in fp32.
         most = math.isqrt(TILE_BYTES // (4 * 2 * (about.depth * about.widths[0] + about.widths[1])))
         tile_px = min(max(least for reach, least in CHEAPEST if halo >= reach), most // multiple * multiple)
     return max(math.ceil(tile_px / multiple) * multiple, 4 * halo + fade), halo, fade
@@ -79,28 +79,28 @@ def predict_rows(
     statistics: np.ndarray,
     tile_px: int | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Probabilities of a large image from top to bottom, of a row of tiles at a time: first row, and (K, rows, W).
+    """Probabilities of a large image from top to bottom, one row of tiles at a time: first row, and (K, rows, W).
 
     Args:
         shape: height and width.
-        read: rows from the first to before the second as (rows, W, C) uint8, uint16 or float32.
-        limits, statistics: of the whole image, as `measure_parts` gives them.
-        tile_px: as of `tile_sides`.
+        read: returns the rows from the first index to before the second, (rows, W, C) uint8, uint16 or float32.
+        limits, statistics: of the whole image, from `measure_parts`.
+        tile_px: as in `tile_sides`.
     """
     height, width = (max(side, least) for side, least in zip(shape, engine.about.canvas or shape, strict=True))
     tile, halo, fade = tile_sides(engine.about, tile_px)
-    faded = None  # the last rows of the tiles above, which fade into these
+    faded = None  # the last rows of the tiles above, which are blended into these
     for top, weights in spans(height, tile, halo, fade):
         bottom, is_last = top + len(weights), top + len(weights) >= height
         band = read(min(top, shape[0] - 1), min(bottom, shape[0]))
-        if band.shape[:2] != (bottom - top, width):  # a copy, also of what is large enough
+        if band.shape[:2] != (bottom - top, width):  # the padding copies, even if nothing is added
             band = np.pad(band, ((0, bottom - top - len(band)), (0, width - shape[1]), (0, 0)), mode="edge")
         used = slice(halo if top else 0, len(weights) if is_last else len(weights) - halo)
         total = None
         for left, shares in spans(width, tile, halo, fade):
             columns = slice(left, left + len(shares))
             found = engine(channels_first(scaled(band[:, columns], limits))[None], statistics)[0][:, used]
-            if total is None:  # how many channels an engine gives is its own affair
+            if total is None:  # the number of channels depends on the engine
                 total = np.zeros((len(found), found.shape[1], width), np.float32)
             total[..., columns] += found * (weights[used, None] * shares)
         assert total is not None
@@ -114,12 +114,12 @@ def predict_rows(
 
 
 def predict_tiled(engine: Engine, images: np.ndarray, tile_px: int | None = None) -> np.ndarray:
-    """What `engine(images)` gives, by tiles where they are large.
+    """The result of `engine(images)`, in tiles if the images are large.
 
     Args:
         images: (N, C, H, W) float32 in [0, 1].
-        tile_px: images with longer sides are cut into tiles of it; by default those above `TILE_PX`, as `tile_sides`
-            has it.
+        tile_px: images with longer sides are cut into tiles of this side; by default, above `TILE_PX`, into those of
+            `tile_sides`.
 
     Returns:
         probabilities (N, num_outputs, H, W).
@@ -132,7 +132,7 @@ def predict_tiled(engine: Engine, images: np.ndarray, tile_px: int | None = None
 def predict_large(
     engine: Engine, image: np.ndarray, limits: tuple[float, float] | None = None, tile_px: int | None = None
 ) -> np.ndarray:
-    """Probabilities (num_outputs, H, W) of an image (H, W, C) uint8, uint16 or float32 that is cut into tiles."""
+    """Probabilities (num_outputs, H, W) of an image (H, W, C) uint8, uint16 or float32, predicted in tiles."""
     shape, measured = image.shape[:2], measure_parts([image], limits)
     probs = None
     for top, rows in predict_rows(engine, shape, lambda top, bottom: image[top:bottom], *measured, tile_px):
@@ -144,17 +144,17 @@ def predict_large(
 
 
 def _joined(each: list[np.ndarray]) -> np.ndarray:
-    """N arrays as one, without a copy of a single one."""
+    """Concatenate arrays; a single array is not copied."""
     return each[0][None] if len(each) == 1 else np.stack(each)
 
 
 def predict_image(engine: Engine, image: np.ndarray, limits: tuple[float, float] | None = None) -> np.ndarray:
-    """Probabilities (num_outputs, H, W) of an image (H, W, C) uint8, uint16 or float32, by tiles where it is large.
+    """Probabilities (num_outputs, H, W) of an image (H, W, C) uint8, uint16 or float32, in tiles if it is large.
 
-    Where training resized whole images, so is this one, and the probabilities return to its own size.
+    If training resized whole images, the image is resized, too, and the probabilities are scaled back to its own size.
 
     Args:
-        limits: what is scaled to 0 and 1, by default `find_limits`.
+        limits: the values that become 0 and 1, by default `find_limits`.
     """
     return to_own_size(predict_resized(engine, [image], limits), image.shape[:2])[0]
 
@@ -162,7 +162,7 @@ def predict_image(engine: Engine, image: np.ndarray, limits: tuple[float, float]
 def predict_resized(
     engine: Engine, images: Sequence[np.ndarray], limits: tuple[float, float] | None = None
 ) -> np.ndarray:
-    """As `predict_image` for N images of one size, before they return to it: (N, num_outputs, h, w)."""
+    """As `predict_image`, for N images of one size, but at the size that the network sees: (N, num_outputs, h, w)."""
     frame = engine.about.frame
     seen = [resize(image, frame.sides(image.shape)) if frame else image for image in images]
     if fits(engine, seen[0].shape[:2]):
@@ -171,7 +171,7 @@ def predict_resized(
 
 
 def predict_seen(engine: Engine, image: np.ndarray) -> np.ndarray:
-    """Probabilities (num_outputs, H, W) of an image (H, W, C) as it is: resized already, where training resized."""
+    """Probabilities (num_outputs, H, W) of an image (H, W, C) that already has the size that the network sees."""
     if fits(engine, image.shape[:2]):
         return engine(as_batch([image], None))[0]
     return predict_large(engine, image)
@@ -180,13 +180,13 @@ def predict_seen(engine: Engine, image: np.ndarray) -> np.ndarray:
 def as_batch(
     images: Sequence[np.ndarray], frame: Frame | None, limits: tuple[float, float] | None = None
 ) -> np.ndarray:
-    """Images (H, W, C) of one size as a network gets them: (N, C, h, w) float32 in [0, 1]."""
+    """Images (H, W, C) of one size as a batch for the network: (N, C, h, w) float32 in [0, 1]."""
     seen = (resize(image, frame.sides(image.shape)) if frame else image for image in images)
     return np.stack([channels_first(scaled(image, limits)) for image in seen])
 
 
 def to_own_size(probs: np.ndarray, shape: Size) -> np.ndarray:
-    """Probabilities (N, K, h, w) at the images' own size, (N, K, H, W): bilinear, as torch with align_corners=False."""
+    """Scale probabilities (N, K, h, w) to the images' own size, (N, K, H, W): bilinear, like align_corners=False."""
     if probs.shape[-2:] == tuple(shape):
         return probs
     return _stretched(_stretched(probs, -2, np.arange(shape[0]), shape[0]), -1, np.arange(shape[1]), shape[1])
@@ -200,7 +200,7 @@ def own_size_strips(probs: np.ndarray, shape: Size, step: int) -> Iterator[tuple
 
 
 def _stretched(probs: np.ndarray, axis: int, places: np.ndarray, side: int) -> np.ndarray:
-    """What lies at `places` (n,) of an axis that is brought to `side`."""
+    """The values at `places` (n,) of an axis that is stretched to `side`."""
     length = probs.shape[axis]
     at = np.clip((places + 0.5) * (length / side) - 0.5, 0, length - 1)
     lower = at.astype(int)
@@ -213,10 +213,11 @@ def _stretched(probs: np.ndarray, axis: int, places: np.ndarray, side: int) -> n
 
 
 def to_mask(probs: np.ndarray, num_classes: int, multilabel: bool = False, threshold: float = 0.5) -> np.ndarray:
-    """(N, K, H, W) probabilities to the (N, H, W) uint8 mask: as `unetpp.network.masks.to_mask`, in numpy.
+    """The mask (N, H, W) uint8 of probabilities (N, K, H, W): `unetpp.network.masks.to_mask` in numpy.
 
     Args:
-        threshold: from which it is foreground, or a label; of several classes the likeliest is taken.
+        threshold: the lowest probability of foreground, or of a label; of several classes the most probable one is
+            chosen.
     """
     probs = probs[:, :num_classes]
     if multilabel:

@@ -1,4 +1,4 @@
-"""Images larger than memory: probabilities of an image that is read by windows, in strips from top to bottom."""
+"""Predict images larger than memory: read in windows, with probabilities in strips from top to bottom."""
 
 from collections.abc import Iterator
 
@@ -11,24 +11,24 @@ from unetpp.images.pixels import resize_rows
 from unetpp.images.windows import WindowedImage
 from unetpp.inference.tiles import fits, own_size_strips, predict_rows, predict_seen, tile_sides
 
-WHOLE_PX = 2**25  # an engine that takes no parts gets no larger image: it would need some ten gigabytes
-STRIP_BYTES = 2**28  # of the probabilities of a row of tiles, where the network leaves a choice
-BLOCK_PX = 2**22  # read at once where nothing is predicted
+WHOLE_PX = 2**25  # the largest image for an engine that does not accept parts: more would need some ten gigabytes
+STRIP_BYTES = 2**28  # of the probabilities of a row of tiles, if the network leaves a choice
+BLOCK_PX = 2**22  # read at once if nothing is predicted
 
 
 def predict_strips(
     engine: Engine, image: WindowedImage, tile_px: int | None = None
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Strips of an image's probabilities, as `predict_image` gives them of the whole: first row, and (K, rows, W).
+    """The probabilities of `predict_image` in strips: first row, and (K, rows, W).
 
-    Memory grows with the width and with a tile, and not with the height. The image is read twice, once to measure it;
-    where training resized whole images it is read once.
+    Memory grows with the width of the image and the size of a tile, not with the height. The image is read twice, first
+    to measure its statistics; if training resized whole images, it is read once.
 
     Args:
-        tile_px: as of `tile_sides`.
+        tile_px: as in `tile_sides`.
 
     Raises:
-        FileError: an image that cannot be read, or is too large for an engine that takes no parts.
+        FileError: the image cannot be read, or is too large for an engine that does not accept parts.
     """
     (height, width, _), frame = image.shape, engine.about.frame
 
@@ -42,9 +42,9 @@ def predict_strips(
         if height * width > WHOLE_PX:
             raise FileError(
                 image.path,
-                f"found {width}x{height} px, of which {engine.name} needs the whole at once; expected at most "
+                f"found {width}x{height} px, which {engine.name} can only predict as a whole; expected at most "
                 f"{WHOLE_PX} pixels",
-                "take --engine torch, which predicts by tiles",
+                "use --engine torch, which predicts in tiles",
             )
         yield 0, predict_seen(engine, read(0, height))
     else:
@@ -55,5 +55,5 @@ def predict_strips(
 
 
 def _lower(engine: Engine, width: int) -> int:
-    """The side of tiles, lower where a row of them would hold too many probabilities."""
+    """The side of tiles, reduced if the probabilities of a row would take too much memory."""
     return min(tile_sides(engine.about)[0], max(1, STRIP_BYTES // (4 * width * engine.about.num_outputs)))

@@ -1,1 +1,1 @@
-"""A trained network and the files that hold it: what it is, weights, the module that predicts, lists of exports."""
+"""Trained networks and their files: description, weights, the module that predicts, lists of exports."""

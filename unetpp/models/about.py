@@ -1,12 +1,12 @@
-"""What a trained network takes and gives, as its file says it: known without torch.
+"""The description of a trained network in its file, readable without torch.
 
-The file is safetensors, sealed by the sha256 of all of its bytes. Its metadata have one entry, "unetpp", JSON of
+The file is safetensors, sealed by the sha256 of all its bytes. Its metadata has one entry, "unetpp", a JSON object:
 
-- "seal": the sha256 of the file with zeros in the place of these 64 digits;
-- "format": 3, or 4 with what readers of 3 would not know: a size that is no square, "pad"; 5 with an encoder; 6 with
-  targets beside the mask;
-- "network": the keywords of NestedUNet; "size": px that images were resized to for training, a side or [height, width],
-  or null; "fit": how (`unetpp.images.frame.Frame`), "stretch" where it is missing; "info": where it comes from.
+- "seal": the sha256 of the file with zeros in place of these 64 digits;
+- "format": 3, or 4 with features that readers of format 3 do not know (a size that is not square, "pad"); 5 with an
+  encoder; 6 with further targets;
+- "network": the keyword arguments of NestedUNet; "size": px that images were resized to for training, a side or
+  [height, width], or null; "fit": how (`unetpp.images.frame.Frame`), by default "stretch"; "info": its origin.
 """
 
 import hashlib
@@ -23,15 +23,15 @@ from unetpp.network.masks import MASK, first_class
 MODEL, OLDER = "model.safetensors", "model.pt"
 ZIP = b"PK\x03\x04"
 FORMATS, UNSEALED = (3, 4, 5, 6), "0" * 64
-MAX_HEADER = 2**24  # bytes; of the largest network it has some 100 kB
-FIX = "expected what the train stage writes, or `Trained.save`: copy the file again, or train again"
+MAX_HEADER = 2**24  # bytes; the largest network needs some 100 kB
+FIX = "expected a file of the train stage or of `Trained.save`: copy the file again, or train again"
 
 
 @dataclass(frozen=True)
 class Separation:
-    """How boundary and distance part objects (`unetpp.inference.instances`): what was best on val for a depth."""
+    """Settings for separating objects by boundary and distance (`unetpp.inference.instances`): the best on val."""
 
-    seed: float  # least energy, distance * (1 - boundary), of a pixel that an object grows from
+    seed: float  # lowest energy, distance * (1 - boundary), of pixels from which objects grow
     smallest_px: int  # smaller objects are dropped
 
 
@@ -40,11 +40,11 @@ USUAL = Separation(seed=0.35, smallest_px=12)
 
 @dataclass(frozen=True)
 class About:
-    """What a trained network takes and gives."""
+    """The description of a trained network: its inputs, outputs and origin."""
 
-    config: Mapping[str, Any]  # the keywords of NestedUNet
-    size: int | Size | None  # px that images were resized to for training, if they were; a pair once it is made
-    info: Mapping[str, Any] = field(default_factory=dict)  # where it comes from: params, hashes, epoch
+    config: Mapping[str, Any]  # the keyword arguments of NestedUNet
+    size: int | Size | None  # px that images were resized to for training, stored as a pair; None: not resized
+    info: Mapping[str, Any] = field(default_factory=dict)  # its origin: params, hashes, epoch
     sha256: str | None = None  # of the file that it was read from
     fit: Fit = "stretch"  # how images were resized
 
@@ -61,7 +61,7 @@ class About:
 
     @property
     def depths(self) -> tuple[int, ...]:
-        """The depths at which it has a head."""
+        """The depths at which the network has a head."""
         return tuple(range(1, self.depth + 1)) if self.config.get("deep_supervision", True) else (self.depth,)
 
     @property
@@ -82,19 +82,19 @@ class About:
 
     @property
     def frame(self) -> Frame | None:
-        """What whole images are brought to, if to anything."""
+        """How whole images are resized or padded; None if they are not."""
         return frame_of(self.size, self.fit)
 
     @property
     def canvas(self) -> Size | None:
-        """What they are padded to, if to anything."""
+        """The size that whole images are padded to; None if they are not."""
         return self.frame.canvas if self.frame else None
 
     @property
     def classes(self) -> list[str]:
-        """Names of the classes that count, or of the labels; numbers where the data have no names for them.
+        """Names of the classes without the background, or of the labels; numbers if the dataset has no names.
 
-        They are those of the values 1, 2 ... of a mask, and of 0, 1 ... where class 0 is no background.
+        They belong to the mask values 1, 2 ..., or to 0, 1 ... if class 0 is not the background.
         """
         first, begin = first_class(self.num_classes, self.multilabel, self.background), int(self.background)
         numbers = range(begin, begin + self.num_classes - first)
@@ -102,17 +102,17 @@ class About:
 
     @property
     def names(self) -> list[str]:
-        """What the values 0, 1 ... of a mask mean, where they are no labels."""
+        """The meaning of the mask values 0, 1 ... of classes (not of labels)."""
         return ["background"] * self.background + self.classes
 
     @property
     def encoder(self) -> str | None:
-        """The network of timm that its nodes X[i, 0] are."""
+        """The timm network that provides the nodes X[i, 0], if any."""
         return self.config.get("encoder")
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """What its heads give: the mask, perhaps boundary and distance."""
+        """The outputs of its heads: the mask, possibly boundary and distance."""
         return tuple(self.config.get("targets", MASK))
 
     @property
@@ -121,9 +121,9 @@ class About:
         return self.num_classes + len(self.targets) - 1
 
     def separation(self, depth: int | None = None) -> Separation | None:
-        """How objects are parted at a depth, by default the deepest; None: connected pixels are an object.
+        """How objects are separated at a depth, by default the deepest; None: connected pixels are an object.
 
-        A model whose training chose nothing (`unetpp.fit`) has the middle of what training chooses from.
+        If training did not choose settings (`unetpp.fit` without `val`), these are the middle of the candidates.
         """
         if self.targets == MASK:
             return None
@@ -132,25 +132,25 @@ class About:
 
     @property
     def receptive_px(self) -> int:
-        """How far from an output pixel an input pixel can lie and still matter: an upper bound, in pixels.
+        """The radius of the receptive field in pixels: inputs further away do not affect an output pixel.
 
-        With an encoder it is none: nothing but timm's code knows how far that looks, and one with attention or
-        squeezing looks everywhere. Then it is twice the bound of our own network of this depth, beyond which a pixel
-        matters little (docs/networks.md).
+        With an encoder this is not a strict bound: the receptive field of timm networks is not known, and attention or
+        squeeze-and-excitation covers the whole image. It is then twice the bound of our own network of this depth,
+        beyond which a pixel has little effect (docs/networks.md).
         """
         reach = {}
         for k in range(self.depth + 1):
             for j in range(k + 1):
                 i = k - j
                 if j == 0:
-                    inner = 0 if i == 0 else reach[i - 1, 0] + 2 ** (i - 1)  # a pool looks at the pixel beside, too
+                    inner = 0 if i == 0 else reach[i - 1, 0] + 2 ** (i - 1)  # pooling also reads the neighbouring pixel
                 else:
-                    inner = max(reach[i, j - 1], reach[i + 1, j - 1] + 2 ** (i + 1))  # and so does upsampling
+                    inner = max(reach[i, j - 1], reach[i + 1, j - 1] + 2 ** (i + 1))  # so does upsampling
                 reach[i, j] = inner + 2 * 2**i  # two 3x3 convolutions
         return reach[0, self.depth] * (2 if self.encoder else 1)
 
     def at(self, depth: int) -> "About":
-        """Of the network pruned to a depth, without a file."""
+        """The description of the network pruned to a depth, without a file."""
         config = dict(self.config) | {"widths": list(self.widths[: depth + 1]), "deep_supervision": False}
         return replace(self, config=config, sha256=None)
 
@@ -169,7 +169,7 @@ class About:
 
 
 def find_file(path: str | Path) -> Path:
-    """A model file, or that of a folder: model.safetensors, or what earlier versions wrote.
+    """The path of a model file, or of the one in a folder: model.safetensors, or the file of an earlier version.
 
     Raises:
         UserError: no such file.
@@ -184,26 +184,26 @@ def find_file(path: str | Path) -> Path:
 
 
 def read_about(path: str | Path) -> About | None:
-    """What a model file or its folder says of itself, after its seal was checked; None: torch alone reads such a file.
+    """The description in a model file, after checking its seal; None if only torch can read the file.
 
     Raises:
-        UserError: no such file, not such a file, or a damaged one.
+        UserError: no such file, not a model file, or a damaged one.
     """
     file = find_file(path)
     return None if is_zip(file) else read_sealed(file)[0]
 
 
 def is_zip(file: Path) -> bool:
-    """Whether it is a model.pt of earlier versions."""
+    """Whether the file is a model.pt of an earlier version."""
     with file.open("rb") as opened:
         return opened.read(len(ZIP)) == ZIP
 
 
 def read_sealed(file: Path) -> tuple[About | None, bytes]:
-    """What a model.safetensors says of itself, after its seal was checked, and its bytes; None: it says nothing.
+    """The description in a model.safetensors (None if it has none) after checking its seal, and its bytes.
 
     Raises:
-        UserError: not such a file, or a damaged one.
+        UserError: not a model file, or a damaged one.
     """
     with file.open("rb") as opened:
         start = opened.read(8)
@@ -222,7 +222,7 @@ def read_sealed(file: Path) -> tuple[About | None, bytes]:
         opened.seek(0)
         content = opened.read()
     seal = str(said["seal"])
-    at = max(0, content.find(seal.encode(), 0, len(start) + length))  # where there is none, the sums differ
+    at = max(0, content.find(seal.encode(), 0, len(start) + length))  # if the seal is not found, the sums differ
     unsealed = hashlib.sha256(content[:at] + UNSEALED.encode())
     unsealed.update(memoryview(content)[at + len(seal.encode()) :])  # no copy of the weights
     check_sha256(file, unsealed.hexdigest(), seal, f"it is damaged or was changed: {FIX}")

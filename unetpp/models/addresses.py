@@ -1,4 +1,4 @@
-"""Models by address, such as `models:/NAME@ALIAS`: entry points of what is installed beside this package read them."""
+"""Models by address, such as `models:/NAME@ALIAS`, which entry points of installed packages read."""
 
 from collections.abc import Callable
 from importlib.metadata import entry_points
@@ -6,22 +6,22 @@ from typing import Any
 
 from unetpp.errors import UserError, to_install
 
-# Groups of entry points by the scheme of a URI; `unetpp[pipelines]` brings those of MLflow's registry.
-LOADERS = "unetpp.loaders"  # to a `Trained`
-FOLDERS = "unetpp.folders"  # to a folder that is there until the process ends: weights, exports, engines.json
+# Groups of entry points, named by URI scheme; `unetpp[pipelines]` provides those of MLflow's registry.
+LOADERS = "unetpp.loaders"  # return a `Trained`
+FOLDERS = "unetpp.folders"  # return a folder that exists until the process ends: weights, exports, engines.json
 
 
 def is_address(text: str) -> bool:
-    """Whether it is a URI and no path."""
+    """Whether a text is a URI, not a path."""
     scheme, mark, _ = text.partition(":/")
-    return bool(mark) and len(scheme) > 1  # one letter is a drive of Windows
+    return bool(mark) and len(scheme) > 1  # a single letter is a Windows drive
 
 
 def resolve(text: str, group: str) -> Any:
-    """What the entry point of a group makes of a URI.
+    """Resolve a URI with the entry point of a group.
 
     Raises:
-        UserError: a URI that nothing installed reads; and what the entry point raises.
+        UserError: no installed package reads this URI, or an error of the entry point.
     """
     scheme = text.partition(":/")[0]
     for found in entry_points(group=group, name=scheme):
@@ -30,4 +30,4 @@ def resolve(text: str, group: str) -> Any:
             return read(text)
         except ModuleNotFoundError as error:
             raise UserError(f"{text}: {error.name} is not installed: {to_install('pipelines')}") from None
-    raise UserError(f"{text}: nothing installed reads {scheme}:/ ; for models:/ {to_install('pipelines')}")
+    raise UserError(f"{text}: no installed package reads {scheme}:/ ; for models:/ {to_install('pipelines')}")

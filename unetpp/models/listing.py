@@ -1,4 +1,4 @@
-"""exports.json, which lists the files of an export with their sums: read, and compared."""
+"""Read exports.json, which lists the files of an export with their sums, and check the files."""
 
 from pathlib import Path
 from typing import Any
@@ -11,26 +11,26 @@ AGAIN = "export again: `dvc repro export`, or `unetpp export`"
 
 
 def read_listing(folder: Path, fix: str = AGAIN) -> dict[str, Any]:
-    """What a folder's exports.json says; of what lies beside it nothing is compared.
+    """The content of a folder's exports.json; the files next to it are not checked.
 
     Raises:
-        UserError: no such file, or not such a file; it ends with `fix`.
+        UserError: the file is missing or not an exports.json; the message ends with `fix`.
     """
     return read_json(folder / LISTING, fix, ("exports",))
 
 
 def read_exports(folder: Path, model_sha256: str | None = None) -> list[dict]:
-    """The entries of a folder's exports.json, each of which has the bytes that it says.
+    """The entries of a folder's exports.json, after checking every file.
 
     Args:
-        model_sha256: of the model file that they have to be made of.
+        model_sha256: sha256 of the model file from which they must have been exported.
 
     Raises:
-        UserError: no such file, exports of another model, or a file of other bytes.
+        UserError: no exports.json, exports of another model, or a missing or changed file.
     """
     found = read_listing(folder)
     if model_sha256:
-        advice = f"it was exported of another model: {AGAIN}"
+        advice = f"it was exported from another model: {AGAIN}"
         check_sha256(f"{folder / LISTING}: model_sha256", str(found.get("model_sha256")), model_sha256, advice)
     for one in found["exports"]:
         check_entry(folder, one)
@@ -38,13 +38,13 @@ def read_exports(folder: Path, model_sha256: str | None = None) -> list[dict]:
 
 
 def check_export(file: Path) -> dict:
-    """The entry of one file, `L2/model.onnx`, in the exports.json of its folder's folder, after it was compared.
+    """The entry of one file, such as `L2/model.onnx`, in the exports.json of its parent folder, after checking it.
 
     Raises:
-        UserError: it has other bytes, or is not listed there.
+        UserError: the file was changed, or is not listed there.
     """
     folder, name = file.absolute().parents[1], "/".join(file.absolute().parts[-2:])
-    fix = f"by it {file.name} is checked: copy the folder of the export as a whole, or give {file.parent}"
+    fix = f"{file.name} is checked against it: copy the whole folder of the export, or use {file.parent}"
     entries = {one["file"]: one for one in read_listing(folder, fix)["exports"]}
     if name not in entries:
         raise UserError(f"{folder / LISTING}: it does not list {name}; {AGAIN}")
@@ -53,13 +53,13 @@ def check_export(file: Path) -> dict:
 
 
 def check_entry(folder: Path, entry: dict) -> Path:
-    """The file of an entry, after its bytes were compared.
+    """The file of an entry, after checking it.
 
     Raises:
-        UserError: no such file, or one of other bytes.
+        UserError: a missing or changed file.
     """
     file = folder / entry["file"]
     if not file.is_file():
-        raise UserError(f"{file}: no such file, and {LISTING} lists it; {AGAIN}")
+        raise UserError(f"{file}: no such file, but {LISTING} lists it; {AGAIN}")
     check_sha256(file, sha256(file), entry["sha256"], f"it is damaged, or not the one of {LISTING}: {AGAIN}")
     return file

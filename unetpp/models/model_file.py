@@ -31,8 +31,8 @@ class Trained:
     """A trained network and what is needed to use it; saved as one sealed file that holds no code."""
 
     network: NestedUNet
-    size: int | Size | None  # px that images were resized to for training, if they were; a pair once it is made
-    info: dict[str, Any] = field(default_factory=dict)  # where it comes from: params, hashes, epoch
+    size: int | Size | None  # px that images were resized to for training, stored as a pair; None: not resized
+    info: dict[str, Any] = field(default_factory=dict)  # its origin: params, hashes, epoch
     sha256: str | None = None  # of the file that it was read from
     fit: Fit = "stretch"  # how they were resized
 
@@ -41,22 +41,22 @@ class Trained:
 
     @property
     def about(self) -> About:
-        """What it takes and gives."""
+        """The description of the network: its inputs, outputs and origin."""
         return About(self.network.config(), self.size, self.info, self.sha256, self.fit)
 
     @property
     def frame(self) -> Frame | None:
-        """What whole images are brought to, if to anything."""
+        """How whole images are resized or padded; None if they are not."""
         return self.about.frame
 
     @property
     def classes(self) -> list[str]:
-        """Names of the classes that count (`About.classes`)."""
+        """Names of the classes without the background, or of the labels (`About.classes`)."""
         return self.about.classes
 
     @property
     def names(self) -> list[str]:
-        """What the values 0, 1 ... of a mask mean (`About.names`)."""
+        """The meaning of the mask values 0, 1 ... (`About.names`)."""
         return self.about.names
 
     @property
@@ -80,7 +80,7 @@ class Trained:
         return Segmenter(network, canvas=self.about.canvas).eval()
 
     def ensemble(self, heads: Mapping[int, float] | None = None) -> Segmenter:
-        """The weighted mean of the probabilities of several heads, by default of all alike, in eval mode.
+        """The weighted mean of the probabilities of several heads, by default of all with equal weights, in eval mode.
 
         The network is pruned to the deepest of them, so that it costs no more than that depth and its heads.
 
@@ -93,7 +93,7 @@ class Trained:
         return Segmenter(network, heads, self.about.canvas).eval()
 
     def folded(self, depth: int | None = None, keep_heads: bool = False) -> "Trained":
-        """The network pruned to a depth, by default the deepest, with batch norm folded: what is exported of it.
+        """The network pruned to a depth, by default the deepest, with batch norm folded, as it is exported.
 
         Args:
             keep_heads: keep the heads of the shallower depths too, so that it can still be pruned and averaged.
@@ -106,11 +106,11 @@ class Trained:
         return replace(self, network=network, sha256=None)
 
     def save(self, path: str | Path) -> None:
-        """Write the file; the caller sees to it that it appears whole. The same network gives the same bytes."""
+        """Write the file, not atomically. The same network gives the same bytes."""
         weights = {key: value.detach().cpu().contiguous() for key, value in self.network.state_dict().items()}
-        from safetensors.torch import save  # late: a network is used without files, too
+        from safetensors.torch import save  # late: networks can be used without files
 
-        # The seal first, where it is the first run of so many zeros.
+        # The seal comes first, where it is the first sequence of this many zeros.
         size = plain(self.size)
         is_new = isinstance(size, list) or self.fit != "stretch"
         number = 6 if self.network.targets != MASK else 5 if self.network.encoder else 4 if is_new else 3
@@ -122,12 +122,12 @@ class Trained:
 
 
 def load_model(path: str | Path) -> Trained:
-    """Read what `Trained.save` wrote, after its seal was checked: a file, or a folder with `model.safetensors`.
+    """Read a file of `Trained.save`, or a folder with `model.safetensors`, after checking its seal.
 
-    Also what earlier versions wrote (`unetpp.models.older_files`). Runs no code of the file's author.
+    Also reads files of earlier versions (`unetpp.models.older_files`). Runs no code of the file's author.
 
     Raises:
-        UserError: no such file, not such a file, a damaged one, or weights that are not finite.
+        UserError: no such file, not a model file, a damaged one, or non-finite weights.
     """
     file = find_file(path)
     found = _read(file)
@@ -142,20 +142,20 @@ def _read(file: Path) -> Contents:
     if about is None:
         if (file.parent / older_files.CONFIG).is_file():
             return older_files.read_pair(file, FIX)
-        raise UserError(f"{file}: found a safetensors file that says nothing of its network; {FIX}")
+        raise UserError(f"{file}: found a safetensors file without a description of its network; {FIX}")
     weights = read_tensors(content, file, FIX)
     return Contents(dict(about.config), weights, about.size, dict(about.info), str(about.sha256), about.fit)
 
 
 def _build(file: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> NestedUNet:
-    """The network of these keywords around these very tensors, in eval mode; nothing is allocated for it."""
+    """The network with these keyword arguments and exactly these tensors, in eval mode; allocates no weights."""
     try:
         with torch.device("meta"):
             network = NestedUNet(**config)
     except Exception as error:
         if config.get("encoder") and isinstance(error, UserError):  # such as timm that is not installed
             raise UserError(f"{file}: {error}") from None
-        raise UserError(f"{file}: it names a network that cannot be built ({said(error)}); {FIX}") from None
+        raise UserError(f"{file}: the network that it describes cannot be built ({said(error)}); {FIX}") from None
     wanted, found = (
         {key: f"{tuple(value.shape)} {value.dtype}" for key, value in each.items()}
         for each in (network.state_dict(), weights)
@@ -163,13 +163,13 @@ def _build(file: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> Ne
     for key in wanted | found:
         if (one := found.get(key)) != (other := wanted.get(key)):
             raise UserError(
-                f"{file}: {key}: found {one or 'no such tensor'}; expected {other or 'none'}, of the network that the "
-                f"file names; {FIX}"
+                f"{file}: {key}: found {one or 'no such tensor'}; expected {other or 'none'}, as the file "
+                f"describes the network; {FIX}"
             )
         if not weights[key].isfinite().all():
-            raise UserError(f"{file}: {key}: found weights that are not finite; such a network answers nothing; {FIX}")
+            raise UserError(f"{file}: {key}: found non-finite weights, with which a network cannot predict; {FIX}")
     if any(name not in wanted for name, _ in network.named_buffers()):
-        with torch.random.fork_rng([]):  # of some encoders, which compute buffers as they are built
+        with torch.random.fork_rng([]):  # some encoders draw random buffers when they are built
             network = NestedUNet(**config)
     network.load_state_dict(weights, assign=True)
     return network.eval()

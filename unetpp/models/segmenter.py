@@ -1,4 +1,4 @@
-"""From pixels to probabilities as one module: normalising, padding, the network, its heads."""
+"""From pixels to probabilities in one module: standardising, padding, the network, its heads."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,18 +13,18 @@ from unetpp.images.frame import Size
 from unetpp.network.masks import to_probs
 from unetpp.network.model import NestedUNet
 
-ENCODER_PX = 32  # some encoders (PVT) have windows of so many pixels
+ENCODER_PX = 32  # some encoders (PVT) have windows of this many pixels
 
 
 def pad_to_multiple(image: Tensor, multiple: int, canvas: Size | None = None) -> Tensor:
-    """(N, C, H, W) padded at the bottom and the right to sides that `multiple` divides, by repeating the edge.
+    """Pad (N, C, H, W) at the bottom and right to sides divisible by `multiple`, by repeating the edge.
 
     Args:
         canvas: height and width to which smaller images are padded.
     """
     height, width = image.shape[-2:]
-    # Written as a product of whole steps, so that torch.export can prove that the network's pools divide it.
-    # Two steps at least: an export fixes a size that it can meet as 1, and the deepest level would meet it.
+    # Written as a product of whole steps, so that torch.export can prove divisibility for the network's pooling.
+    # At least two steps: an export makes sizes constant that can be 1, which would happen at the deepest level.
     least = [max(2, -(-side // multiple)) for side in canvas or (0, 0)]
     rows: Any = torch.sym_max(least[0], (height + multiple - 1) // multiple)
     columns: Any = torch.sym_max(least[1], (width + multiple - 1) // multiple)
@@ -32,15 +32,15 @@ def pad_to_multiple(image: Tensor, multiple: int, canvas: Size | None = None) ->
 
 
 class Segmenter(nn.Module):
-    """A network with what stands before and after it: images of any size in, probabilities out.
+    """A network with its pre- and postprocessing: images of any size in, probabilities out.
 
-    The module that `Predictor` runs and that exports hold; for arrays of any type use `Predictor`.
+    `Predictor` runs this module, and exports contain it. For arrays of any type use `Predictor`.
 
     Args:
-        network: by default its deepest head alone is used; `prune` first for a shallower one.
+        network: by default only its deepest head is used; `prune` it first for a shallower one.
         heads: weights by depth of the heads whose probabilities are averaged instead, such as {2: 1, 4: 3}; they
             need not add up to 1.
-        canvas: what smaller images are padded to for the network, after they were standardised (`Frame`).
+        canvas: (height, width) to which smaller images are padded after standardising (`Frame`).
 
     Raises:
         UserError: a depth at which the network has no head, or weights that are not above 0.
@@ -64,25 +64,25 @@ class Segmenter(nn.Module):
 
         Args:
             image: (N, C, H, W) float in [0, 1], of any height and width.
-            statistics: (N, C, 2), mean and standard deviation by which it is standardised where it is a part of a
-                larger image; by default its own.
+            statistics: (N, C, 2), mean and standard deviation for standardising an image that is a part of a larger
+                one; by default its own.
 
         Returns:
-            (N, num_outputs, H, W): the foreground's probability, one a class, or one a label; of a network for
-            instances then boundary and distance.
+            (N, num_outputs, H, W): the probability of the foreground, or one per class or label; for a network for
+            instances, followed by boundary and distance.
         """
         if statistics is None:
             return self.probs(standardise(image), self.canvas)
         return self.probs(standardise(image, statistics))
 
     def probs(self, standardised: Tensor, canvas: Size | None = None) -> Tensor:
-        """`forward` of an image that `standardise` has seen."""
+        """`forward` of a standardised image."""
         height, width = standardised.shape[-2:]
         logits = self.heads(standardised, canvas)
         task = self.network.num_classes, self.network.multilabel
         each = [to_probs(logits[index], *task) * share for index, share in self.shares.items()]
         probs = each[0] if len(each) == 1 else torch.stack(each).sum(dim=0)
-        # A crop, written as negative padding: an export of a slice keeps a guard on whether it was the whole.
+        # A crop, written as negative padding: an exported slice would keep a guard on whether it is the whole image.
         return F.pad(probs, (0, width - probs.shape[-1], 0, height - probs.shape[-2]))
 
     def logits(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -93,7 +93,7 @@ class Segmenter(nn.Module):
         return self.heads(standardise(image), self.canvas)
 
     def heads(self, standardised: Tensor, canvas: Size | None = None) -> tuple[Tensor, ...]:
-        """`logits` of an image that `standardise` has seen."""
+        """`logits` of a standardised image."""
         least = ENCODER_PX if self.network.encoder else 0
         height, width = canvas or (0, 0)
         sides = max(least, height), max(least, width)

@@ -146,11 +146,11 @@ def test_a_model_that_parts_objects_writes_them_beside_the_mask_unless_something
 
     for name, value in (("SMALL_BYTES", 0), ("WHOLE_PX", 100), ("PARTED_PX", 1000)):
         monkeypatch.setattr(module, name, value)
-    with pytest.raises(UserError, match=r"a\.png: found 1,350 pixels; expected at most 1,000, since obj"):
+    with pytest.raises(UserError, match=r"a\.png: found 1,350 pixels; expected at most 1,000 to separate obj"):
         predict([str(image)], str(model), None, tmp_path / "large")
     predict([str(image)], str(model), None, tmp_path / "large", outputs=Outputs(("mask",)))
 
 
 def test_a_model_of_masks_has_no_instances_to_give(tmp_path):
-    with pytest.raises(UserError, match="found a network with the target mask alone"):
+    with pytest.raises(UserError, match="found a network with only the target mask"):
         Predictor(find_model(str(save(tmp_path / "model")))).instances(np.zeros((8, 8), np.uint8))

@@ -107,7 +107,7 @@ def test_what_others_or_another_model_wrote_is_in_the_way(far, bucket, expected,
     assert masks_in(bucket) == expected | {"other.png": b"mine"}
     wider = make_model(tmp_path / "other", 7)
     with pytest.raises(
-        UserError, match=r"out: found outputs of another model .*, model \w+ instead of \w+; expected outputs"
+        UserError, match=r"out: found outputs of another model .*: model \w+ instead of \w+; expected outputs"
     ):
         far(out, model=str(wider))
     far(out, model=str(wider), overwrite=True)
@@ -122,7 +122,7 @@ def test_what_cannot_be_is_refused_before_anything_is_predicted(far, bucket, tmp
         far(f"{here}/out")
     for patterns, out, said in (
         ([f"{here}/set/a"], f"{here}/set/a/masks", "lies in .*which is read"),
-        ([f"{here}/set/a/000.png"], f"{here}/set/a", "set/a/000.png: this output is read"),
+        ([f"{here}/set/a/000.png"], f"{here}/set/a", "set/a/000.png: this output is also an input"),
         ([f"{here}/nothing"], f"{here}/out", "no image there"),
         (["s3:///set"], f"{here}/out", "found no bucket in this address"),
         ([f"{here}/set/a"], "s3://no-such-bucket/out", "no bucket 'no-such-bucket'.*correct --out"),

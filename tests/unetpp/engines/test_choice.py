@@ -66,7 +66,7 @@ def test_without_measurements_it_is_torch_or_what_computes_in_fp32(machine):
     machine.here = ["torch", "openvino-int8"]
     assert choose(family(), 2, (96, 96)) == (
         "torch",
-        "engine torch: no other that is installed here is within the tolerance",
+        "engine torch: no other engine installed here is within the tolerance",
     )
     assert machine.probed == []
 

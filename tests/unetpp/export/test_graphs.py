@@ -115,7 +115,7 @@ def test_an_export_of_another_network_is_seen(tmp_path):
 
 def test_an_answer_of_another_shape_is_refused():
     engine = ExportEngine(Path("model.onnx"), "openvino", made({}).about, lambda _: np.zeros((0, 1, 0, 0)), False)
-    with pytest.raises(UserError, match=r"openvino answers images \(1, 3, 1, 1\) with shape \(0, 1, 0, 0\)"):
+    with pytest.raises(UserError, match=r"openvino returned shape \(0, 1, 0, 0\) for images of shape \(1, 3, 1, 1\)"):
         engine(np.zeros((1, 3, 1, 1), np.float32))
 
 
@@ -130,7 +130,7 @@ def test_what_cannot_be_opened_is_refused_by_name(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"model\.onnx: torch does not read \.onnx; expected onnxruntime or openvino"):
         open_export(tmp_path / "model.onnx", "torch")
     for runtime in ("onnxruntime", "openvino"):
-        with pytest.raises(UserError, match=rf"model\.onnx: {runtime} cannot read it"):
+        with pytest.raises(UserError, match=rf"model\.onnx: {runtime} cannot read this file"):
             open_export(tmp_path / "model.onnx", runtime, about)
     with pytest.raises(UserError, match=r"model\.pt2: opening a \.pt2 can run its author's code"):
         open_export(tmp_path / "model.pt2")

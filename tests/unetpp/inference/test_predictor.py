@@ -116,7 +116,7 @@ def test_labels_are_bits():
     [
         ([np.zeros((8, 8, 3), np.uint8)], "type list; expected a numpy array or a tensor"),
         (np.zeros(8, np.uint8), r"shape \(8,\); expected \(H, W\), \(H, W, C\) or \(N, H, W, C\)"),
-        (np.zeros((0, 8, 3), np.uint8), "no side of 0"),
+        (np.zeros((0, 8, 3), np.uint8), "without sides of 0"),
         (np.zeros((8, 8, 4), np.uint8), r"4 channels; expected 3 \(RGB\) or 1 \(grey\).*drops alpha"),
         (np.zeros((3, 8, 9), np.uint8), r"9 channels; .* np\.moveaxis"),
         (np.zeros((8, 8, 3), complex), "complex128; expected whole numbers, floats or bool"),
@@ -157,9 +157,9 @@ def test_load_takes_every_form_of_a_trained_model(tmp_path):
         np.testing.assert_allclose(Predictor(unetpp.load(tmp_path / path), 2)(image), expected, atol=1e-5)
     for name, message in (
         ("none", r"none: no such model"),
-        ("L2/model.onnx", "an exported graph, which is no trained model"),
+        ("L2/model.onnx", "an exported graph, which is not a trained model"),
         ("other/model.safetensors", "no such model"),
-        ("s3:/bucket/model.safetensors", "nothing installed reads s3:/"),
+        ("s3:/bucket/model.safetensors", "no installed package reads s3:/"),
     ):
         with pytest.raises(UserError, match=message):
             unetpp.load(name if ":" in name else tmp_path / name)

@@ -191,7 +191,7 @@ def test_a_declared_width_allocates_nothing(trained, tmp_path, repository):
     done = subprocess.run(command, capture_output=True, text=True, cwd=repository, check=False)
     assert done.returncode == 0, done.stderr
     assert "expected (20000, 3, 3, 3)" in done.stdout
-    assert "tensors that claim more than they hold" in done.stdout
+    assert "tensors that claim to be larger than their data" in done.stdout
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -201,7 +201,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, value, everywhere):
     for parameter in trained.network.parameters():
         (parameter.data if everywhere else parameter.data.view(-1)[-1:]).fill_(value)
     trained.save(tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match=r"model\.safetensors: nodes\..*: found weights that are not finite"):
+    with pytest.raises(UserError, match=r"model\.safetensors: nodes\..*: found non-finite weights"):
         load_model(tmp_path)
 
 
@@ -254,7 +254,7 @@ def test_what_earlier_versions_wrote_is_read_or_refused_by_its_sum(trained, tmp_
     said = json.loads(config.read_text())
     for change, message in (
         ({"version": 2}, "found format 'unetpp' version 2"),
-        ({"sha256": "ab"}, "of another export than config.json"),
+        ({"sha256": "ab"}, "from another export than config.json"),
         ({"network": {"layers": 3}}, "cannot be built"),
     ):
         config.write_text(json.dumps(said | change))
