@@ -147,8 +147,8 @@ def test_both_pages_name_the_classes(run):
             assert name in outline.text
     assert "IoU per image by class" in outlines[-1].text
     data = Outline(data).text
-    assert ("Not annotated, % of pixels" in data) == (run.task == "classes")
-    assert ("Labels may lie over each other" in data) == (run.task == "labels")
+    assert ("Unlabelled, % of pixels" in data) == (run.task == "classes")
+    assert ("Labels may overlap" in data) == (run.task == "labels")
     assert ("train.class_weights" in data) <= (run.task == "classes")  # labels have none
 
 

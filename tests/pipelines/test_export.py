@@ -159,7 +159,7 @@ def test_int8_needs_images_of_val(made, tmp_path):
     Manifest(size=None, channels=3, num_classes=1, splits=splits).write(tmp_path)
     with pytest.raises(UserError, match=r"val\.arrow: found no image"):
         stage.calibration_images(tmp_path, 2)
-    with pytest.raises(UserError, match="give --prepared"):
+    with pytest.raises(UserError, match="set --prepared"):
         stage.export_model("models/train", tmp_path, None, ["onnx", "onnx-int8"], 20, 1e-4, None)
 
 

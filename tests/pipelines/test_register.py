@@ -262,7 +262,7 @@ def test_aliases_are_the_depths_and_the_recommended(home, client):
 def test_missing_alias_is_a_user_error_that_names_those_that_exist(home):
     with pytest.raises(UserError, match="aliases L1, L2, champion, recommended"):
         load_registered(f"models:/{NAME}@L7", f"sqlite:///{home[0]}/mlflow.db")
-    with pytest.raises(UserError, match=f"it holds models:/{NAME}"):
+    with pytest.raises(UserError, match=f"which has models:/{NAME}"):
         load_registered("models:/other/1", f"sqlite:///{home[0]}/mlflow.db")
 
 

@@ -335,7 +335,7 @@ def test_one_candidate_needs_no_trial_and_no_ray(project, prepared, capsys):
     assert "no trial" in rows[0]["reason"]
     facts = json.loads((project.folder / "reports/page.json").read_text())
     page = Outline(build_page(facts))
-    assert "params.yaml names one candidate, L2 of 4 6 8, so that nothing was searched" in page.text
+    assert "params.yaml names one candidate, L2 of 4 6 8, so there was no search" in page.text
     assert not {"svg", "table"} & {tag for tag, _ in page.tags}
 
 
@@ -362,7 +362,7 @@ def test_train_begins_anew_where_there_was_no_trial_and_not_where_its_weights_ar
     params, path = load_params(project.folder / "params.yaml"), project.folder / "models/search/architecture.yaml"
     assert find_init(path, read_architecture(path), params) is None
     path.write_text("widths: [4, 6, 8]\ninit: init.pt\n")
-    with pytest.raises(UserError, match=r"no init\.pt beside it"):
+    with pytest.raises(UserError, match=r"no init\.pt next to it"):
         find_init(path, read_architecture(path), params)
     path.with_name("init.pt").write_bytes(b"weights")
     found = find_init(path, read_architecture(path), params)

@@ -97,7 +97,7 @@ def test_every_engine_has_its_row_and_the_decision_is_by_the_one_that_is_asked_f
 
 def test_an_engine_that_is_not_there_is_refused_before_anything_is_measured(project, tmp_path, monkeypatch):
     monkeypatch.setattr(stage, "measure_devices", None)
-    with pytest.raises(UserError, match=r"evaluate\.engine: onnxruntime .*no export of L1; found torch.*dvc repro"):
+    with pytest.raises(UserError, match=r"found onnxruntime.*no export of L1; expected one of torch.*dvc repro"):
         run(project, tmp_path / "out", None, engine="onnxruntime")
     with pytest.raises(UserError, match=r"max_memory_mib: found 5, but openvino .*does not report"):
         run(project, tmp_path / "out", engine="openvino", max_memory_mib=5.0)

@@ -130,7 +130,7 @@ def test_a_run_a_version_and_an_alias_name_what_was_logged_with_them(registry):
     for name, answer in (
         ("0" * 32, rf"no such run with a folder `report`.*the newest runs there are .*{run_id} \({NAME} "),
         (f"models:/{NAME}@L7", f"{NAME} has the aliases L1, L2, champion, recommended and the versions 1, 2"),
-        ("models:/cells/1", f"it holds .*models:/{NAME}"),
+        ("models:/cells/1", f"which has .*models:/{NAME}"),
         (f"models:/{NAME}", re.escape("expected models:/NAME@ALIAS")),
     ):
         with pytest.raises(UserError, match=answer):

@@ -97,7 +97,7 @@ def test_page_on_a_taken_port_is_a_user_error_with_the_fix(store):
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(UserError, match=f"port {port} is taken.*--port {port + 1}"):
+        with pytest.raises(UserError, match=f"port {port} is in use.*--port {port + 1}"):
             mlflow_store.serve_page(port, store)
 
 

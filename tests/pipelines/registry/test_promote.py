@@ -70,7 +70,7 @@ def test_promote_and_rollback_leave_a_trace(home, monkeypatch):
         promote(uri, f"{NAME}/77", "x")
     with pytest.raises(UserError, match="nuclei/5 is already the champion"):
         promote(uri, f"{NAME}@champion", "x")
-    with pytest.raises(UserError, match=r"models:/other: no such model .* it holds models:/nuclei"):
+    with pytest.raises(UserError, match=r"models:/other: no such model .* which has models:/nuclei"):
         rollback(uri, "other", "x")
     assert promote(uri, f"models:/{NAME}/3", "slides\nof the new scanner") == (
         "nuclei: version 3 is now champion, replacing version 5"

@@ -61,7 +61,9 @@ def test_a_version_without_sums_is_refused_with_the_command_that_seals_it(store,
             (files / name).unlink()
         (files / "data").mkdir()
         (files / "data/model.pt2").write_bytes(b"a graph")
-    with pytest.raises(UserError, match=r"models:/cells/2: .*without sums.* `unetpp seal cells/2` seals it as it is"):
+    with pytest.raises(
+        UserError, match=r"models:/cells/2: .*without checksums.* `unetpp seal cells/2` seals it as it is"
+    ):
         load_registered(f"models:/{NAME}/2", store)
     assert seal_registered(f"{NAME}/2", store) == "cells/2 is sealed as it is"
     assert (files / "evidence/report.html").read_text() == "a report"
