@@ -3,7 +3,7 @@
     python -m benchmarks.gpu [--minutes 8] [--only PART ...] [--out benchmarks/gpu.md]
 
 It needs torch, numpy, pillow, safetensors and tqdm, and reads everything from the repository: weights are random,
-images synthetic. segmentation_models.pytorch, MONAI and pytest take part where they are installed. Each part runs in a
+images synthetic. segmentation_models.pytorch, MONAI and pytest are used if they are installed. Each part runs in a
 process of its own for at most its seconds; one that fails or takes longer is one line of the page, beside what it had
 found. The page is written after each part.
 """

@@ -52,7 +52,7 @@ class Manifest:
 
     @property
     def frame(self) -> Frame | None:
-        """What whole images are brought to, if to anything."""
+        """How whole images are resized or padded; None if they are not."""
         return frame_of(self.size, self.fit)
 
     @property

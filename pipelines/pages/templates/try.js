@@ -48,7 +48,7 @@
       if (signal.aborted) return; // another image was chosen
       at("status").textContent = "";
       at("failed").textContent =
-        error instanceof TypeError ? "The server does not answer: has `unetpp try` ended?" : error.message;
+        error instanceof TypeError ? "The server does not answer: is `unetpp try` still running?" : error.message;
       at("failed").hidden = false;
     }
   };
@@ -78,7 +78,7 @@
   const draw = () => {
     const now = slider ? names[Number(slider.value)] : names[0];
     at("name").textContent = image.name;
-    const reduced = image.step > 1 ? `, shown at 1/${image.step}; what is saved has its own size` : "";
+    const reduced = image.step > 1 ? `, shown at 1/${image.step}; saved files have the full size` : "";
     at("size").textContent = `${image.width} × ${image.height} px${reduced}`;
     at("outlined-label").hidden = image.outline === null;
     at("opacity").disabled = !at("filled").checked;

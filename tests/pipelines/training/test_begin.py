@@ -97,7 +97,7 @@ def test_a_model_of_another_build_is_refused_before_any_trial_with_what_to_set(p
     folder = str(home[0] / "model")
     init = fetch_init(folder, tmp_path)
     project.set({"search": {"widths": [[4, 6, 8], [4, 8, 16]]}, "train": {"init": folder}})
-    message = r"widths: found \[4, 8, 16\] of the trained network and \[4, 6, 8\].*search\.widths=\[\[4, 8, 16\]\]"
+    message = r"widths: found \[4, 8, 16\] in the trained network and \[4, 6, 8\].*search\.widths=\[\[4, 8, 16\]\]"
     with pytest.raises(UserError, match=f"train.init={folder} .*{message}"):
         search_here(project, prepared, init)
     assert not (project.folder / "models").exists()

@@ -152,7 +152,7 @@ def test_failure_of_one_process_is_the_same_error_in_all_and_lack_of_memory_make
             assert first[name] == second[name], name
     for where in wheres:
         said = first[f"stop {where}"]
-        assert "out of memory at a batch of 3 image(s) of 32x32 px in a process, of 7 over all" in said
+        assert "out of memory at a batch of 3 image(s) of 32x32 px per process, 7 in all processes" in said
         assert "2 image(s) at a time fit: set train.accumulate=2" in said
         assert "in epoch 2, step 2 of 4, of " in said
         assert "(process 1 of 2)" in said
