@@ -36,11 +36,11 @@ def test_a_folder_of_ours_is_replaced_and_one_with_another_file_in_it_is_not(tmp
         write_folder(out, *names)
         assert set(contents(out)) == set(names)
     (out / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"out/notes\.txt: already exists .* move them away$"):
+    with pytest.raises(UserError, match=r"out/notes\.txt: already exists, .* move them away$"):
         check_outputs([out])
     (out / "notes.txt").unlink()
     (out / "a").write_text("corrected by hand")
-    with pytest.raises(UserError, match=r"out/a: already exists .* or changed since"):
+    with pytest.raises(UserError, match=r"out/a: already exists, .* or was changed since"):
         check_outputs([out])
 
 
@@ -73,7 +73,7 @@ def test_a_file_is_replaced_where_it_is_as_we_wrote_it(tmp_path):
         with replacing(out) as partial:
             partial.write_text(text)
     out.write_text("by you")
-    with pytest.raises(UserError, match=r"table\.csv: already exists .* or use --overwrite"):
+    with pytest.raises(UserError, match=r"table\.csv: already exists, .* or use --overwrite"):
         check_outputs(files=[out], overwrite=False)
     check_outputs(files=[out], overwrite=True)
     with pytest.raises(UserError, match="found a folder; expected the name of a file"):

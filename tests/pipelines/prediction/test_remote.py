@@ -99,7 +99,7 @@ def test_what_others_or_another_model_wrote_is_in_the_way(far, bucket, expected,
     out = f"s3://{bucket.name}/out"
     bucket.put({"007.png": b"mine", "other.png": b"mine"}, "out/")
     with pytest.raises(
-        UserError, match=r"s3://bucket-\d+/out/007.png: already exists .* nothing was done.*--overwrite"
+        UserError, match=r"s3://bucket-\d+/out/007.png: already exists, .* nothing was done.*--overwrite"
     ):
         far(out)
     assert not puts(bucket)
