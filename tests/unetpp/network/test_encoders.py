@@ -135,7 +135,7 @@ def test_encoder_that_is_none_is_refused(monkeypatch, tmp_path):
         NestedUNet((2, 3), encoder="resnet43")
     with pytest.raises(UserError, match="not a network of timm"):  # nothing of a stranger's file is fetched
         NestedUNet((2, 3), encoder="hf-hub:someone/resnet34")
-    with pytest.raises(UserError, match="maps of the stride 16"):
+    with pytest.raises(UserError, match="maps of the strides 16"):
         NestedUNet((2, 3), encoder="vit_tiny_patch16_224")
     Trained(built(LITE, (2, 3)), None).save(tmp_path / "model.safetensors")
     monkeypatch.setitem(sys.modules, "timm", None)

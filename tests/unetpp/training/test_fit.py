@@ -128,7 +128,11 @@ def test_a_function_after_each_epoch_sees_it_and_ends_the_training(capsys):
 @pytest.mark.parametrize(
     ("images", "masks", "message"),
     [
-        ((12, 32, 32, 4), (12, 32, 32), r"dataset\[\d+\]: found an image of 4 channels; expected 3: image\[:, :, :3\]"),
+        (
+            (12, 32, 32, 4),
+            (12, 32, 32),
+            r"dataset\[\d+\]: found an image with 4 channels; expected 3: image\[:, :, :3\]",
+        ),
         ((12, 32, 32, 3), (12, 16, 16), r"found an image of shape \(32, 32, 3\) and a mask of 16x16 px"),
         ((12, 32, 32, 3), (12, 32, 32, 2), r"found a mask of shape \(32, 32, 2\) .*mask\.argmax"),
         ((12, 30, 30, 3), (12, 30, 30), r"30x30 px; a network of depth 2 .* divisible by 4: set crop_px=28"),
@@ -144,11 +148,11 @@ def test_shapes_that_do_not_fit_are_refused_with_the_fix(images, masks, message)
 @pytest.mark.parametrize(
     ("values", "classes", "message"),
     [
-        ((0, 255), 1, "255 means unlabelled; expected 0 and 1: mask > 0"),
-        ((0, 7), 1, "found mask values from 0 to 7; expected 0 to 1, .*mask > 0"),
+        ((0, 255), 1, "255 means unlabelled; expected 0 and 1: use mask > 0"),
+        ((0, 7), 1, "found mask values from 0 to 7; expected 0 to 1; .*mask > 0"),
         ((-1, 1), 1, "found mask values from -1 to 1"),
         ((0, 300), 3, "found mask values from 0 to 300; expected 0 to 2"),
-        ((0, 3), 3, r"found mask values from 0 to 3; expected 0 to 2, .*num_classes"),
+        ((0, 3), 3, r"found mask values from 0 to 3; expected 0 to 2; .*num_classes"),
     ],
 )
 def test_mask_values_without_a_class_are_refused(values, classes, message):
