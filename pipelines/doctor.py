@@ -16,6 +16,7 @@ from urllib.parse import urlparse
 from urllib.request import urlopen
 
 from pipelines.core.redaction import redacted
+from unetpp.errors import UserError, to_install
 from unetpp.threads import num_cores
 
 PACKAGES = ("torch", "ray", "mlflow", "dvc", "albumentations", "numpy", "pyarrow", "opencv-python-headless", "boto3")
@@ -25,13 +26,13 @@ PACKAGES = ("torch", "ray", "mlflow", "dvc", "albumentations", "numpy", "pyarrow
 class Finding:
     about: str
     found: str
-    advice: str = ""  # what to do; "" when all is well
+    advice: str = ""  # what to do; "" if nothing is wrong
 
 
 def _versions() -> Iterator[Finding]:
     version = ".".join(map(str, sys.version_info[:3]))
-    legal = (3, 11, 4) <= sys.version_info[:3] < (3, 14)
-    yield Finding("python", f"{version} ({sys.executable})", "" if legal else "use Python 3.11.4 to 3.13")
+    supported = (3, 11, 4) <= sys.version_info[:3] < (3, 14)
+    yield Finding("python", f"{version} ({sys.executable})", "" if supported else "use Python 3.11.4 to 3.13")
     lock = Path("requirements.lock")
     pinned = (
         dict(line.split("==", 1) for line in lock.read_text(errors="replace").split() if "==" in line)
@@ -42,7 +43,7 @@ def _versions() -> Iterator[Finding]:
         try:
             found = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            yield Finding(name, "missing", "make setup, or pip install 'unetpp[pipelines]'")
+            yield Finding(name, "missing", f"make setup, or {to_install('pipelines')}")
             continue
         expected = pinned.get(name, found)
         agrees = found.split("+")[0] == expected
@@ -67,7 +68,7 @@ def _machine() -> Iterator[Finding]:
     threads = torch.get_num_threads()
     yield Finding("processor", f"{num_cores()} cores, {threads} thread{'s' * (threads > 1)}, {platform.machine()}")
     gib = psutil.virtual_memory().available / 2**30
-    yield _free("memory", gib, 4, "Ray and two workers need about 4 GiB: close something")
+    yield _free("memory", gib, 4, "Ray and two workers need about 4 GiB: close other programs")
     gib = shutil.disk_usage(".").free / 2**30
     yield _free("disk here", gib, 2, "free some space; runs/ may be deleted when nothing trains")
     if Path("/dev/shm").is_dir():
@@ -90,14 +91,13 @@ def _free(about: str, gib: float, needed: int, advice: str) -> Finding:
 
 def _project() -> Iterator[Finding]:
     from pipelines.core.params import load_params
-    from unetpp.errors import UserError
 
     try:
         params = load_params()
     except UserError as error:
         yield Finding("params.yaml", "not usable", str(error))
         return
-    yield Finding("params.yaml", "legal")
+    yield Finding("params.yaml", "valid")
     cores = num_cores()
     asked = params.train.min_workers * params.train.cpus_per_worker
     if not os.environ.get("RAY_ADDRESS") and asked > cores:
@@ -181,7 +181,7 @@ def _mlflow() -> Finding:
     if not is_server(uri):
         artifact_paths.follow(sqlite_path(uri))
         if lost := artifact_paths.missing(sqlite_path(uri)):
-            advice = "bring mlruns/ that belongs to mlflow.db, or register them again"
+            advice = "copy the mlruns/ that belongs to mlflow.db here, or register them again"
             return Finding("mlflow", f"{redacted(uri)}: the artifacts of {', '.join(lost[:5])} are not there", advice)
         return Finding("mlflow", f"{redacted(uri)} (`unetpp mlflow` opens the page)")
     if _reaches(uri, 443 if uri.startswith("https") else 80):
@@ -203,5 +203,5 @@ def doctor() -> int:
         if one.advice:
             print(f"{'':>{width + 6}}-> {one.advice}")
     wrong = sum(bool(one.advice) for one in findings)
-    print(f"\n{wrong} thing(s) to put right" if wrong else "\nall is well")
+    print(f"\n{wrong} problem{'s' * (wrong > 1)} found" if wrong else "\nno problems found")
     return 1 if wrong else 0

@@ -45,7 +45,7 @@ from pipelines.evaluation.subject import Subject, read_groups
 from unetpp.data.resized import Resized
 from unetpp.engines.engine import ENGINES
 from unetpp.engines.family import Family
-from unetpp.errors import UserError
+from unetpp.errors import UserError, to_install
 from unetpp.images.frame import as_size, plain
 from unetpp.models.listing import read_exports
 from unetpp.scores.calibration import reliability
@@ -84,7 +84,7 @@ def check_engine(family: Family, settings: Evaluate) -> None:
         if name not in (known := family.engines(depth)):
             raise UserError(
                 f"evaluate.engine: found {name}, which is not installed or has no export of L{depth}; expected one of "
-                f"{', '.join(known)}: `pip install 'unetpp[exports]'` installs the runtimes, and `dvc repro export` "
+                f"{', '.join(known)}: {to_install('exports')} installs the runtimes, and `dvc repro export` "
                 "with onnx and onnx-int8 in export.formats writes the files; or set evaluate.engine to torch"
             )
 
@@ -266,6 +266,14 @@ def evaluate(
     return result
 
 
+def choose_device(use_gpu: bool) -> torch.device:
+    """Where the costs that decide are measured. The GPU may be the cluster's, on which stage train ran."""
+    if use_gpu and not torch.cuda.is_available():
+        print("evaluate: train.use_gpu is true, and this machine has no GPU: latency and memory are those of its CPU")
+        return torch.device("cpu")
+    return torch.device("cuda" if use_gpu else "cpu")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="unetpp stage evaluate", description="Measure every depth on the test split.")
     parser.add_argument("--prepared", type=Path, required=True, help="folder that the prepare stage wrote")
@@ -276,11 +284,7 @@ def main() -> None:
     params, out = load_params(), arguments.out
     inputs = [arguments.prepared, arguments.model, *([arguments.exports] if arguments.exports else [])]
     check_outputs([out / "page"], [out / name for name in FILES], inputs)
-    if params.train.use_gpu and not torch.cuda.is_available():
-        raise UserError(
-            "train.use_gpu: found true, but torch finds no GPU here; set it to false, or use a machine with a GPU"
-        )
-    device = torch.device("cuda" if params.train.use_gpu else "cpu")
+    device = choose_device(params.train.use_gpu)
     result = evaluate(arguments.prepared, arguments.model, out, params.evaluate, device, arguments.exports)
     ious = ", ".join(f"{name} {row['iou_image']:.3f}" for name, row in result["depths"].items())
     chosen = f"L{result['recommended_depth']}" if result["recommended_depth"] else "no depth"

@@ -26,7 +26,7 @@ from unetpp.data.arrow_split import Split
 from unetpp.data.manifest import read_manifest
 from unetpp.data.scaling import scaled
 from unetpp.engines.engine import missing
-from unetpp.errors import UserError
+from unetpp.errors import UserError, to_install
 from unetpp.export.graphs import capture, missing_for_onnx, save_onnx, save_pt2
 from unetpp.export.quantisation import quantise
 from unetpp.export.verification import Comparison, Verification
@@ -41,7 +41,6 @@ CALIBRATION_IMAGES = 32  # for `unetpp export`, which has no params.yaml
 SAFETENSORS = "safetensors"
 FILES = {SAFETENSORS: MODEL, "pt2": "model.pt2", "onnx": "model.onnx", "onnx-int8": "model-int8.onnx"}
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino")
-HELP = "`pip install 'unetpp[exports]'` installs it"
 
 
 class Exported(NamedTuple):
@@ -81,7 +80,7 @@ def possible(formats: Iterable[str]) -> tuple[list[str], list[str]]:
     }
     chosen = [SAFETENSORS, *(name for name in FILES if name in set(formats) - {SAFETENSORS})]
     left_out = [
-        f"skipped {name}: {' and '.join(lacking[name])} is not installed; {HELP}"
+        f"skipped {name}: {' and '.join(lacking[name])} is not installed: {to_install('exports')}"
         for name in chosen
         if lacking.get(name)
     ]

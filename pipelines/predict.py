@@ -9,7 +9,7 @@ from pipelines.core.outputs import check_outputs
 from pipelines.prediction.flow import write_all
 from pipelines.prediction.images import find_images, searched
 from pipelines.prediction.measurements import COUNTS, OBJECTS, write_tables
-from pipelines.prediction.opening import Asked, find_model, open_model
+from pipelines.prediction.opening import Asked, as_seen, find_model, open_model
 from pipelines.prediction.outputs import LIMITS, Outputs
 from pipelines.prediction.record import Facts, Record, facts_of
 from unetpp.errors import UserError
@@ -113,11 +113,10 @@ def _first_size(images: Sequence[Path], about: About, limits: Limits) -> Size:
     """Of the first image that can be read, as the network sees it: by it the engine and the depth are chosen."""
     for image in images:
         try:
-            height, width = picture_size(image, limits)
+            size = picture_size(image, limits)
         except (UserError, OSError):
             continue
-        seen = about.frame.sides((height, width)) if about.frame else (height, width)
-        return min(seen[0], TILE_PX), min(seen[1], TILE_PX)
+        return as_seen(image, size, about)
     return TILE_PX, TILE_PX
 
 

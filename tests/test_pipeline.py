@@ -195,7 +195,7 @@ def test_metrics_and_plots_are_dvcs(clone):
 
 
 def test_doctor_finds_nothing_wrong_with_the_project(clone):
-    assert "all is well" in clone.run("unetpp", "doctor")
+    assert "no problems found" in clone.run("unetpp", "doctor")
 
 
 @pytest.mark.nightly

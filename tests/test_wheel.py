@@ -12,6 +12,7 @@ from pipelines.predict import predict
 from tests.conftest import REPOSITORY
 from tests.wheels import Installed
 from unetpp import NestedUNet, Trained
+from unetpp.errors import to_install
 
 pytestmark = pytest.mark.slow
 
@@ -57,7 +58,7 @@ def test_a_command_whose_packages_are_missing_says_what_installs_them(installed,
     done = installed.run("unetpp", *command)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1
-    assert done.stderr.endswith("pip install 'unetpp[pipelines]'\n")
+    assert done.stderr.endswith("pip install 'PATH[pipelines]' (PATH: the wheel or a clone of unetpp)\n")
     assert not list(installed.empty.iterdir())
 
 
@@ -76,9 +77,9 @@ def test_library_loads_what_it_can_and_says_what_it_cannot(installed, tmp_path):
     assert done.returncode == 0, done.stderr
     of_model, of_tiff = done.stdout.splitlines()
     assert of_model.startswith("models:/nuclei@champion: ")
-    assert of_model.endswith("pip install 'unetpp[pipelines]'")
+    assert of_model.endswith(to_install("pipelines"))
     assert of_tiff.endswith(
-        "a.tif: found a TIFF, which tifffile reads; expected it to be installed: pip install 'unetpp[images]'"
+        f"a.tif: found a TIFF, which tifffile reads; expected it to be installed: {to_install('images')}"
     )
 
 

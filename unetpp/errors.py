@@ -28,6 +28,11 @@ class FileError(UserError):
         return FileError, (self.path, self.reason, self.fix)
 
 
+def to_install(extra: str) -> str:
+    """The command that adds an extra. Never by the bare name, which on a public index may be a stranger's."""
+    return f"pip install 'PATH[{extra}]' (PATH: the wheel or a clone of unetpp)"
+
+
 def said(error: Exception) -> str:
     """An exception of a library, in one line for our messages."""
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"

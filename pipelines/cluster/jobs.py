@@ -85,7 +85,7 @@ def send_archive(stage: str, params: Params, arguments: dict[str, Path], out: st
     parent, _, name = out.rpartition("/")
     place = open_place(parent or ".", params.ingest.s3)
     if place.size(name) is not None and not overwrite:
-        raise UserError(f"{out}: in the way of what is to be written; give another name, or --overwrite")
+        raise UserError(f"{out}: already exists; choose another name, or use --overwrite")
     _shared_storage(params, out, arguments["prepared"])
     with scratch() as folder:
         # Ray strips the one top-level folder of an archive.

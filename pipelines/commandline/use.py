@@ -16,15 +16,16 @@ def add(group: Group) -> None:
     one.add_argument("images", nargs="+", help=what)
     one.add_argument("--model", default="models/train", help=f"{MODEL} (default: models/train)")
     one.add_argument("--depth", type=depth, help="prune to this depth, or auto (default: the model's deepest)")
-    one.add_argument("--max-latency-ms", type=above_0, help="take the deepest depth that is as fast for an image here")
+    one.add_argument("--max-latency-ms", type=above_0, help="the deepest depth that is this fast per image here")
     one.add_argument("--heads", help="average heads instead: mean (of all), or depths with weights, such as 2:1,4:3")
     one.add_argument("--out", required=True, help="folder or s3://bucket/prefix for the masks, <image name>.png")
     what = "what to write (default: mask, and labels of a model that separates objects)"
     one.add_argument("--save", nargs="+", choices=KINDS, help=what)
-    one.add_argument("--engine", default="auto", help="such as torch or openvino-int8 (default: the fastest allowed)")
+    one.add_argument("--engine", default="auto", help="such as torch or openvino-int8 (default: auto, the fastest)")
     what = "test-time augmentation: average over mirrored (and turned) copies"
     one.add_argument("--tta", choices=["none", "flips", "all"], default="none", help=what)
-    one.add_argument("--threads", type=count, help="threads that compute (default: one for each core)")
+    what = "threads that compute (default: OMP_NUM_THREADS, or one per physical core)"
+    one.add_argument("--threads", type=count, help=what)
     what = "largest number of pixels decoded at once: a PNG or JPEG, a strip or tile of a TIFF (default: 178956970)"
     one.add_argument("--max-pixels", type=count, help=what)
     what = "run on a Ray cluster: HOST:PORT, else RAY_ADDRESS, else all cores of this machine"

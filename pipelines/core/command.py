@@ -14,7 +14,7 @@ from pipelines import INTERRUPTED
 from pipelines.core.full_disk import full_disk
 from pipelines.core.redaction import redacted
 from pipelines.core.temporary_folders import scratch
-from unetpp.errors import UserError
+from unetpp.errors import UserError, to_install
 
 
 @cache
@@ -46,7 +46,7 @@ def run_command(main: Callable[[], None]) -> None:
         package = (error.name or "").partition(".")[0]
         if package in ("", "pipelines", "unetpp"):
             raise
-        print(f"error: {package} is not installed: pip install 'unetpp[pipelines]'", file=sys.stderr)
+        print(f"error: {package} is not installed: {to_install('pipelines')}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends already

@@ -63,8 +63,8 @@ def check_outputs(
         more = " and more" if len(in_the_way) > 5 else ""
         option = "" if overwrite is None else ", or use --overwrite, which replaces files of the same names"
         raise UserError(
-            f"{', '.join(in_the_way[:5])}{more}: in the way of what is to be written, and not written by this "
-            f"pipeline, or changed since; nothing was done: choose another place, or move them away{option}"
+            f"{', '.join(in_the_way[:5])}{more}: already exists, and was not written by this pipeline, or "
+            f"was changed since; nothing was done: choose another place, or move them away{option}"
         )
     for parent, prefixes in names.items():
         sweep(parent, prefixes)

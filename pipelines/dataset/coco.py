@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from unetpp.errors import FileError, UserError
+from unetpp.errors import FileError, UserError, to_install
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def _pycocotools(file: Path) -> Any:
         from pycocotools import mask
     except ImportError:
         raise UserError(
-            f"{file}: found polygons, which need pycocotools; expected it installed: pip install 'unetpp[coco]'"
+            f"{file}: found polygons, which need pycocotools; expected it to be installed: {to_install('coco')}"
         ) from None
     return mask
 

@@ -1,9 +1,9 @@
 """Which depth to deploy, and a sentence with the reason.
 
-It is the smallest depth that is surely not much worse than the best, and that meets the budget. "Surely" means that not
+It is the smallest depth that is, with 95 % confidence, within the tolerance of the best, and that meets the budget: not
 only the mean, but the whole paired 95 % interval of its difference from the best depth is inside the tolerance. If the
 model separates objects, its depths are judged twice in this way: by IoU, and by the average precision (AP) of objects,
-each against the best depth in that score. If no depth is surely close enough to both, the one with the best AP is
+each against the best depth in that score. If no depth is close enough to both, the one with the best AP is
 chosen, because such a model is trained for objects. The mean of the heads is not a candidate, because it costs more
 than any depth. If the test images have no foreground, or no depth finds any of it, no depth is recommended.
 """
@@ -24,6 +24,7 @@ BUDGET = {
     "max_memory_mib": ("peak_memory_mib", "{:.1f} MiB", "{:g} MiB of memory"),
     "max_parameters": ("parameters", "{:,} parameters", "{:,} parameters"),
 }
+SURE = "with 95 % confidence"  # the whole interval of the difference
 ROUNDING = 1e-9  # exactly the tolerance is inside it
 
 
@@ -89,7 +90,7 @@ def decide(
         nearest = near["name"]
         sentence = (
             f"No depth is recommended: of those that meet the budget of {budget} the nearest is {nearest}, "
-            f"{_below_all(near, bests, scores)}, which is not surely within the {_tolerances(scores)}."
+            f"{_below_all(near, bests, scores)}, which is not within the {_tolerances(scores)} {SURE}."
         )
     return Decision(None, int(nearest[1:]), sentence, candidates)
 
@@ -149,7 +150,8 @@ def _judge(
         if name == best:
             said.append(f"the best {score.name} of all depths")
         else:
-            said.append(f"{_below(found, best, score)}, {'within' if within else 'not surely within'} {tolerance}")
+            verdict = f"within {tolerance}" if within else f"not within {tolerance} {SURE}"
+            said.append(f"{_below(found, best, score)}, {verdict}")
     found["within_budget"] = _excess(row, settings) <= 1
     if _budget(settings):
         meets = "meets" if found["within_budget"] else "does not meet"
@@ -174,7 +176,7 @@ def _recommend(
     if not chosen["within_tolerance"]:
         return (
             f"{name} is recommended: it has the best AP of all depths, {depths[name]['dsb_ap']:.3f}, and no depth is "
-            f"surely within the {tolerance}: it is {_below(chosen, bests[0], scores[0])}{end}."
+            f"within the {tolerance} {SURE}: it is {_below(chosen, bests[0], scores[0])}{end}."
         )
     if {name} != set(bests):
         speed = depths[best]["latency_ms"] / depths[name]["latency_ms"]
@@ -194,7 +196,7 @@ def _recommend(
 
     near = min(smaller, key=excess)
     return (
-        f"{start}, and no smaller one is surely within the {tolerance}: {near['name']} is "
+        f"{start}, and no smaller one is within the {tolerance} {SURE}: {near['name']} is "
         f"{_below_all(near, bests, scores)}{end}."
     )
 

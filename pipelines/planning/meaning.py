@@ -104,10 +104,12 @@ def _read_two(facts: MaskFacts, plan: Plan) -> None:
         return
     inner, outer = _by_place(facts, low, high)
     names = {outer: "background", inner: "object"}
-    plan.found.append(f"masks have values {low} and {high}: {inner}, in the middle of images, is taken as the object")
+    plan.found.append(
+        f"masks have values {low} and {high}: {inner}, in the centre of images, is assumed to be the object"
+    )
     _ask_other(plan, {inner: "background", outer: "object"}, f"if {outer} is the object")
     plan.choose("prepare.num_classes", 1, "masks have two values, one of them foreground")
-    plan.choose("prepare.values", names, f"{inner} is in the middle of images, {outer} at their edges")
+    plan.choose("prepare.values", names, f"{inner} is in the centre of images, {outer} at their edges")
 
 
 def _by_place(facts: MaskFacts, one: int, other: int) -> tuple[int, int]:
@@ -141,11 +143,11 @@ def _read_trimap(facts: MaskFacts, border: int, plan: Plan) -> None:
     listed = ", ".join(map(str, sorted(names)))
     plan.found.append(
         f"masks are trimaps with values {listed}: {border}, the border between the other two, is ignored; {inner}, in "
-        f"the middle, is taken as the object and {outer} as background"
+        f"the centre, is assumed to be the object, {outer} the background"
     )
     _ask_other(plan, names | {inner: "background", outer: "object"}, f"if {outer} is the object")
     plan.choose("prepare.num_classes", 1, "one object class and background")
-    reason = f"{border} is a thin border between the other two; {inner} is in the middle, {outer} at the edges"
+    reason = f"{border} is a thin border between the other two; {inner} is in the centre, {outer} at the edges"
     plan.choose("prepare.values", dict(sorted(names.items())), reason)
 
 

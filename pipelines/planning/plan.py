@@ -87,14 +87,14 @@ def _folder(sample: Sample) -> str:
 
 
 def _choose_kinds(found: Survey, plan: Plan) -> None:
-    """Microscopy if images have many objects and no top or bottom; else folders or appearance, if they differ."""
+    """Microscopy if images have many objects and no orientation; else folders or appearance, if they differ."""
     folders = {_folder(sample) for sample in found.samples}
     per_image = found.fingerprint["objects"]["per_image"]["median"]
     if 1 < len(folders) <= MOST_FOLDERS and "prepare.groups.pattern" not in plan.params:
         plan.choose("prepare.kinds", "folder", f"images are in {len(folders)} folders")
     elif found.facts.num_classes <= 2 and found.orientation.upright is False and per_image >= MANY_OBJECTS:
         plan.choose(
-            "prepare.kinds", "microscopy", f"{per_image:.0f} objects per image and no top or bottom, as in microscopy"
+            "prepare.kinds", "microscopy", f"{per_image:.0f} objects per image and no orientation, as in microscopy"
         )
     elif len(found.looks) > 1:
         seen = ", ".join(f"{number} {look}" for look, number in found.looks.most_common())

@@ -174,10 +174,10 @@ def _flips(given: Given) -> Choice | None:
     facts = given.facts
     if facts.upright is None:
         return None
-    told = f"a linear classifier tells {facts.mirrored:.0%} of the images from their upside-down copies"
+    told = f"a linear classifier distinguishes {facts.mirrored:.0%} of them from their upside-down copies"
     if facts.upright:
-        return Choice("horizontal", f"images have a top and a bottom: {told}")
-    return Choice("all", f"images have no top or bottom: {told}, no better than chance")
+        return Choice("horizontal", f"images have an orientation: {told}")
+    return Choice("all", f"images have no orientation: {told}, no better than chance")
 
 
 def _quarter_turns(given: Given) -> Choice | None:
@@ -188,7 +188,7 @@ def _quarter_turns(given: Given) -> Choice | None:
         return None
     if facts.upright or not facts.sideways:
         return Choice(not facts.upright, "as for flips")
-    told = f"a linear classifier tells {facts.turned:.0%} of the images from their rotated copies"
+    told = f"a linear classifier distinguishes {facts.turned:.0%} of the images from their rotated copies"
     return Choice(False, f"rows differ from columns, as in a scan: {told}")
 
 

@@ -17,10 +17,13 @@ from unetpp.images.frame import Size, say_size
 from unetpp.inference.budget import deepest_within, measure_times
 from unetpp.inference.predictor import Predictor
 from unetpp.inference.symmetric import Symmetric, Symmetries
+from unetpp.inference.tiles import TILE_PX
+from unetpp.models.about import About
 from unetpp.models.addresses import is_address
 from unetpp.models.listing import LISTING
 from unetpp.threads import NUMBER
 
+SHRUNK = 16  # times a side: an image that is reduced so much is not what prepare.size was meant for
 SMALL_PX = 2**18  # an image of at most this many pixels does not use several cores: as many images run at once
 
 
@@ -86,6 +89,17 @@ def find_model(model: str) -> Family:
         with suppress(UserError, KeyError, ModuleNotFoundError):  # another kind of project, or YAML is not installed
             exports, measured = stage_arguments("export")["out"], stage_arguments("evaluate")["out"] / MEASURED
     return find_family(model, exports, measured)
+
+
+def as_seen(image: str | Path, size: Size, about: About) -> Size:
+    """The size at which the network sees an image, at most that of a tile; prints a warning if it is reduced a lot."""
+    seen = about.frame.sides(size) if about.frame else size
+    if (times := max(size) / max(seen)) > SHRUNK:
+        print(
+            f"warning: {image}: found {say_size(size)} px, which is reduced {times:.0f} times, to {say_size(seen)} px "
+            "(prepare.size); for large images train with prepare.size=null and train.crop_px=256"
+        )
+    return min(seen[0], TILE_PX), min(seen[1], TILE_PX)
 
 
 def open_model(family: Family, asked: Asked, size: Size, threads: int) -> Opened:

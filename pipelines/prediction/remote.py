@@ -15,7 +15,7 @@ from pipelines.prediction.addresses import Item, Stores, check_address, find_obj
 from pipelines.prediction.carried import carry, settle
 from pipelines.prediction.images import find_images, searched
 from pipelines.prediction.measurements import write_tables
-from pipelines.prediction.opening import Asked, find_model, open_model
+from pipelines.prediction.opening import Asked, as_seen, find_model, open_model
 from pipelines.prediction.outputs import Outputs
 from pipelines.prediction.transfers import predicted
 from pipelines.prediction.work import Work, plan, read_record
@@ -110,11 +110,10 @@ def _first_size(items: Sequence[Item], family: Family, work: Work) -> Size:
     try:
         with scratch() as folder:
             image = items[0].fetch(folder / "first", Stores(work.s3).of(items[0]))
-            height, width = picture_size(image, work.outputs.limits)
+            size = picture_size(image, work.outputs.limits)
     except (UserError, OSError):  # reported when the image is read
         return TILE_PX, TILE_PX
-    seen = family.about.frame.sides((height, width)) if family.about.frame else (height, width)
-    return min(seen[0], TILE_PX), min(seen[1], TILE_PX)
+    return as_seen(items[0].address, size, family.about)
 
 
 def _find(patterns: Sequence[str], out: str, s3: S3) -> tuple[list[Item], list[str]]:

@@ -96,9 +96,8 @@ def plan(items: Sequence[Item], about: About, work: Work, overwrite: bool) -> li
     if in_the_way and not overwrite:
         more = " and more" if len(in_the_way) > 5 else ""
         raise UserError(
-            f"{', '.join(in_the_way[:5])}{more}: in the way of what is to be written, and not written by this "
-            "pipeline; nothing was done: choose another place, or use --overwrite, which replaces files of the same "
-            "names"
+            f"{', '.join(in_the_way[:5])}{more}: already exists, and was not written by this pipeline; nothing was "
+            "done: choose another place, or use --overwrite, which replaces files of the same names"
         )
     if begun is None:
         place.write(RECORD, json.dumps(work.record, indent=2).encode() + b"\n")

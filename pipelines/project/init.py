@@ -76,8 +76,8 @@ def check_in_the_way(folder: Path) -> None:
     found = [str(folder / name) for name in names if os.path.lexists(folder / name) and not _is_ours(folder / name)]
     if found:
         raise UserError(
-            f"{', '.join(found)}: in the way of what is to be written, and not written by `unetpp init`; nothing was "
-            "done: choose another folder, or move them away"
+            f"{', '.join(found)}: already exists, and was not written by `unetpp init`; nothing was done: "
+            "choose another folder, or move them away"
         )
 
 

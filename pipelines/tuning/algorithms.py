@@ -14,7 +14,7 @@ from pipelines.training.epoch_metrics import best_so_far
 from pipelines.tuning.candidate_costs import Costs, key_of
 from pipelines.tuning.pareto import Trial
 from pipelines.tuning.space import Config, Space, decode, draw_value, make_candidate, mutable
-from unetpp.errors import UserError
+from unetpp.errors import UserError, to_install
 
 METRIC = "best_val_iou"  # of the best depth so far: compared by schedulers and searchers
 STEPS = (0.8, 1.2)  # factors by which PBT changes a number, and how often it resamples one instead: as in Ray Tune
@@ -61,8 +61,7 @@ def _by_optuna(space: Space, costs: Costs, ended: Mapping[str, Trial]) -> Iterat
         import optuna
     except ImportError:
         raise UserError(
-            f"search.searcher is {search.searcher}, which needs Optuna: pip install 'unetpp[search]', or use grid or "
-            "random"
+            f"search.searcher is {search.searcher}, which needs Optuna: {to_install('search')}, or use grid or random"
         ) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     num = search.num_trials or 1

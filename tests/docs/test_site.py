@@ -61,6 +61,13 @@ def test_the_nav_names_every_page():
     assert [name for name in names if f" {name}\n" not in listed] == []
 
 
+def test_the_api_page_lists_every_public_name_in_a_line():
+    import unetpp
+
+    listed = re.findall(r"^\| `(\w+)[`(]", (REPOSITORY / "docs/api.md").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(set(unetpp.__all__) - {"Segmenter", "__version__"})
+
+
 def test_the_api_page_has_the_docstring_of_every_public_name(site):
     import unetpp
 

@@ -367,3 +367,14 @@ def test_the_command_measures_a_cold_start_too_and_prints_the_decision(tmp_path,
     with pytest.raises(SystemExit, match="2"):
         run_command(stage.main)
     assert capsys.readouterr().err.startswith("error: model: no such model")
+
+
+@pytest.mark.parametrize(
+    ("use_gpu", "present", "device"), [(True, True, "cuda"), (True, False, "cpu"), (False, True, "cpu")]
+)
+def test_costs_are_of_this_machine_where_the_gpu_of_the_training_run_was_a_clusters(
+    monkeypatch, capsys, use_gpu, present, device
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: present)
+    assert stage.choose_device(use_gpu).type == device
+    assert ("latency and memory are those of its CPU" in capsys.readouterr().out) == (use_gpu and not present)

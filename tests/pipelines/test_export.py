@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pipelines import export as stage
 from pipelines.core.sections.delivery import Export
@@ -217,9 +218,9 @@ def test_an_exported_file_is_predicted_by_after_its_sum_was_compared(made, tmp_p
 
 
 def test_snippets_of_the_docs_run_and_agree(made, monkeypatch):
-    """Each block of docs/exports.md ends with `probs`; all are of one image and one depth."""
-    text = (ROOT / "docs/exports.md").read_text()
-    snippets = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    """Each block of "Loading" ends with `probs`, of one image and one depth; those of "Without torch" with a mask."""
+    loading, _, programs = (ROOT / "docs/exports.md").read_text().partition("## Without torch")
+    snippets = re.findall(r"```python\n(.*?)```", loading, re.DOTALL)
     assert len(snippets) == 5
     monkeypatch.chdir(made.folder)
     image = np.random.default_rng(0).random((2, 3, 19, 30), dtype=np.float32)
@@ -231,6 +232,13 @@ def test_snippets_of_the_docs_run_and_agree(made, monkeypatch):
         found.append(np.asarray(names["probs"]))
     expected = TorchEngine(made.trained.segmenter(), made.trained.about)(image)
     assert all(np.abs(one - expected).max() < 1e-5 for one in found)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (19, 30, 3), np.uint8)).save("scan.png")
+    with_package, alone = re.findall(r"```python\n(.*?)```", programs.replace("/L2", "/L1"), re.DOTALL)
+    names = {}
+    exec(with_package, names)
+    exec(alone.replace("SIZE = (96, 96)", "SIZE = None"), {})
+    assert "torch" not in with_package + alone
+    assert np.array_equal(names["mask"] * 255, np.asarray(Image.open("mask.png")))
 
 
 def test_runtimes_call_nobody_and_leave_nothing_in_the_home(made, tmp_path):

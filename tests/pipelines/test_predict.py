@@ -209,7 +209,7 @@ def test_what_a_person_has_is_never_replaced_by_a_mask(tmp_path, model, monkeypa
     assert "this output lies in scans, which is read" in run("scans", "--out", "scans/masks")
     assert "this output lies in scans, which is read" in run("sc*", "--out", "scans/deep", "--overwrite")
     assert "this output is scans/a.png, which is read" in run(*images, "--out", "scans", "--overwrite")
-    assert "hand/b.png: in the way" in run("scans", "--out", "hand")
+    assert "hand/b.png: already exists" in run("scans", "--out", "hand")
     assert "hand/b.png: found a file; expected a folder" in run("scans", "--out", "hand/b.png", "--overwrite")
     assert [path.name for path in (tmp_path / "hand").glob("*.png")] == ["b.png"]
     for name, image in before.items():
@@ -217,7 +217,7 @@ def test_what_a_person_has_is_never_replaced_by_a_mask(tmp_path, model, monkeypa
     # What we wrote is replaced, until somebody corrects it.
     assert [run("scans", "--out", "masks") for _ in range(2)] == ["", ""]
     Image.fromarray(np.full((30, 45), 7, np.uint8)).save(tmp_path / "masks/a.png")
-    assert "masks/a.png: in the way" in run("scans", "--out", "masks")
+    assert "masks/a.png: already exists" in run("scans", "--out", "masks")
     assert run("scans", "--out", "masks", "--overwrite") == ""
     assert np.array(Image.open(tmp_path / "masks/a.png")).max() == 255
 

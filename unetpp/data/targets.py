@@ -12,7 +12,7 @@ import numpy as np
 from unetpp.data.crops import Crops, Key
 from unetpp.data.instances import MOST
 from unetpp.data.warp import Warp
-from unetpp.errors import UserError
+from unetpp.errors import UserError, to_install
 from unetpp.network.masks import IGNORE, find_classes
 from unetpp.network.targets import join
 
@@ -119,6 +119,6 @@ def _opencv():
     except ImportError:
         raise UserError(
             "opencv-python-headless is not installed; training with the targets boundary and distance needs it: "
-            "`pip install 'unetpp[instances]'`"
+            f"{to_install('instances')}"
         ) from None
     return cv2

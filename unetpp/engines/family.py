@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from unetpp.engines.engine import ENGINES, Engine
-from unetpp.engines.runtimes import HELP, open_export
+from unetpp.engines.runtimes import open_export
 from unetpp.engines.timings import probe, recall
-from unetpp.errors import UserError
+from unetpp.errors import UserError, to_install
 from unetpp.files import check_keys, read_json
 from unetpp.models.about import About, find_file, read_about
 from unetpp.models.addresses import FOLDERS, is_address, resolve
@@ -74,7 +74,7 @@ class Family:
         """
         here = self.engines(depth)
         if not here:
-            raise UserError(f"{self.model}: no installed engine can compute this model: {HELP}")
+            raise UserError(f"{self.model}: no installed engine can compute this model: {to_install('exports')}")
         return here[0]
 
     def exact(self, depth: int) -> list[str]:

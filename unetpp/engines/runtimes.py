@@ -9,14 +9,13 @@ import numpy as np
 from unetpp.engines.engine import ENGINES, INPUT, STATISTICS, missing
 from unetpp.engines.processor import has_gpu
 from unetpp.engines.signal_stack import kept_signal_stack
-from unetpp.errors import UserError, said
+from unetpp.errors import UserError, said, to_install
 from unetpp.models.about import About, read_about
 from unetpp.offline import silenced
 from unetpp.threads import chosen_threads
 
 Compute = Callable[[dict[str, np.ndarray]], np.ndarray]
 RUNTIMES = ("onnxruntime", "openvino")  # in order of preference
-HELP = "`pip install 'unetpp[exports]'` installs it"
 
 
 class ExportEngine:
@@ -132,7 +131,7 @@ def open_export(
         raise UserError(f"{file}: {strange.pop()} does not read .onnx; expected {' or '.join(RUNTIMES)}")
     runtime = next((one for one in runtimes if not missing(one)), None)
     if runtime is None:
-        raise UserError(f"{file}: {' or '.join(runtimes)} is not installed; {HELP}")
+        raise UserError(f"{file}: {' or '.join(runtimes)} is not installed: {to_install('exports')}")
     about = about or read_about(file.parent)
     if about is None:
         raise UserError(f"{file.parent}: found a model of an earlier version; export it again")

@@ -1,6 +1,6 @@
 """Reads image and mask files as arrays by one policy, and refuses files that would be misread.
 
-The table of the policy is in docs/data.md, "How files are read".
+The table of the policy is in docs/reading.md.
 """
 
 from pathlib import Path

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from unetpp.errors import FileError
+from unetpp.errors import FileError, to_install
 
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage
@@ -81,7 +81,7 @@ def opened(path: Path) -> Iterator["TiffFile"]:
 
 def missing(path: Path, what: str) -> FileError:
     """The refusal of a file that needs a package of the extra `images`."""
-    return FileError(path, f"found {what}; expected it to be installed", "pip install 'unetpp[images]'")
+    return FileError(path, f"found {what}; expected it to be installed", to_install("images"))
 
 
 def count(path: Path, tif: "TiffFile") -> int:

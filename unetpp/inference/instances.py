@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from unetpp.errors import UserError
+from unetpp.errors import UserError, to_install
 from unetpp.inference.tiles import to_mask
 from unetpp.models.about import Separation
 from unetpp.network.masks import find_classes
@@ -92,7 +92,7 @@ def _grow(probs: np.ndarray, num_classes: int, seed: float, threshold: float, ba
     except ImportError:
         raise UserError(
             "scikit-image or scipy is not installed; a model with the targets boundary and distance needs both: "
-            "`pip install 'unetpp[instances]'`, or request only the mask"
+            f"{to_install('instances')}, or request only the mask"
         ) from None
     mask = to_mask(probs[None], num_classes, threshold=threshold)[0]
     boundary, distance = probs[num_classes], probs[num_classes + 1]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any
 
-from unetpp.errors import UserError
+from unetpp.errors import UserError, to_install
 
 # Groups of entry points, named by URI scheme; `unetpp[pipelines]` provides those of MLflow's registry.
 LOADERS = "unetpp.loaders"  # return a `Trained`
@@ -29,5 +29,5 @@ def resolve(text: str, group: str) -> Any:
             read: Callable[[str], Any] = found.load()
             return read(text)
         except ModuleNotFoundError as error:
-            raise UserError(f"{text}: {error.name} is not installed: pip install 'unetpp[pipelines]'") from None
-    raise UserError(f"{text}: no installed package reads {scheme}:/ ; for models:/ run pip install 'unetpp[pipelines]'")
+            raise UserError(f"{text}: {error.name} is not installed: {to_install('pipelines')}") from None
+    raise UserError(f"{text}: no installed package reads {scheme}:/ ; for models:/ {to_install('pipelines')}")

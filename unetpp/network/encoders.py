@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unetpp.errors import UserError, said
+from unetpp.errors import UserError, said, to_install
 from unetpp.offline import silenced
 
 NAME = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)?")  # optionally with the tag of its weights; never an address or a path
@@ -45,7 +45,7 @@ def import_timm() -> Any:
                 sys.modules[SHAPES] = ModuleType(SHAPES)  # an empty one
             return importlib.import_module("timm")
     except ModuleNotFoundError as error:
-        raise UserError(f"encoder: {error.name} is not installed: pip install 'unetpp[encoders]'") from None
+        raise UserError(f"encoder: {error.name} is not installed: {to_install('encoders')}") from None
     except Exception as error:
         raise UserError(f"encoder: timm cannot be imported ({said(error)}); reinstall timm and torchvision") from None
 

@@ -38,11 +38,11 @@ def test_a_folder_of_ours_is_replaced_and_one_with_another_file_in_it_is_not(tmp
         write_folder(out, *names)
         assert set(contents(out)) == set(names)
     (out / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"out/notes\.txt: in the way .* move them away$"):
+    with pytest.raises(UserError, match=r"out/notes\.txt: already exists, .* move them away$"):
         check_outputs([out])
     (out / "notes.txt").unlink()
     (out / "a").write_text("corrected by hand")
-    with pytest.raises(UserError, match=r"out/a: in the way .* or changed since"):
+    with pytest.raises(UserError, match=r"out/a: already exists, .* or was changed since"):
         check_outputs([out])
 
 
@@ -62,7 +62,7 @@ def test_a_folder_that_nobody_marked_is_not_ours(tmp_path):
     (tmp_path / "photos").mkdir()
     for number in range(7):
         (tmp_path / f"photos/{number}.png").touch()
-    with pytest.raises(UserError, match=r"photos/4\.png and more: in the way"):
+    with pytest.raises(UserError, match=r"photos/4\.png and more: already exists"):
         check_outputs([tmp_path / "photos"])
     (tmp_path / "empty").mkdir()
     check_outputs([tmp_path / "empty", tmp_path / "new"])
@@ -75,7 +75,7 @@ def test_a_file_is_replaced_where_it_is_as_we_wrote_it(tmp_path):
         with replacing(out) as partial:
             partial.write_text(text)
     out.write_text("by you")
-    with pytest.raises(UserError, match=r"table\.csv: in the way .* or use --overwrite"):
+    with pytest.raises(UserError, match=r"table\.csv: already exists, .* or use --overwrite"):
         check_outputs(files=[out], overwrite=False)
     check_outputs(files=[out], overwrite=True)
     with pytest.raises(UserError, match="found a folder; expected the name of a file"):
@@ -83,7 +83,7 @@ def test_a_file_is_replaced_where_it_is_as_we_wrote_it(tmp_path):
     with pytest.raises(UserError, match="found a file; expected a folder"):
         check_outputs([out], overwrite=True)
     (tmp_path / "dangling").symlink_to("nowhere")
-    with pytest.raises(UserError, match="dangling: in the way"):
+    with pytest.raises(UserError, match="dangling: already exists"):
         check_outputs(files=[tmp_path / "dangling"])
 
 

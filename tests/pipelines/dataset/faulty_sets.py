@@ -21,6 +21,7 @@ from unetpp.errors import UserError
 
 PARAMS = load_params(REPOSITORY / "params.yaml")
 PREPARE = PARAMS.prepare.model_copy(update={"size": None})
+PAGES = ("data", "reading")  # of docs
 SIDE = 24
 
 
@@ -76,7 +77,7 @@ class Faults:
     A way changes the good set that it is given, and may return other params of the stage. It ends, by `outcome`, in
     "error": prepare is refused with what `message` matches, and nothing is written;
     "quarantine": the sample `odd` alone is set aside, and one of its rows, "file: reason: fix", matches `message`;
-    "policy": every sample is read, those of `expect` as it says, and docs/data.md holds the words `message`.
+    "policy": every sample is read, those of `expect` as it says, and docs/data.md or reading.md says `message`.
     """
 
     def __init__(self):
@@ -123,7 +124,7 @@ def check(make: Callable[[FaultySet], Prepare | None], outcome: str, message: st
     places = {row["id"]: (row["group"], row["split"]) for row in read_csv(out / "split.csv")}
     assert all(places[one] == places[other] for one, other in faulty.together)
     assert all(places[one][0] != places[other][0] for one, other in faulty.apart)
-    assert message in " ".join((REPOSITORY / "docs/data.md").read_text().split())
+    assert message in " ".join(" ".join((REPOSITORY / f"docs/{page}.md").read_text() for page in PAGES).split())
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

@@ -228,6 +228,6 @@ def test_categories_that_do_not_fit_to_the_params_are_refused(tmp_path, num_clas
 
 def test_polygons_without_pycocotools_are_refused_with_what_to_install_and_run_lengths_are_not(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocotools", None)
-    with pytest.raises(UserError, match=r"pip install 'unetpp\[coco\]'"):
+    with pytest.raises(UserError, match=r"pip install 'PATH\[coco\]'"):
         read_annotations([written(tmp_path, coco())], 1, None)
     assert drawn({"size": [HEIGHT, WIDTH], "counts": [0, HEIGHT * WIDTH]}, tmp_path).all()

@@ -1,4 +1,4 @@
-"""The table of faults of single files: each is named with its fix, or read by a policy that docs/data.md tells."""
+"""The table of faults of single files: each is named with its fix, or read by a policy that docs/reading.md tells."""
 
 import zlib
 

@@ -105,7 +105,7 @@ def test_every_depth_says_why_it_is_or_is_not_the_one(settings):
     assert [one["within_tolerance"] for one in found.candidates] == [False, True, True, True]
     assert found.candidates[1]["below_best_high"] == pytest.approx(0.007)
     first, best = found.candidates[0]["why"], found.candidates[3]["why"]
-    assert ("L4 [2.2, 2.8]" in first, "not surely within" in first, "the best" in best) == (True, True, True)
+    assert ("L4 [2.2, 2.8]" in first, "with 95 % confidence" in first, "the best" in best) == (True, True, True)
     short = settings.model_copy(update={"max_latency_ms": 0.5})
     assert not any(one["within_budget"] for one in decide(*measured(FOUR), short).candidates)
 
@@ -175,7 +175,7 @@ def test_the_reason_says_which_score_excluded_a_depth(settings):
     assert [one["within_tolerance"] for one in found.candidates] == [False, False, True, True]
     why = found.candidates[1]["why"]
     assert "0.4 IoU points below L4 [0.3, 0.5], within the tolerance of 1.0; " in why
-    assert "5.0 AP points below L4 [4.9, 5.1], not surely within the tolerance of 2.0" in why
+    assert "5.0 AP points below L4 [4.9, 5.1], not within the tolerance of 2.0 with 95 % confidence" in why
     assert (found.candidates[1]["below_best_ap"], found.depth) == (pytest.approx(0.05), 3)
     assert "tolerances of 1.0 in IoU and 2.0 in AP" in found.sentence
 

@@ -78,3 +78,12 @@ def test_the_command_needs_no_torch_until_an_engine_does():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_an_image_that_is_reduced_a_lot_is_told_with_what_to_train_by(tmp_path, capsys):
+    Trained(NestedUNet((2, 3, 4), in_channels=1).eval(), 16).save(tmp_path / "model.safetensors")
+    for side, told in ((320, True), (64, False)):
+        Image.new("L", (side, 40)).save(tmp_path / f"{side}.png")
+        predict([str(tmp_path / f"{side}.png")], str(tmp_path / "model.safetensors"), None, tmp_path / f"to_{side}")
+        said = f"warning: {tmp_path / f'{side}.png'}: found 40 x {side} px, which is reduced 20 times, to 16 x 16 px"
+        assert (said in capsys.readouterr().out) == told

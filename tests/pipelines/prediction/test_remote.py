@@ -98,7 +98,9 @@ def test_a_second_run_continues_and_takes_what_was_changed(far, bucket, images, 
 def test_what_others_or_another_model_wrote_is_in_the_way(far, bucket, expected, tmp_path):
     out = f"s3://{bucket.name}/out"
     bucket.put({"007.png": b"mine", "other.png": b"mine"}, "out/")
-    with pytest.raises(UserError, match=r"s3://bucket-\d+/out/007.png: in the way .* nothing was done.*--overwrite"):
+    with pytest.raises(
+        UserError, match=r"s3://bucket-\d+/out/007.png: already exists, .* nothing was done.*--overwrite"
+    ):
         far(out)
     assert not puts(bucket)
     far(out, overwrite=True)

@@ -128,7 +128,7 @@ def test_what_lies_in_the_folder_stays_or_is_in_the_way(tmp_path):
     (folder / "notes.txt").write_text("mine")
     for name in ("params.yaml", "dvc.yaml", "unetpp"):
         (folder / name).write_text("# mine\n")
-        with pytest.raises(UserError, match=rf"p/{name}: in the way"):
+        with pytest.raises(UserError, match=rf"p/{name}: already exists"):
             init(folder, "my data")
         assert sorted(files(folder)) == sorted(["notes.txt", name])
         (folder / name).unlink()

@@ -137,7 +137,7 @@ def test_what_cannot_be_opened_is_refused_by_name(tmp_path, monkeypatch):
 
     monkeypatch.setattr("unetpp.engines.runtimes.missing", lambda _: True)
     for runtime, named in (("openvino", "openvino"), (None, "onnxruntime or openvino")):
-        with pytest.raises(UserError, match=f"{named} is not installed; `pip install 'unetpp.exports.'`"):
+        with pytest.raises(UserError, match=f"{named} is not installed: pip install 'PATH.exports.'"):
             open_export(tmp_path / "model.onnx", runtime)
 
 

@@ -545,7 +545,7 @@ def hostile(files, seed):
 
 
 def test_a_damaged_file_gives_an_array_or_an_error_by_name_and_never_anything_else(tmp_path):
-    """A few seconds of what was run for minutes, see docs/data.md."""
+    """A few seconds of what was run for minutes, see docs/reading.md."""
     made = [
         save(tmp_path / "a.png", COLOUR),
         save(tmp_path / "p.png", GREY, "P"),

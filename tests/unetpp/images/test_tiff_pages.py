@@ -289,7 +289,7 @@ def test_without_the_extra_it_is_named(tmp_path, monkeypatch):
         assert decode_mask(path).any()
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, package, None)
-            with pytest.raises(FileError, match=rf"{name}\.tif: found .*{package}.*: pip install 'unetpp\[images\]'"):
+            with pytest.raises(FileError, match=rf"{name}\.tif: found .*{package}.*: pip install 'PATH\[images\]'"):
                 decode_mask(path)
 
 

@@ -123,5 +123,5 @@ def test_pixels_that_nobody_knows_choose_nothing_and_equals_give_the_first():
 
 def test_without_scikit_image_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "skimage.segmentation", None)
-    with pytest.raises(UserError, match=r"scikit-image or scipy is not installed.*unetpp\[instances\]"):
+    with pytest.raises(UserError, match=r"scikit-image or scipy is not installed.*PATH\[instances\]"):
         separate(probs_of(TOUCHING), 1, USUAL)
