@@ -1,5 +1,6 @@
 """Exported files, ONNX in fp32 or int8, as engines of ONNX Runtime and OpenVINO. Nothing here needs torch."""
 
+import math
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,8 @@ from unetpp.models.about import About, read_about
 from unetpp.offline import silenced
 from unetpp.threads import chosen_threads
 
-Compute = Callable[[dict[str, np.ndarray]], np.ndarray]
+Compute = Callable[[dict[str, np.ndarray], bool], np.ndarray]  # inputs, and whether they are a part of an image
+FIXED_PX = 2**18  # parts from so many pixels on are worth a graph of their size
 RUNTIMES = ("onnxruntime", "openvino")  # in the order in which they are taken
 HELP = "`pip install 'unetpp[exports]'` installs it"
 
@@ -35,7 +37,7 @@ class ExportEngine:
     def __call__(self, images: np.ndarray, statistics: np.ndarray | None = None) -> np.ndarray:
         assert statistics is None or self.takes_parts, "this file takes whole images"
         given = self._default if statistics is None else {STATISTICS: statistics}
-        probs = self._compute({INPUT: images} | given)
+        probs = self._compute({INPUT: images} | given, statistics is not None)
         if probs.shape[:1] + probs.shape[2:] != images.shape[:1] + images.shape[2:]:
             raise UserError(
                 f"{self.file}: {self.name} answers images {images.shape} with shape {probs.shape}; use another engine "
@@ -64,14 +66,14 @@ def _onnxruntime(file: Path, name: str, threads: int, device: str | None) -> tup
             options.enable_mem_pattern = False  # which DirectML cannot
     session = onnxruntime.InferenceSession(str(file), options, providers=providers)
     takes = any(one.name == STATISTICS for one in session.get_overridable_initializers())
-    return lambda given: np.asarray(session.run(None, given)[0]), takes
+    return lambda given, _is_part: np.asarray(session.run(None, given)[0]), takes
 
 
 def _openvino(file: Path, name: str, threads: int, _device: str | None) -> tuple[Compute, bool]:
     with silenced():
         import openvino
 
-    core, local = openvino.Core(), threading.local()
+    core, local, lock = openvino.Core(), threading.local(), threading.Lock()
     settings = {
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
@@ -91,10 +93,24 @@ def _openvino(file: Path, name: str, threads: int, _device: str | None) -> tuple
     with kept_signal_stack():
         compiled = core.compile_model(model, "CPU", settings)
 
-    def compute(given: dict[str, np.ndarray]) -> np.ndarray:
-        if not hasattr(local, "request"):  # one serves one thread
-            local.request = compiled.create_infer_request()
-        return np.array(local.request.infer(given)[0])  # a copy: the next pass writes into the same memory
+    def request_for(shapes: dict[str, tuple[int, ...]]):
+        """A graph of one size plans its memory: it holds half or less of what one of any size does."""
+        with lock, kept_signal_stack():
+            model.reshape(shapes)
+            return core.compile_model(model, "CPU", settings).create_infer_request()
+
+    def compute(given: dict[str, np.ndarray], is_part: bool) -> np.ndarray:
+        if is_part and math.prod(given[INPUT].shape[-2:]) >= FIXED_PX:
+            shapes = {name: value.shape for name, value in given.items()}
+            if getattr(local, "shapes", None) != shapes:  # all tiles of an image have one
+                local.part = local.shapes = None  # two would hold twice as much
+                local.part, local.shapes = request_for(shapes), shapes
+            request = local.part
+        else:
+            if not hasattr(local, "request"):  # one serves one thread
+                local.request = compiled.create_infer_request()
+            request = local.request
+        return np.array(request.infer(given)[0])  # a copy: the next pass writes into the same memory
 
     return compute, takes
 
