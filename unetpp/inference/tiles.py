@@ -27,15 +27,8 @@ FADE_PX = 32
 # (benchmarks/windows.md). Several tiles at once are no faster: what they compute no longer fits the caches.
 CHEAPEST = ((0, 256), (24, 608), (100, 1024))
 TILE_BYTES = 640 * 2**20  # of a tile, so that an image of 20,000 px a side takes less than a gigabyte
-# What engines hold for a pixel, of what torch does in fp32.
-HELD = {
-    "onnxruntime": 1.15,
-    "torch-bf16": 0.65,
-    "torch-fp16": 0.65,
-    "openvino-bf16": 0.5,
-    "onnxruntime-int8": 0.4,
-    "openvino-int8": 0.4,
-}
+# What engines hold for a pixel, of what torch does in fp32 (benchmarks/windows.md).
+HELD = {"onnxruntime": 1.15, "torch-bf16": 0.7, "torch-fp16": 0.7, "openvino-bf16": 0.65, "openvino-int8": 0.4}
 
 
 def spans(length: int, tile: int, halo: int, fade: int, multiple: int = 1) -> list[tuple[int, np.ndarray]]:
