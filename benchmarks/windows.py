@@ -115,7 +115,7 @@ def measure_tiles(widths: list[int], rounds: int) -> None:
     statistics = np.array([[[0.5, 0.3]] * 3], np.float32)
     for depth in range(1, len(widths)):
         engine = make_engine(widths[: depth + 1])
-        _, halo, fade = tile_sides(engine.about, 1)
+        _, halo, fade = tile_sides(engine, 1)
         times: dict[int, list[float]] = {side: [] for side in SIDES if side > 4 * halo}
         for _ in range(rounds):
             for side, each in times.items():

@@ -1,5 +1,6 @@
 """Exported ONNX files in fp32 or int8 as engines, with ONNX Runtime and OpenVINO. Nothing here needs torch."""
 
+import math
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,8 @@ from unetpp.models.about import About, read_about
 from unetpp.offline import silenced
 from unetpp.threads import chosen_threads
 
-Compute = Callable[[dict[str, np.ndarray]], np.ndarray]
+Compute = Callable[[dict[str, np.ndarray], bool], np.ndarray]  # inputs, and whether they are part of a larger image
+FIXED_PX = 2**18  # parts of at least this size get a graph of their own
 RUNTIMES = ("onnxruntime", "openvino")  # in order of preference
 
 
@@ -34,7 +36,7 @@ class ExportEngine:
     def __call__(self, images: np.ndarray, statistics: np.ndarray | None = None) -> np.ndarray:
         assert statistics is None or self.takes_parts, "this file takes whole images"
         given = self._default if statistics is None else {STATISTICS: statistics}
-        probs = self._compute({INPUT: images} | given)
+        probs = self._compute({INPUT: images} | given, statistics is not None)
         if probs.shape[:1] + probs.shape[2:] != images.shape[:1] + images.shape[2:]:
             raise UserError(
                 f"{self.file}: {self.name} returned shape {probs.shape} for images of shape {images.shape}; use "
@@ -63,14 +65,14 @@ def _onnxruntime(file: Path, name: str, threads: int, device: str | None) -> tup
             options.enable_mem_pattern = False  # not supported by DirectML
     session = onnxruntime.InferenceSession(str(file), options, providers=providers)
     takes = any(one.name == STATISTICS for one in session.get_overridable_initializers())
-    return lambda given: np.asarray(session.run(None, given)[0]), takes
+    return lambda given, _is_part: np.asarray(session.run(None, given)[0]), takes
 
 
 def _openvino(file: Path, name: str, threads: int, _device: str | None) -> tuple[Compute, bool]:
     with silenced():
         import openvino
 
-    core, local = openvino.Core(), threading.local()
+    core, local, lock = openvino.Core(), threading.local(), threading.Lock()
     settings = {
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
@@ -90,10 +92,24 @@ def _openvino(file: Path, name: str, threads: int, _device: str | None) -> tuple
     with kept_signal_stack():
         compiled = core.compile_model(model, "CPU", settings)
 
-    def compute(given: dict[str, np.ndarray]) -> np.ndarray:
-        if not hasattr(local, "request"):  # each thread needs its own
-            local.request = compiled.create_infer_request()
-        return np.array(local.request.infer(given)[0])  # a copy: the next pass writes into the same memory
+    def request_for(shapes: dict[str, tuple[int, ...]]):
+        """A graph of fixed size plans its memory: it holds at most half as much as one for any size."""
+        with lock, kept_signal_stack():
+            model.reshape(shapes)
+            return core.compile_model(model, "CPU", settings).create_infer_request()
+
+    def compute(given: dict[str, np.ndarray], is_part: bool) -> np.ndarray:
+        if is_part and math.prod(given[INPUT].shape[-2:]) >= FIXED_PX:
+            shapes = {name: value.shape for name, value in given.items()}
+            if getattr(local, "shapes", None) != shapes:  # all tiles of an image have the same shape
+                local.part = local.shapes = None  # two would hold twice as much
+                local.part, local.shapes = request_for(shapes), shapes
+            request = local.part
+        else:
+            if not hasattr(local, "request"):  # each thread needs its own
+                local.request = compiled.create_infer_request()
+            request = local.request
+        return np.array(request.infer(given)[0])  # a copy: the next pass writes into the same memory
 
     return compute, takes
 

@@ -101,10 +101,12 @@ def growth(engine: Engine, size: tuple[int, int]) -> float:
     """How many times longer an image of a size takes than one of its `measured_size`, including overlaps of tiles."""
     if engine.about.frame is not None or size[0] * size[1] <= MEASURED_PX**2:
         return 1.0
-    tile, halo, fade = tile_sides(engine.about)
+    tile, halo, fade = tile_sides(engine)
     height, width = size
     if max(size) > TILE_PX and engine.takes_parts:
-        height, width = (sum(len(weights) for _, weights in spans(side, tile, halo, fade)) for side in size)
+        height, width = (
+            sum(len(weights) for _, weights in spans(side, tile, halo, fade, 2**engine.about.depth)) for side in size
+        )
     return height * width / MEASURED_PX**2
 
 

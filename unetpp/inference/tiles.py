@@ -20,7 +20,6 @@ from unetpp.data.scaling import channels_first, measure_parts, scaled
 from unetpp.engines.engine import Engine
 from unetpp.images.frame import Frame, Size
 from unetpp.images.pixels import resize
-from unetpp.models.about import About
 
 TILE_PX = 1024  # images up to this side are predicted as a whole
 FADE_PX = 32
@@ -28,47 +27,61 @@ FADE_PX = 32
 # (benchmarks/windows.md). Several tiles at once are not faster, because they no longer fit into the caches.
 CHEAPEST = ((0, 256), (24, 608), (100, 1024))
 TILE_BYTES = 640 * 2**20  # per tile, so that an image with sides of 20,000 px takes less than a gigabyte
+# Memory per pixel by engine, as a share of torch's in fp32 (benchmarks/windows.md).
+HELD = {"onnxruntime": 1.15, "torch-bf16": 0.7, "torch-fp16": 0.7, "openvino-bf16": 0.65, "openvino-int8": 0.4}
 
 
-def spans(length: int, tile: int, halo: int, fade: int) -> list[tuple[int, np.ndarray]]:
-    """The starts of tiles along one side, with weights of their pixels; the weights of all tiles add up to 1."""
-    step = tile - 2 * halo - fade
-    starts = range(0, max(1, length - tile + step), step) if length > tile else range(1)
+def spans(length: int, tile: int, halo: int, fade: int, multiple: int = 1) -> list[tuple[int, np.ndarray]]:
+    """The starts of equal tiles along one side, with weights of their pixels; the weights of all tiles add up to 1.
+
+    Args:
+        tile: the longest side allowed; as many tiles as needed share the length evenly.
+        multiple: tiles start at multiples of it and have such sides.
+    """
+    overlap, length = 2 * halo + fade, math.ceil(length / multiple) * multiple
+    number = max(1, math.ceil((length - overlap) / (tile - overlap)))
+    step = max(1, math.ceil((length - overlap) / number / multiple)) * multiple
+    side = min(length, step + overlap)
+    number = max(1, math.ceil((length - overlap) / step))
+    starts = [min(index * step, length - side) for index in range(number)]
     ramp = ((np.arange(fade) + 0.5) / fade).astype(np.float32)
     found = []
-    for start in starts:
-        weights = np.ones(min(tile, length - start), np.float32)
+    for start, after in zip(starts, [*starts[1:], None], strict=True):
+        weights = np.ones(side, np.float32)
         if start > 0:
             weights[:halo] = 0
             weights[halo : halo + fade] = ramp
-        if start + tile < length:
-            weights[tile - halo :] = 0
-            weights[tile - halo - fade : tile - halo] = 1 - ramp
+        if after is not None:
+            end = after - start + halo  # where the next fades in
+            weights[end : end + fade] -= ramp
+            weights[end + fade :] = 0
         found.append((start, weights))
     return found
 
 
-def tile_sides(about: About, tile_px: int | None = None) -> tuple[int, int, int]:
-    """Side, halo and fade of the tiles for a network, in px.
+def tile_sides(engine: Engine, tile_px: int | None = None) -> tuple[int, int, int]:
+    """The longest side, halo and fade of an engine's tiles, in px.
 
     Args:
         tile_px: by default the side with the lowest cost per output pixel (benchmarks/windows.md), or less if the last
             node would take more than `TILE_BYTES`; it is raised if the receptive field of the network would leave no
             usable pixels in the middle of a tile.
     """
+    about = engine.about
     multiple = 2**about.depth  # a tile that starts at a multiple of this is pooled like the whole image
     fade = math.ceil(FADE_PX / multiple) * multiple
     halo = math.ceil(about.receptive_px / multiple) * multiple
     if tile_px is None:
         # Memory peaks at X[0, depth]: its skips, the upsampled node below, and their concatenation, in fp32.
-        most = math.isqrt(TILE_BYTES // (4 * 2 * (about.depth * about.widths[0] + about.widths[1])))
+        held = 4 * 2 * (about.depth * about.widths[0] + about.widths[1]) * HELD.get(engine.name.partition(",")[0], 1)
+        most = math.isqrt(int(TILE_BYTES / held))
         tile_px = min(max(least for reach, least in CHEAPEST if halo >= reach), most // multiple * multiple)
     return max(math.ceil(tile_px / multiple) * multiple, 4 * halo + fade), halo, fade
 
 
 def fits(engine: Engine, sides: Sequence[int], tile_px: int | None = None) -> bool:
     """Whether an image of these sides is predicted as a whole."""
-    return max(sides) <= (tile_sides(engine.about, tile_px)[0] if tile_px else TILE_PX) or not engine.takes_parts
+    return max(sides) <= (tile_sides(engine, tile_px)[0] if tile_px else TILE_PX) or not engine.takes_parts
 
 
 def predict_rows(
@@ -88,18 +101,22 @@ def predict_rows(
         tile_px: as in `tile_sides`.
     """
     height, width = (max(side, least) for side, least in zip(shape, engine.about.canvas or shape, strict=True))
-    tile, halo, fade = tile_sides(engine.about, tile_px)
+    (tile, halo, fade), multiple = tile_sides(engine, tile_px), 2**engine.about.depth
     faded = None  # the last rows of the tiles above, which are blended into these
-    for top, weights in spans(height, tile, halo, fade):
+    across = spans(width, tile, halo, fade, multiple)
+    width = across[-1][0] + len(across[-1][1])
+    for top, weights in spans(height, tile, halo, fade, multiple):
         bottom, is_last = top + len(weights), top + len(weights) >= height
         band = read(min(top, shape[0] - 1), min(bottom, shape[0]))
-        if band.shape[:2] != (bottom - top, width):  # the padding copies, even if nothing is added
-            band = np.pad(band, ((0, bottom - top - len(band)), (0, width - shape[1]), (0, 0)), mode="edge")
-        used = slice(halo if top else 0, len(weights) if is_last else len(weights) - halo)
+        used = slice(halo if top else 0, np.flatnonzero(weights)[-1] + 1)
         total = None
-        for left, shares in spans(width, tile, halo, fade):
+        for left, shares in across:
             columns = slice(left, left + len(shares))
-            found = engine(channels_first(scaled(band[:, columns], limits))[None], statistics)[0][:, used]
+            part = band[:, min(left, shape[1] - 1) : columns.stop]
+            lacking = len(weights) - part.shape[0], len(shares) - part.shape[1]
+            if any(lacking):
+                part = np.pad(part, (*((0, count) for count in lacking), (0, 0)), mode="edge")
+            found = engine(channels_first(scaled(part, limits))[None], statistics)[0][:, used]
             if total is None:  # the number of channels depends on the engine
                 total = np.zeros((len(found), found.shape[1], width), np.float32)
             total[..., columns] += found * (weights[used, None] * shares)

@@ -56,4 +56,4 @@ def predict_strips(
 
 def _lower(engine: Engine, width: int) -> int:
     """The side of tiles, reduced if the probabilities of a row would take too much memory."""
-    return min(tile_sides(engine.about)[0], max(1, STRIP_BYTES // (4 * width * engine.about.num_outputs)))
+    return min(tile_sides(engine)[0], max(1, STRIP_BYTES // (4 * width * engine.about.num_outputs)))

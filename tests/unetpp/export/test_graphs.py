@@ -78,6 +78,7 @@ def test_every_format_in_every_runtime_gives_the_probabilities_of_the_network(ki
     said = onnx.load(tmp_path / FILES[2])
     onnx.checker.check_model(said)
     assert said.opset_import[0].version == 20
+    assert all(node.input[2] for node in said.graph.node if node.op_type == "Resize")  # by a constant factor
     sizes = [
         [axis.dim_param or axis.dim_value for axis in one.type.tensor_type.shape.dim]
         for one in (said.graph.input[0], *said.graph.output)
@@ -114,7 +115,7 @@ def test_an_export_of_another_network_is_seen(tmp_path):
 
 
 def test_an_answer_of_another_shape_is_refused():
-    engine = ExportEngine(Path("model.onnx"), "openvino", made({}).about, lambda _: np.zeros((0, 1, 0, 0)), False)
+    engine = ExportEngine(Path("model.onnx"), "openvino", made({}).about, lambda *_: np.zeros((0, 1, 0, 0)), False)
     with pytest.raises(UserError, match=r"openvino returned shape \(0, 1, 0, 0\) for images of shape \(1, 3, 1, 1\)"):
         engine(np.zeros((1, 3, 1, 1), np.float32))
 

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import tifffile
 
 from tests.unetpp.inference.test_tiles import engine, segmenter
 from unetpp.data.scaling import find_limits, measure_parts, scaled
+from unetpp.engines.runtimes import ExportEngine
 from unetpp.errors import FileError
 from unetpp.images.decode import decode_image
 from unetpp.images.frame import Frame
@@ -117,9 +120,11 @@ def test_what_takes_no_parts_gets_the_whole_up_to_a_size(tmp_path, monkeypatch):
 
 def test_tiles_have_the_size_that_costs_least_and_small_images_are_whole():
     deep = segmenter((4, 6, 8, 10, 12))
-    sides = [windows.tile_sides(engine(segmenter_of(deep, depth)).about)[0] for depth in (1, 2, 3, 4)]
+    sides = [windows.tile_sides(engine(segmenter_of(deep, depth)))[0] for depth in (1, 2, 3, 4)]
     assert sides == [256, 608, 608, 1024]
-    assert windows.tile_sides(About({"widths": [32, 64, 128, 256, 512]}, None))[0] == 656  # less memory
+    about = About({"widths": [32, 64, 128, 256, 512]}, None)
+    for name, side in (("torch", 656), ("onnxruntime", 608), ("openvino-int8, flips", 1024)):  # as memory allows
+        assert windows.tile_sides(ExportEngine(Path(), name, about, Mock(), True))[0] == side
     assert fits(engine(deep), (1024, 1000))
     assert not fits(engine(deep), (1025, 10))
     wide = windows._lower(engine(segmenter((4, 6), num_classes=200)), 20_000)
