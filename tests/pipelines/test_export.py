@@ -23,7 +23,7 @@ from pipelines.prediction.opening import find_model
 from unetpp.data.arrow_split import SplitWriter
 from unetpp.data.manifest import Manifest, SplitFacts
 from unetpp.engines.torch_engine import TorchEngine
-from unetpp.errors import UserError
+from unetpp.errors import UserError, to_install
 from unetpp.export.verification import Comparison, Verification
 from unetpp.files import sha256
 from unetpp.models.model_file import Trained
@@ -132,7 +132,7 @@ def test_every_file_that_differs_is_named():
 def test_process_that_compares_says_why_it_ended(made, tmp_path):
     with Verification(tmp_path, made.trained) as verification:
         verification.add({"L1/model.onnx": 1})
-        with pytest.raises(RuntimeError, match=r"ended with 1:[\s\S]*L1/model\.onnx: no such file"):
+        with pytest.raises(RuntimeError, match=r"failed with exit code 1:[\s\S]*L1/model\.onnx: no such file"):
             verification.results()
 
 
@@ -141,7 +141,9 @@ def test_formats_whose_packages_are_missing_are_left_out_and_said(monkeypatch):
     monkeypatch.setattr(stage, "missing", lambda runtime: runtime == "onnxruntime")
     formats, left_out = stage.possible(["pt2", "onnx", "onnx-int8"])
     assert formats == ["safetensors", "pt2", "onnx"]
-    assert [line.partition(";")[0] for line in left_out] == ["skipped onnx-int8: onnxruntime is not installed"]
+    assert [line.partition(";")[0] for line in left_out] == [
+        f"skipped onnx-int8: onnxruntime is not installed: {to_install('exports')}"
+    ]
     monkeypatch.setattr(stage, "missing_for_onnx", lambda: ["onnx", "onnxscript"])
     formats, left_out = stage.possible(["pt2", "onnx", "onnx-int8"])
     assert formats == ["safetensors", "pt2"]

@@ -387,7 +387,7 @@ def test_a_killed_search_goes_on_and_ends_as_one_that_was_not(project, prepared)
     Path(project.environment["TMPDIR"]).mkdir()
 
     def ended(log: str) -> set[str]:
-        return set(re.findall(r"trial (\S+): (?:epoch 50,|.*not finite)", log))
+        return set(re.findall(r"trial (\S+): (?:epoch 50,|.*non-finite)", log))
 
     def begun(log: str) -> dict[str, int]:
         return {one: int(n) for one, n in re.findall(r"trial (\S+): epoch (\d+), val", log)}
@@ -395,7 +395,7 @@ def test_a_killed_search_goes_on_and_ends_as_one_that_was_not(project, prepared)
     def in_the_midst(log: str) -> bool:
         """One trial has died by its loss; another has trained for some epochs, and has many to go."""
         far = {one for one, epoch in begun(log).items() if 2 <= epoch <= 30}
-        return "not finite" in log and bool(far - ended(log))
+        return "non-finite" in log and bool(far - ended(log))
 
     killed = project.start("search", *arguments(prepared))
     project.wait_for(killed, "search", "epoch 1, val")
@@ -419,7 +419,7 @@ def test_a_killed_search_goes_on_and_ends_as_one_that_was_not(project, prepared)
         assert after[one] > epoch - 2, printed  # a checkpoint of the epoch that was cut may not be whole
     rows = table(project)
     assert [row["status"] for row in rows] == ["done", "failed", "done", "done", "failed", "failed"], printed
-    assert all("not finite" in row["reason"] for row in rows if row["status"] == "failed")
+    assert all("non-finite" in row["reason"] for row in rows if row["status"] == "failed")
     curves = table(project, "curves")
     assert [int(row["epoch"]) for row in curves if row["trial"] == "1"] == list(range(1, 51))
     assert {row["depth"] for row in curves if row["trial"] == "3"} == {"L1", "L2"}

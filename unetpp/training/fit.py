@@ -273,7 +273,7 @@ def _train(
             ", ".join(f"dataset[{batch[image] % num}]" for image in error.images) or "no one image, but their gradient"
         )
         raise UserError(
-            f"the loss is not finite any more in epoch {epoch + 1}: of {images}. A lower learning_rate, more "
+            f"non-finite loss in epoch {epoch + 1}: of {images}. A lower learning_rate, more "
             "warmup_epochs or clip_norm may help"
         ) from None
     return sums

@@ -134,7 +134,7 @@ def test_what_cannot_be_is_refused_before_anything_is_predicted(far, bucket, tmp
     for wrong in ("scans/", f"{here}/set"):
         with pytest.raises(UserError, match=r"--ray .*: expected the host:port"):
             check_ray(wrong)
-    with pytest.raises(UserError, match="send a job: ray job submit --address http://head:8265 -- unetpp predict"):
+    with pytest.raises(UserError, match="submit a job: ray job submit --address http://head:8265 -- unetpp predict"):
         check_ray("http://head:8265")
     # A node that sees other folders than the driver.
     work = Work(str(tmp_path / "out"), None, Outputs(), {})  # pyright: ignore[reportArgumentType]

@@ -157,7 +157,7 @@ def test_two_versions_of_one_run_are_compared_by_their_depths(tmp_path, monkeypa
     assert "L2 of B (registered) against L1 of A (registered): +9.6 IoU points [+9.4, +9.8] on 8 images" in text
     outline = Outline(page.read_text())
     assert "L1 of A, L2 of B" in outline.text
-    assert "By the IoU of L1 of A and L2 of B." in outline.text
+    assert "By IoU, L1 of A compared with L2 of B." in outline.text
     assert "B is better" in outline.text
 
 
