@@ -7,8 +7,7 @@ same autocast. The peer has one head; ours has one a depth, each of which is sco
 `--widths` are those of both by default, `--equal` those by which ours has about the peer's operations and is trained;
 `--constants` trains ours also on images that ImageNet's mean and deviation standardise, in place of each one's own.
 Differences of IoU are of the same test images, mean over the seeds, with a 95 % interval by bootstrap over the images.
-Steps are timed first, in interleaved rounds, in the processor's own seconds. Test images alone are scored, after the
-last epoch: nothing is chosen by them. The peer is left out, and named, where it cannot be imported.
+Steps are timed first, in interleaved rounds, in CPU-seconds. Only test images are scored, after the last epoch.
 """
 
 import argparse

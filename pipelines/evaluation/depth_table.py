@@ -30,7 +30,7 @@ def summary(evaluation: Path, versions: Path) -> str:
 
 NEXT = """next
   unetpp report                         the depth report, in the browser
-  unetpp predict scans/ --out masks/    masks of your images, with the deepest depth; --depth 2: with L2
+  unetpp predict scans/ --out masks/    masks of your images; the deepest depth, or --depth 2
   unetpp mlflow                         the registered versions, in the browser"""
 
 

@@ -17,7 +17,7 @@ from unetpp.engines.engine import missing
 from unetpp.errors import UserError
 from unetpp.models.model_file import Trained
 from unetpp.models.segmenter import Segmenter
-from unetpp.network.losses import LOSSES, WEIGHTED
+from unetpp.network.losses import LOSSES
 from unetpp.network.masks import MASK
 from unetpp.network.model import NestedUNet
 from unetpp.training.batch_norm import STATISTICS_IMAGES, find_batch_norms, recompute_statistics, reset_statistics
@@ -43,6 +43,7 @@ from unetpp.training.loop import (
 from unetpp.training.pairs import Dataset, Whole, read_dataset
 from unetpp.training.separation import choose_separations
 from unetpp.training.step import NonFiniteError, TrainStep
+from unetpp.training.user_loss import check_weights, own_loss
 
 
 @dataclass(frozen=True)
@@ -182,11 +183,11 @@ def fit(
     sizes = cut_epoch(num, batch_size)
     dtype = choose_precision(precision, place)
     average = None if ema is None else Ema(network, ema)
-    weights = None if class_weights is None else _check_weights(class_weights, loss, network).to(place)
+    weights = None if class_weights is None else check_weights(class_weights, loss, network).to(place)
     step = TrainStep(
         network,
         make_optimizer(network, optimizer, learning_rate, momentum, weight_decay),
-        _own(loss)
+        own_loss(loss)
         if callable(loss)
         else make_loss(loss, head_weights, network.depths, weights, *network.task[1:], network.targets),
         place,
@@ -283,34 +284,3 @@ def _validate(segmenter: Segmenter, pairs: Any, batch_size: int, dtype: torch.dt
     sums = validate(segmenter, plain_batches(pairs, range(len(pairs)), batch_size), dtype)
     ious = (sums[:-1, 1] / sums[-1, 1]).tolist()
     return dict(zip(segmenter.network.depths, ious, strict=True))
-
-
-def _own(loss: Callable[[tuple[Tensor, ...], Tensor], Tensor]) -> Callable[[tuple[Tensor, ...], Tensor], Tensor]:
-    """A user's loss in the form that `TrainStep` needs: one number per image."""
-
-    def each(logits: tuple[Tensor, ...], mask: Tensor) -> Tensor:
-        found = loss(tuple(one.float() for one in logits), mask)
-        if not isinstance(found, Tensor) or found.shape not in ((), (len(mask),)):
-            what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-            raise UserError(
-                f"loss: found {what}; expected a tensor: the mean over the batch (), or one number per image "
-                f"({len(mask)},): use .mean(), or .mean(dim=(1, 2)) for (N, H, W)"
-            )
-        return found.expand(len(mask)) if found.ndim == 0 else found
-
-    return each
-
-
-def _check_weights(weights: Sequence[float], loss: object, network: NestedUNet) -> Tensor:
-    """The weights of classes, refused where they would change nothing, or not what they seem to."""
-    if callable(loss) or loss not in WEIGHTED or network.multilabel:
-        found = "your own loss" if callable(loss) else "multilabel" if network.multilabel else loss
-        raise UserError(
-            f"class_weights: not used with {found}; expected loss={' or '.join(WEIGHTED)} and exclusive classes"
-        )
-    if len(weights) != (expected := max(2, network.num_classes)):
-        raise UserError(
-            f"class_weights: found {len(weights)} weights; expected {expected}, one for each class, the background's "
-            "first where there is one"
-        )
-    return torch.tensor(weights, dtype=torch.float32)

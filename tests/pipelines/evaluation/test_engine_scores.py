@@ -156,7 +156,7 @@ def test_an_engine_of_a_model_that_parts_objects_is_judged_by_ap_too(tmp_path, m
     np.testing.assert_allclose(fp32.aps["L1"], expected[fp32.order])
     monkeypatch.setattr(Family, "engines", lambda *_: ["torch"])
     better = replace(fp32, aps={"L1": fp32.aps["L1"] + 0.05})
-    for val, within, said in ((fp32, True, "; the AP of eager fp32"), (better, False, "; 5.00 AP points below")):
+    for val, within, said in ((fp32, True, "; the same AP as eager fp32"), (better, False, "; 5.00 AP points below")):
         scored = {"val": val, "test": fp32}
         found = measure_engines(Family(trained.about, trained), scored, SETTINGS, (16, 16), CPU, {"L1": 0.1})
         (row,) = found["rows"]

@@ -114,7 +114,7 @@ def test_what_takes_no_parts_gets_the_whole_up_to_a_size(tmp_path, monkeypatch):
     with open_windows(written(tmp_path / "a.tif", picture(3, "u1")), 3) as image:
         assert len(list(predict_strips(one, image, 100))) == 1
         monkeypatch.setattr(windows, "WHOLE_PX", 1000)
-        with pytest.raises(FileError, match=r"a\.tif: found 290x431 px.* torch .*at most 1000 pixels: take --engine"):
+        with pytest.raises(FileError, match=r"a\.tif: found 290x431 px.* torch .*at most 1000 pixels: use --engine"):
             list(predict_strips(one, image, 100))
 
 

@@ -100,7 +100,7 @@ def test_a_loss_of_ones_own_is_minimised():
 
     named, mine = (quick(network(), (images, masks), loss=one) for one in ("ce_dice", own))
     assert is_same(weights(named), weights(mine))
-    with pytest.raises(UserError, match=r"loss: found shape \(8, 32, 32\); expected a tensor, the mean over the batch"):
+    with pytest.raises(UserError, match=r"loss: found shape \(8, 32, 32\); expected a tensor: the mean over the batch"):
         quick(network(), (images[:8], masks[:8]), loss=lambda logits, _mask: logits[-1][:, 0])
     with pytest.raises(UserError, match=r"non-finite loss in epoch 1: of dataset\[\d\]"):
         quick(network(), (images[:8], masks[:8]), loss=lambda logits, _mask: logits[-1].mean() / 0)
