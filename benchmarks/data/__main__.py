@@ -120,7 +120,7 @@ def main() -> None:
         *loading,
         "## What a step waits",
         "",
-        f"A training of widths {WIDTHS[0]} to {WIDTHS[-1]}, threads: {args.threads}, "
+        f"A training run of widths {WIDTHS[0]} to {WIDTHS[-1]}, threads: {args.threads}, "
         f"{SHORT[auto]}; the share of its time that it waited for data.",
         "",
         "| images | batches by | images/s of the training | waited |",

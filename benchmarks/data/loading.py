@@ -118,7 +118,7 @@ def loader_rates(folder: Path, split: Split, crop_px: int | None, num_batches: i
 
 
 def stalls(split: Split, crop_px: int | None, batch: int, steps: int, threads: int) -> list[str]:
-    """Rows of a table: a training on all the cores, and the share of it that waits for batches."""
+    """Rows of a table: a training run on all the cores, and the share of it that waits for batches."""
     torch.set_num_threads(threads)
     dtype = choose_precision("auto", CPU)
     lines = []

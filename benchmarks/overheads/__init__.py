@@ -1,1 +1,1 @@
-"""What the pipeline adds to a training: `python -m benchmarks.overheads`."""
+"""What the pipeline adds to a training run: `python -m benchmarks.overheads`."""

@@ -1,4 +1,4 @@
-"""The start of a training until its first step, and the memory of its processes.
+"""The start of a training run until its first step, and the memory of its processes.
 
 This file itself is run as the stage, with moments written down: python -m benchmarks.overheads.start STAMPS ...
 """

@@ -25,7 +25,7 @@ def select(rows: list[dict], **facts) -> list[dict]:
 
 
 def measured_depths(rows: list[dict], what: str, base: int, seed: int) -> dict[str, float] | None:
-    """IoU by depth of one width, as this way of training knows it; None where a training is missing."""
+    """IoU by depth of one width, as this way of training knows it; None where a run is missing."""
     found: dict[str, float] = {}
     for row in select(rows, what=what, base=base, seed=seed):
         found |= best(row)
