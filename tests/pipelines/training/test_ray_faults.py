@@ -1,4 +1,4 @@
-"""A training run of several workers under Ray Train survives what can happen to its processes, and ends with the same bits.
+"""Training with several workers under Ray Train survives what can happen to its processes, and ends with the same bits.
 
 The uninterrupted run that all are compared with has the same two processes without Ray.
 """
