@@ -551,7 +551,7 @@ def test_tpe_searches_until_the_hours_are_over_and_keeps_the_best_so_far(project
     chosen = next(row for row in rows if row["chosen"] == "1")
     assert float(chosen["val_iou"]) == max(float(row["val_iou"]) for row in rows if row["val_iou"])
     assert architecture(project)["params"] == {"train.learning_rate": float(chosen["train.learning_rate"])}
-    again = project.run("search", *arguments(prepared))  # the hours are over: nothing is trained
+    again = project.run("search", *arguments(prepared))  # the time limit is reached: nothing is trained
     assert "epoch 3, val IoU" not in again
     assert table(project) == rows
 
