@@ -110,7 +110,7 @@ def main() -> None:
         f"`python -m benchmarks.million --out docs/scaling.md`: {said['processor']}, torch {said['torch'][:6]}.",
         "",
         f"CPU-ms of an image, widths {', '.join(map(str, WIDTHS))}, engine torch in fp32, one thread, PNG to PNG,",
-        f"at a load of {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores, which lets CPU-seconds grow, too. Of",
+        f"at a load of {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores; a higher load raises CPU-seconds, too. Of",
         f"the client of a store: {read * 1000:.1f} ms for a read, {write * 1000:.1f} ms for a write.",
         "",
         "| size | depth | network, decoding, writing | with S3 | images/s of a core | "
