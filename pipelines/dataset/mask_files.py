@@ -80,11 +80,11 @@ def read_labels(sample: Sample, image: np.ndarray, params: Prepare) -> Labels:
             continue
         if params.num_classes > 2:
             overlap |= (mask > 0) & (part.classes > 0) & (mask != part.classes)
-        mask = np.maximum(mask, part.classes)
         if one_each:
-            numbers[part.classes > 0] = number
+            numbers[(part.classes > 0) & (part.classes >= mask)] = number  # not where a higher class is on top
         else:
             numbers = part.stored
+        mask = np.maximum(mask, part.classes)
     if params.multilabel:
         overlap = mask & (mask - np.uint8(1)) > 0  # more than one bit
     elif sample.classes is not None:

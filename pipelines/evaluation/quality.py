@@ -99,8 +99,13 @@ def measure_quality(
         truth, valid = to_planes(batch.mask, num_classes, multilabel)  # (n, num_classes, H, W)
         truth = truth[:, first:]
         numbers = [split.instances(index) for index in batch.indices]
-        true_objects.ways |= {"components" if each is None else "numbers" for each in numbers}
         planes = _Planes(truth.numpy(), (~valid).numpy(), numbers, tolerance_px)
+        counts = np.array([len(each.areas) for each in planes.objects]).reshape(-1, num_foreground).sum(axis=1)
+        true_objects.ways |= {
+            "components" if each is None else "numbers"
+            for each, count in zip(numbers, counts, strict=True)
+            if each is not None or count > 1  # a single object is the same by both
+        }
         true_objects.areas += [each.areas for each in planes.objects]
         outlined |= planes.outlined.any(axis=0)
         present |= planes.present.any(axis=0)

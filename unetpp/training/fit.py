@@ -168,6 +168,16 @@ def fit(
             "fit: found a network whose batch norm was folded away, as in exported and registered models; expected the "
             "network of a training run: unetpp.load('models/train')"
         )
+    if not 0 < encoder_lr <= 1 or freeze_encoder_epochs < 0:
+        raise UserError(
+            f"encoder_lr: found {encoder_lr} and freeze_encoder_epochs {freeze_encoder_epochs}; expected a share above "
+            "0 and at most 1, and a number of epochs"
+        )
+    if source.network.encoder is None and (encoder_lr, freeze_encoder_epochs) != (1, 0):
+        raise UserError(
+            f"encoder_lr: found {encoder_lr} and freeze_encoder_epochs {freeze_encoder_epochs}, and the network has no "
+            "encoder: leave them out, or build NestedUNet(encoder=...)"
+        )
     place = torch.device(device or next(source.network.parameters()).device)
     network = copy.deepcopy(source.network).requires_grad_().to(place)
     network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

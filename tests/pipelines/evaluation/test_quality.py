@@ -186,6 +186,19 @@ def test_touching_objects_are_told_apart_by_numbers_and_by_who_learns_it(tmp_pat
     assert (len(plain.diameters_px()), plain.ways) == (4, {"components"})
 
 
+def test_images_of_one_object_or_none_do_not_say_how_objects_are_known(tmp_path):
+    mask, numbers = touching()
+    single = np.zeros_like(mask)
+    single[2:6, 2:6] = 1
+    for numbered, ways in ((True, {"numbers"}), (False, set())):
+        with SplitWriter(tmp_path / f"{numbered}", instances=numbered) as writer:
+            for id, one in (("a", np.zeros_like(mask)), ("b", single), *[("c", mask)] * numbered):
+                image = np.stack([one * np.uint8(255)] * 3, axis=-1)
+                writer.add(id, "", image, one, pack(numbers) if id == "c" else b"")
+        split = Split(tmp_path / f"{numbered}")
+        assert measure_quality(predictor(Told()), split, 2, 1.0)[1].ways == ways
+
+
 def test_classes_are_scored_where_they_occur_and_none_where_they_never_do(tmp_path):
     split = write_split(tmp_path / "test.arrow", squares((1, 2, 1, 1)), task="classes")
     network = Told(3)
