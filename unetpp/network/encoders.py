@@ -122,7 +122,8 @@ class Pyramid(nn.Module):
         except AssertionError as error:  # of a network for images of one size
             size = "x".join(map(str, image.shape[-2:]))
             raise UserError(
-                f"encoder: {self.name} does not take images of {size} px ({said(error)}); use another size or network"
+                f"encoder: {self.name} does not take images of {size} px ({said(error)}); expected a network for any "
+                "size, such as resnet34, convnext_tiny or pvt_v2_b0"
             ) from None
         return dict(zip(self.channels, maps, strict=True))
 
