@@ -77,12 +77,12 @@ def read_labels(sample: Sample, image: np.ndarray, params: Prepare) -> Labels:
         if params.multilabel:
             mask |= BITS[part.classes]
             for label, inside in find_classes(part.classes):
-                np.copyto(numbers[label - 1], stored, where=inside, casting="unsafe")
+                np.copyto(numbers[label - 1], stored, where=inside & (stored > 0), casting="unsafe")
             continue
         if params.num_classes > 2:
             overlap |= (mask > 0) & (part.classes > 0) & (mask != part.classes)
         if one_each:
-            on_top = (part.classes > 0) & (part.classes >= mask)
+            on_top = (part.classes > mask) | ((part.classes == mask) & (stored > 0))
             numbers[on_top] = stored[on_top]
         else:
             numbers = stored
