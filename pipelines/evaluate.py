@@ -177,7 +177,7 @@ def describe_objects(subject: Subject, measured: Measured) -> dict:
     """Which objects are compared, and whether depths differ more for objects than for masks (`report_schema`)."""
     ways, separated = measured.true_objects.ways, subject.trained.about.separation() is not None
     found = {
-        "true": "both" if len(ways) > 1 else next(iter(ways)),
+        "true": "both" if len(ways) > 1 else next(iter(ways), "components"),
         "predicted": "watershed" if separated else "components",
     }
     remark = compare_with_masks(measured.depths, measured.means) if says_objects({"objects": found}) else ""

@@ -35,4 +35,6 @@ def to_install(extra: str) -> str:
 
 def said(error: Exception) -> str:
     """An exception of a library, in one line for our messages."""
+    if type(error).__name__ == "UnpicklingError":  # torch's own message explains how to run the file's code
+        return "it has more than tensors, or is not a file of torch; nothing is unpickled"
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"

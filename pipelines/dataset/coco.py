@@ -26,6 +26,7 @@ class Shape:
     segmentation: list | dict  # polygons, or run lengths
     area: Any = None
     bbox: Any = None
+    iscrowd: Any = 0  # 1: many objects in one shape
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def read_annotations(
             if not isinstance(category, int | str) or category not in indices:
                 reason = f"found annotation {id} of the category {category}, which is not listed; expected a listed one"
                 raise FileError(path, reason, "correct category_id or add the category")
-            said = (annotation.get(key) for key in ("segmentation", "area", "bbox"))
+            said = (annotation.get(key) for key in ("segmentation", "area", "bbox", "iscrowd"))
             shapes[names[image]].append(Shape(id, indices[category], *said))
     if any(isinstance(shape.segmentation, list) for one in drawings.values() for shape in one.shapes):
         _pycocotools(paths[0])  # once and before any work, not for every image

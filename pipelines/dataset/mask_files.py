@@ -60,8 +60,8 @@ def read_labels(sample: Sample, image: np.ndarray, params: Prepare) -> Labels:
     """
     size = image.shape[:2]
     if sample.drawing is not None:
-        shapes = draw(sample.drawing, sample.image, *size)
-        parts = (Part(inside * np.uint8(index), inside) for index, inside in shapes)
+        shapes = zip(draw(sample.drawing, sample.image, *size), sample.drawing.shapes, strict=True)
+        parts = (Part(inside * np.uint8(index), inside & (shape.iscrowd != 1)) for (index, inside), shape in shapes)
     else:
         _check_swapped(sample, image, params)
         parts = _read_parts(sample, size, params)
@@ -73,18 +73,20 @@ def read_labels(sample: Sample, image: np.ndarray, params: Prepare) -> Labels:
         if part.unknown is not None:
             unknown |= part.unknown
         shades_px += part.shades_px
+        stored = (part.stored > 0) * np.int32(number) if one_each else part.stored
         if params.multilabel:
             mask |= BITS[part.classes]
             for label, inside in find_classes(part.classes):
-                np.copyto(numbers[label - 1], number if one_each else part.stored, where=inside, casting="unsafe")
+                np.copyto(numbers[label - 1], stored, where=inside & (stored > 0), casting="unsafe")
             continue
         if params.num_classes > 2:
             overlap |= (mask > 0) & (part.classes > 0) & (mask != part.classes)
-        mask = np.maximum(mask, part.classes)
         if one_each:
-            numbers[part.classes > 0] = number
+            on_top = (part.classes > mask) | ((part.classes == mask) & (stored > 0))
+            numbers[on_top] = stored[on_top]
         else:
-            numbers = part.stored
+            numbers = stored
+        mask = np.maximum(mask, part.classes)
     if params.multilabel:
         overlap = mask & (mask - np.uint8(1)) > 0  # more than one bit
     elif sample.classes is not None:

@@ -14,6 +14,9 @@ def find_cautions(report: dict) -> list[str]:
         verb = "are" if number > 1 else "is"
         cautions.append(f"{what} of test images {verb} too few for reliable intervals.")
     cautions += report.get("leaks", ())
+    objects = report.get("objects") or {}
+    if (objects.get("true"), objects.get("predicted")) == ("components", "watershed"):
+        cautions.append("The test masks do not number objects: touching ones count as one, however they are separated.")
     machine = report.get("machine", {})
     spread, others = machine.get("spread") or 0, machine.get("others_share") or 0
     signs = [f"the middle half of the latencies spreads over {spread:.0%} of the median"] * (spread > NOISY)

@@ -99,8 +99,13 @@ def measure_quality(
         truth, valid = to_planes(batch.mask, num_classes, multilabel)  # (n, num_classes, H, W)
         truth = truth[:, first:]
         numbers = [split.instances(index) for index in batch.indices]
-        true_objects.ways |= {"components" if each is None else "numbers" for each in numbers}
         planes = _Planes(truth.numpy(), (~valid).numpy(), numbers, tolerance_px)
+        counts = np.array([len(each.areas) for each in planes.objects]).reshape(-1, num_foreground).sum(axis=1)
+        true_objects.ways |= {
+            "components" if each is None else "numbers"
+            for each, count in zip(numbers, counts, strict=True)
+            if each is not None or count > 1  # a single object is the same by both
+        }
         true_objects.areas += [each.areas for each in planes.objects]
         outlined |= planes.outlined.any(axis=0)
         present |= planes.present.any(axis=0)
@@ -148,7 +153,9 @@ class _Planes:
         self.boundaries = [Boundary.of(truth[at], self.ignored[at[0]]) for at in np.ndindex(*self.shape)]
         outlined = [has_outline(truth[at], self.ignored[at[0]]) for at in np.ndindex(*self.shape)]
         self.outlined = np.array(outlined).reshape(self.shape)
-        self.objects = [find_objects(truth[at], _own(numbers[at[0]], at[1])) for at in np.ndindex(*self.shape)]
+        own = [(truth[at], _own(numbers[at[0]], at[1])) for at in np.ndindex(*self.shape)]
+        self.objects = [find_objects(*each) for each in own]
+        self.known = [_known(*each) for each in own]
 
     def compare(
         self, hat: np.ndarray, numbers: Sequence[np.ndarray | None]
@@ -161,7 +168,7 @@ class _Planes:
         scores = {name: np.full(self.shape, np.nan) for name in NOTHING}
         best_iou = []
         for number, at in enumerate(np.ndindex(*self.shape)):
-            matches = match_objects(find_objects(hat[at], numbers[at[0]]), self.objects[number])
+            matches = match_objects(find_objects(hat[at] & self.known[number], numbers[at[0]]), self.objects[number])
             best_iou.append(matches.best_iou)
             if not self.present[at] and not matches.num_hat:
                 continue
@@ -177,6 +184,11 @@ class _Planes:
 def find_objects(plane: np.ndarray, numbers: np.ndarray | None) -> Objects:
     """The objects of a class (H, W) bool: those numbered in (H, W), else its connected components."""
     return Objects.of(plane) if numbers is None else Objects.of_numbers(np.where(plane, numbers, 0))
+
+
+def _known(plane: np.ndarray, numbers: np.ndarray | None) -> np.ndarray:
+    """Where objects of a class (H, W) bool are known: not in foreground without a number, such as a crowd in COCO."""
+    return np.ones_like(plane) if numbers is None else ~plane | (numbers > 0)
 
 
 def score_batch(
@@ -208,11 +220,12 @@ def _image_aps(
     hat = to_planes(mask_hat, *task[:2])[0] & valid
     found = []
     for index, (planes, planes_hat) in enumerate(zip(truth[:, first:].numpy(), hat[:, first:].numpy(), strict=True)):
-        pairs = [
-            (find_objects(hat, numbers_hat[index]), find_objects(true, _own(numbers[index], plane)))
-            for plane, (hat, true) in enumerate(zip(planes_hat, planes, strict=True))
-        ]
-        each = [match_objects(*pair).average_precision for pair in pairs if any(len(one.areas) for one in pair)]
+        each = []
+        for plane, (true, hat) in enumerate(zip(planes, planes_hat, strict=True)):
+            own = _own(numbers[index], plane)
+            objects_hat = find_objects(hat & _known(true, own), numbers_hat[index])
+            if true.any() or len(objects_hat.areas):
+                each.append(match_objects(objects_hat, find_objects(true, own)).average_precision)
         found.append(float(np.mean(each)) if each else NOTHING["dsb_ap"])
     return found
 

@@ -65,6 +65,7 @@ def make_plan(
     plan.choose("register.model_name", name, "named after the project")
     for key in kept:
         plan.params.pop(key, None)
+    plan.asked = [line for line in plan.asked if not any(key in line for key in kept)]  # answered
     plan.params = dict(sorted(plan.params.items(), key=lambda pair: ORDER.index(pair[0].split(".")[0])))
     return plan
 

@@ -196,9 +196,10 @@ def _engines(family: Family, depth: int) -> list[str]:
     carried = [one for one in family.exports if int(one["depth"][1:]) <= depth]
     size = sum(one["bytes"] for one in carried) / 2**20
     holds = f" The version carries the exports of L1 to L{depth}: {size:.1f} MiB." if carried else ""
+    also = ", and AP at most `evaluate.tolerance_ap` below" if "val_ap" in rows[0] else ""
     said = (
         f"**Engines of L{depth}.** `auto` is the fastest engine, on the machine that evaluated, whose IoU on val is at "
-        f"most {engines['tolerance_iou'] * 100:.2f} points below that of eager fp32.{holds}"
+        f"most {engines['tolerance_iou'] * 100:.2f} points below that of eager fp32{also}.{holds}"
     )
     return [f"{said}\n\n" + "\n".join(lines)]
 
@@ -227,12 +228,13 @@ def _notes(family: Family) -> list[str]:
     kinds = f" ({kinds})" if kinds else ""
     size, fitted = family.trained.size, "padded" if family.trained.fit == "pad" else "resized"
     resized = f" (trained on images {fitted} to {say_size(size)} px)" if size else ""
-    names = ", ".join(family.trained.classes)
     out = "the foreground's probability"
     if network.multilabel:
-        out = f"a probability for each label, each from 0 to 1 ({names})"
+        out = f"a probability for each label, each from 0 to 1 ({', '.join(family.trained.classes)})"
     elif network.num_classes > 1:
         out = f"a probability for each class, which add up to 1 ({', '.join(family.trained.names)})"
+    if len(network.targets) > 1:
+        out += '; then boundary and distance; with `{"mode": "instances"}` the numbers of objects, `(H, W)` int32'
     counted = "of the foreground only" if network.background else "of all classes"
     counts = ", ".join(f"{split.num_images} {name}" for name, split in splits.items())
     return [
@@ -242,7 +244,7 @@ def _notes(family: Family) -> list[str]:
         f"both on {machine}.",
         f"**In:** images of any size and number, uint8 arrays `(H, W, C)` or bytes of PNG, JPEG or TIFF{resized}. "
         '**Out:** masks `(H, W)` uint8; with `{"mode": "probabilities"}` float32 '
-        f"`({network.num_classes}, H, W)`, {out}.",
+        f"`({network.num_outputs}, H, W)`, {out}.",
         f"**Data:** {counts} images; manifest `{family.data_sha256[:12]}`. "
         f"**Code:** commit `{family.commit[:12]}`{', with uncommitted changes' if family.dirty else ''}. "
         "**Run:** the source run of this version contains the report, the curves, `dvc.lock` and `params.yaml`; "
@@ -257,7 +259,8 @@ def describe_network(family: Family) -> str:
     network, begun = family.trained.network, family.trained.info.get("encoder_weights")
     began = f" initialised from {begun['uri']}, sha256 `{begun['sha256']}`" if begun else ""
     encoder = f"encoder {network.encoder}{began}; " if network.encoder else ""
-    return f"{encoder}widths {', '.join(map(str, network.widths))}; skips {network.skips}"
+    targets = f"; targets {', '.join(network.targets)}" if len(network.targets) > 1 else ""
+    return f"{encoder}widths {', '.join(map(str, network.widths))}; skips {network.skips}{targets}"
 
 
 def _objects(family: Family) -> str:

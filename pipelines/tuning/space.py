@@ -130,9 +130,10 @@ def decode(config: Config) -> Config:
 def make_candidate(params: Params, values: Config) -> Candidate:
     """The candidate of these values, as in params.yaml, with the short training run of section search."""
     params = override(params, {key: value for key, value in values.items() if key != "widths"})
-    search = params.search
+    search, train = params.search, params.train
     short = {
         "epochs": search.epochs,
+        "freeze_encoder_epochs": train.freeze_encoder_epochs * search.epochs // train.epochs,  # the same share
         "num_workers": search.num_workers,
         "cpus_per_worker": search.cpus_per_worker,
         "init": None,

@@ -106,7 +106,9 @@ def make_targets(numbered: np.ndarray, background: bool = True) -> np.ndarray:
         of = numbers[inside]
         largest = np.zeros(int(of.max()) + 1, np.float32)
         np.maximum.at(largest, of, away)
-        distance[inside] = away / largest[of]
+        edged = np.zeros(len(largest), bool)  # others, with unlabelled pixels all around, would be measured to these
+        edged[numbers[boundary]] = True
+        distance[inside] = np.where(edged[of], away / largest[of], 1)
     else:
         distance[inside] = 1
     known = ~ignored & (inside | (mask == 0))

@@ -84,12 +84,13 @@ class Pyramid(nn.Module):
 
     def __init__(self, name: str, in_channels: int, depth: int):
         super().__init__()
+        self.name = name
         check_name(name)
         try:
             whole = import_timm().create_model(name, features_only=True, feature_cls="getter", in_chans=in_channels)
             strides, channels = whole.feature_info.reduction(), whole.feature_info.channels()
         except Exception as error:
-            raise UserError(f"encoder: {name} has no feature maps ({said(error)}); use another network") from None
+            raise UserError(f"encoder: {name} gives no feature maps ({said(error)}); use another network") from None
         # If several maps have the same stride, the last one is used.
         places = {stride.bit_length() - 1: place for place, stride in enumerate(strides) if stride.bit_count() == 1}
         if len(places) < 2:
@@ -114,9 +115,16 @@ class Pyramid(nn.Module):
         """Maps (N, channels[level], H / 2^level, W / 2^level) by level; H and W must be divisible by 2^depth."""
         if self.model is None:
             return {}
-        maps: Any = self.model.forward_intermediates(
-            image, indices=self.places, norm=False, output_fmt="NCHW", intermediates_only=True
-        )
+        try:
+            maps: Any = self.model.forward_intermediates(
+                image, indices=self.places, norm=False, output_fmt="NCHW", intermediates_only=True
+            )
+        except AssertionError as error:  # of a network for images of one size
+            size = "x".join(map(str, image.shape[-2:]))
+            raise UserError(
+                f"encoder: {self.name} does not take images of {size} px ({said(error)}); expected a network for any "
+                "size, such as resnet34, convnext_tiny or pvt_v2_b0"
+            ) from None
         return dict(zip(self.channels, maps, strict=True))
 
     def count_outputs(self, in_channels: int) -> float:

@@ -168,6 +168,12 @@ def fit(
             "fit: found a network whose batch norm was folded away, as in exported and registered models; expected the "
             "network of a training run: unetpp.load('models/train')"
         )
+    none = source.network.encoder is None
+    if not 0 < encoder_lr <= 1 or freeze_encoder_epochs < 0 or (none and (encoder_lr, freeze_encoder_epochs) != (1, 0)):
+        raise UserError(
+            f"encoder_lr: found {encoder_lr}, and freeze_encoder_epochs {freeze_encoder_epochs}; expected a share "
+            f"above 0 and at most 1, and a number of epochs{': leave both out, as there is no encoder' if none else ''}"
+        )
     place = torch.device(device or next(source.network.parameters()).device)
     network = copy.deepcopy(source.network).requires_grad_().to(place)
     network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -276,6 +282,13 @@ def _train(
         raise UserError(
             f"non-finite loss in epoch {epoch + 1}: of {images}. A lower learning_rate, more "
             "warmup_epochs or clip_norm may help"
+        ) from None
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            "batch_size: found a batch whose deepest level is a single pixel, which norm layers cannot train on: use "
+            "larger images or crops, fewer widths, or a larger batch_size (with norm batch)"
         ) from None
     return sums
 

@@ -32,7 +32,8 @@ def choose_separations(trained: Trained, val, device: torch.device | None = None
             image, mask = val[index]
             numbers = val.instances(index)
             numbers = number_objects(mask, background) if numbers is None else numbers.astype(np.int64)
-            yield predict_image(engine, image), np.where(mask == IGNORE, -1, numbers)
+            unknown = (mask == IGNORE) | ((mask > 0) & (numbers == 0))
+            yield predict_image(engine, image), np.where(unknown, -1, numbers)
 
     found = {}
     for depth in trained.depths:

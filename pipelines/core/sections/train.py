@@ -1,5 +1,6 @@
 """The sections model, train and augment of params.yaml."""
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -18,6 +19,16 @@ from unetpp.network.masks import FOR_INSTANCES, MASK
 HUB = "hub"  # as initial weights of an encoder, timm's own
 
 
+def _check_encoder(value):
+    """Reject a wrong value in one sentence; pydantic would show a regular expression."""
+    if value is None or (isinstance(value, str) and re.fullmatch(r"[a-z0-9_]+(\.[a-z0-9_]+)?", value)):
+        return value
+    raise ValueError(
+        f"expected null or the name of a network of timm, such as resnet34, in small letters and without an address, "
+        f"found {value!r}"
+    )
+
+
 def _check_encoder_weights(value):
     """Reject a wrong value in one sentence; pydantic has one for each possible type."""
     given = value.values() if isinstance(value, dict) else [value]
@@ -32,7 +43,7 @@ class Model(Section):
     norm: Literal["batch", "instance", "group"]
     upsampling: Literal["bilinear_aligned", "bilinear", "transposed"]
     dropout: Annotated[float, Field(ge=0, lt=1)]
-    encoder: Annotated[str, Field(pattern=r"^[a-z0-9_]+(\.[a-z0-9_]+)?$")] | None  # a name of timm's
+    encoder: Annotated[str | None, BeforeValidator(_check_encoder)]  # a name of timm's
     encoder_weights: Annotated[str | dict[str, str | None] | None, BeforeValidator(_check_encoder_weights)]
     targets: tuple[str, ...]
 

@@ -93,7 +93,16 @@ def test_shapes_are_numbered_objects(tmp_path):
     found = read(sample(tmp_path, drawing=drawing), num_classes=3)
     assert found.one_each
     assert [(found.mask == index).sum() for index in (1, 2)] == [20, 50]
-    assert [(found.numbers == number).sum() for number in (1, 2)] == [20, 50]
+    assert [(found.numbers == number).sum() for number in (1, 2)] == [50, 20]  # the higher class is on top of both
+
+
+def test_a_crowd_is_of_its_class_and_no_object(tmp_path):
+    halves = ({"size": [20, 30], "counts": [start, 50, 550 - start]} for start in (100, 120))
+    shapes = tuple(Shape(str(crowd), 1, half, iscrowd=crowd) for crowd, half in enumerate(halves))
+    one = sample(tmp_path, drawing=Drawing(tmp_path / "annotations.json", (30, 20), shapes))
+    for labels in (read(one), read(one, num_classes=2, multilabel=True)):
+        assert (labels.mask > 0).sum() == 70
+        assert (labels.numbers > 0).sum() == 50
 
 
 BITS = (LEFT > 0) * np.uint8(1) | (RIGHT > 0) * np.uint8(2)

@@ -136,3 +136,7 @@ def test_what_a_given_split_leaks_is_a_caution():
         "1 of 2 test frames lie near."
     ]
     assert find_cautions({"num_groups": 20}) == []
+    for true, said in (("components", "masks do not number objects: touching ones count as one"), ("numbers", "")):
+        found = find_cautions({"num_groups": 20, "objects": {"true": true, "predicted": "watershed"}})
+        assert said in "".join(found)
+        assert bool(found) == bool(said)

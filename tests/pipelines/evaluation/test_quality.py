@@ -7,7 +7,7 @@ from torch import nn
 
 import unetpp
 from pipelines.evaluation.predictor import Answer, Predictor, batches
-from pipelines.evaluation.quality import choose_thresholds, measure_quality
+from pipelines.evaluation.quality import choose_thresholds, measure_quality, score_batch
 from pipelines.evaluation.scores import by_class, by_kind, by_size, image_rows, resample, summarise
 from unetpp.data.arrow_split import Split, SplitWriter
 from unetpp.data.instances import pack
@@ -184,6 +184,40 @@ def test_touching_objects_are_told_apart_by_numbers_and_by_who_learns_it(tmp_pat
     # Where nobody numbered them, connected pixels are all that is known.
     _, plain = measure_quality(predictor(Told()), write_touching(tmp_path / "plain", numbered=False), 2, 1.0)
     assert (len(plain.diameters_px()), plain.ways) == (4, {"components"})
+
+
+def test_what_is_found_in_foreground_without_a_number_does_not_count(tmp_path):
+    mask, numbers = touching()
+    numbers[numbers == 3] = 0
+    image = np.stack([mask * np.uint8(255)] * 3, axis=-1)
+    with SplitWriter(tmp_path / "crowd", instances=True) as writer:
+        writer.add("a", "", image, mask, pack(numbers))
+    split = Split(tmp_path / "crowd")
+    quality, true_objects = measure_quality(predictor(Told()), split, 2, 1.0)
+    assert len(true_objects.diameters_px()) == 2
+    assert quality["L2"].per_image()["object_f1"].tolist() == [0]  # the pair is found as one
+    assert [len(one) for one in quality["L2"].best_iou] == [2]
+    numbers[numbers == 2] = 1
+    with SplitWriter(tmp_path / "one", instances=True) as writer:
+        writer.add("a", "", image, mask, pack(numbers))
+    one = Split(tmp_path / "one")
+    assert measure_quality(predictor(Told()), one, 2, 1.0)[0]["L2"].per_image()["dsb_ap"].tolist() == [1]
+    (batch,) = batches(one, 2)
+    found = score_batch(np.asarray(batch.mask), [Objects.of(mask > 0).numbers], batch, one, (1, False, True))
+    assert found[0].tolist() == [1, 1]
+
+
+def test_images_of_one_object_or_none_do_not_say_how_objects_are_known(tmp_path):
+    mask, numbers = touching()
+    single = np.zeros_like(mask)
+    single[2:6, 2:6] = 1
+    for numbered, ways in ((True, {"numbers"}), (False, set())):
+        with SplitWriter(tmp_path / f"{numbered}", instances=numbered) as writer:
+            for id, one in (("a", np.zeros_like(mask)), ("b", single), *[("c", mask)] * numbered):
+                image = np.stack([one * np.uint8(255)] * 3, axis=-1)
+                writer.add(id, "", image, one, pack(numbers) if id == "c" else b"")
+        split = Split(tmp_path / f"{numbered}")
+        assert measure_quality(predictor(Told()), split, 2, 1.0)[1].ways == ways
 
 
 def test_classes_are_scored_where_they_occur_and_none_where_they_never_do(tmp_path):

@@ -147,6 +147,18 @@ def test_what_the_user_keeps_is_what_the_rest_follows(tmp_path, params):
     check(plan, {"train.crop_px": None, "train.crops_per_image": None})
 
 
+def test_what_the_user_has_set_is_not_asked_for(tmp_path, params):
+    rng = np.random.default_rng(0)
+    for index in range(12):
+        rows = np.kron(np.arange(1, 10 + index), np.ones(4, np.uint8))  # objects that touch, more in each image
+        numbers = np.pad(np.tile(rows[:, None], (1, 20)), 8).astype(np.uint8)
+        stand_ins.save(tmp_path / f"set/images/{index}.png", rng.integers(0, 255, numbers.shape).astype(np.uint8))
+        stand_ins.save(tmp_path / f"set/masks/{index}.png", numbers)
+    assert any("model.targets" in line for line in plan_of(tmp_path / "set", params).asked)
+    kept = plan_of(tmp_path / "set", params, keep={"model.targets": ["mask", "boundary", "distance"]})
+    assert kept.asked == []
+
+
 def test_what_the_user_says_of_masks_settles_what_they_mean(tmp_path, params):
     root = stand_ins.voc(tmp_path / "set", 12)
     values = {0: "background", 255: "ignore", **dict.fromkeys(range(1, 21), "it")}

@@ -35,6 +35,8 @@ def test_a_model_that_parts_objects_tells_ap_with_its_interval_and_of_what_it_is
         assert "0.551 (0.520 to 0.580)" in text
         assert "AP: of predicted objects (separated by a watershed) against the objects numbered in the data" in text
         assert f"\n\n{OBJECTS['remark']}\n\n" in text
+        assert "skips dense; targets mask, boundary, distance." in text
+        assert "float32 `(3, H, W)`, the foreground's probability; then boundary and distance; with " in text
         rows = [line for line in text.splitlines() if line.startswith("|")]
         assert len({row.count("|") for row in rows[:4]}) == 1
 

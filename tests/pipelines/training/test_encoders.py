@@ -105,8 +105,9 @@ def test_settings_of_an_encoder_that_there_is_not_are_refused(params, key, value
     with pytest.raises(UserError, match=f"{key} is {value}, and model.encoder is null"):
         override(params, {key: value})
     assert override(params, {key: value, "model.encoder": LITE}).model.encoder == LITE
-    with pytest.raises(UserError, match=r"model\.encoder"):
-        override(params, {"model.encoder": "hf-hub:someone/resnet34"})
+    for name in ("hf-hub:someone/resnet34", "ResNet34"):
+        with pytest.raises(UserError, match=rf"^model\.encoder: expected null or the name of .* found '{name}'"):
+            override(params, {"model.encoder": name})
 
 
 def test_weights_of_several_encoders_are_given_by_name_and_never_as_one_file(params):

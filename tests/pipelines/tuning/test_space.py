@@ -32,6 +32,14 @@ def test_encoders_and_targets_are_searched_beside_widths_and_each_has_its_costs(
     assert mutable(space) == ["train.encoder_lr"]
 
 
+def test_a_trial_freezes_an_encoder_for_the_share_of_its_epochs_that_training_does():
+    ends = [(30, 10, 3, 1), (30, 3, 3, 0), (30, 30, 3, 3), (2, 1, 5, 2)]
+    for epochs, frozen, short, expected in ends:
+        values = {"train.epochs": epochs, "train.freeze_encoder_epochs": frozen, "search.epochs": short}
+        params = override(declared(), values | {"model.encoder": "resnet18"})
+        assert read_space(params).networks[0].params.train.freeze_encoder_epochs == expected
+
+
 def test_a_network_of_one_head_has_a_candidate_for_each_depth():
     params = declared(widths=[], grow={"max_depth": 3, "base": [4], "growth": [2]})
     plain = params.model_copy(

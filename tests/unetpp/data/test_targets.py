@@ -58,6 +58,9 @@ def test_what_is_unlabelled_ends_no_object_and_counts_nowhere():
     assert found["mask"][:, 4].tolist() == [0] + [IGNORE] * 4
     # Nor does foreground that has no number; an object without an edge is all middle.
     assert targets_of([[0, 2]], np.array([[1, 1]], np.uint8))["known"].tolist() == [0, 1]
+    # Not even if there is another object beyond unlabelled pixels, whose edge would be the nearest one.
+    apart = targets_of([[1, 1, 1, 0, 2, 2, 0]], np.array([[1, 1, 1, IGNORE, 1, 1, 0]], np.uint8))
+    assert apart["distance"].tolist() == [1, 1, 1, 0, 1, 0.5, 0]
     whole = targets_of(np.full((3, 3), 9))
     assert (whole["boundary"].max(), whole["distance"].min()) == (0, 1)
 

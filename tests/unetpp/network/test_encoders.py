@@ -136,10 +136,19 @@ def test_encoder_that_is_none_is_refused(monkeypatch, tmp_path):
         NestedUNet((2, 3), encoder="hf-hub:someone/resnet34")
     with pytest.raises(UserError, match="maps of the strides 16"):
         NestedUNet((2, 3), encoder="vit_tiny_patch16_224")
+    with pytest.raises(UserError, match=r"swin_\w+ does not take images of 64x64 px .*224"):
+        built("swin_tiny_patch4_window7_224", (2, 3, 4))(torch.zeros(1, 3, 64, 64))
     Trained(built(LITE, (2, 3)), None).save(tmp_path / "model.safetensors")
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UserError, match=r"model\.safetensors: encoder: timm is not installed: pip install"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(("encoder", "share", "frozen"), [(None, 0.1, 0), (None, 1, 1), (LITE, 0, 0)])
+def test_settings_that_an_encoder_cannot_follow_are_refused(encoder, share, frozen):
+    settings = {"encoder_lr": share, "freeze_encoder_epochs": frozen}
+    with pytest.raises(UserError, match="encoder_lr: found"):
+        fit(NestedUNet((2, 3), encoder=encoder), (np.zeros((2, 8, 8, 3)), np.zeros((2, 8, 8), int)), **settings)
 
 
 def test_torchvision_whose_operators_do_not_load_is_dealt_with(monkeypatch, tmp_path):
@@ -230,7 +239,7 @@ def test_weights_of_a_file_are_taken_with_any_prefix_and_any_channels(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         read_weights(tmp_path / "none.pth")
     torch.save(torch.nn.Linear(1, 1), tmp_path / "whole.pth")  # a pickled module
-    with pytest.raises(UserError, match=r"whole\.pth: cannot be read .*expected a \.safetensors or \.pth of weights"):
+    with pytest.raises(UserError, match=r"whole\.pth: cannot be read \(.*nothing is unpickled\); expected"):
         read_weights(tmp_path / "whole.pth")
 
 

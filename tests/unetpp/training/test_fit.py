@@ -188,6 +188,11 @@ def test_what_is_no_dataset_network_or_choice_is_refused():
             quick(begin, dataset, **how)
 
 
+def test_single_pixels_that_norm_layers_cannot_train_on_are_refused_with_the_fix():
+    with pytest.raises(UserError, match=r"batch_size: found a batch whose deepest level is a single pixel.*larger"):
+        quick(network(), tuple(one[:, :4, :4] for one in circles(2)), batch_size=1)
+
+
 def test_images_of_several_sizes_are_cropped_or_taken_one_by_one():
     pairs = [*zip(*circles(4, 32), strict=True), *zip(*circles(4, 40), strict=True)]
     with pytest.raises(UserError, match=r"after one of .*; expected one size in a batch: set crop_px"):
