@@ -168,7 +168,7 @@ def test_what_links_lead_to_is_predicted_and_what_cannot_be_entered_is_named(tmp
     (tmp_path / "in/up").symlink_to(".")
     os.mkfifo(tmp_path / "in/pipe.png")
     (tmp_path / "in/.hidden.png").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"3 of 8 images, links or folders could not be read") as caught:
+    with pytest.raises(UserError, match=r"3 of 8 images, links or folders could not be predicted") as caught:
         predict([str(tmp_path / "in")], str(model), None, tmp_path / "out")
     lines = str(caught.value).splitlines()[1:]
     assert lines[0].startswith(
