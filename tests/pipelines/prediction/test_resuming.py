@@ -89,9 +89,10 @@ def test_masks_that_an_interrupted_command_replaced_do_not_pass_for_those_of_the
         next(results)  # its mask is written, and not yet recorded
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr("pipelines.predict.watched", interrupted)
-        predict([str(tmp_path / "in")], str(model), None, out, tta="flips")
+        with pytest.raises(KeyboardInterrupt):
+            predict([str(tmp_path / "in")], str(model), None, out, tta="flips")
     decoded.clear()
     predict([str(tmp_path / "in")], str(model), None, out)
     assert sorted(decoded) == ["a", "b"]
