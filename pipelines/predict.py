@@ -1,6 +1,7 @@
 """`unetpp predict`: masks, and what else is asked for, of each image, by a trained model or a registered one."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -47,7 +48,7 @@ def predict(
         threads: that compute; by default those of this process.
 
     Raises:
-        UserError: no image, no model, two images of one name, files in the way, or images that could not be read.
+        UserError: no image, no model, two images of one name, files in the way, or images that could not be predicted.
     """
     asked = Asked(depth, heads, engine, tta, max_latency_ms)
     asked.check()
@@ -58,9 +59,13 @@ def predict(
     outputs = outputs.of(about)
     outputs.check(about)
     tiffs = {image for image in images if outputs.is_tiff_of_rows(image)}
-    files = [path for image, stem in stems.items() for path in outputs.paths(about, out, stem, image in tiffs)]
-    files += [out / OBJECTS, out / COUNTS] if "measurements" in outputs.save else []
-    check_outputs(files=files, inputs=[*images, *searched(patterns), Path(model)], overwrite=overwrite)
+    files = {image: outputs.paths(about, out, stem, image in tiffs) for image, stem in stems.items()}
+    tables = [out / OBJECTS, out / COUNTS] if "measurements" in outputs.save else []
+    check_outputs(
+        files=[*chain.from_iterable(files.values()), *tables],
+        inputs=[*images, *searched(patterns), Path(model)],
+        overwrite=overwrite,
+    )
     threads = threads or chosen_threads()
     opened = open_model(family, asked, _first_size(images, about, outputs.limits), threads)
     print(f"predicting with {opened.said}", flush=True)
@@ -69,6 +74,8 @@ def predict(
     todo = dict(stems)
     for image in done:
         del todo[image]
+    for image, stem in todo.items():
+        record.begin(stem, files[image])
     results = write_all(opened.predictor, todo, out, outputs, opened.streams, max(1, threads // 4))
     for image, result in watched(results, "predicting, images", len(todo)):
         if isinstance(result, UserError):
@@ -82,7 +89,7 @@ def predict(
     _tell(len(done), len(stems) - len(todo), opened.predictor.about, outputs, out)
     if broken:
         raise UserError(
-            f"{len(broken)} of {len(done) + len(broken)} images, links or folders could not be read:\n"
+            f"{len(broken)} of {len(done) + len(broken)} images, links or folders could not be predicted:\n"
             + "\n".join(sorted(broken))
         )
 

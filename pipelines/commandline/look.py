@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from pipelines.commandline.group import MODEL, OVERWRITE, Group
+from pipelines.commandline.group import MODEL, OVERWRITE, Group, count
 
 EVALUATION = "folder, git revision, DVC experiment, MLflow run or models:/NAME@ALIAS"
 QUIETLY = "print the address and open nothing"
@@ -30,9 +30,9 @@ def add(group: Group) -> None:
     example = "unetpp bench models/train --depth 2"
     one = group.add("bench", "measure IoU, speed and memory of each engine at each depth here", example, _bench)
     one.add_argument("model", help=MODEL)
-    one.add_argument("--depth", type=int, help="this depth alone (default: all)")
-    one.add_argument("--size", type=int, help="side of the images in px (default: that of training, or 256)")
-    one.add_argument("--batch", type=int, default=16, help="images in a batch, for images/s (default: 16)")
+    one.add_argument("--depth", type=count, help="this depth alone (default: all)")
+    one.add_argument("--size", type=count, help="side of the images in px (default: that of training, or 256)")
+    one.add_argument("--batch", type=count, default=16, help="images in a batch, for images/s (default: 16)")
     one.add_argument("--exports", type=Path, default=Path("models/export"), help="folder of the model's exports")
     measured = Path("reports/evaluate/engines.json")
     one.add_argument("--measured", type=Path, default=measured, help="evaluate's engines.json, for the IoU")

@@ -38,11 +38,11 @@ def add(group: Group) -> None:
     one.add_argument("--model", default="models/train", help=what)
     one.add_argument("--out", type=Path, required=True, help="folder for L1/model.onnx ...")
     one.add_argument("--overwrite", action="store_true", help=OVERWRITE)
-    one.add_argument("--depth", type=int, help="this depth alone (default: all that the model has)")
+    one.add_argument("--depth", type=count, help="this depth alone (default: all that the model has)")
     formats = ["onnx", "pt2", "onnx-int8"]
     one.add_argument("--formats", nargs="*", default=["onnx"], choices=formats, help="(default: onnx)")
     one.add_argument("--opset", type=int, default=20, choices=range(18, 24), help="ONNX opset (default: 20)")
-    one.add_argument("--tolerance", type=float, default=1e-4, help="largest difference allowed (default: 1e-4)")
+    one.add_argument("--tolerance", type=above_0, default=1e-4, help="largest difference allowed (default: 1e-4)")
     what = "folder of the prepare stage, whose val images calibrate onnx-int8"
     one.add_argument("--prepared", type=Path, help=what)
 

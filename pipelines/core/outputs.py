@@ -57,7 +57,7 @@ def check_outputs(
     for file in files:
         if file.is_dir():
             raise UserError(f"{file}: found a folder; expected the name of a file to write")
-        if os.path.lexists(file) and not (file.is_file() and (file.name, sha256(file)) in listed(file.parent)):
+        if os.path.lexists(file) and not (file.is_file() and (_line(file.name), sha256(file)) in listed(file.parent)):
             in_the_way.append(str(file))
     if in_the_way and not overwrite:
         more = " and more" if len(in_the_way) > 5 else ""
@@ -113,7 +113,7 @@ def not_ours(folder: Path) -> Iterator[str]:
         folders.sort()
         for path in (Path(place, name) for name in sorted(names + folders)):
             name, is_file = path.relative_to(folder).as_posix(), path.is_symlink() or not path.is_dir()
-            if is_file and name != MARKER and (name, str(path.lstat().st_size)) not in listed:
+            if is_file and name != MARKER and (_line(name), str(path.lstat().st_size)) not in listed:
                 yield name
 
 
@@ -125,12 +125,17 @@ def _listed(folder: Path) -> set[tuple[str, str]]:
     return {(name, stamp) for stamp, _, name in (line.partition("  ") for line in text.split("\n"))}
 
 
+def _line(name: str) -> str:
+    """A name as a marker lists it: with line breaks, which names may have, it is still one line."""
+    return name.replace("\n", r"\n").replace("\r", r"\r")
+
+
 def mark(partial: Path, path: Path) -> None:
     """Record that the new content of `path` is the pipeline's own."""
     if partial.is_dir():  # by sizes: reading a large data set again would take long
         files = [one for one in sorted(partial.rglob("*")) if one.is_file() and one != partial / MARKER]
-        text = "".join(f"{one.lstat().st_size}  {one.relative_to(partial).as_posix()}\n" for one in files)
+        text = "".join(f"{one.lstat().st_size}  {_line(one.relative_to(partial).as_posix())}\n" for one in files)
         (partial / MARKER).write_text(text, encoding="utf-8", errors="surrogateescape")
     elif os.path.realpath(path) in _declared:
         with (path.parent / MARKER).open("a", encoding="utf-8", errors="surrogateescape") as marker:
-            marker.write(f"{sha256(partial)}  {path.name}\n")
+            marker.write(f"{sha256(partial)}  {_line(path.name)}\n")

@@ -59,8 +59,8 @@ def write_rows(path: Path, header: Iterable[str], rows: Iterable[Iterable | Mapp
         rows: cells in the order of the header, or by its names; a name that a row lacks is an empty cell.
     """
     header = list(header)
-    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        # A CR in a cell is quoted where the end of a line has one.
+    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        # Names of files need not be UTF-8. A CR in a cell is quoted where the end of a line has one.
         lines: Any = SimpleNamespace(write=lambda line: file.write(f"{line.removesuffix(CRLF)}\n"))
         writer = csv.writer(lines, lineterminator=CRLF)
         writer.writerow(header)

@@ -152,4 +152,5 @@ def _item(store: Store, one: Object) -> Item:
 def item_of(file: Path) -> Item:
     """The item for a file, as the file is now."""
     facts = file.stat()
-    return Item(str(file), facts.st_size, facts.st_mtime)
+    # A file that was moved or copied here with its old time is new here.
+    return Item(str(file), facts.st_size, max(facts.st_mtime, facts.st_ctime))

@@ -169,7 +169,10 @@ class _Work:
 
     def _write_large(self, path: Path) -> list[Future[list[Path]]]:
         written = Future[list[Path]]()
-        written.set_result(write_outputs(self._predictor, path, self._folder, self._images[path], self._outputs))
+        try:
+            written.set_result(write_outputs(self._predictor, path, self._folder, self._images[path], self._outputs))
+        except UserError as error:  # as of a small image: a full disk ends the command, a bad image does not
+            written.set_exception(error)
         return [written]
 
 

@@ -56,8 +56,9 @@ class Outputs:
     limits: Limits = LIMITS
 
     def of(self, about: About) -> "Outputs":
-        """With the defaults if nothing was requested: the mask, and objects if the model separates them."""
-        return self if self.save else replace(self, save=("mask", "labels") if about.separation() else ("mask",))
+        """Each kind once; if nothing was requested, the defaults: the mask, and objects if the model separates them."""
+        default = ("mask", "labels") if about.separation() else ("mask",)
+        return replace(self, save=tuple(dict.fromkeys(self.save)) or default)
 
     def parts(self, about: About) -> bool:
         """Whether touching objects are separated, for which an image is held as a whole."""

@@ -54,7 +54,12 @@ class Record:
         former, files = self._lines.get(stem, (None, []))
         return former == list(facts) and all((self.folder / file).is_file() for file in files)
 
-    def add(self, stem: str, facts: Facts, files: Iterable[Path]) -> None:
+    def begin(self, stem: str, files: Iterable[Path]) -> None:
+        """Record that the output files of an image, if there are any, are about to be replaced."""
+        if there := [file for file in files if file.is_file()]:
+            self.add(stem, None, there)
+
+    def add(self, stem: str, facts: Facts | None, files: Iterable[Path]) -> None:
         """Record that the output files of an image are written."""
         names = [file.relative_to(self.folder).as_posix() for file in files]
         with self.file.open("a", encoding="utf-8") as record:  # a line break first: the last line may be incomplete

@@ -88,7 +88,7 @@ def read_image(entry: Any, channels: int, max_pixels: int) -> np.ndarray:
         array = np.asarray(entry)
     except ValueError:
         raise UserError("found rows of different lengths; expected pixels (H, W) or (H, W, C)") from None
-    return _from_pixels(array, channels, max_pixels)
+    return _from_pixels(array.astype(array.dtype.newbyteorder("="), copy=False), channels, max_pixels)
 
 
 def decode(content: bytes, channels: int, max_pixels: int) -> np.ndarray:

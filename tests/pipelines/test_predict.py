@@ -2,6 +2,7 @@ import os
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -168,7 +169,7 @@ def test_what_links_lead_to_is_predicted_and_what_cannot_be_entered_is_named(tmp
     (tmp_path / "in/up").symlink_to(".")
     os.mkfifo(tmp_path / "in/pipe.png")
     (tmp_path / "in/.hidden.png").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"3 of 8 images, links or folders could not be read") as caught:
+    with pytest.raises(UserError, match=r"3 of 8 images, links or folders could not be predicted") as caught:
         predict([str(tmp_path / "in")], str(model), None, tmp_path / "out")
     lines = str(caught.value).splitlines()[1:]
     assert lines[0].startswith(
@@ -259,3 +260,9 @@ def test_every_command_has_help(capsys):
             build_parser().parse_args([command, "--help"])
         assert exit.value.code == 0
         assert command in capsys.readouterr().out
+
+
+def test_what_is_said_of_pages_names_no_setting_that_predict_does_not_read(tmp_path, model):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((2, 30, 45), np.uint8), photometric="minisblack")
+    with pytest.raises(UserError, match=r"a\.tif: found 2 pages; expected one: save each page as a separate file$"):
+        predict([str(tmp_path / "a.tif")], str(model), None, tmp_path / "out")

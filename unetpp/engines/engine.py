@@ -9,7 +9,8 @@ from unetpp.engines.processor import computes_in, has_gpu
 from unetpp.models.about import About
 
 INPUT, OUTPUT = "image", "probs"  # names in an exported graph
-STATISTICS = "statistics"  # its optional input; a standard deviation below 0 means the image's own
+STATISTICS = "statistics"  # its optional input
+OWN = 0.0, -1.0  # as mean and standard deviation: the graph is to measure the image's own
 
 
 class Engine(Protocol):

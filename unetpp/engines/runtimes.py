@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from unetpp.data.scaling import measure_statistics
 from unetpp.engines.engine import ENGINES, INPUT, STATISTICS, missing
 from unetpp.engines.processor import has_gpu
 from unetpp.engines.signal_stack import kept_signal_stack
-from unetpp.errors import UserError, said, to_install
+from unetpp.errors import FileError, UserError, said, to_install
 from unetpp.models.about import About, read_about
 from unetpp.offline import silenced
 from unetpp.threads import chosen_threads
@@ -23,25 +24,25 @@ RUNTIMES = ("onnxruntime", "openvino")  # in order of preference
 class ExportEngine:
     """An exported file in a runtime.
 
-    Files with the input `statistics` accept parts of images; those of earlier versions do not have it. A network that
-    pads whole images to a canvas pads inside the graph and accepts no parts: its images are small.
+    The statistics of whole images are measured here: runtimes add up in fp32, which is too coarse for large images of
+    low contrast. Files with the input `statistics` accept parts of images; those of earlier versions do not have it. A
+    network that pads whole images to a canvas pads inside the graph and accepts no parts: its images are small.
     """
 
     def __init__(self, file: Path, name: str, about: About, compute: Compute, takes_statistics: bool):
         self.file, self.name, self.about, self._compute = file, name, about, compute
         self.takes_parts = takes_statistics and about.canvas is None
-        whole = np.array([0, -1], np.float32)  # use the image's own mean and standard deviation
-        self._default = {STATISTICS: np.tile(whole, (1, about.in_channels, 1))} if takes_statistics else {}
+        self._takes_statistics = takes_statistics
 
     def __call__(self, images: np.ndarray, statistics: np.ndarray | None = None) -> np.ndarray:
         assert statistics is None or self.takes_parts, "this file takes whole images"
-        given = self._default if statistics is None else {STATISTICS: statistics}
-        probs = self._compute({INPUT: images} | given, statistics is not None)
+        given = {INPUT: images}
+        if self._takes_statistics:
+            given[STATISTICS] = measure_statistics(images) if statistics is None else statistics
+        probs = self._compute(given, statistics is not None)
         if probs.shape[:1] + probs.shape[2:] != images.shape[:1] + images.shape[2:]:
-            raise UserError(
-                f"{self.file}: {self.name} returned shape {probs.shape} for images of shape {images.shape}; use "
-                "another engine for such images"
-            )
+            found = f"{self.name} returned shape {probs.shape} for images of shape {images.shape}"
+            raise FileError(self.file, found, "use another engine for such images")
         return probs
 
 

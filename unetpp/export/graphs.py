@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.export import Dim, ExportedProgram
 
-from unetpp.engines.engine import INPUT, OUTPUT, STATISTICS
+from unetpp.engines.engine import INPUT, OUTPUT, OWN, STATISTICS
 from unetpp.models.segmenter import Segmenter
 
 AXES = {0: "batch", 2: "height", 3: "width"}
@@ -92,6 +92,9 @@ def _take_statistics(graph) -> None:
     """Standardise by the input `statistics` where its standard deviation is not below 0, as it is by default.
 
     An input with an initializer is optional. OpenVINO reads it as a constant.
+
+    By default the image's own are used, which the graph computes in a second pass: runtimes add up pixel by pixel in
+    fp32, which alone is too coarse for large images of low contrast.
     """
     from onnx import TensorProto, helper, numpy_helper
 
@@ -102,14 +105,23 @@ def _take_statistics(graph) -> None:
         for node in graph.node
         if node.op_type == "Div" and (above := makers.get(node.input[0])) and list(above.input[:1]) == [INPUT]
     )
-    (_, mean), (std, floor) = (makers[name].input for name in divided.input)
+    (_, mean), (_, floor) = (makers[name].input for name in divided.input)
     added = [
+        helper.make_node("Sub", [INPUT, mean], ["nearly_centred"]),
+        helper.make_node("ReduceMean", ["nearly_centred", "last_axis"], ["shift_by_row"]),
+        helper.make_node("ReduceMean", ["shift_by_row", "row_axis"], ["shift"]),
+        helper.make_node("Add", [mean, "shift"], ["own_mean"]),
+        helper.make_node("Sub", [INPUT, "own_mean"], ["own_centred"]),
+        helper.make_node("Mul", ["own_centred", "own_centred"], ["squares"]),
+        helper.make_node("ReduceMean", ["squares", "last_axis"], ["variance_by_row"]),
+        helper.make_node("ReduceMean", ["variance_by_row", "row_axis"], ["own_variance"]),
+        helper.make_node("Sqrt", ["own_variance"], ["own_std"]),
         helper.make_node("Split", [STATISTICS], ["given_mean", "given_std"], axis=2, num_outputs=2),
         helper.make_node("Unsqueeze", ["given_mean", "last_axis"], ["part_mean"]),
         helper.make_node("Unsqueeze", ["given_std", "last_axis"], ["part_std"]),  # (batch or 1, C, 1, 1)
         helper.make_node("Less", ["part_std", "no_std"], ["is_whole"]),
-        helper.make_node("Where", ["is_whole", mean, "part_mean"], ["chosen_mean"]),
-        helper.make_node("Where", ["is_whole", std, "part_std"], ["chosen_std"]),
+        helper.make_node("Where", ["is_whole", "own_mean", "part_mean"], ["chosen_mean"]),
+        helper.make_node("Where", ["is_whole", "own_std", "part_std"], ["chosen_std"]),
         helper.make_node("Sub", [INPUT, "chosen_mean"], ["centred"]),
         helper.make_node("Add", ["chosen_std", floor], ["floored"]),
     ]
@@ -119,8 +131,8 @@ def _take_statistics(graph) -> None:
     graph.ClearField("node")
     graph.node.extend([*nodes[:at], *added, *nodes[at:]])
     channels = graph.input[0].type.tensor_type.shape.dim[1].dim_value
-    default = np.tile(np.array([0, -1], np.float32), (1, channels, 1))
-    constants = {"last_axis": np.array([3]), "no_std": np.float32(0), STATISTICS: default}
+    default = np.tile(np.array(OWN, np.float32), (1, channels, 1))
+    constants = {"row_axis": np.array([2]), "last_axis": np.array([3]), "no_std": np.float32(0), STATISTICS: default}
     graph.initializer.extend(numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items())
     graph.input.append(helper.make_tensor_value_info(STATISTICS, TensorProto.FLOAT, ["parts", channels, 2]))
 

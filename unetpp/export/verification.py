@@ -23,8 +23,8 @@ import numpy as np
 import torch
 
 from unetpp.data.scaling import measure_statistics
-from unetpp.engines.engine import missing
-from unetpp.engines.runtimes import RUNTIMES, open_export
+from unetpp.engines.engine import OWN, missing
+from unetpp.engines.runtimes import RUNTIMES, ExportEngine, open_export
 from unetpp.engines.torch_engine import TorchEngine
 from unetpp.models.about import MODEL, About
 from unetpp.models.model_file import Trained, load_model
@@ -78,6 +78,9 @@ def compare(
                     parts, given = examples[-1], measure_statistics(examples[-1])[::-1].copy()
                     as_part = partial(predict, statistics=given)
                     differences.append(_difference(as_part, parts, eager(parts, given)))
+                    if isinstance(predict, ExportEngine):  # as other programs call it
+                        own = np.tile(np.array(OWN, np.float32), (1, given.shape[1], 1))
+                        differences.append(_difference(partial(predict, statistics=own), parts, expected[-1]))
                 found.append(Comparison(file, runtime, max(differences)))
     return found
 

@@ -183,7 +183,8 @@ def choose_pages(path: Path, tif: "TiffFile", number: int | None, limits: Limits
     if number is None and tiff_pages.are_channels(tif, num_pages):
         chosen = list(range(num_pages))
     elif number is not None or not tiff_pages.are_copies(tif, num_pages):
-        check_pages(path, num_pages, number, ", or set prepare.pages to slices")
+        hint = ", or set prepare.pages to slices" if limits.name.startswith("prepare.") else ""
+        check_pages(path, num_pages, number, hint)
     pages = [tif.pages.get(one).aspage() for one in chosen]
     for page in pages:
         check_pixels(path, page.imagewidth, page.imagelength, limits)

@@ -143,6 +143,9 @@ class Predictor:
                 f"found images of type {type(images).__name__}; expected a numpy array or a tensor: "
                 "np.asarray(image), and np.stack for a list of images of one size"
             )
+        if np.ma.is_masked(images):
+            raise UserError("found a masked array; expected a value for every pixel: images.filled(VALUE)")
+        images = np.asarray(images)  # decoders write into other memory than that of an np.matrix
         if images.ndim not in (2, 3, 4) or 0 in images.shape:
             raise UserError(
                 f"found an array of shape {images.shape}; expected (H, W), (H, W, C) or (N, H, W, C), without sides "
@@ -202,8 +205,8 @@ def _eager(trained: "Trained", depth: int | None, heads: Heads | None, device: "
 
 def as_trained(image: np.ndarray) -> np.ndarray:
     """Convert (H, W, C) of any type to the type that a file of such pixels is decoded to: uint8, uint16 or float32."""
-    if image.dtype in (np.uint8, np.uint16):
-        return image
+    if image.dtype.kind == "u" and image.dtype.itemsize <= 2:
+        return image.astype(image.dtype.newbyteorder("="), copy=False)
     if image.dtype == np.bool_:
         return image * np.uint8(255)
     if image.dtype.kind not in "iuf":

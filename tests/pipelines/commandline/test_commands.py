@@ -46,3 +46,12 @@ def test_the_overview_has_every_command_by_task(monkeypatch, capsys):
         listed = re.findall(r"^  (\S+) +\S", text, re.MULTILINE)
         assert listed == [words.split()[1] for words in COMMANDS if words.count(" ") == 1]
         assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize(
+    "words", ["bench m --depth 0", "bench m --size -3", "bench m --batch 0", "export --out o --depth 0"]
+)
+def test_a_number_that_means_nothing_is_refused_and_not_taken_for_the_default(words, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        build_parser().parse_args(words.split())
+    assert "expected 1 or more" in capsys.readouterr().err

@@ -12,8 +12,10 @@ from PIL import Image
 from pipelines import INTERRUPTED
 from pipelines.predict import predict
 from pipelines.prediction import flow
+from pipelines.prediction.addresses import item_of
 from pipelines.prediction.outputs import Outputs
 from tests.pipelines.prediction.models import save, write
+from unetpp.errors import UserError
 
 # The command, which sends itself a signal when the third image is written down.
 RUN = """
@@ -73,6 +75,58 @@ def test_only_what_is_new_or_changed_or_asked_for_otherwise_is_predicted_again(t
     with (out / ".unetpp-predicted").open("a") as record:
         record.write('\n["torn')
     assert run(outputs=measured) == ""
+
+
+def test_masks_that_an_interrupted_command_replaced_do_not_pass_for_those_of_the_command_before(
+    tmp_path, decoded, monkeypatch
+):
+    model, out = save(tmp_path / "model"), tmp_path / "out"
+    for name in "ab":
+        write(tmp_path / f"in/{name}.png")
+    predict([str(tmp_path / "in")], str(model), None, out)
+
+    def interrupted(results, *_):
+        next(results)  # its mask is written, and not yet recorded
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.predict.watched", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            predict([str(tmp_path / "in")], str(model), None, out, tta="flips")
+    decoded.clear()
+    predict([str(tmp_path / "in")], str(model), None, out)
+    assert sorted(decoded) == ["a", "b"]
+
+
+def test_names_of_any_bytes_are_measured_and_resumed(tmp_path, decoded):
+    model, out = save(tmp_path / "model"), tmp_path / "out"
+    for name in ("line\nbreak", "carriage\rreturn", os.fsdecode(b"latin-\xe9")):
+        write(tmp_path / f"in/{name}.png")
+    for number in (3, 0):
+        decoded.clear()
+        predict([str(tmp_path / "in")], str(model), None, out, outputs=Outputs(("mask", "measurements", "mask")))
+        assert len(decoded) == number
+    assert r"latin-\udce9" in (out / "counts.csv").read_text(encoding="utf-8")
+
+
+def test_a_full_disk_ends_the_command_for_large_images_too(tmp_path, monkeypatch):
+    model = save(tmp_path / "model")
+    for name in "ab":
+        write(tmp_path / f"in/{name}.png", (30, 1100))
+
+    def full(*_):
+        raise UserError("out/a.png: the disk is full")
+
+    monkeypatch.setattr(flow, "write_outputs", full)
+    with pytest.raises(UserError, match=r"^out/a\.png: the disk is full$"):
+        predict([str(tmp_path / "in")], str(model), None, tmp_path / "out")
+
+
+def test_a_file_that_was_moved_here_with_an_old_time_is_new(tmp_path):
+    write(tmp_path / "a.png")
+    began = (tmp_path / "a.png").stat().st_ctime
+    os.utime(tmp_path / "a.png", (1, 1))
+    assert item_of(tmp_path / "a.png").modified >= began
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from tests.conftest import REPOSITORY
 from tests.unetpp.engines.made import made
 from unetpp import Predictor, UserError
 from unetpp.data.scaling import measure_statistics
-from unetpp.engines.engine import ENGINES, STATISTICS
+from unetpp.engines.engine import ENGINES, OWN, STATISTICS
 from unetpp.engines.family import Family, as_family, choose, find_family, open_engine
 from unetpp.engines.runtimes import open_export
 from unetpp.engines.torch_engine import TorchEngine
@@ -47,6 +47,15 @@ def test_engines_agree_on_images_and_on_parts_of_larger_ones(project):
             if ENGINES[name].precision == "fp32":
                 np.testing.assert_allclose(found, expected, atol=1e-4)
             assert ((found > 0.5) == (expected > 0.5)).mean() > 0.97, name
+
+
+def test_a_large_image_of_low_contrast_is_standardised_as_exactly_as_a_small_one(project):
+    image = (RNG.integers(229, 233, (1, 3, 700, 900)) / 255).astype(np.float32)
+    expected, by_graph = project.eager(image), np.tile(np.array(OWN, np.float32), (1, 3, 1))
+    for name in ("onnxruntime", "openvino"):
+        engine = open_engine(project.family, 1, name)
+        for statistics in (None, by_graph):  # the latter is what other programs do
+            np.testing.assert_allclose(engine(image, statistics), expected, atol=2e-4)
 
 
 @pytest.mark.gpu

@@ -87,6 +87,13 @@ def test_what_holds_the_same_picture_gives_the_same_mask(as_stored, in_channels)
     np.testing.assert_allclose(predictor(as_stored(grey)), predictor(grey), atol=1e-4)
 
 
+def test_the_order_of_bytes_and_an_old_kind_of_array_change_nothing():
+    dark = RNG.integers(0, 900, (20, 28), np.uint16)  # by the range of the type, not by its own
+    predictor = Predictor(make(1, size=16))
+    np.testing.assert_array_equal(predictor(dark.astype(">u2")), predictor(dark))
+    np.testing.assert_array_equal(predictor(dark.view(np.matrix)), predictor(dark))
+
+
 def test_bool_is_black_and_white():
     image = RNG.random((16, 16)) > 0.5
     predictor = Predictor(make(1))
@@ -120,6 +127,7 @@ def test_labels_are_bits():
         (np.zeros((8, 8, 4), np.uint8), r"4 channels; expected 3 \(RGB\) or 1 \(grey\).*drops alpha"),
         (np.zeros((3, 8, 9), np.uint8), r"9 channels; .* np\.moveaxis"),
         (np.zeros((8, 8, 3), complex), "complex128; expected whole numbers, floats or bool"),
+        (np.ma.masked_array(np.ones((8, 8)), np.eye(8)), r"masked array; .* images\.filled\(VALUE\)"),
         (np.full((8, 8, 3), np.nan), "192 of 192 values that are NaN"),
         (torch.rand(8, 8, 3), r"tensor of shape \(8, 8, 3\).*permute\(2, 0, 1\)"),
         (torch.zeros(3, 8, 8, dtype=torch.uint8), r"torch\.uint8; expected floats in \[0, 1\]: divide"),
