@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unetpp.data.scaling import measure_statistics
+from unetpp.data.scaling import STD_FLOOR, measure_statistics
 from unetpp.engines.engine import ENGINES, INPUT, STATISTICS, missing
 from unetpp.engines.processor import has_gpu
 from unetpp.engines.signal_stack import kept_signal_stack
@@ -36,10 +36,17 @@ class ExportEngine:
 
     def __call__(self, images: np.ndarray, statistics: np.ndarray | None = None) -> np.ndarray:
         assert statistics is None or self.takes_parts, "this file takes whole images"
-        given = {INPUT: images}
+        is_part, given = statistics is not None, {INPUT: images}
         if self._takes_statistics:
-            given[STATISTICS] = measure_statistics(images) if statistics is None else statistics
-        probs = self._compute(given, statistics is not None)
+            statistics = measure_statistics(images) if statistics is None else statistics
+            if self.name.endswith(
+                "bf16"
+            ):  # OpenVINO would standardise in bf16, whose steps are as large as a grey level
+                mean, std = (statistics[:, :, index, None, None] for index in (0, 1))
+                given[INPUT] = (images - mean) / (std + np.float32(STD_FLOOR))
+                statistics = np.full_like(statistics, (0, 1 - STD_FLOOR))
+            given[STATISTICS] = statistics
+        probs = self._compute(given, is_part)
         if probs.shape[:1] + probs.shape[2:] != images.shape[:1] + images.shape[2:]:
             found = f"{self.name} returned shape {probs.shape} for images of shape {images.shape}"
             raise FileError(self.file, found, "use another engine for such images")
