@@ -88,9 +88,11 @@ def _folder(sample: Sample) -> str:
 
 def _choose_kinds(found: Survey, plan: Plan) -> None:
     """Microscopy if images have many objects and no orientation; else folders or appearance, if they differ."""
-    folders = {_folder(sample) for sample in found.samples}
+    places = {(_folder(sample), sample.split) for sample in found.samples}
+    folders = {folder for folder, _ in places}
+    apart = any(split for _, split in places) and len(places) == len(folders)  # each in one split, as patients are
     per_image = found.fingerprint["objects"]["per_image"]["median"]
-    if 1 < len(folders) <= MOST_FOLDERS and "prepare.groups.pattern" not in plan.params:
+    if 1 < len(folders) <= MOST_FOLDERS and not apart and "prepare.groups.pattern" not in plan.params:
         plan.choose("prepare.kinds", "folder", f"images are in {len(folders)} folders")
     elif found.facts.num_classes <= 2 and found.orientation.upright is False and per_image >= MANY_OBJECTS:
         plan.choose(

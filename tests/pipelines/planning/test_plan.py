@@ -8,6 +8,7 @@ import pytest
 from pipelines.core.params import override
 from pipelines.planning.plan import make_plan
 from tests.pipelines.planning import stand_ins
+from unetpp.errors import UserError
 
 HALF = [16, 32, 64, 128, 256]
 
@@ -193,6 +194,27 @@ def test_class_folders_whose_masks_lie_over_each_other_are_labels(tmp_path, para
         plan,
         {"prepare.multilabel": True, "prepare.num_classes": 2, "prepare.classes": ["cell", "nucleus"]},
     )
+
+
+def test_what_cannot_be_used_is_told_before_a_stage_stops(tmp_path, params):
+    root = stand_ins.electrons(tmp_path)
+    for number in range(15, 20):
+        (root / f"label/{number}.png").unlink()
+    plan = plan_of(root, params)
+    assert "25% of the images cannot be used" in plan.asked[-1]
+    assert "prepare.max_quarantined: 0.26" in plan.asked[-1]
+    (root / "split.csv").write_text("id,split\n0,fold1\n")
+    with pytest.raises(UserError, match=rf"^{root}/split\.csv: line 2: found the split 'fold1'"):
+        plan_of(root, params)
+    for path in (root / "image").iterdir():
+        path.rename(root / f"image/x{100 + int(path.stem)}.png")
+    (root / "split.csv").unlink()
+    (root / "image").rename(root / "images")
+    (root / "label").rename(root / "masks")
+    with pytest.raises(
+        UserError, match=rf"^{root}: found no image with a mask: .* no image images/0\.<ext>; expected equal"
+    ):
+        plan_of(root, params)
 
 
 def test_folders_of_patients_stay_in_one_split(tmp_path, params):
