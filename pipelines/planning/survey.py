@@ -217,7 +217,7 @@ def _find(raw: Path, layout: Layout, base: Params, plan: Plan) -> tuple[list[Sam
             f"images are in {len(folders)} folders, perhaps patients or recordings: each stays in one split",
         )
     if problems:
-        told = f"{len(problems)} files have no partner or an ambiguous one, such as {problems[0].file}: "
+        told = f"files without a partner, or with several: {len(problems)}, such as {problems[0].file}: "
         plan.found.append(told + problems[0].reason)
         if not samples:
             raise UserError(f"{raw}: found no image with a mask: {plan.found[-1]}; expected equal names, or {HOW}")

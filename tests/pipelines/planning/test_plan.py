@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+import tifffile
+from PIL import Image
 
 from pipelines.core.params import override
 from pipelines.planning.plan import make_plan
@@ -194,6 +196,20 @@ def test_class_folders_whose_masks_lie_over_each_other_are_labels(tmp_path, para
         plan,
         {"prepare.multilabel": True, "prepare.num_classes": 2, "prepare.classes": ["cell", "nucleus"]},
     )
+
+
+def test_a_single_volume_and_two_images_cannot_be_divided(tmp_path, params):
+    root = stand_ins.electrons(tmp_path / "two", num=2)
+    with pytest.raises(UserError, match=rf"^{root}: found 2 images in 2 groups that stay together, .*at least 3"):
+        plan_of(root, params)
+    pages = [np.asarray(Image.open(path)) for path in sorted((root / "image").iterdir())]
+    (tmp_path / "one").mkdir()
+    for name in ("train-volume", "train-labels"):
+        tifffile.imwrite(tmp_path / f"one/{name}.tif", np.stack(pages) & 1 if "labels" in name else np.stack(pages))
+    with pytest.raises(
+        UserError, match=r"found 2 images in 1 group that stay together, such as volumes; .*slices of a"
+    ):
+        plan_of(tmp_path / "one", params)
 
 
 def test_what_cannot_be_used_is_told_before_a_stage_stops(tmp_path, params):
