@@ -65,7 +65,7 @@ def _find(samples: Sequence[Sample], root: Path, split: str) -> tuple[dict[str, 
         stem = name.stem.lower()
         if is_list(name) and stem in {*SPLIT_OF, "trainval"}:
             lists[name.parent][SPLIT_OF.get(stem, stem)] = name
-        elif is_list(name) and (stem in ("split", "splits") or (stem == "metadata" and all(_columns(root / name)))):
+        elif is_list(name) and (stem in ("split", "splits") or (stem == "metadata" and _divides(root / name))):
             tables.append(name)
     told = {folder: files for folder, files in lists.items() if len(files) > 1 or not files.keys() & TRAIN}
     segmentation = {folder: files for folder, files in told.items() if folder.name.lower() == "segmentation"}
@@ -155,12 +155,15 @@ def _read_table(samples: Sequence[Sample], path: Path, whole: bool = True) -> di
     return found
 
 
-def _columns(path: Path) -> tuple[str | None, str | None]:
-    """The columns of names and of splits in a table that may be about something else."""
+def _divides(path: Path) -> bool:
+    """Whether a table that may be about something else names images, and train, val or test for each."""
     try:
-        return _columns_of(read_rows(path))
+        of_name, of_split = _columns_of(table := read_rows(path))
     except ValueError:
-        return None, None
+        return False
+    if of_name is None or of_split is None:
+        return False
+    return all(row[of_split].strip().lower() in SPLIT_OF for row in table)
 
 
 def _columns_of(table: list[dict[str, str]]) -> tuple[str | None, str | None]:

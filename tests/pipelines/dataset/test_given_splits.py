@@ -61,7 +61,7 @@ def test_folders_are_taken_as_they_are_and_hash_leaves_them_alone(tmp_path, caps
 
 def test_a_list_of_val_alone_and_a_table_of_other_columns_divide_too(tmp_path):
     four = samples(tmp_path, "a", "b", "c", "d")
-    (tmp_path / "metadata.csv").write_text("patient,year\na,1\n")  # of something else
+    (tmp_path / "metadata.csv").write_text("image,phase\na,arterial\nb,venous\n")  # of something else
     (tmp_path / "valid.txt").write_text("b.png\n")
     assert splits(with_splits(four, tmp_path, "auto")) == {"a": "train", "b": "test", "c": "train", "d": "train"}
     (tmp_path / "valid.txt").unlink()

@@ -178,6 +178,7 @@ LAYOUTS = {
         "I_{split}_Truth/I_{split}_Truth/{id}_segmentation",
         4,
     ),
+    "images and masks, one twice": ("images/images/@.jpg masks/@.png", "a b", "images/images/{id}", "masks/{id}", 2),
     "nnU-Net": (
         "D/imagesTr/@_0000.png D/labelsTr/@.png D/imagesTs/9@_0000.png D/labelsTs/9@.png",
         "a b",
