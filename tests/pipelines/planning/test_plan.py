@@ -241,3 +241,13 @@ def test_folders_of_patients_stay_in_one_split(tmp_path, params):
         stand_ins.save(folder / f"images/{number}.png", image)
         stand_ins.save(folder / f"masks/{number}.png", mask * 255)
     check(plan_of(tmp_path / "set", params), {"prepare.groups.pattern": "^(.+)/", "prepare.kinds": "none"})
+
+
+def test_patients_of_a_given_split_are_no_kinds_and_nothing_is_drawn_by_shares(tmp_path, params):
+    rng = np.random.default_rng(0)
+    for patient, split in enumerate(["train", "train", "val", "test"]):
+        for number in range(3):
+            image, mask = stand_ins.photograph(rng, 64, 64)
+            stand_ins.save(tmp_path / f"{split}/p{patient}/images/{number}.png", image)
+            stand_ins.save(tmp_path / f"{split}/p{patient}/masks/{number}.png", mask)
+    check(plan_of(tmp_path, params), {"prepare.kinds": "none", "prepare.shares": None, "prepare.groups.pattern": None})
