@@ -12,7 +12,9 @@ from pipelines.storage.naming.templates import SPLIT_OF, composed, without_suffi
 from unetpp.errors import UserError
 
 EXPECTED = "expected a CSV file with the columns id and split (train, val or test)"
-NAME_COLUMNS = ("id", "image", "image_id", "filename", "file_name", "file", "name")
+NAME_COLUMNS = ("id", "image", "image_id", "image_name", "image_path", "filename", "file_name", "file", "path", "name")
+TRAIN = {"train", "trainval"}  # lists; where there are none, unlisted images are train
+SPLIT_COLUMNS = ("split", "set", "subset", "partition", "phase")
 
 
 def with_splits(samples: Sequence[Sample], root: Path, split: str) -> list[Sample]:
@@ -63,9 +65,9 @@ def _find(samples: Sequence[Sample], root: Path, split: str) -> tuple[dict[str, 
         stem = name.stem.lower()
         if is_list(name) and stem in {*SPLIT_OF, "trainval"}:
             lists[name.parent][SPLIT_OF.get(stem, stem)] = name
-        elif is_list(name) and stem in ("split", "splits"):
+        elif is_list(name) and (stem in ("split", "splits") or (stem == "metadata" and _divides(root / name))):
             tables.append(name)
-    told = {folder: files for folder, files in lists.items() if len(files) > 1}
+    told = {folder: files for folder, files in lists.items() if len(files) > 1 or not files.keys() & TRAIN}
     segmentation = {folder: files for folder, files in told.items() if folder.name.lower() == "segmentation"}
     told = segmentation or told
     if len(told) + len(tables) > 1:
@@ -78,7 +80,10 @@ def _find(samples: Sequence[Sample], root: Path, split: str) -> tuple[dict[str, 
         if "train" not in files and "trainval" in files:
             files["train"] = files["trainval"]
         files.pop("trainval", None)
-        return _read_lists(samples, root, files), ", ".join(str(name) for name in files.values())
+        found = _read_lists(samples, root, files)
+        if found and "train" not in files:
+            found = {sample.id: "train" for sample in samples} | found
+        return found, ", ".join(str(name) for name in files.values())
     if tables:
         return _read_table(samples, root / tables[0], whole=False), str(tables[0])
     return {}, ""
@@ -130,15 +135,14 @@ def _read_table(samples: Sequence[Sample], path: Path, whole: bool = True) -> di
         table = read_rows(path)
     except ValueError as error:
         raise UserError(f"{path}: found no CSV in UTF-8 ({error}); {EXPECTED}: save it as one") from None
-    columns = {name.lstrip("\ufeff").strip().lower(): name for name in (table[0] if table else {})}
-    of_name = next((columns[name] for name in NAME_COLUMNS if name in columns), None)
-    if of_name is None or "split" not in columns:
-        raise UserError(f"{path}: found the columns {', '.join(columns) or 'none'}; {EXPECTED}")
+    of_name, of_split = _columns_of(table)
+    if of_name is None or of_split is None:
+        raise UserError(f"{path}: found the columns {', '.join(table[0] if table else ()) or 'none'}; {EXPECTED}")
     rows = []
     for number, row in enumerate(table, 2):
-        split = SPLIT_OF.get(row[columns["split"]].strip().lower())
+        split = SPLIT_OF.get(row[of_split].strip().lower())
         if split is None:
-            raise UserError(f"{path}: line {number}: found the split {row[columns['split']]!r}; {EXPECTED}")
+            raise UserError(f"{path}: line {number}: found the split {row[of_split]!r}; {EXPECTED}")
         rows.append((row[of_name], split, f"{path}: line {number}"))
     found = _collect(_Names(samples, None), rows)
     missing = [sample.id for sample in samples if sample.id not in found]
@@ -149,6 +153,23 @@ def _read_table(samples: Sequence[Sample], path: Path, whole: bool = True) -> di
             "a row id,split for every image, the id as in split.csv: add them"
         )
     return found
+
+
+def _divides(path: Path) -> bool:
+    """Whether a table that may be about something else names images, and train, val or test for each."""
+    try:
+        of_name, of_split = _columns_of(table := read_rows(path))
+    except ValueError:
+        return False
+    if of_name is None or of_split is None:
+        return False
+    return all(row[of_split].strip().lower() in SPLIT_OF for row in table)
+
+
+def _columns_of(table: list[dict[str, str]]) -> tuple[str | None, str | None]:
+    columns = {name.lstrip("\ufeff").strip().lower(): name for name in (table[0] if table else {})}
+    found = [next((columns[name] for name in some if name in columns), None) for some in (NAME_COLUMNS, SPLIT_COLUMNS)]
+    return found[0], found[1]
 
 
 def _collect(names: _Names, rows: Iterable[tuple[str, str, str]]) -> dict[str, str]:

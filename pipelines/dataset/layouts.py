@@ -15,7 +15,8 @@ from pathlib import Path, PurePosixPath
 
 from pipelines.dataset.class_folders import order_class_folders
 from pipelines.dataset.coco import Drawing, read_annotations
-from pipelines.storage.naming.layout_names import EXPECTED, check_names, is_annotations, list_names, select
+from pipelines.storage.naming.layout_names import check_names, is_annotations, list_names, select
+from pipelines.storage.naming.refusals import EXPECTED
 from pipelines.storage.naming.templates import SPLIT_OF, Found, Layout, composed, find_files
 from unetpp.errors import FileError, UserError
 from unetpp.files import read_json

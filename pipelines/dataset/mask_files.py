@@ -155,7 +155,7 @@ def _meanings(values: tuple[tuple[int | str, str], ...], ignore: int | None, nam
     if ignore is not None:
         table[ignore] = IGNORE
     stored = sorted(table)
-    return Meanings(np.array(stored), np.array([table[one] for one in stored], np.uint8), colours)
+    return Meanings(np.array(stored), np.array([table[one] for one in stored], np.uint8), colours, IGNORE)
 
 
 def _check_threshold(path: Path, values: np.ndarray, threshold: int) -> None:

@@ -9,8 +9,16 @@ from pathlib import Path
 
 IGNORED = {"void", "ignore", "ignored", "__ignore__", "unlabeled", "unlabelled", "unknown", "not annotated"}
 BACKGROUND = {"background", "_background_", "bg", "none", "other", "no label"}
-NAMES = ("_classes.csv", "class_dict.csv", "labelmap.txt", "label_colors.txt", "dataset.json", "id2label.json")
-LINES = ("classes.txt", "class_names.txt", "labels.txt", "obj.names")
+NAMES = (
+    "objectinfo150.txt",
+    "_classes.csv",
+    "class_dict.csv",
+    "labelmap.txt",
+    "label_colors.txt",
+    "dataset.json",
+    "id2label.json",
+)
+LINES = ("classes.txt", "class_names.txt", "labels.txt", "obj.names", "codes.txt")
 MAX_BYTES = 2**20
 
 VOC = [
@@ -116,6 +124,8 @@ def find_table(root: Path, names: Iterable[str]) -> Table | None:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):  # another file of that name
             continue
         if len(read) > 1:
+            if 0 not in read and 1 in read:
+                read = {0: "background"} | read
             return Table({key: role_of(called) for key, called in read.items()}, name)
     return None
 
@@ -146,6 +156,9 @@ def _read(kind: str, text: str) -> dict[int | str, str]:
     if kind == "label_colors.txt":
         words = [line.split() for line in lines]
         return {colour(*row[:3]): " ".join(row[3:]) for row in words}
+    if kind == "objectinfo150.txt":  # of ADE20K, whose masks have 0 where nothing is named
+        cells = [line.split("\t") for line in lines[1:]]
+        return {0: "ignore", **{int(row[0]): re.split("[,;]", row[-1])[0] for row in cells}}
     rows = [[cell.strip() for cell in row] for row in csv.reader(lines)]
     if kind == "_classes.csv":
         return {int(row[0]): row[1] for row in rows[1:]}

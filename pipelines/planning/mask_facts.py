@@ -14,6 +14,7 @@ from unetpp.images.pictures import Limits, Picture, read_picture
 FEW = 64  # most values of a mask whose shapes and neighbours are examined
 LOOKED_AT = 150  # most masks that are examined like this
 MANY = 4096  # with more colours it is a photograph, not a mask
+STEP = 32  # between colours that are told apart in a lossy mask
 
 
 @dataclass
@@ -135,6 +136,8 @@ def _numbered(picture: Picture) -> tuple[list | None, np.ndarray]:
         places[present] = np.arange(len(present))
         return present.tolist(), places[grey]
     wide = colours.astype(np.int64)
+    if picture.lossy:
+        wide = np.minimum((wide + STEP // 2) // STEP * STEP, 255)
     codes = (wide[:, :, 0] << 16) + (wide[:, :, 1] << 8) + wide[:, :, 2]
     values, numbers = np.unique(codes, return_inverse=True)
     if len(values) > MANY or colours.dtype != np.uint8:

@@ -3,9 +3,14 @@
 Where values alone cannot tell, the likelier meaning is taken, and the user is told what to write for the other one.
 """
 
+from collections.abc import Iterable
+from itertools import pairwise
+
 from pipelines.planning.choices import Plan
 from pipelines.planning.class_tables import Table, known_table
 from pipelines.planning.mask_facts import MaskFacts
+from unetpp.errors import UserError
+from unetpp.images.mask_values import NEAR
 
 RARE = 0.005  # share of pixels with other values, from antialiasing or compression
 SMOOTH = 0.2  # the same in a lossy or antialiased mask
@@ -30,7 +35,7 @@ def read_meaning(facts: MaskFacts, table: Table | None, mask_names: list[str], p
         return
     known = table or known_table(values, mask_names)
     if facts.coloured:
-        _read_colours(facts, known, plan)
+        _read_colours(facts, known, mask_names, plan)
     elif _is_numbered(facts):
         largest = max(facts.highest)
         plan.found.append(f"masks are instance masks that number the objects of each image, up to {largest}: one class")
@@ -57,6 +62,9 @@ def read_meaning(facts: MaskFacts, table: Table | None, mask_names: list[str], p
         _tell_majority(facts, {value: "object" for value in values if value >= middle}, plan)
     elif len(values) == 2:
         _read_two(facts, plan)
+    elif values == [0, 1, 255] and facts.images[1] + facts.images[255] <= facts.num and not facts.touch(1, 255):
+        plan.found.append("foreground is 1 in some masks and 255 in others, never both in one")
+        plan.choose("prepare.num_classes", 1, "values above 0 are foreground: 1 in some masks, 255 in others")
     elif (border := _find_border(facts)) is not None:
         _read_trimap(facts, border, plan)
     else:
@@ -75,7 +83,7 @@ def _ends(facts: MaskFacts) -> tuple[int, int]:
 def _is_numbered(facts: MaskFacts) -> bool:
     """Numbers of objects are dense from 1 on, each in one piece, and end elsewhere in each image."""
     if not facts.highest or facts.dense < 0.9 * len(facts.highest):
-        return max(facts.highest, default=0) > MAX_CLASSES * 8
+        return max(facts.highest, default=0) > MAX_CLASSES * 8 and len(facts.pixels) > NUMBERS_FROM
     return max(facts.highest) >= NUMBERS_FROM and len(set(facts.highest)) >= min(3, len(facts.highest))
 
 
@@ -89,7 +97,7 @@ def _is_shaded(facts: MaskFacts) -> bool:
     between = [value for value in values if low + margin < value < high - margin]
     share = sum(facts.share(value) for value in between)
     if facts.lossy:
-        return share < SMOOTH
+        return share < SMOOTH and not any(facts.share(value) > RARE and facts.run(value) >= 3 for value in between)
     beyond = any(value < low or value > high for value in values)
     thin = all(facts.run(value) < 3 for value in between)
     return len(between) > 6 and share < SMOOTH and thin and not beyond
@@ -154,19 +162,27 @@ def _read_trimap(facts: MaskFacts, border: int, plan: Plan) -> None:
 def _read_classes(facts: MaskFacts, plan: Plan) -> None:
     """Class indices, or other values that each stand for a class, without a table."""
     values = [value for value in facts.values if facts.share(value) > RARE / 10 or facts.run(value) >= 3]
+    if facts.lossy:
+        values = _apart([value for value in values if facts.run(value) >= 3], facts)
     if len(values) < 2:
         values = facts.values[:2]
     unlabelled = _find_unlabelled(facts, values)
     classes = [value for value in values if value not in unlabelled]
     if classes[-1] < min(2 * len(classes), MAX_CLASSES):  # a sample may lack a class
         classes = list(range(classes[-1] + 1))
-    zero = "background" if _is_background(facts, classes[0]) else f"class {classes[0]}"
-    names = {value: f"class {value}" for value in classes} | {classes[0]: zero} | dict.fromkeys(unlabelled, "ignore")
+    names = {value: f"class {value}" for value in classes} | dict.fromkeys(unlabelled, "ignore")
+    most = max(facts.pixels, key=lambda value: facts.pixels[value])
+    if most in (0, 255) and most in classes:
+        names[most] = "background"
+    if names.get(255) == "background":
+        _ask_other(plan, {**names, 255: "ignore"}, "if 255 marks unlabelled pixels, and not the background")
     for value in unlabelled:
         how = "is far from the others" if value == 255 else "is scattered around all the others"
         plan.found.append(f"value {value} {how}: taken as unlabelled pixels, excluded from loss and scores")
         _ask_other(plan, {**names, value: f"class {value}"}, f"if {value} is a class")
     _write_names(names, "the values themselves", facts, plan)
+    if facts.dense >= 0.9 * max(1, len(facts.highest)):
+        plan.asked.append("each value is in one piece: if values number objects, repeat with  -S prepare.num_classes=1")
     plan.asked.append(
         "classes have no names: set prepare.classes in params.yaml, or put a table such as _classes.csv next to the "
         "images"
@@ -175,25 +191,34 @@ def _read_classes(facts: MaskFacts, plan: Plan) -> None:
 
 def _find_unlabelled(facts: MaskFacts, values: list) -> list:
     top, below = values[-1], values[:-1]
-    if top == 255 and below[-1] < 250:
+    if top == 255 and top - below[-1] > 2 * max((high - low for low, high in pairwise(below)), default=5):
         return [top]
     scattered, others = facts.pieces_each(top), list(map(facts.pieces_each, below))
     around = all(facts.touch(top, value) for value in below)
     return [top] if len(below) > 3 and around and scattered > SCATTERED * max(others) else []
 
 
-def _is_background(facts: MaskFacts, value: int) -> bool:
-    """Whether the lowest value is background: it has more pixels than any other."""
-    return value == 0 and facts.pixels[value] == max(facts.pixels.values())
+def _apart(values: list, facts: MaskFacts, kept: Iterable = ()) -> list:
+    """Of values or colours, those that are not near one of `kept` or a more frequent one."""
+    kept = [*kept]
+    for value in sorted(values, key=lambda one: -facts.pixels[one]):
+        parts = [bytes.fromhex(one[1:]) if isinstance(one, str) else (one,) for one in (value, *kept)]
+        if all(max(abs(a - b) for a, b in zip(parts[0], other, strict=True)) > NEAR for other in parts[1:]):
+            kept.append(value)
+    return [value for value in values if value in kept]
 
 
-def _read_colours(facts: MaskFacts, table: Table | None, plan: Plan) -> None:
+def _read_colours(facts: MaskFacts, table: Table | None, mask_names: list[str], plan: Plan) -> None:
     named = dict(table.names) if table and any(isinstance(key, str) for key in table.names) else {}
     frequent = [value for value in facts.values if facts.share(value) > RARE / 10 or facts.run(value) >= 3]
+    if facts.lossy:  # what compression made of the others is neither frequent nor in wide runs
+        frequent = _apart([value for value in frequent if facts.run(value) >= 3], facts, list(named))
     source = table.source if table and named else "their colours"
     if len(frequent) > MAX_CLASSES and not named:
-        plan.found.append(f"masks have {len(frequent)} or more colours, taken as object numbers")
-        frequent = frequent[:MAX_CLASSES]
+        raise UserError(
+            f"{mask_names[0]}: found masks of {len(frequent)} or more colours, perhaps of an object each; expected at "
+            f"most {MAX_CLASSES} colours of classes, or grey masks: save object numbers as 16-bit grey PNG"
+        )
     names = {
         value: "background" if value in ("#000000", 0) else f"colour {str(value).removeprefix('#')}"
         for value in frequent

@@ -14,6 +14,7 @@ from pipelines.planning.machine import find_machine
 from pipelines.planning.probe import fit_time
 from pipelines.planning.rules import apply
 from pipelines.planning.survey import MANY_OBJECTS, MOST_FOLDERS, Survey, laid_out, survey
+from unetpp.errors import UserError
 
 __all__ = ["Choice", "Plan", "make_plan"]
 
@@ -58,6 +59,8 @@ def make_plan(
         _choose_kinds(found, plan)
         machine = find_machine(use_gpu)
         plan.params |= apply(found.facts, machine, plan.values | kept)
+        if {sample.split for sample in found.samples} == {*SPLITS}:
+            plan.params.pop("prepare.shares", None)  # nothing is drawn by them
         _choose_salt(found, override(base, plan.values | kept), plan)
         if probe:
             fit_time(plan, found.facts, machine, found.samples, base, minutes, kept)
@@ -89,9 +92,11 @@ def _folder(sample: Sample) -> str:
 
 def _choose_kinds(found: Survey, plan: Plan) -> None:
     """Microscopy if images have many objects and no orientation; else folders or appearance, if they differ."""
-    folders = {_folder(sample) for sample in found.samples}
+    places = {(_folder(sample), sample.split) for sample in found.samples}
+    folders = {folder for folder, _ in places}
+    apart = any(split for _, split in places) and len(places) == len(folders)  # each in one split, as patients are
     per_image = found.fingerprint["objects"]["per_image"]["median"]
-    if 1 < len(folders) <= MOST_FOLDERS and "prepare.groups.pattern" not in plan.params:
+    if 1 < len(folders) <= MOST_FOLDERS and not apart and "prepare.groups.pattern" not in plan.params:
         plan.choose("prepare.kinds", "folder", f"images are in {len(folders)} folders")
     elif found.facts.num_classes <= 2 and found.orientation.upright is False and per_image >= MANY_OBJECTS:
         plan.choose(
@@ -107,9 +112,17 @@ def _choose_kinds(found: Survey, plan: Plan) -> None:
 def _choose_salt(found: Survey, params: Params, plan: Plan) -> None:
     """Chance may leave a split of a small set nearly empty; another salt then divides it better."""
     samples, prepare = found.samples, params.prepare
-    if len(samples) >= FEW or any(sample.split for sample in samples) or prepare.folds:
+    if any(sample.split for sample in samples):
         return
     groups = [[group] for group in find_groups(samples, prepare.groups)]
+    if (num := len({group for (group,) in groups})) < len(SPLITS):
+        raise UserError(
+            f"{plan.values['ingest.location']}: found {len(samples)} images in {num} group{'s' * (num > 1)} that stay "
+            "together, such as volumes; expected at least 3, for train, val and test: add images, or give the slices "
+            'of a volume as files of their own (docs/data.md, "Volumes")'
+        )
+    if len(samples) >= FEW or prepare.folds:
+        return
     wanted = {split: getattr(prepare.shares, split) * len(samples) for split in SPLITS}
 
     def far(salt: str) -> float:

@@ -136,9 +136,10 @@ def fit_time(
     levels, formats = len(widths) - 1, params.export.formats
     evaluate_s += estimate_s(DEPTHS_COST * pass_s, levels, counts.val, counts.test, formats, params.evaluate)
     where = f"{machine.gpus} GPUs" if machine.gpus else f"{machine.cores} idle cores"
+    training, evaluation = (_say(max(1, round(seconds / 60))) for seconds in (bounded * epoch_s, evaluate_s))
     plan.cost = (
-        f"training: about {_say(round(bounded * epoch_s / 60))} ({bounded} epochs of {steps} steps); evaluation: about "
-        f"{_say(round(evaluate_s / 60))}; memory: {found.memory_mib / 1024:.1f} GiB (timed on a few steps, for {where})"
+        f"training: about {training} ({bounded} epochs of {steps} steps); evaluation: about {evaluation}; memory: "
+        f"{found.memory_mib / 1024:.1f} GiB (timed on a few steps, for {where})"
     )
 
 

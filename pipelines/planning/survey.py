@@ -18,7 +18,7 @@ from pipelines.dataset.coco import find_categories, load_annotations
 from pipelines.dataset.data_warnings import MUCH_OVERLAP
 from pipelines.dataset.fingerprint import summarise
 from pipelines.dataset.given_splits import with_splits
-from pipelines.dataset.layouts import Problem, Sample, find_samples
+from pipelines.dataset.layouts import Sample, find_samples
 from pipelines.dataset.loading import load_sample
 from pipelines.dataset.mask_files import limits_of
 from pipelines.dataset.sample_stats import TEXT, Facts
@@ -31,9 +31,10 @@ from pipelines.planning.meaning import read_meaning
 from pipelines.planning.orientation import Orientation, find_orientation, look_at
 from pipelines.storage.folder_walk import walk
 from pipelines.storage.naming.layout_names import choose, is_annotations, list_names
+from pipelines.storage.naming.refusals import HOW
 from pipelines.storage.naming.templates import Layout, find_files
 from unetpp.data.manifest import Manifest
-from unetpp.errors import FileError
+from unetpp.errors import FileError, UserError
 from unetpp.images.pictures import count_pages, read_picture
 from unetpp.network.masks import MAX_LABELS
 
@@ -61,6 +62,7 @@ class Survey:
     samples: list[Sample]  # all of them
     sizes: Counter = field(default_factory=Counter)  # of the images looked at: (height, width)
     looks: Counter = field(default_factory=Counter)  # of these images, those that are not rare
+    broken: float = 0.0  # share of the samples that cannot be decoded
 
 
 @contextmanager
@@ -94,7 +96,14 @@ def laid_out(root: str | Path, params: Ingest, plan: Plan) -> Iterator[tuple[Pat
                 target.parent.mkdir(parents=True, exist_ok=True)
                 made.add(target.parent)
             target.symlink_to(root.absolute() / original)
-        yield folder, layout, [str(name) for name in sizes]
+        try:
+            yield folder, layout, [str(name) for name in sizes]
+        except FileError as error:
+            raise _at_home(error) from None
+        except UserError as error:  # about links of ours: name the files themselves
+            names = {f"{folder}/{name}": f"{root}/{original}" for name, original in kept.items()}
+            told = re.sub(rf"{re.escape(str(folder))}[^:]*", lambda hit: names.get(hit[0], str(root)), str(error))
+            raise UserError(told) from None
 
 
 def survey(
@@ -117,7 +126,8 @@ def survey(
         UserError: no images with masks.
     """
     with _told(plan):
-        samples = with_splits(_find(raw, layout, base, plan), raw, base.prepare.split)
+        samples, lost = _find(raw, layout, base, plan)
+        samples = with_splits(samples, raw, base.prepare.split)
     files = [sample for sample in samples if len(sample.masks) == 1 and sample.classes is None]
     if settled := MEANING & set(kept):
         plan.found.append(f"masks are read as set by {', '.join(sorted(settled))}")
@@ -133,7 +143,12 @@ def survey(
         plan.choose("prepare.num_classes", 1, "one mask file per object")
     _choose_channels(samples, base, plan, kept)
     looking = {"prepare.size": None, "train.crop_px": 128, "prepare.kinds": "looks"}
-    found = _decode(samples, override(base, plan.values | looking), plan)
+    found, limit = _decode(samples, override(base, plan.values | looking), plan), base.prepare.max_quarantined
+    if (unusable := (lost + found.broken * len(samples)) / (lost + len(samples))) > limit:
+        plan.asked.append(
+            f"{unusable:.0%} of the images cannot be used, and stage prepare stops beyond {limit:.0%}: correct them, "
+            f"or set in params.yaml  prepare.max_quarantined: {min(1.0, unusable + 0.01):.2f}"
+        )
     share, classes = found.fingerprint["masks"]["overlap_share"], plan.values.get("prepare.classes") or []
     if share > MUCH_OVERLAP and samples[0].classes and 1 < len(classes) <= MAX_LABELS and not settled:
         plan.choose("prepare.multilabel", True, f"classes overlap on {share:.0%} of the foreground")
@@ -168,8 +183,8 @@ def _within(masks: list[tuple[Path, int | None]]) -> list[tuple[Path, int | None
     return _spread(masks, max(20, min(len(masks), int(MOST_PX / mean / 2))))
 
 
-def _find(raw: Path, layout: Layout, base: Params, plan: Plan) -> list[Sample]:
-    """All samples; classes that folders or annotations name, and volumes, go into the plan."""
+def _find(raw: Path, layout: Layout, base: Params, plan: Plan) -> tuple[list[Sample], int]:
+    """All samples, and how many are lost; classes that folders or annotations name, and volumes, go into the plan."""
     names = list_names(raw)
     limits = limits_of(base.prepare)
     if layout.kind == "coco":
@@ -177,12 +192,9 @@ def _find(raw: Path, layout: Layout, base: Params, plan: Plan) -> list[Sample]:
     elif layout.kind == "pairs" and (folders := sorted(find_class_folders(find_files(names, layout)))):
         listed = ", ".join(folders)
         plan.found.append(f"masks are in one folder per class, {len(folders)} classes: {listed}")
-        if len(folders) > 1:
-            plan.choose("prepare.classes", folders, "the folders in masks/, in alphabetical order")
-            plan.choose("prepare.num_classes", len(folders) + 1, "one class per folder in masks/, and background")
-        else:
-            plan.choose("prepare.classes", folders, "the folder in masks/")
-            plan.choose("prepare.num_classes", 1, "one class and background")
+        plan.choose("prepare.classes", folders, "the folders in masks/, in alphabetical order")
+        num = len(folders) + 1 if len(folders) > 1 else 1
+        plan.choose("prepare.num_classes", num, "one class per folder in masks/, and background")
     tiffs = [name for name in names if name.suffix.lower() in (".tif", ".tiff")]
     pages = 1
     for name in tiffs[:FIRST]:
@@ -205,11 +217,11 @@ def _find(raw: Path, layout: Layout, base: Params, plan: Plan) -> list[Sample]:
             f"images are in {len(folders)} folders, perhaps patients or recordings: each stays in one split",
         )
     if problems:
-        first: Problem = problems[0]
-        plan.found.append(
-            f"{len(problems)} files have no partner or an ambiguous one, such as {first.file}: {first.reason}"
-        )
-    return samples
+        told = f"files without a partner, or with several: {len(problems)}, such as {problems[0].file}: "
+        plan.found.append(told + problems[0].reason)
+        if not samples:
+            raise UserError(f"{raw}: found no image with a mask: {plan.found[-1]}; expected equal names, or {HOW}")
+    return samples, len({one.id for one in problems})
 
 
 def _choose_categories(raw: Path, names: Sequence[PurePosixPath], plan: Plan) -> None:
@@ -283,4 +295,6 @@ def _decode(samples: Sequence[Sample], params: Params, plan: Plan) -> Survey:
     )
     looks_of = Counter(row[2] for row in rows)
     common = Counter({look: number for look, number in looks_of.items() if number >= OFTEN * len(rows)})
-    return Survey(facts, fingerprint, orientation, list(samples), sizes, common)
+    return Survey(
+        facts, fingerprint, orientation, list(samples), sizes, common, len(broken) / (len(broken) + len(rows))
+    )

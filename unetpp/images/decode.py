@@ -101,11 +101,13 @@ def mask_values(picture: Picture, lossy: bool = False, named: bool = False) -> n
             "save it again as PNG (in ImageJ after Image > Lookup Tables > Invert LUT)",
         )
     if pixels.dtype.kind == "f":
-        raise FileError(
-            path,
-            "found a mask of floating-point values; expected whole numbers",
-            "save it as an 8-bit or 16-bit grey PNG with 0 for background",
-        )
+        if not np.isfinite(pixels).all() or (pixels != np.floor(pixels)).any() or pixels.max() >= 2**53:
+            raise FileError(
+                path,
+                "found a mask of floating-point values that are no whole numbers; expected whole numbers",
+                "save it as an 8-bit or 16-bit grey PNG with 0 for background",
+            )
+        pixels = pixels.astype(np.int64)
     if picture.palette is not None and not named:
         _check_background(path, pixels, picture.palette)
     return _labels(path, _single_channel(path, pixels, picture.num_channels))

@@ -11,13 +11,13 @@ from pipelines.storage.naming.templates import SPLIT_OF, composed, is_picture, w
 
 IMAGE_WORDS = frozenset(
     """image images img imgs original originals input inputs jpegimages leftimg8bit photo photos picture pictures raw
-    rgb tissueimages frame frames slices scans volume volumes tiles patches""".split()  # noqa: SIM905  (a list of words reads as words)
+    rgb tissueimages frame frames slices scans volume volumes tiles patches sat satellite aerial""".split()  # noqa: SIM905  (a list of words reads as words)
 )
 MASK_WORDS = frozenset(
     """mask masks label labels lbl lbls gt gts groundtruth groundtruths truth annot annots anno annos annotation
     annotations seg segs segmentation segmentations segmentationclass segmentationobject gtfine gtcoarse target
     targets trimap trimaps manual manual1 manual2 1stmanual 2ndmanual 1stho 2ndho labelids labeltrainids instanceids
-    instancetrainids contour contours roi rois matte mattes silhouette silhouettes""".split()  # noqa: SIM905
+    instancetrainids contour contours roi rois matte mattes silhouette silhouettes map matting stuffthingmaps""".split()  # noqa: SIM905
 )
 
 
@@ -104,16 +104,18 @@ def _read_folders(folders: tuple[str, ...], by_folder: bool) -> tuple[str, int, 
         first = next((at for at, part in enumerate(parts) if part.split), None)
         if first is None:
             return "", 0, None, None, ""
+    while first + 1 < len(folders) and folders[first + 1] == folders[first]:  # twice the same, as archives leave it
+        first += 1
     end, split = first + 1, next((part.split for part in parts[: first + 1] if part.split), None)
-    while end < len(parts) and not split and parts[end].split and parts[end].text == "{split}":
+    while end < len(parts) and not split and re.fullmatch(r"\{split\}\d*", parts[end].text):  # val2017
         end, split = end + 1, parts[end].split
     # annotations/trimaps/; but masks/ stays as it is
     while end < len(parts) and parts[end].role == "mask" and folders[end - 1].casefold() in ("annotations", "gt"):
         end += 1
-    texts, seen = [], False
+    texts, seen = [], ""
     for folder, part in zip(folders[:end], parts[:end], strict=True):  # a second split word is a name
-        texts.append(folder if part.split and seen else part.text)
-        seen = seen or bool(part.split)
+        texts.append(folder if part.split and seen not in ("", folder) else part.text)
+        seen = seen or (folder if part.split else "")
     role = next((part.role for part in reversed(parts[:end]) if part.role), None)
     folder = ""
     if by_folder and role:  # the last of the folders without meaning

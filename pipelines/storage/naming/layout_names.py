@@ -7,30 +7,21 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
-from typing import NoReturn
 
+from pipelines.storage.naming import refusals
 from pipelines.storage.naming.folder_words import read_part
 from pipelines.storage.naming.recognition import find_coco, recognise, recognise_suffixes
+from pipelines.storage.naming.refusals import EXPECTED, HOW, folders_of, some
 from pipelines.storage.naming.templates import SPLIT_OF, Layout, composed, find_files, is_picture
 from unetpp.errors import UserError
 from unetpp.images.pictures import SUFFIXES
 
-HOW = "set ingest.layout in params.yaml, or by `unetpp init ... -S`"
-EXPECTED = (
-    "expected images/<id>.<ext> with masks/<id>.png, or the BBBC038 layout <id>/images/<id>.png with "
-    "<id>/masks/<one file per nucleus>.png, or images/ with COCO's annotations.json, or another layout of docs/data.md"
-)
 # Of macOS, Windows, the root of a disk, and of network storage, whose folders contain thumbnails.
 JUNK = {"__MACOSX", "Thumbs.db", "desktop.ini", "lost+found", "$RECYCLE.BIN", "System Volume Information", "@eaDir"}
 THUMBNAILS = {"thumbs", "thumbnail", "thumbnails"}
 FOLDERS = {"images", "masks", "annotations"}
 # Tables and lists of a dataset's splits and class names.
-TABLES = {"split", "splits", "_classes", "classes", "class_dict", "labelmap", "label_colors", "codes"}
-# Formats of other fields, which can be converted (docs/data.md has the lines).
-CONVERTED = {".dcm": "DICOM", ".nii": "NIfTI", ".gz": "NIfTI", ".mha": "MetaImage", ".nrrd": "NRRD", ".npy": "NumPy"}
-CONVERTED |= {".npz": "NumPy", ".h5": "HDF5", ".mat": "MATLAB", ".czi": "CZI", ".nd2": "ND2", ".svs": "SVS"}
-
-DRAWN = {".txt": "YOLO", ".json": "LabelMe", ".xml": "XML"}  # a file of shapes next to each picture
+TABLES = {"split", "splits", "metadata", "_classes", "classes", "class_dict", "labelmap", "label_colors", "codes"}
 
 
 def is_junk(name: PurePosixPath) -> bool:
@@ -77,11 +68,14 @@ def list_names(root: Path) -> list[PurePosixPath]:
     return sorted(name for name in names if not is_junk(name))
 
 
-def check_names(names: list[PurePosixPath], where: str, given: Layout | None = None) -> Layout:
+def check_names(
+    names: list[PurePosixPath], where: str, given: Layout | None = None, beside: Iterable[PurePosixPath] = ()
+) -> Layout:
     """The layout of these relative names, which must include at least one image and one mask or annotation file.
 
     Args:
         given: by ingest.layout; if None, it is recognised.
+        beside: files next to the folder that wraps these.
 
     Raises:
         UserError: names `where`, what was found, what was expected.
@@ -97,7 +91,7 @@ def check_names(names: list[PurePosixPath], where: str, given: Layout | None = N
         return Layout("coco", find_coco(names))
     if {"images", "masks"} <= heads and annotations:
         raise UserError(
-            f"{where}: found masks/ and also {_some(annotations)}, so it may be pairs or COCO; expected one of the "
+            f"{where}: found masks/ and also {some(annotations)}, so it may be pairs or COCO; expected one of the "
             "two: move the one that does not count out of the folder"
         )
     inner = {(name.parts[0], name.parts[1]) for name in names if len(name.parts) > 2}
@@ -115,23 +109,23 @@ def check_names(names: list[PurePosixPath], where: str, given: Layout | None = N
     if not found and annotations and any(map(is_picture, names)):
         return Layout("coco", find_coco(names))
     if len(found) == 1:
+        refusals.check_channels(find_files(names, found[0].layout).mask_of, where)
         return found[0].layout
     if found:
         lines = [f"\n  {one.layout.line}   # {one.num_pairs} pairs" for one in found[:8]]
         raise UserError(
-            f"{where}: found {_folders(names)}, which can be read in {len(found)} ways; expected one: {HOW}:"
+            f"{where}: found {folders_of(names)}, which can be read in {len(found)} ways; expected one: {HOW}:"
             f"{''.join(lines)}"
         )
-    _refuse(names, where, heads, samples)
-    raise AssertionError
+    raise refusals.no_pairs(names, where, beside)
 
 
 def _check_folders(names: list[PurePosixPath], where: str, folders: Iterable[str], level: int) -> None:
     for wanted in folders:
         inside = [name for name in names if len(name.parts) > level + 1 and name.parts[level] == wanted]
         if not any(is_picture(name) for name in inside):
-            _check_readable(names, where)
-            found = f"no image file in {wanted}/ but {_some(inside)}" if inside else f"no {wanted}/ folder with files"
+            refusals.check_readable(names, where)
+            found = f"no image file in {wanted}/ but {some(inside)}" if inside else f"no {wanted}/ folder with files"
             raise UserError(f"{where}: found {found}; {EXPECTED}, where <ext> is one of {', '.join(SUFFIXES)}")
 
 
@@ -140,7 +134,7 @@ def _check_given(names: list[PurePosixPath], where: str, given: Layout) -> Layou
     for what, template, files in (("images", given.images, found.images), ("masks", given.masks, found.masks)):
         if not files:
             raise UserError(
-                f"{where}: found {_folders(names)}, and none that matches ingest.layout for {what}: {template!r}; "
+                f"{where}: found {folders_of(names)}, and none that matches ingest.layout for {what}: {template!r}; "
                 "expected names relative to the root, without suffix, with {id}: correct it"
             )
     if not found.mask_of:
@@ -150,68 +144,6 @@ def _check_given(names: list[PurePosixPath], where: str, given: Layout) -> Layou
             f"mask {mask!r}; expected equal ids: correct its templates"
         )
     return given
-
-
-def _check_readable(names: list[PurePosixPath], where: str) -> None:
-    """Refuse a dataset in another format, with the name of that format."""
-    kinds = Counter(CONVERTED[name.suffix.lower()] for name in names if name.suffix.lower() in CONVERTED)
-    if kinds and not any(map(is_picture, names)):
-        kind, number = kinds.most_common(1)[0]
-        example = next(name for name in names if CONVERTED.get(name.suffix.lower()) == kind)
-        raise UserError(
-            f"{where}: found {number} {kind} files, such as {example}; expected {', '.join(SUFFIXES)}: save images "
-            'and masks as TIFF first, by the few lines in docs/data.md, "Other formats"'
-        )
-    stems = {name.stem for name in names if is_picture(name)}
-    drawn = [name for name in names if name.stem in stems and name.suffix.lower() in DRAWN]
-    drawn = [name for name in drawn if name.suffix.lower() != ".txt" or name.parent.name.lower() == "labels"]
-    if drawn:
-        kind = DRAWN[drawn[0].suffix.lower()]
-        raise UserError(
-            f"{where}: found {len(drawn)} {kind} files, such as {drawn[0]}, which describe shapes; expected masks as "
-            "pictures, or one COCO file: export them as COCO or as masks, which every annotation tool supports"
-        )
-    lists = [name for name in names if name.suffix.lower() in (".txt", ".csv", ".lst")]
-    if lists and len(lists) == len(names):
-        raise UserError(
-            f"{where}: found no pictures but {_some(lists)}; expected the files themselves: if a list contains "
-            f"addresses, fetch them: wget -x -nH -i {lists[0]}"
-        )
-
-
-def _refuse(names: list[PurePosixPath], where: str, heads: set[str], samples: set[str]) -> NoReturn:
-    """The error for names among which nothing pairs up."""
-    _check_readable(names, where)
-    for level, inside in ((0, heads), (1, {"images"} if samples else set())):
-        if inside & {"images", "masks"}:
-            _check_folders(names, where, ("images", "masks"), level)
-    raise UserError(
-        f"{where}: found {_folders(names)} and no images/ in it, nor names that tell images from masks; {EXPECTED}: "
-        f"rename the folders, or {HOW}: {_proposal(names)}"
-    )
-
-
-def _folders(names: Iterable[PurePosixPath]) -> str:
-    """The folders of pictures with their numbers and an example each."""
-    first: dict[PurePosixPath, PurePosixPath] = {}
-    counts = Counter(name.parent for name in names if is_picture(name))
-    for name in names:
-        first.setdefault(name.parent, name)
-    shown = [f"{count} pictures in {folder}/ ({first[folder].name})" for folder, count in counts.most_common(5)]
-    more = [f"{len(counts) - 5} more folders"] if len(counts) > 5 else []
-    return ", ".join([*shown, *more]) or _some(names)
-
-
-def _proposal(names: Iterable[PurePosixPath]) -> str:
-    """The line of ingest.layout for the two largest folders."""
-    counts = Counter(name.parent for name in names if is_picture(name))
-    largest = sorted(
-        (folder for folder, _ in counts.most_common(2)), key=lambda folder: read_part(folder.name).role == "mask"
-    )
-    folders = [f"{folder}/" if str(folder) != "." else "" for folder in largest]
-    one, other = (*folders, "masks/", "masks/")[:2] if len(folders) != 1 else (folders[0], folders[0])
-    tail = "_mask" if one == other else ""
-    return Layout("pairs", f"{one}{{id}}", f"{other}{{id}}{tail}").line
 
 
 def _have_several(names: Iterable[PurePosixPath]) -> bool:
@@ -237,7 +169,7 @@ def choose(
     inner = _inside(names, prefix)
     if given is not None and not find_files(inner, given).mask_of:  # its templates may include the outermost folder
         inner = _inside(names, PurePosixPath())
-    layout = check_names(list(inner), where, given)
+    layout = check_names(list(inner), where, given, set(names) - set(inner.values()))
     chosen, left_out = select(inner, layout)
     kept = {name: original for name, original in inner.items() if name in chosen}
     for sentence in left_out:
@@ -246,7 +178,8 @@ def choose(
         taken = set(kept.values())
         other = next(name for name in names if name not in taken)
         others = len(names) - len(kept)
-        print(f"left out {others} files that do not belong to the dataset, such as {_spelled(str(other))}")
+        what = "1 file that does" if others == 1 else f"{others} files that do"
+        print(f"left out {what} not belong to the dataset, such as {_spelled(str(other))}")
     spelled: dict[PurePosixPath, PurePosixPath] = {}
     foreign = 0
     for name, original in kept.items():
@@ -285,10 +218,3 @@ def _wrapper(names: Iterable[PurePosixPath]) -> PurePosixPath:
             return prefix
         prefix /= head
         inner = [name.relative_to(head) for name in inner if len(name.parts) > 1]
-
-
-def _some(names: Iterable[object]) -> str:
-    """The first five by name, and how many more."""
-    names = [str(name) for name in names]
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more

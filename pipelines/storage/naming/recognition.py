@@ -17,9 +17,9 @@ from pipelines.storage.naming.templates import (
 )
 
 # If a dataset has several sorts of masks: preferred are classes; secondary are renderings of them, or object numbers.
-PREFERRED = ({"labeltrainids"}, {"segmentationclass", "gtfine", "labelids", "1stmanual"})
+PREFERRED = ({"labeltrainids"}, {"semantic", "segmentationclass", "gtfine", "labelids", "1stmanual"})
 SECONDARY = ("color", "colors", "colour", "colours", "colored", "instanceids", "vis", "visualization", "overlay")
-SECONDARY += ("overlays", "preview", "thumb", "thumbnail", "instancetrainids")
+SECONDARY += ("overlays", "preview", "thumb", "thumbnail", "instancetrainids", "instance", "instances", "panoptic")
 MAX_TAILS = 12
 
 

@@ -17,6 +17,7 @@ from unetpp.images.pictures import SUFFIXES
 
 SPLIT_OF = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
 SPLIT_OF |= {"test": "test", "testing": "test", "testa": "test", "testb": "test"}  # the last two: GlaS
+SPLIT_OF |= {"tr": "train", "ts": "test"}  # imagesTr and imagesTs of nnU-Net
 SEPARATORS = "_-. /"
 
 
@@ -100,6 +101,14 @@ def find_files(names: Iterable[PurePosixPath], layout: Layout) -> Found:
             found.images[id].append(name)
             if split := hit.groupdict().get("split"):
                 found.splits[id] = SPLIT_OF[split.lower()]
+    head, _, tail = layout.masks.partition("{id}")
+    ending = tail and "{" not in tail and not tail.lower().endswith(SUFFIXES)
+    if ending and head != layout.images.partition("{id}")[0]:
+        bare = Layout("pairs", masks=f"{head}{{id}}").patterns[1]  # some masks may lack the ending of others
+        for name in filter(is_picture, names):
+            hit = bare.fullmatch(composed(str(name)))
+            if hit and (id := _id(hit)) in found.images and id not in found.masks:
+                found.masks[id].append(name)
     found.mask_of = match(found.images, found.masks)
     _leave_out(found, layout)
     if "train" not in found.splits.values() or len(set(found.splits.values())) < 2:

@@ -59,6 +59,16 @@ def test_folders_are_taken_as_they_are_and_hash_leaves_them_alone(tmp_path, caps
     assert set(splits(with_splits(three, tmp_path, "hash")).values()) == {None}
 
 
+def test_a_list_of_val_alone_and_a_table_of_other_columns_divide_too(tmp_path):
+    four = samples(tmp_path, "a", "b", "c", "d")
+    (tmp_path / "metadata.csv").write_text("image,phase\na,arterial\nb,venous\n")  # of something else
+    (tmp_path / "valid.txt").write_text("b.png\n")
+    assert splits(with_splits(four, tmp_path, "auto")) == {"a": "train", "b": "test", "c": "train", "d": "train"}
+    (tmp_path / "valid.txt").unlink()
+    (tmp_path / "metadata.csv").write_text("image,mask,set\na.jpg,a.png,train\nb.jpg,b.png,Test\nc.jpg,c.png,valid\n")
+    assert splits(with_splits(four, tmp_path, "auto")) == {"a": "train", "b": "test", "c": "val"}
+
+
 def test_a_table_must_name_every_image_once(tmp_path):
     path, both = tmp_path / "s.csv", samples(tmp_path, "x/a", "x/b", "x/c")
     path.write_text("split,filename\ntrain,a.png\nvalid,b\ntest,x/c\n")

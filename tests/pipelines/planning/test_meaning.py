@@ -8,7 +8,8 @@ from pipelines.planning.choices import Plan
 from pipelines.planning.class_tables import find_table, known_table, voc_colour
 from pipelines.planning.mask_facts import add_up
 from pipelines.planning.meaning import read_meaning
-from tests.pipelines.planning.stand_ins import masks_of, membranes, photograph
+from tests.pipelines.planning.stand_ins import masks_of, membranes, photograph, save
+from unetpp.errors import UserError
 from unetpp.images.pictures import Limits
 
 
@@ -77,6 +78,26 @@ DRAWN = {
         {"prepare.num_classes": 1, "prepare.values": {1: "background", 2: "object"}},
     ),
     "grey rims": (soft, {"prepare.num_classes": 1, "prepare.mask_threshold": 128}),
+    "1 in some, 255 in others": (lambda rng: disc(64, 20, int(rng.choice((1, 255)))), {"prepare.num_classes": 1}),
+    "a disc and its cup on white": (  # 255 is no unlabelled pixel where values are levels, and not indices
+        lambda _: np.minimum(255 - disc(64, 24, 127), 255 - disc(64, 12, 255)),
+        {
+            "prepare.num_classes": 3,
+            "prepare.classes": ["class 0", "class 128"],
+            "prepare.background": True,
+            "prepare.values": {0: "class 0", 128: "class 128", 255: "background"},
+        },
+    ),
+    "levels up to white": (
+        lambda rng: photograph(rng, 64, 64, 3)[1] * np.uint8(85),
+        {
+            "prepare.num_classes": 4,
+            "prepare.classes": ["class 85", "class 170", "class 255"],
+            "prepare.background": True,
+            "prepare.values": {0: "background", 85: "class 85", 170: "class 170", 255: "class 255"},
+        },
+    ),
+    "0 and 65535": (lambda _: disc(64, 20).astype(np.uint16) * 65535, {"prepare.num_classes": 1}),
     "a majority of foreground": (lambda rng: membranes(rng, 64)[1], {"prepare.num_classes": 1}),
     "a trimap of 0 1 2": (
         lambda rng: trimap(rng, 0, 1, 2),
@@ -165,6 +186,8 @@ def test_targets_that_part_objects_are_suggested_where_numbered_ones_touch(tmp_p
     assert plan.values == {"prepare.num_classes": 1}  # and not chosen
     assert "model.targets: [mask, boundary, distance]" in plan.asked[0]
     assert meaning_of(masks_of(tmp_path / "apart", numbered)).asked == []
+    few = meaning_of(masks_of(tmp_path / "few", lambda rng: numbered(rng)[:32]))  # of up to 3 objects
+    assert any("if values number objects, repeat with  -S prepare.num_classes=1" in line for line in few.asked)
 
 
 TABLES = {
@@ -195,6 +218,35 @@ def test_a_table_beside_the_set_names_its_classes(name, tmp_path):
     assert plan.values["prepare.num_classes"] == 3
     assert plan.values["prepare.background"] is True
     assert plan.values.get("prepare.values") == (table.names if coloured else None)
+
+
+def test_tables_that_begin_with_1_say_what_0_is(tmp_path):
+    (tmp_path / "objectInfo150.txt").write_text("Idx\tRatio\tName\n1\t0.16\twall\n2\t0.11\tbuilding, edifice\n")
+    (tmp_path / "id2label.json").write_text('{"1": "wall", "2": "building"}')
+    for name, zero in (("objectInfo150.txt", "ignore"), ("id2label.json", "background")):
+        table = find_table(tmp_path, [name])
+        assert table is not None
+        assert table.names == {0: zero, 1: "wall", 2: "building"}
+
+
+def test_colours_of_jpeg_are_those_of_wide_areas_and_numbers_in_colours_are_refused(tmp_path):
+    for number in range(6):
+        rng = np.random.default_rng(number)
+        save(tmp_path / f"{number}.jpg", COLOURS[photograph(rng, 64, 64, 2)[1]], quality=80)
+    plan = meaning_of([(path, None) for path in sorted(tmp_path.glob("*.jpg"))])
+    assert plan.values["prepare.values"] == {
+        "#000000": "background",
+        "#00ff00": "colour 00ff00",
+        "#ff0000": "colour ff0000",
+    }
+    for number in range(6):  # a middle level is a class, and no shade
+        level = photograph(np.random.default_rng(number), 64, 64, 2)[1].astype(np.uint16) * 255 // 2
+        save(tmp_path / f"grey/{number}.jpg", level.astype(np.uint8), quality=80)
+    plan = meaning_of([(path, None) for path in sorted(tmp_path.glob("grey/*.jpg"))])
+    assert plan.values["prepare.values"] == {0: "background", 127: "class 127", 255: "class 255"}
+    files = masks_of(tmp_path / "objects", lambda rng: rng.integers(0, 255, (90, 3)).astype(np.uint8)[numbered(rng)])
+    with pytest.raises(UserError, match=r"a\.png: found masks of \d+ or more colours, .*16-bit grey PNG"):
+        meaning_of(files, names=["a.png"])
 
 
 def test_colours_without_a_table_are_named_by_themselves(tmp_path):

@@ -4,10 +4,13 @@ import json
 
 import numpy as np
 import pytest
+import tifffile
+from PIL import Image
 
 from pipelines.core.params import override
 from pipelines.planning.plan import make_plan
 from tests.pipelines.planning import stand_ins
+from unetpp.errors import UserError
 
 HALF = [16, 32, 64, 128, 256]
 
@@ -207,6 +210,41 @@ def test_class_folders_whose_masks_lie_over_each_other_are_labels(tmp_path, para
     )
 
 
+def test_a_single_volume_and_two_images_cannot_be_divided(tmp_path, params):
+    root = stand_ins.electrons(tmp_path / "two", num=2)
+    with pytest.raises(UserError, match=rf"^{root}: found 2 images in 2 groups that stay together, .*at least 3"):
+        plan_of(root, params)
+    pages = [np.asarray(Image.open(path)) for path in sorted((root / "image").iterdir())]
+    (tmp_path / "one").mkdir()
+    for name in ("train-volume", "train-labels"):
+        tifffile.imwrite(tmp_path / f"one/{name}.tif", np.stack(pages) & 1 if "labels" in name else np.stack(pages))
+    with pytest.raises(
+        UserError, match=r"found 2 images in 1 group that stay together, such as volumes; .*slices of a"
+    ):
+        plan_of(tmp_path / "one", params)
+
+
+def test_what_cannot_be_used_is_told_before_a_stage_stops(tmp_path, params):
+    root = stand_ins.electrons(tmp_path)
+    for number in range(15, 20):
+        (root / f"label/{number}.png").unlink()
+    plan = plan_of(root, params)
+    assert "25% of the images cannot be used" in plan.asked[-1]
+    assert "prepare.max_quarantined: 0.26" in plan.asked[-1]
+    (root / "split.csv").write_text("id,split\n0,fold1\n")
+    with pytest.raises(UserError, match=rf"^{root}/split\.csv: line 2: found the split 'fold1'"):
+        plan_of(root, params)
+    for path in (root / "image").iterdir():
+        path.rename(root / f"image/x{100 + int(path.stem)}.png")
+    (root / "split.csv").unlink()
+    (root / "image").rename(root / "images")
+    (root / "label").rename(root / "masks")
+    with pytest.raises(
+        UserError, match=rf"^{root}: found no image with a mask: .* no image images/0\.<ext>; expected equal"
+    ):
+        plan_of(root, params)
+
+
 def test_folders_of_patients_stay_in_one_split(tmp_path, params):
     rng = np.random.default_rng(0)
     for number in range(24):
@@ -215,3 +253,13 @@ def test_folders_of_patients_stay_in_one_split(tmp_path, params):
         stand_ins.save(folder / f"images/{number}.png", image)
         stand_ins.save(folder / f"masks/{number}.png", mask * 255)
     check(plan_of(tmp_path / "set", params), {"prepare.groups.pattern": "^(.+)/", "prepare.kinds": "none"})
+
+
+def test_patients_of_a_given_split_are_no_kinds_and_nothing_is_drawn_by_shares(tmp_path, params):
+    rng = np.random.default_rng(0)
+    for patient, split in enumerate(["train", "train", "val", "test"]):
+        for number in range(3):
+            image, mask = stand_ins.photograph(rng, 64, 64)
+            stand_ins.save(tmp_path / f"{split}/p{patient}/images/{number}.png", image)
+            stand_ins.save(tmp_path / f"{split}/p{patient}/masks/{number}.png", mask)
+    check(plan_of(tmp_path, params), {"prepare.kinds": "none", "prepare.shares": None, "prepare.groups.pattern": None})

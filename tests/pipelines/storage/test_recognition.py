@@ -170,6 +170,58 @@ LAYOUTS = {
     "silhouettes": ("Images/@.jpg Silhouettes/@_s.png", "a b", "Images/{id}", "Silhouettes/{id}_s", 2),
     "mattes beside": ("@.jpg @_matte.png", "a b~2", "{id}", "{id}_matte", 2),
     "numbers of one split": ("@.bmp @_anno.bmp", "train_1 train_2", "{id}", "{id}_anno", 2),
+    "ISIC of Kaggle, each folder twice": (
+        "I_Training_Input/I_Training_Input/@.jpg I_Training_Truth/I_Training_Truth/@_segmentation.png "
+        "I_Test_Input/I_Test_Input/9@.jpg I_Test_Truth/I_Test_Truth/9@_segmentation.png",
+        "1 2",
+        "I_{split}_Input/I_{split}_Input/{id}",
+        "I_{split}_Truth/I_{split}_Truth/{id}_segmentation",
+        4,
+    ),
+    "images and masks, one twice": ("images/images/@.jpg masks/@.png", "a b", "images/images/{id}", "masks/{id}", 2),
+    "nnU-Net": (
+        "D/imagesTr/@_0000.png D/labelsTr/@.png D/imagesTs/9@_0000.png D/labelsTs/9@.png",
+        "a b",
+        "images{split}/{id}",
+        "labels{split}/{id}",
+        4,
+    ),
+    "Massachusetts": (
+        "train/sat/@.tiff train/map/@.tif test/sat/@.tiff test/map/@.tif",
+        "1_15 2_15",
+        "{split}/sat/{id}",
+        "{split}/map/{id}",
+        4,
+    ),
+    "COCO-Stuff": (
+        "images/train2017/@.jpg stuffthingmaps/train2017/@.png images/val2017/@.jpg stuffthingmaps/val2017/@.png",
+        "1 2",
+        "images/{split}2017/{id}",
+        "stuffthingmaps/{split}2017/{id}",
+        4,
+    ),
+    "iSAID, masks of classes beside those of objects": (
+        "train/images/@.png train/Semantic_masks/@_instance_color_RGB.png train/Instance_masks/@_instance_id_RGB.png "
+        "val/images/@.png val/Semantic_masks/@_instance_color_RGB.png val/Instance_masks/@_instance_id_RGB.png",
+        "P1 P2",
+        "{split}/images/{id}",
+        "{split}/Semantic_masks/{id}_instance_color_RGB",
+        4,
+    ),
+    "an ending that some masks lack": (
+        "CXR_png/@.png CXR_png/C@.png CXR_png/M@.png masks/@_mask.png masks/C@_mask.png masks/M@.png",
+        "1 2",
+        "CXR_png/{id}",
+        "masks/{id}_mask",
+        6,
+    ),
+    "HRF, whose mask/ is the field of view": (
+        "images/@.jpg manual1/@.tif mask/@_mask.tif",
+        "01_dr 01_h",
+        "images/{id}",
+        "manual1/{id}",
+        2,
+    ),
     "a split without masks": (
         "train/images/@.png train/labels/@.png val/images/@.png val/labels/@.png test/images/@.png",
         "a b",
@@ -241,6 +293,26 @@ REFUSED = {
     "images alone": (
         "@.png",
         r"found 2 pictures in \./ \(1\.png\).*ingest\.layout=\{images: '\{id\}', masks: '\{id\}_mask'\}",
+    ),
+    "names with a word between": (
+        "image_2/u@_0.png gt_image_2/u@_road_0.png",
+        r"\{images: 'image_2/\{folder\}_\{id\}', masks: 'gt_image_2/\{folder\}_road_\{id\}'\}",
+    ),
+    "channels in files of their own": (
+        "imagesTr/@_0000.png imagesTr/@_0001.png labelsTr/@.png",
+        r"found 2 files with the mask of 1_0000, numbered as the channels of nnU-Net; .*stack them in a TIFF",
+    ),
+    "run lengths": (
+        "train/@.jpg train.csv",
+        r"if train\.csv describes masks \(run lengths, polygons\), draw them first",
+    ),
+    "shapes of all": ("images/@.jpg export.json", r"no masks/ folder.*if export\.json describes masks"),
+    "Supervisely": ("ds/img/@.jpg ds/ann/@.jpg.json", r"found 2 Supervisely files, such as ann/1\.jpg\.json"),
+    "formats that are not read": ("images/@.ppm.gz labels/@.ah.ppm.gz", r"found 4 PNM files, such as .*Other formats"),
+    "DICOM with masks or previews": ("@/DICOM/i.dcm @/Ground/liver.png", r"found 2 DICOM files"),
+    "files without suffix": (
+        "P@/IM1 P@/IM2",
+        r"found 4 files, such as .*none of them a picture .*DICOM, often without",
     ),
     "NIfTI": ("imagesTr/@.nii.gz labelsTr/@.nii.gz", r"found 4 NIfTI files, such as .*1\.nii\.gz; .*Other formats"),
     "DICOM": ("study/@.dcm", r"found 2 DICOM files, such as 1\.dcm"),

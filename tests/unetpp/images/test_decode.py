@@ -348,6 +348,7 @@ def test_a_bomb_inside_a_chunk_of_a_png_costs_no_memory(tmp_path, chunk, bits):
         ("tif", LABELS.astype(np.int32) * 20_000),
         ("tif", np.array([[0, 1], [2**31, 2**32 - 1]], np.uint32)),
         ("tif", np.array([[0, 1], [2**31, 2**63 - 1]], np.int64)),
+        ("tif", LABELS.astype(np.float32)),
         ("png", LABELS > 1),
     ],
 )
@@ -358,8 +359,8 @@ def test_masks_keep_their_values(tmp_path, suffix, mask):
 
 
 REFUSED = {
-    "float32": (lambda path: write_tiff(path, LABELS.astype(np.float32)), "a mask of floating-point values"),
-    "float64": (lambda path: write_tiff(path, LABELS.astype(np.float64)), "a mask of floating-point values"),
+    "float32": (lambda path: write_tiff(path, LABELS.astype(np.float32) / 2), "a mask of floating-point values"),
+    "NaN": (lambda path: write_tiff(path, LABELS * np.nan), "a mask of floating-point values"),
     "beyond int64": (lambda path: write_tiff(path, np.full((5, 7), 2**63, np.uint64)), "the mask value 9223372036854"),
     "negative": (lambda path: write_tiff(path, np.full((5, 7), -3, np.int32)), "the mask value -3"),
     "transparent": (
