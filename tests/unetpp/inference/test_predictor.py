@@ -127,7 +127,7 @@ def test_labels_are_bits():
         (np.zeros((8, 8, 4), np.uint8), r"4 channels; expected 3 \(RGB\) or 1 \(grey\).*drops alpha"),
         (np.zeros((3, 8, 9), np.uint8), r"9 channels; .* np\.moveaxis"),
         (np.zeros((8, 8, 3), complex), "complex128; expected whole numbers, floats or bool"),
-        (np.ma.masked_array(np.ones((8, 8)), np.eye(8)), r"masked array; .* images\.filled\(VALUE\)"),
+        (np.ma.masked_array(np.ones((8, 8)), np.eye(8, dtype=bool)), r"masked array; .* images\.filled\(VALUE\)"),
         (np.full((8, 8, 3), np.nan), "192 of 192 values that are NaN"),
         (torch.rand(8, 8, 3), r"tensor of shape \(8, 8, 3\).*permute\(2, 0, 1\)"),
         (torch.zeros(3, 8, 8, dtype=torch.uint8), r"torch\.uint8; expected floats in \[0, 1\]: divide"),
