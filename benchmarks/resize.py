@@ -11,6 +11,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 
 from benchmarks.machine import describe, head
 from pipelines.dataset.kinds import find_kind
@@ -59,7 +60,7 @@ def main() -> None:
     command = f"python -m benchmarks.resize --data dsb2018 --size {arguments.size} --every {arguments.every}"
     count = len(next(iter(found.values())))
     lines = [
-        *head("Geometry of resizing", command, describe()),
+        *head("Geometry of resizing", command, describe(peaks=[torch.float32])),
         f"{count} fluorescence images. No network: the best threshold of each image.",
         "",
         "| geometry of image and mask | mean IoU of the best threshold |",

@@ -29,6 +29,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import psutil
+import torch
 
 from benchmarks.machine import describe, head
 
@@ -277,7 +278,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="serving-") as parent:
         folder = Path(parent) / "model"
         make_model(folder)
-        machine = describe()
+        machine = describe(peaks=[torch.float32])
         with serving(str(folder), Path(parent) / "log") as address:
             for size in (96, 256):
                 engines += engine_rows(address, size, arguments.requests)
