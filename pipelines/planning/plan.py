@@ -98,6 +98,9 @@ def _choose_kinds(found: Survey, plan: Plan) -> None:
     per_image = found.fingerprint["objects"]["per_image"]["median"]
     if 1 < len(folders) <= MOST_FOLDERS and not apart and "prepare.groups.pattern" not in plan.params:
         plan.choose("prepare.kinds", "folder", f"images are in {len(folders)} folders")
+        if "" not in folders and not any(split for _, split in places):
+            line = "prepare.groups.pattern: ^(.+)/"
+            plan.asked.append(f"if each folder is a patient or a recording, set in params.yaml  {line}")
     elif found.facts.num_classes <= 2 and found.orientation.upright is False and per_image >= MANY_OBJECTS:
         plan.choose(
             "prepare.kinds", "microscopy", f"{per_image:.0f} objects per image and no orientation, as in microscopy"

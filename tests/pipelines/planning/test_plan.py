@@ -247,12 +247,16 @@ def test_what_cannot_be_used_is_told_before_a_stage_stops(tmp_path, params):
 
 def test_folders_of_patients_stay_in_one_split(tmp_path, params):
     rng = np.random.default_rng(0)
-    for number in range(24):
-        image, mask = stand_ins.photograph(rng, 64, 64)
-        folder = tmp_path / f"set/patient{number // 3}"
-        stand_ins.save(folder / f"images/{number}.png", image)
-        stand_ins.save(folder / f"masks/{number}.png", mask * 255)
-    check(plan_of(tmp_path / "set", params), {"prepare.groups.pattern": "^(.+)/", "prepare.kinds": "none"})
+    for name, patients in {"many": 8, "few": 3}.items():
+        for number in range(3 * patients):
+            image, mask = stand_ins.photograph(rng, 64, 64)
+            folder = tmp_path / f"{name}/patient{number // 3}"
+            stand_ins.save(folder / f"images/{number}.png", image)
+            stand_ins.save(folder / f"masks/{number}.png", mask * 255)
+    check(plan_of(tmp_path / "many", params), {"prepare.groups.pattern": "^(.+)/", "prepare.kinds": "none"})
+    few = plan_of(tmp_path / "few", params)
+    check(few, {"prepare.groups.pattern": None, "prepare.kinds": "folder"})
+    assert any(line.endswith("prepare.groups.pattern: ^(.+)/") for line in few.asked), few.asked
 
 
 def test_patients_of_a_given_split_are_no_kinds_and_nothing_is_drawn_by_shares(tmp_path, params):
