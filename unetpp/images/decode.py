@@ -101,7 +101,7 @@ def mask_values(picture: Picture, lossy: bool = False, named: bool = False) -> n
             "save it again as PNG (in ImageJ after Image > Lookup Tables > Invert LUT)",
         )
     if pixels.dtype.kind == "f":
-        if not np.isfinite(pixels).all() or (pixels != np.floor(pixels)).any() or pixels.max() >= 2**53:
+        if not np.isfinite(pixels).all() or (pixels != np.floor(pixels)).any() or float(pixels.max()) >= 2**53:
             raise FileError(
                 path,
                 "found a mask of floating-point values that are no whole numbers; expected whole numbers",
