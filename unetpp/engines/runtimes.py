@@ -39,9 +39,8 @@ class ExportEngine:
         is_part, given = statistics is not None, {INPUT: images}
         if self._takes_statistics:
             statistics = measure_statistics(images) if statistics is None else statistics
-            if self.name.endswith(
-                "bf16"
-            ):  # OpenVINO would standardise in bf16, whose steps are as large as a grey level
+            # OpenVINO would standardise in bf16, whose steps are as large as a grey level.
+            if self.name.endswith("bf16"):
                 mean, std = (statistics[:, :, index, None, None] for index in (0, 1))
                 given[INPUT] = (images - mean) / (std + np.float32(STD_FLOOR))
                 statistics = np.full_like(statistics, (0, 1 - STD_FLOOR))
