@@ -1,6 +1,6 @@
 """How many threads, and how they wait: passes and steps of a network, alone and beside a second process.
 
-    python -m benchmarks.threads [--rounds 15] [--minutes 5] [--passive]
+    python -m benchmarks.threads [--rounds 15] [--minutes 5] [--passive] [--spins 300 3000]
 
 A process for each setting stays alive; the settings take turns, so that what else the machine does meets all of them.
 "Beside another" is two processes of one setting at the same time, such as a server beside a training run.
@@ -66,8 +66,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15, help="at most")
     parser.add_argument("--minutes", type=float, default=5, help="after which no further round begins")
     parser.add_argument("--passive", action="store_true", help="leave threads that spin out, which slow the others")
+    parser.add_argument("--spins", nargs="*", default=[], metavar="N", help="lengths of GOMP_SPINCOUNT, measured too")
     options = parser.parse_args()
     cores = num_threads()
+    WAITS.update({f"GOMP_SPINCOUNT={spins}": {"GOMP_SPINCOUNT": spins} for spins in options.spins})
     waits = ["passive"] if options.passive else list(WAITS)
     settings = [(1, waits[0]), *((cores, wait) for wait in waits)]
     pairs = {setting: [Worker(*setting), Worker(*setting)] for setting in settings}
